@@ -1,0 +1,30 @@
+"""Every supported transformer type: one file each, one line here."""
+
+from __future__ import annotations
+
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.families.bert import BERT
+from search_spaces.families.vit import VIT
+from search_spaces.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        BERT,
+        VIT,
+    )
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a Hugging Face model type.
+
+    Raises:
+        InputError: If the type is not supported; names the closest that is.
+    """
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"model type `{model_type}` is not supported; {did_you_mean(model_type, FAMILIES)}. "
+            "CONTRIBUTING.md shows how to add one."
+        )
+    return FAMILIES[model_type]
