@@ -137,6 +137,12 @@ class SearchSpace:
         layers = tuple(sorted(rng.sample(self.parent.layers, depth)))
         return SubnetConfig(layers, *(tuple(rng.choice(self.choices[f]) for _ in layers) for f in PER_LAYER))
 
+    def sample_mixed(self, rng: Random) -> SubnetConfig:
+        """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
+        if rng.random() < 0.5:
+            return self._uniform(*(rng.choice(values) for values in self.choices.values()))
+        return self.sample(rng)
+
     # -- parameters of a study ------------------------------------------------------------------------------------
 
     def _parameter_choices(self) -> dict[str, tuple[Any, ...]]:

@@ -1,0 +1,54 @@
+"""paretoformer: hardware-aware neural architecture search that turns a Hugging Face transformer into a Pareto front.
+
+Names load on first use, so that importing `nas` is quick. Models exported by `nas` load through the auto classes of
+transformers without ``trust_remote_code`` once `nas` is imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import wrapt
+
+_PUBLIC = {
+    "FAMILIES": "search_spaces",
+    "Family": "search_spaces",
+    "InputError": "search_spaces",
+    "SearchSpace": "search_spaces",
+    "SubnetConfig": "search_spaces",
+    "AnalyticCosts": "predictors.analytic",
+    "LatencyPredictor": "predictors",
+    "MeasurementStore": "predictors",
+    "Workload": "predictors",
+    "measure": "predictors",
+    "Recipe": "nas.config",
+    "Bound": "nas.front",
+    "ParetoFront": "nas.front",
+    "Point": "nas.front",
+    "Supernet": "nas.supernet",
+    "order_by_importance": "nas.importance",
+    "SupernetTrainer": "nas.training",
+    "Run": "nas.run",
+    "search": "nas.pipeline",
+    "profile": "nas.pipeline",
+    "export_subnet": "nas.export",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+@wrapt.when_imported("transformers.models.auto.modeling_auto")
+def _register(_: Any) -> None:
+    from nas.registration import register
+
+    register()

@@ -1,0 +1,59 @@
+"""Bench: any Hugging Face models of a recipe's task, measured side by side on its workload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from rich.table import Table
+
+from nas.config import Recipe
+from nas.tasks import Workbench, load_config
+from predictors import device_name, measure
+from search_spaces import InputError
+
+
+def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
+    """Latency of each model and its ratio to the first, measured in interleaved rounds.
+
+    Args:
+        models: Folders or hub ids that the task's auto class loads.
+        recipe: Gives the task and the workload.
+
+    Raises:
+        InputError: If a model does not load.
+    """
+    workload = recipe.workload
+    workload.check_available()
+    calls = {name: _runner(name, recipe) for name in models}
+    timed = measure(calls, calls[models[0]], workload)
+    table = Table("model", "latency_ms", "10-90 %", "ratio", title=f"{workload} · {device_name(workload)}")
+    for name in models:
+        t = timed[name]
+        table.add_row(name, f"{t.latency_ms:.3g}", f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}", f"{t.ratio:.3f}")
+    return table
+
+
+def _runner(name: str, recipe: Recipe) -> partial[object]:
+    import transformers
+
+    workload = recipe.workload
+    bench = Workbench(recipe.model_copy(update={"model": name}))
+    bench.__dict__["config"] = load_config(name)
+    auto = getattr(transformers, _auto_class(recipe))
+    try:
+        model = auto.from_pretrained(name, trust_remote_code=True, dtype=getattr(torch, workload.dtype))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+    inputs = {
+        key: tensor.to(workload.device, model.dtype if tensor.is_floating_point() else None)
+        for key, tensor in bench.dummy_inputs(workload).items()
+    }
+    return partial(model.to(workload.device).eval(), **inputs)
+
+
+def _auto_class(recipe: Recipe) -> str:
+    from search_spaces import FAMILIES
+
+    return next(f.auto_classes[recipe.task.type] for f in FAMILIES.values() if recipe.task.type in f.auto_classes)

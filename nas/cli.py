@@ -1,0 +1,174 @@
+"""The command line: one verb a command; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_spaces.errors import InputError
+
+app = typer.Typer(
+    help="Search a Hugging Face transformer for smaller ones, measured on this device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value", show_default=False)]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
+
+
+@app.command()
+def search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe, the space and the time; stop.")] = False,
+) -> None:
+    """Run all stages of a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
+    from nas.config import Recipe
+
+    loaded = Recipe.load(recipe, overrides or [])
+    from nas import pipeline
+
+    if dry_run:
+        found = pipeline.estimate(loaded)
+        typer.echo(loaded.to_yaml())
+        typer.echo(f"# space: {found['subnetworks']:,} subnetworks")
+        minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
+        typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
+        return
+    done = pipeline.search(loaded, run or default_run(recipe))
+    pipeline.show(done, done.front())
+
+
+@app.command()
+def profile(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
+    """Fit this device's latency predictor and print its held-out error."""
+    from nas import pipeline
+    from nas.config import Recipe
+    from nas.progress import console
+
+    predictor = pipeline.profile(Recipe.load(recipe, overrides or []), run or default_run(recipe))
+    console.print(predictor.report.table())
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
+) -> None:
+    """Print the front of a run."""
+    from nas import pipeline
+    from nas.run import Run
+
+    found = Run(run)
+    front = found.front()
+    pipeline.show(found, front.where(where) if where else front)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
+    pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
+) -> None:
+    """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
+    from nas.export import export_subnet
+    from nas.progress import quiet_libraries, say
+    from nas.run import Run
+
+    quiet_libraries()
+    found = Run(run)
+    point = found.front().pick(pick)
+    say(f"{point.subnet}")
+    say(f"{export_subnet(found, point, out)} reloads with equal outputs")
+
+
+@app.command()
+def finetune(
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default <folder>-finetuned.")] = None,
+    run: RunFolder = None,
+) -> None:
+    """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
+    from nas.config import Recipe
+    from nas.finetune import finetune as finetune_folder
+    from nas.progress import quiet_libraries, say
+
+    quiet_libraries()
+    target = out or folder.with_name(f"{folder.name}-finetuned")
+    before, after = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
+    for name in before:
+        say(f"{name}  {before[name].value:.4f} -> {after[name].value:.4f} ± {after[name].standard_error:.4f}")
+    say(f"{target}")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
+    workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],
+) -> None:
+    """Measure any Hugging Face models side by side on a recipe's workload."""
+    from nas.bench import bench_table
+    from nas.config import Recipe
+    from nas.progress import console, quiet_libraries
+
+    quiet_libraries()
+    console.print(bench_table(models, Recipe.load(workload)))
+
+
+@app.command()
+def families() -> None:
+    """Print the supported model types, their tasks and what may vary in them."""
+    from rich.table import Table
+
+    from nas.progress import console
+    from search_spaces import FAMILIES
+    from search_spaces.family import FIELD_OF_AXIS
+
+    table = Table("model type", "tasks", "dimensions", "stock export of a uniform subnetwork")
+    for family in FAMILIES.values():
+        axes = {axis for module in family.modules.values() for axis in module}
+        fields = ["num_hidden_layers", *(field for axis, field in FIELD_OF_AXIS.items() if axis in axes)]
+        stock = "always" if family.head_dim_in_config else "when all heads are kept"
+        table.add_row(family.model_type, ", ".join(family.auto_classes), ", ".join(fields), stock)
+    console.print(table)
+
+
+def default_run(recipe: Path) -> Path:
+    """runs/<name>: the recipe's own name, or its folder's where it is called recipe.yaml."""
+    name = recipe.stem if recipe.stem != "recipe" else recipe.resolve().parent.name
+    return Path("runs") / name
+
+
+def main() -> None:
+    """Entry point of ``nas``: a user's mistake or a full disk is one line and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped; type the same command again to go on.")
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            fail("the disk is full; what was finished is kept. Free some space and type the same command again.")
+        raise
+
+
+def fail(message: str) -> None:
+    """Prints one line to standard error and exits with code 2."""
+    print(f"nas: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

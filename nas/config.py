@@ -1,0 +1,265 @@
+"""Recipe: everything a run depends on, validated, typed, written back into the run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nas.front import Bound, Direction
+from predictors import Workload
+from search_spaces import InputError, Scope
+
+TaskType = Literal["text-classification", "image-classification"]
+
+COSTS = ("latency_ms", "num_parameters", "macs", "size_mb")
+QUALITIES: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "f1": "maximize",
+    "matthews_correlation": "maximize",
+    "loss": "minimize",
+}
+DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
+"""Every figure that can be an objective or bounded by a constraint, and the direction that improves it."""
+
+OPTUNA_SAMPLERS = (
+    "TPESampler",
+    "NSGAIISampler",
+    "NSGAIIISampler",
+    "GPSampler",
+    "RandomSampler",
+    "QMCSampler",
+    "BruteForceSampler",
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(_Section):
+    """What the model must do, and on which data.
+
+    A source is ``hub/id[/config]:split``, a CSV, JSON lines or Parquet file, a folder of images, or
+    ``file.py:function`` that returns a ``datasets.Dataset``.
+    """
+
+    type: TaskType
+    train: str
+    test: str = Field(description="Held-out split: reported, never searched on.")
+    text: list[str] | str | None = Field(None, description="Text column or pair of columns; default: those of strings.")
+    image: str = "image"
+    label: str = "label"
+    max_length: int = Field(128, ge=1, description="Tokens; longer texts are cut.")
+    train_examples: int | None = Field(None, ge=1, description="Use a random part of the training data only.")
+    search_examples: int = Field(1000, ge=1, description="Slice of the training data that the search scores on.")
+
+
+class Space(_Section):
+    """Dimensions left open. A dimension left out keeps the parent's value."""
+
+    scope: Scope = "per-layer"
+    num_hidden_layers: list[int] | None = None
+    num_attention_heads: list[int] | None = None
+    intermediate_size: list[int] | None = None
+
+
+class Training(_Section):
+    """One training loop on `transformers.Trainer`."""
+
+    epochs: float = Field(3.0, gt=0)
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(32, ge=1)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class SupernetTraining(Training):
+    """Sandwich training: the largest, the smallest and some sampled subnetworks learn from the parent every step."""
+
+    sampled_subnets: int = Field(2, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class Profile(_Section):
+    """How many subnetworks the latency predictor is fitted on."""
+
+    samples: int = Field(60, ge=10)
+
+
+class Search(_Section):
+    """An Optuna study: how long, and with which sampler."""
+
+    evaluations: int = Field(200, ge=1)
+    sampler: str = "TPESampler"
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(_Section):
+    """A whole run.
+
+    Example:
+        >>> recipe = Recipe.load("experiments/quickstart/recipe.yaml", ["search.evaluations=50"])
+    """
+
+    model: str = Field(description="Hub id or local folder; a folder without weights is trained from scratch.")
+    task: Task
+    space: Space
+    workload: Workload = Field(default_factory=Workload)
+    objectives: dict[str, Direction] = Field(
+        default_factory=lambda: {"accuracy": "maximize", "latency_ms": "minimize"}
+    )
+    constraints: dict[str, str] = Field(default_factory=dict)
+    parent: Training = Field(default_factory=Training)
+    supernet: SupernetTraining = Field(default_factory=SupernetTraining)
+    profile: Profile = Field(default_factory=Profile)
+    search: Search = Field(default_factory=Search)
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a YAML recipe and applies ``section.key=value`` overrides.
+
+        Local paths in the file are relative to the file, those in overrides to the working directory.
+
+        Raises:
+            InputError: If the file is missing or not YAML, a key is unknown, or a value breaks a rule.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"a recipe must be a YAML file, but there is no `{path}`.")
+        try:
+            data = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
+        _absolute_paths(data, path.parent)
+        for override in overrides:
+            _override(data, override)
+        return cls.parse(data)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Recipe:
+        """Validates a mapping; the first mistake becomes one line."""
+        try:
+            recipe = cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(_explain(error)) from None
+        recipe._check()
+        return recipe
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @property
+    def bounds(self) -> dict[str, Bound]:
+        """The constraints, parsed."""
+        return {name: Bound.parse(text) for name, text in self.constraints.items()}
+
+    @property
+    def quality(self) -> str:
+        """The first quality among the objectives; what picks and tables lead with."""
+        return next(name for name in self.objectives if name in QUALITIES)
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Dotted keys in which two recipes differ, with both values."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        keys = sorted(mine.keys() | theirs.keys())
+        return [f"{k}: {mine.get(k)} against {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
+
+    def _check(self) -> None:
+        for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
+            for name in names:
+                if name not in DIRECTIONS:
+                    raise InputError(f"`{section}.{name}` is not a known figure; {_near(name, DIRECTIONS)}")
+        for name, direction in self.objectives.items():
+            if direction != DIRECTIONS[name]:
+                raise InputError(f"`objectives.{name}` must be `{DIRECTIONS[name]}`, but got `{direction}`.")
+        if not (self.objectives.keys() & QUALITIES.keys() and self.objectives.keys() & set(COSTS)):
+            raise InputError(
+                f"`objectives` must hold a quality ({', '.join(QUALITIES)}) and a cost ({', '.join(COSTS)}), "
+                f"but got {list(self.objectives)}."
+            )
+        _ = self.bounds
+        if self.search.sampler not in OPTUNA_SAMPLERS:
+            raise InputError(
+                f"`search.sampler` must name an Optuna sampler for several objectives, but got "
+                f"`{self.search.sampler}`; {_near(self.search.sampler, OPTUNA_SAMPLERS)}"
+            )
+
+
+def _near(name: str, known: Any) -> str:
+    from search_spaces.errors import did_you_mean
+
+    return did_you_mean(name, known)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        nested = isinstance(value, dict) and value
+        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
+
+
+def _absolute_paths(data: dict[str, Any], base: Path) -> None:
+    """Makes the local paths of a recipe absolute, so that the copy in a run reproduces it from anywhere."""
+    if isinstance(data.get("model"), str):
+        data["model"] = _absolute(data["model"], base)
+    task = data.get("task")
+    if isinstance(task, dict):
+        for key in ("train", "test"):
+            if isinstance(task.get(key), str):
+                task[key] = _absolute(task[key], base)
+
+
+def _absolute(source: str, base: Path) -> str:
+    path, colon, part = source.partition(":")
+    return f"{(base / path).resolve()}{colon}{part}" if (base / path).exists() else source
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Applies one ``section.key=value`` in place."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"an override must read `section.key=value`, but got `{override}`.")
+    *sections, key = dotted.split(".")
+    here = data
+    for section in sections:
+        here = here.setdefault(section, {})
+        if not isinstance(here, dict):
+            raise InputError(f"`{dotted}` is not a recipe key: `{section}` holds a value, not a section.")
+    try:
+        here[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
+    _absolute_paths(data, Path.cwd())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error as one line that names the key, the value and the way out."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if isinstance(part, str)]
+    dotted = ".".join(location)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
+        return f"`{dotted}` is not a recipe key; {hint}known: {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"`{dotted}` must be given; the recipe has no such key."
+    return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
+
+
+def _known_keys(sections: Sequence[str]) -> list[str]:
+    """Keys of a section, found by walking the types of the recipe."""
+    here: Any = Recipe
+    for section in sections:
+        here = here.model_fields[section].annotation
+        here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
+    return sorted(getattr(here, "model_fields", None) or getattr(here, "__dataclass_fields__", {}))

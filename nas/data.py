@@ -1,0 +1,140 @@
+"""Data sources: a name in a recipe becomes a `datasets.Dataset` with a label column of class ids."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def load_source(source: str) -> Dataset:
+    """Loads one split.
+
+    Args:
+        source: ``hub/id[/config]:split``, a CSV, TSV, JSON lines or Parquet file, a folder of images (one folder a
+            class), or ``file.py:function``.
+
+    Raises:
+        InputError: If there is nothing by that name, or it cannot be read.
+    """
+    name, _, part = source.partition(":")
+    path = Path(name)
+    if path.suffix == ".py":
+        return _from_python(path, part)
+    if path.suffix in BUILDERS or path.is_dir():
+        return _from_local(path, part)
+    return _from_hub(name, part)
+
+
+def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, source: str) -> tuple[Dataset, list[str]]:
+    """Casts the label column to class ids.
+
+    Args:
+        dataset: Any split.
+        column: Name of the label column.
+        names: Class names found in the training split, or None to find them here.
+        source: What to call the data in an error.
+
+    Returns:
+        The dataset and the names of its classes.
+
+    Raises:
+        InputError: If the column is missing, or a label is not among the names.
+    """
+    from datasets import ClassLabel
+
+    need_column(dataset, column, source, "task.label")
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        found = feature.names
+    else:
+        found = [str(v) for v in sorted(set(dataset[column]))]
+        ids = {name: k for k, name in enumerate(names or found)}
+        unknown = [name for name in found if name not in ids]
+        if unknown:
+            raise InputError(
+                f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
+                "an unlabelled test split cannot be reported on."
+            )
+        dataset = dataset.map(lambda row: {column: ids[str(row[column])]})
+    if names is not None and isinstance(feature, ClassLabel) and found != names:
+        raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {found}.")
+    return dataset, names or found
+
+
+def need_column(dataset: Dataset, column: str, source: str, key: str) -> None:
+    """Raises InputError unless the column is there."""
+    if column not in dataset.column_names:
+        raise InputError(
+            f"`{source}` has no column `{column}`, only {dataset.column_names}; name the right one in `{key}`."
+        )
+
+
+def text_columns(dataset: Dataset, wanted: list[str] | str | None, source: str) -> list[str]:
+    """The one or two text columns: those the recipe names, else the columns of strings in order."""
+    if wanted is not None:
+        columns = [wanted] if isinstance(wanted, str) else wanted
+        for column in columns:
+            need_column(dataset, column, source, "task.text")
+    else:
+        columns = [n for n, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
+    if len(columns) not in (1, 2):
+        raise InputError(
+            f"`task.text` must name one text column or a pair, but `{source}` offers {columns or dataset.column_names}."
+        )
+    return columns
+
+
+def _from_python(path: Path, function: str) -> Dataset:
+    if not path.is_file():
+        raise InputError(f"data source `{path}:{function}` must name a Python file, but there is none at `{path}`.")
+    made = runpy.run_path(str(path)).get(function)
+    if not callable(made):
+        raise InputError(f"data source `{path}` must define a function `{function}` that returns a datasets.Dataset.")
+    return made()
+
+
+def _from_local(path: Path, part: str) -> Dataset:
+    from datasets import load_dataset
+
+    if not path.exists():
+        raise InputError(f"there is no data file `{path}`; check `task.train` and `task.test`.")
+    options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+    try:
+        if path.is_dir():
+            return load_dataset("imagefolder", data_dir=str(path), split=part or "train")
+        return load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train", **options)
+    except Exception as error:
+        raise InputError(f"`{path}` cannot be read as {path.suffix or 'a folder of images'}: {_line(error)}") from error
+
+
+def _from_hub(name: str, part: str) -> Dataset:
+    from datasets import load_dataset
+
+    candidates = [(name, None)]
+    if "/" in name:
+        dataset, _, config = name.rpartition("/")
+        candidates.append((dataset, config))
+    for path, config in candidates:
+        try:
+            return load_dataset(path, config, split=part or "train")
+        except (FileNotFoundError, ConnectionError) as error:
+            last: Exception = error
+        except Exception as error:
+            raise InputError(f"data set `{name}:{part}` cannot be loaded: {_line(error)}") from error
+    raise InputError(
+        f"there is no data set `{name}` here or on the hub ({type(last).__name__}); check the spelling and the "
+        "connection, or give a local CSV, JSON lines or Parquet file."
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, cut to a readable length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,472 @@
+"""ParetoFront: the subnetworks no other one beats, and the questions asked of them.
+
+A front is built from points, filtered by conditions, and asked for one point:
+
+    front = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"})
+    front.where("latency_ms <= 5, size_mb < 40").knee()
+    front.pick("latency_ms <= 5")
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+Direction = Literal["maximize", "minimize"]
+Source = Literal["search", "uniform", "random", "parent"]
+Array = npt.NDArray[np.float64]
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_BOUND = r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+NAMED_PICKS = ("knee", "fastest", "best")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One subnetwork with every figure known of it.
+
+    Attributes:
+        subnet: The subnetwork.
+        values: Figure name to value, e.g. ``accuracy``, ``latency_ms``, ``num_parameters``, ``macs``, ``size_mb``.
+        errors: Spread of a figure in its own unit: the standard error of a quality, half the width of the 10-90 %
+            interval of a latency. A figure that is exact, or whose spread is unknown, is absent.
+        source: Who proposed it: the search, a baseline (``uniform``, ``random``), or the ``parent`` itself.
+        measured: True: latency measured on the exported model, quality on the held-out split. False: latency
+            predicted, quality on the search split.
+        feasible: Whether it keeps every constraint.
+    """
+
+    subnet: SubnetConfig
+    values: dict[str, float]
+    errors: dict[str, float] = field(default_factory=dict)
+    source: Source = "search"
+    measured: bool = False
+    feasible: bool = True
+
+    @property
+    def key(self) -> str:
+        """The key of the subnetwork."""
+        return self.subnet.key
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "key": self.key, "subnet": self.subnet.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Point:
+        """Reads back what `to_dict` wrote."""
+        rest = {name: value for name, value in data.items() if name not in ("key", "subnet")}
+        return cls(subnet=SubnetConfig.from_dict(data["subnet"]), **rest)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One side of a condition: an operator of `OPERATORS` and the value it compares with."""
+
+    op: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """Reads a text like ``"<= 40"``.
+
+        Raises:
+            InputError: If the text is not an operator followed by a number.
+        """
+        match = re.fullmatch(_BOUND, text)
+        if not match:
+            raise InputError(
+                f"A bound must be one of {' '.join(OPERATORS)} and a number, but got `{text}`: try `<= 40`."
+            )
+        return cls(match[1], float(match[2]))
+
+    def violation(self, value: float) -> float:
+        """How far a value is on the wrong side, in its own unit; zero or less exactly if the bound holds.
+
+        A value that only touches a strict bound violates it by the smallest positive number; NaN by infinity.
+        """
+        if math.isnan(value):
+            return math.inf
+        if self.op == "==":
+            return abs(value - self.value)
+        excess = value - self.value if self.op[0] == "<" else self.value - value
+        return math.ulp(0.0) if excess == 0 and len(self.op) == 1 else excess
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.value:g}"
+
+
+def parse_condition(text: str) -> tuple[str, str, float]:
+    """Reads one condition like ``"latency_ms <= 5"`` into name, operator and value.
+
+    Raises:
+        InputError: If the text is not a name, an operator and a number.
+    """
+    match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
+    if not match:
+        raise InputError(
+            f"A condition must be a figure, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
+            "try `latency_ms <= 5`; separate several by commas."
+        )
+    return match[1], match[2], float(match[3])
+
+
+def format_figure(name: str, value: float, error: float | None = None) -> str:
+    """A figure as people read it, without its unit, followed by ``± error`` if one is given.
+
+    Times (``*_ms``) have three significant digits, ``*_mb`` one decimal, counts (``num_*``, ``macs``) a K, M, G or B
+    suffix, everything else four decimals.
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else str(value)
+    if name.startswith("num_") or name in ("macs", "flops"):
+        big = "B" if name.startswith("num_") else "G"
+        for unit, suffix in ((1e9, big), (1e6, "M"), (1e3, "K")):
+            if abs(value) >= unit:
+                return f"{value / unit:.2f}{suffix}"
+        return f"{value:g}"
+    decimals = 1 if name.endswith("_mb") else 4
+    if name.endswith("_ms"):
+        decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")
+
+
+def non_dominated(values: Array) -> npt.NDArray[np.bool_]:
+    """Marks the rows that no other row dominates; all objectives are minimised.
+
+    Args:
+        values: Objective values, shape ``(n, m)``. A row that holds NaN is never on the front and dominates nothing.
+
+    Returns:
+        Mask of shape ``(n,)``. Duplicates of a front row are all kept.
+    """
+    keep: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
+    for i in range(len(values)):
+        if keep[i]:
+            keep &= ~((values >= values[i]).all(axis=1) & (values > values[i]).any(axis=1))
+    return keep
+
+
+def hypervolume(values: Array, reference: Array) -> float:
+    """The volume dominated by the rows up to a reference point, exact; all objectives are minimised.
+
+    The measure is that of Zitzler & Thiele (PPSN 1998); it is computed by slicing along the last objective, one
+    objective at a time (HSO: While, Hingston, Barone & Huband, IEEE Trans. Evol. Comput. 10(1), 2006).
+
+    Args:
+        values: Objective values, shape ``(n, m)``; rows not strictly better than the reference everywhere, and rows
+            that hold NaN, contribute nothing.
+        reference: The reference point, shape ``(m,)``.
+    """
+    values = np.unique(values[(values < reference).all(axis=1)], axis=0)
+    if not len(values):
+        return 0.0
+    if len(reference) == 1:
+        return float(reference[0] - values[0, 0])
+    if len(reference) == 2:  # sorted by the first objective: a staircase of boxes
+        lowest = np.minimum.accumulate(values[:, 1])
+        heights = np.concatenate((reference[1:], lowest[:-1])) - lowest
+        return float(heights @ (reference[0] - values[:, 0]))
+    values = values[non_dominated(values)]
+    values = values[np.argsort(values[:, -1], kind="stable")]
+    depths = np.diff(values[:, -1], append=reference[-1])
+    volumes = (hypervolume(values[: i + 1, :-1], reference[:-1]) * d for i, d in enumerate(depths) if d > 0)
+    return float(sum(volumes))
+
+
+def _costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
+    """Objective values to minimise, shape ``(len(points), len(objectives))``."""
+    for point in points:
+        missing = [name for name in objectives if name not in point.values]
+        if missing:
+            raise InputError(
+                f"Every point must know every objective, but {point.key} lacks `{missing[0]}`; "
+                f"{did_you_mean(missing[0], point.values)}."
+            )
+    rows = [[_sign(way) * point.values[name] for name, way in objectives.items()] for point in points]
+    return np.array(rows, dtype=np.float64).reshape(len(points), len(objectives))
+
+
+def _sign(direction: Direction) -> int:
+    return 1 if direction == "minimize" else -1
+
+
+def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -> dict[str, float]:
+    """A reference for hypervolumes: the worst value of each objective, moved outward by 10 % of its range.
+
+    Give it all points of a run and publish it, so that the hypervolumes of its fronts can be compared. If an
+    objective never varies, it moves by 10 % of its size instead (by 1 if that is zero). NaN and infinities are passed
+    over.
+
+    Raises:
+        InputError: If an objective has no finite value.
+    """
+    reference = {}
+    for name, column in zip(objectives, _costs(points, objectives).T, strict=True):
+        finite = column[np.isfinite(column)]
+        if not len(finite):
+            raise InputError(
+                f"A reference point needs a finite value of `{name}`, but got none: evaluate a point first."
+            )
+        worst = float(finite.max())
+        margin = 0.1 * (float(np.ptp(finite)) or abs(worst)) or 1.0
+        reference[name] = _sign(objectives[name]) * (worst + margin)
+    return reference
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The feasible subnetworks that no other one beats in every objective; build it with `of`.
+
+    Attributes:
+        points: Sorted by the first minimised objective, ascending.
+        objectives: Figure name to direction. The first maximised one counts as the quality.
+    """
+
+    points: tuple[Point, ...]
+    objectives: dict[str, Direction]
+
+    def __post_init__(self) -> None:
+        bad = [f"`{name}: {way}`" for name, way in self.objectives.items() if way not in ("maximize", "minimize")]
+        if bad or not self.objectives:
+            got = bad[0] if bad else "no objective"
+            raise InputError(f"Each objective must be `maximize` or `minimize`, and one must exist, but got {got}.")
+
+    @classmethod
+    def of(cls, points: Iterable[Point], objectives: dict[str, Direction]) -> ParetoFront:
+        """Keeps the feasible, non-dominated points, one for each objective vector, whatever their order.
+
+        Raises:
+            InputError: If a point does not know an objective.
+        """
+        empty = cls((), dict(objectives))
+        feasible = sorted((p for p in points if p.feasible), key=_identity)
+        costs = _costs(feasible, objectives)
+        kept = {tuple(costs[i]): feasible[i] for i in np.flatnonzero(non_dominated(costs))[::-1]}
+        first = next((i for i, way in enumerate(objectives.values()) if way == "minimize"), 0)
+        ordered = sorted(kept.items(), key=lambda item: (item[0][first], item[1].key))
+        return replace(empty, points=tuple(point for _, point in ordered))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    @property
+    def figures(self) -> list[str]:
+        """Every known figure: the objectives first, the others in alphabetical order."""
+        others = {name for point in self.points for name in point.values} - set(self.objectives)
+        return [*self.objectives, *sorted(others)]
+
+    @property
+    def quality(self) -> str:
+        """The first maximised objective, or the first one if all are minimised."""
+        return next((name for name, way in self.objectives.items() if way == "maximize"), next(iter(self.objectives)))
+
+    def best(self, name: str) -> Point:
+        """The best point in one objective.
+
+        Raises:
+            InputError: If it is not an objective, or the front is empty.
+        """
+        if name not in self.objectives:
+            raise InputError(f"`best` needs an objective, but got `{name}`; {did_you_mean(name, self.objectives)}.")
+        self._need_points()
+        return min(self.points, key=lambda point: _sign(self.objectives[name]) * point.values[name])
+
+    def knee(self) -> Point:
+        """The best compromise, after each objective is scaled to 0-1 over the front.
+
+        With two objectives: the point farthest from the chord between the two ends, towards the ideal (Das, Struct.
+        Optim. 18, 1999; Branke, Deb, Dierolf & Osswald, PPSN 2004). With more: the point nearest to the ideal.
+
+        Raises:
+            InputError: If the front is empty.
+        """
+        self._need_points()
+        costs = _costs(self.points, self.objectives)
+        span = np.ptp(costs, axis=0)
+        scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
+        distance = scaled.sum(axis=1) if len(self.objectives) == 2 else np.linalg.norm(scaled, axis=1)
+        return self.points[int(np.argmin(np.round(distance, 12)))]
+
+    def where(self, condition: str) -> ParetoFront:
+        """The points that satisfy all comma-separated conditions, e.g. ``"latency_ms <= 5, accuracy > 0.9"``.
+
+        A point that lacks a figure does not satisfy a condition on it.
+
+        Raises:
+            InputError: If a condition cannot be read, or no point knows its figure.
+        """
+        bounds = self._bounds(condition)
+        kept = (p for p in self.points if all(b.violation(p.values.get(n, math.nan)) <= 0 for n, b in bounds))
+        return replace(self, points=tuple(kept))
+
+    def pick(self, what: str) -> Point:
+        """One point, by what the user typed.
+
+        Args:
+            what: ``knee``; ``fastest`` (smallest ``latency_ms``); ``best`` (best quality); the key of a subnetwork or
+                an unambiguous beginning of it; or a condition as in `where`: the best quality that satisfies it.
+
+        Raises:
+            InputError: If nothing fits; after a condition it says what the closest point reaches.
+        """
+        self._need_points()
+        if any(op in what for op in OPERATORS):
+            found = self.where(what)
+            return found.best(found.quality) if len(found) else self._nearest_miss(what)
+        if what == "knee":
+            return self.knee()
+        if what == "best":
+            return self.best(self.quality)
+        if what == "fastest":
+            return self._fastest()
+        return self._by_key(what)
+
+    def hypervolume(self, reference: dict[str, float]) -> float:
+        """The volume this front dominates up to a reference point (see `reference_point`), in the objectives' units.
+
+        Raises:
+            InputError: If the reference lacks an objective.
+        """
+        missing = [name for name in self.objectives if name not in reference]
+        if missing:
+            raise InputError(f"A reference point must name every objective, but `{missing[0]}` is not in {reference}.")
+        corner = np.array([_sign(way) * reference[name] for name, way in self.objectives.items()])
+        return hypervolume(_costs(self.points, self.objectives), corner)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"objectives": dict(self.objectives), "points": [point.to_dict() for point in self.points]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ParetoFront:
+        """Reads back what `to_dict` wrote."""
+        return cls(tuple(Point.from_dict(point) for point in data["points"]), dict(data["objectives"]))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per point: key, figures, ``<figure>_error`` where known, source, measured, subnet as text."""
+        import pandas as pd
+
+        rows = [
+            {"key": p.key, **{n: p.values.get(n, math.nan) for n in self.figures}}
+            | {f"{name}_error": error for name, error in p.errors.items()}
+            | {"source": p.source, "measured": p.measured, "subnet": str(p.subnet)}
+            for p in self.points
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["key", *self.figures, "source", "measured", "subnet"])
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """The front as text: a header (key, objectives, other figures, subnetwork), then the cells of each point."""
+        knee = self.knee().key if self.points else ""
+        cells = [
+            [
+                f"{point.key} ◀ knee" if point.key == knee else point.key,
+                *(format_figure(n, point.values.get(n, math.nan), point.errors.get(n)) for n in self.figures),
+                str(point.subnet),
+            ]
+            for point in self.points
+        ]
+        return ["key", *self.figures, "subnetwork"], cells
+
+    def table(self) -> Table:
+        """The front for the terminal; says whether its figures are measured or predicted."""
+        from rich.table import Table
+
+        table = Table(caption=self.provenance(), caption_justify="left")
+        header, cells = self.rows()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left", no_wrap=i < len(header) - 1)
+        for row in cells:
+            table.add_row(*row, style="bold" if row[0].endswith("knee") else None)
+        return table
+
+    def provenance(self) -> str:
+        """One sentence that says where the figures come from."""
+        if not self.points:
+            return "The front is empty: no feasible point."
+        measured = sum(point.measured for point in self.points)
+        truth = "latency measured on the exported model, quality on the held-out split"
+        guess = "latency predicted, quality on the search split"
+        if 0 < measured < len(self.points):
+            return f"{measured} of {len(self.points)} points: {truth}; the others: {guess}."
+        return f"All points: {truth if measured else guess}."
+
+    def _repr_html_(self) -> str:
+        header, cells = self.rows()
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        body = "".join(
+            f'<tr data-key="{point.key}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
+            for point, row in zip(self.points, cells, strict=True)
+        )
+        caption = f"<caption>{html.escape(self.provenance())}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _fastest(self) -> Point:
+        if "latency_ms" not in self.figures:
+            raise InputError(f"`fastest` needs the figure `latency_ms`; known: {', '.join(self.figures)}.")
+        return min(self.points, key=lambda point: point.values.get("latency_ms", math.inf))
+
+    def _by_key(self, start: str) -> Point:
+        found = {point.key: point for point in self.points[::-1] if start and point.key.startswith(start)}
+        if len(found) != 1:
+            law = "The beginning of a key must be unambiguous" if found else "A pick is a name, a key or a condition"
+            hint = did_you_mean(start, found or [*NAMED_PICKS, *(point.key for point in self.points)])
+            raise InputError(f"{law}, but got `{start}`; {hint}; or a condition like `latency_ms <= 5`.")
+        return next(iter(found.values()))
+
+    def _need_points(self) -> None:
+        if not self.points:
+            raise InputError("A pick needs a point on the front, but no feasible one exists: loosen a constraint.")
+
+    def _bounds(self, condition: str) -> list[tuple[str, Bound]]:
+        parsed = [parse_condition(part) for part in condition.split(",")]
+        for name, _, _ in parsed if self.points else ():
+            if name not in self.figures:
+                raise InputError(
+                    f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.figures)}."
+                )
+        return [(name, Bound(op, value)) for name, op, value in parsed]
+
+    def _nearest_miss(self, condition: str) -> Point:
+        bounds = self._bounds(condition)
+
+        def excess(point: Point) -> float:
+            parts = [(max(0.0, b.violation(point.values.get(n, math.nan))), abs(b.value) or 1.0) for n, b in bounds]
+            return sum(part / scale for part, scale in parts)
+
+        near = min(self.points, key=excess)
+        reached = ", ".join(f"{n} {format_figure(n, near.values.get(n, math.nan))}" for n, _ in bounds)
+        raise InputError(
+            f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {near.key}, "
+            f"reaches {reached}: loosen the condition."
+        )
+
+
+def _identity(point: Point) -> tuple[str, bool, str, str]:
+    """Sort key that does not depend on the input order; of two equal subnetworks the measured one comes first."""
+    return point.key, not point.measured, point.source, json.dumps(point.to_dict(), sort_keys=True)

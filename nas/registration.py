@@ -1,0 +1,27 @@
+"""Makes the auto classes of transformers know exported subnetworks, without ``trust_remote_code``."""
+
+from __future__ import annotations
+
+from search_spaces import FAMILIES
+
+
+def register() -> None:
+    """Registers the config and the models of every family; called once, when transformers' auto classes load."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+    from nas import modeling_nas
+
+    for family in FAMILIES.values():
+        stock = CONFIG_MAPPING[family.model_type]
+        config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        config.register_for_auto_class()
+        for auto_class in ("AutoModel", *family.auto_classes.values()):
+            auto = getattr(modeling_auto, auto_class)
+            name = auto._model_mapping[stock].__name__
+            model = getattr(modeling_nas, modeling_nas.PREFIX + name)
+            auto.register(config, model, exist_ok=True)
+            model.register_for_auto_class(auto_class)
+    assert transformers is not None

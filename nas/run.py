@@ -1,0 +1,171 @@
+"""Run: the folder that holds everything of one search, so that typing the same command again resumes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.config import Recipe
+from nas.front import ParetoFront, Point
+from search_spaces import InputError
+
+PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
+
+
+class Run:
+    """Paths and results of one run.
+
+    Args:
+        folder: An existing run.
+
+    Raises:
+        InputError: If there is no run in the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.yaml").is_file():
+            raise InputError(
+                f"a run must be a folder with a recipe.yaml, but there is none in `{self.folder}`; "
+                "`nas search recipe.yaml` makes one."
+            )
+        self.recipe = Recipe.load(self.folder / "recipe.yaml")
+        self.parent = self.folder / "parent"
+        self.supernet = self.folder / "supernet"
+        self.measurements = self.folder / "measurements.jsonl"
+        self.predictor = self.folder / "predictor"
+        self.study = self.folder / "study.log"
+        self.trials = self.folder / "trials.csv"
+        self.verified = self.folder / "verified.jsonl"
+        self.front_file = self.folder / "front.json"
+        self.report = self.folder / "report.html"
+        self.exports = self.folder / "exports"
+
+    @classmethod
+    def open(cls, folder: str | Path, recipe: Recipe) -> Run:
+        """Makes the folder of a recipe, or finds it again.
+
+        Raises:
+            InputError: If the folder holds a run of another recipe.
+        """
+        folder = Path(folder)
+        if (folder / "recipe.yaml").is_file():
+            run = cls(folder)
+            changed = recipe.differences(run.recipe)
+            if changed:
+                raise InputError(
+                    f"`{folder}` is a run of another recipe ({'; '.join(changed[:3])}); "
+                    "give another folder with --run, or the recipe it was started with."
+                )
+            return run
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment())
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; one at a time works on it.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise InputError(f"another process is working on `{self.folder}`; wait for it or stop it.") from None
+
+    @contextmanager
+    def building(self, target: Path) -> Iterator[Path]:
+        """A work folder that becomes ``target`` once the block has ended well; what a killed stage left is kept."""
+        work = target.with_name(f"{target.name}.partial")
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        os.replace(work, target)
+
+    @property
+    def layer_order(self) -> list[int]:
+        """The parent's layers, most important first."""
+        return list(read_json(self.supernet / "importance.json")["layers"])
+
+    def results(self) -> dict[str, Any]:
+        """What the search ended with, as stored in front.json.
+
+        Raises:
+            InputError: If the search has not ended.
+        """
+        if not self.front_file.is_file():
+            raise InputError(f"`{self.folder}` has no front yet; finish it with `nas search` and the same recipe.")
+        return read_json(self.front_file)
+
+    def front(self) -> ParetoFront:
+        """The verified front."""
+        return ParetoFront.from_dict(self.results()["front"])
+
+    def verified_points(self) -> list[Point]:
+        """Every subnetwork that was exported, measured and scored on the held-out split, baselines and parent too."""
+        return [Point.from_dict(point) for point in self.results()["verified"]]
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        InputError: If it is missing or truncated.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`{path}` cannot be read ({error}); delete it and type the same command again to make it anew."
+        ) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(work: Path, target: Path) -> None:
+    """Moves a finished folder to its place, over what was there."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(work, target)
+    shutil.rmtree(old, ignore_errors=True)

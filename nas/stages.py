@@ -1,0 +1,170 @@
+"""The stages before the search: parent, supernet, profile. Each writes its result last and is skipped when it is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from random import Random
+
+import torch
+
+from nas.evaluation import EvaluationSet
+from nas.importance import order_by_importance
+from nas.progress import progress, say
+from nas.run import Run, read_json, write_json
+from nas.supernet import Supernet
+from nas.tasks import Workbench
+from nas.training import SupernetTrainer, last_complete_checkpoint, plain_trainer, train, training_arguments
+from predictors import LatencyPredictor, MeasurementStore, Timing, measure
+from predictors.analytic import AnalyticCosts
+from predictors.measure import Stage
+from search_spaces import SearchSpace, SubnetConfig
+
+CALIBRATION_EXAMPLES = 512
+MEASURED_TOGETHER = 8
+
+
+def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
+    """The recipe's space over its parent."""
+    space = bench.recipe.space
+    bench.family.head_dim(bench.config)
+    return SearchSpace(
+        bench.family.parent(bench.config),
+        num_hidden_layers=space.num_hidden_layers,
+        num_attention_heads=space.num_attention_heads,
+        intermediate_size=space.intermediate_size,
+        scope=space.scope,
+        layer_order=layer_order,
+    )
+
+
+def make_parent(run: Run, bench: Workbench) -> None:
+    """Stores the parent: the recipe's model if it already does the task, else fine-tuned on it."""
+    if run.parent.exists():
+        return
+    model = bench.load_model()
+    with run.building(run.parent) as work:
+        log = []
+        if not bench.has_head:
+            splits, settings = bench.splits, bench.recipe.parent
+            trainer = plain_trainer(
+                model, settings, work / "checkpoints", splits.train, splits.collate, bench.recipe.seed
+            )
+            with progress("parent") as report:
+                log = train(trainer, report)
+        model.save_pretrained(work)
+        bench.processor.save_pretrained(work)
+        write_json(work / "training.json", log)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    say(f"parent     {'as it came' if bench.has_head else 'fine-tuned'}: {run.parent}")
+
+
+def make_supernet(run: Run, bench: Workbench) -> None:
+    """Orders the parent's weights by importance and trains all subnetworks of the space together."""
+    if run.supernet.exists():
+        return
+    recipe, splits = bench.recipe, bench.splits
+    supernet = Supernet(bench.load_model(run.parent))
+    with run.building(run.supernet) as work:
+        checkpoints, order_file = work / "checkpoints", work / "importance.json"
+        if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            calibration = EvaluationSet.of(
+                splits.train.select(range(min(CALIBRATION_EXAMPLES, len(splits.train)))), splits.collate, 32
+            )
+            order = order_by_importance(supernet, calibration.labelled_batches(CALIBRATION_EXAMPLES))
+            write_json(order_file, order.to_dict())
+        settings = recipe.supernet
+        trainer = SupernetTrainer(
+            supernet=supernet,
+            teacher=bench.load_model(run.parent),
+            space=search_space(bench, read_json(order_file)["layers"]),
+            sampled_subnets=settings.sampled_subnets,
+            temperature=settings.temperature,
+            args=training_arguments(settings, checkpoints, recipe.seed),
+            train_dataset=splits.train,
+            data_collator=splits.collate,
+        )
+        with progress("supernet") as report:
+            log = train(trainer, report)
+        supernet.model.save_pretrained(work)
+        write_json(work / "training.json", log)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
+
+
+def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
+    """The trained supernet of a run, and its space with the layers in importance order."""
+    supernet = Supernet(bench.load_model(run.supernet))
+    supernet.model.eval()
+    return supernet, search_space(bench, run.layer_order)
+
+
+def make_profile(run: Run, bench: Workbench) -> LatencyPredictor:
+    """Measures sampled subnetworks, each extracted, and fits the latency predictor on them."""
+    recipe = bench.recipe
+    if run.predictor.exists():
+        return LatencyPredictor.load(run.predictor, recipe.workload)
+    supernet, space = load_supernet(run, bench)
+    costs = AnalyticCosts.of(supernet.model)
+    subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
+    measured = measure_subnets(run, bench, supernet, subnets, "profile")
+    macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
+    latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
+    predictor = LatencyPredictor.fit(space, subnets, latency_ms, recipe.workload, macs=macs, seed=recipe.seed)
+    with run.building(run.predictor) as work:
+        predictor.save(work)
+    return predictor
+
+
+def profile_sample(space: SearchSpace, samples: int, seed: int) -> list[SubnetConfig]:
+    """Distinct subnetworks to measure: the corners, then uniform and per-layer ones; all of a small space."""
+    rng = Random(f"{seed}/profile")
+    found = {subnet.key: subnet for subnet in (space.largest, space.smallest)}
+    for _ in range(100 * samples):
+        if len(found) >= min(samples, space.size):
+            break
+        subnet = space.sample_mixed(rng)
+        found[subnet.key] = subnet
+    return list(found.values())
+
+
+def measure_subnets(
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], stage: Stage
+) -> dict[str, Timing]:
+    """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again."""
+    workload, store = bench.recipe.workload, MeasurementStore(run.measurements)
+    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
+    with progress("profile") as report:
+        for start in range(0, len(missing), MEASURED_TOGETHER):
+            group = missing[start : start + MEASURED_TOGETHER]
+            models = {subnet.key: supernet.extract(subnet) for subnet in group}
+            timed = time_models(bench, supernet, models, store)
+            for subnet in group:
+                store.add(subnet, workload, stage, timed[subnet.key])
+            report(start + len(group), len(missing), "")
+    found = {subnet.key: store.get(subnet.key, workload, stage) for subnet in subnets}
+    return {key: timing for key, timing in found.items() if timing is not None}
+
+
+def time_models(
+    bench: Workbench, supernet: Supernet, models: dict[str, torch.nn.Module], store: MeasurementStore
+) -> dict[str, Timing]:
+    """Times models beside the parent's architecture as the anchor, all on the scale of the first measurement."""
+    workload = bench.recipe.workload
+    inputs = {
+        name: tensor.to(workload.device, getattr(torch, workload.dtype) if tensor.is_floating_point() else None)
+        for name, tensor in bench.dummy_inputs(workload).items()
+    }
+
+    def runner(model: torch.nn.Module) -> partial[object]:
+        return partial(model.to(workload.device, getattr(torch, workload.dtype)).eval(), **inputs)
+
+    anchor_ms = store.anchor_ms(workload)
+    calls = {key: runner(model) for key, model in models.items()}
+    timed = measure(calls, runner(supernet.extract(supernet.parent)), workload, anchor_ms=anchor_ms)
+    if anchor_ms is None:
+        store.add(supernet.parent, workload, "anchor", timed["anchor"])
+    return timed
+

@@ -1,0 +1,231 @@
+"""Tasks: a recipe's data and model, made ready for training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nas.config import Recipe
+from nas.data import load_source, need_column, text_columns, with_class_ids
+from nas.evaluation import EvaluationSet
+from predictors import Workload
+from search_spaces import Family, InputError, family_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+EVALUATION_BATCH_SIZE = 64
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """The config of a hub id or folder.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        if "does not recognize this architecture" in str(error) or "model type" in str(error):
+            raise InputError(f"model `{model}`: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"there is no model `{model}`: it is not a folder with a config.json, nor found on the hub; check the "
+            "spelling and the connection."
+        ) from None
+
+
+def load_processor(task: str, model: str) -> Any:
+    """Tokenizer or image processor of a model."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    auto = {"text-classification": AutoTokenizer, "image-classification": AutoImageProcessor}[task]
+    try:
+        return auto.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {' '.join(str(error).split())[:160]}") from None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Processed data of a run. The search never sees ``test`` (law 5).
+
+    Attributes:
+        train: What the parent and the supernet learn from.
+        search: Slice of the training data that the search scores on.
+        test: Held-out split that is reported.
+        names: Class names.
+        collate: Rows -> a batch with ``labels``.
+    """
+
+    train: Dataset
+    search: EvaluationSet
+    test: EvaluationSet
+    names: list[str]
+    collate: Callable[[list[Any]], Mapping[str, Any]]
+
+
+class Workbench:
+    """A recipe with its config, family, processor and data, each loaded on first use."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The parent's Hugging Face config."""
+        return load_config(self.recipe.model)
+
+    @cached_property
+    def family(self) -> Family:
+        """The parent's family; InputError if it does not do the task."""
+        family = family_of(self.config.model_type)
+        if self.recipe.task.type not in family.auto_classes:
+            raise InputError(
+                f"`task.type` must be one that `{family.model_type}` does ({', '.join(family.auto_classes)}), but got "
+                f"`{self.recipe.task.type}`."
+            )
+        return family
+
+    @property
+    def auto_class(self) -> str:
+        """Name of the transformers auto class of the task."""
+        return self.family.auto_classes[self.recipe.task.type]
+
+    @cached_property
+    def processor(self) -> Any:
+        """Tokenizer or image processor."""
+        return load_processor(self.recipe.task.type, self.recipe.model)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
+        task, seed = self.recipe.task, self.recipe.seed
+        train, names = with_class_ids(load_source(task.train), task.label, None, task.train)
+        test, _ = with_class_ids(load_source(task.test), task.label, names, task.test)
+        if len(train) <= task.search_examples:
+            raise InputError(
+                f"`task.search_examples` must be below the {len(train)} training examples, but got "
+                f"{task.search_examples}."
+            )
+        shuffled = train.shuffle(seed=seed)
+        search = shuffled.select(range(task.search_examples))
+        end = None if task.train_examples is None else task.search_examples + task.train_examples
+        train = shuffled.select(range(task.search_examples, min(end or len(train), len(train))))
+        process, collate = PROCESSING[task.type](self)
+        return Splits(
+            train=process(train, task.train),
+            search=EvaluationSet.of(process(search, task.train), collate, EVALUATION_BATCH_SIZE),
+            test=EvaluationSet.of(process(test, task.test), collate, EVALUATION_BATCH_SIZE),
+            names=names,
+            collate=collate,
+        )
+
+    @cached_property
+    def has_head(self) -> bool:
+        """Whether the recipe's model already has a trained head of this task."""
+        import transformers
+
+        mapping = getattr(transformers, self.auto_class)._model_mapping
+        head = mapping[type(self.config)].__name__
+        trained = head in (self.config.architectures or []) and not self.untrained
+        if trained and self.config.num_labels != len(self.splits.names):
+            raise InputError(
+                f"the model's head must have one output a class, but `{self.recipe.model}` has "
+                f"{self.config.num_labels} and the data {len(self.splits.names)} ({', '.join(self.splits.names[:5])}); "
+                "choose other data, or a model without a head to fine-tune one."
+            )
+        return trained
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model is a local folder with a config and no weights."""
+        folder = Path(self.recipe.model)
+        return folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.index.json")]
+
+    def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
+        """The recipe's model with a head for the task, or the one in a folder of the run.
+
+        Raises:
+            InputError: If the weights cannot be read.
+        """
+        import transformers
+
+        auto = getattr(transformers, self.auto_class)
+        names = dict(enumerate(self.splits.names))
+        labels = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
+        source = str(folder or self.recipe.model)
+        transformers.set_seed(self.recipe.seed)
+        if folder is None and self.untrained:
+            self.config.update({**labels, "num_labels": len(names)})
+            return auto.from_config(self.config)
+        try:
+            return auto.from_pretrained(source, **labels, dtype=torch.float32)
+        except Exception as error:
+            raise InputError(
+                f"the weights in `{source}` cannot be loaded ({' '.join(str(error).split())[:160]}); "
+                "if the file is truncated, delete its folder and type the same command again."
+            ) from error
+
+    def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
+        """Random inputs of the workload's shape; every token is real, none is padding."""
+        generator = torch.Generator().manual_seed(0)
+        batch = workload.batch_size
+        if self.recipe.task.type == "image-classification":
+            size = self.config.image_size
+            height, width = (size, size) if isinstance(size, int) else size
+            shape = (batch, self.config.num_channels, height, width)
+            return {"pixel_values": torch.randn(shape, generator=generator)}
+        ids = torch.randint(0, self.config.vocab_size, (batch, workload.sequence_length), generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _text(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callable[[list[Any]], Mapping[str, Any]]]:
+    from transformers import DataCollatorWithPadding
+
+    task, tokenizer = bench.recipe.task, bench.processor
+
+    def process(dataset: Dataset, source: str) -> Dataset:
+        columns = text_columns(dataset, task.text, source)
+
+        def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
+            return {
+                **tokenizer(*(rows[c] for c in columns), truncation=True, max_length=task.max_length),
+                "labels": rows[task.label],
+            }
+
+        return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)
+
+    return process, DataCollatorWithPadding(tokenizer)
+
+
+def _image(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callable[[list[Any]], Mapping[str, Any]]]:
+    task, processor = bench.recipe.task, bench.processor
+
+    def process(dataset: Dataset, source: str) -> Dataset:
+        need_column(dataset, task.image, source, "task.image")
+
+        def transform(rows: dict[str, Any]) -> dict[str, Any]:
+            pixels = processor([image.convert("RGB") for image in rows[task.image]], return_tensors="pt")
+            return {"pixel_values": list(pixels["pixel_values"]), "labels": rows[task.label]}
+
+        return dataset.with_transform(transform)
+
+    def collate(rows: list[Any]) -> Mapping[str, Any]:
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    return process, collate
+
+
+PROCESSING = {"text-classification": _text, "image-classification": _image}
+"""Task type -> how its rows become model inputs and batches."""

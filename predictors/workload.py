@@ -1,0 +1,103 @@
+"""Workload: what a latency means: the runtime, device, precision, shapes and threads it is measured on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from search_spaces import InputError
+from search_spaces.errors import did_you_mean
+
+Runtime = Literal["torch"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+RUNTIMES: tuple[Runtime, ...] = ("torch",)
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """On what a model runs; two latencies compare only when their workloads are equal.
+
+    Attributes:
+        runtime: What executes the model.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: Precision of weights and activations.
+        batch_size: Samples in one call.
+        sequence_length: Tokens of one sample; image models ignore it.
+        threads: CPU threads of one operation.
+
+    Raises:
+        InputError: If a value is unknown or a count is below 1.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    runtime: Runtime = "torch"
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    batch_size: int = 1
+    sequence_length: int = 128
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        known: dict[str, tuple[str, ...]] = {"runtime": RUNTIMES, "dtype": DTYPES}
+        for name, allowed in known.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                hint = did_you_mean(str(value), allowed)
+                raise InputError(f"`workload.{name}` must be a known one, but got `{value}`; {hint}.")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(self.device)):
+            raise InputError(f"`workload.device` must be `cpu`, `cuda` or `cuda:N`, but got `{self.device}`.")
+        for name in ("batch_size", "sequence_length", "threads"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InputError(f"`workload.{name}` must be a whole number of at least 1, but got {count!r}.")
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.startswith("cuda")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Workload:
+        """Reads back what `to_dict` wrote; fields left out take their defaults.
+
+        Raises:
+            InputError: If a field is unknown or its value is not allowed.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in data:
+            if name not in known:
+                raise InputError(f"`workload.{name}` is not a field of a workload; {did_you_mean(name, known)}.")
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def check_available(self) -> None:
+        """Makes sure the device is on this machine.
+
+        Raises:
+            InputError: If it is not; the message says what is.
+        """
+        if not self.on_cuda:
+            return
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(self.device.partition(":")[2] or 0)
+        if index >= count:
+            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+            raise InputError(
+                f"`workload.device` must be on this machine, but got `{self.device}` and there is only: {there}; "
+                f"set `workload.device={there.split(', ')[-1]}`, or install a torch built for your GPU."
+            )
+
+    def __str__(self) -> str:
+        counts = ((self.sequence_length, "token"), (self.threads, "thread"))
+        shapes = " · ".join(f"{n} {unit}{'s' * (n != 1)}" for n, unit in counts)
+        return f"{self.runtime} · {self.device} · {self.dtype} · batch {self.batch_size} · {shapes}"

@@ -1,0 +1,167 @@
+"""The report opens without a network, holds what it was given, and no name in it can become markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.front import Bound, Direction, ParetoFront, Point, Source
+from nas.report import write_report
+from search_spaces.subnet import SubnetConfig
+
+OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+EVIL = "</script><script>document.title='broken'</script>{{data}} & <b>"
+
+
+def subnet(layers: int, width: int) -> SubnetConfig:
+    return SubnetConfig.uniform(tuple(range(layers)), num_attention_heads=width, intermediate_size=128 * width)
+
+
+def point(layers: int, width: int, source: Source = "search", measured: bool = True) -> Point:
+    values = {"accuracy": 0.6 + 0.05 * layers + 0.001 * width, "latency_ms": 1.5 * layers + 0.1 * width}
+    return Point(subnet(layers, width), values, {"accuracy": 0.01} if measured else {}, source, measured)
+
+
+def write(path: Path, evaluated: int = 50) -> Path:
+    """A small run with every kind of point, and names that try to escape."""
+    verified = [point(n, 8) for n in (3, 4, 5)] + [point(n, 4, "uniform") for n in (3, 5)]
+    verified += [point(6, 12, "parent"), point(2, 12, "random")]
+    predicted = [point(2 + i % 5, 1 + i % 12, measured=False) for i in range(evaluated)]
+    predicted = [replace(p, values={**p.values, EVIL: float("nan")}) for p in predicted]
+    write_report(
+        path,
+        title=EVIL,
+        front=ParetoFront.of([p for p in verified if p.source == "search"], OBJECTIVES),
+        verified=verified,
+        evaluated=predicted,
+        constraints={"latency_ms": Bound.parse("<= 8"), EVIL: Bound.parse(">= 1")},
+        facts={"workload": "torch · cpu", EVIL: EVIL},
+        notes=["a note", EVIL],
+        export_command="nas export runs/x --pick {key}",
+    )
+    return path
+
+
+def scripts(page: str) -> list[str]:
+    """The contents of the three script elements: data, plotly, the page's own."""
+    return re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("run") / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(scripts(page)[0])
+    return found
+
+
+def test_the_report_needs_no_network(page: str) -> None:
+    sources: list[tuple[str, str | None]] = []
+
+    class Sources(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            sources.extend((tag, value) for name, value in attrs if name in ("src", "href", "srcset", "action"))
+
+    Sources().feed(page)
+    assert sources == [("link", "data:,")]
+    assert "@import" not in page.split("</style>")[0] and "url(" not in page.split("</style>")[0]
+
+
+def test_names_stay_text(page: str) -> None:
+    assert len(scripts(page)) == 3 and page.count("plotly.js v") == 1
+    assert EVIL not in page
+    assert page.count('"export_command":') == 1, "a placeholder inside a name was filled in"
+
+
+def test_the_data_holds_every_kind_of_point(data: dict[str, Any]) -> None:
+    series = {s["kind"]: s for s in data["series"]}
+    assert list(series) == ["evaluated", "uniform", "random", "front", "parent"]
+    assert "predicted" in series["evaluated"]["name"] and "measured" in series["front"]["name"]
+    assert len(series["evaluated"]["points"]) == 50 and len(series["front"]["points"]) == 3
+    assert data["layers"] == 6 and data["objectives"] == OBJECTIVES
+    assert data["constraints"][0] == {"name": "latency_ms", "op": "<=", "value": 8.0, "text": "<= 8"}
+    first = series["front"]["points"][0]
+    assert first["text"]["accuracy"] == "0.7580 ± 0.0100" and first["subnet"] == subnet(3, 8).to_dict()
+    assert series["evaluated"]["points"][0]["values"][EVIL] is None
+
+
+def test_baselines_that_were_not_verified_are_shown_as_predicted(tmp_path: Path) -> None:
+    front = ParetoFront.of([point(3, 8)], OBJECTIVES)
+    guesses = [point(3, 4, "random", measured=False)]
+    write_report(
+        tmp_path / "r.html",
+        title="t",
+        front=front,
+        verified=list(front),
+        evaluated=guesses,
+        constraints={},
+        facts={},
+        notes=[],
+        export_command="{key}",
+    )
+    series = json.loads(scripts((tmp_path / "r.html").read_text(encoding="utf-8"))[0])["series"]
+    assert [s["name"] for s in series if s["kind"] == "random"] == ["random baseline (predicted)"]
+
+
+def test_facts_notes_and_table_are_readable_without_javascript(page: str) -> None:
+    assert "<dt>workload</dt><dd>torch · cpu</dd>" in page and "<li>a note</li>" in page
+    assert page.count("<tr data-key=") == 3 and "held-out split" in page
+    assert "<code>latency_ms &lt;= 8</code>" in page
+
+
+def test_an_empty_run_still_gets_a_report(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_report(
+        path,
+        title="t",
+        front=ParetoFront.of([], OBJECTIVES),
+        verified=[],
+        evaluated=[],
+        constraints={},
+        facts={},
+        notes=[],
+        export_command="{key}",
+    )
+    assert "The front is empty" in path.read_text(encoding="utf-8")
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("nas.report.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.browser
+def test_a_browser_draws_it(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium on PATH")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    path = write(tmp_path / "report.html", evaluated=5000)
+    command = [browser, *flags.split(), "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--virtual-time-budget=4000", "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    body = dom.replace(max(scripts(dom), key=len), "")
+    front = ParetoFront.of([point(n, 8) for n in (3, 4, 5)], OBJECTIVES)
+    assert 'data-ready="true"' in body, "the page's script failed"
+    assert "<title>&lt;/script&gt;" in body, "a name became markup"
+    assert 'class="main-svg"' in body and f"nas export runs/x --pick {front.knee().key}" in body
+    assert body.count("dropped</span>") == 2 * (6 - front.knee().subnet.num_hidden_layers)
