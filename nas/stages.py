@@ -82,7 +82,7 @@ def make_supernet(run: Run, bench: Workbench) -> None:
             space=search_space(bench, read_json(order_file)["layers"]),
             sampled_subnets=settings.sampled_subnets,
             temperature=settings.temperature,
-            args=training_arguments(settings, checkpoints, recipe.seed),
+            args=training_arguments(settings, checkpoints, recipe.seed, "input_ids" in splits.train.column_names),
             train_dataset=splits.train,
             data_collator=splits.collate,
         )

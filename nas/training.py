@@ -113,8 +113,11 @@ class SupernetTrainer(DistillationTrainer):
         return total
 
 
-def training_arguments(settings: Training, folder: Path, seed: int) -> TrainingArguments:
-    """Arguments of every training here: linear decay after a short warm-up, ten checkpoints, the last two kept."""
+def training_arguments(settings: Training, folder: Path, seed: int, by_length: bool) -> TrainingArguments:
+    """Arguments of every training here: linear decay after a short warm-up, ten checkpoints, the last two kept.
+
+    Texts are batched with others of their length, so that little is spent on padding.
+    """
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -130,6 +133,7 @@ def training_arguments(settings: Training, folder: Path, seed: int) -> TrainingA
         data_seed=seed,
         report_to="none",
         disable_tqdm=True,
+        train_sampling_strategy="group_by_length" if by_length else "random",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -198,7 +202,7 @@ def plain_trainer(
     return DistillationTrainer(
         model=model,
         teacher=teacher,
-        args=training_arguments(settings, folder, seed),
+        args=training_arguments(settings, folder, seed, by_length="input_ids" in dataset.column_names),
         train_dataset=dataset,
         data_collator=collate,
     )
