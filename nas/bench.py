@@ -31,7 +31,8 @@ def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
     table = Table("model", "latency_ms", "10-90 %", "ratio", title=f"{workload} · {device_name(workload)}")
     for name in models:
         t = timed[name]
-        table.add_row(name, f"{t.latency_ms:.3g}", f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}", f"{t.ratio:.3f}")
+        spread = f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}"
+        table.add_row(name, f"{t.latency_ms:.3g}", spread, f"{t.ratio:.3f}")
     return table
 
 

@@ -19,6 +19,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+UsageError = typer.BadParameter.__base__
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
 RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
@@ -29,9 +33,9 @@ def search(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run: RunFolder = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe, the space and the time; stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe, space and time; stop.")] = False,
 ) -> None:
-    """Run all stages of a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
+    """Run a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
     from nas.config import Recipe
 
     loaded = Recipe.load(recipe, overrides or [])
@@ -153,15 +157,17 @@ def default_run(recipe: Path) -> Path:
 def main() -> None:
     """Entry point of ``nas``: a user's mistake or a full disk is one line and exit code 2."""
     try:
-        app()
+        stopped = app(sys.argv[1:] or ["--help"], prog_name="nas", standalone_mode=False) == INTERRUPTED
+    except UsageError as error:
+        fail(f"{error.format_message()} See `nas --help`.")
     except InputError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; type the same command again to go on.")
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             fail("the disk is full; what was finished is kept. Free some space and type the same command again.")
         raise
+    if stopped:
+        fail("stopped; type the same command again to go on.")
 
 
 def fail(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.front import Bound, Direction
+from nas.figures import Bound, Direction
 from predictors import Workload
 from search_spaces import InputError, Scope
 
@@ -51,7 +51,7 @@ class Task(_Section):
     type: TaskType
     train: str
     test: str = Field(description="Held-out split: reported, never searched on.")
-    text: list[str] | str | None = Field(None, description="Text column or pair of columns; default: those of strings.")
+    text: list[str] | str | None = Field(None, description="Text column, or a pair; default: those of strings.")
     image: str = "image"
     label: str = "label"
     max_length: int = Field(128, ge=1, description="Tokens; longer texts are cut.")
@@ -109,9 +109,7 @@ class Recipe(_Section):
     task: Task
     space: Space
     workload: Workload = Field(default_factory=Workload)
-    objectives: dict[str, Direction] = Field(
-        default_factory=lambda: {"accuracy": "maximize", "latency_ms": "minimize"}
-    )
+    objectives: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
     constraints: dict[str, str] = Field(default_factory=dict)
     parent: Training = Field(default_factory=Training)
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
@@ -133,7 +131,7 @@ class Recipe(_Section):
             raise InputError(f"a recipe must be a YAML file, but there is no `{path}`.")
         try:
             data = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
@@ -185,7 +183,11 @@ class Recipe(_Section):
                 f"`objectives` must hold a quality ({', '.join(QUALITIES)}) and a cost ({', '.join(COSTS)}), "
                 f"but got {list(self.objectives)}."
             )
-        _ = self.bounds
+        for name, text in self.constraints.items():
+            try:
+                Bound.parse(text)
+            except InputError as error:
+                raise InputError(f"`constraints.{name}`: {error}") from None
         if self.search.sampler not in OPTUNA_SAMPLERS:
             raise InputError(
                 f"`search.sampler` must name an Optuna sampler for several objectives, but got "
@@ -244,7 +246,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     """The first validation error as one line that names the key, the value and the way out."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if isinstance(part, str)]
+    location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
     dotted = ".".join(location)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(location[:-1])

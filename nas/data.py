@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import InputError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+TEXT_DTYPES = ("string", "large_string")
 
 
 def load_source(source: str) -> Dataset:
@@ -46,27 +47,49 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
         The dataset and the names of its classes.
 
     Raises:
-        InputError: If the column is missing, or a label is not among the names.
+        InputError: If the column is missing, a row has no label or one that is not among the names, or there is only
+            one class.
     """
     from datasets import ClassLabel
 
     need_column(dataset, column, source, "task.label")
-    feature = dataset.features[column]
+    feature, values = dataset.features[column], _labels(dataset, column, source)
     if isinstance(feature, ClassLabel):
         found = feature.names
     else:
-        found = [str(v) for v in sorted(set(dataset[column]))]
+        found = [str(v) for v in sorted(values)]
         ids = {name: k for k, name in enumerate(names or found)}
         unknown = [name for name in found if name not in ids]
         if unknown:
             raise InputError(
                 f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
-                "an unlabelled test split cannot be reported on."
+                "an unlabelled split cannot be reported on, choose another split."
             )
         dataset = dataset.map(lambda row: {column: ids[str(row[column])]})
     if names is not None and isinstance(feature, ClassLabel) and found != names:
         raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {found}.")
+    if len(names or found) < 2:
+        raise InputError(f"`{source}` must hold at least two classes, but got only {found}.")
     return dataset, names or found
+
+
+def _labels(dataset: Dataset, column: str, source: str) -> list[Any]:
+    """The distinct labels; InputError unless every row has one."""
+    from datasets import ClassLabel, Value
+
+    feature = dataset.features[column]
+    if not len(dataset):
+        raise InputError(f"`{source}` must hold examples to train or report on, but it has no examples.")
+    if not isinstance(feature, (ClassLabel, Value)):
+        raise InputError(f"`task.label` must name a column of one label a row, but `{column}` of `{source}` is {feature}.")
+    values = dataset.unique(column)
+    missing = [v for v in values if v is None or v != v or (isinstance(feature, ClassLabel) and v < 0)]
+    if missing:
+        raise InputError(
+            f"every row of `{source}` must have a label, but some are unlabelled ({column} {missing[0]}); choose "
+            "another split, or remove those rows."
+        )
+    return values
 
 
 def need_column(dataset: Dataset, column: str, source: str, key: str) -> None:
@@ -84,21 +107,50 @@ def text_columns(dataset: Dataset, wanted: list[str] | str | None, source: str) 
         for column in columns:
             need_column(dataset, column, source, "task.text")
     else:
-        columns = [n for n, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
+        columns = [n for n, f in dataset.features.items() if getattr(f, "dtype", None) in TEXT_DTYPES]
     if len(columns) not in (1, 2):
         raise InputError(
-            f"`task.text` must name one text column or a pair, but `{source}` offers {columns or dataset.column_names}."
+            f"`task.text` must name one text column or a pair, but `{source}` offers "
+            f"{columns or dataset.column_names}."
         )
+    for column in columns:
+        _need_texts(dataset, column, source)
     return columns
 
 
+def _need_texts(dataset: Dataset, column: str, source: str) -> None:
+    dtype = getattr(dataset.features[column], "dtype", None)
+    if dtype not in TEXT_DTYPES:
+        raise InputError(f"`task.text` must name columns of text, but `{column}` of `{source}` is {dtype}.")
+    empty = dataset.data.column(column).null_count
+    if empty:
+        raise InputError(f"every row of `{source}` must have a text, but `{column}` has {empty} empty; remove them.")
+
+
+def need_images(dataset: Dataset, column: str, source: str) -> None:
+    """Raises InputError unless the column is there and holds images."""
+    from datasets import Image
+
+    need_column(dataset, column, source, "task.image")
+    feature = dataset.features[column]
+    if not isinstance(feature, Image):
+        raise InputError(f"`task.image` must name a column of images, but `{column}` of `{source}` is {feature}.")
+
+
 def _from_python(path: Path, function: str) -> Dataset:
+    from datasets import Dataset
+
     if not path.is_file():
         raise InputError(f"data source `{path}:{function}` must name a Python file, but there is none at `{path}`.")
-    made = runpy.run_path(str(path)).get(function)
-    if not callable(made):
-        raise InputError(f"data source `{path}` must define a function `{function}` that returns a datasets.Dataset.")
-    return made()
+    try:
+        make = runpy.run_path(str(path)).get(function)
+        made = make() if callable(make) else None
+    except Exception as error:
+        raise InputError(f"data source `{path}:{function}` fails: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(made, Dataset):
+        got = type(made).__name__ if callable(make) else "no such function"
+        raise InputError(f"`{path}` must define a function `{function}` that gives a datasets.Dataset, but got {got}.")
+    return made
 
 
 def _from_local(path: Path, part: str) -> Dataset:
@@ -112,19 +164,21 @@ def _from_local(path: Path, part: str) -> Dataset:
             return load_dataset("imagefolder", data_dir=str(path), split=part or "train")
         return load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train", **options)
     except Exception as error:
-        raise InputError(f"`{path}` cannot be read as {path.suffix or 'a folder of images'}: {_line(error)}") from error
+        raise InputError(
+            f"`{path}` cannot be read as {path.suffix or 'a folder of images'}: {_line(error)}"
+        ) from error
 
 
 def _from_hub(name: str, part: str) -> Dataset:
     from datasets import load_dataset
 
-    candidates = [(name, None)]
+    candidates: list[tuple[str, str | None]] = [(name, None)]
     if "/" in name:
         dataset, _, config = name.rpartition("/")
         candidates.append((dataset, config))
-    for path, config in candidates:
+    for path, subset in candidates:
         try:
-            return load_dataset(path, config, split=part or "train")
+            return load_dataset(path, subset, split=part or "train")
         except (FileNotFoundError, ConnectionError) as error:
             last: Exception = error
         except Exception as error:

@@ -30,7 +30,7 @@ class ElasticModuleList(nn.ModuleList):
 
     def _active_layers(self) -> list[nn.Module]:
         kept = range(len(self._modules)) if self.active is None else self.active
-        return [self._modules[str(i)] for i in kept]  # type: ignore[misc]
+        return [self._modules[str(i)] for i in kept]
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._active_layers())
@@ -40,7 +40,7 @@ class ElasticModuleList(nn.ModuleList):
 
     def parent_layer(self, index: int) -> nn.Module:
         """The layer at an index of the parent, active or not."""
-        return self._modules[str(index)]  # type: ignore[return-value]
+        return self._modules[str(index)]
 
 
 ELASTIC: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ElasticLinear, nn.ModuleList: ElasticModuleList}

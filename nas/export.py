@@ -14,8 +14,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nas.front import Point
 from nas.modeling_nas import PREFIX
+from nas.point import Point
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet
 from nas.supernet import Supernet, evaluating

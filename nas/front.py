@@ -9,191 +9,25 @@ A front is built from points, filtered by conditions, and asked for one point:
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nas.figures import OPERATORS, Bound, Direction, format_figure, parse_condition
+from nas.pareto import Array, hypervolume, non_dominated
+from nas.point import Point
+from nas.table import html_table, rich_table
 from search_spaces.errors import InputError, did_you_mean
-from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-Direction = Literal["maximize", "minimize"]
-Source = Literal["search", "uniform", "random", "parent"]
-Array = npt.NDArray[np.float64]
-
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-_BOUND = r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 NAMED_PICKS = ("knee", "fastest", "best")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One subnetwork with every figure known of it.
-
-    Attributes:
-        subnet: The subnetwork.
-        values: Figure name to value, e.g. ``accuracy``, ``latency_ms``, ``num_parameters``, ``macs``, ``size_mb``.
-        errors: Spread of a figure in its own unit: the standard error of a quality, half the width of the 10-90 %
-            interval of a latency. A figure that is exact, or whose spread is unknown, is absent.
-        source: Who proposed it: the search, a baseline (``uniform``, ``random``), or the ``parent`` itself.
-        measured: True: latency measured on the exported model, quality on the held-out split. False: latency
-            predicted, quality on the search split.
-        feasible: Whether it keeps every constraint.
-    """
-
-    subnet: SubnetConfig
-    values: dict[str, float]
-    errors: dict[str, float] = field(default_factory=dict)
-    source: Source = "search"
-    measured: bool = False
-    feasible: bool = True
-
-    @property
-    def key(self) -> str:
-        """The key of the subnetwork."""
-        return self.subnet.key
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {**asdict(self), "key": self.key, "subnet": self.subnet.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Point:
-        """Reads back what `to_dict` wrote."""
-        rest = {name: value for name, value in data.items() if name not in ("key", "subnet")}
-        return cls(subnet=SubnetConfig.from_dict(data["subnet"]), **rest)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """One side of a condition: an operator of `OPERATORS` and the value it compares with."""
-
-    op: str
-    value: float
-
-    @classmethod
-    def parse(cls, text: str) -> Bound:
-        """Reads a text like ``"<= 40"``.
-
-        Raises:
-            InputError: If the text is not an operator followed by a number.
-        """
-        match = re.fullmatch(_BOUND, text)
-        if not match:
-            raise InputError(
-                f"A bound must be one of {' '.join(OPERATORS)} and a number, but got `{text}`: try `<= 40`."
-            )
-        return cls(match[1], float(match[2]))
-
-    def violation(self, value: float) -> float:
-        """How far a value is on the wrong side, in its own unit; zero or less exactly if the bound holds.
-
-        A value that only touches a strict bound violates it by the smallest positive number; NaN by infinity.
-        """
-        if math.isnan(value):
-            return math.inf
-        if self.op == "==":
-            return abs(value - self.value)
-        excess = value - self.value if self.op[0] == "<" else self.value - value
-        return math.ulp(0.0) if excess == 0 and len(self.op) == 1 else excess
-
-    def __str__(self) -> str:
-        return f"{self.op} {self.value:g}"
-
-
-def parse_condition(text: str) -> tuple[str, str, float]:
-    """Reads one condition like ``"latency_ms <= 5"`` into name, operator and value.
-
-    Raises:
-        InputError: If the text is not a name, an operator and a number.
-    """
-    match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
-    if not match:
-        raise InputError(
-            f"A condition must be a figure, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
-            "try `latency_ms <= 5`; separate several by commas."
-        )
-    return match[1], match[2], float(match[3])
-
-
-def format_figure(name: str, value: float, error: float | None = None) -> str:
-    """A figure as people read it, without its unit, followed by ``± error`` if one is given.
-
-    Times (``*_ms``) have three significant digits, ``*_mb`` one decimal, counts (``num_*``, ``macs``) a K, M, G or B
-    suffix, everything else four decimals.
-    """
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else str(value)
-    if name.startswith("num_") or name in ("macs", "flops"):
-        big = "B" if name.startswith("num_") else "G"
-        for unit, suffix in ((1e9, big), (1e6, "M"), (1e3, "K")):
-            if abs(value) >= unit:
-                return f"{value / unit:.2f}{suffix}"
-        return f"{value:g}"
-    decimals = 1 if name.endswith("_mb") else 4
-    if name.endswith("_ms"):
-        decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")
-
-
-def non_dominated(values: Array) -> npt.NDArray[np.bool_]:
-    """Marks the rows that no other row dominates; all objectives are minimised.
-
-    Args:
-        values: Objective values, shape ``(n, m)``. A row that holds NaN is never on the front and dominates nothing.
-
-    Returns:
-        Mask of shape ``(n,)``. Duplicates of a front row are all kept.
-    """
-    keep: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
-    for i in range(len(values)):
-        if keep[i]:
-            keep &= ~((values >= values[i]).all(axis=1) & (values > values[i]).any(axis=1))
-    return keep
-
-
-def hypervolume(values: Array, reference: Array) -> float:
-    """The volume dominated by the rows up to a reference point, exact; all objectives are minimised.
-
-    The measure is that of Zitzler & Thiele (PPSN 1998); it is computed by slicing along the last objective, one
-    objective at a time (HSO: While, Hingston, Barone & Huband, IEEE Trans. Evol. Comput. 10(1), 2006).
-
-    Args:
-        values: Objective values, shape ``(n, m)``; rows not strictly better than the reference everywhere, and rows
-            that hold NaN, contribute nothing.
-        reference: The reference point, shape ``(m,)``.
-    """
-    values = np.unique(values[(values < reference).all(axis=1)], axis=0)
-    if not len(values):
-        return 0.0
-    if len(reference) == 1:
-        return float(reference[0] - values[0, 0])
-    if len(reference) == 2:  # sorted by the first objective: a staircase of boxes
-        lowest = np.minimum.accumulate(values[:, 1])
-        heights = np.concatenate((reference[1:], lowest[:-1])) - lowest
-        return float(heights @ (reference[0] - values[:, 0]))
-    values = values[non_dominated(values)]
-    values = values[np.argsort(values[:, -1], kind="stable")]
-    depths = np.diff(values[:, -1], append=reference[-1])
-    volumes = (hypervolume(values[: i + 1, :-1], reference[:-1]) * d for i, d in enumerate(depths) if d > 0)
-    return float(sum(volumes))
 
 
 def _costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
@@ -380,51 +214,12 @@ class ParetoFront:
         ]
         return pd.DataFrame(rows, columns=None if rows else ["key", *self.figures, "source", "measured", "subnet"])
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """The front as text: a header (key, objectives, other figures, subnetwork), then the cells of each point."""
-        knee = self.knee().key if self.points else ""
-        cells = [
-            [
-                f"{point.key} ◀ knee" if point.key == knee else point.key,
-                *(format_figure(n, point.values.get(n, math.nan), point.errors.get(n)) for n in self.figures),
-                str(point.subnet),
-            ]
-            for point in self.points
-        ]
-        return ["key", *self.figures, "subnetwork"], cells
-
     def table(self) -> Table:
-        """The front for the terminal; says whether its figures are measured or predicted."""
-        from rich.table import Table
-
-        table = Table(caption=self.provenance(), caption_justify="left")
-        header, cells = self.rows()
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left", no_wrap=i < len(header) - 1)
-        for row in cells:
-            table.add_row(*row, style="bold" if row[0].endswith("knee") else None)
-        return table
-
-    def provenance(self) -> str:
-        """One sentence that says where the figures come from."""
-        if not self.points:
-            return "The front is empty: no feasible point."
-        measured = sum(point.measured for point in self.points)
-        truth = "latency measured on the exported model, quality on the held-out split"
-        guess = "latency predicted, quality on the search split"
-        if 0 < measured < len(self.points):
-            return f"{measured} of {len(self.points)} points: {truth}; the others: {guess}."
-        return f"All points: {truth if measured else guess}."
+        """The front for the terminal: key, objectives, size and subnetwork; readable from 80 columns on."""
+        return rich_table(self)
 
     def _repr_html_(self) -> str:
-        header, cells = self.rows()
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-        body = "".join(
-            f'<tr data-key="{point.key}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
-            for point, row in zip(self.points, cells, strict=True)
-        )
-        caption = f"<caption>{html.escape(self.provenance())}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self)
 
     def _fastest(self) -> Point:
         if "latency_ms" not in self.figures:
@@ -444,13 +239,13 @@ class ParetoFront:
             raise InputError("A pick needs a point on the front, but no feasible one exists: loosen a constraint.")
 
     def _bounds(self, condition: str) -> list[tuple[str, Bound]]:
-        parsed = [parse_condition(part) for part in condition.split(",")]
-        for name, _, _ in parsed if self.points else ():
+        bounds = [parse_condition(part) for part in condition.split(",")]
+        for name, _ in bounds if self.points else ():
             if name not in self.figures:
                 raise InputError(
                     f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.figures)}."
                 )
-        return [(name, Bound(op, value)) for name, op, value in parsed]
+        return bounds
 
     def _nearest_miss(self, condition: str) -> Point:
         bounds = self._bounds(condition)

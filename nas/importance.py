@@ -124,7 +124,8 @@ def _layer_scores(supernet: Supernet, layer: int, axis: str) -> torch.Tensor:
             weight = supernet.layers.parent_layer(layer).get_submodule(path).weight
             assert isinstance(weight, torch.Tensor) and weight.grad is not None
             columns = (weight.detach() * weight.grad).double().sum(0).cpu()
-            total = total + columns.view(-1, supernet.family.unit(axis, supernet.config)).sum(1).abs()  # type: ignore[arg-type]
+            unit = supernet.family.unit(axis, supernet.config)
+            total = total + columns.view(-1, unit).sum(1).abs()
     return total
 
 

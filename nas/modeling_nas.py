@@ -21,7 +21,7 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         arch: ``linear``: path -> [in_features, out_features] of the linear layer that takes its place.
             ``attributes``: path -> {attribute: value}.
     """
-    root = model.base_model
+    root: Any = model.base_model
     for path, (in_features, out_features) in arch["linear"].items():
         parent, _, name = path.rpartition(".")
         stock = root.get_submodule(path)
@@ -32,11 +32,11 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
             setattr(root.get_submodule(path), name, value)
 
 
-def _nas_config(stock: type) -> type:
+def _nas_config(stock: Any) -> type:
     return type(PREFIX + stock.__name__, (stock,), {"model_type": f"nas_{stock.model_type}", "__module__": __name__})
 
 
-def _nas_model(stock: type) -> type:
+def _nas_model(stock: Any) -> type:
     config_class = globals_getattr(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -10,11 +10,12 @@ from rich.console import Group
 
 from nas.config import Recipe
 from nas.export import export_subnet
-from nas.front import ParetoFront, format_figure
+from nas.figures import format_figure
+from nas.front import ParetoFront
 from nas.progress import console, quiet_libraries, say
 from nas.report import write_report
 from nas.run import Run, read_json
-from nas.search import STUDIES, Evaluator, open_study, points, run_search, write_trials
+from nas.search import STUDIES, Evaluator, make_sampler, open_study, points, run_search, write_trials
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
 from nas.tasks import Workbench
 from nas.verify import verify
@@ -36,8 +37,7 @@ def search(recipe: Recipe, folder: str | Path) -> Run:
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
     """
     quiet_libraries()
-    bench = checked(recipe)
-    run = Run.open(folder, recipe)
+    bench, run = opened(recipe, folder)
     with run.locked():
         make_parent(run, bench)
         make_supernet(run, bench)
@@ -59,12 +59,19 @@ def search(recipe: Recipe, folder: str | Path) -> Run:
 def profile(recipe: Recipe, folder: str | Path) -> LatencyPredictor:
     """Runs the stages up to this device's latency predictor."""
     quiet_libraries()
-    bench = checked(recipe)
-    run = Run.open(folder, recipe)
+    bench, run = opened(recipe, folder)
     with run.locked():
         make_parent(run, bench)
         make_supernet(run, bench)
         return make_profile(run, bench)
+
+
+def opened(recipe: Recipe, folder: str | Path) -> tuple[Workbench, Run]:
+    """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well."""
+    bench = checked(recipe)
+    if not Path(folder, "recipe.yaml").exists():
+        bench.load_model()
+    return bench, Run.open(folder, recipe)
 
 
 def checked(recipe: Recipe) -> Workbench:
@@ -74,12 +81,14 @@ def checked(recipe: Recipe) -> Workbench:
         InputError: With the first thing that does not fit.
     """
     recipe.workload.check_available()
+    make_sampler(recipe, 0)
     bench = Workbench(recipe)
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     limit = getattr(bench.config, "max_position_embeddings", None)
-    for key, length in (("task.max_length", recipe.task.max_length), ("workload.sequence_length", recipe.workload.sequence_length)):
+    lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
+    for key, length in lengths.items():
         if recipe.task.type == "text-classification" and limit and length > limit:
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
     _ = bench.splits
@@ -153,7 +162,9 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
             "Reported on": Path(recipe.task.test).name,
             "Evaluations": f"{recipe.search.evaluations} · {recipe.search.sampler} · seed {recipe.seed}",
-            "Packages": ", ".join(f"{n} {v}" for n, v in read_json(run.folder / "environment.json")["packages"].items()),
+            "Packages": ", ".join(
+                f"{n} {v}" for n, v in read_json(run.folder / "environment.json")["packages"].items()
+            ),
         },
         notes=[
             "Measured: latency of the exported model beside the parent as anchor, quality on the held-out split.",
@@ -171,8 +182,8 @@ def predictor_line(predictor: LatencyPredictor) -> str:
     chosen, others = report.held_out[report.model], ("depth-only", "macs")
     beside = ", ".join(f"{name} {report.held_out[name].mape_percent:.1f} %" for name in others)
     return (
-        f"{report.model}: error {chosen.mape_percent:.1f} % and Kendall tau {chosen.kendall_tau:.2f} on {report.n_test} held-out "
-        f"of {report.n_train + report.n_test} measured ({beside})"
+        f"{report.model}: error {chosen.mape_percent:.1f} % and Kendall tau {chosen.kendall_tau:.2f} "
+        f"on {report.n_test} held-out of {report.n_train + report.n_test} measured ({beside})"
     )
 
 

@@ -13,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nas.front import Bound, ParetoFront, Point, format_figure
+from nas.figures import Bound, format_figure
+from nas.front import ParetoFront
+from nas.point import Point
 
 
 def write_report(

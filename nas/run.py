@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import Recipe
-from nas.front import ParetoFront, Point
+from nas.front import ParetoFront
+from nas.point import Point
 from search_spaces import InputError
 
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -77,7 +78,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for this process; one at a time works on it.
+        """Holds the run for this process; one at a time works on it. What a killed one left half-written goes.
 
         Raises:
             InputError: If another process holds it.
@@ -86,9 +87,16 @@ class Run:
 
         try:
             with FileLock(self.folder / ".lock", timeout=0):
+                self._sweep()
                 yield
         except Timeout:
             raise InputError(f"another process is working on `{self.folder}`; wait for it or stop it.") from None
+
+    def _sweep(self) -> None:
+        for folder in self.folder.glob(".verify-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
 
     @contextmanager
     def building(self, target: Path) -> Iterator[Path]:
@@ -101,7 +109,7 @@ class Run:
     @property
     def layer_order(self) -> list[int]:
         """The parent's layers, most important first."""
-        return list(read_json(self.supernet / "importance.json")["layers"])
+        return list(read_json(self.supernet / "importance.json", delete=self.supernet)["layers"])
 
     def results(self) -> dict[str, Any]:
         """What the search ended with, as stored in front.json.
@@ -133,8 +141,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, delete: Path | None = None) -> Any:
     """Reads a JSON file of a run.
+
+    Args:
+        path: The file.
+        delete: What to delete if it cannot be read; by default the file, where it is a stage's whole result.
 
     Raises:
         InputError: If it is missing or truncated.
@@ -143,7 +155,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"`{path}` cannot be read ({error}); delete it and type the same command again to make it anew."
+            f"`{path}` cannot be read ({error}); delete `{delete or path}` and type the same command again to make it "
+            "anew."
         ) from None
 
 

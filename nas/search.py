@@ -17,12 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.config import QUALITIES, Recipe
 from nas.evaluation import EvaluationSet, score
-from nas.front import ParetoFront, Point
+from nas.front import ParetoFront
+from nas.point import Point
 from nas.progress import progress
 from nas.run import write_text
 from nas.supernet import Supernet
-from predictors import LatencyPredictor
-from predictors.analytic import AnalyticCosts
+from predictors import AnalyticCosts, LatencyPredictor
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 STUDIES = ("search", "uniform", "random")
@@ -127,9 +127,7 @@ def run_search(path: Path, recipe: Recipe, space: SearchSpace, evaluator: Evalua
     _walk(studies["random"], "random", random, space, evaluator)
 
 
-def _search(
-    study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int
-) -> None:
+def _search(study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> None:
     """Corners, uniform scalings and feasible random subnetworks first, then the sampler, up to the budget.
 
     Evaluations are distinct subnetworks. A sampler that keeps proposing known ones is stopped after as many trials
@@ -245,7 +243,7 @@ def _attributes(point: Point) -> dict[str, Any]:
 
 
 def make_sampler(recipe: Recipe, finished: int) -> optuna.samplers.BaseSampler:
-    """The recipe's sampler, seeded by how many trials have finished, so that a resumed search goes on as it would have.
+    """The recipe's sampler, seeded by how many trials have finished: a resumed search goes on as it would have.
 
     Optuna's samplers keep their state in the study, so a new one for each trial loses nothing.
     """
@@ -253,7 +251,7 @@ def make_sampler(recipe: Recipe, finished: int) -> optuna.samplers.BaseSampler:
     made: Callable[..., optuna.samplers.BaseSampler] = getattr(optuna.samplers, recipe.search.sampler)
     try:
         return made(seed=recipe.seed * 1_000_003 + finished, **{**options, **recipe.search.sampler_options})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"`search.sampler_options` must be arguments of {recipe.search.sampler}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""The stages before the search: parent, supernet, profile. Each writes its result last and is skipped when it is there."""
+"""The stages before the search: parent, supernet, profile. Each is skipped once its result is there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from nas.run import Run, read_json, write_json
 from nas.supernet import Supernet
 from nas.tasks import Workbench
 from nas.training import SupernetTrainer, last_complete_checkpoint, plain_trainer, train, training_arguments
-from predictors import LatencyPredictor, MeasurementStore, Timing, measure
-from predictors.analytic import AnalyticCosts
-from predictors.measure import Stage
+from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore, Stage, Timing, measure
 from search_spaces import SearchSpace, SubnetConfig
 
 CALIBRATION_EXAMPLES = 512
@@ -104,7 +102,7 @@ def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
 def make_profile(run: Run, bench: Workbench) -> LatencyPredictor:
     """Measures sampled subnetworks, each extracted, and fits the latency predictor on them."""
     recipe = bench.recipe
-    if run.predictor.exists():
+    if any(run.predictor.glob("*")):
         return LatencyPredictor.load(run.predictor, recipe.workload)
     supernet, space = load_supernet(run, bench)
     costs = AnalyticCosts.of(supernet.model)
@@ -167,4 +165,3 @@ def time_models(
     if anchor_ms is None:
         store.add(supernet.parent, workload, "anchor", timed["anchor"])
     return timed
-

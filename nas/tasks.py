@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.config import Recipe
-from nas.data import load_source, need_column, text_columns, with_class_ids
+from nas.data import load_source, need_images, text_columns, with_class_ids
 from nas.evaluation import EvaluationSet
 from predictors import Workload
 from search_spaces import Family, InputError, family_of
@@ -34,8 +34,10 @@ def load_config(model: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        if "does not recognize this architecture" in str(error) or "model type" in str(error):
-            raise InputError(f"model `{model}`: {' '.join(str(error).split())[:200]}") from None
+        if Path(model, "config.json").is_file() or "model type" in str(error):
+            raise InputError(
+                f"the config.json of model `{model}` cannot be used: {' '.join(str(error).split())[:200]}"
+            ) from None
         raise InputError(
             f"there is no model `{model}`: it is not a folder with a config.json, nor found on the hub; check the "
             "spelling and the connection."
@@ -43,14 +45,21 @@ def load_config(model: str) -> PreTrainedConfig:
 
 
 def load_processor(task: str, model: str) -> Any:
-    """Tokenizer or image processor of a model."""
+    """Tokenizer or image processor of a model.
+
+    Raises:
+        InputError: If there is none, or a tokenizer knows no words.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer
 
     auto = {"text-classification": AutoTokenizer, "image-classification": AutoImageProcessor}[task]
     try:
-        return auto.from_pretrained(model)
-    except (OSError, ValueError) as error:
+        processor = auto.from_pretrained(model)
+    except Exception as error:
         raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {' '.join(str(error).split())[:160]}") from None
+    if auto is AutoTokenizer and len(processor) <= len(processor.all_special_ids):
+        raise InputError(f"model `{model}` must come with its Tokenizer, but there are no words in its vocabulary.")
+    return processor
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,8 @@ class Workbench:
         if trained and self.config.num_labels != len(self.splits.names):
             raise InputError(
                 f"the model's head must have one output a class, but `{self.recipe.model}` has "
-                f"{self.config.num_labels} and the data {len(self.splits.names)} ({', '.join(self.splits.names[:5])}); "
+                f"{self.config.num_labels} and the data {len(self.splits.names)} "
+                f"({', '.join(self.splits.names[:5])}); "
                 "choose other data, or a model without a head to fine-tune one."
             )
         return trained
@@ -148,7 +158,8 @@ class Workbench:
     def untrained(self) -> bool:
         """Whether the model is a local folder with a config and no weights."""
         folder = Path(self.recipe.model)
-        return folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.index.json")]
+        weights = ("*.safetensors", "*.bin", "*.index.json")
+        return folder.is_dir() and not any(file for pattern in weights for file in folder.glob(pattern))
 
     def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
         """The recipe's model with a head for the task, or the one in a folder of the run.
@@ -169,9 +180,10 @@ class Workbench:
         try:
             return auto.from_pretrained(source, **labels, dtype=torch.float32)
         except Exception as error:
+            again = f"delete `{source}` and type the same command again to make them anew"
             raise InputError(
                 f"the weights in `{source}` cannot be loaded ({' '.join(str(error).split())[:160]}); "
-                "if the file is truncated, delete its folder and type the same command again."
+                f"{'check that the model came here whole' if folder is None else again}."
             ) from error
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
@@ -210,7 +222,7 @@ def _image(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callabl
     task, processor = bench.recipe.task, bench.processor
 
     def process(dataset: Dataset, source: str) -> Dataset:
-        need_column(dataset, task.image, source, "task.image")
+        need_images(dataset, task.image, source)
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             pixels = processor([image.convert("RGB") for image in rows[task.image]], return_tensors="pt")

@@ -59,8 +59,8 @@ class DistillationTrainer(Trainer):
     def divergence(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """KL(teacher || student) of class scores (batch, classes), mean over the batch, times temperature squared."""
         t = self.temperature
-        kl = F.kl_div(F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1), reduction="batchmean", log_target=True)
-        return kl * t * t
+        scores, target = F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1)
+        return F.kl_div(scores, target, reduction="batchmean", log_target=True) * t * t
 
 
 class SupernetTrainer(DistillationTrainer):

@@ -12,15 +12,15 @@ from typing import Any
 from nas.config import QUALITIES
 from nas.evaluation import score
 from nas.export import reload_here, save_subnet
-from nas.front import ParetoFront, Point, reference_point
+from nas.front import ParetoFront, reference_point
+from nas.point import Point
 from nas.progress import progress
 from nas.run import Run, write_json
 from nas.search import STUDIES, Evaluator, open_study, points
 from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
 from nas.supernet import Supernet
 from nas.tasks import Workbench
-from predictors import LatencyPredictor, MeasurementStore
-from predictors.analytic import AnalyticCosts
+from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore
 from search_spaces import InputError, SubnetConfig
 
 
@@ -39,8 +39,7 @@ def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str,
     recipe = run.recipe
     supernet, _ = load_supernet(run, bench)
     candidates = {
-        name: ParetoFront.of(points(open_study(run.study, name, recipe)), recipe.objectives).points
-        for name in STUDIES
+        name: ParetoFront.of(points(open_study(run.study, name, recipe)), recipe.objectives).points for name in STUDIES
     }
     if not candidates["search"]:
         _refuse_infeasible(run, points(open_study(run.study, "search", recipe)))
@@ -108,9 +107,7 @@ def _verify_group(
     return lines
 
 
-def _parent_point(
-    run: Run, bench: Workbench, supernet: Supernet, figures: dict[str, dict[str, Any]]
-) -> Point:
+def _parent_point(run: Run, bench: Workbench, supernet: Supernet, figures: dict[str, dict[str, Any]]) -> Point:
     """The fine-tuned parent itself: its own weights, measured and scored like everything else."""
     done = _read_lines(run.verified)
     if "parent" not in done:
@@ -162,8 +159,8 @@ def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
         path.write_bytes(whole)
     try:
         return {line["key"]: line for line in map(json.loads, whole.splitlines())}
-    except ValueError as error:
-        raise InputError(f"`{path}` is damaged ({error}); delete it to verify again.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"`{path}` is damaged ({error}); delete it and type the same command again.") from None
 
 
 def _append_line(path: Path, line: dict[str, Any]) -> None:

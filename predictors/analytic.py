@@ -91,9 +91,8 @@ class AnalyticCosts:
             if layer is not None and len(axes) == 2:
                 total += tokens * math.prod(shape)
             elif layer is None and module != name:
-                total += sum(runs[p] for path, p in self.family.positions.items() if module.endswith(path)) * math.prod(
-                    shape
-                )
+                times = sum(runs[p] for path, p in self.family.positions.items() if module.endswith(path))
+                total += times * math.prod(shape)
         head_dim = self.family.head_dim(self.config)
         return total + sum(2 * tokens * tokens * heads * head_dim for heads in subnet.num_attention_heads)
 

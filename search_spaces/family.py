@@ -56,7 +56,8 @@ class Family:
         head_dim = getattr(config, "head_dim", None) if self.head_dim_in_config else None
         if head_dim is None and hidden % heads:
             raise InputError(
-                f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; change the model's config."
+                f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; "
+                "change the model's config."
             )
         return head_dim or hidden // heads
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,7 +84,7 @@ class SearchSpace:
 
     def with_layer_order(self, layer_order: Sequence[int]) -> SearchSpace:
         """The same space once the importance of the layers is known."""
-        return SearchSpace(self.parent, **self.choices, scope=self.scope, layer_order=layer_order)  # type: ignore[arg-type]
+        return SearchSpace(self.parent, **self.choices, scope=self.scope, layer_order=layer_order)
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """The ``depth`` most important layers, ascending."""
@@ -251,5 +252,5 @@ def _suggest(trial: optuna.Trial, name: str, values: tuple[Any, ...]) -> Any:
 
 def _step(values: tuple[Any, ...]) -> int | None:
     """The distance between evenly spaced integers, else None."""
-    steps = {b - a for a, b in zip(values, values[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(values)}
     return None if isinstance(values[0], bool) or len(steps) > 1 else steps.pop()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
+from rich.console import Console
 
-from nas.front import (
-    Bound,
-    Direction,
-    ParetoFront,
-    Point,
-    format_figure,
-    hypervolume,
-    non_dominated,
-    parse_condition,
-    reference_point,
-)
+from nas.figures import Bound, Direction, format_figure, parse_condition
+from nas.front import ParetoFront, reference_point
+from nas.pareto import hypervolume, non_dominated
+from nas.point import Point
 from search_spaces.errors import InputError
 from search_spaces.subnet import SubnetConfig
 
@@ -193,7 +189,7 @@ def test_bounds() -> None:
     assert Bound("<=", 40).violation(40) <= 0 < Bound("<", 40).violation(40) < 1e-300
     assert Bound(">", 40).violation(40) > 0 >= Bound("==", 40).violation(40)
     assert Bound("<=", 40).violation(math.nan) == math.inf
-    assert parse_condition("latency_ms<=5e-1") == ("latency_ms", "<=", 0.5)
+    assert parse_condition("latency_ms<=5e-1") == ("latency_ms", Bound("<=", 0.5))
     for text in ("40", "<= forty", "=< 40", "<= 40 ms", "<= nan", ""):
         with pytest.raises(InputError, match="<= 40"):
             Bound.parse(text)
@@ -220,13 +216,28 @@ def test_json_and_pandas_round_trip(front: ParetoFront) -> None:
 
 
 def test_the_table_marks_the_knee_and_says_what_was_measured(front: ParetoFront) -> None:
-    header, cells = front.rows()
-    assert header == ["key", "accuracy", "latency_ms", "size_mb", "subnetwork"]
-    assert [row[0].endswith("knee") for row in cells] == [False, True, False, False]
-    assert cells[1][1:4] == ["0.8800 ± 0.0100", "2.00", "40.0"]
-    assert front.table().row_count == 4
-    assert "held-out" in front.provenance()
-    assert f'<tr data-key="{front.knee().key}">' in front._repr_html_()
+    page = front._repr_html_()
+    row = next(row for row in page.split("<tr ") if row.startswith(f'data-key="{front.knee().key}"'))
+    assert page.count("<tr data-key=") == 4 and page.count("◀") == 2 and "4 of 4 measured" in page
+    assert re.findall("<td>(.*?)</td>", row)[:4] == [f"{front.knee().key} ◀", "0.8800 ± 0.0100", "2.00", "40.0"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_loses_nothing_in_a_narrow_terminal(width: int) -> None:
+    rng = random.Random(0)
+    subnets = [SubnetConfig((0, 1, 3, 5), *(tuple(rng.sample(range(100, 1000), 4)) for _ in "ab")) for _ in range(3)]
+    values = {"num_parameters": 22_713_216, "macs": 1.43e9, "size_mb": 0.0453, "loss": 0.3}
+    errors = {"accuracy": 0.01, "latency_ms": 1.1}
+    points = [Point(s, {"accuracy": i / 10, "latency_ms": 12 + i, **values}, errors) for i, s in enumerate(subnets)]
+    front = ParetoFront.of(points, OBJECTIVES)
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(front.table())
+    text = console.export_text()
+    assert "…" not in text and "loss" not in text and max(map(len, text.splitlines())) <= width
+    for word in ("size_mb", "macs", "latency_ms", "parameters", "22.71M", "1.43G", "0.0453", "12.0", "1.1"):
+        assert word in text, word
+    digits = text.split(front.points[-1].key)[1]
+    assert all(str(heads) in digits.replace("\n", "") for heads in front.points[-1].subnet.num_attention_heads)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +252,9 @@ def test_the_table_marks_the_knee_and_says_what_was_measured(front: ParetoFront)
         ("num_hidden_layers", 6, "6"),
         ("macs", 1.43e9, "1.43G"),
         ("size_mb", 90.87, "90.9"),
+        ("size_mb", 123.44, "123.4"),
+        ("size_mb", 0.0453, "0.0453"),
+        ("size_mb", 0.0, "0.0"),
         ("accuracy", math.nan, "–"),
     ],
 )

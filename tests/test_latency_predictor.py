@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from predictors import MODELS, LatencyPredictor, Measurement, Timing, Workload
-from predictors.latency import BASELINES, errors, feature_names, features
+from predictors.models import BASELINES, errors, feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536)
@@ -136,7 +136,7 @@ def test_save_and_load_predict_the_same(predictor, tmp_path):
 
 
 def test_a_file_that_is_cut_short_missing_or_for_another_workload_is_refused(predictor, tmp_path):
-    with pytest.raises(InputError, match="predictor.json"):
+    with pytest.raises(InputError, match=r"predictor\.json"):
         LatencyPredictor.load(tmp_path)
     predictor.save(tmp_path)
     with pytest.raises(InputError, match="2 threads"):

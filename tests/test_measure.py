@@ -193,5 +193,5 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     line = store.path.read_text()
     for broken in ("{broken\n", "[]\n", '{"key": "x"}\n', "\n"):
         store.path.write_text(line + broken + line)
-        with pytest.raises(InputError, match="m.jsonl.*line 2"):
+        with pytest.raises(InputError, match=r"m\.jsonl.*line 2"):
             MeasurementStore(store.path).rows(Workload(), "profile")

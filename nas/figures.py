@@ -1,0 +1,98 @@
+"""A figure: one number known of a subnetwork, such as ``latency_ms``; its direction, its bounds and how it reads."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from search_spaces.errors import InputError
+
+Direction = Literal["maximize", "minimize"]
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+"""Every operator of a bound."""
+
+_BOUND = r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One side of a condition: an operator of `OPERATORS` and the value it compares with."""
+
+    op: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """Reads a text like ``"<= 40"``.
+
+        Raises:
+            InputError: If the text is not an operator followed by a number.
+        """
+        match = re.fullmatch(_BOUND, text)
+        if not match:
+            raise InputError(
+                f"A bound must be one of {' '.join(OPERATORS)} and a number, but got `{text}`: try `<= 40`."
+            )
+        return cls(match[1], float(match[2]))
+
+    def violation(self, value: float) -> float:
+        """How far a value is on the wrong side, in its own unit; zero or less exactly if the bound holds.
+
+        A value that only touches a strict bound violates it by the smallest positive number; NaN by infinity.
+        """
+        if math.isnan(value):
+            return math.inf
+        if self.op == "==":
+            return abs(value - self.value)
+        excess = value - self.value if self.op[0] == "<" else self.value - value
+        return math.ulp(0.0) if excess == 0 and len(self.op) == 1 else excess
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.value:g}"
+
+
+def parse_condition(text: str) -> tuple[str, Bound]:
+    """Reads one condition like ``"latency_ms <= 5"`` into the name of a figure and its bound.
+
+    Raises:
+        InputError: If the text is not a name, an operator and a number.
+    """
+    match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
+    if not match:
+        raise InputError(
+            f"A condition must be a figure, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
+            "try `latency_ms <= 5`; separate several by commas."
+        )
+    return match[1], Bound(match[2], float(match[3]))
+
+
+def format_figure(name: str, value: float, error: float | None = None) -> str:
+    """A figure as people read it, without its unit, followed by ``± error`` if one is given.
+
+    Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal, counts
+    (``num_*``, ``macs``) a K, M, G or B suffix, everything else four decimals.
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else str(value)
+    if name.startswith("num_") or name in ("macs", "flops"):
+        big = "B" if name.startswith("num_") else "G"
+        for unit, suffix in ((1e9, big), (1e6, "M"), (1e3, "K")):
+            if abs(value) >= unit:
+                return f"{value / unit:.2f}{suffix}"
+        return f"{value:g}"
+    decimals = 4
+    if name.endswith(("_ms", "_mb")):
+        fewest = int(name.endswith("_mb"))
+        decimals = max(fewest, 2 - math.floor(math.log10(abs(value)))) if value else fewest
+    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")

@@ -1,0 +1,162 @@
+"""Latency models: the features of subnetworks they read, the regressions themselves, and how far off they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from search_spaces import SearchSpace, SubnetConfig
+from search_spaces.subnet import PER_LAYER
+
+SMOOTHNESS = 0.05
+
+
+def feature_names(space: SearchSpace) -> tuple[str, ...]:
+    """Columns of `features`: the depth, the sum of each width over layers, then each step between two choices."""
+    return ("num_hidden_layers", *PER_LAYER, *(f"{f}:{a}-{b}" for f in PER_LAYER for a, b in _steps(space, f)))
+
+
+def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+    """What latency depends on; which layers are kept does not matter, only how many and how wide.
+
+    A step's column says how far the layers climb it, summed over layers: a latency that is any piecewise linear
+    function of a layer's width, with knots at the choices, is a weighted sum of these columns.
+
+    Returns:
+        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
+    """
+    depths = np.array([subnet.num_hidden_layers for subnet in subnets], dtype=int)
+    owner = np.repeat(np.arange(len(subnets)), depths)
+
+    def per_subnet(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, values, minlength=len(subnets))
+
+    sums, climbs = [], []
+    for field in PER_LAYER:
+        largest, steps = max(space.choices[field]), _steps(space, field)
+        values = np.array([value for subnet in subnets for value in getattr(subnet, field)], dtype=float)
+        sums.append(per_subnet(values / largest))
+        for k, (low, high) in enumerate(steps):
+            floor = low if k else -np.inf
+            ceiling = high if k < len(steps) - 1 else np.inf
+            climbs.append(per_subnet((np.clip(values, floor, ceiling) - low) / largest))
+    return np.stack([depths.astype(float), *sums, *climbs], axis=1)
+
+
+def _steps(space: SearchSpace, field: str) -> list[tuple[int, int]]:
+    choices = space.choices[field]
+    return list(pairwise(choices))
+
+
+class LatencyModel(Protocol):
+    """A regression from features to milliseconds."""
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
+        """Fits (n, d) features to (n,) latencies and returns itself."""
+        ...
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        ...
+
+
+class LeastSquares:
+    """A weighted sum of columns plus a constant, with the least squared *relative* error.
+
+    Args:
+        columns: Which features it reads.
+        alike: Pairs of positions in ``columns`` whose weights are drawn together, as in a penalised spline.
+        non_negative: Whether no weight may be below zero, so that nothing gets faster by being added.
+    """
+
+    def __init__(
+        self, columns: Sequence[int], *, alike: Sequence[tuple[int, int]] = (), non_negative: bool = False
+    ) -> None:
+        self.columns, self.alike, self.non_negative = list(columns), alike, non_negative
+        self.weights = np.zeros(1 + len(self.columns))
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LeastSquares:
+        """Solves for the weights; a little ridge keeps columns that never vary from blowing up."""
+        from scipy.optimize import nnls
+
+        design = self._design(features)
+        scale = np.maximum(np.abs(design / latency_ms[:, None]).max(axis=0), 1e-12)
+        rows = [design / latency_ms[:, None], np.diag(1e-4 * scale)]
+        for a, b in self.alike:
+            row = np.zeros((1, design.shape[1]))
+            row[0, [1 + a, 1 + b]] = SMOOTHNESS * scale[[1 + a, 1 + b]].max() * np.array([1.0, -1.0])
+            rows.append(row)
+        matrix = np.concatenate(rows)
+        target = np.zeros(len(matrix))
+        target[: len(latency_ms)] = 1.0
+        solve = nnls if self.non_negative else np.linalg.lstsq
+        self.weights = solve(matrix / scale, target)[0] / scale
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds, above zero."""
+        return np.maximum(self._design(features) @ self.weights, 1e-6)
+
+    def _design(self, features: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.ones((len(features), 1)), features[:, self.columns]], axis=1)
+
+
+class GradientBoosting:
+    """Boosted trees on the logarithm of the latency (Friedman, 2001)."""
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> GradientBoosting:
+        """Fits (n, d) features to (n,) latencies."""
+        from sklearn.ensemble import GradientBoostingRegressor
+
+        self.trees = GradientBoostingRegressor(n_estimators=200, learning_rate=0.05, max_depth=3, random_state=0)
+        self.trees.fit(features, np.log(latency_ms))
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        return np.exp(self.trees.predict(features)) if len(features) else np.zeros(0)
+
+
+def _additive(names: Sequence[str]) -> LatencyModel:
+    """t = t0 + sum over layers of f_heads(heads) + f_ffn(width), both f monotone and piecewise linear."""
+    columns = [0, *(i for i, name in enumerate(names) if ":" in name)]
+    fields = [names[i].partition(":")[0] for i in columns]
+    alike = [(i, i + 1) for i in range(1, len(columns) - 1) if fields[i] == fields[i + 1]]
+    return LeastSquares(columns, alike=alike, non_negative=True)
+
+
+MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
+    "additive": _additive,
+    "linear": lambda names: LeastSquares([i for i, name in enumerate(names) if ":" not in name]),
+    "gradient-boosting": lambda names: GradientBoosting(),
+}
+"""Name -> model for columns of these names; `LatencyPredictor.fit` chooses among them."""
+
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "depth-only": lambda features, macs: features[:, :1],
+    "macs": lambda features, macs: macs[:, None],
+}
+"""Name -> the one column of a straight line, from (n, d) features and (n,) MACs; never chosen, only reported."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far predictions are from measurements; ``kendall_tau`` is 0 where all values are equal."""
+
+    mape_percent: float
+    rmse_ms: float
+    kendall_tau: float
+
+
+def errors(measured: np.ndarray, predicted: np.ndarray) -> Errors:
+    """Compares (n,) measured with (n,) predicted milliseconds."""
+    from scipy.stats import kendalltau
+
+    off = predicted - measured
+    constant = len(set(measured.tolist())) < 2 or len(set(predicted.tolist())) < 2
+    tau = 0.0 if constant else float(kendalltau(measured, predicted).statistic)
+    return Errors(float(np.mean(np.abs(off) / measured) * 100), float(np.sqrt(np.mean(off**2))), tau)

@@ -1,0 +1,36 @@
+"""The whole road on a tiny BERT: front, report, export, resume, determinism."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nas.config import Recipe
+from nas.pipeline import search
+from nas.run import Run
+from nas.search import STUDIES, open_study, points
+
+
+@pytest.mark.slow
+def test_the_same_seed_and_measurements_give_the_same_trials_and_front(text_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(text_recipe)
+    first = search(recipe, tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    shutil.copy(first.measurements, tmp_path / "second")
+    second = search(recipe, tmp_path / "second")
+
+    assert first.measurements.read_bytes() == second.measurements.read_bytes()
+    assert first.trials.read_text() == second.trials.read_text()
+    assert [(p.key, p.values) for p in first.front()] == [(p.key, p.values) for p in second.front()]
+    for name in STUDIES:
+        assert points(open_study(first.study, name, recipe)) == points(open_study(second.study, name, recipe))
+    assert {p.source for p in first.verified_points()} == {"search", "uniform", "random", "parent"}
+    assert all(p.measured for p in first.verified_points())
+    assert first.report.stat().st_size > 100_000 and any(first.exports.iterdir())
+
+
+def test_a_finished_run_is_only_shown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recipe\.yaml"):
+        Run(tmp_path)

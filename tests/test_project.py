@@ -1,0 +1,70 @@
+"""The project itself: direction of imports, what the wheel holds, a light command line, a README that is true."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["search_spaces", "predictors", "nas", "experiments"]
+
+
+@pytest.mark.parametrize("package", LAYERS[:3])
+def test_imports_point_one_way(package: str) -> None:
+    above = LAYERS[LAYERS.index(package) + 1 :]
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong = [name for name in names if name.split(".")[0] in above]
+            assert not wrong, f"{path} imports {wrong}"
+
+
+def test_the_space_and_the_command_line_need_no_torch() -> None:
+    code = "import sys, {}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    for module in ("search_spaces", "predictors", "nas", "nas.cli"):
+        done = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == "[]", (module, done.stdout, done.stderr)
+
+
+def test_help_lists_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "nas.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+    commands = ("search", "profile", "show", "export", "finetune", "bench", "families")
+    assert done.returncode == 0 and all(f"  {command} " in done.stdout for command in commands)
+
+
+def test_families_are_printed_from_the_table() -> None:
+    from search_spaces import FAMILIES
+
+    done = subprocess.run([sys.executable, "-m", "nas.cli", "families"], capture_output=True, text=True, cwd=ROOT)
+    assert all(name in done.stdout for name in FAMILIES)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("paretoformer-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"nas", "search_spaces", "predictors"}
+    assert {"nas/report.html", "nas/py.typed", "nas/modeling_nas.py"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_constraints_pin_what_the_project_declares() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in pins if "==" in line}
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    declared = {spec.split(">=")[0].split("[")[0].lower() for spec in [*project["dependencies"], *extras]}
+    assert declared <= pinned

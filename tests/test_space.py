@@ -1,0 +1,106 @@
+"""Search spaces: sizes, parameters and points agree with plain enumeration."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from random import Random
+
+import optuna
+import pytest
+
+from search_spaces import InputError, SearchSpace, SubnetConfig
+
+PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96)
+
+
+def space(scope: str = "per-layer", **changes: object) -> SearchSpace:
+    choices = {"num_hidden_layers": [1, 2, 3], "num_attention_heads": [1, 2, 4], "intermediate_size": [32, 64, 96]}
+    return SearchSpace(PARENT, **{**choices, **changes}, scope=scope, layer_order=[2, 0, 1])  # type: ignore[arg-type]
+
+
+def test_the_size_is_what_enumeration_counts() -> None:
+    small = space(num_attention_heads=[1, 2], intermediate_size=[32])
+    widths = list(product([1, 2], [32]))
+    points = {
+        SubnetConfig(layers, *zip(*chosen, strict=True))  # type: ignore[arg-type]
+        for depth in (1, 2, 3)
+        for layers in combinations(range(3), depth)
+        for chosen in product(widths, repeat=depth)
+    }
+    assert small.size == len(points)
+    assert all(point in small for point in points)
+    rng = Random(0)
+    assert {small.sample(rng) for _ in range(3000)} == points
+    uniform = space("uniform")
+    assert uniform.size == len(set(uniform)) == 27
+
+
+@pytest.mark.parametrize("scope", ["uniform", "per-layer"])
+def test_parameters_and_subnetworks_are_the_same_thing(scope: str) -> None:
+    here, rng = space(scope), Random(0)
+    for _ in range(200):
+        subnet = here.sample(rng)
+        assert subnet in here
+        assert here.from_params(here.to_params(subnet)) == subnet
+        assert SubnetConfig.from_dict(subnet.to_dict()) == subnet
+        for near in here.neighbours(subnet):
+            assert near in here and near != subnet
+
+
+@pytest.mark.parametrize("scope", ["uniform", "per-layer"])
+def test_a_study_suggests_points_of_the_space(scope: str) -> None:
+    here = space(scope)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(100):
+        trial = study.ask()
+        assert here.suggest(trial) in here
+        assert trial.distributions == here.distributions()
+
+
+def test_evenly_spaced_choices_are_ordered_for_the_sampler() -> None:
+    found = space().distributions()
+    assert isinstance(found["intermediate_size.0"], optuna.distributions.IntDistribution)
+    assert isinstance(found["num_attention_heads.0"], optuna.distributions.CategoricalDistribution)
+    assert set(space(num_hidden_layers=[3]).distributions()) == {
+        f"{field}.{i}" for field in ("num_attention_heads", "intermediate_size") for i in range(3)
+    }
+
+
+def test_a_set_of_layers_of_a_forbidden_size_is_mended_by_importance() -> None:
+    here = space(num_hidden_layers=[2])
+    assert here.from_params({f"layers.{i}": False for i in range(3)}).layers == (0, 2)
+    assert here.from_params({f"layers.{i}": True for i in range(3)}).layers == (0, 2)
+    assert here.from_params({"layers.0": False, "layers.1": True, "layers.2": False}).layers == (1, 2)
+
+
+def test_uniform_scalings_run_from_the_largest_to_the_smallest() -> None:
+    for scope in ("uniform", "per-layer"):
+        scalings = space(scope).uniform_scalings()
+        assert scalings[0] == space(scope).largest and scalings[-1] == space(scope).smallest
+        assert all(subnet.is_uniform and subnet in space(scope) for subnet in scalings)
+
+
+def test_the_encoding_tells_subnetworks_apart() -> None:
+    here, rng = space(), Random(0)
+    points = list({here.sample(rng) for _ in range(300)})
+    assert len({tuple(here.encode(point)) for point in points}) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"num_attention_heads": []}, "at least one choice"),
+        ({"intermediate_size": [128]}, "between 1 and the parent's 96"),
+        ({"num_hidden_layers": [0, 1]}, "between 1 and the parent's 3"),
+    ],
+)
+def test_impossible_choices_are_refused(choices: dict[str, list[int]], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        space(**choices)
+
+
+def test_a_subnet_checks_itself() -> None:
+    with pytest.raises(InputError, match="ascending"):
+        SubnetConfig((1, 0), (1, 1), (8, 8))
+    with pytest.raises(InputError, match="one positive value"):
+        SubnetConfig((0, 1), (1,), (8, 8))
