@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-UsageError = typer.BadParameter.__base__
+UsageError = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -39,27 +40,31 @@ def search(
     from nas.config import Recipe
 
     loaded = Recipe.load(recipe, overrides or [])
-    from nas import pipeline
 
     if dry_run:
-        found = pipeline.estimate(loaded)
+        from nas.estimate import estimate
+
+        found = estimate(loaded)
         typer.echo(loaded.to_yaml())
         typer.echo(f"# space: {found['subnetworks']:,} subnetworks")
         minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
         typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
         return
-    done = pipeline.search(loaded, run or default_run(recipe))
-    pipeline.show(done, done.front())
+    from nas.pipeline import search as run_pipeline
+    from nas.summary import show as show_run
+
+    done = run_pipeline(loaded, run or default_run(recipe))
+    show_run(done, done.front())
 
 
 @app.command()
 def profile(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
     """Fit this device's latency predictor and print its held-out error."""
-    from nas import pipeline
     from nas.config import Recipe
+    from nas.pipeline import profile as run_profile
     from nas.progress import console
 
-    predictor = pipeline.profile(Recipe.load(recipe, overrides or []), run or default_run(recipe))
+    predictor = run_profile(Recipe.load(recipe, overrides or []), run or default_run(recipe))
     console.print(predictor.report.table())
 
 
@@ -69,12 +74,12 @@ def show(
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
 ) -> None:
     """Print the front of a run."""
-    from nas import pipeline
     from nas.run import Run
+    from nas.summary import show as show_run
 
     found = Run(run)
     front = found.front()
-    pipeline.show(found, front.where(where) if where else front)
+    show_run(found, front.where(where) if where else front)
 
 
 @app.command()
@@ -158,16 +163,29 @@ def main() -> None:
     """Entry point of ``nas``: a user's mistake or a full disk is one line and exit code 2."""
     try:
         stopped = app(sys.argv[1:] or ["--help"], prog_name="nas", standalone_mode=False) == INTERRUPTED
-    except UsageError as error:
+    except UsageError as error:  # type: ignore[misc]
         fail(f"{error.format_message()} See `nas --help`.")
     except InputError as error:
         fail(str(error))
     except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if any(map(is_full_disk, chain_of(error))):
             fail("the disk is full; what was finished is kept. Free some space and type the same command again.")
         raise
     if stopped:
         fail("stopped; type the same command again to go on.")
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says so; `torch.save` only tells that a stream could not be written."""
+    texts = ("No space left", "iostream error", "unexpected pos")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in texts)
 
 
 def fail(message: str) -> None:

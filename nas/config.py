@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,8 @@ QUALITIES: dict[str, Direction] = {
 DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
 """Every figure that can be an objective or bounded by a constraint, and the direction that improves it."""
 
-OPTUNA_SAMPLERS = (
+SAMPLERS = (
+    "SurrogateSampler",
     "TPESampler",
     "NSGAIISampler",
     "NSGAIIISampler",
@@ -91,10 +93,10 @@ class Profile(_Section):
 
 
 class Search(_Section):
-    """An Optuna study: how long, and with which sampler."""
+    """An Optuna study: how long, and with which sampler: ours, or one of Optuna's by name."""
 
     evaluations: int = Field(200, ge=1)
-    sampler: str = "TPESampler"
+    sampler: str = "SurrogateSampler"
     sampler_options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -148,6 +150,9 @@ class Recipe(_Section):
         except ValidationError as error:
             raise InputError(_explain(error)) from None
         recipe._check()
+        if recipe.task.type == "image-classification":
+            workload = replace(recipe.workload, sequence_length=None)
+            return recipe.model_copy(update={"workload": workload})
         return recipe
 
     def to_yaml(self) -> str:
@@ -158,6 +163,16 @@ class Recipe(_Section):
     def bounds(self) -> dict[str, Bound]:
         """The constraints, parsed."""
         return {name: Bound.parse(text) for name, text in self.constraints.items()}
+
+    @property
+    def figures(self) -> list[str]:
+        """Every figure that the objectives and constraints name."""
+        return list(dict.fromkeys((*self.objectives, *self.constraints)))
+
+    @property
+    def qualities(self) -> list[str]:
+        """The qualities among them."""
+        return [name for name in self.figures if name in QUALITIES]
 
     @property
     def quality(self) -> str:
@@ -188,10 +203,10 @@ class Recipe(_Section):
                 Bound.parse(text)
             except InputError as error:
                 raise InputError(f"`constraints.{name}`: {error}") from None
-        if self.search.sampler not in OPTUNA_SAMPLERS:
+        if self.search.sampler not in SAMPLERS:
             raise InputError(
-                f"`search.sampler` must name an Optuna sampler for several objectives, but got "
-                f"`{self.search.sampler}`; {_near(self.search.sampler, OPTUNA_SAMPLERS)}"
+                f"`search.sampler` must name a sampler for several objectives, but got "
+                f"`{self.search.sampler}`; {_near(self.search.sampler, SAMPLERS)}"
             )
 
 

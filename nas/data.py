@@ -81,7 +81,9 @@ def _labels(dataset: Dataset, column: str, source: str) -> list[Any]:
     if not len(dataset):
         raise InputError(f"`{source}` must hold examples to train or report on, but it has no examples.")
     if not isinstance(feature, (ClassLabel, Value)):
-        raise InputError(f"`task.label` must name a column of one label a row, but `{column}` of `{source}` is {feature}.")
+        raise InputError(
+            f"`task.label` must name a column of one label a row, but `{column}` of `{source}` is {feature}."
+        )
     values = dataset.unique(column)
     missing = [v for v in values if v is None or v != v or (isinstance(feature, ClassLabel) and v < 0)]
     if missing:

@@ -35,9 +35,8 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     bench = checked(recipe)
-    names = [name for name in ("accuracy", "f1", "matthews_correlation", "loss") if name in recipe.objectives]
     model = _load(bench, folder)
-    before = score(model, bench.splits.test, names)
+    before = score(model, bench.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
     trainer = plain_trainer(
         model,
@@ -50,7 +49,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     )
     with progress("finetune") as report:
         train(trainer, report)
-    after = score(model, bench.splits.test, names)
+    after = score(model, bench.splits.test, recipe.qualities)
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)
     story = read_json(folder / "subnet.json")

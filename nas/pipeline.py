@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group
 
 from nas.config import Recipe
 from nas.export import export_subnet
-from nas.figures import format_figure
-from nas.front import ParetoFront
-from nas.progress import console, quiet_libraries, say
+from nas.progress import quiet_libraries, say
 from nas.report import write_report
 from nas.run import Run, read_json
-from nas.search import STUDIES, Evaluator, make_sampler, open_study, points, run_search, write_trials
+from nas.search import STUDIES, Evaluator, check_sampler, open_study, points, run_search, write_trials
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
+from nas.summary import hypervolume_line, predictor_line
 from nas.tasks import Workbench
 from nas.verify import verify
 from predictors import LatencyPredictor, device_name
@@ -81,7 +76,7 @@ def checked(recipe: Recipe) -> Workbench:
         InputError: With the first thing that does not fit.
     """
     recipe.workload.check_available()
-    make_sampler(recipe, 0)
+    check_sampler(recipe)
     bench = Workbench(recipe)
     space = search_space(bench)
     if space.size < 10:
@@ -94,53 +89,6 @@ def checked(recipe: Recipe) -> Workbench:
     _ = bench.splits
     _ = bench.has_head
     return bench
-
-
-def estimate(recipe: Recipe) -> dict[str, Any]:
-    """Size of the space and time of a run, from a few timed steps of the untrained parent; writes nothing.
-
-    Returns:
-        ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
-    """
-    import torch
-
-    from nas.supernet import evaluating
-
-    quiet_libraries()
-    bench = checked(recipe)
-    splits, model = bench.splits, bench.load_model()
-    settings = recipe.parent
-    rows = [splits.train[i] for i in range(min(settings.batch_size, len(splits.train)))]
-    batch = dict(splits.collate(rows))
-
-    def step() -> None:
-        model(**batch).loss.backward()
-        model.zero_grad()
-
-    def seconds(call: Any, repeats: int = 3) -> float:
-        call()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - start) / repeats
-
-    train_s = seconds(step) / len(rows)
-    with evaluating(model):
-        score_s = seconds(lambda: model(**splits.search.batches[len(splits.search.batches) // 2]))
-        score_s /= len(next(iter(splits.search.batches[len(splits.search.batches) // 2].values())))
-    torch.set_num_threads(torch.get_num_threads())
-    examples, evaluations = len(splits.train), recipe.search.evaluations
-    subnets = 2 + recipe.supernet.sampled_subnets
-    return {
-        "subnetworks": search_space(bench).size,
-        "minutes": {
-            "parent": 0.0 if bench.has_head else settings.epochs * examples * train_s / 60,
-            "supernet": recipe.supernet.epochs * examples * train_s * (0.3 + 0.55 * subnets) / 60,
-            "profile": recipe.profile.samples * 1.5 / 60,
-            "search": 2 * evaluations * len(splits.search) * score_s * 0.6 / 60,
-            "verify": 30 * (len(splits.test) * score_s * 0.6 + 3) / 60,
-        },
-    }
 
 
 def make_report(run: Run, predictor: LatencyPredictor) -> None:
@@ -174,37 +122,3 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
         ],
         export_command=command,
     )
-
-
-def predictor_line(predictor: LatencyPredictor) -> str:
-    """The held-out error of the predictor beside its baselines, in one line."""
-    report = predictor.report
-    chosen, others = report.held_out[report.model], ("depth-only", "macs")
-    beside = ", ".join(f"{name} {report.held_out[name].mape_percent:.1f} %" for name in others)
-    return (
-        f"{report.model}: error {chosen.mape_percent:.1f} % and Kendall tau {chosen.kendall_tau:.2f} "
-        f"on {report.n_test} held-out of {report.n_train + report.n_test} measured ({beside})"
-    )
-
-
-def hypervolume_line(results: dict[str, Any]) -> str:
-    """Hypervolumes of the search and its baselines, with the reference point they share."""
-    volumes = ", ".join(f"{name} {value:.4g}" for name, value in results["hypervolume"].items())
-    reference = ", ".join(f"{name} {format_figure(name, value)}" for name, value in results["reference"].items())
-    return f"{volumes} (reference {reference})"
-
-
-def show(run: Run, front: ParetoFront) -> None:
-    """Prints a front with what it must be read with."""
-    results = run.results()
-    parent = next(point for point in run.verified_points() if point.source == "parent")
-    figures = " · ".join(
-        f"{name} {format_figure(name, parent.values[name], parent.errors.get(name))}" for name in front.figures
-    )
-    console.print(Group(front.table()))
-    say(f"parent       {figures}")
-    say(f"workload     {run.recipe.workload} · {device_name(run.recipe.workload)}")
-    say(f"hypervolume  {hypervolume_line(results)}")
-    say(f"report       {run.report}")
-    for folder in sorted(run.exports.glob("[!.]*")):
-        say(f"export       {folder}")

@@ -119,7 +119,6 @@ class SurrogateSampler(BaseSampler):
         problem = self.problem or PlainProblem(self.space, len(study.directions))
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
         taken = {problem.key(t.params) for t in trials if self.space.keys() <= t.params.keys()}
-        taken |= {problem.key(p) for t in trials if (p := t.system_attrs.get("proposal"))}
         done = [t for t in trials if t.state == TrialState.COMPLETE and self.space.keys() <= t.params.keys()]
         batch_number = len(done) // self.batch_size
         if batch_number != self._batch_number:

@@ -10,17 +10,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.config import QUALITIES, Recipe
+from nas.config import COSTS, Recipe
 from nas.evaluation import EvaluationSet, score
 from nas.front import ParetoFront
 from nas.point import Point
 from nas.progress import progress
 from nas.run import write_text
+from nas.sampler import Params, SurrogateSampler
 from nas.supernet import Supernet
 from predictors import AnalyticCosts, LatencyPredictor
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -28,7 +30,7 @@ from search_spaces import InputError, SearchSpace, SubnetConfig
 STUDIES = ("search", "uniform", "random")
 """The search and its baselines (law 6): uniform scaling, and random search at the same number of evaluations."""
 
-STARTUP_FRACTION = 0.2
+STARTUP_FRACTION = 0.1
 REJECTIONS = 2000
 
 
@@ -48,10 +50,16 @@ class Evaluator:
     def __post_init__(self) -> None:
         self.counts = AnalyticCosts.of(self.supernet.model)
 
+    def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+        """One cost of many subnetworks (n,), known without running them."""
+        if name == "latency_ms":
+            return self.predictor.predict(subnets)
+        length = self.recipe.workload.sequence_length
+        return np.array([self.counts.count(name, subnet, length) for subnet in subnets])
+
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
-        """Everything that is known without running the subnetwork."""
-        figures = self.counts.all(subnet, self.recipe.workload.sequence_length)
-        return {"latency_ms": float(self.predictor.predict([subnet])[0]), **figures}
+        """Every cost of one subnetwork."""
+        return {name: float(self.cost(name, [subnet])[0]) for name in COSTS}
 
     def violations(self, figures: dict[str, float]) -> dict[str, float]:
         """Constraint -> how far it is missed; at most 0 where it holds. Figures not known yet are left out."""
@@ -65,8 +73,7 @@ class Evaluator:
         """Scores a subnetwork, or answers from what was scored before."""
         if subnet.key not in self.known:
             self.supernet.activate(subnet)
-            names = [n for n in QUALITIES if n in (*self.recipe.objectives, *self.recipe.constraints)]
-            scores = score(self.supernet.model, self.examples, names)
+            scores = score(self.supernet.model, self.examples, self.recipe.qualities)
             values = {**{n: s.value for n, s in scores.items()}, **self.costs(subnet)}
             errors = {n: s.standard_error for n, s in scores.items()}
             errors["latency_ms"] = float(self.predictor.spread_ms([subnet])[0])
@@ -134,6 +141,7 @@ def _search(study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: 
     again as the budget.
     """
     start = plan(space, evaluator, recipe, budget)
+    surrogate = surrogate_sampler(recipe, space, evaluator)
     with progress("search") as report:
         while True:
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -144,7 +152,7 @@ def _search(study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: 
             if len(trials) < len(start):
                 record(study, start[len(trials)], space, evaluator)
             else:
-                study.sampler = make_sampler(recipe, len(trials))
+                study.sampler = surrogate or optuna_sampler(recipe, len(trials))
                 trial = study.ask()
                 _tell(study, trial, evaluator(space.suggest(trial)), evaluator)
 
@@ -242,17 +250,63 @@ def _attributes(point: Point) -> dict[str, Any]:
     return {"key": point.subnet.key, "point": point.to_dict()}
 
 
-def make_sampler(recipe: Recipe, finished: int) -> optuna.samplers.BaseSampler:
-    """The recipe's sampler, seeded by how many trials have finished: a resumed search goes on as it would have.
+def surrogate_sampler(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> SurrogateSampler | None:
+    """Our sampler, which knows the cost of every subnetwork, where the recipe names it."""
+    if recipe.search.sampler != "SurrogateSampler":
+        return None
+    problem = SpaceProblem(space, evaluator)
+    return SurrogateSampler(space.distributions(), problem, seed=recipe.seed, **recipe.search.sampler_options)
+
+
+def optuna_sampler(recipe: Recipe, finished: int) -> optuna.samplers.BaseSampler:
+    """One of Optuna's samplers, seeded by how many trials have finished: a resumed search goes on as it would have.
 
     Optuna's samplers keep their state in the study, so a new one for each trial loses nothing.
     """
     options = {"multivariate": True, "n_startup_trials": 0} if recipe.search.sampler == "TPESampler" else {}
     made: Callable[..., optuna.samplers.BaseSampler] = getattr(optuna.samplers, recipe.search.sampler)
+    return made(seed=recipe.seed * 1_000_003 + finished, **{**options, **recipe.search.sampler_options})
+
+
+def check_sampler(recipe: Recipe) -> None:
+    """Raises InputError unless the recipe's sampler takes its options."""
     try:
-        return made(seed=recipe.seed * 1_000_003 + finished, **{**options, **recipe.search.sampler_options})
+        if recipe.search.sampler == "SurrogateSampler":
+            SurrogateSampler({}, **recipe.search.sampler_options)
+        else:
+            optuna_sampler(recipe, 0)
     except (TypeError, ValueError) as error:
         raise InputError(f"`search.sampler_options` must be arguments of {recipe.search.sampler}: {error}") from None
+
+
+class SpaceProblem:
+    """What the surrogate sampler may know of a search space: its costs, and which parameters mean the same."""
+
+    def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
+        self.space = space
+        self.evaluator = evaluator
+
+    def key(self, params: Params) -> str:
+        """The subnetwork's key: widths of dropped layers do not count."""
+        return self.space.from_params(dict(params)).key
+
+    def features(self, params: Sequence[Params]) -> np.ndarray:
+        """The space's encoding of each subnetwork."""
+        return np.stack([self.space.encode(self.space.from_params(dict(p))) for p in params])
+
+    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
+        """Costs among the objectives, NaN for qualities; and how far the constraints on costs are missed, relative."""
+        recipe = self.evaluator.recipe
+        subnets = [self.space.from_params(dict(p)) for p in params]
+        columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
+        unknown = np.full(len(subnets), np.nan)
+        values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
+        violation = np.zeros(len(subnets))
+        for name, bound in recipe.bounds.items():
+            if name in columns:
+                missed = np.array([bound.violation(value) for value in columns[name]])
+                violation += np.maximum(missed, 0.0) / max(abs(bound.value), 1e-9)
+        return values, violation
 
 
 def points(study: optuna.Study, source: str | None = None) -> list[Point]:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from nas.front import ParetoFront
 
 KNEE = " ◀"
-TERMINAL_FIGURES = ("num_parameters", "macs", "size_mb")
-"""Figures shown beside the objectives where space is scarce."""
+TERMINAL_FIGURES = ("size_mb",)
+"""Figures shown beside the objectives where space is scarce; `to_pandas` and the report have them all."""
 
 
 def rich_table(front: ParetoFront) -> Table:
@@ -27,7 +27,7 @@ def rich_table(front: ParetoFront) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), caption=_caption(front), caption_justify="left")
     table.add_column("key", no_wrap=True)
     for name in names:
-        table.add_column(name.replace("num_", "num_\n"), justify="right", no_wrap=name not in front.objectives)
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("subnetwork", overflow="fold")
     for *cells, subnetwork in _rows(front, names):
         breakable = subnetwork.replace(",", ", ")
@@ -63,8 +63,8 @@ def _caption(front: ParetoFront) -> str:
     """What the mark of the knee means, and how many points are measured."""
     if not len(front):
         return "The front is empty: no feasible point."
-    measured = sum(point.measured for point in front)
-    return (
-        f"{KNEE.strip()} knee. {measured} of {len(front)} measured: latency on the exported model, quality on the "
-        "held-out split; the others are predicted."
-    )
+    if all(point.measured for point in front):
+        how = "latency measured on the exported model, quality on the held-out split"
+    else:
+        how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"
+    return f"{KNEE.strip()} knee. Figures: {how}."

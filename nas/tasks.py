@@ -195,6 +195,7 @@ class Workbench:
             height, width = (size, size) if isinstance(size, int) else size
             shape = (batch, self.config.num_channels, height, width)
             return {"pixel_values": torch.randn(shape, generator=generator)}
+        assert workload.sequence_length is not None
         ids = torch.randint(0, self.config.vocab_size, (batch, workload.sequence_length), generator=generator)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

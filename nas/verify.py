@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas.config import QUALITIES
+from nas.config import COSTS
 from nas.evaluation import score
 from nas.export import reload_here, save_subnet
 from nas.front import ParetoFront, reference_point
@@ -89,7 +89,7 @@ def _verify_group(
         with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
             save_subnet(evaluator.supernet, subnet, bench, Path(folder))
             models[subnet.key] = reload_here(Path(folder), evaluator.supernet, subnet, bench)
-    scores = {key: score(model, bench.splits.test, _qualities(run)) for key, model in models.items()}
+    scores = {key: score(model, bench.splits.test, run.recipe.qualities) for key, model in models.items()}
     missing = {s.key: models[s.key] for s in group if store.get(s.key, workload, "export") is None}
     timed = time_models(bench, evaluator.supernet, missing, store) if missing else {}
     for subnet in group:
@@ -112,10 +112,11 @@ def _parent_point(run: Run, bench: Workbench, supernet: Supernet, figures: dict[
     done = _read_lines(run.verified)
     if "parent" not in done:
         model = bench.load_model(run.parent).eval()
-        scores = score(model, bench.splits.test, _qualities(run))
+        scores = score(model, bench.splits.test, run.recipe.qualities)
         store = MeasurementStore(run.measurements)
         timed = time_models(bench, supernet, {"parent": model}, store)["parent"]
-        values = AnalyticCosts.of(supernet.model).all(supernet.parent, run.recipe.workload.sequence_length)
+        counts, length = AnalyticCosts.of(supernet.model), run.recipe.workload.sequence_length
+        values = {name: counts.count(name, supernet.parent, length) for name in COSTS if name != "latency_ms"}
         values |= {"latency_ms": timed.latency_ms, **{n: s.value for n, s in scores.items()}}
         errors = {"latency_ms": (timed.latency_ms_p90 - timed.latency_ms_p10) / 2}
         errors |= {name: s.standard_error for name, s in scores.items()}
@@ -128,10 +129,6 @@ def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
     feasible = all(bound.violation(line["values"][name]) <= 0 for name, bound in bounds.items())
     subnet = SubnetConfig.from_dict(line["subnet"])
     return Point(subnet, line["values"], line["errors"], source, measured=True, feasible=feasible)  # type: ignore[arg-type]
-
-
-def _qualities(run: Run) -> list[str]:
-    return [name for name in QUALITIES if name in (*run.recipe.objectives, *run.recipe.constraints)]
 
 
 def _refuse_infeasible(run: Run, tried: Sequence[Point]) -> None:

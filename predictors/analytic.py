@@ -110,10 +110,8 @@ class AnalyticCosts:
         length = len(json.dumps(header, separators=(",", ":")).encode())
         return 8 + math.ceil(length / 8) * 8 + end
 
-    def all(self, subnet: SubnetConfig, sequence_length: int | None = None) -> dict[str, float]:
-        """Every analytic figure by name: ``num_parameters``, ``macs``, ``size_mb`` (megabytes of 10^6 bytes)."""
-        return {
-            "num_parameters": self.num_parameters(subnet),
-            "macs": self.macs(subnet, sequence_length),
-            "size_mb": self.size_bytes(subnet) / 1e6,
-        }
+    def count(self, name: str, subnet: SubnetConfig, sequence_length: int | None = None) -> float:
+        """One figure by name: ``num_parameters``, ``macs``, or ``size_mb`` in megabytes of 10^6 bytes."""
+        if name == "size_mb":
+            return self.size_bytes(subnet) / 1e6
+        return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))

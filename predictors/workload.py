@@ -26,7 +26,7 @@ class Workload:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Precision of weights and activations.
         batch_size: Samples in one call.
-        sequence_length: Tokens of one sample; image models ignore it.
+        sequence_length: Tokens of one sample; None for images.
         threads: CPU threads of one operation.
 
     Raises:
@@ -39,7 +39,7 @@ class Workload:
     device: str = "cpu"
     dtype: Dtype = "float32"
     batch_size: int = 1
-    sequence_length: int = 128
+    sequence_length: int | None = 128
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -53,6 +53,8 @@ class Workload:
             raise InputError(f"`workload.device` must be `cpu`, `cuda` or `cuda:N`, but got `{self.device}`.")
         for name in ("batch_size", "sequence_length", "threads"):
             count = getattr(self, name)
+            if name == "sequence_length" and count is None:
+                continue
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise InputError(f"`workload.{name}` must be a whole number of at least 1, but got {count!r}.")
 
@@ -99,5 +101,5 @@ class Workload:
 
     def __str__(self) -> str:
         counts = ((self.sequence_length, "token"), (self.threads, "thread"))
-        shapes = " · ".join(f"{n} {unit}{'s' * (n != 1)}" for n, unit in counts)
+        shapes = " · ".join(f"{n} {unit}{'s' * (n != 1)}" for n, unit in counts if n is not None)
         return f"{self.runtime} · {self.device} · {self.dtype} · batch {self.batch_size} · {shapes}"

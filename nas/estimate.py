@@ -1,0 +1,71 @@
+"""Dry run: the size of a space and the time a run would take, before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from nas.config import Recipe
+from nas.pipeline import checked
+from nas.progress import quiet_libraries
+from nas.stages import search_space
+from nas.supernet import evaluating
+from nas.tasks import Workbench
+
+STEP_OVERHEAD = 0.3
+SUBNET_SHARE = 0.55
+"""A supernet step costs the teacher's pass and, for each subnetwork, about this share of a full step."""
+MEASUREMENT_SECONDS = 1.5
+VERIFIED = 30
+"""Subnetworks on the three fronts, typically; each is exported, reloaded and measured."""
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Size of the space and time of a run, from a few timed steps of the parent; writes nothing.
+
+    Returns:
+        ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
+    """
+    quiet_libraries()
+    bench = checked(recipe)
+    splits = bench.splits
+    train_s, score_s = _seconds_per_example(bench)
+    subnets = 2 + recipe.supernet.sampled_subnets
+    seconds = {
+        "parent": 0.0 if bench.has_head else recipe.parent.epochs * len(splits.train) * train_s,
+        "supernet": recipe.supernet.epochs * len(splits.train) * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
+        "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
+        "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
+        "verify": VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 2 * MEASUREMENT_SECONDS),
+    }
+    return {
+        "subnetworks": search_space(bench).size,
+        "minutes": {stage: value / 60 for stage, value in seconds.items()},
+    }
+
+
+def _seconds_per_example(bench: Workbench) -> tuple[float, float]:
+    """Time of a training step and of a forward pass of the parent, on a batch of middling length."""
+    splits, model = bench.splits, bench.load_model()
+    batch = splits.search.batches[len(splits.search.batches) // 2]
+    examples = len(next(iter(batch.values())))
+    labels = torch.zeros(examples, dtype=torch.long)
+
+    def step() -> None:
+        model(**batch, labels=labels).loss.backward()
+        model.zero_grad()
+
+    train_s = _seconds(step) / examples
+    with evaluating(model):
+        return train_s, _seconds(lambda: model(**batch)) / examples
+
+
+def _seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

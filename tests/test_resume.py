@@ -1,0 +1,224 @@
+"""Law 7: kill `nas search` in any stage, type the same command again, and nothing that was finished is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock, Timeout
+from optuna.trial import TrialState
+
+from nas.config import Recipe
+from nas.pipeline import search
+from nas.run import Run
+from nas.search import STUDIES, open_study, points
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("parent", "supernet", "predictor", "trials.csv", "front.json", "report.html")
+"""The result of each stage, in order."""
+
+
+def start(recipe: Path, run: Path) -> subprocess.Popen[str]:
+    """The real command, in a process of its own."""
+    command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def stop_when(process: subprocess.Popen[str], seen: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> str:
+    """Sends a signal once something is seen; returns what the process wrote to standard error."""
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the stage was never reached"
+        time.sleep(0.002)
+    process.send_signal(how)
+    return process.communicate(timeout=60)[1]
+
+
+def identity(path: Path) -> dict[str, tuple[int, int, bytes]]:
+    """File -> inode, time of the last change and bytes."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def finished_stages(run: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Everything that the finished stages of a run have written."""
+    return {k: v for name in STAGES if (run / name).exists() for k, v in identity(run / name).items()}
+
+
+def lines(path: Path) -> int:
+    """Whole lines of a file that may not exist yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def evaluations(recipe: Recipe, run: Run) -> dict[str, list[tuple[str, dict[str, float]]]]:
+    """Study -> key and figures of each finished trial, oldest first."""
+    return {
+        name: [(p.key, p.values) for p in points(open_study(run.study, name, recipe))] if run.study.exists() else []
+        for name in STUDIES
+    }
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def whole(text_recipe: Path, shelf: Path) -> tuple[Path, Path]:
+    """A recipe whose stages last a while, and its run that nothing has interrupted."""
+    recipe, run = shelf / "text" / "recipe.yaml", shelf / "run"
+    if not run.exists():
+        shutil.copytree(text_recipe.parent, shelf / "text")
+        data = yaml.safe_load(recipe.read_text())
+        data["parent"]["epochs"] = data["supernet"]["epochs"] = 4
+        data["search"]["evaluations"] = 24
+        data["task"]["search_examples"] = 60
+        recipe.write_text(yaml.safe_dump(data))
+        search(Recipe.load(recipe), shelf / "building")
+        os.rename(shelf / "building", run)
+    return recipe, run
+
+
+def begun(whole: Path, run: Path, *results: str) -> None:
+    """A run that has got as far as these results, copied from the whole one."""
+    run.mkdir()
+    for name in ("recipe.yaml", "environment.json", *results):
+        (shutil.copytree if (whole / name).is_dir() else shutil.copy2)(whole / name, run / name)
+
+
+def checkpoints(run: Path, stage: str) -> list[Path]:
+    """Checkpoints of a training that were written to the end, oldest first."""
+    found = [p for p in (run / f"{stage}.partial" / "checkpoints").glob("*") if (p / "trainer_state.json").exists()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+TRAINED = ("parent", "supernet", "measurements.jsonl", "predictor")
+KILLS: dict[str, tuple[tuple[str, ...], Callable[[Path], bool]]] = {
+    "parent": (("measurements.jsonl",), lambda run: len(checkpoints(run, "parent")) == 2),
+    "supernet": (("measurements.jsonl", "parent"), lambda run: len(checkpoints(run, "supernet")) == 2),
+    "profile": (("parent", "supernet"), lambda run: lines(run / "measurements.jsonl") >= 9),
+    "search": (TRAINED, lambda run: lines(run / "study.log") >= 30),
+    "uniform": (TRAINED, lambda run: count(run, '"study_id":1') > 4),
+    "random": (TRAINED, lambda run: count(run, '"study_id":2') > 4),
+    "verify": ((*TRAINED, "study.log", "trials.csv"), lambda run: any(run.glob(".verify-*/model.safetensors"))),
+    "verified": ((*TRAINED, "study.log", "trials.csv"), lambda run: lines(run / "verified.jsonl") >= 8),
+    "report": (
+        (*TRAINED, "study.log", "trials.csv", "verified.jsonl", "front.json"),
+        lambda run: any(run.glob(".report*")) or (run / "report.html").exists(),
+    ),
+    "export": (
+        (*TRAINED, "study.log", "trials.csv", "verified.jsonl", "front.json", "report.html"),
+        lambda run: any(run.glob("exports/.*.partial/*.safetensors")),
+    ),
+}
+"""Stage -> results it starts from, and what is seen in the run once it is under way."""
+
+
+def count(run: Path, text: str) -> int:
+    """Lines of the study file that hold a text."""
+    return (run / "study.log").read_text().count(text) if (run / "study.log").exists() else 0
+
+
+@pytest.mark.parametrize("stage", KILLS)
+def test_a_killed_search_goes_on_where_it_was(stage: str, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe_file, uninterrupted = whole
+    results, under_way = KILLS[stage]
+    run = tmp_path / "run"
+    begun(uninterrupted, run, *results)
+    stop_when(start(recipe_file, run), lambda: under_way(run))
+    assert not any((run / "exports").glob("[!.]*")), "the search had ended before it was killed"
+    before, recipe = finished_stages(run), Recipe.load(recipe_file)
+    known = {name: (run / name).read_bytes() for name in ("measurements.jsonl", "verified.jsonl") if (run / name).exists()}
+    tried = evaluations(recipe, Run(run))
+    newest = [path.name for path in checkpoints(run, stage)[-1:]]
+
+    done = search(recipe, run)
+
+    assert finished_stages(run).items() >= before.items()
+    for name, data in known.items():
+        assert (run / name).read_bytes().startswith(data[: data.rfind(b"\n") + 1])
+    for name, found in evaluations(recipe, done).items():
+        assert found[: len(tried[name])] == tried[name]
+        if stage != "profile":  # which measures anew what was not stored
+            assert found == evaluations(recipe, Run(uninterrupted))[name]
+    for study in (open_study(done.study, name, recipe) for name in STUDIES):
+        unfinished = study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.RUNNING))
+        assert len(unfinished) <= 1, "only the evaluation in flight may be lost"
+    if newest:
+        assert int(newest[0].split("-")[1]) > 0
+        same = (run / stage / "model.safetensors").read_bytes()
+        assert same == (uninterrupted / stage / "model.safetensors").read_bytes()
+    assert any((run / "exports").iterdir())
+    assert not [p for pattern in ("*.partial", ".verify-*", ".*.tmp") for p in run.glob(pattern)]
+
+
+@pytest.mark.parametrize("stage", ["parent", "supernet"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_half_written_checkpoint_is_passed_over(
+    stage: str, file: str, whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, uninterrupted = whole
+    run = tmp_path / "run"
+    begun(uninterrupted, run, *(("parent",) if stage == "supernet" else ()))
+    stop_when(start(recipe, run), lambda: len(checkpoints(run, stage)) == 2)
+    older, newest = checkpoints(run, stage)[-2:]
+    os.truncate(newest / file, (newest / file).stat().st_size // 2)
+    seen = identity(older)
+    process = start(recipe, run)
+    stop_when(process, lambda: (run / stage).exists())
+    assert seen
+    same = (run / stage / "model.safetensors").read_bytes()
+    assert same == (uninterrupted / stage / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, uninterrupted = whole
+    run = tmp_path / "run"
+    begun(uninterrupted, run, "parent", "measurements.jsonl")
+    process = start(recipe, run)
+    said = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
+    assert process.returncode == 2
+    assert said == "nas: stopped; type the same command again to go on.\n"
+    before = finished_stages(run)
+    done = search(Recipe.load(recipe), run)
+    assert finished_stages(run).items() >= before.items()
+    assert len(done.front()) and any(done.exports.iterdir())
+
+
+def test_a_lock_that_a_killed_process_left_blocks_nobody(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = Recipe.load(whole[0])
+    shutil.copy(whole[1] / "study.log", tmp_path)
+    (tmp_path / "study.log.lock").touch()
+    begin = time.monotonic()
+    assert points(open_study(tmp_path / "study.log", "search", recipe))
+    assert time.monotonic() - begin < 15, "waited until the lock was too old"
+
+
+def test_a_killed_process_frees_its_run(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, _ = whole
+    run = tmp_path / "run"
+    process = start(recipe, run)
+    stop_when(process, lambda: held(run))
+    assert not held(run) and json.loads((run / "environment.json").read_text())
+
+
+def held(run: Path) -> bool:
+    """Whether some process works on a run."""
+    if not (run / ".lock").exists():
+        return False
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
