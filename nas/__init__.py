@@ -29,6 +29,7 @@ _PUBLIC = {
     "Supernet": "nas.supernet",
     "order_by_importance": "nas.importance",
     "SupernetTrainer": "nas.training",
+    "SurrogateSampler": "nas.sampler",
     "Run": "nas.run",
     "search": "nas.pipeline",
     "profile": "nas.pipeline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -166,6 +167,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
+        if not all(zipfile.is_zipfile(file) for file in checkpoint.glob("*.pt")):
+            return False
         with safe_open(checkpoint / "model.safetensors", "pt") as file:
             return len(file.keys()) > 0
     except Exception:

@@ -44,8 +44,12 @@ def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str,
     if not candidates["search"]:
         _refuse_infeasible(run, points(open_study(run.study, "search", recipe)))
     figures = _measured(run, bench, supernet, predictor, [p for found in candidates.values() for p in found])
+    # The search evaluated the uniform scalings too: what was verified as a baseline may stand on its front.
+    searched = [p for p in points(open_study(run.study, "search", recipe)) if p.key in figures]
     verified = [
-        _point(figures[point.key], name, recipe.bounds) for name, found in candidates.items() for point in found
+        _point(figures[point.key], name, recipe.bounds)
+        for name, found in {**candidates, "search": searched}.items()
+        for point in found
     ]
     parent = replace(_parent_point(run, bench, supernet, figures), source="parent")
     fronts = {n: ParetoFront.of([p for p in verified if p.source == n], recipe.objectives) for n in STUDIES}
