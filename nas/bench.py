@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from nas.config import Recipe
-from nas.tasks import Workbench, load_config
+from nas.tasks import Workbench
 from predictors import device_name, measure
 from search_spaces import InputError
 
@@ -41,7 +41,6 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
 
     workload = recipe.workload
     bench = Workbench(recipe.model_copy(update={"model": name}))
-    bench.__dict__["config"] = load_config(name)
     auto = getattr(transformers, _auto_class(recipe))
     try:
         model = auto.from_pretrained(name, trust_remote_code=True, dtype=getattr(torch, workload.dtype))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import transformers
+
 from nas.config import Recipe
 from nas.evaluation import Score, score
 from nas.pipeline import checked
 from nas.progress import progress
 from nas.run import Run, read_json, replace_folder, write_json
-from nas.tasks import Workbench
 from nas.training import plain_trainer, train
 from search_spaces import InputError
 
@@ -35,7 +36,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     bench = checked(recipe)
-    model = _load(bench, folder)
+    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True)
     before = score(model, bench.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
     trainer = plain_trainer(
@@ -58,9 +59,3 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     replace_folder(work, out)
     return before, after
-
-
-def _load(bench: Workbench, folder: Path):  # type: ignore[no-untyped-def]
-    import transformers
-
-    return getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True)

@@ -7,7 +7,6 @@ from search_spaces import FAMILIES
 
 def register() -> None:
     """Registers the config and the models of every family; called once, when transformers' auto classes load."""
-    import transformers
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
@@ -24,4 +23,3 @@ def register() -> None:
             model = getattr(modeling_nas, modeling_nas.PREFIX + name)
             auto.register(config, model, exist_ok=True)
             model.register_for_auto_class(auto_class)
-    assert transformers is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str,
         for name, found in {**candidates, "search": searched}.items()
         for point in found
     ]
-    parent = replace(_parent_point(run, bench, supernet, figures), source="parent")
+    parent = _parent_point(run, bench, supernet)
     fronts = {n: ParetoFront.of([p for p in verified if p.source == n], recipe.objectives) for n in STUDIES}
     if not fronts["search"].points:
         _refuse_infeasible(run, [p for p in verified if p.source == "search"])
@@ -111,7 +110,7 @@ def _verify_group(
     return lines
 
 
-def _parent_point(run: Run, bench: Workbench, supernet: Supernet, figures: dict[str, dict[str, Any]]) -> Point:
+def _parent_point(run: Run, bench: Workbench, supernet: Supernet) -> Point:
     """The fine-tuned parent itself: its own weights, measured and scored like everything else."""
     done = _read_lines(run.verified)
     if "parent" not in done:

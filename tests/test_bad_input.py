@@ -491,11 +491,8 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     [
         ("4k", ()),
         ("700k", ()),
-        ("1200k", ()),
         ("900k", ("parent",)),
-        ("1400k", ("parent",)),
         ("800k", ("parent", "supernet", "measurements.jsonl", "predictor")),
-        ("900k", ("parent", "supernet", "measurements.jsonl", "predictor", "study.log", "trials.csv")),
         ("2m", ("parent", "supernet", "measurements.jsonl", "predictor", *SEARCHED[:4])),
     ],
 )
