@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,3 +96,13 @@ def format_figure(name: str, value: float, error: float | None = None) -> str:
         fewest = int(name.endswith("_mb"))
         decimals = max(fewest, 2 - math.floor(math.log10(abs(value)))) if value else fewest
     return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")
+
+
+def excess(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:
+    """How far constraints are missed in all, each relative to its bound; 0 where all hold."""
+    return sum(max(b.violation(values[n]), 0.0) / max(abs(b.value), 1e-9) for n, b in bounds.items())
+
+
+def reached(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> str:
+    """What is reached of each constraint, in words."""
+    return ", ".join(f"{name} {values[name]:.4g} for `{bound}`" for name, bound in bounds.items())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.config import Recipe
+from nas.evaluator import Evaluator
 from nas.export import export_subnet
 from nas.progress import quiet_libraries, say
 from nas.report import write_report
 from nas.run import Run, read_json
-from nas.search import STUDIES, Evaluator, check_sampler, open_study, points, run_search, write_trials
+from nas.search import check_sampler, run_search
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
+from nas.study import STUDIES, open_study, points, write_trials
 from nas.summary import hypervolume_line, predictor_line
 from nas.tasks import Workbench
 from nas.verify import verify

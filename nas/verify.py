@@ -10,13 +10,15 @@ from typing import Any
 
 from nas.config import COSTS
 from nas.evaluation import score
+from nas.evaluator import Evaluator
 from nas.export import reload_here, save_subnet
+from nas.figures import excess, reached
 from nas.front import ParetoFront, reference_point
 from nas.point import Point
 from nas.progress import progress
 from nas.run import Run, write_json
-from nas.search import STUDIES, Evaluator, open_study, points
 from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
+from nas.study import STUDIES, open_study, points
 from nas.supernet import Supernet
 from nas.tasks import Workbench
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore
@@ -136,16 +138,12 @@ def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
 
 def _refuse_infeasible(run: Run, tried: Sequence[Point]) -> None:
     bounds = run.recipe.bounds
-
-    def excess(point: Point) -> float:
-        return sum(max(b.violation(point.values[n]), 0) / max(abs(b.value), 1e-9) for n, b in bounds.items())
-
-    closest = min(tried, key=excess)
-    reached = ", ".join(f"{name} {closest.values[name]:.4g} for `{bound}`" for name, bound in bounds.items())
+    closest = min(tried, key=lambda point: excess(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
     raise InputError(
-        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} reaches {reached} "
-        f"({closest.subnet}). Loosen the constraint or add smaller choices to `space`, in a new run."
+        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} reaches "
+        f"{reached(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add smaller choices to "
+        "`space`, in a new run."
     )
 
 

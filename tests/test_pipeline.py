@@ -10,7 +10,7 @@ import pytest
 from nas.config import Recipe
 from nas.pipeline import search
 from nas.run import Run
-from nas.search import STUDIES, open_study, points
+from nas.study import STUDIES, open_study, points
 
 
 @pytest.mark.slow

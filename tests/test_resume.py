@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from nas.config import Recipe
 from nas.pipeline import search
 from nas.run import Run
-from nas.search import STUDIES, open_study, points
 from nas.stages import make_supernet
+from nas.study import STUDIES, open_study, points
 from nas.tasks import Workbench
 from nas.training import last_complete_checkpoint
 

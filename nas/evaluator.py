@@ -1,0 +1,92 @@
+"""Evaluator: every figure of any subnetwork of a run, each quality scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nas.config import COSTS, Recipe
+from nas.evaluation import EvaluationSet, score
+from nas.figures import excess
+from nas.point import Point
+from nas.sampler import Params
+from nas.supernet import Supernet
+from predictors import AnalyticCosts, LatencyPredictor
+from search_spaces import SearchSpace, SubnetConfig
+
+
+@dataclass
+class Evaluator:
+    """Figures of any subnetwork of a run: quality on the search slice, predicted latency, exact counts.
+
+    Quality is measured on the supernet with the subnetwork active, once for each subnetwork.
+    """
+
+    recipe: Recipe
+    supernet: Supernet
+    examples: EvaluationSet
+    predictor: LatencyPredictor
+    known: dict[str, Point] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counts = AnalyticCosts.of(self.supernet.model)
+
+    def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+        """One cost of many subnetworks (n,), known without running them."""
+        if name == "latency_ms":
+            return self.predictor.predict(subnets)
+        length = self.recipe.workload.sequence_length
+        return np.array([self.counts.count(name, subnet, length) for subnet in subnets])
+
+    def costs(self, subnet: SubnetConfig) -> dict[str, float]:
+        """Every cost of one subnetwork."""
+        return {name: float(self.cost(name, [subnet])[0]) for name in COSTS}
+
+    def violations(self, figures: dict[str, float]) -> dict[str, float]:
+        """Constraint -> how far it is missed; at most 0 where it holds. Figures not known yet are left out."""
+        return {n: b.violation(figures[n]) for n, b in self.recipe.bounds.items() if n in figures}
+
+    def feasible(self, subnet: SubnetConfig) -> bool:
+        """Whether the constraints on costs hold."""
+        return all(v <= 0 for v in self.violations(self.costs(subnet)).values())
+
+    def __call__(self, subnet: SubnetConfig) -> Point:
+        """Scores a subnetwork, or answers from what was scored before."""
+        if subnet.key not in self.known:
+            self.supernet.activate(subnet)
+            scores = score(self.supernet.model, self.examples, self.recipe.qualities)
+            values = {**{n: s.value for n, s in scores.items()}, **self.costs(subnet)}
+            errors = {n: s.standard_error for n, s in scores.items()}
+            errors["latency_ms"] = float(self.predictor.spread_ms([subnet])[0])
+            feasible = all(v <= 0 for v in self.violations(values).values())
+            self.known[subnet.key] = Point(subnet, values, errors, "search", measured=False, feasible=feasible)
+        return self.known[subnet.key]
+
+
+class SpaceProblem:
+    """What the surrogate sampler may know of a search space: its costs, and which parameters mean the same."""
+
+    def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
+        self.space = space
+        self.evaluator = evaluator
+
+    def key(self, params: Params) -> str:
+        """The subnetwork's key: widths of dropped layers do not count."""
+        return self.space.from_params(dict(params)).key
+
+    def features(self, params: Sequence[Params]) -> np.ndarray:
+        """The space's encoding of each subnetwork."""
+        return np.stack([self.space.encode(self.space.from_params(dict(p))) for p in params])
+
+    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
+        """Costs among the objectives, NaN for qualities; and how far the constraints on costs are missed, relative."""
+        recipe = self.evaluator.recipe
+        subnets = [self.space.from_params(dict(p)) for p in params]
+        columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
+        unknown = np.full(len(subnets), np.nan)
+        values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
+        bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
+        violation = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
+        return values, violation
