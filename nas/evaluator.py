@@ -71,6 +71,7 @@ class SpaceProblem:
     def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
         self.space = space
         self.evaluator = evaluator
+        self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
 
     def key(self, params: Params) -> str:
         """The subnetwork's key: widths of dropped layers do not count."""

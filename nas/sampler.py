@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,13 @@ Params = Mapping[str, Any]
 
 
 class Problem(Protocol):
-    """What a sampler may know of a search beyond its study."""
+    """What a sampler may know of a search beyond its study.
+
+    Attributes:
+        known_constraints: Names of the constraints that `known` accounts for; others are learned from the trials.
+    """
+
+    known_constraints: frozenset[str]
 
     def key(self, params: Params) -> str:
         """The same for parameters that mean the same thing, so that nothing is proposed twice."""
@@ -32,12 +39,14 @@ class Problem(Protocol):
 
     def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
         """Objectives (n, m) in the study's own directions, NaN where they must be learned, and the summed violation
-        of the constraints on what is known (n,), at most 0 where they hold."""
+        of the known constraints (n,), at most 0 where they hold."""
         ...
 
 
 class PlainProblem:
     """Nothing is known: every objective is learned from the parameters alone."""
+
+    known_constraints: frozenset[str] = frozenset()
 
     def __init__(self, space: Mapping[str, BaseDistribution], objectives: int) -> None:
         self.choices = {name: choices_of(distribution) for name, distribution in space.items()}
@@ -70,7 +79,7 @@ class SurrogateSampler(BaseSampler):
     What is not known is learned: for each such objective, the surrogate that cross-validates best on the finished
     trials. NSGA-II then searches thousands of predicted candidates, optimistic by a varying number of standard
     deviations, and a batch is chosen greedily by the hypervolume it adds to the front and to itself. Constraints that
-    are learned only by evaluating steer through the penalty of their trials' violations.
+    are not known are learned from the trials in the same way.
 
     Everything is derived from the finished trials of the study and the seed: a new sampler over the same study goes
     on as the old one would have, and any number of trials may run at once.
@@ -148,8 +157,10 @@ class SurrogateSampler(BaseSampler):
         features = problem.features(params)
         learned = np.flatnonzero(np.isnan(problem.known(params[:1])[0][0]))
         models = {int(k): best_surrogate(features, observed[:, k], self.seed) for k in learned}
-        optimism = rng.choice([0.0, 0.5, 1.0])
-        predict = _Prediction(problem, signs, models, self, optimism)
+        names = {name for trial in trials for name in trial.constraints} - problem.known_constraints
+        missed = {name: np.array([trial.constraints.get(name, 0.0) for trial in trials]) for name in sorted(names)}
+        bounds = [(best_surrogate(features, v, self.seed), v.std() or 1.0) for v in missed.values()]
+        predict = _Prediction(problem, signs, models, bounds, self, rng.choice([0.0, 0.5, 1.0]))
         front = observed[feasible][non_dominated(observed[feasible])] if feasible.any() else observed[:0]
         start = self._encode([p for p, ok in zip(params, feasible, strict=True) if ok] or params)
         genomes, costs, violations = nsga2(predict, self._cardinalities, start=start[-200:], rng=rng)
@@ -192,19 +203,16 @@ class SurrogateSampler(BaseSampler):
         return np.array([[self.choices[k].index(p[name]) for k, name in enumerate(names)] for p in params])
 
 
+@dataclass(frozen=True)
 class _Prediction:
     """Costs and violations of genomes: known ones exactly, learned ones by their surrogate."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        signs: np.ndarray,
-        models: dict[int, Surrogate],
-        sampler: SurrogateSampler,
-        optimism: float,
-    ) -> None:
-        self.problem, self.signs, self.models = problem, signs, models
-        self.sampler, self.optimism = sampler, optimism
+    problem: Problem
+    signs: np.ndarray
+    models: Mapping[int, Surrogate]
+    bounds: Sequence[tuple[Surrogate, float]]
+    sampler: SurrogateSampler
+    optimism: float
 
     def __call__(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         params = self.sampler._decode(genomes)
@@ -214,6 +222,8 @@ class _Prediction:
         for k, model in self.models.items():
             mean, deviation = model.predict(features)
             costs[:, k] = mean - self.optimism * deviation
+        for model, scale in self.bounds:
+            violations = violations + np.maximum(model.predict(features)[0], 0.0) / scale
         return costs, violations
 
 
