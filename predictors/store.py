@@ -111,5 +111,5 @@ class MeasurementStore:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"every line of `{self.path}` must be a measurement, but line {len(self._measurements) + 1} is not "
-                f"({error!r}); delete that line to measure again."
+                f"({error}); delete that line to measure again."
             ) from error

@@ -1,0 +1,86 @@
+"""Every command on one finished run: what it prints, writes and promises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas import cli
+from nas.config import Recipe
+from nas.pipeline import search
+from nas.run import Run
+
+
+@pytest.fixture
+def finished(text_recipe: Path, tmp_path: Path) -> Run:
+    return search(Recipe.load(text_recipe), tmp_path / "run")
+
+
+def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["nas", *map(str, words)])
+    cli.main()
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_finished_run(
+    finished: Run,
+    text_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    front = finished.front()
+    nas(monkeypatch, "show", finished.folder)
+    shown = capsys.readouterr().out
+    assert all(point.key in shown for point in front) and "hypervolume" in shown and "random" in shown
+
+    fastest = front.pick("fastest")
+    nas(monkeypatch, "show", finished.folder, "--where", f"latency_ms <= {fastest.values['latency_ms']}")
+    assert fastest.key in capsys.readouterr().out
+
+    small = tmp_path / "small"
+    nas(monkeypatch, "export", finished.folder, "--pick", "fastest", "--out", small)
+    story = json.loads((small / "subnet.json").read_text())
+    assert story["key"] == fastest.key and story["workload"]["threads"] == 1 and story["measured"]
+    assert (small / "tokenizer.json").exists() and "reloads with equal outputs" in capsys.readouterr().out
+
+    nas(monkeypatch, "bench", small, finished.parent, "--workload", text_recipe)
+    assert "ratio" in capsys.readouterr().out
+
+    nas(monkeypatch, "finetune", small, text_recipe, "--run", finished.folder)
+    assert "accuracy" in capsys.readouterr().out
+    tuned = json.loads((tmp_path / "small-finetuned" / "subnet.json").read_text())
+    assert tuned["key"] == fastest.key and "accuracy" in tuned["fine_tuned"]
+    assert (small / "model.safetensors").read_bytes() != (tmp_path / "small-finetuned/model.safetensors").read_bytes()
+
+    nas(monkeypatch, "profile", text_recipe, "--run", finished.folder)
+    assert "depth-only" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(
+    text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    nas(monkeypatch, "search", text_recipe, "search.evaluations=7", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "evaluations: 7" in printed and "# space: 2,400 subnetworks" in printed and "# estimated minutes" in printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_resolved_recipe_alone_reproduces_a_run(finished: Run, tmp_path: Path) -> None:
+    again = Recipe.load(finished.folder / "recipe.yaml")
+    assert again == finished.recipe and again.differences(finished.recipe) == []
+    (tmp_path / "copy").mkdir()
+    shutil.copy(finished.measurements, tmp_path / "copy")
+    command = [sys.executable, "-m", "nas.cli", "search", str(finished.folder / "recipe.yaml"), "--run"]
+    done = subprocess.run([*command, str(tmp_path / "copy")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    copied = Run(tmp_path / "copy")
+    assert [(p.key, p.values) for p in copied.front()] == [(p.key, p.values) for p in finished.front()]
