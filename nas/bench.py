@@ -42,13 +42,14 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
     workload = recipe.workload
     bench = Workbench(recipe.model_copy(update={"model": name}))
     auto = getattr(transformers, _auto_class(recipe))
+    inputs = bench.dummy_inputs(workload)
     try:
         model = auto.from_pretrained(name, trust_remote_code=True, dtype=getattr(torch, workload.dtype))
     except (OSError, ValueError) as error:
         raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
     inputs = {
         key: tensor.to(workload.device, model.dtype if tensor.is_floating_point() else None)
-        for key, tensor in bench.dummy_inputs(workload).items()
+        for key, tensor in inputs.items()
     }
     return partial(model.to(workload.device).eval(), **inputs)
 

@@ -22,7 +22,7 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar; the function it yields takes (done, in all, what to show)."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nas.front import ParetoFront
 
 KNEE = " ◀"
+SUBNETWORK_WIDTH = 25
+"""What is left of 80 columns; a longer one breaks after its commas."""
 TERMINAL_FIGURES = ("size_mb",)
 """Figures shown beside the objectives where space is scarce; `to_pandas` and the report have them all."""
 
@@ -28,10 +30,12 @@ def rich_table(front: ParetoFront) -> Table:
     table.add_column("key", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("subnetwork", overflow="fold")
-    for *cells, subnetwork in _rows(front, names):
-        breakable = subnetwork.replace(",", ", ")
-        table.add_row(*cells, breakable, style="bold" if KNEE in cells[0] else None)
+    table.add_column(" · ".join(front.points[0].subnet.parts) if len(front) else "subnetwork", overflow="fold")
+    for point, (*cells, _) in zip(front, _rows(front, names), strict=True):
+        subnetwork = " · ".join(point.subnet.parts.values())
+        if len(subnetwork) > SUBNETWORK_WIDTH:
+            subnetwork = subnetwork.replace(",", ", ")
+        table.add_row(*cells, subnetwork, style="bold" if KNEE in cells[0] else None)
     return table
 
 

@@ -72,11 +72,12 @@ class SubnetConfig:
         """Whether all kept layers have the same widths."""
         return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
 
-    def __str__(self) -> str:
-        def runs(values: tuple[int, ...]) -> str:
-            return str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))
+    @property
+    def parts(self) -> dict[str, str]:
+        """What it consists of, in words: one number where all layers are alike."""
+        widths = {"heads": self.num_attention_heads, "ffn": self.intermediate_size}
+        alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
+        return {"layers": ",".join(map(str, self.layers)), **alike}
 
-        return (
-            f"layers {','.join(map(str, self.layers))} · heads {runs(self.num_attention_heads)} "
-            f"· ffn {runs(self.intermediate_size)}"
-        )
+    def __str__(self) -> str:
+        return " · ".join(f"{name} {value}" for name, value in self.parts.items())

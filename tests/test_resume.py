@@ -32,7 +32,14 @@ STAGES = ("parent", "supernet", "predictor", "front.json", "report.html")
 def start(recipe: Path, run: Path) -> subprocess.Popen[str]:
     """The real command, in a process of its own."""
     command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+    )
+
+
+def _heed_ctrl_c() -> None:
+    """A shell starts background jobs with Ctrl-C ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_when(process: subprocess.Popen[str], seen: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> str:
