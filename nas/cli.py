@@ -144,12 +144,12 @@ def families() -> None:
     from search_spaces import FAMILIES
     from search_spaces.family import FIELD_OF_AXIS
 
-    table = Table("model type", "tasks", "dimensions", "stock export of a uniform subnetwork")
+    table = Table("model type", "tasks", "dimensions", "a uniform export is stock", box=None, padding=(0, 2, 0, 0))
     for family in FAMILIES.values():
         axes = {axis for module in family.modules.values() for axis in module}
         fields = ["num_hidden_layers", *(field for axis, field in FIELD_OF_AXIS.items() if axis in axes)]
         stock = "always" if family.head_dim_in_config else "when all heads are kept"
-        table.add_row(family.model_type, ", ".join(family.auto_classes), ", ".join(fields), stock)
+        table.add_row(family.model_type, "\n".join(family.auto_classes), "\n".join(fields), stock)
     console.print(table)
 
 

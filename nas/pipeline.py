@@ -83,10 +83,10 @@ def checked(recipe: Recipe) -> Workbench:
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    limit = getattr(bench.config, "max_position_embeddings", None)
+    limit = bench.family.max_sequence_length(bench.config)
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
-        if recipe.task.type == "text-classification" and limit and length > limit:
+        if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
     _ = bench.splits
     _ = bench.has_head

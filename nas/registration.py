@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from search_spaces import FAMILIES
 
 
@@ -19,7 +21,12 @@ def register() -> None:
         config.register_for_auto_class()
         for auto_class in ("AutoModel", *family.auto_classes.values()):
             auto = getattr(modeling_auto, auto_class)
-            name = auto._model_mapping[stock].__name__
-            model = getattr(modeling_nas, modeling_nas.PREFIX + name)
+            model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
             auto.register(config, model, exist_ok=True)
             model.register_for_auto_class(auto_class)
+
+
+def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
+    """The model classes an auto class has for a config class; most types have one, DeiT has two."""
+    found = auto._model_mapping[config]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)

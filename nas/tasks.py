@@ -13,6 +13,7 @@ import torch
 from nas.config import Recipe
 from nas.data import load_source, need_images, text_columns, with_class_ids
 from nas.evaluation import EvaluationSet
+from nas.registration import stock_classes
 from predictors import Workload
 from search_spaces import Family, InputError, family_of
 
@@ -142,9 +143,8 @@ class Workbench:
         """Whether the recipe's model already has a trained head of this task."""
         import transformers
 
-        mapping = getattr(transformers, self.auto_class)._model_mapping
-        head = mapping[type(self.config)].__name__
-        trained = head in (self.config.architectures or []) and not self.untrained
+        heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
+        trained = bool(heads & set(self.config.architectures or [])) and not self.untrained
         if trained and self.config.num_labels != len(self.splits.names):
             raise InputError(
                 f"the model's head must have one output a class, but `{self.recipe.model}` has "

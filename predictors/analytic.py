@@ -83,7 +83,7 @@ class AnalyticCosts:
             sequence_length: Tokens of the sample; an image model ignores it.
         """
         tokens = self.family.sequence_length(self.config, sequence_length)
-        runs = {"once": 1, "patch": self.family.num_patches(self.config)}
+        runs = {"once": 1, "token": tokens, "patch": self.family.num_patches(self.config)}
         total = 0
         for name, shape in self.tensors(subnet).items():
             layer, axes = self.family.locate(name)
@@ -91,8 +91,8 @@ class AnalyticCosts:
             if layer is not None and len(axes) == 2:
                 total += tokens * math.prod(shape)
             elif layer is None and module != name:
-                times = sum(runs[p] for path, p in self.family.positions.items() if module.endswith(path))
-                total += times * math.prod(shape)
+                on = [runs[p] for path, p in self.family.positions.items() if f".{module}".endswith(f".{path}")]
+                total += sum(on) * math.prod(shape)
         head_dim = self.family.head_dim(self.config)
         return total + sum(2 * tokens * tokens * heads * head_dim for heads in subnet.num_attention_heads)
 

@@ -33,9 +33,12 @@ class Family:
         layers: Path of the layer list, below the base model.
         modules: Module path below a layer -> axes of its weight, output first. A bias has the first axis.
         attributes: Module path below a layer -> attribute -> what it counts: ``heads`` or ``heads*head_dim``.
-        positions: Modules outside the layers that multiply -> on what they run: ``once`` per sample, or on every
-            ``patch`` of an image. Paths are matched from the end, so heads of any task may be named.
+        positions: Modules outside the layers that multiply -> on what they run: ``once`` per sample, on every
+            ``token``, or on every ``patch`` of an image. Paths are matched from the end, heads of any task included.
         head_dim_in_config: Whether a stock config can set ``head_dim`` apart from hidden_size / heads.
+        intermediate_size: What the config calls the feed-forward width.
+        special_tokens: Tokens that an image model puts before the patches.
+        position_offset: Position embeddings that no token uses.
     """
 
     model_type: str
@@ -43,8 +46,11 @@ class Family:
     layers: str
     modules: Mapping[str, tuple[Axis, ...]]
     attributes: Mapping[str, Mapping[str, str]]
-    positions: Mapping[str, Literal["once", "patch"]]
+    positions: Mapping[str, Literal["once", "token", "patch"]]
     head_dim_in_config: bool
+    intermediate_size: str = "intermediate_size"
+    special_tokens: int = 1
+    position_offset: int = 0
 
     def head_dim(self, config: PreTrainedConfig) -> int:
         """Channels of one attention head.
@@ -66,7 +72,7 @@ class Family:
         return SubnetConfig.uniform(
             tuple(range(config.num_hidden_layers)),
             num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=getattr(config, self.intermediate_size),
         )
 
     def locate(self, parameter: str) -> tuple[int | None, tuple[Axis, ...]]:
@@ -106,7 +112,7 @@ class Family:
             return None
         update: dict[str, Any] = {
             "num_hidden_layers": subnet.num_hidden_layers,
-            "intermediate_size": subnet.intermediate_size[0],
+            self.intermediate_size: subnet.intermediate_size[0],
         }
         if subnet.num_attention_heads[0] != config.num_attention_heads:
             if not self.head_dim_in_config:
@@ -116,12 +122,17 @@ class Family:
         return update
 
     def sequence_length(self, config: PreTrainedConfig, sequence_length: int | None) -> int:
-        """Tokens that the layers see: the workload's for text; patches and the class token for images."""
+        """Tokens that the layers see: the workload's for text; patches and special tokens for images."""
         patches = self.num_patches(config)
         if patches:
-            return patches + 1
+            return patches + self.special_tokens
         assert sequence_length is not None
         return sequence_length
+
+    def max_sequence_length(self, config: PreTrainedConfig) -> int | None:
+        """The longest text the position embeddings allow, None for images."""
+        positions = getattr(config, "max_position_embeddings", None)
+        return None if positions is None else positions - self.position_offset
 
     def num_patches(self, config: PreTrainedConfig) -> int:
         """Patches of one image, 0 for a model that reads text."""

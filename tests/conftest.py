@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,28 @@ def _one_seed() -> None:
     torch.set_num_threads(1)
 
 
+SIZES = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+
+
+def classifier(model_type: str, **sizes: Any) -> Any:
+    """A random classifier: 4 layers, 4 heads of 12, texts of up to 60 tokens or images of 8x8."""
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    implementation = sizes.pop("attn_implementation", "sdpa")
+    config = AutoConfig.for_model(model_type, **sizes)
+    auto = AutoModelForImageClassification if hasattr(config, "patch_size") else AutoModelForSequenceClassification
+    return auto.from_config(config, attn_implementation=implementation).eval()
+
+
 def bert(**changes: Any) -> Any:
-    """A random BERT classifier: 4 layers, 4 heads of 12."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    config = BertConfig(**{**sizes, "vocab_size": len(WORDS), "max_position_embeddings": 64, **changes})
-    return BertForSequenceClassification(config).eval()
+    """BERT; what `text_folder` holds too."""
+    return classifier("bert", **{**SIZES, **TEXT, **changes})
 
 
-def vit(**changes: Any) -> Any:
-    """A random ViT classifier of 8x8 images: 4 layers, 4 heads of 12."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    config = ViTConfig(**{**sizes, "image_size": 8, "patch_size": 2, "num_labels": 3, **changes})
-    return ViTForImageClassification(config).eval()
+TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
+IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
+DEIT = {"architectures": ["DeiTForImageClassification"]}
+DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -57,7 +64,11 @@ def image_inputs() -> dict[str, torch.Tensor]:
 
 MODELS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, torch.Tensor]]]] = {
     "bert": (bert, text_inputs),
-    "vit": (vit, image_inputs),
+    "roberta": (partial(classifier, "roberta", **SIZES, **TEXT), text_inputs),
+    "distilbert": (partial(classifier, "distilbert", **DISTIL, **TEXT), text_inputs),
+    "electra": (partial(classifier, "electra", **SIZES, **TEXT, embedding_size=24), text_inputs),
+    "vit": (partial(classifier, "vit", **SIZES, **IMAGE), image_inputs),
+    "deit": (partial(classifier, "deit", **SIZES, **IMAGE, **DEIT), image_inputs),
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
 

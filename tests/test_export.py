@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from nas.export import describe_remote_code
 from nas.supernet import Supernet
-from search_spaces import SubnetConfig
+from search_spaces import FAMILIES, SubnetConfig
 
-AUTO = {"bert": "AutoModelForSequenceClassification", "vit": "AutoModelForImageClassification"}
+AUTO = {name: next(iter(family.auto_classes.values())) for name, family in FAMILIES.items()}
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 16, 40))
 UNIFORM = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=40)
 FEWER_HEADS = SubnetConfig.uniform((1, 3), num_attention_heads=2, intermediate_size=40)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.families.bert import BERT
+from search_spaces.families.deit import DEIT
+from search_spaces.families.distilbert import DISTILBERT
+from search_spaces.families.electra import ELECTRA
+from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.vit import VIT
 from search_spaces.family import Family
 
@@ -11,7 +15,11 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         BERT,
+        ROBERTA,
+        DISTILBERT,
+        ELECTRA,
         VIT,
+        DEIT,
     )
 }
 

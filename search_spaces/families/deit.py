@@ -1,0 +1,7 @@
+"""DeiT (Touvron et al. 2021, arXiv 2012.12877): ViT with a distillation token beside the class token."""
+
+from dataclasses import replace
+
+from search_spaces.families.vit import VIT
+
+DEIT = replace(VIT, model_type="deit", special_tokens=2)
