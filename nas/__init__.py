@@ -48,8 +48,13 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@wrapt.when_imported("transformers.models.auto.modeling_auto")
-def _register(_: Any) -> None:
-    from nas.registration import register
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _register_before_loading(module: Any) -> None:
+    """Registers on the first load, not on import, when modules of transformers may still be half-made."""
 
-    register()
+    @wrapt.patch_function_wrapper(module, "AutoConfig.from_pretrained")
+    def from_pretrained(load: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        from nas.registration import register
+
+        register()
+        return load(*args, **kwargs)

@@ -44,7 +44,7 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
     auto = getattr(transformers, _auto_class(recipe))
     inputs = bench.dummy_inputs(workload)
     try:
-        model = auto.from_pretrained(name, trust_remote_code=True, dtype=getattr(torch, workload.dtype))
+        model = auto.from_pretrained(name, trust_remote_code=False, dtype=getattr(torch, workload.dtype))
     except (OSError, ValueError) as error:
         raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
     inputs = {

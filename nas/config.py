@@ -11,21 +11,15 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.figures import Bound, Direction
+from nas.data import split_source
+from nas.figures import COSTS, DIRECTIONS, QUALITIES, Bound, Direction
 from predictors import Workload
 from search_spaces import InputError, Scope
 
 TaskType = Literal["text-classification", "image-classification"]
 
-COSTS = ("latency_ms", "num_parameters", "macs", "size_mb")
-QUALITIES: dict[str, Direction] = {
-    "accuracy": "maximize",
-    "f1": "maximize",
-    "matthews_correlation": "maximize",
-    "loss": "minimize",
-}
-DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
-"""Every figure that can be an objective or bounded by a constraint, and the direction that improves it."""
+PATHS = ("model", "task.train", "task.test")
+"""Keys that may hold a local path."""
 
 SAMPLERS = (
     "SurrogateSampler",
@@ -137,7 +131,7 @@ class Recipe(_Section):
             raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
-        _absolute_paths(data, path.parent)
+        data = _absolute_paths(data, "", path.parent)
         for override in overrides:
             _override(data, override)
         return cls.parse(data)
@@ -224,20 +218,16 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _absolute_paths(data: dict[str, Any], base: Path) -> None:
-    """Makes the local paths of a recipe absolute, so that the copy in a run reproduces it from anywhere."""
-    if isinstance(data.get("model"), str):
-        data["model"] = _absolute(data["model"], base)
-    task = data.get("task")
-    if isinstance(task, dict):
-        for key in ("train", "test"):
-            if isinstance(task.get(key), str):
-                task[key] = _absolute(task[key], base)
+def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
+    """The value of a key with its local paths made absolute, so that the copy in a run works from anywhere."""
+    if isinstance(value, dict):
+        return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
+    return _absolute(value, base) if dotted in PATHS and isinstance(value, str) else value
 
 
 def _absolute(source: str, base: Path) -> str:
-    path, colon, part = source.partition(":")
-    return f"{(base / path).resolve()}{colon}{part}" if (base / path).exists() else source
+    path, _ = split_source(source, base)
+    return f"{(base / path).resolve()}{source[len(path) :]}" if (base / path).exists() else source
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -252,10 +242,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict):
             raise InputError(f"`{dotted}` is not a recipe key: `{section}` holds a value, not a section.")
     try:
-        here[key] = yaml.safe_load(text)
+        here[key] = _absolute_paths(yaml.safe_load(text), dotted, Path.cwd())
     except yaml.YAMLError:
         raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
-    _absolute_paths(data, Path.cwd())
 
 
 def _explain(error: ValidationError) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.progress import say
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -25,13 +28,19 @@ def load_source(source: str) -> Dataset:
     Raises:
         InputError: If there is nothing by that name, or it cannot be read.
     """
-    name, _, part = source.partition(":")
+    name, part = split_source(source)
     path = Path(name)
     if path.suffix == ".py":
         return _from_python(path, part)
     if path.suffix in BUILDERS or path.is_dir():
         return _from_local(path, part)
     return _from_hub(name, part)
+
+
+def split_source(source: str, base: Path = Path()) -> tuple[str, str]:
+    """Splits ``place:part`` at its last colon; one in a path, after a drive or in a slice (``train[:9]``) is none."""
+    found = re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])*)", source)
+    return (source, "") if found is None or (base / source).exists() else (found[1], found[2])
 
 
 def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, source: str) -> tuple[Dataset, list[str]]:
@@ -57,7 +66,7 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
     if isinstance(feature, ClassLabel):
         found = feature.names
     else:
-        found = [str(v) for v in sorted(values)]
+        found = _in_order({_name(v) for v in values})
         ids = {name: k for k, name in enumerate(names or found)}
         unknown = [name for name in found if name not in ids]
         if unknown:
@@ -65,12 +74,68 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
                 f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
                 "an unlabelled split cannot be reported on, choose another split."
             )
-        dataset = dataset.map(lambda row: {column: ids[str(row[column])]})
+        dataset = relabelled(dataset, column, [ids[_name(v)] for v in dataset[column]], names or found)
     if names is not None and isinstance(feature, ClassLabel) and found != names:
         raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {found}.")
     if len(names or found) < 2:
         raise InputError(f"`{source}` must hold at least two classes, but got only {found}.")
     return dataset, names or found
+
+
+def relabelled(dataset: Dataset, column: str, ids: Sequence[int], names: list[str]) -> Dataset:
+    """The dataset with other class ids, one a row."""
+    from datasets import ClassLabel
+
+    dataset = dataset.add_column("class id", list(ids), feature=ClassLabel(names=names))
+    return dataset.remove_columns(column).rename_column("class id", column)
+
+
+def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
+    """The output of a trained head for every class of the data.
+
+    Args:
+        names: Class names of the data by id.
+        head: Class names of the head by output.
+        model: What to call the model in an error.
+        has_ids: Whether the data itself gives ids, not only names; a head without names is then taken to follow them.
+
+    Returns:
+        The output by the data's class id: that of the same name, or the same id if the data has no names.
+
+    Raises:
+        InputError: If the head has other classes.
+    """
+    if len(head) != len(names):
+        raise InputError(
+            f"the model's head must have one output a class, but `{model}` has {len(head)} and the data {len(names)} "
+            f"({', '.join(names[:5])}); choose other data, or a model without a head to fine-tune one."
+        )
+    if all(map(_is_integer, names)):
+        return list(range(len(head)))
+    for same in (str, str.casefold):
+        outputs = {same(name): k for k, name in enumerate(head)}
+        if outputs.keys() == {same(name) for name in names}:
+            return [outputs[same(name)] for name in names]
+    if has_ids and head == [f"LABEL_{k}" for k in range(len(head))]:
+        say(f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data")
+        return list(range(len(head)))
+    raise InputError(
+        f"the labels of the data must be those of the model's head, but `{model}` has {head[:5]} and the data "
+        f"{names[:5]}; rename them in the data, or give the head's numbers as labels."
+    )
+
+
+def _name(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) else str(label)
+
+
+def _is_integer(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Class names in the order of their ids: integers by value, others by letter."""
+    return sorted(names, key=lambda name: (int(name), name)) if all(map(_is_integer, names)) else sorted(names)
 
 
 def _labels(dataset: Dataset, column: str, source: str) -> list[Any]:
@@ -91,6 +156,12 @@ def _labels(dataset: Dataset, column: str, source: str) -> list[Any]:
             f"every row of `{source}` must have a label, but some are unlabelled ({column} {missing[0]}); choose "
             "another split, or remove those rows."
         )
+    other = [v for v in values if not isinstance(v, (bool, int, str)) and not (isinstance(v, float) and v % 1 == 0)]
+    if other:
+        raise InputError(
+            f"labels must be integers, booleans or strings, but `{column}` of `{source}` holds {other[0]!r}; "
+            "regression is not supported yet, name a column of classes in `task.label`."
+        )
     return values
 
 
@@ -110,6 +181,8 @@ def text_columns(dataset: Dataset, wanted: list[str] | str | None, source: str) 
             need_column(dataset, column, source, "task.text")
     else:
         columns = [n for n, f in dataset.features.items() if getattr(f, "dtype", None) in TEXT_DTYPES]
+        if len(columns) == 2:
+            say(f"texts      pairs of `{columns[0]}` and `{columns[1]}`; `task.text` names others")
     if len(columns) not in (1, 2):
         raise InputError(
             f"`task.text` must name one text column or a pair, but `{source}` offers "

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nas.config import COSTS, Recipe
+from nas.config import Recipe
 from nas.evaluation import EvaluationSet, score
-from nas.figures import excess
+from nas.figures import COSTS, excess
 from nas.point import Point
 from nas.sampler import Params
 from nas.supernet import Supernet
@@ -50,7 +50,8 @@ class Evaluator:
 
     def feasible(self, subnet: SubnetConfig) -> bool:
         """Whether the constraints on costs hold."""
-        return all(v <= 0 for v in self.violations(self.costs(subnet)).values())
+        bounded = {n: float(self.cost(n, [subnet])[0]) for n in COSTS if n in self.recipe.constraints}
+        return all(v <= 0 for v in self.violations(bounded).values())
 
     def __call__(self, subnet: SubnetConfig) -> Point:
         """Scores a subnetwork, or answers from what was scored before."""

@@ -100,7 +100,7 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: 
 
 
 def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> PreTrainedModel:
-    """Loads a folder in this process, makes the same comparison and returns the model.
+    """Loads a folder in this process, makes the same comparison and returns the model, on the supernet's device.
 
     Raises:
         InputError: If its outputs differ by more than 1e-5.
@@ -109,22 +109,27 @@ def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: W
     inputs, expected = active_outputs(supernet, subnet, bench)
     with torch.inference_mode():
         require_equal(model(**inputs).logits, expected, subnet)
-    return model
+    return model.to(supernet.model.device)
 
 
 def active_outputs(
     supernet: Supernet, subnet: SubnetConfig, bench: Workbench
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A small batch, texts padded to different lengths, and the supernet's class scores on it."""
+    """A small batch, texts padded to different lengths, and the supernet's class scores on it.
+
+    Both are computed on the CPU, where a reloaded model is: two devices round differently.
+    """
     length = min(24, bench.recipe.task.max_length)
     inputs = bench.dummy_inputs(Workload(batch_size=3, sequence_length=length))
     if "attention_mask" in inputs:
         for row, padding in enumerate((0, length // 4, length // 2)):
             inputs["attention_mask"][row, length - padding :] = 0
     supernet.activate(subnet)
-    with evaluating(supernet.model):
-        logits = supernet.model(**{name: tensor.to(supernet.model.device) for name, tensor in inputs.items()}).logits
-    return inputs, logits.cpu()
+    device = supernet.model.device
+    with evaluating(supernet.model.cpu()):
+        logits = supernet.model(**inputs).logits
+    supernet.model.to(device)
+    return inputs, logits
 
 
 def require_equal(reloaded: torch.Tensor, expected: torch.Tensor, subnet: SubnetConfig) -> None:

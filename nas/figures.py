@@ -13,6 +13,16 @@ from search_spaces.errors import InputError
 
 Direction = Literal["maximize", "minimize"]
 
+COSTS = ("latency_ms", "num_parameters", "macs", "size_mb")
+QUALITIES: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "f1": "maximize",
+    "matthews_correlation": "maximize",
+    "loss": "minimize",
+}
+DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
+"""Every figure that can be an objective or bounded by a constraint, and the direction that improves it."""
+
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -95,14 +105,15 @@ def format_figure(name: str, value: float, error: float | None = None) -> str:
     if name.endswith(("_ms", "_mb")):
         fewest = int(name.endswith("_mb"))
         decimals = max(fewest, 2 - math.floor(math.log10(abs(value)))) if value else fewest
-    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")
+    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")
 
 
 def excess(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:
     """How far constraints are missed in all, each relative to its bound; 0 where all hold."""
-    return sum(max(b.violation(values[n]), 0.0) / max(abs(b.value), 1e-9) for n, b in bounds.items())
+    missed = {name: bound.violation(values.get(name, math.nan)) for name, bound in bounds.items()}
+    return sum(max(missed[name], 0.0) / (abs(bound.value) or 1.0) for name, bound in bounds.items())
 
 
 def reached(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> str:
     """What is reached of each constraint, in words."""
-    return ", ".join(f"{name} {values[name]:.4g} for `{bound}`" for name, bound in bounds.items())
+    return ", ".join(f"{name} {values.get(name, math.nan):.4g} for `{bound}`" for name, bound in bounds.items())

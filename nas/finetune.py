@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from nas.config import Recipe
 from nas.evaluation import Score, score
+from nas.figures import QUALITIES
 from nas.pipeline import checked
 from nas.progress import progress
-from nas.run import Run, read_json, replace_folder, write_json
-from nas.training import plain_trainer, train
+from nas.run import Run, read_json, remove, replace_folder, write_json
+from nas.training import plain_trainer, train, training_device
 from search_spaces import InputError
 
 
@@ -35,27 +38,61 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         raise InputError(f"`{folder}` must be an export with a subnet.json; `nas export` writes one.")
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
-    bench = checked(recipe)
-    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True)
-    before = score(model, bench.splits.test, recipe.qualities)
+    story = read_json(folder / "subnet.json")
+    bench, parent = checked(recipe), Run(run).parent
+    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
+    before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
+    checkpoints = work / "checkpoints"
+    _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
     trainer = plain_trainer(
         model,
         recipe.parent,
-        work / "checkpoints",
+        checkpoints,
         bench.splits.train,
         bench.splits.collate,
         recipe.seed,
-        teacher=bench.load_model(Run(run).parent),
+        teacher=bench.load_model(parent),
     )
     with progress("finetune") as report:
         train(trainer, report)
     after = score(model, bench.splits.test, recipe.qualities)
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)
-    story = read_json(folder / "subnet.json")
-    story["fine_tuned"] = {name: [s.value, s.standard_error] for name, s in after.items()}
-    write_json(work / "subnet.json", story)
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    write_json(work / "subnet.json", retold(story, after, recipe))
     replace_folder(work, out)
+    remove(out / "checkpoints")
     return before, after
+
+
+def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> dict[str, Any]:
+    """A subnet.json with the qualities after fine-tuning; those it came with are kept as ``inherited``."""
+    new = {
+        "values": {name: found.value for name, found in after.items()},
+        "errors": {name: found.standard_error for name, found in after.items()},
+    }
+    inherited = {part: {n: v for n, v in story[part].items() if n in QUALITIES} for part in new}
+    costs = {part: {n: v for n, v in story[part].items() if n not in QUALITIES} for part in new}
+    figures = {part: {**costs[part], **new[part]} for part in new}
+    bounds = {name: bound for name, bound in recipe.bounds.items() if name in figures["values"]}
+    feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())
+    tuned = {name: [found.value, found.standard_error] for name, found in after.items()}
+    return {**story, **figures, "feasible": feasible, "fine_tuned": tuned, "inherited": inherited}
+
+
+def _begin(work: Path, identity: dict[str, str]) -> None:
+    """Makes the work folder; what a killed fine-tuning left there is kept if it was of the same model and recipe."""
+    file = work / "checkpoints" / "identity.json"
+    if not file.is_file() or read_json(file) != identity:
+        shutil.rmtree(work, ignore_errors=True)
+        file.parent.mkdir(parents=True)
+        write_json(file, identity)
+
+
+def _weights_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weights."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.figures import OPERATORS, Bound, Direction, format_figure, parse_condition
+from nas.figures import OPERATORS, QUALITIES, Bound, Direction, excess, parse_condition, reached
 from nas.pareto import Array, hypervolume, non_dominated
 from nas.point import Point
 from nas.table import html_table, rich_table
@@ -76,7 +76,7 @@ class ParetoFront:
 
     Attributes:
         points: Sorted by the first minimised objective, ascending.
-        objectives: Figure name to direction. The first maximised one counts as the quality.
+        objectives: Figure name to direction. The first that is a quality leads.
     """
 
     points: tuple[Point, ...]
@@ -117,8 +117,8 @@ class ParetoFront:
 
     @property
     def quality(self) -> str:
-        """The first maximised objective, or the first one if all are minimised."""
-        return next((name for name, way in self.objectives.items() if way == "maximize"), next(iter(self.objectives)))
+        """The first objective that is a quality, such as accuracy or loss; else the first one."""
+        return next((name for name in self.objectives if name in QUALITIES), next(iter(self.objectives)))
 
     def best(self, name: str) -> Point:
         """The best point in one objective.
@@ -248,17 +248,11 @@ class ParetoFront:
         return bounds
 
     def _nearest_miss(self, condition: str) -> Point:
-        bounds = self._bounds(condition)
-
-        def excess(point: Point) -> float:
-            parts = [(max(0.0, b.violation(point.values.get(n, math.nan))), abs(b.value) or 1.0) for n, b in bounds]
-            return sum(part / scale for part, scale in parts)
-
-        near = min(self.points, key=excess)
-        reached = ", ".join(f"{n} {format_figure(n, near.values.get(n, math.nan))}" for n, _ in bounds)
+        bounds = dict(self._bounds(condition))
+        near = min(self.points, key=lambda point: excess(point.values, bounds))
         raise InputError(
             f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {near.key}, "
-            f"reaches {reached}: loosen the condition."
+            f"reaches {reached(near.values, bounds)}: loosen the condition."
         )
 
 

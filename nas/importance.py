@@ -35,12 +35,15 @@ class ImportanceOrder:
         return asdict(self)
 
 
-def order_by_importance(supernet: Supernet, batches: Sequence[Batch]) -> ImportanceOrder:
+def order_by_importance(
+    supernet: Supernet, batches: Sequence[Batch], layer_batches: Sequence[Batch] | None = None
+) -> ImportanceOrder:
     """Measures importance on labelled batches and permutes the supernet's weights in place accordingly.
 
     Args:
         supernet: Its full model must be active.
         batches: Model inputs with ``labels``, a few hundred examples of the training data.
+        layer_batches: What layers are ordered on, by default the same; fewer will do, see `layer_order`.
 
     Returns:
         The order that was found, in the numbering the parent had before.
@@ -53,7 +56,7 @@ def order_by_importance(supernet: Supernet, batches: Sequence[Batch]) -> Importa
     for axis, layers in units.items():
         for layer, order in enumerate(layers):
             _permute(supernet, layer, axis, order)
-    return ImportanceOrder(layer_order(supernet, batches), units)
+    return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units)
 
 
 def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[torch.Tensor]]:
@@ -83,6 +86,8 @@ def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[
 
 def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]:
     """Layers by falling importance: the one whose removal raises the loss least goes first, again and again.
+
+    L layers take L + (L - 1) + ... + 2 passes over the batches: 12 layers and 128 examples are 77 x 128 examples.
 
     Returns:
         Parent layers, most important first, so that the first d are the ones to keep at depth d.

@@ -13,10 +13,11 @@ from nas.run import Run, read_json
 from nas.search import check_sampler, run_search
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
 from nas.study import STUDIES, open_study, points, write_trials
-from nas.summary import hypervolume_line, predictor_line
+from nas.summary import hypervolume_line, predictor_line, workload_line
 from nas.tasks import Workbench
 from nas.verify import verify
-from predictors import LatencyPredictor, device_name
+from predictors import AnalyticCosts, LatencyPredictor, device_name
+from predictors.analytic import COUNTED
 from search_spaces import InputError
 
 
@@ -67,8 +68,25 @@ def opened(recipe: Recipe, folder: str | Path) -> tuple[Workbench, Run]:
     """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well."""
     bench = checked(recipe)
     if not Path(folder, "recipe.yaml").exists():
-        bench.load_model()
-    return bench, Run.open(folder, recipe)
+        _check_exact_constraints(bench, AnalyticCosts.of(bench.load_model()))
+    run = Run.open(folder, recipe)
+    here = device_name(recipe.workload)
+    if here != run.device:
+        raise InputError(f"`{folder}` was begun on {run.device}, but this is {here}; give another folder with --run.")
+    return bench, run
+
+
+def _check_exact_constraints(bench: Workbench, counts: AnalyticCosts) -> None:
+    """Refuses a bound on an exact cost that neither end of the space meets, before anything is trained."""
+    space, length = search_space(bench), bench.recipe.workload.sequence_length
+    for name, bound in bench.recipe.bounds.items():
+        if name in COUNTED:
+            ends = [counts.count(name, subnet, length) for subnet in (space.smallest, space.largest)]
+            if all(bound.violation(value) > 0 for value in ends):
+                raise InputError(
+                    f"`constraints.{name}` is `{bound}`, but the space reaches from {ends[0]:.4g} to {ends[1]:.4g}; "
+                    "loosen it or widen `space`."
+                )
 
 
 def checked(recipe: Recipe) -> Workbench:
@@ -106,7 +124,7 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
         evaluated=evaluated,
         constraints=recipe.bounds,
         facts={
-            "Workload": f"{recipe.workload} · {device_name(recipe.workload)}",
+            "Workload": workload_line(run),
             "Latency predictor": predictor_line(predictor),
             "Hypervolume": hypervolume_line(results),
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
@@ -119,8 +137,9 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
         notes=[
             "Measured: latency of the exported model beside the parent as anchor, quality on the held-out split.",
             "Predicted: latency by the predictor, quality on the search slice of the training data.",
-            "The front is what no other verified subnetwork beats in held-out quality and measured latency; with "
-            "standard errors this wide, neighbours on it may be equal.",
+            "The front is what no other verified subnetwork, baselines included, beats in "
+            f"{' and '.join(recipe.objectives)}; with standard errors this wide, neighbours may be equal.",
+            "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
         ],
         export_command=command,
     )

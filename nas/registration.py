@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from search_spaces import FAMILIES
 
 
+@cache
 def register() -> None:
-    """Registers the config and the models of every family; called once, when transformers' auto classes load."""
+    """Registers the config and the models of every family; called before `AutoConfig` loads anything."""
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 

@@ -15,6 +15,7 @@ from typing import Any
 from nas.config import Recipe
 from nas.front import ParetoFront
 from nas.point import Point
+from predictors import device_name
 from search_spaces import InputError
 
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -48,6 +49,9 @@ class Run:
         self.front_file = self.folder / "front.json"
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
+        self.trained = (self.parent, self.supernet)
+        searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
+        self.from_weights = (*self.trained, *searched)
 
     @classmethod
     def open(cls, folder: str | Path, recipe: Recipe) -> Run:
@@ -67,7 +71,7 @@ class Run:
                 )
             return run
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment())
+        write_json(folder / "environment.json", environment(recipe))
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         return cls(folder)
 
@@ -97,19 +101,38 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         for file in self.folder.glob(".*.tmp"):
             file.unlink(missing_ok=True)
+        for stage in self.trained:
+            remove(stage / "checkpoints")
 
     @contextmanager
     def building(self, target: Path) -> Iterator[Path]:
-        """A work folder that becomes ``target`` once the block has ended well; what a killed stage left is kept."""
-        work = target.with_name(f"{target.name}.partial")
+        """A work folder that becomes ``target`` once the block has ended well; what a killed stage left is kept.
+
+        What was made from earlier weights of ``target`` goes first, its checkpoints last: a kill costs no training.
+        """
+        work = partial_of(target)
         work.mkdir(parents=True, exist_ok=True)
         yield work
+        self._forget_after(target)
         os.replace(work, target)
+        remove(target / "checkpoints")
+
+    def _forget_after(self, target: Path) -> None:
+        """Removes what follows from a stage's weights. Latencies do not: measurements and the predictor stay."""
+        results = self.from_weights
+        for path in results[results.index(target) + 1 :] if target in results else ():
+            remove(path)
+            remove(partial_of(path))
 
     @property
     def layer_order(self) -> list[int]:
         """The parent's layers, most important first."""
         return list(read_json(self.supernet / "importance.json", delete=self.supernet)["layers"])
+
+    @property
+    def device(self) -> str:
+        """The processor or GPU that every latency of this run was measured on."""
+        return str(read_json(self.folder / "environment.json")["device"])
 
     def results(self) -> dict[str, Any]:
         """What the search ended with, as stored in front.json.
@@ -130,9 +153,10 @@ class Run:
         return [Point.from_dict(point) for point in self.results()["verified"]]
 
 
-def environment() -> dict[str, Any]:
+def environment(recipe: Recipe) -> dict[str, Any]:
     """What the numbers of a run depend on besides its recipe."""
     return {
+        "device": device_name(recipe.workload),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -175,10 +199,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def partial_of(target: Path) -> Path:
+    """Where a stage's result is built."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def replace_folder(work: Path, target: Path) -> None:
     """Moves a finished folder to its place, over what was there."""
     old = target.with_name(f".{target.name}.old")
+    remove(old)
     if target.exists():
         os.replace(target, old)
     os.replace(work, target)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)

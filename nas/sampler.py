@@ -176,8 +176,14 @@ class SurrogateSampler(BaseSampler):
         front: np.ndarray,
         seen: set[str],
     ) -> list[dict[str, Any]]:
-        """New feasible candidates on the predicted front, greedily by the hypervolume each adds."""
+        """New feasible candidates on the predicted front, greedily by the hypervolume each adds.
+
+        Where nothing is predicted to be feasible, the candidates closest to it.
+        """
         good = np.flatnonzero(violations <= 0)
+        if not len(good):
+            closest = self._decode(genomes[np.argsort(violations, kind="stable")])
+            return [p for p in closest if problem.key(p) not in seen][: self.batch_size]
         candidates: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
         while len(good) and len(candidates) < 2 * self.batch_size:
             best = non_dominated(costs[good])
@@ -229,6 +235,8 @@ class _Prediction:
 
 def greedy_batch(candidates: np.ndarray, front: np.ndarray, size: int) -> list[int]:
     """Indices of candidates (n, m) to minimise, each adding the most hypervolume to the front and those before it."""
+    if not len(candidates):
+        return []
     everything = np.concatenate([front, candidates])
     low, width = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)
     reference = np.full(everything.shape[1], 1.1)

@@ -9,9 +9,9 @@ from random import Random
 import optuna
 from optuna.trial import TrialState
 
-from nas.config import COSTS, Recipe
+from nas.config import Recipe
 from nas.evaluator import Evaluator, SpaceProblem
-from nas.figures import excess, reached
+from nas.figures import COSTS, excess, reached
 from nas.front import ParetoFront
 from nas.progress import progress
 from nas.sampler import SurrogateSampler
@@ -65,8 +65,7 @@ def _search(study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: 
 def plan(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) -> list[SubnetConfig]:
     """What the search evaluates before its sampler has a say, the same each time it is asked."""
     rng = Random(f"{recipe.seed}/startup")
-    known = [space.largest, space.smallest, *space.uniform_scalings()]
-    feasible = [subnet for subnet in known if evaluator.feasible(subnet)]
+    feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
     random = distinct(feasible_samples(space, evaluator, rng), max(1, int(STARTUP_FRACTION * budget)))
     return distinct(iter([*feasible, *random]), budget)
 
@@ -74,28 +73,42 @@ def plan(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) 
 def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> Iterator[SubnetConfig]:
     """Random subnetworks that meet the constraints on costs.
 
+    Where thousands in a row do not, the constraints are tight: the rest are random steps from ones that do, beginning
+    with the corners of the space and its uniform scalings.
+
     Raises:
-        InputError: If thousands in a row do not; names the closest and what it reaches.
+        InputError: If none of these does either; names the closest and what it reaches.
     """
-    rejected: list[SubnetConfig] = []
+    known = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
+    rejected = 0
     while True:
         subnet = space.sample(rng)
         if evaluator.feasible(subnet):
-            rejected.clear()
-            yield subnet
+            rejected = REJECTIONS if rejected == REJECTIONS else 0
+        elif rejected < REJECTIONS:
+            rejected += 1
             continue
-        rejected.append(subnet)
-        if len(rejected) >= REJECTIONS:
-            _refuse([space.smallest, *rejected], evaluator)
+        elif known:
+            near = space.neighbours(rng.choice(known))
+            subnet = rng.choice([step for step in near if evaluator.feasible(step)] or known)
+        else:
+            _refuse(corners(space), evaluator)
+        known.append(subnet)
+        yield subnet
+
+
+def corners(space: SearchSpace) -> list[SubnetConfig]:
+    """The largest, the smallest and the uniform scalings between them."""
+    return [space.largest, space.smallest, *space.uniform_scalings()]
 
 
 def _refuse(tried: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
     bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
     closest = min(tried, key=lambda subnet: excess(evaluator.costs(subnet), bounds))
     raise InputError(
-        f"no subnetwork of the space meets the constraints; the closest of {len(tried)} reaches "
-        f"{reached(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or add smaller choices to "
-        "`space`."
+        f"none of the {REJECTIONS} subnetworks tried meets the constraints, nor any corner of the space; the closest "
+        f"corner reaches {reached(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or widen "
+        "`space`, in a new run."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from random import Random
@@ -12,14 +11,23 @@ import torch
 from nas.evaluation import EvaluationSet
 from nas.importance import order_by_importance
 from nas.progress import progress, say
-from nas.run import Run, read_json, write_json
+from nas.run import Run, read_json, remove, write_json
 from nas.supernet import Supernet
 from nas.tasks import Workbench
-from nas.training import SupernetTrainer, last_complete_checkpoint, plain_trainer, train, training_arguments
+from nas.training import (
+    SupernetTrainer,
+    last_complete_checkpoint,
+    plain_trainer,
+    train,
+    training_arguments,
+    training_device,
+)
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore, Stage, Timing, measure
 from search_spaces import SearchSpace, SubnetConfig
 
 CALIBRATION_EXAMPLES = 512
+LAYER_EXAMPLES = 128
+"""Examples to order layers on, fewer than for heads and neurons: this takes about L*L/2 passes, not one."""
 MEASURED_TOGETHER = 8
 
 
@@ -54,7 +62,6 @@ def make_parent(run: Run, bench: Workbench) -> None:
         model.save_pretrained(work)
         bench.processor.save_pretrained(work)
         write_json(work / "training.json", log)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
     say(f"parent     {'as it came' if bench.has_head else 'fine-tuned'}: {run.parent}")
 
 
@@ -63,15 +70,19 @@ def make_supernet(run: Run, bench: Workbench) -> None:
     if run.supernet.exists():
         return
     recipe, splits = bench.recipe, bench.splits
-    supernet = Supernet(bench.load_model(run.parent))
+    supernet = Supernet(bench.load_model(run.parent).to(training_device()))
     with run.building(run.supernet) as work:
         checkpoints, order_file = work / "checkpoints", work / "importance.json"
         if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            remove(checkpoints)
             calibration = EvaluationSet.of(
                 splits.train.select(range(min(CALIBRATION_EXAMPLES, len(splits.train)))), splits.collate, 32
             )
-            order = order_by_importance(supernet, calibration.labelled_batches(CALIBRATION_EXAMPLES))
+            order = order_by_importance(
+                supernet,
+                calibration.labelled_batches(CALIBRATION_EXAMPLES),
+                calibration.labelled_batches(LAYER_EXAMPLES),
+            )
             write_json(order_file, order.to_dict())
         settings = recipe.supernet
         trainer = SupernetTrainer(
@@ -88,13 +99,12 @@ def make_supernet(run: Run, bench: Workbench) -> None:
             log = train(trainer, report)
         supernet.model.save_pretrained(work)
         write_json(work / "training.json", log)
-        shutil.rmtree(checkpoints, ignore_errors=True)
     say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
 
 
 def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
-    """The trained supernet of a run, and its space with the layers in importance order."""
-    supernet = Supernet(bench.load_model(run.supernet))
+    """The trained supernet of a run on the training device, and its space with the layers in importance order."""
+    supernet = Supernet(bench.load_model(run.supernet).to(training_device()))
     supernet.model.eval()
     return supernet, search_space(bench, run.layer_order)
 

@@ -10,7 +10,7 @@ from nas.figures import format_figure
 from nas.front import ParetoFront
 from nas.progress import console, say
 from nas.run import Run
-from predictors import LatencyPredictor, device_name
+from predictors import LatencyPredictor
 
 
 def predictor_line(predictor: LatencyPredictor) -> str:
@@ -25,10 +25,18 @@ def predictor_line(predictor: LatencyPredictor) -> str:
 
 
 def hypervolume_line(results: dict[str, Any]) -> str:
-    """Hypervolumes of the search and its baselines, with the reference point they share."""
-    volumes = ", ".join(f"{name} {value:.4g}" for name, value in results["hypervolume"].items())
+    """Hypervolumes: of the search, of its sampler without the uniform scalings it begins with, of baselines."""
+    volumes = {name: f"{value:.4g}" for name, value in results["hypervolume"].items()}
     reference = ", ".join(f"{name} {format_figure(name, value)}" for name, value in results["reference"].items())
-    return f"{volumes} (reference {reference})"
+    return (
+        f"search {volumes['search']} (its sampler alone {volumes['sampler']}), uniform {volumes['uniform']}, "
+        f"random {volumes['random']} (reference {reference})"
+    )
+
+
+def workload_line(run: Run) -> str:
+    """What every latency of a run means."""
+    return f"{run.recipe.workload} · {run.device}"
 
 
 def show(run: Run, front: ParetoFront) -> None:
@@ -40,7 +48,7 @@ def show(run: Run, front: ParetoFront) -> None:
     )
     console.print(Group(front.table()))
     say(f"parent       {figures}")
-    say(f"workload     {run.recipe.workload} · {device_name(run.recipe.workload)}")
+    say(f"workload     {workload_line(run)}")
     say(f"hypervolume  {hypervolume_line(results)}")
     say(f"report       {run.report}")
     for folder in sorted(run.exports.glob("[!.]*")):

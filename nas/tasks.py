@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.config import Recipe
-from nas.data import load_source, need_images, text_columns, with_class_ids
+from nas.data import TEXT_DTYPES, head_order, load_source, need_images, relabelled, text_columns, with_class_ids
 from nas.evaluation import EvaluationSet
 from nas.registration import stock_classes
 from predictors import Workload
@@ -118,8 +118,7 @@ class Workbench:
     def splits(self) -> Splits:
         """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
         task, seed = self.recipe.task, self.recipe.seed
-        train, names = with_class_ids(load_source(task.train), task.label, None, task.train)
-        test, _ = with_class_ids(load_source(task.test), task.label, names, task.test)
+        train, test, names = self._labelled()
         if len(train) <= task.search_examples:
             raise InputError(
                 f"`task.search_examples` must be below the {len(train)} training examples, but got "
@@ -129,7 +128,7 @@ class Workbench:
         search = shuffled.select(range(task.search_examples))
         end = None if task.train_examples is None else task.search_examples + task.train_examples
         train = shuffled.select(range(task.search_examples, min(end or len(train), len(train))))
-        process, collate = PROCESSING[task.type](self)
+        process, collate = PROCESSING[task.type](self, train)
         return Splits(
             train=process(train, task.train),
             search=EvaluationSet.of(process(search, task.train), collate, EVALUATION_BATCH_SIZE),
@@ -138,21 +137,26 @@ class Workbench:
             collate=collate,
         )
 
+    def _labelled(self) -> tuple[Dataset, Dataset, list[str]]:
+        """Both splits with class ids, and the class names; a trained head keeps its own names and ids."""
+        task = self.recipe.task
+        raw = load_source(task.train)
+        train, names = with_class_ids(raw, task.label, None, task.train)
+        test, _ = with_class_ids(load_source(task.test), task.label, names, task.test)
+        if not self.has_head:
+            return train, test, names
+        head = [str(name) for _, name in sorted(self.config.id2label.items())]
+        order = head_order(names, head, self.recipe.model, raw.features[task.label].dtype not in TEXT_DTYPES)
+        train, test = (relabelled(d, task.label, [order[k] for k in d[task.label]], head) for d in (train, test))
+        return train, test, head
+
     @cached_property
     def has_head(self) -> bool:
         """Whether the recipe's model already has a trained head of this task."""
         import transformers
 
         heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
-        trained = bool(heads & set(self.config.architectures or [])) and not self.untrained
-        if trained and self.config.num_labels != len(self.splits.names):
-            raise InputError(
-                f"the model's head must have one output a class, but `{self.recipe.model}` has "
-                f"{self.config.num_labels} and the data {len(self.splits.names)} "
-                f"({', '.join(self.splits.names[:5])}); "
-                "choose other data, or a model without a head to fine-tune one."
-            )
-        return trained
+        return bool(heads & set(self.config.architectures or [])) and not self.untrained
 
     @property
     def untrained(self) -> bool:
@@ -164,20 +168,33 @@ class Workbench:
     def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
         """The recipe's model with a head for the task, or the one in a folder of the run.
 
+        Only a new head takes its labels from the data; a trained one and a folder of the run hold theirs.
+
         Raises:
             InputError: If the weights cannot be read.
         """
         import transformers
 
-        auto = getattr(transformers, self.auto_class)
-        names = dict(enumerate(self.splits.names))
-        labels = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
-        source = str(folder or self.recipe.model)
+        labels = self._new_labels() if folder is None and not self.has_head else {}
         transformers.set_seed(self.recipe.seed)
         if folder is None and self.untrained:
-            self.config.update({**labels, "num_labels": len(names)})
-            return auto.from_config(self.config)
+            self.config.update({**labels, "num_labels": len(labels["id2label"])})
+            model = getattr(transformers, self.auto_class).from_config(self.config)
+        else:
+            model = self._pretrained(folder, labels)
+        model.config.problem_type = "single_label_classification"
+        return model
+
+    def _new_labels(self) -> dict[str, dict[Any, Any]]:
+        names = self.splits.names
+        return {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+
+    def _pretrained(self, folder: str | Path | None, labels: dict[str, Any]) -> PreTrainedModel:
+        import transformers
+
+        source = str(folder or self.recipe.model)
         try:
+            auto = getattr(transformers, self.auto_class)
             return auto.from_pretrained(source, **labels, dtype=torch.float32)
         except Exception as error:
             again = f"delete `{source}` and type the same command again to make them anew"
@@ -186,27 +203,35 @@ class Workbench:
                 f"{'check that the model came here whole' if folder is None else again}."
             ) from error
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the model takes."""
+        size = self.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.config.num_channels, height, width
+
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Random inputs of the workload's shape; every token is real, none is padding."""
         generator = torch.Generator().manual_seed(0)
         batch = workload.batch_size
         if self.recipe.task.type == "image-classification":
-            size = self.config.image_size
-            height, width = (size, size) if isinstance(size, int) else size
-            shape = (batch, self.config.num_channels, height, width)
-            return {"pixel_values": torch.randn(shape, generator=generator)}
+            return {"pixel_values": torch.randn((batch, *self.image_shape), generator=generator)}
         assert workload.sequence_length is not None
         ids = torch.randint(0, self.config.vocab_size, (batch, workload.sequence_length), generator=generator)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _text(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callable[[list[Any]], Mapping[str, Any]]]:
+Processing = tuple[Callable[["Dataset", str], "Dataset"], Callable[[list[Any]], Mapping[str, Any]]]
+
+
+def _text(bench: Workbench, train: Dataset) -> Processing:
     from transformers import DataCollatorWithPadding
 
     task, tokenizer = bench.recipe.task, bench.processor
+    columns = text_columns(train, task.text, task.train)
 
     def process(dataset: Dataset, source: str) -> Dataset:
-        columns = text_columns(dataset, task.text, source)
+        text_columns(dataset, columns, source)
 
         def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -219,15 +244,14 @@ def _text(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callable
     return process, DataCollatorWithPadding(tokenizer)
 
 
-def _image(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callable[[list[Any]], Mapping[str, Any]]]:
-    task, processor = bench.recipe.task, bench.processor
+def _image(bench: Workbench, train: Dataset) -> Processing:
+    task = bench.recipe.task
 
     def process(dataset: Dataset, source: str) -> Dataset:
         need_images(dataset, task.image, source)
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
-            pixels = processor([image.convert("RGB") for image in rows[task.image]], return_tensors="pt")
-            return {"pixel_values": list(pixels["pixel_values"]), "labels": rows[task.label]}
+            return {"pixel_values": _pixels(bench, rows[task.image]), "labels": rows[task.label]}
 
         return dataset.with_transform(transform)
 
@@ -238,6 +262,23 @@ def _image(bench: Workbench) -> tuple[Callable[[Dataset, str], Dataset], Callabl
         }
 
     return process, collate
+
+
+def _pixels(bench: Workbench, images: list[Any]) -> list[torch.Tensor]:
+    """Model inputs of images; InputError unless the image processor makes what the model takes."""
+    mode = "L" if bench.config.num_channels == 1 else "RGB"
+    try:
+        pixels = list(bench.processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"])
+        made = str(next((tuple(p.shape) for p in pixels if p.shape != bench.image_shape), ""))
+    except ValueError as error:
+        made = " ".join(str(error).split())[:160]
+    if made:
+        raise InputError(
+            f"the image processor of `{bench.recipe.model}` must make (channels, height, width) {bench.image_shape}, "
+            f"what the model takes, of images, but got {made}; set `size`, `image_mean` and `image_std` in its "
+            "preprocessor_config.json."
+        )
+    return pixels
 
 
 PROCESSING = {"text-classification": _text, "image-classification": _image}

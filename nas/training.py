@@ -107,7 +107,7 @@ class SupernetTrainer(DistillationTrainer):
                 outputs = model(**inputs)
                 loss = self.divergence(outputs.logits, teacher)
                 if subnet is subnets[0]:
-                    loss = loss + outputs.loss
+                    loss = loss + outputs.loss.mean()  # DataParallel gives one loss a device
             self.accelerator.backward(loss / (len(subnets) * self.args.gradient_accumulation_steps))
             total += loss.detach() / len(subnets)
         self.supernet.activate(self.supernet.parent)
@@ -138,6 +138,11 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def training_device() -> str:
+    """Where models are trained and the supernet is scored; latency is measured on the workload's own device."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(trainer: Trainer, report: Report) -> list[dict[str, float]]:

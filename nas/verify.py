@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.config import COSTS
+from nas.config import Recipe
 from nas.evaluation import score
 from nas.evaluator import Evaluator
 from nas.export import reload_here, save_subnet
-from nas.figures import excess, reached
+from nas.figures import COSTS, excess, reached
 from nas.front import ParetoFront, reference_point
 from nas.point import Point
 from nas.progress import progress
@@ -28,6 +28,8 @@ from search_spaces import InputError, SubnetConfig
 def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str, Any]:
     """Measures and scores every subnetwork on the front of a study, and writes front.json.
 
+    The front is what no other of them beats, whichever study it comes from.
+
     A subnetwork is saved as a model folder, reloaded, compared with the supernet, and it is the reloaded model that is
     measured and scored. Constraints are judged on these figures.
 
@@ -39,32 +41,41 @@ def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str,
     """
     recipe = run.recipe
     supernet, _ = load_supernet(run, bench)
-    candidates = {
-        name: ParetoFront.of(points(open_study(run.study, name, recipe)), recipe.objectives).points for name in STUDIES
-    }
+    studies = {name: open_study(run.study, name, recipe) for name in STUDIES}
+    candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
-        _refuse_infeasible(run, points(open_study(run.study, "search", recipe)))
+        _refuse_infeasible(run, points(studies["search"]))
     figures = _measured(run, bench, supernet, predictor, [p for found in candidates.values() for p in found])
-    # The search evaluated the uniform scalings too: what was verified as a baseline may stand on its front.
-    searched = [p for p in points(open_study(run.study, "search", recipe)) if p.key in figures]
     verified = [
         _point(figures[point.key], name, recipe.bounds)
-        for name, found in {**candidates, "search": searched}.items()
-        for point in found
+        for name, study in studies.items()
+        for point in points(study)
+        if point.key in figures
     ]
     parent = _parent_point(run, bench, supernet)
-    fronts = {n: ParetoFront.of([p for p in verified if p.source == n], recipe.objectives) for n in STUDIES}
-    if not fronts["search"].points:
-        _refuse_infeasible(run, [p for p in verified if p.source == "search"])
+    front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
+    if not front.points:
+        _refuse_infeasible(run, verified)
     reference = reference_point([*verified, parent], recipe.objectives)
     results = {
-        "front": fronts["search"].to_dict(),
+        "front": front.to_dict(),
         "verified": [point.to_dict() for point in [*verified, parent]],
         "reference": reference,
-        "hypervolume": {name: front.hypervolume(reference) for name, front in fronts.items()},
+        "hypervolume": _hypervolumes(verified, reference, recipe),
     }
     write_json(run.front_file, results)
     return results
+
+
+def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe: Recipe) -> dict[str, float]:
+    """What each study dominates with those of its subnetworks that were verified.
+
+    The search evaluates the uniform scalings first, so it can only add to them; ``sampler`` is what it adds alone.
+    """
+    by_study = {name: [p for p in verified if p.source == name] for name in STUDIES}
+    uniform = {point.key for point in by_study["uniform"]}
+    by_study["sampler"] = [point for point in by_study["search"] if point.key not in uniform]
+    return {name: ParetoFront.of(found, recipe.objectives).hypervolume(reference) for name, found in by_study.items()}
 
 
 def _measured(
@@ -119,7 +130,10 @@ def _parent_point(run: Run, bench: Workbench, supernet: Supernet) -> Point:
         model = bench.load_model(run.parent).eval()
         scores = score(model, bench.splits.test, run.recipe.qualities)
         store = MeasurementStore(run.measurements)
-        timed = time_models(bench, supernet, {"parent": model}, store)["parent"]
+        timed = store.get(supernet.parent.key, run.recipe.workload, "export")
+        if timed is None:
+            timed = time_models(bench, supernet, {"parent": model}, store)["parent"]
+            store.add(supernet.parent, run.recipe.workload, "export", timed)
         counts, length = AnalyticCosts.of(supernet.model), run.recipe.workload.sequence_length
         values = {name: counts.count(name, supernet.parent, length) for name in COSTS if name != "latency_ms"}
         values |= {"latency_ms": timed.latency_ms, **{n: s.value for n, s in scores.items()}}

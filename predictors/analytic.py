@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+COUNTED = ("num_parameters", "macs", "size_mb")
+"""What is counted exactly."""
+
 
 @dataclass(frozen=True)
 class AnalyticCosts:

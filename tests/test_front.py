@@ -140,8 +140,8 @@ def test_picks(front: ParetoFront) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("latency_ms < 1", "closest, .* reaches latency_ms 1.00"),
-        ("accuracy >= 0.95, latency_ms <= 9", "reaches accuracy 0.9100, latency_ms 9.00"),
+        ("latency_ms < 1", "closest, .* reaches latency_ms 1 for `< 1`"),
+        ("accuracy >= 0.95, latency_ms <= 9", "reaches accuracy 0.91 for `>= 0.95`, latency_ms 9 for `<= 9`"),
         ("latency <= 5", "did you mean `latency_ms`"),
         ("latency_ms <= five", "latency_ms <= 5"),
         ("latency_ms <= 5 ms", "latency_ms <= 5"),

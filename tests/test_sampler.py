@@ -168,3 +168,14 @@ def test_the_surrogate_with_the_lowest_error_is_chosen() -> None:
         errors = cross_validated_errors(x, y)
         assert type(best_surrogate(x, y)) is type(SURROGATES[min(errors, key=lambda n: errors[n])]())
     assert min(cross_validated_errors(x, steps), key=cross_validated_errors(x, steps).get) == "forest"  # type: ignore[arg-type]
+
+
+def test_a_bound_that_nothing_has_met_yet_is_approached() -> None:
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=SurrogateSampler(SPACE, seed=0))
+    for _ in range(40):
+        trial = study.ask(SPACE)
+        quality, cost = objectives(trial.params)
+        trial.set_constraint("impossible", quality + 1.0)
+        study.tell(trial, (quality, cost))
+    found = [trial.values[0] for trial in study.trials]
+    assert np.mean(found[24:]) < np.mean(found[:24])

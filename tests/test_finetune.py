@@ -1,0 +1,215 @@
+"""Fine-tuning an export, and what a run keeps or forgets when a stage is killed at its end or made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import bert, text_inputs
+
+from nas import finetune as finetune_module
+from nas import stages
+from nas.bench import bench_table
+from nas.config import Recipe
+from nas.evaluation import Score
+from nas.export import describe_remote_code, save_subnet
+from nas.finetune import finetune, retold
+from nas.importance import layer_order, order_by_importance
+from nas.point import Point
+from nas.run import Run, replace_folder, write_json
+from nas.stages import load_supernet, make_parent, search_space
+from nas.supernet import Supernet
+from nas.tasks import Workbench
+from nas.training import DistillationTrainer, SupernetTrainer, training_arguments
+from search_spaces import InputError, SubnetConfig
+
+UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96))
+SMALL = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=24)
+RESULTS = (
+    "parent",
+    "supernet",
+    "supernet.partial",
+    "measurements.jsonl",
+    "predictor",
+    "study.log",
+    "trials.csv",
+    "verified.jsonl",
+    "front.json",
+    "report.html",
+    "exports",
+)
+KEPT = ("measurements.jsonl", "predictor")
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def kill(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+@pytest.fixture
+def run(text_recipe: Path, tmp_path: Path) -> Run:
+    return Run.open(tmp_path / "run", Recipe.load(text_recipe))
+
+
+def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
+    """A subnetwork of the parent as `nas export` writes it, with made-up figures."""
+    bench = Workbench(run.recipe)
+    save_subnet(Supernet(bench.load_model(run.parent)), subnet, bench, out)
+    point = Point(subnet, {"accuracy": 7.0, "macs": 5.0}, {"accuracy": 0.7}, measured=True)
+    write_json(out / "subnet.json", point.to_dict())
+    return out
+
+
+@pytest.mark.slow
+def test_a_killed_finetuning_goes_on_only_with_the_same_export(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parent(run, Workbench(run.recipe))
+    small, uneven = export(run, SMALL, tmp_path / "small"), export(run, UNEVEN, tmp_path / "uneven")
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    for folder in (small, uneven):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(finetune_module, "replace_folder", kill)
+            finetune(folder, run.recipe, run.folder, out)
+    with monkeypatch.context() as patch:  # its trained weights are there: nothing is trained again
+        patch.setattr(DistillationTrainer, "training_step", kill)
+        _, after = finetune(uneven, run.recipe, run.folder, out)
+    finetune(uneven, run.recipe, run.folder, fresh)
+    assert (out / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
+    assert not (out / "checkpoints").exists() and not list(tmp_path.glob(".*.partial"))
+    story = json.loads((out / "subnet.json").read_text())
+    assert story["values"] == {"accuracy": after["accuracy"].value, "macs": 5.0} and story["key"] == UNEVEN.key
+    assert story["inherited"] == {"values": {"accuracy": 7.0}, "errors": {"accuracy": 0.7}}
+
+
+def test_a_finetuned_export_tells_its_own_qualities(text_recipe: Path) -> None:
+    recipe = Recipe.load(text_recipe, ["constraints.accuracy='>= 0.8'"])
+    values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0}, {"accuracy": 0.1, "latency_ms": 1.0}
+    story = {"key": "k", "feasible": False, "measured": True, "values": values, "errors": errors}
+    told = retold(story, {"accuracy": Score(0.9, 0.05)}, recipe)
+    assert told["values"] == {"accuracy": 0.9, "latency_ms": 3.0} and told["feasible"]
+    assert told["errors"] == {"accuracy": 0.05, "latency_ms": 1.0}
+    assert told["inherited"] == {"values": {"accuracy": 0.7, "f1": 0.6}, "errors": {"accuracy": 0.1}}
+
+
+def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = os.replace
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", lambda work, target: kill() if Path(target) == run.parent else move(work, target))
+        make_parent(run, Workbench(run.recipe))
+    assert not run.parent.exists()
+    weights = (run.folder / "parent.partial" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(DistillationTrainer, "training_step", kill)
+    make_parent(run, Workbench(run.recipe))
+    assert (run.parent / "model.safetensors").read_bytes() == weights
+    assert not (run.parent / "checkpoints").exists()
+
+
+def test_checkpoints_that_a_kill_left_go_when_the_run_is_opened_again(run: Run) -> None:
+    (run.supernet / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with run.locked():
+        assert run.supernet.exists() and not (run.supernet / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("stage", "earlier"), [("parent", ()), ("supernet", ("parent",))])
+def test_a_rebuilt_stage_drops_what_its_old_weights_led_to(stage: str, earlier: tuple[str, ...], run: Run) -> None:
+    for name in RESULTS:
+        if name.endswith((".log", ".csv", ".html", ".json", ".jsonl")):
+            (run.folder / name).write_text("old")
+        elif name != stage:
+            (run.folder / name / "below").mkdir(parents=True)
+    with run.building(run.folder / stage) as work:
+        (work / "new").touch()
+    assert {name for name in RESULTS if (run.folder / name).exists()} == {stage, *earlier, *KEPT}
+    assert (run.folder / stage / "new").exists()
+
+
+def test_a_predictor_fitted_anew_drops_nothing(run: Run) -> None:
+    run.front_file.write_text("old")
+    with run.building(run.predictor):
+        pass
+    assert run.front_file.exists()
+
+
+def test_a_folder_moves_into_place_although_a_kill_left_its_predecessor(tmp_path: Path) -> None:
+    for name in ("new", "x", ".x.old"):
+        (tmp_path / name / "below").mkdir(parents=True)
+    (tmp_path / "new" / "file").touch()
+    replace_folder(tmp_path / "new", tmp_path / "x")
+    assert (tmp_path / "x" / "file").exists() and [path.name for path in tmp_path.glob("*x*")] == ["x"]
+
+
+def test_a_step_on_several_devices_takes_the_mean_of_their_losses(run: Run, tmp_path: Path) -> None:
+    supernet, space = Supernet(bert(hidden_dropout_prob=0.0)), search_space(Workbench(run.recipe))
+    arguments = training_arguments(run.recipe.supernet, tmp_path / "checkpoints", 0, by_length=False)
+    trainer = SupernetTrainer(
+        supernet=supernet, space=space, sampled_subnets=0, teacher=bert(num_labels=2), args=arguments
+    )
+
+    class Parallel(torch.nn.Module):
+        def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+            outputs = supernet.model(**inputs)
+            return SimpleNamespace(logits=outputs.logits, loss=torch.stack([outputs.loss, outputs.loss]))
+
+    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
+    losses = []
+    for model in (supernet.model, Parallel()):
+        torch.manual_seed(0)
+        losses.append(trainer.training_step(model, batch))
+    assert losses[0].shape == () and torch.allclose(losses[0], losses[1])
+
+
+def test_layers_are_ordered_on_their_own_batches() -> None:
+    supernet = Supernet(bert())
+    batches = [[{**text_inputs(), "labels": torch.tensor(labels)}] for labels in ([0, 1, 1], [1, 0, 0])]
+    found = order_by_importance(supernet, *batches)
+    assert found.layers == layer_order(supernet, batches[1]) != layer_order(supernet, batches[0])
+
+
+def test_the_supernet_is_scored_on_the_training_device(
+    run: Run, text_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Workbench(run.recipe)
+    bench.load_model().save_pretrained(run.supernet)
+    write_json(run.supernet / "importance.json", {"layers": [0, 1, 2, 3]})
+    monkeypatch.setattr(stages, "training_device", lambda: "meta")
+    assert load_supernet(run, bench)[0].model.device.type == "meta"
+
+
+def test_bench_runs_no_code_that_comes_with_a_model(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    bert().config.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        bench_table([str(folder)], run.recipe)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "modules", ["nas", "nas, transformers.models.bert.modeling_bert", "transformers.pipelines, nas"]
+)
+def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(modules: str, tmp_path: Path) -> None:
+    model = Supernet(bert()).extract(UNEVEN)
+    describe_remote_code(model, "AutoModelForSequenceClassification")
+    model.save_pretrained(tmp_path)
+    load = f"from transformers import AutoConfig; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})))"
+    command = [sys.executable, "-c", f"import {modules}; {load}"]
+    nowhere = subprocess.DEVNULL
+    done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
+    assert done.stdout.strip() == "<class 'nas.modeling_nas.NasBertConfig'>", done.stderr

@@ -1,0 +1,74 @@
+"""The search's own rules: what it starts with, how it meets tight bounds, and whose subnetworks the front may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nas.config import Recipe
+from nas.evaluator import Evaluator
+from nas.pipeline import search
+from nas.search import corners, distinct, feasible_samples, plan
+from nas.stages import search_space
+from nas.supernet import Supernet
+from nas.tasks import Workbench
+from predictors import LatencyPredictor, Workload
+from search_spaces import InputError
+
+
+def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
+    """An evaluator over an untrained tiny BERT, with a latency that is the sum of its widths."""
+    recipe = Recipe.load(text_recipe, overrides)
+    bench = Workbench(recipe)
+    space, rng = search_space(bench), Random(0)
+    subnets = distinct(iter(space.sample(rng) for _ in range(40)), 30)
+    latency = [1.0 + sum(s.num_attention_heads) + sum(s.intermediate_size) / 24 for s in subnets]
+    predictor = LatencyPredictor.fit(space, subnets, latency, Workload(), macs=latency)
+    return Evaluator(recipe, Supernet(bench.load_model()), bench.splits.search, predictor)
+
+
+def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
+    loose = evaluator(text_recipe)
+    space = search_space(Workbench(loose.recipe))
+    sizes = sorted({loose.counts.size_bytes(s) for s in [space.smallest, *space.neighbours(space.smallest)]})
+    tight = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[0] / 1e6}"')
+    assert {(s.num_attention_heads, s.intermediate_size) for s in plan(space, tight, tight.recipe, 10)} == {
+        ((1,), (24,))
+    }
+    wider = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[-1] / 1e6}"')
+    found = distinct(feasible_samples(space, wider, Random(0)), 5)
+    assert len(found) == 5 and all(wider.feasible(subnet) for subnet in found)
+
+
+def test_what_nothing_meets_is_refused(text_recipe: Path) -> None:
+    never = evaluator(text_recipe, 'constraints.latency_ms="<= 0.5"')
+    space = search_space(Workbench(never.recipe))
+    with pytest.raises(InputError, match=r"closest corner reaches latency_ms .* for `<= 0.5`"):
+        next(feasible_samples(space, never, Random(0)))
+
+
+def test_the_plan_starts_with_the_corners_and_stays_within_its_budget(text_recipe: Path) -> None:
+    free = evaluator(text_recipe)
+    space = search_space(Workbench(free.recipe))
+    first = plan(space, free, free.recipe, 40)
+    assert set(corners(space)) <= set(first) and len(first) == len(set(first)) <= 40
+    assert len(plan(space, free, free.recipe, 3)) == 3
+
+
+@pytest.mark.slow
+def test_no_verified_subnetwork_beats_the_front(text_recipe: Path, tmp_path: Path) -> None:
+    run = search(Recipe.load(text_recipe, ["search.evaluations=12"]), tmp_path / "run")
+    front, verified = run.front(), [p for p in run.verified_points() if p.source != "parent"]
+    for point in verified:
+        assert not any(
+            point.values["accuracy"] >= best.values["accuracy"]
+            and point.values["latency_ms"] <= best.values["latency_ms"]
+            and point.values != best.values
+            for best in front
+        )
+    volumes = run.results()["hypervolume"]
+    assert volumes["search"] >= max(volumes["uniform"], volumes["sampler"])
+    uniform = {p.key for p in verified if p.source == "uniform"}
+    assert uniform <= {p.key for p in verified if p.source == "search"}
