@@ -76,8 +76,7 @@ def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> di
     figures = {part: {**costs[part], **new[part]} for part in new}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in figures["values"]}
     feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())
-    tuned = {name: [found.value, found.standard_error] for name, found in after.items()}
-    return {**story, **figures, "feasible": feasible, "fine_tuned": tuned, "inherited": inherited}
+    return {**story, **figures, "feasible": feasible, "inherited": inherited}
 
 
 def _begin(work: Path, identity: dict[str, str]) -> None:

@@ -132,7 +132,7 @@ class Run:
     @property
     def device(self) -> str:
         """The processor or GPU that every latency of this run was measured on."""
-        return str(read_json(self.folder / "environment.json")["device"])
+        return str(read_json(self.folder / "environment.json").get("device", "an unknown device"))
 
     def results(self) -> dict[str, Any]:
         """What the search ended with, as stored in front.json.

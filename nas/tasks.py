@@ -33,7 +33,7 @@ def load_config(model: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(model, "config.json").is_file() or "model type" in str(error):
             raise InputError(

@@ -127,7 +127,7 @@ def _parent_point(run: Run, bench: Workbench, supernet: Supernet) -> Point:
     """The fine-tuned parent itself: its own weights, measured and scored like everything else."""
     done = _read_lines(run.verified)
     if "parent" not in done:
-        model = bench.load_model(run.parent).eval()
+        model = bench.load_model(run.parent).to(supernet.model.device).eval()
         scores = score(model, bench.splits.test, run.recipe.qualities)
         store = MeasurementStore(run.measurements)
         timed = store.get(supernet.parent.key, run.recipe.workload, "export")

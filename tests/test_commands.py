@@ -55,7 +55,7 @@ def test_the_commands_of_a_finished_run(
     nas(monkeypatch, "finetune", small, text_recipe, "--run", finished.folder)
     assert "accuracy" in capsys.readouterr().out
     tuned = json.loads((tmp_path / "small-finetuned" / "subnet.json").read_text())
-    assert tuned["key"] == fastest.key and "accuracy" in tuned["fine_tuned"]
+    assert tuned["key"] == fastest.key and "accuracy" in tuned["inherited"]["values"]
     assert (small / "model.safetensors").read_bytes() != (tmp_path / "small-finetuned/model.safetensors").read_bytes()
 
     nas(monkeypatch, "profile", text_recipe, "--run", finished.folder)
