@@ -73,6 +73,7 @@ def record(study: optuna.Study, subnet: SubnetConfig, space: SearchSpace, evalua
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, point: Point, evaluator: Evaluator) -> None:
+    """Finishes a trial that a sampler asked for with what was found of its subnetwork."""
     for name, violation in evaluator.violations(point.values).items():
         trial.set_constraint(name, violation)
     for name, value in _attributes(point).items():
