@@ -46,7 +46,7 @@ def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     model.config.auto_map = {"AutoModel": f"modeling_nas.{bare}"}
 
 
-def export_subnet(run: Run, point: Point, out: Path) -> Path:
+def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
     """Exports one subnetwork of a run.
 
     The folder is written beside its place, loaded again by a separate Python process through the auto class, and
@@ -60,6 +60,7 @@ def export_subnet(run: Run, point: Point, out: Path) -> Path:
     Raises:
         InputError: If the folder holds something else, or the reloaded model differs.
     """
+    out = Path(out)
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     bench = Workbench(run.recipe)

@@ -10,7 +10,7 @@ from nas.export import export_subnet
 from nas.progress import quiet_libraries, say
 from nas.report import write_report
 from nas.run import Run, read_json
-from nas.search import check_sampler, run_search
+from nas.search_loop import check_sampler, run_search
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
 from nas.study import STUDIES, open_study, points, write_trials
 from nas.summary import hypervolume_line, predictor_line, workload_line

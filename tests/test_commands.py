@@ -84,3 +84,16 @@ def test_the_resolved_recipe_alone_reproduces_a_run(finished: Run, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     copied = Run(tmp_path / "copy")
     assert [(p.key, p.values) for p in copied.front()] == [(p.key, p.values) for p in finished.front()]
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(text_recipe: Path, tmp_path: Path) -> None:
+    """As it stands there, but on a toy recipe and with a bound that a toy meets."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.split("## In Python")[1].split("```python\n")[1].split("```")[0]
+    code = code.replace("experiments/quickstart/recipe.yaml", str(text_recipe)).replace(
+        "evaluations=50", "evaluations=12"
+    )
+    code = code.replace("runs/quickstart-50", str(tmp_path / "run")).replace("latency_ms <= 5", "latency_ms <= 5000")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "run" / "small" / "subnet.json").exists()

@@ -68,3 +68,11 @@ def test_constraints_pin_what_the_project_declares() -> None:
     extras = [name for names in project["optional-dependencies"].values() for name in names]
     declared = {spec.split(">=")[0].split("[")[0].lower() for spec in [*project["dependencies"], *extras]}
     assert declared <= pinned
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """`nas.search` must stay the function once every module of `nas` is imported."""
+    modules = {path.stem for path in (ROOT / "nas").glob("*.py")}
+    import nas
+
+    assert not modules & set(nas.__all__)
