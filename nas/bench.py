@@ -11,7 +11,7 @@ from rich.table import Table
 from nas.config import Recipe
 from nas.tasks import Workbench
 from predictors import device_name, measure
-from search_spaces import InputError
+from search_spaces import AUTO_CLASSES, InputError
 
 
 def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
@@ -41,7 +41,7 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
 
     workload = recipe.workload
     bench = Workbench(recipe.model_copy(update={"model": name}))
-    auto = getattr(transformers, _auto_class(recipe))
+    auto = getattr(transformers, AUTO_CLASSES[recipe.task.type])
     inputs = bench.dummy_inputs(workload)
     try:
         model = auto.from_pretrained(name, trust_remote_code=False, dtype=getattr(torch, workload.dtype))
@@ -52,9 +52,3 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
         for key, tensor in inputs.items()
     }
     return partial(model.to(workload.device).eval(), **inputs)
-
-
-def _auto_class(recipe: Recipe) -> str:
-    from search_spaces import FAMILIES
-
-    return next(f.auto_classes[recipe.task.type] for f in FAMILIES.values() if recipe.task.type in f.auto_classes)

@@ -142,14 +142,11 @@ def families() -> None:
 
     from nas.progress import console
     from search_spaces import FAMILIES
-    from search_spaces.family import FIELD_OF_AXIS
 
-    table = Table("model type", "tasks", "dimensions", "a uniform export is stock", box=None, padding=(0, 2, 0, 0))
-    for family in FAMILIES.values():
-        axes = {axis for module in family.modules.values() for axis in module}
-        fields = ["num_hidden_layers", *(field for axis, field in FIELD_OF_AXIS.items() if axis in axes)]
-        stock = "always" if family.head_dim_in_config else "when all heads are kept"
-        table.add_row(family.model_type, "\n".join(family.auto_classes), "\n".join(fields), stock)
+    table = Table("model type", "tasks", "dimensions", "may skip", box=None, padding=(0, 2, 0, 0))
+    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
+        cells = (family.tasks, family.dimensions, family.skippable)
+        table.add_row(family.model_type, *("\n".join(cell) for cell in cells))
     console.print(table)
 
 

@@ -60,8 +60,11 @@ class Space(_Section):
 
     scope: Scope = "per-layer"
     num_hidden_layers: list[int] | None = None
+    num_decoder_layers: list[int] | None = None
     num_attention_heads: list[int] | None = None
+    num_key_value_heads: list[int] | None = None
     intermediate_size: list[int] | None = None
+    hidden_size: list[int] | None = None
 
 
 class Training(_Section):

@@ -1,36 +1,95 @@
-"""Stock modules made elastic in place: forward computes on a prefix view of the weight, so a narrower subnetwork
-really is less work. Swapping the class of the module object keeps its parameters, names, ties and optimiser state."""
+"""Stock modules made elastic in place: forward computes on views of the module's own parameters, so a narrower
+subnetwork really is less work. Swapping the class of the module object keeps its parameters, names, ties and
+optimiser state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from nas.modeling_nas import SHAPED, skipped
 
-class ElasticLinear(nn.Linear):
-    """A linear layer whose first ``active_out`` outputs and ``active_in`` inputs are in use; None means all."""
+if TYPE_CHECKING:
+    from search_spaces.layout import Rows
 
-    active_out: int | None = None
-    active_in: int | None = None
+Index = tuple[slice | torch.Tensor, ...]
+"""Active entries of a parameter, one for each of its elastic dimensions."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Computes (..., active_in) -> (..., active_out)."""
-        bias = self.bias if self.bias is None else self.bias[: self.active_out]
-        return F.linear(input, self.weight[: self.active_out, : self.active_in], bias)
+
+class Elastic(nn.Module):
+    """Mixed into a module's class by `make_elastic`.
+
+    Attributes:
+        views: Parameter name -> its active entries, for those that are not active whole.
+        skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
+    """
+
+    views: dict[str, Index]
+    skip: str | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the stock module computes, on the active entries of its parameters."""
+        if self.skip is not None:
+            return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
+        if not self.views:
+            return super().forward(*args, **kwargs)
+        own = self._parameters
+        whole = {name: own[name] for name in self.views}
+        for name, index in self.views.items():
+            own[name] = take(whole[name], index)  # type: ignore[assignment, arg-type]
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            own.update(whole)
+
+    def show(self, views: dict[str, Index]) -> None:
+        """Makes these entries the active ones."""
+        self.views = views
+        for stock, (attribute, of_shape) in SHAPED.items():
+            if isinstance(self, stock):
+                weight = self._parameters["weight"]
+                assert weight is not None
+                setattr(self, attribute, of_shape(active_shape(weight, views.get("weight", ()))))
+
+
+def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
+    """The active entries of a tensor: a view where they are a prefix, a copy where they are not."""
+    for dim, rows in enumerate(index):
+        if isinstance(rows, torch.Tensor):
+            tensor = tensor.index_select(dim, rows.to(tensor.device))
+        elif rows.stop is not None:
+            tensor = tensor.narrow(dim, 0, rows.stop)
+    return tensor
+
+
+def as_index(rows: Rows) -> slice | torch.Tensor:
+    """What `take` reads, of what a layout gives."""
+    return rows if isinstance(rows, slice) else torch.from_numpy(rows)
+
+
+def active_shape(tensor: torch.Tensor, index: Index) -> tuple[int, ...]:
+    """Shape of what `take` would give."""
+    sizes = list(tensor.shape)
+    for dim, rows in enumerate(index):
+        sizes[dim] = len(range(*rows.indices(sizes[dim]))) if isinstance(rows, slice) else len(rows)
+    return tuple(sizes)
 
 
 class ElasticModuleList(nn.ModuleList):
-    """A list of layers that iterates over the active ones only; None means all."""
+    """A list of layers of which only the active ones are seen; None means all."""
 
     active: tuple[int, ...] | None = None
 
     def _active_layers(self) -> list[nn.Module]:
         kept = range(len(self._modules)) if self.active is None else self.active
-        return [self._modules[str(i)] for i in kept]
+        return [self._modules[str(i)] for i in kept]  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self._modules) if self.active is None else len(self.active)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._active_layers())
@@ -40,13 +99,18 @@ class ElasticModuleList(nn.ModuleList):
 
     def parent_layer(self, index: int) -> nn.Module:
         """The layer at an index of the parent, active or not."""
-        return self._modules[str(index)]
+        return self._modules[str(index)]  # type: ignore[return-value]
 
 
-ELASTIC: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ElasticLinear, nn.ModuleList: ElasticModuleList}
-"""Stock class -> the elastic class that takes its place."""
+@cache
+def elastic_class(stock: type[nn.Module], *wrappers: type) -> type[nn.Module]:
+    """The elastic subclass of a module's class, with further mixins before it."""
+    return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, stock), {"__module__": stock.__module__})
 
 
-def make_elastic(module: nn.Module) -> None:
-    """Swaps the class of one module for its elastic one; a class without one (a norm on `hidden`) stays."""
-    module.__class__ = ELASTIC.get(type(module), type(module))
+def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
+    """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
+    if not isinstance(module, Elastic):
+        module.__class__ = elastic_class(type(module), *wrappers)
+        module.views, module.skip = {}, None
+    return module  # type: ignore[return-value]

@@ -1,6 +1,7 @@
-"""Importance order: which heads, neurons and layers a shrinking network should keep longest.
+"""Importance order: which heads, neurons, channels and layers a shrinking network should keep longest.
 
-Heads and FFN neurons are permuted so that a prefix keeps what matters; the full model's outputs do not change.
+Heads, FFN neurons and channels of the residual stream are permuted so that a prefix keeps what matters; the full
+model's outputs do not change.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ import torch
 
 from nas.supernet import Supernet, evaluating
 from search_spaces import SubnetConfig
-from search_spaces.family import FIELD_OF_AXIS
+from search_spaces.family import Axes, Axis
+from search_spaces.subnet import PER_LAYER
 
 Batch = Mapping[str, torch.Tensor]
+Scores = dict[str, list[torch.Tensor]]
+"""Axis -> one float64 tensor (units,) per parent layer."""
+
+SCORED: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
+"""Axes whose units are scored; key and value heads follow the attention heads of their group."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,12 @@ class ImportanceOrder:
     Attributes:
         layers: Parent layers, most important first.
         units: Axis -> for each parent layer, its units (heads or neurons), most important first.
+        hidden: Channels of the residual stream, most important first; empty where they keep their order.
     """
 
     layers: tuple[int, ...]
     units: dict[str, list[list[int]]]
+    hidden: list[int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, ready for JSON."""
@@ -48,53 +57,100 @@ def order_by_importance(
     Returns:
         The order that was found, in the numbering the parent had before.
     """
-    scores = unit_scores(supernet, batches)
-    units = {
-        axis: [torch.argsort(s, descending=True, stable=True).tolist() for s in layers]
-        for axis, layers in scores.items()
-    }
-    for axis, layers in units.items():
-        for layer, order in enumerate(layers):
-            _permute(supernet, layer, axis, order)
-    return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units)
+    units = unit_orders(supernet, unit_scores(supernet, batches))
+    hidden = [] if supernet.family.fixed_hidden else _falling(hidden_scores(supernet, batches))
+    permute(supernet, units, hidden)
+    return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
 
 
-def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[torch.Tensor]]:
+def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     """First-order importance of each head and neuron: how much the loss changes when its output is masked.
 
     The gradient of the loss with respect to a mask on a unit's output equals the sum of weight x gradient over the
     columns that consume it, so one backward pass a batch scores every unit (Michel et al. 2019, arXiv 1905.10650;
     Molchanov et al. 2019, arXiv 1906.10771). Absolute values are summed over batches.
-
-    Returns:
-        Axis -> one float64 tensor (units,) per parent layer.
     """
     model = supernet.model
     was_training = model.training
     model.eval()
-    scores: dict[str, list[torch.Tensor]] = {}
+    scores: Scores = {}
     for batch in batches:
         model.zero_grad()
         model(**_to(batch, model.device)).loss.backward()
-        for axis in FIELD_OF_AXIS:
+        for axis in SCORED:
             found = [_layer_scores(supernet, layer, axis) for layer in supernet.parent.layers]
             scores[axis] = [a + b for a, b in zip(scores[axis], found, strict=True)] if axis in scores else found
     model.zero_grad()
     model.train(was_training)
-    return scores
+    return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
+
+
+def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
+    """Importance of each channel of the residual stream: the size of its normalised activations.
+
+    Absolute outputs of every norm in the layers, mean over tokens, root of the sum of squares over samples, summed over
+    norms (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+
+    Returns:
+        (hidden_size,) float64.
+    """
+    squares: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def add(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        per_sample = output.detach().double().abs().flatten(1, -2).mean(1).cpu()
+        squares[module] = squares.get(module, torch.zeros(1)) + (per_sample**2).sum(0)
+
+    handles = [norm.register_forward_hook(add) for norm in _norms(supernet)]
+    with evaluating(supernet.model):
+        for batch in batches:
+            supernet.model(**_to(batch, supernet.model.device))
+    for handle in handles:
+        handle.remove()
+    return torch.stack([total.sqrt() for total in squares.values()]).sum(0)
+
+
+def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]]:
+    """Units by falling score; heads stay within their group, and groups are ordered by the sum of their heads.
+
+    Where position biases are shared between layers, so is the order of the heads.
+    """
+    layout, orders = supernet.layout, {axis: [_falling(s) for s in layers] for axis, layers in scores.items()}
+    if supernet.family.shared_heads:
+        for axis in orders.keys() - {"ffn"}:
+            of_stack = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
+            sums = {k: sum(s for s, n in zip(scores[axis], of_stack, strict=True) if n == k) for k in set(of_stack)}
+            orders[axis] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
+    if "kv_heads" in supernet.family.axes:
+        grouped = [s.view(layout.widths[0]["num_key_value_heads"], -1) for s in scores["heads"]]
+        orders["kv_heads"] = [_falling(s.sum(1)) for s in grouped]
+        orders["heads"] = [
+            [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
+            for s, groups in zip(grouped, orders["kv_heads"], strict=True)
+        ]
+    if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
+        orders["qkv_heads"] = orders["heads"]
+    return orders
 
 
 def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]:
     """Layers by falling importance: the one whose removal raises the loss least goes first, again and again.
 
     L layers take L + (L - 1) + ... + 2 passes over the batches: 12 layers and 128 examples are 77 x 128 examples.
+    Layers that share their weights cannot be told apart and keep their order.
 
     Returns:
-        Parent layers, most important first, so that the first d are the ones to keep at depth d.
+        Parent layers, most important first, so that the first d are the ones to keep at depth d; of an
+        encoder-decoder, those of the encoder and those of the decoder among each other.
     """
     kept, dropped = supernet.parent, []
-    while kept.num_hidden_layers > 1:
-        losses = {layer: mean_loss(supernet, without_layer(kept, layer), batches) for layer in kept.layers}
+    if supernet.family.shared_layers:
+        return kept.layers
+    while True:
+        stacks = [positions for positions in supernet.layout.kept(kept) if len(positions) > 1]
+        candidates = [kept.layers[position] for positions in stacks for position in positions]
+        if not candidates:
+            break
+        losses = {layer: mean_loss(supernet, without_layer(kept, layer), batches) for layer in candidates}
         least = min(losses, key=lambda layer: (losses[layer], -layer))
         dropped.append(least)
         kept = without_layer(kept, least)
@@ -117,34 +173,66 @@ def without_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
     def cut(values: tuple[int, ...]) -> tuple[int, ...]:
         return values[:place] + values[place + 1 :]
 
-    fields = ("layers", *FIELD_OF_AXIS.values())
-    return replace(subnet, **{field: cut(getattr(subnet, field)) for field in fields})
-
-
-def _layer_scores(supernet: Supernet, layer: int, axis: str) -> torch.Tensor:
-    """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
-    total = torch.zeros(1, dtype=torch.float64)
-    for path, axes in supernet.family.modules.items():
-        if len(axes) == 2 and axes[1] == axis:
-            weight = supernet.layers.parent_layer(layer).get_submodule(path).weight
-            assert isinstance(weight, torch.Tensor) and weight.grad is not None
-            columns = (weight.detach() * weight.grad).double().sum(0).cpu()
-            unit = supernet.family.unit(axis, supernet.config)
-            total = total + columns.view(-1, unit).sum(1).abs()
-    return total
+    return replace(subnet, **{field: cut(getattr(subnet, field)) for field in ("layers", *PER_LAYER)})
 
 
 @torch.no_grad()
-def _permute(supernet: Supernet, layer: int, axis: str, order: Sequence[int]) -> None:
-    """Reorders the units of one axis in every weight of a layer that has it."""
-    unit = supernet.family.unit(axis, supernet.config)  # type: ignore[arg-type]
-    index = (torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1)
-    for name, parameter in supernet.layers.parent_layer(layer).named_parameters():
-        path, _, kind = name.rpartition(".")
-        axes = supernet.family.modules.get(path, ())
-        for dim, here in enumerate(axes if kind == "weight" else axes[:1]):
-            if here == axis:
+def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hidden: Sequence[int]) -> None:
+    """Reorders units and channels in every weight that has them; the full model computes what it did."""
+    for name, parameter in supernet.model.named_parameters():
+        place = supernet.layout.locate(name)
+        orders = {axis: layers[place.layer] for axis, layers in units.items() if place.layer is not None}
+        for dim, axis in enumerate(place.axes):
+            index = _index(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
+            if index is not None:
                 parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
+
+
+def _index(
+    supernet: Supernet, axis: Axes | Axis | None, orders: Mapping[str, Sequence[int]], stack: int
+) -> torch.Tensor | None:
+    """Where each entry along a dimension comes from; None where nothing moves."""
+    layout, pieces, start, moves = supernet.layout, [], 0, False
+    for part in axis if isinstance(axis, tuple) else (axis,):
+        if part is None:
+            return None
+        size = layout.size(part, layout.widths[stack])  # type: ignore[arg-type]
+        unit = layout.unit(part) if part != "embedding" else 1  # type: ignore[arg-type]
+        same = part == "embedding" and size == layout.parent.hidden_size
+        order = orders.get("hidden" if same else str(part)) or range(size // unit)
+        moves = moves or not isinstance(order, range)
+        pieces.append((torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1) + start)
+        start += size
+    return torch.cat(pieces) if moves else None
+
+
+def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
+    """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
+    stack, _ = supernet.layout.stack_of(layer)
+    total = torch.zeros(0, dtype=torch.float64)
+    for path, axes in supernet.family.stacks[stack].modules.items():
+        if len(axes) == 2 and axes[1] == axis:
+            weight = supernet.layer(layer).get_submodule(path).weight
+            assert isinstance(weight, torch.Tensor) and weight.grad is not None
+            columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
+            found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()
+            total = found if not len(total) else total + found
+    return total
+
+
+def _norms(supernet: Supernet) -> list[torch.nn.Module]:
+    """The norms on the residual stream in all layers."""
+    found: dict[torch.nn.Module, None] = {}
+    for layer in supernet.parent.layers:
+        modules = dict(supernet.layer(layer).named_modules())
+        stack, _ = supernet.layout.stack_of(layer)
+        table = supernet.family.stacks[stack].modules
+        found |= {modules[path]: None for path, axes in table.items() if axes == ("hidden",) and path in modules}
+    return list(found)
+
+
+def _falling(scores: torch.Tensor) -> list[int]:
+    return [int(i) for i in torch.argsort(scores, descending=True, stable=True)]
 
 
 def _to(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

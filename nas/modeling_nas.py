@@ -5,31 +5,100 @@ class has its counterpart here by name: ``NasBertForSequenceClassification`` is 
 the edits applied before the weights are loaded.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 PREFIX = "Nas"
 
+SHAPED: dict[type[nn.Module], tuple[str, Callable[[tuple[int, ...]], Any]]] = {
+    nn.LayerNorm: ("normalized_shape", tuple),
+    Conv1D: ("nf", lambda shape: shape[1]),
+}
+"""Module class -> the attribute its forward reads that must follow the shape of its weight."""
+
+
+def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> Any:
+    """What a module gives back while its block is skipped.
+
+    Args:
+        returns: ``input`` (``identity`` is the same), ``zeros`` of its shape, or ``residual``, the second argument; with
+            ``, None`` for the attention weights beside it.
+        layer_idx: Place of an attention module in the cache. Masks and positions are read off the lengths there, so
+            one channel a token is stored.
+        args: What the module was called with.
+        kwargs: What the module was called with.
+    """
+    hidden = args[0] if args else kwargs["hidden_states"]
+    cache = kwargs.get("past_key_values")
+    if cache is not None and layer_idx is not None:
+        tokens = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+        getattr(cache, "self_attention_cache", cache).update(tokens, tokens, layer_idx)
+    what, _, beside = returns.partition(", ")
+    found = args[1] if what == "residual" else torch.zeros_like(hidden) if what == "zeros" else hidden
+    return (found, None) if beside else found
+
+
+class Skip(nn.Module):
+    """Takes the place of a module whose block is skipped; see `skipped`."""
+
+    def __init__(self, returns: str, layer_idx: int | None) -> None:
+        super().__init__()
+        self.returns, self.layer_idx = returns, layer_idx
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The input, zeros or the residual."""
+        return skipped(self.returns, self.layer_idx, *args, **kwargs)
+
+
+WRAPPERS: dict[str, type] = {}
+"""Name in a family's table -> class mixed into a stock module's own."""
+
 
 def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
-    """Edits a stock model in place; paths are relative to its base model, so that every head shares one list.
+    """Edits a stock model in place.
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``linear``: path -> [in_features, out_features] of the linear layer that takes its place.
-            ``attributes``: path -> {attribute: value}.
+        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
+            it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that
+            every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
-    root: Any = model.base_model
-    for path, (in_features, out_features) in arch["linear"].items():
+    base: Any = model.base_model
+    for path, returns in arch.get("skip", {}).items():
         parent, _, name = path.rpartition(".")
-        stock = root.get_submodule(path)
-        new = nn.Linear(in_features, out_features, bias=stock.bias is not None, dtype=stock.weight.dtype)
-        setattr(root.get_submodule(parent), name, new.to(stock.weight.device))
-    for path, attributes in arch["attributes"].items():
+        skip = Skip(returns, getattr(base.get_submodule(path), "layer_idx", None))
+        setattr(base.get_submodule(parent), name, skip)
+    for path, name in arch.get("wrap", {}).items():
+        module = base.get_submodule(path)
+        module.__class__ = type(type(module).__name__, (WRAPPERS[name], type(module)), {})
+    for name, shape in arch.get("shapes", {}).items():
+        _reshape(base, name, tuple(shape))
+    for name, shape in arch.get("head_shapes", {}).items():
+        _reshape(model, name, tuple(shape))
+    for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
-            setattr(root.get_submodule(path), name, value)
+            setattr(base.get_submodule(path), name, value)
+
+
+def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Gives a parameter another shape; one that this head of the model does not have is passed over."""
+    path, _, kind = name.rpartition(".")
+    try:
+        module = root.get_submodule(path)
+        stock = getattr(module, kind)
+    except AttributeError:
+        return
+    setattr(module, kind, nn.Parameter(stock.data.new_empty(shape), requires_grad=stock.requires_grad))
+    if isinstance(module, nn.Linear) and kind == "weight":
+        module.out_features, module.in_features = shape
+    for cls, (attribute, of_shape) in SHAPED.items():
+        if isinstance(module, cls) and kind == "weight":
+            setattr(module, attribute, of_shape(shape))
 
 
 def _nas_config(stock: Any) -> type:
@@ -40,7 +109,11 @@ def _nas_model(stock: Any) -> type:
     config_class = globals_getattr(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        stock.__init__(self, config, *args, **kwargs)
+        config.__class__ = stock.config_class  # a head may ask an auto class for its body, by the type of the config
+        try:
+            stock.__init__(self, config, *args, **kwargs)
+        finally:
+            config.__class__ = config_class
         if getattr(config, "nas_arch", None):
             apply_arch(self, config.nas_arch)
             self.post_init()

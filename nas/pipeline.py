@@ -101,7 +101,7 @@ def checked(recipe: Recipe) -> Workbench:
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    limit = bench.family.max_sequence_length(bench.config)
+    limit = bench.layout.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from search_spaces import FAMILIES
+from search_spaces import AUTO_CLASSES, FAMILIES
 
 
 @cache
@@ -21,7 +21,7 @@ def register() -> None:
         config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
         AutoConfig.register(config.model_type, config, exist_ok=True)
         config.register_for_auto_class()
-        for auto_class in ("AutoModel", *family.auto_classes.values()):
+        for auto_class in ("AutoModel", *(AUTO_CLASSES[task] for task in family.tasks)):
             auto = getattr(modeling_auto, auto_class)
             model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
             auto.register(config, model, exist_ok=True)

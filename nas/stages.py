@@ -33,16 +33,7 @@ MEASURED_TOGETHER = 8
 
 def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
     """The recipe's space over its parent."""
-    space = bench.recipe.space
-    bench.family.head_dim(bench.config)
-    return SearchSpace(
-        bench.family.parent(bench.config),
-        num_hidden_layers=space.num_hidden_layers,
-        num_attention_heads=space.num_attention_heads,
-        intermediate_size=space.intermediate_size,
-        scope=space.scope,
-        layer_order=layer_order,
-    )
+    return bench.layout.search_space(bench.recipe.space.model_dump(), layer_order)
 
 
 def make_parent(run: Run, bench: Workbench) -> None:

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
 from nas import modeling_nas
-from nas.elastic import ElasticLinear, ElasticModuleList, make_elastic
-from search_spaces import InputError, SubnetConfig, family_of
-from search_spaces.family import widths
+from nas.elastic import Elastic, ElasticModuleList, Index, as_index, make_elastic, take
+from nas.modeling_nas import WRAPPERS
+from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.family import Axes
+from search_spaces.layout import is_under
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+@dataclass
+class _Part:
+    """The elastic modules of one layer, or those outside the layers, and the widths they have now."""
+
+    root: nn.Module
+    modules: dict[str, Elastic] = field(default_factory=dict)
+    axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
+    numbered: list[nn.Module] = field(default_factory=list)
+    width: dict[str, int] | None = None
+
+
 class Supernet:
     """The parent model and all subnetworks that share its weights.
 
-    The model stays an ordinary Hugging Face model: same class, same parameter names, same ``save_pretrained``. Only
-    the classes of its linear layers and of its layer list are swapped, so that ``forward`` computes the active
-    subnetwork on prefix views of the weights.
+    The model stays an ordinary Hugging Face model: same class, same parameter names, same ``save_pretrained`` (while
+    the parent is active). Only the classes of modules that a family's table names are swapped, so that ``forward``
+    computes the active subnetwork on views of the weights.
 
     Args:
         model: A model of a supported family; it is changed in place.
@@ -36,22 +51,49 @@ class Supernet:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.config = model.config
-        self.family = family_of(model.config.model_type)
-        self.parent = self.family.parent(model.config)
-        layer_list = model.base_model.get_submodule(self.family.layers)
-        make_elastic(layer_list)
-        self.layers = cast(ElasticModuleList, layer_list)
-        for index in self.parent.layers:
-            for path, axes in self.family.modules.items():
-                module = self.layers.parent_layer(index).get_submodule(path)
-                make_elastic(module)
-                if len(axes) == 2 and not isinstance(module, ElasticLinear):
-                    raise InputError(
-                        f"`{path}` must be a plain linear layer to be elastic, but it is a {type(module).__name__}; "
-                        "load the model without quantization or adapters."
-                    )
+        self.layout = Layout(copy.deepcopy(model.config))
+        self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
+        self._class = type(model)
+        self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
+        distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
+        self._layers = [_Part(self.layer(index)) for index in distinct]
+        self._outer = _Part(model)
+        self._find_modules()
+        self._indices = lru_cache(4096)(self._indices_of)
         self.active = self.parent
+
+    def layer(self, index: int) -> nn.Module:
+        """The module of a parent layer, active or not; layers are numbered through all stacks."""
+        if self.family.shared_layers:
+            return self.stacks[0].parent_layer(0)
+        stack, place = self.layout.stack_of(index)
+        return self.stacks[stack].parent_layer(place)
+
+    def _elastic_list(self, path: str) -> ElasticModuleList:
+        layers = self.model.base_model.get_submodule(path)
+        layers.__class__ = ElasticModuleList
+        return cast(ElasticModuleList, layers)
+
+    def _find_modules(self) -> None:
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            place = self.layout.locate(name)
+            part = self._outer if place.layer is None else self._layers[place.layer]
+            if not any(place.axes):
+                continue
+            if parameter.dim() < len(place.axes):
+                raise InputError(
+                    f"`{name}` must be the weight of a plain layer to be elastic, but it has {parameter.dim()} "
+                    "dimensions; load the model without quantization or adapters."
+                )
+            part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
+            part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
+        for index, part in enumerate(self._layers):
+            stack = self.family.stacks[self.layout.stack_of(index)[0]]
+            for path, wrapper in stack.wrappers.items():
+                part.modules[path] = make_elastic(part.root.get_submodule(path), WRAPPERS[wrapper])
+            for paths in stack.skips.values():
+                part.modules |= {path: make_elastic(part.root.get_submodule(path)) for path in paths}
+            part.numbered = [module for module in part.root.modules() if hasattr(module, "layer_idx")]
 
     def activate(self, subnet: SubnetConfig) -> None:
         """Makes ``subnet`` the network that ``self.model`` computes. Costs attribute assignments only.
@@ -59,22 +101,51 @@ class Supernet:
         Raises:
             InputError: If the parent does not contain it.
         """
-        self._check(subnet)
-        self.layers.active = subnet.layers
-        for position, index in enumerate(subnet.layers):
-            layer = self.layers.parent_layer(index)
-            width = widths(subnet, position)
-            for path, axes in self.family.modules.items():
-                module = layer.get_submodule(path)
-                if isinstance(module, ElasticLinear):
-                    module.active_out, module.active_in = (
-                        self.family.active_size(axis, width, self.config) for axis in axes
-                    )
-            for path, attributes in self.family.attributes.items():
-                for name, formula in attributes.items():
-                    value = self.family.attribute_value(formula, width, self.config)
-                    setattr(layer.get_submodule(path), name, value)
+        self.layout.check(subnet)
+        for stack, positions in enumerate(self.layout.kept(subnet)):
+            indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
+            self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
+            for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
+                part = self._layers[subnet.layers[position]]
+                self._show(part, stack, subnet.width(position))
+                for module in part.numbered:
+                    module.layer_idx = number  # the place in the cache
+        self._show(self._outer, None, {**self.layout.widths[0], "hidden_size": subnet.hidden_size})
+        sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
+        for name, value in self.layout.depth_update(subnet).items():
+            sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
+
+    def _show(self, part: _Part, stack: int | None, width: dict[str, int]) -> None:
+        """Sets what is active in one layer, or outside the layers (``stack`` is None)."""
+        if part.width == width:
+            return
+        index = self._indices(stack, tuple(width.items()))
+        for path, kinds in part.axes.items():
+            views = {kind: index[axes] for kind, axes in kinds.items() if any(r != slice(None) for r in index[axes])}
+            part.modules[path].show(views)
+        if stack is not None:
+            skips = self.layout.skips(stack, width)
+            for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
+                part.modules[path].skip = skips.get(path)
+            for path, attributes in self.family.stacks[stack].attributes.items():
+                for name, formula in attributes.items():
+                    setattr(part.root.get_submodule(path), name, self.layout.attribute_value(formula, width))
+        part.width = width
+
+    def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
+        """Axes -> the active entries of a parameter that has them, with given widths."""
+        width, full = dict(items), self.layout.widths[stack or 0]
+        parts = [self._outer] if stack is None else self._layers
+        every = {axes for part in parts for kinds in part.axes.values() for axes in kinds.values()}
+        return {axes: self._index(axes, width, full) for axes in every}
+
+    def _index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
+        def whole(axis: Any, rows: Any) -> bool:
+            return isinstance(rows, slice) and rows.stop == self.layout.size(axis, full)
+
+        found = [(axis, self.layout.rows(axis, width, full)) for axis in axes]
+        return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
         """A model of its own that computes what the supernet computes with ``subnet`` active.
@@ -85,63 +156,87 @@ class Supernet:
         Raises:
             InputError: If the parent does not contain the subnetwork.
         """
-        self._check(subnet)
-        model_class, config = self._describe(subnet)
+        self.layout.check(subnet)
+        update = self.layout.stock_update(subnet)
+        model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
             model = model_class(config)
         model.to(device=self.model.device, dtype=self.model.dtype)
-        model.load_state_dict(self.state_dict(subnet))
-        return cast("PreTrainedModel", model.train(self.model.training))
+        state = self.state_dict(subnet)
+        model.load_state_dict(self._folded(state, subnet) if update is not None else state)
+        model.tie_weights()
+        if self.model.can_generate():
+            model.generation_config = copy.deepcopy(self.model.generation_config)
+        return model.train(self.model.training)
 
     def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
-        """Weights of a subnetwork under the names they have in the extracted model; views where nothing is cut."""
-        position_of = {layer: position for position, layer in enumerate(subnet.layers)}
+        """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
         state = {}
         for name, tensor in self.model.state_dict().items():
-            layer, axes = self.family.locate(name)
-            if layer is None:
-                state[name] = tensor
-            elif layer in position_of:
-                width = widths(subnet, position_of[layer])
-                active = [slice(self.family.active_size(axis, width, self.config)) for axis in axes]
-                state[self.family.renumber(name, position_of[layer])] = tensor[tuple(active)]
+            found = self.layout.names(subnet, name)
+            if found is not None:
+                place = self.layout.locate(name)
+                state[found[0]] = take(tensor, self._index(place.axes, found[1], self.layout.widths[place.stack or 0]))
         return state
 
-    def _describe(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """Class and config of the extracted model."""
+    def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+        """The weights of a stock model whose constants follow from another hidden size than the parent's."""
+        if self.family.folds is None or subnet.hidden_size == self.parent.hidden_size:
+            return state
+        folds = self.family.folds(self.config, subnet.hidden_size)
+        for end, (factor, offset) in folds.items():
+            for name in state:
+                if f".{name}".endswith(f".{end}"):
+                    state[name] = (state[name] + offset) * factor - offset
+        return state
+
+    def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
-        update = self.family.stock_config_update(self.config, subnet)
-        if update is not None:
-            config.update(update)
-            return type(self.model), config
-        config.update({"num_hidden_layers": subnet.num_hidden_layers, "nas_arch": self._arch(subnet)})
+        sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
+        sizes.update(update)
+        config._attn_implementation = self.model.config._attn_implementation
+        return self._class, config
+
+    def _edited(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """Class and config of a subnetwork that no stock config describes."""
+        _, config = self._stock(self.layout.depth_update(subnet))
+        config.update({"nas_arch": self._arch(subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
-        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + type(self.model).__name__)
-        fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-        described = nas_config.from_dict(fields)
-        described._attn_implementation = self.config._attn_implementation
+        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
+        described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
+        described._attn_implementation = self.model.config._attn_implementation
         return nas_model, described
 
     def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
         """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
-        linear: dict[str, object] = {}
-        attributes: dict[str, object] = {}
-        for position in range(subnet.num_hidden_layers):
-            width, prefix = widths(subnet, position), f"{self.family.layers}.{position}"
-            for path, axes in self.family.modules.items():
-                if len(axes) == 2:
-                    out_features, in_features = (self.family.active_size(axis, width, self.config) for axis in axes)
-                    linear[f"{prefix}.{path}"] = [in_features, out_features]
-            for path, formulas in self.family.attributes.items():
-                values = {name: self.family.attribute_value(f, width, self.config) for name, f in formulas.items()}
-                attributes[f"{prefix}.{path}"] = values
-        return {"linear": linear, "attributes": attributes}
-
-    def _check(self, subnet: SubnetConfig) -> None:
-        largest = {field: max(getattr(self.parent, field)) for field in ("num_attention_heads", "intermediate_size")}
-        too_wide = [f for f, limit in largest.items() if max(getattr(subnet, f)) > limit]
-        if too_wide or subnet.layers[-1] >= self.parent.num_hidden_layers:
-            raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
+        arch: dict[str, dict[str, object]] = {
+            "shapes": {},
+            "head_shapes": {},
+            "attributes": {},
+            "skip": {},
+            "wrap": {},
+        }
+        bare = self.model.base_model is self.model
+        prefix = "" if bare else f"{self.model.base_model_prefix}."
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            found, place = self.layout.names(subnet, name), self.layout.locate(name)
+            if found is not None:
+                shape = self.layout.shape(place.axes, found[1], tuple(parameter.shape))
+                if shape != tuple(parameter.shape):
+                    section = "shapes" if found[0].startswith(prefix) else "head_shapes"
+                    arch[section][found[0].removeprefix(prefix)] = list(shape)
+        for number, positions in enumerate(self.layout.kept(subnet)):
+            stack = self.family.stacks[number]
+            for index, position in enumerate(positions):
+                width, start = subnet.width(position), f"{stack.layers}.{index}."
+                skips = self.layout.skips(number, width)
+                arch["skip"] |= {start + path: what for path, what in skips.items()}
+                arch["wrap"] |= {start + p: name for p, name in stack.wrappers.items() if not is_under(p, skips)}
+                for path, formulas in stack.attributes.items():
+                    if not is_under(path, skips):
+                        values = {name: self.layout.attribute_value(f, width) for name, f in formulas.items()}
+                        arch["attributes"][start + path] = values
+        return {section: edits for section, edits in arch.items() if edits}
 
 
 @contextmanager

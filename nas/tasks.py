@@ -15,7 +15,7 @@ from nas.data import TEXT_DTYPES, head_order, load_source, need_images, relabell
 from nas.evaluation import EvaluationSet
 from nas.registration import stock_classes
 from predictors import Workload
-from search_spaces import Family, InputError, family_of
+from search_spaces import AUTO_CLASSES, InputError, Layout
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,20 +94,20 @@ class Workbench:
         return load_config(self.recipe.model)
 
     @cached_property
-    def family(self) -> Family:
-        """The parent's family; InputError if it does not do the task."""
-        family = family_of(self.config.model_type)
-        if self.recipe.task.type not in family.auto_classes:
+    def layout(self) -> Layout:
+        """What is elastic in the parent; InputError if its family is not supported or does not do the task."""
+        layout, task = Layout(self.config), self.recipe.task.type
+        if task not in layout.family.tasks:
             raise InputError(
-                f"`task.type` must be one that `{family.model_type}` does ({', '.join(family.auto_classes)}), but got "
-                f"`{self.recipe.task.type}`."
+                f"`task.type` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.tasks)}), "
+                f"but got `{task}`."
             )
-        return family
+        return layout
 
     @property
     def auto_class(self) -> str:
         """Name of the transformers auto class of the task."""
-        return self.family.auto_classes[self.recipe.task.type]
+        return AUTO_CLASSES[self.recipe.task.type]
 
     @cached_property
     def processor(self) -> Any:

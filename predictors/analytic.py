@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from search_spaces import Family, SubnetConfig, family_of
-from search_spaces.family import widths
+from search_spaces import Layout, SubnetConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 Shape = tuple[int, ...]
 
 COUNTED = ("num_parameters", "macs", "size_mb")
 """What is counted exactly."""
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
+"""Name of a torch type -> its name in a safetensors header."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the parent's file: its shape, its name there, the type of its numbers and their bytes."""
+
+    shape: Shape
+    disk_name: str
+    dtype: str
+    itemsize: int
 
 
 @dataclass(frozen=True)
@@ -25,91 +37,102 @@ class AnalyticCosts:
     """Counts any subnetwork of one parent; needs no torch once it is made.
 
     Attributes:
-        family: Table of the parent's type.
-        config: The parent's config.
-        shapes: Name -> shape of each stored tensor of the parent; tied ones once.
-        disk_names: Name -> the name ``save_pretrained`` writes it under.
-        itemsize: Bytes of one stored number.
-        dtype: Its name in a safetensors header, such as ``F32``.
+        layout: Table of the parent.
+        stored: Name -> each tensor that the parent's file holds; tied ones once.
+        parameters: Names of those that are parameters, not buffers.
+        multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
+        label_tokens: Whether every token gets a label, not every sample.
     """
 
-    family: Family
-    config: PreTrainedConfig
-    shapes: Mapping[str, Shape]
-    disk_names: Mapping[str, str]
-    itemsize: int
-    dtype: str
+    layout: Layout
+    stored: Mapping[str, Stored]
+    parameters: frozenset[str]
+    multiplied: Mapping[str, Shape]
+    label_tokens: bool
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> AnalyticCosts:
         """Reads the shapes of a parent model (its full size, whatever is active)."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        state = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+        distinct = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        state = {name: tensor for name, tensor in every.items() if name in distinct}
         reverted = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
-        item = next(iter(state.values()))
         return cls(
-            family=family_of(model.config.model_type),
-            config=model.config,
-            shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
-            disk_names={name: reverted[id(tensor)] for name, tensor in state.items()},
-            itemsize=item.element_size(),
-            dtype={"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[str(item.dtype).removeprefix("torch.")],
+            layout=Layout(model.config),
+            stored={name: _stored(tensor, reverted[id(tensor)]) for name, tensor in state.items()},
+            parameters=frozenset(name for name, _ in model.named_parameters()),
+            multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
+            label_tokens=type(model).__name__.endswith("ForTokenClassification"),
         )
 
-    def tensors(self, subnet: SubnetConfig) -> dict[str, Shape]:
-        """Name in the extracted model -> shape, for every tensor it stores."""
-        position_of = {layer: position for position, layer in enumerate(subnet.layers)}
+    def shapes(self, subnet: SubnetConfig, full: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Parent name -> shape in the extracted model, for those of some tensors that it holds."""
         found: dict[str, Shape] = {}
-        for name, shape in self.shapes.items():
-            layer, axes = self.family.locate(name)
-            if layer is None:
-                found[name] = shape
-            elif layer in position_of:
-                width = widths(subnet, position_of[layer])
-                active = tuple(self.family.active_size(axis, width, self.config) for axis in axes)
-                found[self.family.renumber(name, position_of[layer])] = active + shape[len(active) :]
+        for name, shape in full.items():
+            kept = self.layout.names(subnet, name)
+            if kept is not None:
+                found[name] = self.layout.shape(self.layout.locate(name).axes, kept[1], shape)
         return found
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
         """Parameters of the extracted model, tied ones once."""
-        return sum(math.prod(shape) for shape in self.tensors(subnet).values())
+        full = {name: self.stored[name].shape for name in self.parameters}
+        return sum(math.prod(shape) for shape in self.shapes(subnet, full).values())
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
 
         Counts matrix products and convolutions, attention scores and their weighted sum included; not norms,
-        activations or additions.
+        activations or additions. An encoder-decoder reads and writes ``sequence_length`` tokens.
 
         Args:
             subnet: What to count.
             sequence_length: Tokens of the sample; an image model ignores it.
         """
-        tokens = self.family.sequence_length(self.config, sequence_length)
-        runs = {"once": 1, "token": tokens, "patch": self.family.num_patches(self.config)}
+        layout, family = self.layout, self.layout.family
+        runs = layout.positions(sequence_length, label_tokens=self.label_tokens)
+        repeated = subnet.num_hidden_layers if family.shared_layers else 1
         total = 0
-        for name, shape in self.tensors(subnet).items():
-            layer, axes = self.family.locate(name)
-            module = name.removesuffix(".weight")
-            if layer is not None and len(axes) == 2:
-                total += tokens * math.prod(shape)
-            elif layer is None and module != name:
-                on = [runs[p] for path, p in self.family.positions.items() if f".{module}".endswith(f".{path}")]
-                total += sum(on) * math.prod(shape)
-        head_dim = self.family.head_dim(self.config)
-        return total + sum(2 * tokens * tokens * heads * head_dim for heads in subnet.num_attention_heads)
+        for name, shape in self.shapes(subnet, self.multiplied).items():
+            place, module = layout.locate(name), name.removesuffix(".weight")
+            if place.stack is None:
+                on = [p for path, p in family.positions.items() if f".{module}".endswith(f".{path}")]
+                total += sum(runs[position] for position in on) * math.prod(shape)
+            elif len(place.axes) == 2 and None not in place.axes:
+                total += runs[layout.runs_on(place)] * math.prod(shape) * repeated
+        return total + sum(self._attention_macs(subnet, position, runs) for position in range(len(subnet.layers)))
+
+    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[str, int]) -> int:
+        """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
+        layout, width = self.layout, subnet.width(position)
+        number, _ = layout.stack_of(subnet.layers[position])
+        is_encoder = len(layout.depths) > 1 and number == 0
+        tokens = runs["source" if is_encoder else "token"]
+        keys = tokens + (runs["source"] if layout.has_cross_attention(number) else 0)
+        found = 2 * tokens * keys * width["num_attention_heads"] * layout.head_dim
+        extra = layout.family.extra_macs
+        return found + (extra(layout, width, tokens) if extra is not None else 0)
 
     def size_bytes(self, subnet: SubnetConfig) -> int:
         """Size of the exported ``model.safetensors`` to the byte, header included.
 
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
-        tensors = sorted((self.disk_names[name], shape) for name, shape in self.tensors(subnet).items())
+        shapes = self.shapes(subnet, {name: stored.shape for name, stored in self.stored.items()})
+        layout, tensors = self.layout, []
+        for name, shape in shapes.items():
+            place, stored, disk_name = layout.locate(name), self.stored[name], self.stored[name].disk_name
+            if place.stack is not None:
+                index = layout.index_in_stack(subnet, place)
+                disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
+            tensors.append((disk_name, stored, shape))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, shape in tensors:
-            start, end = end, end + math.prod(shape) * self.itemsize
-            header[name] = {"dtype": self.dtype, "shape": list(shape), "data_offsets": [start, end]}
+        for disk_name, stored, shape in sorted(tensors, key=lambda tensor: tensor[0]):
+            start, end = end, end + math.prod(shape) * stored.itemsize
+            header[disk_name] = {"dtype": stored.dtype, "shape": list(shape), "data_offsets": [start, end]}
         length = len(json.dumps(header, separators=(",", ":")).encode())
         return 8 + math.ceil(length / 8) * 8 + end
 
@@ -118,3 +141,8 @@ class AnalyticCosts:
         if name == "size_mb":
             return self.size_bytes(subnet) / 1e6
         return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))
+
+
+def _stored(tensor: object, disk_name: str) -> Stored:
+    dtype = str(tensor.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+    return Stored(tuple(tensor.shape), disk_name, DTYPES[dtype], tensor.element_size())  # type: ignore[attr-defined]

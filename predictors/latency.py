@@ -250,14 +250,8 @@ def _conformal_bound(measured: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    return {
-        "parent": space.parent.to_dict(),
-        "choices": {name: list(values) for name, values in space.choices.items()},
-        "scope": space.scope,
-        "layer_order": list(space.layer_order),
-    }
+    return {**space.arguments(), "parent": space.parent.to_dict()}
 
 
 def _space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
-    parent = SubnetConfig.from_dict(data["parent"])
-    return SearchSpace(parent, **data["choices"], scope=data["scope"], layer_order=data["layer_order"])
+    return SearchSpace(**{**data, "parent": SubnetConfig.from_dict(data["parent"])})

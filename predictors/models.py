@@ -10,14 +10,28 @@ from typing import Protocol
 import numpy as np
 
 from search_spaces import SearchSpace, SubnetConfig
+from search_spaces.space import DEPTHS
 from search_spaces.subnet import PER_LAYER
 
 SMOOTHNESS = 0.05
+HIDDEN = "hidden_size*"
+"""Begins the name of a column that is multiplied by the hidden size."""
 
 
 def feature_names(space: SearchSpace) -> tuple[str, ...]:
-    """Columns of `features`: the depth, the sum of each width over layers, then each step between two choices."""
-    return ("num_hidden_layers", *PER_LAYER, *(f"{f}:{a}-{b}" for f in PER_LAYER for a, b in _steps(space, f)))
+    """Columns of `features`.
+
+    For each stack its depth, the sum of each width over its layers, then each step between two choices of a width; and
+    all of them again times the hidden size, where that is open.
+    """
+    names: list[str] = []
+    for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
+        fields = [f"{field}@{stack}" for field in _fields(space)]
+        steps = [f"{f}@{stack}:{low}-{high}" for f in _fields(space) for low, high in _steps(space, f)]
+        names += [depth, *fields, *steps]
+    if len(space.choices["hidden_size"]) > 1:
+        names += [f"{HIDDEN}{name}" for name in names]
+    return tuple(names)
 
 
 def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
@@ -29,22 +43,35 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     Returns:
         (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
     """
-    depths = np.array([subnet.num_hidden_layers for subnet in subnets], dtype=int)
-    owner = np.repeat(np.arange(len(subnets)), depths)
+    owner = np.repeat(np.arange(len(subnets)), [subnet.num_hidden_layers for subnet in subnets])
+    layers = np.array([layer for subnet in subnets for layer in subnet.layers], dtype=int)
+    columns: list[np.ndarray] = []
+    for stack in space.stacks:
+        here = (layers >= stack.start) & (layers < stack.stop)
 
-    def per_subnet(values: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, values, minlength=len(subnets))
+        def per_subnet(values: np.ndarray, here: np.ndarray = here) -> np.ndarray:
+            return np.bincount(owner[here], values[here], minlength=len(subnets))
 
-    sums, climbs = [], []
-    for field in PER_LAYER:
-        largest, steps = max(space.choices[field]), _steps(space, field)
-        values = np.array([value for subnet in subnets for value in getattr(subnet, field)], dtype=float)
-        sums.append(per_subnet(values / largest))
-        for k, (low, high) in enumerate(steps):
-            floor = low if k else -np.inf
-            ceiling = high if k < len(steps) - 1 else np.inf
-            climbs.append(per_subnet((np.clip(values, floor, ceiling) - low) / largest))
-    return np.stack([depths.astype(float), *sums, *climbs], axis=1)
+        sums, climbs = [], []
+        for field in _fields(space):
+            largest, steps = max(space.choices[field]), _steps(space, field)
+            values = np.array([value for subnet in subnets for value in getattr(subnet, field)], dtype=float)
+            sums.append(per_subnet(values / largest))
+            for k, (low, high) in enumerate(steps):
+                floor = low if k else -np.inf
+                ceiling = high if k < len(steps) - 1 else np.inf
+                climbs.append(per_subnet((np.clip(values, floor, ceiling) - low) / largest))
+        columns += [per_subnet(np.ones(len(layers))), *sums, *climbs]
+    table = np.stack(columns, axis=1)
+    if len(space.choices["hidden_size"]) == 1:
+        return table
+    hidden = np.array([subnet.hidden_size for subnet in subnets], dtype=float) / max(space.choices["hidden_size"])
+    return np.concatenate([table, table * hidden[:, None]], axis=1)
+
+
+def _fields(space: SearchSpace) -> list[str]:
+    """Widths of a layer that vary on their own."""
+    return [field for field in PER_LAYER if field != "num_key_value_heads" or space.groups_open]
 
 
 def _steps(space: SearchSpace, field: str) -> list[tuple[int, int]]:
@@ -123,9 +150,9 @@ class GradientBoosting:
 
 def _additive(names: Sequence[str]) -> LatencyModel:
     """t = t0 + sum over layers of f_heads(heads) + f_ffn(width), both f monotone and piecewise linear."""
-    columns = [0, *(i for i, name in enumerate(names) if ":" in name)]
+    columns = [i for i, name in enumerate(names) if ":" in name or name.removeprefix(HIDDEN) in DEPTHS]
     fields = [names[i].partition(":")[0] for i in columns]
-    alike = [(i, i + 1) for i in range(1, len(columns) - 1) if fields[i] == fields[i + 1]]
+    alike = [(i, i + 1) for i in range(len(columns) - 1) if fields[i] == fields[i + 1]]
     return LeastSquares(columns, alike=alike, non_negative=True)
 
 

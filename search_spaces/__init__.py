@@ -2,8 +2,19 @@
 
 from search_spaces.errors import InputError
 from search_spaces.families import FAMILIES, family_of
-from search_spaces.family import Family
+from search_spaces.family import AUTO_CLASSES, Family
+from search_spaces.layout import Layout
 from search_spaces.space import Scope, SearchSpace
 from search_spaces.subnet import SubnetConfig
 
-__all__ = ["FAMILIES", "Family", "InputError", "Scope", "SearchSpace", "SubnetConfig", "family_of"]
+__all__ = [
+    "AUTO_CLASSES",
+    "FAMILIES",
+    "Family",
+    "InputError",
+    "Layout",
+    "Scope",
+    "SearchSpace",
+    "SubnetConfig",
+    "family_of",
+]

@@ -1,26 +1,70 @@
 """Family: one transformer type as a table from module path to the axes of its weights.
 
-Slicing, importance order, extraction, counting and export all read this one table, so a new type is one more table.
+Slicing, importance order, extraction, counting and export all read this one table, bound to a parent's config by
+`search_spaces.layout.Layout`; a new type is one more table.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-
-from search_spaces.errors import InputError
-from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-Axis = Literal["hidden", "heads", "ffn"]
+    from search_spaces.layout import Layout
+    from search_spaces.subnet import SubnetConfig
 
-FIELD_OF_AXIS: dict[str, str] = {"heads": "num_attention_heads", "ffn": "intermediate_size"}
-"""The per-layer field of a subnetwork that says how much of an axis is active; `hidden` is the parent's."""
+Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "ffn", "embedding"]
+"""What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
+interleaves query, key and value head by head; ``embedding`` is the width of embeddings that are projected to the hidden
+size, or the hidden size itself where they are not."""
+
+Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
+"""One entry for each dimension of a weight, output first: an axis, several fused along one dimension, or none."""
+
+Position = Literal["once", "label", "token", "source", "patch", "frame"]
+"""On what a module outside the layers runs: once a sample; on what gets a label, the sample or each token; on every
+token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or every
+frame of a sound."""
+
+Skip = Literal["input", "input, None", "zeros", "zeros, None", "residual", "identity"]
+"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with the
+attention weights that an attention module returns beside it."""
+
+AUTO_CLASSES: dict[str, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+    "image-classification": "AutoModelForImageClassification",
+}
+"""Task, by the name of its Hugging Face pipeline -> the auto class that loads a model for it."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One list of layers: the encoder, or the decoder.
+
+    Attributes:
+        layers: Path of the layer list, below the base model.
+        modules: Path of a module or raw parameter below a layer -> axes of its weight. A bias has the first axis.
+        attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`.
+        skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
+        source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
+        wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
+    """
+
+    layers: str
+    modules: Mapping[str, Axes]
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
+    source: tuple[str, ...] = ()
+    wrappers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,124 +73,72 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type`` of the stock model.
-        auto_classes: Task name -> name of the auto class that loads it.
-        layers: Path of the layer list, below the base model.
-        modules: Module path below a layer -> axes of its weight, output first. A bias has the first axis.
-        attributes: Module path below a layer -> attribute -> what it counts: ``heads`` or ``heads*head_dim``.
-        positions: Modules outside the layers that multiply -> on what they run: ``once`` per sample, on every
-            ``token``, or on every ``patch`` of an image. Paths are matched from the end, heads of any task included.
-        head_dim_in_config: Whether a stock config can set ``head_dim`` apart from hidden_size / heads.
-        intermediate_size: What the config calls the feed-forward width.
+        tasks: What it does, names in `AUTO_CLASSES`.
+        stacks: Its lists of layers: one, or the encoder's and the decoder's.
+        outer: Path of a module or raw parameter outside the layers -> axes of its weight. Paths are matched from the
+            end, heads of any task included.
+        positions: Modules outside the layers that multiply -> on what they run.
+        head_dim_in_config: Whether a stock config can set the head's width apart from hidden_size / heads.
+        config_names: Our field -> what the config calls it: one name for all stacks, or one a stack.
+        per_layer: Config fields that hold a list with one entry a layer.
+        requires: Config field -> the only value for which this table is right.
+        fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
+        shared_layers: Whether all layers are one set of weights, applied again and again.
+        shared_heads: Whether a head must keep its place in every layer, because position biases are shared.
+        conv1d: Whether the layers store their linear weights input first, as GPT-2 does.
         special_tokens: Tokens that an image model puts before the patches.
         position_offset: Position embeddings that no token uses.
+        sub_config: Field of the config that holds the sizes, where they are not at its top.
+        stock_if: Whether a stock config can describe a subnetwork whose widths it can; by default it can.
+        folds: Config, new hidden size -> parameter path -> (factor, offset): a stock model of another hidden size
+            takes ``(weight + offset) * factor - offset``, so that constants computed from that size cancel.
+        extra_macs: Layout, widths of a layer, tokens -> multiply-accumulates of a layer beyond its weights, its scores
+            and their weighted sum.
     """
 
     model_type: str
-    auto_classes: Mapping[str, str]
-    layers: str
-    modules: Mapping[str, tuple[Axis, ...]]
-    attributes: Mapping[str, Mapping[str, str]]
-    positions: Mapping[str, Literal["once", "token", "patch"]]
+    tasks: tuple[str, ...]
+    stacks: tuple[Stack, ...]
+    outer: Mapping[str, Axes]
+    positions: Mapping[str, Position]
     head_dim_in_config: bool
-    intermediate_size: str = "intermediate_size"
+    config_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    per_layer: tuple[str, ...] = ()
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    fixed_hidden: str = ""
+    shared_layers: bool = False
+    shared_heads: bool = False
+    conv1d: bool = False
     special_tokens: int = 1
     position_offset: int = 0
+    sub_config: str = ""
+    stock_if: Callable[[Layout, SubnetConfig], bool] | None = None
+    folds: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
+    extra_macs: Callable[[Layout, Mapping[str, int], int], int] | None = None
 
-    def head_dim(self, config: PreTrainedConfig) -> int:
-        """Channels of one attention head.
+    @property
+    def axes(self) -> set[str]:
+        """Every axis that a layer of it has."""
+        found: set[str] = set()
+        for stack in self.stacks:
+            for axes in stack.modules.values():
+                for axis in axes:
+                    found.update(axis if isinstance(axis, tuple) else [axis] if axis else [])
+        return found
 
-        Raises:
-            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``.
-        """
-        hidden, heads = config.hidden_size, config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) if self.head_dim_in_config else None
-        if head_dim is None and hidden % heads:
-            raise InputError(
-                f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; "
-                "change the model's config."
-            )
-        return head_dim or hidden // heads
+    @property
+    def dimensions(self) -> list[str]:
+        """Recipe keys of what may vary."""
+        found = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
+        found += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
+        return found + ["hidden_size"] * (not self.fixed_hidden)
 
-    def parent(self, config: PreTrainedConfig) -> SubnetConfig:
-        """The whole model as a subnetwork."""
-        return SubnetConfig.uniform(
-            tuple(range(config.num_hidden_layers)),
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=getattr(config, self.intermediate_size),
-        )
+    @property
+    def skippable(self) -> list[str]:
+        """Blocks that may be skipped in every stack: ``attention``, ``mlp``."""
+        return [block for block in ("attention", "mlp") if all(block in stack.skips for stack in self.stacks)]
 
-    def locate(self, parameter: str) -> tuple[int | None, tuple[Axis, ...]]:
-        """Parent layer of a parameter (None outside the layers) and its axes (empty where nothing is elastic).
-
-        Args:
-            parameter: Its name in ``state_dict``, with or without the base model's prefix.
-        """
-        found = re.search(rf"(?:^|\.){re.escape(self.layers)}\.(\d+)\.(.+)\.(\w+)$", parameter)
-        if found is None:
-            return None, ()
-        axes = self.modules.get(found[2], ())
-        return int(found[1]), axes if found[3] == "weight" else axes[:1]
-
-    def renumber(self, parameter: str, layer: int) -> str:
-        """The same parameter's name in another layer."""
-        return re.sub(rf"((?:^|\.){re.escape(self.layers)}\.)\d+\.", rf"\g<1>{layer}.", parameter, count=1)
-
-    def active_size(self, axis: Axis, width: Mapping[str, int], config: PreTrainedConfig) -> int:
-        """Rows of a weight that are active along an axis, given one layer's widths (field -> value)."""
-        if axis == "hidden":
-            return int(config.hidden_size)
-        return width[FIELD_OF_AXIS[axis]] * self.unit(axis, config)
-
-    def unit(self, axis: Axis, config: PreTrainedConfig) -> int:
-        """Rows that one step of an axis stands for: a head's channels, one neuron."""
-        return self.head_dim(config) if axis == "heads" else 1
-
-    def attribute_value(self, formula: str, width: Mapping[str, int], config: PreTrainedConfig) -> int:
-        """Value of a module attribute that must follow the active widths."""
-        heads = width["num_attention_heads"]
-        return {"heads": heads, "heads*head_dim": heads * self.head_dim(config)}[formula]
-
-    def stock_config_update(self, config: PreTrainedConfig, subnet: SubnetConfig) -> dict[str, Any] | None:
-        """Fields that make a stock config describe a subnetwork, or None where a stock config cannot."""
-        if not subnet.is_uniform:
-            return None
-        update: dict[str, Any] = {
-            "num_hidden_layers": subnet.num_hidden_layers,
-            self.intermediate_size: subnet.intermediate_size[0],
-        }
-        if subnet.num_attention_heads[0] != config.num_attention_heads:
-            if not self.head_dim_in_config:
-                return None
-            update["head_dim"] = self.head_dim(config)
-            update["num_attention_heads"] = subnet.num_attention_heads[0]
-        return update
-
-    def sequence_length(self, config: PreTrainedConfig, sequence_length: int | None) -> int:
-        """Tokens that the layers see: the workload's for text; patches and special tokens for images."""
-        patches = self.num_patches(config)
-        if patches:
-            return patches + self.special_tokens
-        assert sequence_length is not None
-        return sequence_length
-
-    def max_sequence_length(self, config: PreTrainedConfig) -> int | None:
-        """The longest text the position embeddings allow, None for images."""
-        positions = getattr(config, "max_position_embeddings", None)
-        return None if positions is None else positions - self.position_offset
-
-    def num_patches(self, config: PreTrainedConfig) -> int:
-        """Patches of one image, 0 for a model that reads text."""
-        if not hasattr(config, "patch_size"):
-            return 0
-        return math.prod(
-            image // patch for image, patch in zip(_pair(config.image_size), _pair(config.patch_size), strict=True)
-        )
-
-
-def widths(subnet: SubnetConfig, position: int) -> dict[str, int]:
-    """Widths of the kept layer at a position of ``subnet.layers``: field -> value."""
-    return {field: getattr(subnet, field)[position] for field in FIELD_OF_AXIS.values()}
-
-
-def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    def names(self, field: str) -> tuple[str, ...]:
+        """What the config calls a field: one name a stack."""
+        names = self.config_names.get(field, (field,))
+        return names if len(names) == len(self.stacks) else names * len(self.stacks)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from search_spaces.errors import InputError
-from search_spaces.subnet import PER_LAYER, SubnetConfig
+from search_spaces.subnet import PER_LAYER, SubnetConfig, is_grouping
 
 if TYPE_CHECKING:
     import optuna
@@ -19,24 +19,33 @@ if TYPE_CHECKING:
 
 Scope = Literal["uniform", "per-layer"]
 
+DEPTHS = ("num_hidden_layers", "num_decoder_layers")
+"""Depth of each stack: the only one, or the encoder's and the decoder's."""
+
 
 class SearchSpace:
     """All subnetworks of a parent that a search may visit.
 
     With scope ``uniform``, every kept layer has the same widths and the most important layers stay. With scope
-    ``per-layer``, each layer has widths of its own, and which layers stay is searched too.
+    ``per-layer``, each layer has widths of its own, which layers stay is searched too, and a choice of 0 heads or 0
+    neurons skips that block.
 
     Args:
         parent: The whole model as a subnetwork.
-        num_hidden_layers: Allowed depths.
+        num_hidden_layers: Allowed depths; of an encoder-decoder, of the encoder.
+        num_decoder_layers: Allowed depths of the decoder of an encoder-decoder.
         num_attention_heads: Allowed head counts of a layer.
+        num_key_value_heads: Allowed numbers of key and value heads of a layer. By default whole groups go: as many
+            attention heads share a key and value head as in the parent.
         intermediate_size: Allowed feed-forward widths of a layer.
+        hidden_size: Allowed widths of the residual stream.
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
             Defaults to first to last.
+        depths: Layers of each stack of the parent; by default it has one.
 
     Raises:
-        InputError: If a list of choices is empty, or a choice is not between 1 and the parent's own value.
+        InputError: If a list of choices is empty, or a choice is not within the parent's own value.
     """
 
     def __init__(
@@ -44,78 +53,158 @@ class SearchSpace:
         parent: SubnetConfig,
         *,
         num_hidden_layers: Sequence[int] | None = None,
+        num_decoder_layers: Sequence[int] | None = None,
         num_attention_heads: Sequence[int] | None = None,
+        num_key_value_heads: Sequence[int] | None = None,
         intermediate_size: Sequence[int] | None = None,
+        hidden_size: Sequence[int] | None = None,
         scope: Scope = "per-layer",
         layer_order: Sequence[int] | None = None,
+        depths: Sequence[int] = (),
     ) -> None:
-        self.parent = parent
-        self.scope = scope
+        self.parent, self.scope = parent, scope
+        self.depths = tuple(depths) or (parent.num_hidden_layers,)
+        ends = [sum(self.depths[: k + 1]) for k in range(len(self.depths))]
+        self.stacks = tuple(range(end - depth, end) for end, depth in zip(ends, self.depths, strict=True))
         self.layer_order = tuple(layer_order) if layer_order is not None else parent.layers
         if sorted(self.layer_order) != list(parent.layers):
             raise InputError(f"`layer_order` must name each parent layer once, but got {list(self.layer_order)}.")
+        if num_decoder_layers is not None and len(self.depths) == 1:
+            raise InputError("`space.num_decoder_layers` is for an encoder-decoder, but the model has one stack only.")
+        self.groups_open = num_key_value_heads is not None
+        heads, groups, width = (max(getattr(parent, field)) for field in PER_LAYER)
+        lowest = int(scope == "uniform")
         self.choices: dict[str, tuple[int, ...]] = {
-            "num_hidden_layers": _checked("num_hidden_layers", num_hidden_layers, parent.num_hidden_layers),
-            "num_attention_heads": _checked(
-                "num_attention_heads", num_attention_heads, max(parent.num_attention_heads)
-            ),
-            "intermediate_size": _checked("intermediate_size", intermediate_size, max(parent.intermediate_size)),
+            **{n: _checked(n, v, d) for n, v, d in zip(DEPTHS, (num_hidden_layers, num_decoder_layers), self.depths)},
+            "num_attention_heads": _checked("num_attention_heads", num_attention_heads, heads, lowest),
+            "num_key_value_heads": _checked("num_key_value_heads", num_key_value_heads, groups),
+            "intermediate_size": _checked("intermediate_size", intermediate_size, width, lowest),
+            "hidden_size": _checked("hidden_size", hidden_size, parent.hidden_size),
         }
+        self._per_group = heads // groups
+        self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
+
+    def _groups_of(self, heads: int) -> tuple[int, ...]:
+        """Numbers of key and value heads that so many attention heads can share, ascending."""
+        if not heads:
+            return (0,)
+        choices = self.choices["num_key_value_heads"] if self.groups_open else (max(1, heads // self._per_group),)
+        fitting = tuple(g for g in choices if is_grouping(heads, g) and heads // g <= self._per_group)
+        if not fitting or not (self.groups_open or heads % self._per_group == 0):
+            raise InputError(
+                f"each choice of `space.num_attention_heads` must be a multiple of a number of key and value heads, at "
+                f"most {self._per_group} times as many, but {heads} is not one of any of {list(choices)}; change it or "
+                "`space.num_key_value_heads`."
+            )
+        return fitting
 
     # -- the space as a whole -------------------------------------------------------------------------------------
 
     @property
+    def layer_widths(self) -> list[tuple[int, int, int]]:
+        """Every choice for one layer: attention heads, key and value heads, neurons; never nothing at all."""
+        pairs = product(self.choices["num_attention_heads"], self.choices["intermediate_size"])
+        return [(heads, groups, width) for heads, width in pairs if heads or width for groups in self._groups[heads]]
+
+    @property
     def size(self) -> int:
         """Number of distinct subnetworks, exact."""
-        widths = math.prod(len(self.choices[field]) for field in PER_LAYER)
-        depths = self.choices["num_hidden_layers"]
+        widths, total = len(self.layer_widths), len(self.choices["hidden_size"])
         if self.scope == "uniform":
-            return len(depths) * widths
-        return sum(math.comb(self.parent.num_hidden_layers, depth) * widths**depth for depth in depths)
+            return total * widths * math.prod(len(self.choices[name]) for name in self._depth_names)
+        for name, layers in zip(self._depth_names, self.stacks, strict=True):
+            total *= sum(math.comb(len(layers), depth) * widths**depth for depth in self.choices[name])
+        return total
+
+    @property
+    def _depth_names(self) -> tuple[str, ...]:
+        return DEPTHS[: len(self.depths)]
 
     def __contains__(self, subnet: SubnetConfig) -> bool:
-        if subnet.num_hidden_layers not in self.choices["num_hidden_layers"]:
+        if not set(subnet.layers) <= set(self.parent.layers) or subnet.hidden_size not in self.choices["hidden_size"]:
             return False
-        if not set(subnet.layers) <= set(self.parent.layers):
+        counts = self._counts(subnet)
+        if any(n not in self.choices[name] for n, name in zip(counts, self._depth_names, strict=True)):
             return False
-        if any(value not in self.choices[field] for field in PER_LAYER for value in getattr(subnet, field)):
+        widths = zip(*(getattr(subnet, field) for field in PER_LAYER), strict=True)
+        if not set(widths) <= set(self.layer_widths):
             return False
-        return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.kept(len(subnet.layers)))
+        return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.kept(counts))
 
     def with_layer_order(self, layer_order: Sequence[int]) -> SearchSpace:
         """The same space once the importance of the layers is known."""
-        return SearchSpace(self.parent, **self.choices, scope=self.scope, layer_order=layer_order)
+        return SearchSpace(**{**self.arguments(), "layer_order": layer_order})
 
-    def kept(self, depth: int) -> tuple[int, ...]:
-        """The ``depth`` most important layers, ascending."""
-        return tuple(sorted(self.layer_order[:depth]))
+    def arguments(self) -> dict[str, Any]:
+        """What makes this space again."""
+        open_choices = {n: v for n, v in self.choices.items() if n != "num_key_value_heads" or self.groups_open}
+        return {
+            "parent": self.parent,
+            **open_choices,
+            "scope": self.scope,
+            "layer_order": self.layer_order,
+            "depths": self.depths,
+        }
+
+    def kept(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """The most important layers of each stack, so many of each, ascending."""
+        found: list[int] = []
+        for count, layers in zip(counts, self.stacks, strict=True):
+            found += [layer for layer in self.layer_order if layer in layers][:count]
+        return tuple(sorted(found))
+
+    def _counts(self, subnet: SubnetConfig) -> tuple[int, ...]:
+        return tuple(sum(layer in stack for layer in subnet.layers) for stack in self.stacks)
 
     # -- points of interest ---------------------------------------------------------------------------------------
 
-    def _uniform(self, depth: int, heads: int, width: int) -> SubnetConfig:
-        return SubnetConfig.uniform(self.kept(depth), num_attention_heads=heads, intermediate_size=width)
+    def _uniform(self, values: dict[str, int]) -> SubnetConfig:
+        """The uniform subnetwork of these values; numbers of key and value heads are mended."""
+        heads = values["num_attention_heads"]
+        return SubnetConfig.uniform(
+            self.kept([values[name] for name in self._depth_names]),
+            num_attention_heads=heads,
+            num_key_value_heads=self._mended(heads, values["num_key_value_heads"]),
+            intermediate_size=values["intermediate_size"],
+            hidden_size=values["hidden_size"],
+        )
+
+    def _mended(self, heads: int, groups: int) -> int:
+        """The number of key and value heads nearest to one that so many attention heads can share."""
+        return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
+
+    @property
+    def _whole(self) -> dict[str, tuple[int, ...]]:
+        """The choices without those that skip a block."""
+        return {name: tuple(v for v in values if v) for name, values in self.choices.items()}
 
     @property
     def largest(self) -> SubnetConfig:
         """Every dimension at its largest choice."""
-        return self._uniform(*(max(values) for values in self.choices.values()))
+        return self._uniform({name: max(values) for name, values in self._whole.items()})
 
     @property
     def smallest(self) -> SubnetConfig:
-        """Every dimension at its smallest choice."""
-        return self._uniform(*(min(values) for values in self.choices.values()))
+        """Every dimension at its smallest choice, no block skipped."""
+        return self._uniform({name: min(values) for name, values in self._whole.items()})
 
     def uniform_scalings(self) -> list[SubnetConfig]:
-        """The baseline of uniform scaling: for each depth, heads and FFN width shrunk together, largest first.
+        """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
 
-        Heads and widths are paired at equal fractions of the way through their choices, as a model family such as
-        BERT-mini, -small, -medium scales.
+        Widths are taken at equal fractions of the way through their choices, as a model family such as BERT-mini,
+        -small, -medium scales; so are the depths of an encoder and its decoder.
         """
-        heads, widths = self.choices["num_attention_heads"], self.choices["intermediate_size"]
-        steps = max(len(heads), len(widths))
-        pairs = {(_at(heads, k, steps), _at(widths, k, steps)) for k in range(steps)}
-        depths = self.choices["num_hidden_layers"]
-        return [self._uniform(d, h, w) for d in reversed(depths) for h, w in sorted(pairs, reverse=True)]
+        widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
+        depths = {name: self.choices[name] for name in self._depth_names}
+        wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
+        found = [
+            self._uniform(
+                {n: _at(v, d, deep) for n, v in depths.items()} | {n: _at(v, w, wide) for n, v in widths.items()}
+            )
+            for d in reversed(range(deep))
+            for w in reversed(range(wide))
+        ]
+        return list({subnet.key: subnet for subnet in found}.values())
 
     def neighbours(self, subnet: SubnetConfig) -> list[SubnetConfig]:
         """Every subnetwork one step away: one choice up or down in one place, or one layer more or less."""
@@ -131,30 +220,47 @@ class SearchSpace:
         return list(found.values())
 
     def sample(self, rng: Random) -> SubnetConfig:
-        """One subnetwork: the depth uniform over its choices, then the layers, then each width."""
-        depth = rng.choice(self.choices["num_hidden_layers"])
+        """One subnetwork: the depths uniform over their choices, then the layers, then the widths."""
         if self.scope == "uniform":
-            return self._uniform(depth, *(rng.choice(self.choices[field]) for field in PER_LAYER))
-        layers = tuple(sorted(rng.sample(self.parent.layers, depth)))
-        return SubnetConfig(layers, *(tuple(rng.choice(self.choices[f]) for _ in layers) for f in PER_LAYER))
+            return self._uniform({name: rng.choice(values) for name, values in self.choices.items()})
+        layers: list[int] = []
+        for name, stack in zip(self._depth_names, self.stacks, strict=True):
+            layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
+        return self._of_widths(
+            layers, [self._sample_widths(rng) for _ in layers], rng.choice(self.choices["hidden_size"])
+        )
+
+    def _sample_widths(self, rng: Random) -> tuple[int, int, int]:
+        while True:
+            heads, width = (
+                rng.choice(self.choices["num_attention_heads"]),
+                rng.choice(self.choices["intermediate_size"]),
+            )
+            if heads or width:
+                return heads, rng.choice(self._groups[heads]), width
+
+    def _of_widths(self, layers: Sequence[int], widths: Sequence[tuple[int, int, int]], hidden: int) -> SubnetConfig:
+        heads, groups, neurons = zip(*widths, strict=True)
+        return SubnetConfig(tuple(layers), heads, neurons, hidden, groups)
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
         """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
         if rng.random() < 0.5:
-            return self._uniform(*(rng.choice(values) for values in self.choices.values()))
+            return self._uniform({name: rng.choice(values) for name, values in self._whole.items()})
         return self.sample(rng)
 
     # -- parameters of a study ------------------------------------------------------------------------------------
 
     def _parameter_choices(self) -> dict[str, tuple[Any, ...]]:
         """Name of each open parameter -> its values in ascending order; what has one choice only is left out."""
-        depths = self.choices["num_hidden_layers"]
+        fields = [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
+        named: dict[str, tuple[Any, ...]] = {"hidden_size": self.choices["hidden_size"]}
         if self.scope == "uniform":
-            named: dict[str, tuple[Any, ...]] = dict(self.choices)
+            named |= {name: self.choices[name] for name in (*self._depth_names, *fields)}
         else:
-            open_depth = depths != (self.parent.num_hidden_layers,)
-            named = {f"layers.{i}": (False, True) for i in self.parent.layers if open_depth}
-            named |= {f"{field}.{i}": self.choices[field] for field in PER_LAYER for i in self.parent.layers}
+            for name, stack in zip(self._depth_names, self.stacks, strict=True):
+                named |= {f"layers.{i}": (False, True) for i in stack if self.choices[name] != (len(stack),)}
+            named |= {f"{field}.{i}": self.choices[field] for field in fields for i in self.parent.layers}
         return {name: values for name, values in named.items() if len(values) > 1}
 
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -174,60 +280,79 @@ class SearchSpace:
 
         Widths of dropped layers are ignored. A set of layers whose size is not an allowed depth is mended to the
         nearest allowed one (the larger on a tie): the most important dropped layers come back, or the least
-        important kept ones go.
+        important kept ones go. So are key and value heads that do not fit, and a layer left with nothing gets the
+        narrowest feed-forward block.
         """
         if self.scope == "uniform":
-            return self._uniform(*(params.get(name, values[0]) for name, values in self.choices.items()))
-        kept = {i for i in self.parent.layers if params.get(f"layers.{i}", True)}
-        depth = min(self.choices["num_hidden_layers"], key=lambda d: (abs(d - len(kept)), -d))
-        ranked = [i for i in self.layer_order if i in kept] + [i for i in self.layer_order if i not in kept]
-        layers = tuple(sorted(ranked[:depth]))
-        return SubnetConfig(
-            layers, *(tuple(params.get(f"{f}.{i}", self.choices[f][0]) for i in layers) for f in PER_LAYER)
-        )
+            return self._uniform({name: params.get(name, values[0]) for name, values in self.choices.items()})
+        layers: list[int] = []
+        for name, stack in zip(self._depth_names, self.stacks, strict=True):
+            kept = {i for i in stack if params.get(f"layers.{i}", True)}
+            depth = min(self.choices[name], key=lambda d: (abs(d - len(kept)), -d))
+            order = [i for i in self.layer_order if i in stack]
+            ranked = [i for i in order if i in kept] + [i for i in order if i not in kept]
+            layers += sorted(ranked[:depth])
+        hidden = params.get("hidden_size", self.choices["hidden_size"][0])
+        return self._of_widths(layers, [self._widths_from(params, i) for i in layers], hidden)
+
+    def _widths_from(self, params: dict[str, Any], layer: int) -> tuple[int, int, int]:
+        heads, groups, width = (params.get(f"{field}.{layer}", self.choices[field][0]) for field in PER_LAYER)
+        if not heads and not width:
+            width = min(self._whole["intermediate_size"])
+        return heads, self._mended(heads, groups), width
 
     def to_params(self, subnet: SubnetConfig) -> dict[str, Any]:
         """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
+        values: dict[str, Any] = {"hidden_size": subnet.hidden_size}
         if self.scope == "uniform":
-            values: dict[str, Any] = {f: getattr(subnet, f)[0] for f in PER_LAYER}
-            values["num_hidden_layers"] = subnet.num_hidden_layers
+            values |= dict(zip(self._depth_names, self._counts(subnet), strict=True))
+            values |= {f: getattr(subnet, f)[0] for f in PER_LAYER}
         else:
             place = {layer: k for k, layer in enumerate(subnet.layers)}
-            values = {f"layers.{i}": i in place for i in self.parent.layers}
+            values |= {f"layers.{i}": i in place for i in self.parent.layers}
             for field in PER_LAYER:
                 for i in self.parent.layers:
                     here = getattr(subnet, field)[place[i]] if i in place else self.choices[field][-1]
-                    values[f"{field}.{i}"] = here
+                    values[f"{field}.{i}"] = here if here in self.choices[field] else self.choices[field][-1]
         return {name: values[name] for name in self._parameter_choices()}
 
     def encode(self, subnet: SubnetConfig) -> np.ndarray:
-        """A subnetwork as features for a surrogate: (3 x parent layers,) in [0, 1], zeros where a layer is dropped."""
-        out = np.zeros((1 + len(PER_LAYER), self.parent.num_hidden_layers))
+        """A subnetwork as features for a surrogate, all in [0, 1].
+
+        Returns:
+            (k x parent layers + 1,): for each layer whether it stays and its widths, zeros where it is dropped; k is 3,
+            or 4 where key and value heads are open. Last the hidden size.
+        """
+        fields = [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
+        out = np.zeros((1 + len(fields), self.parent.num_hidden_layers))
         columns = list(subnet.layers)
         out[0, columns] = 1.0
-        for row, field in enumerate(PER_LAYER, start=1):
+        for row, field in enumerate(fields, start=1):
             out[row, columns] = np.array(getattr(subnet, field)) / max(getattr(self.parent, field))
-        return out.reshape(-1)
+        return np.append(out.reshape(-1), subnet.hidden_size / self.parent.hidden_size)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
-        for depth in self.choices["num_hidden_layers"]:
-            for heads in self.choices["num_attention_heads"]:
-                for width in self.choices["intermediate_size"]:
-                    yield self._uniform(depth, heads, width)
+        names = (*self._depth_names, "hidden_size")
+        for values in product(*(self.choices[name] for name in names)):
+            for widths in self.layer_widths:
+                yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *widths), strict=True)))
 
 
-def _checked(name: str, values: Sequence[int] | None, largest: int) -> tuple[int, ...]:
+def _checked(name: str, values: Sequence[int] | None, largest: int, lowest: int = 1) -> tuple[int, ...]:
     """Sorted distinct choices of one dimension; the parent's own value where none are given."""
     if values is None:
         return (largest,)
     if not values:
         raise InputError(f"`space.{name}` must hold at least one choice, but got []; leave it out to keep {largest}.")
-    wrong = [v for v in values if not 1 <= v <= largest]
-    if wrong:
-        raise InputError(f"`space.{name}` must lie between 1 and the parent's {largest}, but got {wrong}.")
+    wrong = [v for v in values if not lowest <= v <= largest]
+    if wrong or not max(values):
+        raise InputError(
+            f"`space.{name}` must lie between {max(lowest, 1)} and the parent's {largest}"
+            f"{'' if lowest else ', or be 0 to skip the block beside other choices'}, but got {wrong or list(values)}."
+        )
     return tuple(sorted(set(values)))
 
 

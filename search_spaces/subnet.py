@@ -10,7 +10,7 @@ from typing import Any
 
 from search_spaces.errors import InputError
 
-PER_LAYER = ("num_attention_heads", "intermediate_size")
+PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 """Fields that hold one value per kept layer, named as in Hugging Face configs."""
 
 
@@ -18,44 +18,77 @@ PER_LAYER = ("num_attention_heads", "intermediate_size")
 class SubnetConfig:
     """Which layers of the parent stay, and how wide each of them is.
 
+    Layers of an encoder-decoder are numbered through: those of the encoder, then those of the decoder, where
+    ``num_attention_heads`` holds for self-attention and cross-attention alike.
+
     Attributes:
         layers: Indices of the kept parent layers, ascending.
-        num_attention_heads: Attention heads of each kept layer; same length as ``layers``.
-        intermediate_size: Feed-forward neurons of each kept layer; same length as ``layers``.
+        num_attention_heads: Attention heads of each kept layer, 0 where its attention is skipped.
+        intermediate_size: Feed-forward neurons of each kept layer, 0 where its feed-forward block is skipped.
+        hidden_size: Channels of the residual stream.
+        num_key_value_heads: Key and value heads of each kept layer; by default as many as attention heads.
 
     Raises:
-        InputError: If the lengths differ, a layer repeats, or nothing is kept.
+        InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
+            heads, or nothing is kept.
     """
 
     layers: tuple[int, ...]
     num_attention_heads: tuple[int, ...]
     intermediate_size: tuple[int, ...]
+    hidden_size: int
+    num_key_value_heads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.num_key_value_heads:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
+        if self.hidden_size < 1:
+            raise InputError(f"`hidden_size` must be at least 1, but got {self.hidden_size}.")
         for field in PER_LAYER:
             values = getattr(self, field)
-            if len(values) != len(self.layers) or min(values) < 1:
+            if len(values) != len(self.layers) or min(values) < 0:
                 raise InputError(
-                    f"`{field}` must hold one positive value for each of the {len(self.layers)} kept layers, "
+                    f"`{field}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, "
                     f"but got {list(values)}."
+                )
+        for layer, heads, groups, width in zip(self.layers, *(getattr(self, f) for f in PER_LAYER), strict=True):
+            if not heads and not width:
+                raise InputError(
+                    f"a layer must keep its attention or its feed-forward block, but {layer} has neither."
+                )
+            if not is_grouping(heads, groups):
+                raise InputError(
+                    f"`num_key_value_heads` must divide `num_attention_heads`, but layer {layer} has {groups} and "
+                    f"{heads}."
                 )
 
     @classmethod
-    def uniform(cls, layers: tuple[int, ...], *, num_attention_heads: int, intermediate_size: int) -> SubnetConfig:
+    def uniform(
+        cls,
+        layers: tuple[int, ...],
+        *,
+        num_attention_heads: int,
+        intermediate_size: int,
+        hidden_size: int,
+        num_key_value_heads: int | None = None,
+    ) -> SubnetConfig:
         """The subnetwork whose kept layers all have the same widths."""
         n = len(layers)
-        return cls(tuple(sorted(layers)), (num_attention_heads,) * n, (intermediate_size,) * n)
+        groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
+        return cls(tuple(sorted(layers)), *widths)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
         """Reads back what `to_dict` wrote."""
-        return cls(**{name: tuple(int(v) for v in data[name]) for name in ("layers", *PER_LAYER)})
+        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *PER_LAYER)}
+        return cls(hidden_size=int(data["hidden_size"]), **lists)
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """Plain lists, ready for JSON."""
-        return {name: list(values) for name, values in asdict(self).items()}
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @cached_property
     def key(self) -> str:
@@ -72,12 +105,23 @@ class SubnetConfig:
         """Whether all kept layers have the same widths."""
         return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
 
+    def width(self, position: int) -> dict[str, int]:
+        """Widths of the kept layer at a position of ``layers``: field -> value, ``hidden_size`` included."""
+        return {**{field: getattr(self, field)[position] for field in PER_LAYER}, "hidden_size": self.hidden_size}
+
     @property
     def parts(self) -> dict[str, str]:
         """What it consists of, in words: one number where all layers are alike."""
         widths = {"heads": self.num_attention_heads, "ffn": self.intermediate_size}
+        if self.num_key_value_heads != self.num_attention_heads:
+            widths["kv heads"] = self.num_key_value_heads
         alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
-        return {"layers": ",".join(map(str, self.layers)), **alike}
+        return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
 
     def __str__(self) -> str:
         return " · ".join(f"{name} {value}" for name, value in self.parts.items())
+
+
+def is_grouping(heads: int, groups: int) -> bool:
+    """Whether so many attention heads can share so many key and value heads; 0 attention heads need 0."""
+    return heads % groups == 0 if heads and groups else heads == groups

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+
+from search_spaces import AUTO_CLASSES, FAMILIES
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,27 +30,10 @@ def _one_seed() -> None:
 
 
 SIZES = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-
-
-def classifier(model_type: str, **sizes: Any) -> Any:
-    """A random classifier: 4 layers, 4 heads of 12, texts of up to 60 tokens or images of 8x8."""
-    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    implementation = sizes.pop("attn_implementation", "sdpa")
-    config = AutoConfig.for_model(model_type, **sizes)
-    auto = AutoModelForImageClassification if hasattr(config, "patch_size") else AutoModelForSequenceClassification
-    return auto.from_config(config, attn_implementation=implementation).eval()
-
-
-def bert(**changes: Any) -> Any:
-    """BERT; what `text_folder` holds too."""
-    return classifier("bert", **{**SIZES, **TEXT, **changes})
-
-
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
-DEIT = {"architectures": ["DeiTForImageClassification"]}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
+GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -62,15 +47,53 @@ def image_inputs() -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(3, 3, 8, 8)}
 
 
-MODELS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, torch.Tensor]]]] = {
-    "bert": (bert, text_inputs),
-    "roberta": (partial(classifier, "roberta", **SIZES, **TEXT), text_inputs),
-    "distilbert": (partial(classifier, "distilbert", **DISTIL, **TEXT), text_inputs),
-    "electra": (partial(classifier, "electra", **SIZES, **TEXT, embedding_size=24), text_inputs),
-    "vit": (partial(classifier, "vit", **SIZES, **IMAGE), image_inputs),
-    "deit": (partial(classifier, "deit", **SIZES, **IMAGE, **DEIT), image_inputs),
+@dataclass(frozen=True)
+class Toy:
+    """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
+
+    model_type: str
+    config: dict[str, Any]
+    inputs: Callable[[], dict[str, torch.Tensor]] = text_inputs
+
+    def model(self, task: str = "", attention: str = "sdpa") -> Any:
+        """A model for a task, by default the first that the family does."""
+        import transformers
+
+        config = transformers.AutoConfig.for_model(self.model_type, **self.config)
+        auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
+        return auto.from_config(config, attn_implementation=attention).eval()
+
+    def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
+        """Inputs with labels of the task."""
+        inputs, task = self.inputs(), task or FAMILIES[self.model_type].tasks[0]
+        if task in ("text-classification", "image-classification"):
+            return {**inputs, "labels": torch.tensor([0, 1, 1])}
+        if task == "question-answering":
+            return {**inputs, "start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 4, 5])}
+        targets = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+        assert targets is not None
+        return {**inputs, "labels": targets % 2 if task == "token-classification" else targets}
+
+
+TOYS: dict[str, Toy] = {
+    toy.model_type: toy
+    for toy in (
+        Toy("bert", {**SIZES, **TEXT}),
+        Toy("roberta", {**SIZES, **TEXT}),
+        Toy("distilbert", {**DISTIL, **TEXT}),
+        Toy("electra", {**SIZES, **TEXT, "embedding_size": 24}),
+        Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
+        Toy("llama", {**SIZES, **TEXT, **GROUPED}),
+        Toy("vit", {**SIZES, **IMAGE}, image_inputs),
+        Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
+    )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
+
+
+def bert(**changes: Any) -> Any:
+    """BERT; what `text_folder` holds too."""
+    return replace(TOYS["bert"], config={**TOYS["bert"].config, **changes}).model()
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from nas.supernet import Supernet
 from search_spaces import FAMILIES, SubnetConfig
 
 AUTO = {name: next(iter(family.auto_classes.values())) for name, family in FAMILIES.items()}
-UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 16, 40))
-UNIFORM = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=40)
-FEWER_HEADS = SubnetConfig.uniform((1, 3), num_attention_heads=2, intermediate_size=40)
+UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 16, 40), 48)
+UNIFORM = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=40, hidden_size=48)
+FEWER_HEADS = SubnetConfig.uniform((1, 3), num_attention_heads=2, intermediate_size=40, hidden_size=48)
 
 LOAD = """
 import sys, torch, transformers

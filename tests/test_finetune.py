@@ -30,8 +30,8 @@ from nas.tasks import Workbench
 from nas.training import DistillationTrainer, SupernetTrainer, training_arguments
 from search_spaces import InputError, SubnetConfig
 
-UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96))
-SMALL = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=24)
+UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)
+SMALL = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=24, hidden_size=48)
 RESULTS = (
     "parent",
     "supernet",

@@ -30,7 +30,7 @@ OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minim
 def point(accuracy: float, latency_ms: float, *, heads: int = 0, feasible: bool = True, **others: float) -> Point:
     """A point whose subnetwork, and so its key, follows from its figures."""
     heads = heads or 1 + int(1000 * accuracy) + int(100_000 * latency_ms)
-    subnet = SubnetConfig.uniform((0, 2), num_attention_heads=heads, intermediate_size=8)
+    subnet = SubnetConfig.uniform((0, 2), num_attention_heads=heads, intermediate_size=8, hidden_size=48)
     values = {"accuracy": accuracy, "latency_ms": latency_ms, **others}
     return Point(subnet, values, {"accuracy": 0.01}, measured=True, feasible=feasible)
 

@@ -13,7 +13,7 @@ from predictors import MODELS, LatencyPredictor, Measurement, Timing, Workload
 from predictors.models import BASELINES, errors, feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
-PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536)
+PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536, hidden_size=384)
 SPACE = SearchSpace(
     PARENT,
     num_hidden_layers=[2, 3, 4, 5, 6],
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_predictor(predictor):
 
 
 def test_features_ignore_which_layers_stay_and_have_no_holes():
-    a, b = SubnetConfig((0, 3), (4, 8), (192, 700)), SubnetConfig((1, 5), (8, 4), (700, 192))
+    a, b = SubnetConfig((0, 3), (4, 8), (192, 700), 384), SubnetConfig((1, 5), (8, 4), (700, 192), 384)
     x = features(SPACE, [a, b, SPACE.largest])
     assert x.shape == (3, len(feature_names(SPACE)))
     assert (x[0] == x[1]).all()

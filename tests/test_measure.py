@@ -14,8 +14,8 @@ from predictors import MeasurementStore, Timing, Workload, measure
 from predictors import measure as measure_function
 from search_spaces import InputError, SubnetConfig
 
-SUBNET = SubnetConfig((0, 2), (4, 2), (64, 32))
-OTHER = SubnetConfig((1,), (4,), (64,))
+SUBNET = SubnetConfig((0, 2), (4, 2), (64, 32), 48)
+OTHER = SubnetConfig((1,), (4,), (64,), 48)
 
 
 def timing(latency_ms: float) -> Timing:

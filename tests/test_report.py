@@ -24,7 +24,9 @@ EVIL = "</script><script>document.title='broken'</script>{{data}} & <b>"
 
 
 def subnet(layers: int, width: int) -> SubnetConfig:
-    return SubnetConfig.uniform(tuple(range(layers)), num_attention_heads=width, intermediate_size=128 * width)
+    return SubnetConfig.uniform(
+        tuple(range(layers)), num_attention_heads=width, intermediate_size=128 * width, hidden_size=48
+    )
 
 
 def point(layers: int, width: int, source: Source = "search", measured: bool = True) -> Point:

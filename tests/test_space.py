@@ -10,7 +10,7 @@ import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
-PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96)
+PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
 
 def space(scope: str = "per-layer", **changes: object) -> SearchSpace:
@@ -19,7 +19,7 @@ def space(scope: str = "per-layer", **changes: object) -> SearchSpace:
 
 
 def test_the_size_is_what_enumeration_counts() -> None:
-    small = space(num_attention_heads=[1, 2], intermediate_size=[32])
+    small = space(num_attention_heads=[1, 2], intermediate_size=[32], hidden_size=48)
     widths = list(product([1, 2], [32]))
     points = {
         SubnetConfig(layers, *zip(*chosen, strict=True))  # type: ignore[arg-type]
@@ -101,6 +101,6 @@ def test_impossible_choices_are_refused(choices: dict[str, list[int]], words: st
 
 def test_a_subnet_checks_itself() -> None:
     with pytest.raises(InputError, match="ascending"):
-        SubnetConfig((1, 0), (1, 1), (8, 8))
+        SubnetConfig((1, 0), (1, 1), (8, 8), 48)
     with pytest.raises(InputError, match="one positive value"):
-        SubnetConfig((0, 1), (1,), (8, 8))
+        SubnetConfig((0, 1), (1,), (8, 8), 48)

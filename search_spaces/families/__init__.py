@@ -7,6 +7,8 @@ from search_spaces.families.bert import BERT
 from search_spaces.families.deit import DEIT
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
+from search_spaces.families.gpt2 import GPT2
+from search_spaces.families.llama import LLAMA
 from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.vit import VIT
 from search_spaces.family import Family
@@ -18,6 +20,8 @@ FAMILIES: dict[str, Family] = {
         ROBERTA,
         DISTILBERT,
         ELECTRA,
+        GPT2,
+        LLAMA,
         VIT,
         DEIT,
     )

@@ -1,10 +1,8 @@
 """BERT (Devlin et al. 2019, arXiv 1810.04805): post-norm encoder, separate query, key and value."""
 
-from search_spaces.family import Family
+from search_spaces.family import Family, Stack
 
-BERT = Family(
-    model_type="bert",
-    auto_classes={"text-classification": "AutoModelForSequenceClassification"},
+BERT_LAYERS = Stack(
     layers="encoder.layer",
     modules={
         "attention.self.query": ("heads", "hidden"),
@@ -17,6 +15,31 @@ BERT = Family(
         "output.LayerNorm": ("hidden",),
     },
     attributes={"attention.self": {"num_attention_heads": "heads", "all_head_size": "heads*head_dim"}},
-    positions={"pooler.dense": "once", "classifier": "once"},
+    skips={"attention": {"attention": "input, None"}, "mlp": {"intermediate": "input", "output": "residual"}},
+)
+
+BERT = Family(
+    model_type="bert",
+    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    stacks=(BERT_LAYERS,),
+    outer={
+        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.position_embeddings": (None, "hidden"),
+        "embeddings.token_type_embeddings": (None, "hidden"),
+        "embeddings.LayerNorm": ("hidden",),
+        "pooler.dense": ("hidden", "hidden"),
+        "classifier": (None, "hidden"),
+        "qa_outputs": (None, "hidden"),
+        "transform.dense": ("hidden", "hidden"),
+        "transform.LayerNorm": ("hidden",),
+        "predictions.decoder": (None, "hidden"),
+    },
+    positions={
+        "pooler.dense": "once",
+        "classifier": "label",
+        "qa_outputs": "token",
+        "transform.dense": "token",
+        "predictions.decoder": "token",
+    },
     head_dim_in_config=False,
 )

@@ -1,23 +1,48 @@
 """DistilBERT (Sanh et al. 2019, arXiv 1910.01108): BERT's layers under other names, no token types, no pooler."""
 
-from search_spaces.family import Family
+from search_spaces.family import Family, Stack
 
 DISTILBERT = Family(
     model_type="distilbert",
-    auto_classes={"text-classification": "AutoModelForSequenceClassification"},
-    layers="transformer.layer",
-    modules={
-        "attention.q_lin": ("heads", "hidden"),
-        "attention.k_lin": ("heads", "hidden"),
-        "attention.v_lin": ("heads", "hidden"),
-        "attention.out_lin": ("hidden", "heads"),
-        "sa_layer_norm": ("hidden",),
-        "ffn.lin1": ("ffn", "hidden"),
-        "ffn.lin2": ("hidden", "ffn"),
-        "output_layer_norm": ("hidden",),
+    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    stacks=(
+        Stack(
+            layers="transformer.layer",
+            modules={
+                "attention.q_lin": ("heads", "hidden"),
+                "attention.k_lin": ("heads", "hidden"),
+                "attention.v_lin": ("heads", "hidden"),
+                "attention.out_lin": ("hidden", "heads"),
+                "sa_layer_norm": ("hidden",),
+                "ffn.lin1": ("ffn", "hidden"),
+                "ffn.lin2": ("hidden", "ffn"),
+                "output_layer_norm": ("hidden",),
+            },
+            attributes={"attention": {"n_heads": "heads"}},
+            skips={
+                "attention": {"attention": "zeros, None", "sa_layer_norm": "identity"},
+                "mlp": {"ffn": "zeros", "output_layer_norm": "identity"},
+            },
+        ),
+    ),
+    outer={
+        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.position_embeddings": (None, "hidden"),
+        "embeddings.LayerNorm": ("hidden",),
+        "pre_classifier": ("hidden", "hidden"),
+        "classifier": (None, "hidden"),
+        "qa_outputs": (None, "hidden"),
+        "vocab_transform": ("hidden", "hidden"),
+        "vocab_layer_norm": ("hidden",),
+        "vocab_projector": (None, "hidden"),
     },
-    attributes={"attention": {"n_heads": "heads"}},
-    positions={"pre_classifier": "once", "classifier": "once"},
+    positions={
+        "pre_classifier": "once",
+        "classifier": "label",
+        "qa_outputs": "token",
+        "vocab_transform": "token",
+        "vocab_projector": "token",
+    },
     head_dim_in_config=False,
-    intermediate_size="hidden_dim",
+    config_names={"intermediate_size": ("hidden_dim",)},
 )

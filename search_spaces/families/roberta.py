@@ -7,6 +7,26 @@ from search_spaces.families.bert import BERT
 ROBERTA = replace(
     BERT,
     model_type="roberta",
-    positions={"classifier.dense": "once", "classifier.out_proj": "once"},
+    outer={
+        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.position_embeddings": (None, "hidden"),
+        "embeddings.token_type_embeddings": (None, "hidden"),
+        "embeddings.LayerNorm": ("hidden",),
+        "classifier": (None, "hidden"),
+        "classifier.dense": ("hidden", "hidden"),
+        "classifier.out_proj": (None, "hidden"),
+        "qa_outputs": (None, "hidden"),
+        "lm_head.dense": ("hidden", "hidden"),
+        "lm_head.layer_norm": ("hidden",),
+        "lm_head.decoder": (None, "hidden"),
+    },
+    positions={
+        "classifier": "token",
+        "classifier.dense": "once",
+        "classifier.out_proj": "once",
+        "qa_outputs": "token",
+        "lm_head.dense": "token",
+        "lm_head.decoder": "token",
+    },
     position_offset=2,
 )

@@ -1,22 +1,38 @@
 """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): pre-norm encoder over image patches and a class token."""
 
-from search_spaces.family import Family
+from search_spaces.family import Family, Stack
 
 VIT = Family(
     model_type="vit",
-    auto_classes={"image-classification": "AutoModelForImageClassification"},
-    layers="layers",
-    modules={
-        "attention.q_proj": ("heads", "hidden"),
-        "attention.k_proj": ("heads", "hidden"),
-        "attention.v_proj": ("heads", "hidden"),
-        "attention.o_proj": ("hidden", "heads"),
-        "mlp.fc1": ("ffn", "hidden"),
-        "mlp.fc2": ("hidden", "ffn"),
-        "layernorm_before": ("hidden",),
-        "layernorm_after": ("hidden",),
+    tasks=("image-classification",),
+    stacks=(
+        Stack(
+            layers="layers",
+            modules={
+                "attention.q_proj": ("heads", "hidden"),
+                "attention.k_proj": ("heads", "hidden"),
+                "attention.v_proj": ("heads", "hidden"),
+                "attention.o_proj": ("hidden", "heads"),
+                "mlp.fc1": ("ffn", "hidden"),
+                "mlp.fc2": ("hidden", "ffn"),
+                "layernorm_before": ("hidden",),
+                "layernorm_after": ("hidden",),
+            },
+            attributes={"attention": {"num_attention_heads": "heads"}},
+            skips={
+                "attention": {"layernorm_before": "identity", "attention": "zeros, None"},
+                "mlp": {"layernorm_after": "identity", "mlp": "zeros"},
+            },
+        ),
+    ),
+    outer={
+        "embeddings.cls_token": (None, None, "hidden"),
+        "embeddings.distillation_token": (None, None, "hidden"),
+        "embeddings.position_embeddings": (None, None, "hidden"),
+        "patch_embeddings.projection": ("hidden",),
+        "layernorm": ("hidden",),
+        "classifier": (None, "hidden"),
     },
-    attributes={"attention": {"num_attention_heads": "heads"}},
     positions={"patch_embeddings.projection": "patch", "classifier": "once"},
     head_dim_in_config=True,
 )

@@ -1,0 +1,40 @@
+"""GPT-2 (Radford et al. 2019): pre-norm decoder; query, key and value are one matrix, stored input first."""
+
+from search_spaces.family import Family, Stack
+
+GPT2 = Family(
+    model_type="gpt2",
+    tasks=("text-generation", "text-classification", "token-classification", "question-answering"),
+    stacks=(
+        Stack(
+            layers="h",
+            modules={
+                "attn.c_attn": (("heads", "heads", "heads"), "hidden"),
+                "attn.c_proj": ("hidden", "heads"),
+                "mlp.c_fc": ("ffn", "hidden"),
+                "mlp.c_proj": ("hidden", "ffn"),
+                "ln_1": ("hidden",),
+                "ln_2": ("hidden",),
+            },
+            attributes={"attn": {"num_heads": "heads", "split_size": "heads*head_dim"}},
+            skips={
+                "attention": {"ln_1": "identity", "attn": "zeros, None"},
+                "mlp": {"ln_2": "identity", "mlp": "zeros"},
+            },
+        ),
+    ),
+    outer={
+        "wte": (None, "hidden"),
+        "wpe": (None, "hidden"),
+        "ln_f": ("hidden",),
+        "lm_head": (None, "hidden"),
+        "score": (None, "hidden"),
+        "classifier": (None, "hidden"),
+        "qa_outputs": (None, "hidden"),
+    },
+    positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
+    head_dim_in_config=False,
+    config_names={"intermediate_size": ("n_inner",)},
+    requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
+    conv1d=True,
+)

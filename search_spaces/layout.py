@@ -1,0 +1,410 @@
+"""Layout: the table of a family bound to one parent's config: where every width lies in every weight."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces.errors import InputError
+from search_spaces.families import family_of
+from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
+from search_spaces.space import SearchSpace
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Rows = slice | np.ndarray
+"""Active entries along one dimension of a weight: a prefix, or the indices of several pieces."""
+
+FIELD_OF_AXIS: dict[str, str] = {
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "cross_heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "qkv_heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+"""The field of a subnetwork that says how much of an axis is active."""
+
+FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
+    "heads": lambda width, head_dim: width["num_attention_heads"],
+    "kv_heads": lambda width, head_dim: width["num_key_value_heads"],
+    "heads_per_group": lambda width, head_dim: width["num_attention_heads"] // max(width["num_key_value_heads"], 1),
+    "heads*head_dim": lambda width, head_dim: width["num_attention_heads"] * head_dim,
+}
+"""What an attribute of a module counts -> its value, from one layer's widths and the channels of a head."""
+
+BLOCK_OF_FIELD = {"num_attention_heads": "attention", "intermediate_size": "mlp"}
+"""The block of a layer that is skipped where a width is 0."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies.
+
+    Attributes:
+        stack: Number of its stack; None outside the layers.
+        layer: Its parent layer, numbered through all stacks; None outside the layers.
+        path: Path of its module: below the layer, or in the model.
+        axes: Axes of the parameter's own dimensions; empty where nothing is elastic.
+    """
+
+    stack: int | None
+    layer: int | None
+    path: str
+    axes: Axes
+
+
+class Layout:
+    """What is elastic in one parent, and where.
+
+    Args:
+        config: The parent's Hugging Face config.
+
+    Raises:
+        InputError: If the model type is not supported, or the config is one that its table does not cover.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.family: Family = family_of(config.model_type)
+        self.config = config
+        self.sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
+        for name, value in self.family.requires.items():
+            if getattr(self.sizes, name, value) != value:
+                raise InputError(
+                    f"`{config.model_type}` is supported with `{name}` {value!r} only, but got "
+                    f"{getattr(self.sizes, name)!r}; choose another model."
+                )
+        self.locate = cache(self._locate)
+
+    # -- the parent ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return tuple(int(getattr(self.sizes, name)) for name in self.family.names("num_hidden_layers"))
+
+    @cached_property
+    def head_dim(self) -> int:
+        """Channels of one attention head.
+
+        Raises:
+            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``.
+        """
+        hidden, heads = self.sizes.hidden_size, self._parent_size("num_attention_heads", 0)
+        head_dim = getattr(self.sizes, "head_dim", None) if self.family.head_dim_in_config else None
+        if head_dim is None and hidden % heads:
+            raise InputError(
+                f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; "
+                "change the model's config."
+            )
+        return head_dim or hidden // heads
+
+    @cached_property
+    def widths(self) -> tuple[dict[str, int], ...]:
+        """Full widths of the layers of each stack: field -> value."""
+        fields = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
+        return tuple({field: self._parent_size(field, k) for field in fields} for k in range(len(self.depths)))
+
+    @cached_property
+    def parent(self) -> SubnetConfig:
+        """The whole model as a subnetwork."""
+        of_layer = [width for depth, width in zip(self.depths, self.widths, strict=True) for _ in range(depth)]
+
+        def values(field: str) -> tuple[int, ...]:
+            return tuple(width[field] for width in of_layer)
+
+        return SubnetConfig(
+            layers=tuple(range(len(of_layer))),
+            num_attention_heads=values("num_attention_heads"),
+            intermediate_size=values("intermediate_size"),
+            hidden_size=self.widths[0]["hidden_size"],
+            num_key_value_heads=values("num_key_value_heads"),
+        )
+
+    def _parent_size(self, field: str, stack: int) -> int:
+        if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
+            field = "num_attention_heads"
+        value = getattr(self.sizes, self.family.names(field)[stack], None)
+        if value is None:  # GPT-2's n_inner
+            value = 4 * self.sizes.hidden_size
+        return int(value)
+
+    # -- layers and their modules -------------------------------------------------------------------------------------
+
+    def stack_of(self, layer: int) -> tuple[int, int]:
+        """Number of the stack of a parent layer, and its index there."""
+        for number, depth in enumerate(self.depths):
+            if layer < depth:
+                return number, layer
+            layer -= depth
+        raise IndexError(layer)
+
+    def kept(self, subnet: SubnetConfig) -> list[list[int]]:
+        """Positions in ``subnet.layers`` of the layers of each stack."""
+        found: list[list[int]] = [[] for _ in self.depths]
+        for position, layer in enumerate(subnet.layers):
+            found[self.stack_of(layer)[0]].append(position)
+        return found
+
+    def _locate(self, parameter: str) -> Place:
+        for number, stack in enumerate(self.family.stacks):
+            found = re.search(rf"(?:^|\.){re.escape(stack.layers)}\.(\d+)\.(.+)$", parameter)
+            if found:
+                layer = int(found[1]) + sum(self.depths[:number])
+                path, axes = _axes_of(found[2], stack.modules)
+                return Place(number, layer, path, axes[::-1] if self.family.conv1d and len(axes) == 2 else axes)
+        module, _, kind = parameter.rpartition(".")
+        for key in sorted(self.family.outer, key=len, reverse=True):
+            axes = self.family.outer[key]
+            if f".{parameter}".endswith(f".{key}"):
+                return Place(None, None, module, axes)
+            if f".{module}".endswith(f".{key}"):
+                return Place(None, None, module, axes if kind == "weight" else axes[:1])
+        return Place(None, None, module, ())
+
+    def renumber(self, parameter: str, stack: Stack, index: int) -> str:
+        """The same parameter's name in another layer of its stack."""
+        return re.sub(rf"((?:^|\.){re.escape(stack.layers)}\.)\d+\.", rf"\g<1>{index}.", parameter, count=1)
+
+    def skips(self, stack: int, width: Mapping[str, int]) -> dict[str, Skip]:
+        """Modules of a layer that its widths skip, and what they then return."""
+        found: dict[str, Skip] = {}
+        for field, block in BLOCK_OF_FIELD.items():
+            if not width[field]:
+                found |= self.family.stacks[stack].skips[block]  # type: ignore[index]
+        return found
+
+    def names(self, subnet: SubnetConfig, parameter: str) -> tuple[str, dict[str, int]] | None:
+        """A parameter's name in the extracted model and the widths of its layer; None where it is left out."""
+        place = self.locate(parameter)
+        if place.layer is None or place.stack is None:
+            return parameter, self._outer_width(subnet)
+        if place.layer not in subnet.layers:
+            return None
+        position = subnet.layers.index(place.layer)
+        width = subnet.width(position)
+        if is_under(place.path, self.skips(place.stack, width)):
+            return None
+        stack = self.family.stacks[place.stack]
+        return self.renumber(parameter, stack, self.index_in_stack(subnet, place)), width
+
+    def index_in_stack(self, subnet: SubnetConfig, place: Place) -> int:
+        """Which of the kept layers of its stack a place lies in."""
+        assert place.stack is not None and place.layer is not None
+        before = sum(layer < sum(self.depths[: place.stack]) for layer in subnet.layers)
+        return subnet.layers.index(place.layer) - before
+
+    def _outer_width(self, subnet: SubnetConfig) -> dict[str, int]:
+        return {**self.widths[0], "hidden_size": subnet.hidden_size}
+
+    # -- widths -------------------------------------------------------------------------------------------------------
+
+    def unit(self, axis: Axis) -> int:
+        """Rows that one step of an axis stands for: a head's channels, one neuron."""
+        heads = {"qkv_heads": 3 * self.head_dim, **dict.fromkeys(("heads", "cross_heads", "kv_heads"), self.head_dim)}
+        return heads.get(axis, 1)
+
+    def size(self, axis: Axis | tuple[Axis, ...], width: Mapping[str, int]) -> int:
+        """Entries that are active along a dimension, given one layer's widths."""
+        if isinstance(axis, tuple):
+            return sum(self.size(part, width) for part in axis)
+        if axis == "embedding":
+            return width["hidden_size"] if self.embedding_is_hidden else self._embedding_size
+        return width[FIELD_OF_AXIS[axis]] * self.unit(axis)
+
+    @property
+    def embedding_is_hidden(self) -> bool:
+        """Whether embeddings are as wide as the residual stream, not projected to it."""
+        return self._embedding_size == self.sizes.hidden_size
+
+    @property
+    def _embedding_size(self) -> int:
+        return int(getattr(self.sizes, self.family.names("embedding_size")[0], self.sizes.hidden_size))
+
+    def shape(self, axes: Axes, width: Mapping[str, int], full: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a parameter with only its active entries."""
+        sizes = [n if axis is None else self.size(axis, width) for axis, n in zip(axes, full, strict=False)]
+        return (*sizes, *full[len(axes) :])
+
+    def rows(self, axis: Axis | tuple[Axis, ...] | None, width: Mapping[str, int], full: Mapping[str, int]) -> Rows:
+        """Active entries along a dimension of a weight that the full widths of its layer are given for.
+
+        A head stays in its group: of grouped attention heads, the first ones of each of the first groups are active.
+        """
+        if axis is None:
+            return slice(None)
+        if isinstance(axis, tuple):
+            starts = np.cumsum([0, *(self.size(part, full) for part in axis)])
+            pieces = [self._indices(part, width, full) + start for part, start in zip(axis, starts, strict=False)]
+            indices = np.concatenate(pieces)
+        elif axis == "heads":
+            indices = self._indices(axis, width, full)
+        else:
+            return slice(self.size(axis, width))
+        is_prefix = (indices == np.arange(len(indices))).all()
+        return slice(len(indices)) if is_prefix else indices
+
+    def _indices(self, axis: Axis, width: Mapping[str, int], full: Mapping[str, int]) -> np.ndarray:
+        if axis != "heads":
+            return np.arange(self.size(axis, width))
+        per_group = FORMULAS["heads_per_group"]
+        groups = np.arange(width["num_key_value_heads"]) * per_group(full, 0)
+        heads = (groups[:, None] + np.arange(per_group(width, 0))).reshape(-1)
+        return (heads[:, None] * self.head_dim + np.arange(self.head_dim)).reshape(-1)
+
+    def attribute_value(self, formula: str, width: Mapping[str, int]) -> int:
+        """Value of a module attribute that must follow the active widths."""
+        return FORMULAS[formula](width, self.head_dim)
+
+    def check(self, subnet: SubnetConfig) -> None:
+        """Raises InputError unless the parent contains a subnetwork."""
+        if subnet.layers[-1] >= self.parent.num_hidden_layers:
+            raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
+        for position, layer in enumerate(subnet.layers):
+            number, _ = self.stack_of(layer)
+            width, full = subnet.width(position), self.widths[number]
+            grouped = FORMULAS["heads_per_group"]
+            if any(width[name] > full[name] for name in width) or grouped(width, 0) > grouped(full, 0):
+                raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
+            for field, block in BLOCK_OF_FIELD.items():
+                if not width[field] and block not in self.family.skippable:
+                    raise InputError(f"`{self.family.model_type}` cannot skip its {block}, but got {subnet}.")
+        if self.family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
+            raise InputError(f"the layers of `{self.family.model_type}` share their weights, but got {subnet}.")
+        if self.family.fixed_hidden and subnet.hidden_size != self.parent.hidden_size:
+            raise InputError(f"`hidden_size` of `{self.family.model_type}` is fixed: {self.family.fixed_hidden}.")
+        if not all(self.kept(subnet)):
+            raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
+
+    # -- configs ------------------------------------------------------------------------------------------------------
+
+    def depth_update(self, subnet: SubnetConfig) -> dict[str, Any]:
+        """Config fields that say which layers are there: their number, and lists with one entry a layer."""
+        names = self.family.names("num_hidden_layers")
+        update: dict[str, Any] = {n: len(kept) for n, kept in zip(names, self.kept(subnet), strict=True)}
+        for name in self.family.per_layer:
+            values = getattr(self.sizes, name, None)
+            if values is not None:
+                update[name] = [values[layer] for layer in subnet.layers]
+        return update
+
+    def stock_update(self, subnet: SubnetConfig) -> dict[str, Any] | None:
+        """Fields that make a stock config describe a subnetwork, or None where a stock config cannot."""
+        update = self.depth_update(subnet)
+        changed = False
+        for number, positions in enumerate(self.kept(subnet)):
+            widths = [subnet.width(position) for position in positions]
+            width = widths[0]
+            if any(w != width for w in widths) or 0 in width.values():
+                return None
+            for field, value in width.items():
+                if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
+                    continue
+                name = self.family.names(field)[number]
+                if update.setdefault(name, value) != value:
+                    return None
+            heads = width["num_attention_heads"], self.widths[number]["num_attention_heads"]
+            changed |= heads[0] != heads[1] or subnet.hidden_size != self.parent.hidden_size
+            if not self.family.head_dim_in_config and heads[0] * self.head_dim != subnet.hidden_size:
+                return None
+        if self.embedding_is_hidden:
+            if "embedding_size" in self.family.config_names:
+                update[self.family.names("embedding_size")[0]] = subnet.hidden_size
+        elif subnet.hidden_size == self._embedding_size:
+            return None  # a stock model of equal widths has no projection
+        if self.family.stock_if is not None and not self.family.stock_if(self, subnet):
+            return None
+        return {**update, "head_dim": self.head_dim} if changed and self.family.head_dim_in_config else update
+
+    # -- the space ----------------------------------------------------------------------------------------------------
+
+    def search_space(self, choices: Mapping[str, Any], layer_order: Sequence[int] | None = None) -> SearchSpace:
+        """The space that a recipe opens over this parent.
+
+        Args:
+            choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
+            layer_order: Parent layers, most important first, once it is known.
+
+        Raises:
+            InputError: If a dimension does not vary in this family, or a choice is not within the parent.
+        """
+        for name, values in choices.items():
+            if name != "scope" and values is not None and name not in self.family.dimensions:
+                why = f" ({self.family.fixed_hidden})" if name == "hidden_size" else ""
+                raise InputError(
+                    f"`space.{name}` does not vary in `{self.family.model_type}`{why}, only "
+                    f"{', '.join(self.family.dimensions)}; leave it out."
+                )
+        if self.family.shared_layers and choices.get("scope", "per-layer") != "uniform":
+            raise InputError(
+                f"`space.scope` must be `uniform` for `{self.family.model_type}`, whose layers share their weights."
+            )
+        for field, block in BLOCK_OF_FIELD.items():
+            if 0 in (choices.get(field) or ()) and block not in self.family.skippable:
+                raise InputError(
+                    f"`space.{field}` must be above 0: `{self.family.model_type}` cannot skip its {block}."
+                )
+        return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
+
+    # -- what the model reads -----------------------------------------------------------------------------------------
+
+    def positions(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[Position, int]:
+        """How often a module runs in one pass over one sample, by what it runs on.
+
+        Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
+        as long as what it writes, or as the sound it hears. With ``label_tokens``, every token gets a label.
+        """
+        token = self.num_patches + self.family.special_tokens if self.num_patches else sequence_length or 0
+        source = getattr(self.sizes, "max_source_positions", token)
+        label = token if label_tokens else 1
+        return {"once": 1, "label": label, "token": token, "source": source, "patch": self.num_patches, "frame": 2 * source}
+
+    def runs_on(self, place: Place) -> Position:
+        """What a module of a layer runs on."""
+        is_encoder = len(self.depths) > 1 and place.stack == 0
+        assert place.stack is not None
+        return "source" if is_encoder or place.path in self.family.stacks[place.stack].source else "token"
+
+    def has_cross_attention(self, stack: int) -> bool:
+        """Whether the layers of a stack attend to the encoder's tokens."""
+        return bool(self.family.stacks[stack].source)
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The longest text the position embeddings allow, None where nothing limits it."""
+        positions = getattr(self.sizes, "max_position_embeddings", None)
+        return None if positions is None or self.num_patches else positions - self.family.position_offset
+
+    @cached_property
+    def num_patches(self) -> int:
+        """Patches of one image, 0 for a model that reads text."""
+        if not hasattr(self.sizes, "patch_size"):
+            return 0
+        pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
+        return math.prod(image // patch for image, patch in pairs)
+
+
+def is_under(path: str, modules: Iterable[str]) -> bool:
+    """Whether a path is one of some modules, or lies in one."""
+    return any(f"{path}.".startswith(f"{module}.") for module in modules)
+
+
+def _axes_of(tail: str, table: Mapping[str, Axes]) -> tuple[str, Axes]:
+    """Module path and axes of a parameter below a layer: of a raw parameter itself, a weight, or a bias."""
+    path, _, kind = tail.rpartition(".")
+    if tail in table:
+        return path, table[tail]
+    axes = table.get(path, ())
+    return path, axes if kind == "weight" else axes[:1]
+
+
+def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

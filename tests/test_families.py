@@ -1,0 +1,186 @@
+"""Law 1 over every family and every dimension: what is extracted equals what is active; counts are exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOYS
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas.elastic import Elastic
+from nas.importance import order_by_importance
+from nas.supernet import Supernet
+from predictors.analytic import AnalyticCosts
+from search_spaces import FAMILIES, SearchSpace, SubnetConfig
+
+CHOICES: dict[str, list[int]] = {
+    "num_hidden_layers": [1, 2, 4],
+    "num_decoder_layers": [1, 3, 4],
+    "num_attention_heads": [1, 2, 3, 4],
+    "num_key_value_heads": [1, 2, 4],
+    "intermediate_size": [16, 40, 96],
+    "hidden_size": [24, 36, 48],
+}
+GROUPED_HEADS = [2, 4, 8]
+SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
+DIMENSIONS = [
+    *((name, dimension) for name, family in FAMILIES.items() for dimension in family.dimensions),
+    *((name, f"skip {block}") for name, family in FAMILIES.items() for block in family.skippable),
+]
+TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
+
+
+def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> SearchSpace:
+    """A space with some dimensions open, named as in a recipe or ``skip attention``, ``skip mlp``."""
+    scope = "uniform" if supernet.family.shared_layers else scope
+    choices: dict[str, Any] = {name: CHOICES[name] for name in names if name in CHOICES}
+    grouped = "num_key_value_heads" in supernet.family.dimensions
+    if grouped and choices.keys() & {"num_attention_heads", "num_key_value_heads"}:
+        choices["num_attention_heads"] = GROUPED_HEADS
+    for name in names:
+        if name.startswith("skip"):
+            field, values = SKIPS[name.removeprefix("skip ")]
+            choices[field] = sorted({*values, max(getattr(supernet.parent, field)), *choices.get(field, [])})
+    order = Random(1).sample(supernet.parent.layers, len(supernet.parent.layers))
+    shared = supernet.family.shared_layers
+    return supernet.layout.search_space({**choices, "scope": scope}, supernet.parent.layers if shared else order)
+
+
+def everything(supernet: Supernet) -> list[str]:
+    """Every dimension of a family."""
+    return [*supernet.family.dimensions, *(f"skip {block}" for block in supernet.family.skippable)]
+
+
+def subnets(supernet: Supernet) -> Iterator[SubnetConfig]:
+    """The ends, and uniform and per-layer subnetworks with every dimension open."""
+    uniform = space(supernet, supernet.family.dimensions, "uniform")
+    yield from (uniform.largest, uniform.smallest, *(uniform.sample(Random(k)) for k in range(3)))
+    if not supernet.family.shared_layers:
+        yield from (space(supernet, everything(supernet)).sample(Random(k)) for k in range(5))
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Every score that a model gives, flat."""
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
+    return torch.cat([outputs[name].flatten() for name in names])
+
+
+def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same inputs with every token real."""
+    return {name: torch.ones_like(value) if "mask" in name else value for name, value in inputs.items()}
+
+
+def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, torch.Tensor]) -> None:
+    supernet.activate(subnet)
+    extracted = supernet.extract(subnet)
+    assert not any(isinstance(module, Elastic) for module in extracted.modules())
+    for batch in (inputs, unpadded(inputs)):
+        expected, found = logits(supernet.model, batch), logits(extracted, batch)
+        assert torch.allclose(found, expected, atol=1e-5), (str(subnet), (found - expected).abs().max())
+
+
+def test_every_family_has_a_toy() -> None:
+    assert TOYS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(("family", "dimension"), DIMENSIONS)
+def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) -> None:
+    for attention in ("sdpa", "eager"):
+        supernet = Supernet(TOYS[family].model(attention=attention))
+        here, rng = space(supernet, [dimension]), Random(0)
+        found = {here.sample(rng).key: None for _ in range(20)}
+        assert len(found) > 1, "the dimension does not vary"
+        for k in range(3):
+            assert_extracted_equals_active(supernet, here.sample(Random(k)), TOYS[family].inputs())
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_extracted_equals_active_with_every_dimension_open(family: str) -> None:
+    for attention in ("sdpa", "eager"):
+        supernet = Supernet(TOYS[family].model(attention=attention))
+        for subnet in subnets(supernet):
+            assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
+
+
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_every_head_follows_the_hidden_size(family: str, task: str) -> None:
+    supernet = Supernet(TOYS[family].model(task))
+    for subnet in list(subnets(supernet))[1:]:
+        assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
+
+
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_importance_order_leaves_the_full_model_as_it_was(family: str, task: str) -> None:
+    toy = TOYS[family]
+    model, batch = toy.model(task), toy.labelled(task)
+    inputs = {name: value for name, value in batch.items() if name in toy.inputs()}
+    before, weights = logits(model, inputs), {name: p.clone() for name, p in model.named_parameters()}
+    supernet = Supernet(model)
+    order = order_by_importance(supernet, [batch], [batch])
+    assert torch.allclose(logits(model, inputs), before, atol=1e-5)
+    assert sorted(order.layers) == list(supernet.parent.layers)
+    changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, weights[name])]
+    moved = {axis for name in changed for axis in supernet.layout.locate(name).axes}
+    assert "heads" in str(moved) and "ffn" in str(moved)
+    assert ("hidden" in moved) == (not supernet.family.fixed_hidden)
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_the_full_model_is_untouched_by_activation(family: str) -> None:
+    model, batch = TOYS[family].model(), TOYS[family].inputs()
+    before, names, config = logits(model, batch), list(model.state_dict()), model.config.to_dict()
+    supernet = Supernet(model)
+    for subnet in subnets(supernet):
+        supernet.activate(subnet)
+    assert supernet.active != supernet.parent
+    supernet.activate(supernet.parent)
+    assert torch.equal(logits(model, batch), before)
+    assert list(model.state_dict()) == names and model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("family", [name for name, toy in TOYS.items() if "attention_mask" in toy.inputs()])
+def test_padding_does_not_change_a_subnetwork(family: str) -> None:
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
+    length = int(batch["attention_mask"][1].sum())
+    for subnet in subnets(supernet):
+        supernet.activate(subnet)
+        alone = {
+            name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in batch.items()
+        }
+        with torch.inference_mode():
+            whole, short = supernet.model(**batch).logits[1], supernet.model(**alone).logits[0]
+        assert torch.allclose(whole[: len(short)], short, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
+    supernet = Supernet(TOYS[family].model(task, attention="eager"))
+    costs = AnalyticCosts.of(supernet.model)
+    sample = {name: tensor[:1] for name, tensor in unpadded(TOYS[family].inputs()).items()}
+    for number, subnet in enumerate(subnets(supernet)):
+        model = supernet.extract(subnet)
+        assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            model(**sample)
+        assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
+        if number in (2, 7):
+            model.save_pretrained(tmp_path / str(number))
+            assert costs.size_bytes(subnet) == (tmp_path / str(number) / "model.safetensors").stat().st_size
+
+
+def test_the_table_of_families_is_printed_from_the_code() -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "nas.cli", "families"], capture_output=True, text=True)
+    for name, family in FAMILIES.items():
+        row = next(line for line in done.stdout.splitlines() if re.match(rf"\s*{re.escape(name)}\s", line))
+        assert family.tasks[0] in row and family.dimensions[0] in row and family.skippable[0] in row
