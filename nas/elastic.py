@@ -86,7 +86,7 @@ class ElasticModuleList(nn.ModuleList):
 
     def _active_layers(self) -> list[nn.Module]:
         kept = range(len(self._modules)) if self.active is None else self.active
-        return [self._modules[str(i)] for i in kept]  # type: ignore[misc]
+        return [self._modules[str(i)] for i in kept]
 
     def __len__(self) -> int:
         return len(self._modules) if self.active is None else len(self.active)
@@ -99,11 +99,11 @@ class ElasticModuleList(nn.ModuleList):
 
     def parent_layer(self, index: int) -> nn.Module:
         """The layer at an index of the parent, active or not."""
-        return self._modules[str(index)]  # type: ignore[return-value]
+        return self._modules[str(index)]
 
 
 @cache
-def elastic_class(stock: type[nn.Module], *wrappers: type) -> type[nn.Module]:
+def elastic_class(stock: type, *wrappers: type) -> type:
     """The elastic subclass of a module's class, with further mixins before it."""
     return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, stock), {"__module__": stock.__module__})
 
@@ -111,6 +111,7 @@ def elastic_class(stock: type[nn.Module], *wrappers: type) -> type[nn.Module]:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
-        module.__class__ = elastic_class(type(module), *wrappers)
+        module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
+        assert isinstance(module, Elastic)
         module.views, module.skip = {}, None
-    return module  # type: ignore[return-value]
+    return module

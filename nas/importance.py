@@ -14,7 +14,7 @@ import torch
 
 from nas.supernet import Supernet, evaluating
 from search_spaces import SubnetConfig
-from search_spaces.family import Axes, Axis
+from search_spaces.family import Axis
 from search_spaces.subnet import PER_LAYER
 
 Batch = Mapping[str, torch.Tensor]
@@ -88,8 +88,8 @@ def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
 def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     """Importance of each channel of the residual stream: the size of its normalised activations.
 
-    Absolute outputs of every norm in the layers, mean over tokens, root of the sum of squares over samples, summed over
-    norms (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+    Absolute outputs of every norm in the layers, mean over tokens, root of the sum of squares over samples, summed
+    over norms (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
 
     Returns:
         (hidden_size,) float64.
@@ -173,7 +173,8 @@ def without_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
     def cut(values: tuple[int, ...]) -> tuple[int, ...]:
         return values[:place] + values[place + 1 :]
 
-    return replace(subnet, **{field: cut(getattr(subnet, field)) for field in ("layers", *PER_LAYER)})
+    fields: dict[str, Any] = {field: cut(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
+    return replace(subnet, **fields)
 
 
 @torch.no_grad()
@@ -189,15 +190,15 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
 
 
 def _index(
-    supernet: Supernet, axis: Axes | Axis | None, orders: Mapping[str, Sequence[int]], stack: int
+    supernet: Supernet, axis: Axis | tuple[Axis, ...] | None, orders: Mapping[str, Sequence[int]], stack: int
 ) -> torch.Tensor | None:
     """Where each entry along a dimension comes from; None where nothing moves."""
     layout, pieces, start, moves = supernet.layout, [], 0, False
     for part in axis if isinstance(axis, tuple) else (axis,):
         if part is None:
             return None
-        size = layout.size(part, layout.widths[stack])  # type: ignore[arg-type]
-        unit = layout.unit(part) if part != "embedding" else 1  # type: ignore[arg-type]
+        size = layout.size(part, layout.widths[stack])
+        unit = layout.unit(part)
         same = part == "embedding" and size == layout.parent.hidden_size
         order = orders.get("hidden" if same else str(part)) or range(size // unit)
         moves = moves or not isinstance(order, range)

@@ -26,8 +26,8 @@ def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> A
     """What a module gives back while its block is skipped.
 
     Args:
-        returns: ``input`` (``identity`` is the same), ``zeros`` of its shape, or ``residual``, the second argument; with
-            ``, None`` for the attention weights beside it.
+        returns: ``input`` (``identity`` is the same), ``zeros`` of its shape, or ``residual``, the second argument;
+            with ``, None`` for the attention weights beside it.
         layer_idx: Place of an attention module in the cache. Masks and positions are read off the lengths there, so
             one channel a token is stored.
         args: What the module was called with.
@@ -64,9 +64,9 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
-            it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that
-            every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module ->
+            what it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so
+            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, returns in arch.get("skip", {}).items():

@@ -109,7 +109,7 @@ class Supernet:
                 part = self._layers[subnet.layers[position]]
                 self._show(part, stack, subnet.width(position))
                 for module in part.numbered:
-                    module.layer_idx = number  # the place in the cache
+                    module.layer_idx = number  # type: ignore[assignment] # the place in the cache
         self._show(self._outer, None, {**self.layout.widths[0], "hidden_size": subnet.hidden_size})
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         for name, value in self.layout.depth_update(subnet).items():

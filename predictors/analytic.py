@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces import Layout, SubnetConfig
+from search_spaces.family import Position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,7 +105,7 @@ class AnalyticCosts:
                 total += runs[layout.runs_on(place)] * math.prod(shape) * repeated
         return total + sum(self._attention_macs(subnet, position, runs) for position in range(len(subnet.layers)))
 
-    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[str, int]) -> int:
+    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
         """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
         layout, width = self.layout, subnet.width(position)
         number, _ = layout.stack_of(subnet.layers[position])

@@ -26,8 +26,12 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
-        fields = [f"{field}@{stack}" for field in _fields(space)]
-        steps = [f"{f}@{stack}:{low}-{high}" for f in _fields(space) for low, high in _steps(space, f)]
+        fields = [f"{'decoder ' * stack}{field}" for field in _fields(space)]
+        steps = [
+            f"{name}:{low}-{high}"
+            for name, f in zip(fields, _fields(space), strict=True)
+            for low, high in _steps(space, f)
+        ]
         names += [depth, *fields, *steps]
     if len(space.choices["hidden_size"]) > 1:
         names += [f"{HIDDEN}{name}" for name in names]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "ffn", "embedding"]
 """What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
-interleaves query, key and value head by head; ``embedding`` is the width of embeddings that are projected to the hidden
-size, or the hidden size itself where they are not."""
+interleaves query, key and value head by head; ``embedding`` is the width of embeddings that are projected to the
+hidden size, or the hidden size itself where they are not."""
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 """One entry for each dimension of a weight, output first: an axis, several fused along one dimension, or none."""

@@ -74,8 +74,9 @@ class SearchSpace:
         self.groups_open = num_key_value_heads is not None
         heads, groups, width = (max(getattr(parent, field)) for field in PER_LAYER)
         lowest = int(scope == "uniform")
+        counts = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
         self.choices: dict[str, tuple[int, ...]] = {
-            **{n: _checked(n, v, d) for n, v, d in zip(DEPTHS, (num_hidden_layers, num_decoder_layers), self.depths)},
+            **{name: _checked(name, counts[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
             "num_attention_heads": _checked("num_attention_heads", num_attention_heads, heads, lowest),
             "num_key_value_heads": _checked("num_key_value_heads", num_key_value_heads, groups),
             "intermediate_size": _checked("intermediate_size", intermediate_size, width, lowest),
@@ -92,8 +93,8 @@ class SearchSpace:
         fitting = tuple(g for g in choices if is_grouping(heads, g) and heads // g <= self._per_group)
         if not fitting or not (self.groups_open or heads % self._per_group == 0):
             raise InputError(
-                f"each choice of `space.num_attention_heads` must be a multiple of a number of key and value heads, at "
-                f"most {self._per_group} times as many, but {heads} is not one of any of {list(choices)}; change it or "
+                "each choice of `space.num_attention_heads` must be a multiple of a number of key and value heads, at "
+                f"most {self._per_group} times it, but {heads} is not one of any of {list(choices)}; change it or "
                 "`space.num_key_value_heads`."
             )
         return fitting
@@ -320,8 +321,8 @@ class SearchSpace:
         """A subnetwork as features for a surrogate, all in [0, 1].
 
         Returns:
-            (k x parent layers + 1,): for each layer whether it stays and its widths, zeros where it is dropped; k is 3,
-            or 4 where key and value heads are open. Last the hidden size.
+            (k x parent layers + 1,): for each layer whether it stays and its widths, zeros where it is dropped; k is
+            3, or 4 where key and value heads are open. Last the hidden size.
         """
         fields = [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
         out = np.zeros((1 + len(fields), self.parent.num_hidden_layers))

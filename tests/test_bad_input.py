@@ -285,11 +285,11 @@ def test_a_file_that_is_not_what_its_name_says(text_folder: Path, not_started: R
     ("column", "says"), [("photo", ("`photo`", "task.image")), ("label", ("`label`", "images", "task.image"))]
 )
 def test_a_missing_image_column(column: str, says: tuple[str, ...], refused: Refused, tmp_path: Path) -> None:
-    from conftest import MODELS
+    from conftest import TOYS
     from PIL import Image
     from transformers import ViTImageProcessor
 
-    MODELS["vit"][0]().config.save_pretrained(tmp_path / "model")
+    TOYS["vit"].model().config.save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
     for k in range(12):
         (tmp_path / "images" / f"class{k % 3}").mkdir(parents=True, exist_ok=True)

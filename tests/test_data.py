@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import bert, classifier
+from conftest import Toy, bert
 from datasets import ClassLabel, Dataset, Features, Value
 
 from nas.config import Recipe
@@ -166,7 +166,7 @@ def image_bench(folder: Path, channels: int, size: int = 8, mean: int | None = N
     from transformers import ViTImageProcessor
 
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    model = classifier("vit", **sizes, image_size=8, patch_size=2, num_channels=channels)
+    model = Toy("vit", {**sizes, "image_size": 8, "patch_size": 2, "num_channels": channels}).model()
     model.config.save_pretrained(folder / "model")
     means = [0.5] * (mean or channels)
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=means, image_std=means)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS
+from conftest import TOYS
 from safetensors.torch import load_file, save_file
 
 from nas.export import describe_remote_code
 from nas.supernet import Supernet
-from search_spaces import FAMILIES, SubnetConfig
+from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
 
-AUTO = {name: next(iter(family.auto_classes.values())) for name, family in FAMILIES.items()}
+AUTO = {name: AUTO_CLASSES[family.tasks[0]] for name, family in FAMILIES.items()}
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 16, 40), 48)
 UNIFORM = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=40, hidden_size=48)
 FEWER_HEADS = SubnetConfig.uniform((1, 3), num_attention_heads=2, intermediate_size=40, hidden_size=48)
@@ -37,8 +37,7 @@ print(type(model).__module__)
 
 def write(family: str, subnet: SubnetConfig, folder: Path) -> torch.Tensor:
     """Exports a subnetwork of a random model with inputs beside it; returns the active supernet's outputs."""
-    make, inputs = MODELS[family]
-    supernet, batch = Supernet(make()), inputs()
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
     model = supernet.extract(subnet)
     if model.config.model_type.startswith("nas_"):
         describe_remote_code(model, AUTO[family])
@@ -64,7 +63,7 @@ def reload(family: str, folder: Path, *, trust: bool, imports: str = "") -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", TOYS)
 def test_an_uneven_subnetwork_reloads_with_its_one_file(family: str, tmp_path: Path) -> None:
     expected = write(family, UNEVEN, tmp_path)
     found, module = reload(family, tmp_path, trust=True)
@@ -74,7 +73,7 @@ def test_an_uneven_subnetwork_reloads_with_its_one_file(family: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", TOYS)
 def test_it_reloads_without_the_flag_once_nas_is_imported(family: str, tmp_path: Path) -> None:
     expected = write(family, UNEVEN, tmp_path)
     found, module = reload(family, tmp_path, trust=False, imports="import nas")
@@ -84,7 +83,7 @@ def test_it_reloads_without_the_flag_once_nas_is_imported(family: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", TOYS)
 def test_a_uniform_subnetwork_is_a_plain_stock_model(family: str, tmp_path: Path) -> None:
     expected = write(family, UNIFORM, tmp_path)
     found, module = reload(family, tmp_path, trust=False)

@@ -225,7 +225,9 @@ def test_the_table_marks_the_knee_and_says_what_was_measured(front: ParetoFront)
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_the_table_loses_nothing_in_a_narrow_terminal(width: int) -> None:
     rng = random.Random(0)
-    subnets = [SubnetConfig((0, 1, 3, 5), *(tuple(rng.sample(range(100, 1000), 4)) for _ in "ab")) for _ in range(3)]
+    subnets = [
+        SubnetConfig((0, 1, 3, 5), *(tuple(rng.sample(range(100, 1000), 4)) for _ in "ab"), 48) for _ in range(3)
+    ]
     values = {"num_parameters": 22_713_216, "macs": 1.43e9, "size_mb": 0.0453, "loss": 0.3}
     errors = {"accuracy": 0.01, "latency_ms": 1.1}
     points = [Point(s, {"accuracy": i / 10, "latency_ms": 12 + i, **values}, errors) for i, s in enumerate(subnets)]

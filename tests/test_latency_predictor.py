@@ -29,7 +29,12 @@ def law(subnet: SubnetConfig) -> float:
 
 
 def macs(subnet: SubnetConfig) -> float:
-    return float(sum(384 * (4 * 32 * h + 2 * u) for h, u in zip(*dataclasses.astuple(subnet)[1:], strict=True)))
+    return float(
+        sum(
+            384 * (4 * 32 * h + 2 * u)
+            for h, u in zip(subnet.num_attention_heads, subnet.intermediate_size, strict=True)
+        )
+    )
 
 
 def sampled(n: int, noise: float = 0.03, seed: int = 0) -> tuple[list[SubnetConfig], np.ndarray]:
@@ -113,7 +118,9 @@ def test_wider_is_never_predicted_faster_even_where_it_was_measured_so():
     model = MODELS["additive"](feature_names(SPACE)).fit(features(SPACE, subnets), 100 / latency_ms)
     for subnet in sampled(20, seed=2)[0]:
         for field, widest in (("intermediate_size", 1536), ("num_attention_heads", 12)):
-            wider = dataclasses.replace(subnet, **{field: (widest,) * subnet.num_hidden_layers})
+            changed = {field: (widest,) * subnet.num_hidden_layers}
+            groups = changed.get("num_attention_heads", subnet.num_key_value_heads)
+            wider = dataclasses.replace(subnet, **changed, num_key_value_heads=groups)
             narrow, wide = model.predict(features(SPACE, [subnet, wider]))
             assert wide >= narrow - 1e-9
 

@@ -19,10 +19,10 @@ def space(scope: str = "per-layer", **changes: object) -> SearchSpace:
 
 
 def test_the_size_is_what_enumeration_counts() -> None:
-    small = space(num_attention_heads=[1, 2], intermediate_size=[32], hidden_size=48)
+    small = space(num_attention_heads=[1, 2], intermediate_size=[32])
     widths = list(product([1, 2], [32]))
     points = {
-        SubnetConfig(layers, *zip(*chosen, strict=True))  # type: ignore[arg-type]
+        SubnetConfig(layers, *zip(*chosen, strict=True), hidden_size=48)  # type: ignore[arg-type]
         for depth in (1, 2, 3)
         for layers in combinations(range(3), depth)
         for chosen in product(widths, repeat=depth)
@@ -102,5 +102,55 @@ def test_impossible_choices_are_refused(choices: dict[str, list[int]], words: st
 def test_a_subnet_checks_itself() -> None:
     with pytest.raises(InputError, match="ascending"):
         SubnetConfig((1, 0), (1, 1), (8, 8), 48)
-    with pytest.raises(InputError, match="one positive value"):
+    with pytest.raises(InputError, match="one value for each"):
         SubnetConfig((0, 1), (1,), (8, 8), 48)
+
+
+def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> None:
+    parent = SubnetConfig.uniform(
+        (0, 1), num_attention_heads=4, num_key_value_heads=2, intermediate_size=8, hidden_size=16
+    )
+    here = SearchSpace(
+        parent,
+        num_attention_heads=[0, 2, 4],
+        num_key_value_heads=[1, 2],
+        intermediate_size=[0, 8],
+        hidden_size=[8, 16],
+    )
+    widths = {(0, 0, 8), (2, 1, 8), (2, 2, 8), (4, 2, 8), (2, 1, 0), (2, 2, 0), (4, 2, 0)}
+    assert set(here.layer_widths) == widths and here.size == 2 * len(widths) ** 2
+    rng = Random(0)
+    found = {here.sample(rng) for _ in range(3000)}
+    assert len(found) == here.size and all(subnet in here for subnet in found)
+    for subnet in list(found)[:50]:
+        assert here.from_params(here.to_params(subnet)) == subnet
+    assert here.from_params({"num_attention_heads.0": 0, "intermediate_size.0": 0}).intermediate_size[0] == 8
+    assert here.from_params({"num_attention_heads.0": 4, "num_key_value_heads.0": 1}).num_key_value_heads[0] == 2
+    assert min(here.smallest.num_attention_heads) == 2 and min(here.smallest.intermediate_size) == 8
+
+
+def test_whole_groups_go_where_key_and_value_heads_are_not_open() -> None:
+    parent = SubnetConfig.uniform(
+        (0, 1), num_attention_heads=8, num_key_value_heads=4, intermediate_size=8, hidden_size=16
+    )
+    here = SearchSpace(parent, num_attention_heads=[2, 4, 8])
+    assert set(here.layer_widths) == {(2, 1, 8), (4, 2, 8), (8, 4, 8)}
+    with pytest.raises(InputError, match="3 is not one of"):
+        SearchSpace(parent, num_attention_heads=[3, 8])
+
+
+def test_an_encoder_decoder_has_two_depths() -> None:
+    parent = SubnetConfig.uniform(tuple(range(5)), num_attention_heads=2, intermediate_size=8, hidden_size=16)
+    here = SearchSpace(
+        parent, num_hidden_layers=[1, 3], num_decoder_layers=[2], depths=(3, 2), layer_order=[4, 1, 0, 3, 2]
+    )
+    assert here.size == 3 + 1 and here.kept((1, 2)) == (1, 3, 4)
+    assert {subnet.layers for subnet in map(here.sample, [Random(0)] * 200)} == {
+        (0, 3, 4),
+        (1, 3, 4),
+        (2, 3, 4),
+        (0, 1, 2, 3, 4),
+    }
+    assert [subnet.layers for subnet in here.uniform_scalings()] == [(0, 1, 2, 3, 4), (1, 3, 4)]
+    with pytest.raises(InputError, match="one stack only"):
+        SearchSpace(parent, num_decoder_layers=[1])

@@ -1,0 +1,104 @@
+"""Importance order: scores against references, and what a prefix then keeps."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOYS
+
+from nas.importance import (
+    hidden_scores,
+    layer_order,
+    mean_loss,
+    order_by_importance,
+    unit_orders,
+    unit_scores,
+    without_layer,
+)
+from nas.supernet import Supernet
+from search_spaces import InputError, SubnetConfig
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "gpt2", "llama"])
+def test_scores_are_the_gradient_of_a_mask(family: str) -> None:
+    """The reference masks each head of the first layer by hand and asks autograd for the gradient."""
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].labelled()
+    table = supernet.family.stacks[0].modules
+    path = next(p for p, axes in table.items() if axes == ("hidden", "heads"))
+    heads = max(supernet.parent.num_attention_heads)
+    mask = torch.ones(heads, 1, requires_grad=True)
+
+    def scale(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return ((args[0].unflatten(-1, (heads, -1)) * mask).flatten(-2),)
+
+    handle = supernet.layer(0).get_submodule(path).register_forward_pre_hook(scale)
+    supernet.model(**batch).loss.backward()
+    handle.remove()
+    assert mask.grad is not None
+    found = unit_scores(supernet, [batch])["heads"][0]
+    assert torch.allclose(found, mask.grad.abs().view(-1).double(), atol=1e-6)
+
+
+def test_units_are_sorted_by_falling_importance() -> None:
+    supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
+    order_by_importance(supernet, [batch])
+    for layers in unit_scores(supernet, [batch]).values():
+        for scores in layers:
+            assert torch.allclose(scores, scores.sort(descending=True).values)
+
+
+def test_channels_are_sorted_by_falling_activation() -> None:
+    supernet, batch = Supernet(TOYS["llama"].model()), TOYS["llama"].labelled()
+    for path, parameter in supernet.model.named_parameters():
+        if "layernorm" in path:
+            parameter.data.uniform_(0.1, 2.0)
+    order = order_by_importance(supernet, [batch])
+    scores = hidden_scores(supernet, [batch])
+    assert torch.allclose(scores, scores.sort(descending=True).values)
+    assert order.hidden != sorted(order.hidden)
+
+
+def test_grouped_heads_move_with_their_group() -> None:
+    supernet = Supernet(TOYS["llama"].model())
+    scores = {"heads": [torch.tensor([1.0, 2, 9, 0, 3, 4, 0, 5], dtype=torch.float64)] * 4}
+    orders = unit_orders(supernet, scores)
+    assert orders["kv_heads"][0] == [1, 2, 3, 0]
+    assert orders["heads"][0] == [2, 3, 5, 4, 7, 6, 1, 0]
+
+
+def test_layer_order_removes_the_least_harmful_layer_first() -> None:
+    supernet, batches = Supernet(TOYS["bert"].model()), [TOYS["bert"].labelled()]
+    order = layer_order(supernet, batches)
+    without = {i: mean_loss(supernet, without_layer(supernet.parent, i), batches) for i in range(4)}
+    assert order[-1] == min(without, key=lambda i: without[i])
+
+
+def test_a_subnet_that_does_not_fit_is_refused() -> None:
+    supernet = Supernet(TOYS["bert"].model())
+    for layers, heads, ffn, hidden in (((0, 1), 5, 96, 48), ((0, 4), 4, 96, 48), ((0,), 4, 97, 48), ((0,), 4, 96, 49)):
+        subnet = SubnetConfig.uniform(layers, num_attention_heads=heads, intermediate_size=ffn, hidden_size=hidden)
+        for refuse in (supernet.activate, supernet.extract):
+            with pytest.raises(InputError, match="must fit into its parent"):
+                refuse(subnet)
+
+
+def test_a_head_of_another_group_is_not_borrowed() -> None:
+    """Four query heads share a key in this subnetwork; in the parent, two do."""
+    supernet = Supernet(TOYS["llama"].model())
+    with pytest.raises(InputError, match="must fit into its parent"):
+        supernet.activate(SubnetConfig((0,), (8,), (96,), 48, (2,)))
+    space = supernet.layout.search_space({"num_attention_heads": [2, 4, 8], "num_key_value_heads": [1, 2, 4]})
+    assert all(
+        subnet.num_attention_heads[0] <= 2 * subnet.num_key_value_heads[0]
+        for subnet in map(space.sample, [Random(0)] * 9)
+    )
+
+
+def test_an_unknown_family_is_refused() -> None:
+    from transformers import CTRLConfig, CTRLLMHeadModel
+
+    with pytest.raises(InputError, match=r"`ctrl` is not supported; .*CONTRIBUTING\.md"):
+        Supernet(CTRLLMHeadModel(CTRLConfig(n_embd=8, n_layer=1, n_head=1, vocab_size=10, dff=8)))
