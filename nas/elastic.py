@@ -37,6 +37,9 @@ class Elastic(nn.Module):
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
         if not self.views:
             return super().forward(*args, **kwargs)
+        if isinstance(self, nn.Embedding):  # gradients of a whole vocabulary are dear: cut what was looked up instead
+            found = super().forward(*args, **kwargs)
+            return take(found, (slice(None),) * (found.dim() - 1) + self.views["weight"][1:])
         own = self._parameters
         whole = {name: own[name] for name in self.views}
         for name, index in self.views.items():

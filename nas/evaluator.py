@@ -31,7 +31,7 @@ class Evaluator:
     known: dict[str, Point] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.counts = AnalyticCosts.of(self.supernet.model)
+        self.counts = AnalyticCosts.of(self.supernet.model, self.supernet.layout)
 
     def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """One cost of many subnetworks (n,), known without running them."""

@@ -68,7 +68,7 @@ def opened(recipe: Recipe, folder: str | Path) -> tuple[Workbench, Run]:
     """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well."""
     bench = checked(recipe)
     if not Path(folder, "recipe.yaml").exists():
-        _check_exact_constraints(bench, AnalyticCosts.of(bench.load_model()))
+        _check_exact_constraints(bench, AnalyticCosts.of(bench.load_model(), bench.layout))
     run = Run.open(folder, recipe)
     here = device_name(recipe.workload)
     if here != run.device:

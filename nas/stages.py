@@ -106,7 +106,7 @@ def make_profile(run: Run, bench: Workbench) -> LatencyPredictor:
     if any(run.predictor.glob("*")):
         return LatencyPredictor.load(run.predictor, recipe.workload)
     supernet, space = load_supernet(run, bench)
-    costs = AnalyticCosts.of(supernet.model)
+    costs = AnalyticCosts.of(supernet.model, supernet.layout)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     measured = measure_subnets(run, bench, supernet, subnets, "profile")
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]

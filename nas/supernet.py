@@ -51,7 +51,7 @@ class Supernet:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.layout = Layout(copy.deepcopy(model.config))
+        self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._class = type(model)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]

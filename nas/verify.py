@@ -134,7 +134,7 @@ def _parent_point(run: Run, bench: Workbench, supernet: Supernet) -> Point:
         if timed is None:
             timed = time_models(bench, supernet, {"parent": model}, store)["parent"]
             store.add(supernet.parent, run.recipe.workload, "export", timed)
-        counts, length = AnalyticCosts.of(supernet.model), run.recipe.workload.sequence_length
+        counts, length = AnalyticCosts.of(supernet.model, supernet.layout), run.recipe.workload.sequence_length
         values = {name: counts.count(name, supernet.parent, length) for name in COSTS if name != "latency_ms"}
         values |= {"latency_ms": timed.latency_ms, **{n: s.value for n, s in scores.items()}}
         errors = {"latency_ms": (timed.latency_ms_p90 - timed.latency_ms_p10) / 2}

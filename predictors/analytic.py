@@ -52,8 +52,8 @@ class AnalyticCosts:
     label_tokens: bool
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> AnalyticCosts:
-        """Reads the shapes of a parent model (its full size, whatever is active)."""
+    def of(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
+        """Reads the shapes of a parent model: its full size, whatever subnetwork of it is active."""
         from transformers.core_model_loading import revert_weight_conversion
 
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -61,7 +61,7 @@ class AnalyticCosts:
         state = {name: tensor for name, tensor in every.items() if name in distinct}
         reverted = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
         return cls(
-            layout=Layout(model.config),
+            layout=layout,
             stored={name: _stored(tensor, reverted[id(tensor)]) for name, tensor in state.items()},
             parameters=frozenset(name for name, _ in model.named_parameters()),
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},

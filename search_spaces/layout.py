@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -74,8 +75,8 @@ class Layout:
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.family: Family = family_of(config.model_type)
-        self.config = config
-        self.sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
+        self.config = copy.deepcopy(config)
+        self.sizes = getattr(self.config, self.family.sub_config) if self.family.sub_config else self.config
         for name, value in self.family.requires.items():
             if getattr(self.sizes, name, value) != value:
                 raise InputError(

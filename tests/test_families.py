@@ -163,7 +163,7 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
 @pytest.mark.parametrize(("family", "task"), TASKS)
 def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
     supernet = Supernet(TOYS[family].model(task, attention="eager"))
-    costs = AnalyticCosts.of(supernet.model)
+    costs = AnalyticCosts.of(supernet.model, supernet.layout)
     sample = {name: tensor[:1] for name, tensor in unpadded(TOYS[family].inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):
         model = supernet.extract(subnet)

@@ -1,0 +1,149 @@
+"""What elasticity costs: a supernet with a subnetwork active against the same subnetwork extracted.
+
+    python experiments/bench/elastic.py [--rounds 15] [--batch-size 8] [--sequence-length 128]
+
+One thread, process CPU time, interleaved rounds, medians. Ratios above 1: the supernet is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from nas.supernet import Supernet
+from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
+from search_spaces.subnet import PER_LAYER
+
+TEXT = {"vocab_size": 30522, "max_position_embeddings": 512}
+SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+VISION = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One family at one size, and what is halved in it."""
+
+    name: str
+    model_type: str
+    config: dict[str, Any]
+
+    def supernet(self) -> Supernet:
+        """A random model of this size, made elastic."""
+        config = transformers.AutoConfig.for_model(self.model_type, **self.config)
+        auto = getattr(transformers, AUTO_CLASSES[FAMILIES[self.model_type].tasks[0]])
+        return Supernet(auto.from_config(config).eval())
+
+    def inputs(self, batch: int, length: int) -> dict[str, torch.Tensor]:
+        """Random inputs, none of them padding."""
+        if "image_size" in self.config:
+            return {"pixel_values": torch.randn(batch, 3, self.config["image_size"], self.config["image_size"])}
+        ids = torch.randint(5, 1000, (batch, length))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+SIZES = (
+    Size("BERT, MiniLM shapes", "bert", {**SMALL, **TEXT}),
+    Size("BERT base", "bert", {**BASE, **TEXT}),
+    Size("ViT small, 196 patches", "vit", {**VISION, "image_size": 224, "patch_size": 16}),
+    Size("GPT-2, 6 layers of 384", "gpt2", {**SMALL, "vocab_size": 8000, "n_positions": 512}),
+    Size(
+        "Llama, 6 layers of 384, 4 key-value heads", "llama", {**SMALL, "num_key_value_heads": 4, "vocab_size": 8000}
+    ),
+)
+
+
+def subnets(supernet: Supernet) -> dict[str, SubnetConfig]:
+    """The whole parent, its heads and neurons halved, the hidden size cut as well, two thirds of the layers kept."""
+    hidden, depth = supernet.parent.hidden_size, supernet.parent.num_hidden_layers
+    half = {field: getattr(supernet.parent, field)[0] // 2 for field in PER_LAYER}
+
+    def uniform(layers: int, hidden_size: int) -> SubnetConfig:
+        return SubnetConfig.uniform(tuple(range(layers)), hidden_size=hidden_size, **half)
+
+    return {
+        "whole": supernet.parent,
+        "half heads and FFN": uniform(depth, hidden),
+        "also hidden 2/3": uniform(depth, hidden * 2 // 3),
+        "also layers 2/3": uniform(depth * 2 // 3, hidden * 2 // 3),
+    }
+
+
+def forward(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    with torch.inference_mode():
+        model(**inputs)
+
+
+def forward_backward(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    model(**inputs).logits.square().mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def ratio(slow: Callable[[], None], fast: Callable[[], None], rounds: int) -> float:
+    """Median over interleaved rounds of one call's CPU time over the other's; which comes first alternates."""
+    found = []
+    for number in range(rounds + 1):
+        taken = {}
+        for call in (slow, fast) if number % 2 else (fast, slow):
+            start = time.process_time()
+            call()
+            taken[call] = time.process_time() - start
+        found.append(taken[slow] / taken[fast])
+    return median(found[1:])
+
+
+def activation_ms(supernet: Supernet, repeats: int = 100) -> float:
+    """Median CPU time of `Supernet.activate` on subnetworks that differ in every layer."""
+    choices = {
+        "num_attention_heads": sorted({max(supernet.parent.num_attention_heads) // k for k in (1, 2, 3, 4)}),
+        "num_hidden_layers": [supernet.parent.num_hidden_layers],
+        "intermediate_size": [256, 512, 1024, 1536],
+    }
+    space, rng = supernet.layout.search_space(choices), Random(0)
+    taken = []
+    for subnet in [space.sample(rng) for _ in range(repeats)]:
+        start = time.process_time()
+        supernet.activate(subnet)
+        taken.append(1000 * (time.process_time() - start))
+    return median(taken)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    title = f"supernet / extracted, batch {given.batch_size}, {given.sequence_length} tokens"
+    table = Table("model", "subnetwork", "forward", "forward + backward", "activate ms", title=title)
+    for size in SIZES:
+        torch.manual_seed(0)
+        supernet, inputs = size.supernet(), size.inputs(given.batch_size, given.sequence_length)
+        for name, subnet in subnets(supernet).items():
+            supernet.activate(subnet)
+            extracted = supernet.extract(subnet)
+            cells = []
+            for run in (forward, forward_backward):
+                calls = [partial(run, model, inputs) for model in (supernet.model, extracted)]
+                cells.append(f"{ratio(*calls, given.rounds):.3f}")
+            table.add_row(size.name, name, *cells, "")
+        different = f"{supernet.parent.num_hidden_layers} layers, all different"
+        table.add_row("", different, "", "", f"{activation_ms(supernet):.2f}", end_section=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
