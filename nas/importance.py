@@ -127,6 +127,8 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
             [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
+    if supernet.family.shared_heads:
+        orders["head_biases"] = orders["heads"]
     if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
         orders["qkv_heads"] = orders["heads"]
     return orders
@@ -181,7 +183,7 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
     """Reorders units and channels in every weight that has them; the full model computes what it did."""
     for name, parameter in supernet.model.named_parameters():
         place = supernet.layout.locate(name)
-        orders = {axis: layers[place.layer] for axis, layers in units.items() if place.layer is not None}
+        orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
         for dim, axis in enumerate(place.axes):
             index = _index(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
             if index is not None:

@@ -5,6 +5,7 @@ class has its counterpart here by name: ``NasBertForSequenceClassification`` is 
 the edits applied before the weights are loaded.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,21 @@ class Skip(nn.Module):
         return skipped(self.returns, self.layer_idx, *args, **kwargs)
 
 
-WRAPPERS: dict[str, type] = {}
+class SlicedPositionBias:
+    """An attention module whose third argument, a position bias made for all layers, has a head for each of the widest.
+
+    Heads keep their place in every layer, so that the first ones are those of a narrower layer.
+    """
+
+    num_attention_heads: int
+
+    def forward(self, hidden_states: Any, attention_mask: Any = None, position_bias: Any = None, **kwargs: Any) -> Any:
+        """What the stock module computes with the biases of its own heads; bias (1 or batch, heads, query, key)."""
+        own = None if position_bias is None else position_bias[:, : self.num_attention_heads]
+        return super().forward(hidden_states, attention_mask, own, **kwargs)  # type: ignore[misc]
+
+
+WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias}
 """Name in a family's table -> class mixed into a stock module's own."""
 
 
@@ -64,11 +79,14 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
+        arch: ``like``: module -> one that is copied there. ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
             it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that
             every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
+    for path, other in arch.get("like", {}).items():
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, copy.deepcopy(base.get_submodule(other)))
     for path, returns in arch.get("skip", {}).items():
         parent, _, name = path.rpartition(".")
         skip = Skip(returns, getattr(base.get_submodule(path), "layer_idx", None))

@@ -110,7 +110,7 @@ class Supernet:
                 self._show(part, stack, subnet.width(position))
                 for module in part.numbered:
                     module.layer_idx = number  # the place in the cache
-        self._show(self._outer, None, {**self.layout.widths[0], "hidden_size": subnet.hidden_size})
+        self._show(self._outer, None, self.layout.outer_width(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         for name, value in self.layout.depth_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
@@ -194,6 +194,9 @@ class Supernet:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
         sizes.update(update)
+        if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
+            sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
+            sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
         return self._class, config
 
@@ -210,6 +213,7 @@ class Supernet:
     def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
         """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
         arch: dict[str, dict[str, object]] = {
+            "like": {},
             "shapes": {},
             "head_shapes": {},
             "attributes": {},
@@ -226,8 +230,10 @@ class Supernet:
                     section = "shapes" if found[0].startswith(prefix) else "head_shapes"
                     arch[section][found[0].removeprefix(prefix)] = list(shape)
         for number, positions in enumerate(self.layout.kept(subnet)):
-            stack = self.family.stacks[number]
-            for index, position in enumerate(positions):
+            stack, first = self.family.stacks[number], f"{self.family.stacks[number].layers}.0."
+            new = self.layout.first_modules(number, subnet)
+            arch["like"] |= {first + path: first + other for path, other in new.items()}
+            for index, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 width, start = subnet.width(position), f"{stack.layers}.{index}."
                 skips = self.layout.skips(number, width)
                 arch["skip"] |= {start + path: what for path, what in skips.items()}

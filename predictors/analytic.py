@@ -41,7 +41,7 @@ class AnalyticCosts:
         stored: Name -> each tensor that the parent's file holds; tied ones once.
         parameters: Names of those that are parameters, not buffers.
         multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
-        label_tokens: Whether every token gets a label, not every sample.
+        label_tokens: Whether every token gets a label or a score, not every sample.
     """
 
     layout: Layout
@@ -64,7 +64,7 @@ class AnalyticCosts:
             stored={name: _stored(tensor, reverted[id(tensor)]) for name, tensor in state.items()},
             parameters=frozenset(name for name, _ in model.named_parameters()),
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
-            label_tokens=type(model).__name__.endswith("ForTokenClassification"),
+            label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
         )
 
     def shapes(self, subnet: SubnetConfig, full: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -102,6 +102,8 @@ class AnalyticCosts:
                 total += sum(runs[position] for position in on) * math.prod(shape)
             elif len(place.axes) == 2 and None not in place.axes:
                 total += runs[layout.runs_on(place)] * math.prod(shape) * repeated
+        if family.outer_macs is not None:
+            total += family.outer_macs(layout, runs["token"])
         return total + sum(self._attention_macs(subnet, position, runs) for position in range(len(subnet.layers)))
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[str, int]) -> int:

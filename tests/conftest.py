@@ -34,6 +34,9 @@ TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
+MODERN = {"local_attention": 8, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
+DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -54,14 +57,15 @@ class Toy:
     model_type: str
     config: dict[str, Any]
     inputs: Callable[[], dict[str, torch.Tensor]] = text_inputs
+    attentions: tuple[str, ...] = ("sdpa", "eager")
 
-    def model(self, task: str = "", attention: str = "sdpa") -> Any:
-        """A model for a task, by default the first that the family does."""
+    def model(self, task: str = "", attention: str = "") -> Any:
+        """A model for a task, by default the first that the family does, with its first implementation of attention."""
         import transformers
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
-        return auto.from_config(config, attn_implementation=attention).eval()
+        return auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
@@ -82,6 +86,10 @@ TOYS: dict[str, Toy] = {
         Toy("roberta", {**SIZES, **TEXT}),
         Toy("distilbert", {**DISTIL, **TEXT}),
         Toy("electra", {**SIZES, **TEXT, "embedding_size": 24}),
+        Toy("albert", {**SIZES, **TEXT, "embedding_size": 24}),
+        Toy("mpnet", {**SIZES, **TEXT}, attentions=("eager",)),
+        Toy("modernbert", {**SIZES, **TEXT, **MODERN}),
+        Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
         Toy("llama", {**SIZES, **TEXT, **GROUPED}),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
