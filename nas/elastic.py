@@ -1,5 +1,5 @@
-"""Stock modules made elastic in place: forward computes on views of the module's own parameters, so a narrower
-subnetwork really is less work. Swapping the class of the module object keeps its parameters, names, ties and
+"""Stock modules made elastic in place: their parameters are read as views of the active entries, so a narrower subnetwork
+really is less work. Swapping the class of the module object keeps its parameters, names, ties and
 optimiser state."""
 
 from __future__ import annotations
@@ -32,19 +32,16 @@ class Elastic(nn.Module):
     skip: str | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stock module computes, on the active entries of its parameters."""
+        """What the stock module computes, unless its block is skipped."""
         if self.skip is not None:
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
-        if not self.views:
-            return super().forward(*args, **kwargs)
-        own = self._parameters
-        whole = {name: own[name] for name in self.views}
-        for name, index in self.views.items():
-            own[name] = take(whole[name], index)  # type: ignore[assignment, arg-type]
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            own.update(whole)
+        return super().forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """A parameter is read as its active entries, by the module itself and by others."""
+        found = super().__getattr__(name)
+        index = self.__dict__["views"].get(name)
+        return found if index is None else take(found, index)
 
     def show(self, views: dict[str, Index]) -> None:
         """Makes these entries the active ones."""
@@ -111,6 +108,6 @@ def elastic_class(stock: type[nn.Module], *wrappers: type) -> type[nn.Module]:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
+        module.views, module.skip = {}, None  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)
-        module.views, module.skip = {}, None
     return module  # type: ignore[return-value]
