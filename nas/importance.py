@@ -210,11 +210,11 @@ def _index(
 
 def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
     """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
-    stack, _ = supernet.layout.stack_of(layer)
+    stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
     total = torch.zeros(0, dtype=torch.float64)
     for path, axes in supernet.family.stacks[stack].modules.items():
-        if len(axes) == 2 and axes[1] == axis:
-            weight = supernet.layer(layer).get_submodule(path).weight
+        if len(axes) == 2 and axes[1] == axis and path in modules:
+            weight = modules[path].weight
             assert isinstance(weight, torch.Tensor) and weight.grad is not None
             columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
             found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 PREFIX = "Nas"
@@ -143,13 +144,22 @@ def _nas_model(stock: Any) -> type:
     )
 
 
+def _keep_renamings(stock: Any, made: Any, key: str) -> None:
+    """Weights keep the names that they have in files of the stock model, by its class or by its model type."""
+    renamings = get_checkpoint_conversion_mapping(getattr(stock, key))
+    if renamings is not None:
+        register_checkpoint_conversion_mapping(getattr(made, key), renamings, overwrite=True)
+
+
 def globals_getattr(name: str) -> Any:
     """A class of this module by name, made on first use."""
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in globals():
-        globals()[name] = _nas_config(stock) if hasattr(stock, "model_type") else _nas_model(stock)
+        is_config = hasattr(stock, "model_type")
+        globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
+        _keep_renamings(stock, globals()[name], "model_type" if is_config else "__name__")
     return globals()[name]
 
 

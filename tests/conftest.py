@@ -37,6 +37,7 @@ GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "p
 MODERN = {"local_attention": 8, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
 DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}
+TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -94,6 +95,10 @@ TOYS: dict[str, Toy] = {
         Toy("llama", {**SIZES, **TEXT, **GROUPED}),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
+        Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),
+        Toy("dinov3_vit", {**SIZES, **IMAGE, "num_register_tokens": 2}, image_inputs),
+        Toy("clip", TWO_TOWERS, image_inputs),
+        Toy("siglip", TWO_TOWERS, image_inputs),
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
