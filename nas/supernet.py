@@ -54,6 +54,8 @@ class Supernet:
         self.layout = Layout(copy.deepcopy(model.config))
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._class = type(model)
+        for path, (attribute, _) in self.family.unused.items():
+            setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
         self._layers = [_Part(self.layer(index)) for index in distinct]
@@ -193,7 +195,7 @@ class Supernet:
     def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update(update)
+        sizes.update({**update, **{name: False for _, name in self.family.unused.values()}})
         if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)

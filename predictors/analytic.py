@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Layout, SubnetConfig
 
@@ -24,7 +24,10 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of the parent's file: its shape, its name there, the type of its numbers and their bytes."""
+    """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
+
+    The file holds tensors of one name there as one, concatenated along their first dimension.
+    """
 
     shape: Shape
     disk_name: str
@@ -38,7 +41,7 @@ class AnalyticCosts:
 
     Attributes:
         layout: Table of the parent.
-        stored: Name -> each tensor that the parent's file holds; tied ones once.
+        stored: Name -> each tensor that goes into the parent's file; tied ones once.
         parameters: Names of those that are parameters, not buffers.
         multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
         label_tokens: Whether every token gets a label or a score, not every sample.
@@ -53,15 +56,13 @@ class AnalyticCosts:
     @classmethod
     def of(cls, model: PreTrainedModel) -> AnalyticCosts:
         """Reads the shapes of a parent model (its full size, whatever is active)."""
-        from transformers.core_model_loading import revert_weight_conversion
-
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         distinct = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         state = {name: tensor for name, tensor in every.items() if name in distinct}
-        reverted = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
+        disk_names = _disk_names(model, state)
         return cls(
             layout=Layout(model.config),
-            stored={name: _stored(tensor, reverted[id(tensor)]) for name, tensor in state.items()},
+            stored={name: _stored(tensor, disk_names[name]) for name, tensor in state.items()},
             parameters=frozenset(name for name, _ in model.named_parameters()),
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
             label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
@@ -102,8 +103,6 @@ class AnalyticCosts:
                 total += sum(runs[position] for position in on) * math.prod(shape)
             elif len(place.axes) == 2 and None not in place.axes:
                 total += runs[layout.runs_on(place)] * math.prod(shape) * repeated
-        if family.outer_macs is not None:
-            total += family.outer_macs(layout, runs["token"])
         return total + sum(self._attention_macs(subnet, position, runs) for position in range(len(subnet.layers)))
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[str, int]) -> int:
@@ -123,16 +122,18 @@ class AnalyticCosts:
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
         shapes = self.shapes(subnet, {name: stored.shape for name, stored in self.stored.items()})
-        layout, tensors = self.layout, []
+        layout, tensors = self.layout, dict[str, tuple[Stored, Shape]]()
         for name, shape in shapes.items():
             place, stored, disk_name = layout.locate(name), self.stored[name], self.stored[name].disk_name
             if place.stack is not None:
                 index = layout.index_in_stack(subnet, place)
                 disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
-            tensors.append((disk_name, stored, shape))
+            if disk_name in tensors:
+                shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])
+            tensors[disk_name] = stored, shape
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for disk_name, stored, shape in sorted(tensors, key=lambda tensor: tensor[0]):
+        for disk_name, (stored, shape) in sorted(tensors.items()):
             start, end = end, end + math.prod(shape) * stored.itemsize
             header[disk_name] = {"dtype": stored.dtype, "shape": list(shape), "data_offsets": [start, end]}
         length = len(json.dumps(header, separators=(",", ":")).encode())
@@ -143,6 +144,21 @@ class AnalyticCosts:
         if name == "size_mb":
             return self.size_bytes(subnet) / 1e6
         return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))
+
+
+def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
+    """Name of each tensor -> its name in the file, found by writing tensors that hold their own number."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    names = list(state)
+    numbered = {name: torch.tensor(float(k)).expand(state[name].shape) for k, name in enumerate(names)}
+    name_of = {id(tensor): name for name, tensor in numbered.items()}
+    found: dict[str, str] = {}
+    for disk_name, tensor in revert_weight_conversion(model, dict(numbered)).items():
+        sources = [name_of[id(tensor)]] if id(tensor) in name_of else [names[int(k)] for k in tensor.unique()]
+        found |= dict.fromkeys(sources, disk_name)
+    return found
 
 
 def _stored(tensor: object, disk_name: str) -> Stored:

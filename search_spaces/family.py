@@ -88,6 +88,8 @@ class Family:
         equal_to_hidden: Config fields beside hidden_size that a stock model needs to be equal to it.
         ffn_of_ratio: Config, hidden size, ratio -> FFN neurons, where the config has a whole ratio in their place.
         requires: Config field -> the only value for which this table is right.
+        unused: Module outside the layers that no task uses -> attribute of its parent and field of the config that are
+            False without it.
         fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
         shared_layers: Whether all layers are one set of weights, applied again and again.
         shared_heads: Whether a head must keep its place in every layer, because position biases are shared.
@@ -100,7 +102,6 @@ class Family:
             takes ``(weight + offset) * factor - offset``, so that constants computed from that size cancel.
         extra_macs: Layout, widths of a layer, tokens -> multiply-accumulates of a layer beyond its weights, its scores
             and their weighted sum.
-        outer_macs: Layout, tokens -> multiply-accumulates outside the layers beyond those of ``positions``.
     """
 
     model_type: str
@@ -114,6 +115,7 @@ class Family:
     equal_to_hidden: tuple[str, ...] = ()
     ffn_of_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
     requires: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     fixed_hidden: str = ""
     shared_layers: bool = False
     shared_heads: bool = False
@@ -124,7 +126,6 @@ class Family:
     stock_if: Callable[[Layout, SubnetConfig], bool] | None = None
     folds: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
     extra_macs: Callable[[Layout, Mapping[str, int], int], int] | None = None
-    outer_macs: Callable[[Layout, int], int] | None = None
 
     @property
     def axes(self) -> set[str]:

@@ -189,7 +189,8 @@ class Layout:
         """A parameter's name in the extracted model and the widths of its layer; None where it is left out."""
         place = self.locate(parameter)
         if place.layer is None or place.stack is None:
-            return parameter, self.outer_width(subnet)
+            unused = is_under(place.path, self.family.unused)
+            return None if unused else (parameter, self.outer_width(subnet))
         if place.layer not in subnet.layers:
             return None
         position = subnet.layers.index(place.layer)

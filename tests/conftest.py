@@ -103,6 +103,33 @@ TOYS: dict[str, Toy] = {
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
 
+BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
+OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}
+
+
+def variant(model_type: str, **changes: Any) -> Toy:
+    """The toy of a family with another config."""
+    return replace(TOYS[model_type], config={**TOYS[model_type].config, **changes})
+
+
+VARIANTS: dict[str, Toy] = {
+    "distilbert-sinusoidal": variant("distilbert", sinusoidal_pos_embds=True),
+    "electra-unprojected": variant("electra", embedding_size=48),
+    "albert-wide-embeddings": variant("albert", embedding_size=48),
+    "modernbert-biased": variant("modernbert", **BIASED, classifier_pooling="mean"),
+    "deberta-own-positions": variant("deberta-v2", **OWN_POSITIONS),
+    "deberta-one-sided": variant("deberta-v2", pos_att_type=["p2c"], share_att_key=False, norm_rel_ebd="none"),
+    "deberta-absolute": variant("deberta-v2", relative_attention=False, position_biased_input=True, pos_att_type=None),
+    "deberta-convolution": variant("deberta-v2", conv_kernel_size=3, conv_act="gelu"),
+    "deberta-projected": variant("deberta-v2", embedding_size=24),
+    "vit-unbiased": variant("vit", qkv_bias=False, num_labels=1),
+    "deit-teacher": variant("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
+    "dinov2-gated": variant("dinov2", use_swiglu_ffn=True, mlp_ratio=3, use_mask_token=False),
+    "dinov3-gated": variant("dinov3_vit", use_gated_mlp=True, num_register_tokens=0, key_bias=True),
+    "siglip-headless": variant("siglip", vision_config={**TWO_TOWERS["vision_config"], "vision_use_head": False}),
+}
+"""Other configs of these families that checkpoints have."""
+
 
 def bert(**changes: Any) -> Any:
     """BERT; what `text_folder` holds too."""

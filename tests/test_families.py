@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS
+from conftest import TOYS, VARIANTS, Toy
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.elastic import Elastic
@@ -163,18 +163,31 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
 
 @pytest.mark.parametrize(("family", "task"), TASKS)
 def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
-    supernet = Supernet(TOYS[family].model(task, attention="eager"))
+    assert_counts_are_exact(TOYS[family], task, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "task"), [(n, task) for n, t in VARIANTS.items() for task in FAMILIES[t.model_type].tasks])
+def test_other_configs_of_a_family(name: str, task: str, tmp_path: Path) -> None:
+    toy = VARIANTS[name]
+    supernet = Supernet(toy.model(task))
+    for subnet in subnets(supernet):
+        assert_extracted_equals_active(supernet, subnet, toy.inputs())
+    assert_counts_are_exact(toy, task, tmp_path)
+
+
+def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
+    supernet = Supernet(toy.model(task, attention="eager"))
     costs = AnalyticCosts.of(supernet.model)
-    sample = {name: tensor[:1] for name, tensor in unpadded(TOYS[family].inputs()).items()}
+    sample = {name: tensor[:1] for name, tensor in unpadded(toy.inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):
-        model = supernet.extract(subnet)
+        model = supernet.extract(subnet).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             model(**sample)
         assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
         if number in (2, 7):
-            model.save_pretrained(tmp_path / str(number))
-            assert costs.size_bytes(subnet) == (tmp_path / str(number) / "model.safetensors").stat().st_size
+            model.save_pretrained(folder / str(number))
+            assert costs.size_bytes(subnet) == (folder / str(number) / "model.safetensors").stat().st_size
 
 
 def test_the_table_of_families_is_printed_from_the_code() -> None:

@@ -75,6 +75,6 @@ DEBERTA_V2 = replace(
     positions={**BERT.positions, "embeddings.embed_proj": "token", "encoder.conv.conv": "token"},
     config_names={"embedding_size": ("embedding_size",)},
     equal_to_hidden=("pooler_hidden_size",),
-    requires={"conv_groups": 1, "legacy": True},
+    requires={**BERT.requires, "conv_groups": 1, "legacy": True},
     extra_macs=disentangled_macs,
 )
