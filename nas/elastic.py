@@ -1,5 +1,5 @@
-"""Stock modules made elastic in place: their parameters are read as views of the active entries, so a narrower subnetwork
-really is less work. Swapping the class of the module object keeps its parameters, names, ties and
+"""Stock modules made elastic in place: their parameters are read as views of the active entries, so a narrower
+subnetwork really is less work. Swapping the class of the module object keeps its parameters, names, ties and
 optimiser state."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Elastic(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """A parameter is read as its active entries, by the module itself and by others."""
-        found = super().__getattr__(name)
+        found: Any = super().__getattr__(name)
         index = self.__dict__["views"].get(name)
         return found if index is None else take(found, index)
 

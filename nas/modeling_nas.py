@@ -58,7 +58,7 @@ class Skip(nn.Module):
 
 
 class SlicedPositionBias:
-    """An attention module whose third argument, a position bias made for all layers, has a head for each of the widest.
+    """Mixed into an attention module that is given one position bias for all layers, with the heads of the widest.
 
     Heads keep their place in every layer, so that the first ones are those of a narrower layer.
     """
@@ -80,9 +80,10 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``like``: module -> one that is copied there. ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
-            it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that
-            every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: ``like``: module -> one that is copied there. ``shapes``: parameter -> its shape. ``attributes``: module
+            -> {attribute: value}. ``skip``: module -> what it returns instead. ``wrap``: module -> name in `WRAPPERS`.
+            Paths are relative to the base model, so that every head shares one list. ``head_shapes`` are those of the
+            head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():

@@ -59,7 +59,7 @@ class Stack:
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
-        first_lacks: Module path below a layer that stock models do not have in their first layer -> one that is like it.
+        first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
     """
 
     layers: str

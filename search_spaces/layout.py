@@ -133,7 +133,7 @@ class Layout:
     def _parent_size(self, field: str, stack: int) -> int:
         if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
             field = "num_attention_heads"
-        value = getattr(self.sizes, self.family.names(field)[stack], None)
+        value: Any = getattr(self.sizes, self.family.names(field)[stack], None)
         if field == "intermediate_size" and self.family.ffn_of_ratio is not None:
             value = self.family.ffn_of_ratio(self.sizes, self.sizes.hidden_size, value)
         if value is None:  # GPT-2's n_inner
@@ -315,9 +315,9 @@ class Layout:
                 if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
                     continue
                 name = self.family.names(field)[number]
-                if field == "intermediate_size" and self.family.ffn_of_ratio is not None:
-                    value = self._ffn_ratio(width)
-                if value is None or update.setdefault(name, value) != value:
+                is_ratio = field == "intermediate_size" and self.family.ffn_of_ratio is not None
+                said = self._ffn_ratio(width) if is_ratio else value
+                if said is None or update.setdefault(name, said) != said:
                     return None
             heads = width["num_attention_heads"], self.widths[number]["num_attention_heads"]
             changed |= heads[0] != heads[1] or subnet.hidden_size != self.parent.hidden_size

@@ -34,9 +34,9 @@ TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
-MODERN = {"local_attention": 8, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)}
-DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
-DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}
+MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
 
 
@@ -51,6 +51,14 @@ def image_inputs() -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(3, 3, 8, 8)}
 
 
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Every score that a model gives, flat."""
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
+    return torch.cat([outputs[name].flatten() for name in names])
+
+
 @dataclass(frozen=True)
 class Toy:
     """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
@@ -61,7 +69,7 @@ class Toy:
     attentions: tuple[str, ...] = ("sdpa", "eager")
 
     def model(self, task: str = "", attention: str = "") -> Any:
-        """A model for a task, by default the first that the family does, with its first implementation of attention."""
+        """A model for a task; by default the first that the family does, and its first kind of attention."""
         import transformers
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, VARIANTS, Toy
+from conftest import TOYS, VARIANTS, Toy, logits
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.elastic import Elastic
@@ -34,6 +34,7 @@ DIMENSIONS = [
     *((name, f"skip {block}") for name, family in FAMILIES.items() for block in family.skippable),
 ]
 TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
+OTHERS = [(name, task) for name, toy in VARIANTS.items() for task in FAMILIES[toy.model_type].tasks]
 TRAINED = [(name, task) for name, task in TASKS if task != "image-feature-extraction"]
 
 
@@ -64,14 +65,6 @@ def subnets(supernet: Supernet) -> Iterator[SubnetConfig]:
     yield from (uniform.largest, uniform.smallest, *(uniform.sample(Random(k)) for k in range(3)))
     if not supernet.family.shared_layers:
         yield from (space(supernet, everything(supernet)).sample(Random(k)) for k in range(5))
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Every score that a model gives, flat."""
-    with torch.inference_mode():
-        outputs = model(**inputs)
-    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
-    return torch.cat([outputs[name].flatten() for name in names])
 
 
 def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -166,7 +159,7 @@ def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
     assert_counts_are_exact(TOYS[family], task, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, task) for n, t in VARIANTS.items() for task in FAMILIES[t.model_type].tasks])
+@pytest.mark.parametrize(("name", "task"), OTHERS)
 def test_other_configs_of_a_family(name: str, task: str, tmp_path: Path) -> None:
     toy = VARIANTS[name]
     supernet = Supernet(toy.model(task))
@@ -197,4 +190,5 @@ def test_the_table_of_families_is_printed_from_the_code() -> None:
     done = subprocess.run([sys.executable, "-m", "nas.cli", "families"], capture_output=True, text=True)
     for name, family in FAMILIES.items():
         row = next(line for line in done.stdout.splitlines() if re.match(rf"\s*{re.escape(name)}\s", line))
-        assert family.tasks[0] in row and family.dimensions[0] in row and all(block in done.stdout for block in family.skippable)
+        assert family.tasks[0] in row and family.dimensions[0] in row
+        assert not family.skippable or family.skippable[0] in row

@@ -1,5 +1,5 @@
-"""DeBERTa v2 and v3 (He et al. 2021, arXiv 2006.03654 and 2111.09543): BERT's layers with disentangled attention, which
-scores content against position embeddings of the hidden size that all layers share."""
+"""DeBERTa v2 and v3 (He et al. 2021, arXiv 2006.03654 and 2111.09543): BERT's layers with disentangled attention,
+which scores content against position embeddings of the hidden size that all layers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MPNet (Song et al. 2020, arXiv 2004.09297): BERT's layers and one table of relative position biases for all of them."""
+"""MPNet (Song et al. 2020, arXiv 2004.09297): BERT's layers, and relative position biases that all of them share."""
 
 from dataclasses import replace
 
@@ -26,7 +26,11 @@ MPNET = replace(
             wrappers={"attention.attn": "SlicedPositionBias"},
         ),
     ),
-    outer={**ROBERTA.outer, "encoder.relative_attention_bias": (None, "head_biases"), "pooler.dense": ("hidden", "hidden")},
+    outer={
+        **ROBERTA.outer,
+        "encoder.relative_attention_bias": (None, "head_biases"),
+        "pooler.dense": ("hidden", "hidden"),
+    },
     positions={**ROBERTA.positions, "pooler.dense": "once"},
     shared_heads=True,
 )
