@@ -1,4 +1,4 @@
-"""Stock modules made elastic in place: forward computes on views of the module's own parameters, so a narrower
+"""Stock modules made elastic in place: their parameters are read as views of the active entries, so a narrower
 subnetwork really is less work. Swapping the class of the module object keeps its parameters, names, ties and
 optimiser state."""
 
@@ -32,22 +32,27 @@ class Elastic(nn.Module):
     skip: str | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stock module computes, on the active entries of its parameters."""
+        """What the stock module computes, unless its block is skipped."""
         if self.skip is not None:
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
-        if not self.views:
-            return super().forward(*args, **kwargs)
-        if isinstance(self, nn.Embedding):  # gradients of a whole vocabulary are dear: cut what was looked up instead
-            found = super().forward(*args, **kwargs)
-            return take(found, (slice(None),) * (found.dim() - 1) + self.views["weight"][1:])
-        own = self._parameters
-        whole = {name: own[name] for name in self.views}
-        for name, index in self.views.items():
-            own[name] = take(whole[name], index)  # type: ignore[assignment, arg-type]
+        if isinstance(self, nn.Embedding) and self.views:
+            return self._looked_up(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def _looked_up(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What an embedding looks up, cut afterwards: the gradient of a sliced vocabulary would be dear."""
+        views, self.views = self.views, {}
         try:
-            return super().forward(*args, **kwargs)
+            found = super().forward(*args, **kwargs)
         finally:
-            own.update(whole)
+            self.views = views
+        return take(found, (slice(None),) * (found.dim() - 1) + views["weight"][1:])
+
+    def __getattr__(self, name: str) -> Any:
+        """A parameter is read as its active entries, by the module itself and by others."""
+        found: Any = super().__getattr__(name)
+        index = self.__dict__["views"].get(name)
+        return found if index is None else take(found, index)
 
     def show(self, views: dict[str, Index]) -> None:
         """Makes these entries the active ones."""
@@ -114,7 +119,6 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
+        module.views, module.skip = {}, None  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
-        assert isinstance(module, Elastic)
-        module.views, module.skip = {}, None
-    return module
+    return module  # type: ignore[return-value]

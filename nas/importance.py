@@ -127,6 +127,8 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
             [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
+    if supernet.family.shared_heads:
+        orders["head_biases"] = orders["heads"]
     if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
         orders["qkv_heads"] = orders["heads"]
     return orders
@@ -182,7 +184,7 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
     """Reorders units and channels in every weight that has them; the full model computes what it did."""
     for name, parameter in supernet.model.named_parameters():
         place = supernet.layout.locate(name)
-        orders = {axis: layers[place.layer] for axis, layers in units.items() if place.layer is not None}
+        orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
         for dim, axis in enumerate(place.axes):
             index = _index(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
             if index is not None:
@@ -209,11 +211,11 @@ def _index(
 
 def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
     """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
-    stack, _ = supernet.layout.stack_of(layer)
+    stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
     total = torch.zeros(0, dtype=torch.float64)
     for path, axes in supernet.family.stacks[stack].modules.items():
-        if len(axes) == 2 and axes[1] == axis:
-            weight = supernet.layer(layer).get_submodule(path).weight
+        if len(axes) == 2 and axes[1] == axis and path in modules:
+            weight = modules[path].weight
             assert isinstance(weight, torch.Tensor) and weight.grad is not None
             columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
             found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()

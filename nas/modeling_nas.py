@@ -5,12 +5,14 @@ class has its counterpart here by name: ``NasBertForSequenceClassification`` is 
 the edits applied before the weights are loaded.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 PREFIX = "Nas"
@@ -55,7 +57,21 @@ class Skip(nn.Module):
         return skipped(self.returns, self.layer_idx, *args, **kwargs)
 
 
-WRAPPERS: dict[str, type] = {}
+class SlicedPositionBias:
+    """Mixed into an attention module that is given one position bias for all layers, with the heads of the widest.
+
+    Heads keep their place in every layer, so that the first ones are those of a narrower layer.
+    """
+
+    num_attention_heads: int
+
+    def forward(self, hidden_states: Any, attention_mask: Any = None, position_bias: Any = None, **kwargs: Any) -> Any:
+        """What the stock module computes with the biases of its own heads; bias (1 or batch, heads, query, key)."""
+        own = None if position_bias is None else position_bias[:, : self.num_attention_heads]
+        return super().forward(hidden_states, attention_mask, own, **kwargs)  # type: ignore[misc]
+
+
+WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias}
 """Name in a family's table -> class mixed into a stock module's own."""
 
 
@@ -64,11 +80,15 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module ->
-            what it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so
-            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: ``like``: module -> one that is copied there. ``shapes``: parameter -> its shape. ``attributes``: module
+            -> {attribute: value}. ``skip``: module -> what it returns instead. ``wrap``: module -> name in `WRAPPERS`.
+            Paths are relative to the base model, so that every head shares one list. ``head_shapes`` are those of the
+            head it was exported with.
     """
     base: Any = model.base_model
+    for path, other in arch.get("like", {}).items():
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, copy.deepcopy(base.get_submodule(other)))
     for path, returns in arch.get("skip", {}).items():
         parent, _, name = path.rpartition(".")
         skip = Skip(returns, getattr(base.get_submodule(path), "layer_idx", None))
@@ -125,13 +145,22 @@ def _nas_model(stock: Any) -> type:
     )
 
 
+def _keep_renamings(stock: Any, made: Any, key: str) -> None:
+    """Weights keep the names that they have in files of the stock model, by its class or by its model type."""
+    renamings = get_checkpoint_conversion_mapping(getattr(stock, key))
+    if renamings is not None:
+        register_checkpoint_conversion_mapping(getattr(made, key), renamings, overwrite=True)
+
+
 def globals_getattr(name: str) -> Any:
     """A class of this module by name, made on first use."""
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in globals():
-        globals()[name] = _nas_config(stock) if hasattr(stock, "model_type") else _nas_model(stock)
+        is_config = hasattr(stock, "model_type")
+        globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
+        _keep_renamings(stock, globals()[name], "model_type" if is_config else "__name__")
     return globals()[name]
 
 

@@ -54,6 +54,8 @@ class Supernet:
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._class = type(model)
+        for path, (attribute, _) in self.family.unused.items():
+            setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
         self._layers = [_Part(self.layer(index)) for index in distinct]
@@ -110,7 +112,7 @@ class Supernet:
                 self._show(part, stack, subnet.width(position))
                 for module in part.numbered:
                     module.layer_idx = number  # type: ignore[assignment] # the place in the cache
-        self._show(self._outer, None, {**self.layout.widths[0], "hidden_size": subnet.hidden_size})
+        self._show(self._outer, None, self.layout.outer_width(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         for name, value in self.layout.depth_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
@@ -193,7 +195,10 @@ class Supernet:
     def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update(update)
+        sizes.update({**update, **{name: False for _, name in self.family.unused.values()}})
+        if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
+            sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
+            sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
         return self._class, config
 
@@ -210,6 +215,7 @@ class Supernet:
     def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
         """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
         arch: dict[str, dict[str, object]] = {
+            "like": {},
             "shapes": {},
             "head_shapes": {},
             "attributes": {},
@@ -226,8 +232,10 @@ class Supernet:
                     section = "shapes" if found[0].startswith(prefix) else "head_shapes"
                     arch[section][found[0].removeprefix(prefix)] = list(shape)
         for number, positions in enumerate(self.layout.kept(subnet)):
-            stack = self.family.stacks[number]
-            for index, position in enumerate(positions):
+            stack, first = self.family.stacks[number], f"{self.family.stacks[number].layers}.0."
+            new = self.layout.first_modules(number, subnet)
+            arch["like"] |= {first + path: first + other for path, other in new.items()}
+            for index, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 width, start = subnet.width(position), f"{stack.layers}.{index}."
                 skips = self.layout.skips(number, width)
                 arch["skip"] |= {start + path: what for path, what in skips.items()}

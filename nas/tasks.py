@@ -206,9 +206,9 @@ class Workbench:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images that the model takes."""
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.config.num_channels, height, width
+        sizes = self.layout.sizes
+        height, width = (sizes.image_size,) * 2 if isinstance(sizes.image_size, int) else sizes.image_size
+        return sizes.num_channels, height, width
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Random inputs of the workload's shape; every token is real, none is padding."""

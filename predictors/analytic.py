@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Layout, SubnetConfig
 from search_spaces.family import Position
@@ -25,7 +25,10 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of the parent's file: its shape, its name there, the type of its numbers and their bytes."""
+    """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
+
+    The file holds tensors of one name there as one, concatenated along their first dimension.
+    """
 
     shape: Shape
     disk_name: str
@@ -39,10 +42,10 @@ class AnalyticCosts:
 
     Attributes:
         layout: Table of the parent.
-        stored: Name -> each tensor that the parent's file holds; tied ones once.
+        stored: Name -> each tensor that goes into the parent's file; tied ones once.
         parameters: Names of those that are parameters, not buffers.
         multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
-        label_tokens: Whether every token gets a label, not every sample.
+        label_tokens: Whether every token gets a label or a score, not every sample.
     """
 
     layout: Layout
@@ -54,18 +57,16 @@ class AnalyticCosts:
     @classmethod
     def of(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
         """Reads the shapes of a parent model: its full size, whatever subnetwork of it is active."""
-        from transformers.core_model_loading import revert_weight_conversion
-
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         distinct = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         state = {name: tensor for name, tensor in every.items() if name in distinct}
-        reverted = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
+        disk_names = _disk_names(model, state)
         return cls(
             layout=layout,
-            stored={name: _stored(tensor, reverted[id(tensor)]) for name, tensor in state.items()},
+            stored={name: _stored(tensor, disk_names[name]) for name, tensor in state.items()},
             parameters=frozenset(name for name, _ in model.named_parameters()),
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
-            label_tokens=type(model).__name__.endswith("ForTokenClassification"),
+            label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
         )
 
     def shapes(self, subnet: SubnetConfig, full: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -122,16 +123,18 @@ class AnalyticCosts:
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
         shapes = self.shapes(subnet, {name: stored.shape for name, stored in self.stored.items()})
-        layout, tensors = self.layout, []
+        layout, tensors = self.layout, dict[str, tuple[Stored, Shape]]()
         for name, shape in shapes.items():
             place, stored, disk_name = layout.locate(name), self.stored[name], self.stored[name].disk_name
             if place.stack is not None:
                 index = layout.index_in_stack(subnet, place)
                 disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
-            tensors.append((disk_name, stored, shape))
+            if disk_name in tensors:
+                shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])
+            tensors[disk_name] = stored, shape
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for disk_name, stored, shape in sorted(tensors, key=lambda tensor: tensor[0]):
+        for disk_name, (stored, shape) in sorted(tensors.items()):
             start, end = end, end + math.prod(shape) * stored.itemsize
             header[disk_name] = {"dtype": stored.dtype, "shape": list(shape), "data_offsets": [start, end]}
         length = len(json.dumps(header, separators=(",", ":")).encode())
@@ -142,6 +145,21 @@ class AnalyticCosts:
         if name == "size_mb":
             return self.size_bytes(subnet) / 1e6
         return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))
+
+
+def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
+    """Name of each tensor -> its name in the file, found by writing tensors that hold their own number."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    names = list(state)
+    numbered = {name: torch.tensor(float(k)).expand(state[name].shape) for k, name in enumerate(names)}
+    name_of = {id(tensor): name for name, tensor in numbered.items()}
+    found: dict[str, str] = {}
+    for disk_name, tensor in revert_weight_conversion(model, dict(numbered)).items():
+        sources = [name_of[id(tensor)]] if id(tensor) in name_of else [names[int(k)] for k in tensor.unique()]
+        found |= dict.fromkeys(sources, disk_name)
+    return found
 
 
 def _stored(tensor: object, disk_name: str) -> Stored:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
 
-Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "ffn", "embedding"]
+Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding"]
 """What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
-interleaves query, key and value head by head; ``embedding`` is the width of embeddings that are projected to the
-hidden size, or the hidden size itself where they are not."""
+interleaves query, key and value head by head; ``head_biases`` are position biases that all layers share, one for each
+head of the widest layer; ``embedding`` is the width of embeddings that are projected to the hidden size, or the hidden
+size itself where they are not."""
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 """One entry for each dimension of a weight, output first: an axis, several fused along one dimension, or none."""
@@ -42,6 +43,7 @@ AUTO_CLASSES: dict[str, str] = {
     "text2text-generation": "AutoModelForSeq2SeqLM",
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
 }
 """Task, by the name of its Hugging Face pipeline -> the auto class that loads a model for it."""
 
@@ -57,6 +59,7 @@ class Stack:
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
+        first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
     """
 
     layers: str
@@ -65,6 +68,7 @@ class Stack:
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
     source: tuple[str, ...] = ()
     wrappers: Mapping[str, str] = field(default_factory=dict)
+    first_lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,11 @@ class Family:
         head_dim_in_config: Whether a stock config can set the head's width apart from hidden_size / heads.
         config_names: Our field -> what the config calls it: one name for all stacks, or one a stack.
         per_layer: Config fields that hold a list with one entry a layer.
+        equal_to_hidden: Config fields beside hidden_size that a stock model needs to be equal to it.
+        ffn_of_ratio: Config, hidden size, ratio -> FFN neurons, where the config has a whole ratio in their place.
         requires: Config field -> the only value for which this table is right.
+        unused: Module outside the layers that no task uses -> attribute of its parent and field of the config that are
+            False without it.
         fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
         shared_layers: Whether all layers are one set of weights, applied again and again.
         shared_heads: Whether a head must keep its place in every layer, because position biases are shared.
@@ -104,7 +112,10 @@ class Family:
     head_dim_in_config: bool
     config_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     per_layer: tuple[str, ...] = ()
+    equal_to_hidden: tuple[str, ...] = ()
+    ffn_of_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
     requires: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     fixed_hidden: str = ""
     shared_layers: bool = False
     shared_heads: bool = False

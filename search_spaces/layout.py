@@ -30,6 +30,7 @@ FIELD_OF_AXIS: dict[str, str] = {
     "cross_heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "qkv_heads": "num_attention_heads",
+    "head_biases": "num_attention_heads",
     "ffn": "intermediate_size",
 }
 """The field of a subnetwork that says how much of an axis is active."""
@@ -133,7 +134,9 @@ class Layout:
     def _parent_size(self, field: str, stack: int) -> int:
         if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
             field = "num_attention_heads"
-        value = getattr(self.sizes, self.family.names(field)[stack], None)
+        value: Any = getattr(self.sizes, self.family.names(field)[stack], None)
+        if field == "intermediate_size" and self.family.ffn_of_ratio is not None:
+            value = self.family.ffn_of_ratio(self.sizes, self.sizes.hidden_size, value)
         if value is None:  # GPT-2's n_inner
             value = 4 * self.sizes.hidden_size
         return int(value)
@@ -187,7 +190,8 @@ class Layout:
         """A parameter's name in the extracted model and the widths of its layer; None where it is left out."""
         place = self.locate(parameter)
         if place.layer is None or place.stack is None:
-            return parameter, self._outer_width(subnet)
+            unused = is_under(place.path, self.family.unused)
+            return None if unused else (parameter, self.outer_width(subnet))
         if place.layer not in subnet.layers:
             return None
         position = subnet.layers.index(place.layer)
@@ -203,8 +207,10 @@ class Layout:
         before = sum(layer < sum(self.depths[: place.stack]) for layer in subnet.layers)
         return subnet.layers.index(place.layer) - before
 
-    def _outer_width(self, subnet: SubnetConfig) -> dict[str, int]:
-        return {**self.widths[0], "hidden_size": subnet.hidden_size}
+    def outer_width(self, subnet: SubnetConfig) -> dict[str, int]:
+        """Widths outside the layers: what all layers share is as wide as the widest of them needs."""
+        heads = max(subnet.num_attention_heads)
+        return {**self.widths[0], "num_attention_heads": heads, "hidden_size": subnet.hidden_size}
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -310,20 +316,40 @@ class Layout:
                 if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
                     continue
                 name = self.family.names(field)[number]
-                if update.setdefault(name, value) != value:
+                is_ratio = field == "intermediate_size" and self.family.ffn_of_ratio is not None
+                said = self._ffn_ratio(width) if is_ratio else value
+                if said is None or update.setdefault(name, said) != said:
                     return None
             heads = width["num_attention_heads"], self.widths[number]["num_attention_heads"]
             changed |= heads[0] != heads[1] or subnet.hidden_size != self.parent.hidden_size
             if not self.family.head_dim_in_config and heads[0] * self.head_dim != subnet.hidden_size:
                 return None
-        if self.embedding_is_hidden:
-            if "embedding_size" in self.family.config_names:
+            if self._first_differs(number, subnet):
+                return None
+        if "embedding_size" in self.family.config_names:
+            if self.embedding_is_hidden:
                 update[self.family.names("embedding_size")[0]] = subnet.hidden_size
-        elif subnet.hidden_size == self._embedding_size:
-            return None  # a stock model of equal widths has no projection
+            elif subnet.hidden_size == self._embedding_size:
+                return None  # a stock model of equal widths has no projection
+        update |= dict.fromkeys(self.family.equal_to_hidden, subnet.hidden_size)
         if self.family.stock_if is not None and not self.family.stock_if(self, subnet):
             return None
         return {**update, "head_dim": self.head_dim} if changed and self.family.head_dim_in_config else update
+
+    def _ffn_ratio(self, width: Mapping[str, int]) -> int | None:
+        """The whole ratio that gives a stock model so many neurons, None where no ratio does."""
+        hidden, neurons, of_ratio = width["hidden_size"], width["intermediate_size"], self.family.ffn_of_ratio
+        assert of_ratio is not None
+        ratios = range(1, 2 * (neurons // hidden + 1))
+        return next((ratio for ratio in ratios if of_ratio(self.sizes, hidden, ratio) == neurons), None)
+
+    def _first_differs(self, stack: int, subnet: SubnetConfig) -> bool:
+        first = subnet.layers[self.kept(subnet)[stack][0]]
+        return bool(self.family.stacks[stack].first_lacks) and self.stack_of(first)[1] > 0
+
+    def first_modules(self, stack: int, subnet: SubnetConfig) -> dict[str, str]:
+        """Modules that the first kept layer has and that of a stock model lacks -> one that is like it."""
+        return dict(self.family.stacks[stack].first_lacks) if self._first_differs(stack, subnet) else {}
 
     # -- the space ----------------------------------------------------------------------------------------------------
 
@@ -363,7 +389,8 @@ class Layout:
         Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
         as long as what it writes, or as the sound it hears. With ``label_tokens``, every token gets a label.
         """
-        token = self.num_patches + self.family.special_tokens if self.num_patches else sequence_length or 0
+        special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
+        token = self.num_patches + special if self.num_patches else sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
         label = token if label_tokens else 1
         return {

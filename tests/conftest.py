@@ -34,6 +34,10 @@ TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
+MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
+TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -47,6 +51,14 @@ def image_inputs() -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(3, 3, 8, 8)}
 
 
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Every score that a model gives, flat."""
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
+    return torch.cat([outputs[name].flatten() for name in names])
+
+
 @dataclass(frozen=True)
 class Toy:
     """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
@@ -54,14 +66,15 @@ class Toy:
     model_type: str
     config: dict[str, Any]
     inputs: Callable[[], dict[str, torch.Tensor]] = text_inputs
+    attentions: tuple[str, ...] = ("sdpa", "eager")
 
-    def model(self, task: str = "", attention: str = "sdpa") -> Any:
-        """A model for a task, by default the first that the family does."""
+    def model(self, task: str = "", attention: str = "") -> Any:
+        """A model for a task; by default the first that the family does, and its first kind of attention."""
         import transformers
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
-        return auto.from_config(config, attn_implementation=attention).eval()
+        return auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
@@ -82,13 +95,48 @@ TOYS: dict[str, Toy] = {
         Toy("roberta", {**SIZES, **TEXT}),
         Toy("distilbert", {**DISTIL, **TEXT}),
         Toy("electra", {**SIZES, **TEXT, "embedding_size": 24}),
+        Toy("albert", {**SIZES, **TEXT, "embedding_size": 24}),
+        Toy("mpnet", {**SIZES, **TEXT}, attentions=("eager",)),
+        Toy("modernbert", {**SIZES, **TEXT, **MODERN}),
+        Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
         Toy("llama", {**SIZES, **TEXT, **GROUPED}),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
+        Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),
+        Toy("dinov3_vit", {**SIZES, **IMAGE, "num_register_tokens": 2}, image_inputs),
+        Toy("clip", TWO_TOWERS, image_inputs),
+        Toy("siglip", TWO_TOWERS, image_inputs),
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
+
+BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
+OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}
+
+
+def variant(model_type: str, **changes: Any) -> Toy:
+    """The toy of a family with another config."""
+    return replace(TOYS[model_type], config={**TOYS[model_type].config, **changes})
+
+
+VARIANTS: dict[str, Toy] = {
+    "distilbert-sinusoidal": variant("distilbert", sinusoidal_pos_embds=True),
+    "electra-unprojected": variant("electra", embedding_size=48),
+    "albert-wide-embeddings": variant("albert", embedding_size=48),
+    "modernbert-biased": variant("modernbert", **BIASED, classifier_pooling="mean"),
+    "deberta-own-positions": variant("deberta-v2", **OWN_POSITIONS),
+    "deberta-one-sided": variant("deberta-v2", pos_att_type=["p2c"], share_att_key=False, norm_rel_ebd="none"),
+    "deberta-absolute": variant("deberta-v2", relative_attention=False, position_biased_input=True, pos_att_type=None),
+    "deberta-convolution": variant("deberta-v2", conv_kernel_size=3, conv_act="gelu"),
+    "deberta-projected": variant("deberta-v2", embedding_size=24),
+    "vit-unbiased": variant("vit", qkv_bias=False, num_labels=1),
+    "deit-teacher": variant("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
+    "dinov2-gated": variant("dinov2", use_swiglu_ffn=True, mlp_ratio=3, use_mask_token=False),
+    "dinov3-gated": variant("dinov3_vit", use_gated_mlp=True, num_register_tokens=0, key_bias=True),
+    "siglip-headless": variant("siglip", vision_config={**TWO_TOWERS["vision_config"], "vision_use_head": False}),
+}
+"""Other configs of these families that checkpoints have."""
 
 
 def bert(**changes: Any) -> Any:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.families.albert import ALBERT
 from search_spaces.families.bert import BERT
+from search_spaces.families.clip import CLIP
+from search_spaces.families.deberta_v2 import DEBERTA_V2
 from search_spaces.families.deit import DEIT
+from search_spaces.families.dinov2 import DINOV2
+from search_spaces.families.dinov3 import DINOV3
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
 from search_spaces.families.gpt2 import GPT2
 from search_spaces.families.llama import LLAMA
+from search_spaces.families.modernbert import MODERNBERT
+from search_spaces.families.mpnet import MPNET
 from search_spaces.families.roberta import ROBERTA
+from search_spaces.families.siglip import SIGLIP
 from search_spaces.families.vit import VIT
 from search_spaces.family import Family
 
@@ -20,10 +28,18 @@ FAMILIES: dict[str, Family] = {
         ROBERTA,
         DISTILBERT,
         ELECTRA,
+        ALBERT,
+        MPNET,
+        MODERNBERT,
+        DEBERTA_V2,
         GPT2,
         LLAMA,
         VIT,
         DEIT,
+        DINOV2,
+        DINOV3,
+        CLIP,
+        SIGLIP,
     )
 }
 

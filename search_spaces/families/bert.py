@@ -42,4 +42,5 @@ BERT = Family(
         "predictions.decoder": "token",
     },
     head_dim_in_config=False,
+    requires={"add_cross_attention": False},
 )

@@ -4,4 +4,10 @@ from dataclasses import replace
 
 from search_spaces.families.vit import VIT
 
-DEIT = replace(VIT, model_type="deit", special_tokens=2)
+DEIT = replace(
+    VIT,
+    model_type="deit",
+    outer={**VIT.outer, "cls_classifier": (None, "hidden"), "distillation_classifier": (None, "hidden")},
+    positions={**VIT.positions, "cls_classifier": "once", "distillation_classifier": "once"},
+    special_tokens=2,
+)

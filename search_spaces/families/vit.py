@@ -27,12 +27,14 @@ VIT = Family(
     ),
     outer={
         "embeddings.cls_token": (None, None, "hidden"),
+        "embeddings.mask_token": (None, None, "hidden"),
         "embeddings.distillation_token": (None, None, "hidden"),
         "embeddings.position_embeddings": (None, None, "hidden"),
         "patch_embeddings.projection": ("hidden",),
         "layernorm": ("hidden",),
+        "pooler.dense": (None, "hidden"),
         "classifier": (None, "hidden"),
     },
-    positions={"patch_embeddings.projection": "patch", "classifier": "once"},
+    positions={"patch_embeddings.projection": "patch", "pooler.dense": "once", "classifier": "once"},
     head_dim_in_config=True,
 )

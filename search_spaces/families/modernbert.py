@@ -1,0 +1,39 @@
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): pre-norm encoder, rotary positions, local and global attention;
+query, key and value are one matrix, so are the two halves of the gated FFN."""
+
+from search_spaces.family import Family, Stack
+
+MODERNBERT = Family(
+    model_type="modernbert",
+    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    stacks=(
+        Stack(
+            layers="layers",
+            modules={
+                "attn_norm": ("hidden",),
+                "attn.Wqkv": (("heads", "heads", "heads"), "hidden"),
+                "attn.Wo": ("hidden", "heads"),
+                "mlp_norm": ("hidden",),
+                "mlp.Wi": (("ffn", "ffn"), "hidden"),
+                "mlp.Wo": ("hidden", "ffn"),
+            },
+            skips={
+                "attention": {"attn_norm": "identity", "attn": "zeros, None"},
+                "mlp": {"mlp_norm": "identity", "mlp": "zeros"},
+            },
+            first_lacks={"attn_norm": "mlp_norm"},
+        ),
+    ),
+    outer={
+        "embeddings.tok_embeddings": (None, "hidden"),
+        "embeddings.norm": ("hidden",),
+        "final_norm": ("hidden",),
+        "head.dense": ("hidden", "hidden"),
+        "head.norm": ("hidden",),
+        "classifier": (None, "hidden"),
+        "decoder": (None, "hidden"),
+    },
+    positions={"head.dense": "label", "classifier": "label", "decoder": "token"},
+    head_dim_in_config=False,
+    per_layer=("layer_types",),
+)

@@ -1,0 +1,15 @@
+"""SigLIP's vision tower (Zhai et al. 2023, arXiv 2303.15343): CLIP's layers over patches alone.
+
+Its attention-pooling head is left out: an image classifier averages the patches instead.
+"""
+
+from dataclasses import replace
+
+from search_spaces.families.clip import CLIP
+
+SIGLIP = replace(
+    CLIP,
+    model_type="siglip",
+    unused={"vision_model.head": ("use_head", "vision_use_head")},
+    special_tokens=0,
+)

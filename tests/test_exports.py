@@ -1,0 +1,166 @@
+"""Law 2 over every family: what is exported reloads in a fresh process with equal outputs; stock where a stock config
+suffices, with its one modelling file elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOYS, logits
+from safetensors.torch import load_file, save_file
+
+from nas.export import describe_remote_code
+from nas.modeling_nas import PREFIX
+from nas.supernet import Supernet
+from search_spaces import AUTO_CLASSES, FAMILIES, Layout, SubnetConfig
+
+HEADS_IN_CONFIG = {
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
+    *("vit", "deit", "dinov2", "t5"),
+}
+"""Families whose stock config can say how many heads there are, apart from the hidden size."""
+
+LOAD = """
+import json, sys, torch, transformers
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+{prepare}
+root, again = Path(sys.argv[1]), sys.argv[2]
+modules = {{}}
+for folder, auto in json.loads((root / "folders.json").read_text()).items():
+    model = getattr(transformers, auto).from_pretrained(root / folder{trust}).eval()
+    with torch.inference_mode():
+        outputs = model(**load_file(root / folder / "inputs.safetensors"))
+    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
+    save_file({{"out": torch.cat([outputs[name].flatten() for name in names])}}, root / folder / (again + ".out"))
+    model.save_pretrained(root / folder / again)
+    modules[folder] = type(model).__module__
+(root / (again + ".json")).write_text(json.dumps(modules))
+"""
+ALONE = "sys.modules |= dict.fromkeys(('nas', 'search_spaces', 'predictors'))  # not to be imported"
+MODES = {
+    "trusted": LOAD.format(prepare=ALONE, trust=", trust_remote_code=True"),
+    "imported": LOAD.format(prepare="import nas", trust=""),
+}
+
+
+def per_layer(layout: Layout) -> SubnetConfig:
+    """Three unlike layers of each stack, the first one dropped, each block skipped once, and a narrower residual."""
+    if layout.family.shared_layers:
+        return SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=40, hidden_size=36)
+    groups, stacks = (0, 2, 4), len(layout.depths)
+    heads = tuple(per_group(layout) * number for number in groups)
+    layers = tuple(4 * stack + layer for stack in range(stacks) for layer in (1, 2, 3))
+    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, 36, groups * stacks)
+
+
+def narrower(layout: Layout) -> SubnetConfig:
+    """Everything narrower, with the parent's ratio of hidden size and heads."""
+    return uniform(layout, groups=3, hidden_size=36, intermediate_size=72)
+
+
+def fewer_heads(layout: Layout) -> SubnetConfig:
+    """Half of the heads on a residual stream of full width."""
+    return uniform(layout, groups=2, hidden_size=48, intermediate_size=96)
+
+
+def uniform(layout: Layout, groups: int, **sizes: int) -> SubnetConfig:
+    """The first and third layer of each stack; grouped heads lose whole groups."""
+    layers = tuple(4 * stack + layer for stack in range(len(layout.depths)) for layer in (0, 2))
+    layers = (0, 1) if layout.family.shared_layers else layers
+    heads = per_group(layout) * groups
+    return SubnetConfig.uniform(layers, num_attention_heads=heads, num_key_value_heads=groups, **sizes)
+
+
+def per_group(layout: Layout) -> int:
+    return layout.parent.num_attention_heads[0] // layout.parent.num_key_value_heads[0]
+
+
+SUBNETS = {"per-layer": per_layer, "narrower": narrower, "fewer-heads": fewer_heads}
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Folders of every family and subnetwork, with what the active supernets gave and what fresh processes loaded."""
+
+    root: Path
+    expected: dict[str, torch.Tensor]
+    modules: dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    root = tmp_path_factory.mktemp("exports")
+    expected, folders = {}, {}
+    for family in TOYS:
+        for kind in SUBNETS:
+            name = f"{family}-{kind}"
+            folders[name] = AUTO_CLASSES[FAMILIES[family].tasks[0]]
+            expected[name] = write(family, kind, folders[name], root / name)
+    (root / "folders.json").write_text(json.dumps(folders))
+    modules = {}
+    for mode, code in MODES.items():
+        command = [sys.executable, "-c", code, str(root), mode]
+        paths = os.environ.get("PYTHONPATH", "") if mode == "imported" else ""
+        environment = {**os.environ, "HF_HOME": str(root / "cache"), "PYTHONPATH": paths}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+        assert done.returncode == 0, done.stderr
+        modules[mode] = json.loads((root / f"{mode}.json").read_text())
+    return Exports(root, expected, modules)
+
+
+def write(family: str, kind: str, auto_class: str, folder: Path) -> torch.Tensor:
+    """Exports a subnetwork of a random model with inputs beside it; returns the active supernet's outputs."""
+    torch.manual_seed(0)
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
+    subnet = SUBNETS[kind](supernet.layout)
+    model = supernet.extract(subnet)
+    if type(model).__name__.startswith(PREFIX):
+        describe_remote_code(model, auto_class)
+    model.save_pretrained(folder)
+    save_file(batch, folder / "inputs.safetensors")
+    supernet.activate(subnet)
+    return logits(supernet.model, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", SUBNETS)
+@pytest.mark.parametrize("family", TOYS)
+def test_an_export_reloads_with_equal_outputs(exports: Exports, family: str, kind: str, mode: str) -> None:
+    name = f"{family}-{kind}"
+    folder = exports.root / name
+    found = load_file(folder / f"{mode}.out")["out"]
+    assert torch.allclose(found, exports.expected[name], atol=1e-5)
+    first, again = load_file(folder / "model.safetensors"), load_file(folder / mode / "model.safetensors")
+    assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
+    assert [file.name for file in folder.glob("*.py")] == [file.name for file in (folder / mode).glob("*.py")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SUBNETS)
+@pytest.mark.parametrize("family", TOYS)
+def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, family: str, kind: str) -> None:
+    name = f"{family}-{kind}"
+    files = [file.name for file in (exports.root / name).glob("*.py")]
+    model_type = json.loads((exports.root / name / "config.json").read_text())["model_type"]
+    modules = [exports.modules[mode][name] for mode in ("trusted", "imported")]
+    if kind == "narrower" or (kind == "fewer-heads" and family in HEADS_IN_CONFIG):
+        assert not files and model_type == family
+        assert all(module.startswith("transformers.models.") for module in modules)
+    else:
+        assert files == ["modeling_nas.py"] and model_type == f"nas_{family}"
+        assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.modeling_nas"
+
+
+def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:
+    layout = Layout(TOYS["modernbert"].model().config)
+    whole = {"num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
+    assert layout.stock_update(SubnetConfig.uniform((0, 2), **whole)) is not None
+    assert layout.stock_update(SubnetConfig.uniform((1, 2), **whole)) is None
