@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
 
-Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "ffn", "embedding"]
+Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding"]
 """What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
-interleaves query, key and value head by head; ``embedding`` is the width of embeddings that are projected to the
-hidden size, or the hidden size itself where they are not."""
+interleaves query, key and value head by head; ``head_biases`` has one entry a head; ``embedding`` is the width of
+embeddings that are projected to the hidden size, or the hidden size itself where they are not."""
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 """One entry for each dimension of a weight, output first: an axis, several fused along one dimension, or none."""
@@ -29,9 +29,18 @@ Position = Literal["once", "label", "token", "source", "patch", "frame"]
 token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or every
 frame of a sound."""
 
-Skip = Literal["input", "input, None", "zeros", "zeros, None", "residual", "identity"]
-"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with the
-attention weights that an attention module returns beside it."""
+Skip = Literal[
+    "input",
+    "input, None",
+    "zeros",
+    "zeros, None",
+    "zeros, None, None",
+    "zeros, position_bias, None",
+    "residual",
+    "identity",
+]
+"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with what
+an attention module returns beside it: the position bias it was given, the attention weights."""
 
 AUTO_CLASSES: dict[str, str] = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -56,6 +65,8 @@ class Stack:
         attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`.
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
+        leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is
+            dropped or its block skipped, the next one has them.
         wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
     """
 
@@ -64,6 +75,7 @@ class Stack:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
     source: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
     wrappers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,6 +93,8 @@ class Family:
         head_dim_in_config: Whether a stock config can set the head's width apart from hidden_size / heads.
         config_names: Our field -> what the config calls it: one name for all stacks, or one a stack.
         per_layer: Config fields that hold a list with one entry a layer.
+        cache_depth: Config field to add where the decoder is deeper than the encoder, because generation would else
+            prepare a cache for too few layers.
         requires: Config field -> the only value for which this table is right.
         fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
         shared_layers: Whether all layers are one set of weights, applied again and again.
@@ -104,6 +118,7 @@ class Family:
     head_dim_in_config: bool
     config_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     per_layer: tuple[str, ...] = ()
+    cache_depth: str = ""
     requires: Mapping[str, Any] = field(default_factory=dict)
     fixed_hidden: str = ""
     shared_layers: bool = False

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.families.bart import BART
 from search_spaces.families.bert import BERT
 from search_spaces.families.deit import DEIT
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
 from search_spaces.families.gpt2 import GPT2
 from search_spaces.families.llama import LLAMA
+from search_spaces.families.marian import MARIAN
 from search_spaces.families.roberta import ROBERTA
+from search_spaces.families.t5 import T5
 from search_spaces.families.vit import VIT
+from search_spaces.families.whisper import WHISPER
 from search_spaces.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -22,6 +26,10 @@ FAMILIES: dict[str, Family] = {
         ELECTRA,
         GPT2,
         LLAMA,
+        T5,
+        BART,
+        MARIAN,
+        WHISPER,
         VIT,
         DEIT,
     )
