@@ -277,7 +277,7 @@ def test_features_tell_the_two_stacks_apart() -> None:
     subnets = [SubnetConfig.uniform(k, num_attention_heads=4, intermediate_size=96, hidden_size=48) for k in kept]
     table = dict(zip(feature_names(space), features(space, subnets).T, strict=True))
     assert table["num_hidden_layers"].tolist() == [2, 1] and table["num_decoder_layers"].tolist() == [1, 2]
-    assert table["num_attention_heads@0"].tolist() == [2, 1] and table["num_attention_heads@1"].tolist() == [1, 2]
+    assert table["num_attention_heads"].tolist() == [2, 1] and table["decoder num_attention_heads"].tolist() == [1, 2]
 
 
 def test_cross_attention_has_an_order_of_its_own() -> None:
