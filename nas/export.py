@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nas.modeling_nas import PREFIX
 from nas.point import Point
+from nas.registration import stock_classes
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet
 from nas.supernet import Supernet, evaluating
@@ -42,8 +43,8 @@ def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     """Makes ``save_pretrained`` copy the modelling file and name its classes, for ``trust_remote_code=True``."""
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class(auto_class)
-    bare = PREFIX + type(model.base_model).__name__.removeprefix(PREFIX)
-    model.config.auto_map = {"AutoModel": f"modeling_nas.{bare}"}
+    (bare,) = stock_classes(transformers.AutoModel, type(model.config).__mro__[1])
+    model.config.auto_map = {"AutoModel": f"modeling_nas.{PREFIX}{bare.__name__}"}
 
 
 def export_subnet(run: Run, point: Point, out: str | Path) -> Path:

@@ -116,10 +116,10 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
     """
     layout, orders = supernet.layout, {axis: [_falling(s) for s in layers] for axis, layers in scores.items()}
     if supernet.family.shared_heads:
-        for axis in orders.keys() - {"ffn"}:
-            of_stack = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
-            sums = {k: sum(s for s, n in zip(scores[axis], of_stack, strict=True) if n == k) for k in set(of_stack)}
-            orders[axis] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
+        of_stack = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
+        sums = {k: sum(s for s, n in zip(scores["heads"], of_stack, strict=True) if n == k) for k in set(of_stack)}
+        orders["heads"] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
+        orders["head_biases"] = orders["heads"]
     if "kv_heads" in supernet.family.axes:
         grouped = [s.view(layout.widths[0]["num_key_value_heads"], -1) for s in scores["heads"]]
         orders["kv_heads"] = [_falling(s.sum(1)) for s in grouped]
@@ -127,8 +127,6 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
             [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
-    if supernet.family.shared_heads:
-        orders["head_biases"] = orders["heads"]
     if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
         orders["qkv_heads"] = orders["heads"]
     return orders

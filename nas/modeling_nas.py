@@ -29,20 +29,32 @@ def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> A
 
     Args:
         returns: ``input`` (``identity`` is the same), ``zeros`` of its shape, or ``residual``, the second argument;
-            with ``, None`` for the attention weights beside it.
-        layer_idx: Place of an attention module in the cache. Masks and positions are read off the lengths there, so
-            one channel a token is stored.
+            after commas what an attention module returns beside it: ``None`` for its weights, or ``position_bias``.
+        layer_idx: Place of an attention module in the cache, which is kept as if it were there (see `_store_tokens`).
         args: What the module was called with.
         kwargs: What the module was called with.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
+        _store_tokens(cache, layer_idx, hidden, kwargs.get("key_value_states"))
+    what, *beside = returns.split(", ")
+    found = args[1] if what == "residual" else torch.zeros_like(hidden) if what == "zeros" else hidden
+    return (found, *(kwargs.get(name) for name in beside)) if beside else found
+
+
+def _store_tokens(cache: Any, layer_idx: int, hidden: torch.Tensor, source: torch.Tensor | None) -> None:
+    """Stores one channel a token, because masks and positions are read off the lengths in the cache.
+
+    Cross-attention stores the tokens of its ``source``, once.
+    """
+    if source is None:
         tokens = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         getattr(cache, "self_attention_cache", cache).update(tokens, tokens, layer_idx)
-    what, _, beside = returns.partition(", ")
-    found = args[1] if what == "residual" else torch.zeros_like(hidden) if what == "zeros" else hidden
-    return (found, None) if beside else found
+    elif not cache.is_updated.get(layer_idx):
+        tokens = source.new_zeros(source.shape[0], 1, source.shape[1], 1)
+        cache.cross_attention_cache.update(tokens, tokens, layer_idx)
+        cache.is_updated[layer_idx] = True
 
 
 class Skip(nn.Module):
@@ -71,7 +83,40 @@ class SlicedPositionBias:
         return super().forward(hidden_states, attention_mask, own, **kwargs)  # type: ignore[misc]
 
 
-WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias}
+class SharedPositionBias:
+    """Mixed into T5's attention: every layer takes the bias of its own heads from one that all layers share.
+
+    The first attention of a stack has the table and computes the bias, with as many heads as the widest layer has.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What the stock attention computes, and the bias (1, heads of the widest layer, queries, keys)."""
+        module: Any = self
+        if position_bias is None and key_value_states is None:
+            position_bias = module.compute_bias(*self._lengths(hidden_states, past_key_values))
+        own = None if position_bias is None else position_bias[:, : module.n_heads]
+        inputs = hidden_states, mask, key_value_states, own, past_key_values
+        output, _, weights = super().forward(*inputs, **kwargs)  # type: ignore[misc]
+        return output, position_bias, weights
+
+    def _lengths(self, hidden_states: torch.Tensor, cache: Any) -> tuple[int, int, torch.device, Any]:
+        """Queries, keys, the device and the queries that came before, as ``compute_bias`` takes them."""
+        queries, device = hidden_states.shape[1], hidden_states.device
+        if cache is None:
+            return queries, queries, device, 0
+        layer: int = self.layer_idx  # type: ignore[attr-defined]
+        return queries, cache.get_mask_sizes(queries, layer)[0], device, cache.get_seq_length(layer)
+
+
+WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
 """Name in a family's table -> class mixed into a stock module's own."""
 
 
@@ -80,15 +125,18 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``like``: module -> one that is copied there. ``shapes``: parameter -> its shape. ``attributes``: module
-            -> {attribute: value}. ``skip``: module -> what it returns instead. ``wrap``: module -> name in `WRAPPERS`.
-            Paths are relative to the base model, so that every head shares one list. ``head_shapes`` are those of the
-            head it was exported with.
+        arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``shapes``:
+            parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what it returns
+            instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that every head
+            shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
         parent, _, name = path.rpartition(".")
         setattr(base.get_submodule(parent), name, copy.deepcopy(base.get_submodule(other)))
+    for path, origin in arch.get("move", {}).items():
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, base.get_submodule(origin))
     for path, returns in arch.get("skip", {}).items():
         parent, _, name = path.rpartition(".")
         skip = Skip(returns, getattr(base.get_submodule(path), "layer_idx", None))

@@ -80,7 +80,7 @@ class Supernet:
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             place = self.layout.locate(name)
             part = self._outer if place.layer is None else self._layers[place.layer]
-            if not any(place.axes):
+            if not any(place.axes) or self.layout.is_leading(place):
                 continue
             if parameter.dim() < len(place.axes):
                 raise InputError(
@@ -96,6 +96,11 @@ class Supernet:
             for paths in stack.skips.values():
                 part.modules |= {path: make_elastic(part.root.get_submodule(path)) for path in paths}
             part.numbered = [module for module in part.root.modules() if hasattr(module, "layer_idx")]
+        for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
+            for path in stack.leading:
+                parent, _, name = path.rpartition(".")
+                for layer in layers[1:]:  # seen by every layer, a child of the first one only
+                    layer.get_submodule(parent).__dict__[name] = layers[0].get_submodule(path)
 
     def activate(self, subnet: SubnetConfig) -> None:
         """Makes ``subnet`` the network that ``self.model`` computes. Costs attribute assignments only.
@@ -114,6 +119,7 @@ class Supernet:
                     module.layer_idx = number  # type: ignore[assignment] # the place in the cache
         self._show(self._outer, None, self.layout.outer_width(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
+        sizes.__dict__.pop(self.family.cache_depth, None)
         for name, value in self.layout.depth_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
@@ -221,12 +227,16 @@ class Supernet:
             "attributes": {},
             "skip": {},
             "wrap": {},
+            "move": {},
         }
         bare = self.model.base_model is self.model
         prefix = "" if bare else f"{self.model.base_model_prefix}."
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             found, place = self.layout.names(subnet, name), self.layout.locate(name)
             if found is not None:
+                if self.layout.is_leading(place):
+                    moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (found[0], name))
+                    arch["move"] |= {moved: origin} if moved != origin else {}
                 shape = self.layout.shape(place.axes, found[1], tuple(parameter.shape))
                 if shape != tuple(parameter.shape):
                     section = "shapes" if found[0].startswith(prefix) else "head_shapes"

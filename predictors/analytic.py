@@ -43,14 +43,14 @@ class AnalyticCosts:
     Attributes:
         layout: Table of the parent.
         stored: Name -> each tensor that goes into the parent's file; tied ones once.
-        parameters: Names of those that are parameters, not buffers.
+        parameters: Name -> shape of each parameter, in the file or not; tied ones once.
         multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
         label_tokens: Whether every token gets a label or a score, not every sample.
     """
 
     layout: Layout
     stored: Mapping[str, Stored]
-    parameters: frozenset[str]
+    parameters: Mapping[str, Shape]
     multiplied: Mapping[str, Shape]
     label_tokens: bool
 
@@ -59,12 +59,13 @@ class AnalyticCosts:
         """Reads the shapes of a parent model: its full size, whatever subnetwork of it is active."""
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         distinct = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        state = {name: tensor for name, tensor in every.items() if name in distinct}
+        recomputed = model._keys_to_ignore_on_save or ()
+        state = {name: tensor for name, tensor in every.items() if name in distinct and name not in recomputed}
         disk_names = _disk_names(model, state)
         return cls(
             layout=layout,
             stored={name: _stored(tensor, disk_names[name]) for name, tensor in state.items()},
-            parameters=frozenset(name for name, _ in model.named_parameters()),
+            parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
             label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
         )
@@ -80,8 +81,7 @@ class AnalyticCosts:
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
         """Parameters of the extracted model, tied ones once."""
-        full = {name: self.stored[name].shape for name in self.parameters}
-        return sum(math.prod(shape) for shape in self.shapes(subnet, full).values())
+        return sum(math.prod(shape) for shape in self.shapes(subnet, self.parameters).values())
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
@@ -126,8 +126,9 @@ class AnalyticCosts:
         layout, tensors = self.layout, dict[str, tuple[Stored, Shape]]()
         for name, shape in shapes.items():
             place, stored, disk_name = layout.locate(name), self.stored[name], self.stored[name].disk_name
-            if place.stack is not None:
-                index = layout.index_in_stack(subnet, place)
+            position = None if place.stack is None else layout.position_of(subnet, place)
+            if position is not None:
+                index = layout.index_in_stack(subnet, place.stack, position)  # type: ignore[arg-type]
                 disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
             if disk_name in tensors:
                 shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])

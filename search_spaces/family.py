@@ -30,9 +30,18 @@ Position = Literal["once", "label", "token", "source", "patch", "frame"]
 token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or every
 frame of a sound."""
 
-Skip = Literal["input", "input, None", "zeros", "zeros, None", "residual", "identity"]
-"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with the
-attention weights that an attention module returns beside it."""
+Skip = Literal[
+    "input",
+    "input, None",
+    "zeros",
+    "zeros, None",
+    "zeros, None, None",
+    "zeros, position_bias, None",
+    "residual",
+    "identity",
+]
+"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with what
+an attention module returns beside it: the position bias it was given, the attention weights."""
 
 AUTO_CLASSES: dict[str, str] = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -58,6 +67,8 @@ class Stack:
         attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`.
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
+        leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is
+            dropped or its block skipped, the next one has them.
         wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
         first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
     """
@@ -67,6 +78,7 @@ class Stack:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
     source: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
     wrappers: Mapping[str, str] = field(default_factory=dict)
     first_lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,6 +99,8 @@ class Family:
         per_layer: Config fields that hold a list with one entry a layer.
         equal_to_hidden: Config fields beside hidden_size that a stock model needs to be equal to it.
         ffn_of_ratio: Config, hidden size, ratio -> FFN neurons, where the config has a whole ratio in their place.
+        cache_depth: Config field to add where the decoder is deeper than the encoder, because generation would else
+            prepare a cache for too few layers.
         requires: Config field -> the only value for which this table is right.
         unused: Module outside the layers that no task uses -> attribute of its parent and field of the config that are
             False without it.
@@ -114,6 +128,7 @@ class Family:
     per_layer: tuple[str, ...] = ()
     equal_to_hidden: tuple[str, ...] = ()
     ffn_of_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
+    cache_depth: str = ""
     requires: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     fixed_hidden: str = ""

@@ -98,14 +98,21 @@ class Layout:
         """Channels of one attention head.
 
         Raises:
-            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``.
+            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``, or an encoder
+                and its decoder differ in them.
         """
-        hidden, heads = self.sizes.hidden_size, self._parent_size("num_attention_heads", 0)
+        of_stack = [self._parent_size("num_attention_heads", number) for number in range(len(self.depths))]
+        hidden, heads = self.sizes.hidden_size, of_stack[0]
         head_dim = getattr(self.sizes, "head_dim", None) if self.family.head_dim_in_config else None
         if head_dim is None and hidden % heads:
             raise InputError(
                 f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; "
                 "change the model's config."
+            )
+        if head_dim is None and len(set(of_stack)) > 1:
+            raise InputError(
+                f"the encoder and the decoder must have as many heads, but got {of_stack[0]} and {of_stack[1]}; "
+                "choose another model."
             )
         return head_dim or hidden // heads
 
@@ -192,20 +199,33 @@ class Layout:
         if place.layer is None or place.stack is None:
             unused = is_under(place.path, self.family.unused)
             return None if unused else (parameter, self.outer_width(subnet))
-        if place.layer not in subnet.layers:
+        position = self.position_of(subnet, place)
+        if position is None:
             return None
-        position = subnet.layers.index(place.layer)
-        width = subnet.width(position)
-        if is_under(place.path, self.skips(place.stack, width)):
-            return None
-        stack = self.family.stacks[place.stack]
-        return self.renumber(parameter, stack, self.index_in_stack(subnet, place)), width
+        widths = [subnet.width(position)]
+        if self.is_leading(place):
+            widths += [subnet.width(other) for other in self.kept(subnet)[place.stack]]
+        width = {field: max(width[field] for width in widths) for field in widths[0]}
+        index = self.index_in_stack(subnet, place.stack, position)
+        return self.renumber(parameter, self.family.stacks[place.stack], index), width
 
-    def index_in_stack(self, subnet: SubnetConfig, place: Place) -> int:
-        """Which of the kept layers of its stack a place lies in."""
+    def is_leading(self, place: Place) -> bool:
+        """Whether a module of the first layer serves its whole stack."""
+        return place.stack is not None and place.path in self.family.stacks[place.stack].leading
+
+    def position_of(self, subnet: SubnetConfig, place: Place) -> int | None:
+        """Position in ``subnet.layers`` of the layer that has a module of a parent layer; None where none has."""
         assert place.stack is not None and place.layer is not None
-        before = sum(layer < sum(self.depths[: place.stack]) for layer in subnet.layers)
-        return subnet.layers.index(place.layer) - before
+        if self.is_leading(place):
+            found = self.kept(subnet)[place.stack]
+        else:
+            found = [subnet.layers.index(place.layer)] if place.layer in subnet.layers else []
+        has = (p for p in found if not is_under(place.path, self.skips(place.stack, subnet.width(p))))
+        return next(has, None)
+
+    def index_in_stack(self, subnet: SubnetConfig, stack: int, position: int) -> int:
+        """Which of the kept layers of its stack the one at a position of ``subnet.layers`` is."""
+        return position - sum(layer < sum(self.depths[:stack]) for layer in subnet.layers)
 
     def outer_width(self, subnet: SubnetConfig) -> dict[str, int]:
         """Widths outside the layers: what all layers share is as wide as the widest of them needs."""
@@ -295,8 +315,10 @@ class Layout:
 
     def depth_update(self, subnet: SubnetConfig) -> dict[str, Any]:
         """Config fields that say which layers are there: their number, and lists with one entry a layer."""
-        names = self.family.names("num_hidden_layers")
-        update: dict[str, Any] = {n: len(kept) for n, kept in zip(names, self.kept(subnet), strict=True)}
+        names, depths = self.family.names("num_hidden_layers"), [len(kept) for kept in self.kept(subnet)]
+        update: dict[str, Any] = dict(zip(names, depths, strict=True))
+        if self.family.cache_depth and depths[-1] > depths[0]:
+            update[self.family.cache_depth] = depths[-1]
         for name in self.family.per_layer:
             values = getattr(self.sizes, name, None)
             if values is not None:
@@ -415,7 +437,8 @@ class Layout:
     @property
     def max_sequence_length(self) -> int | None:
         """The longest text the position embeddings allow, None where nothing limits it."""
-        positions = getattr(self.sizes, "max_position_embeddings", None)
+        written = getattr(self.sizes, "max_target_positions", None)
+        positions = getattr(self.sizes, "max_position_embeddings", written)
         return None if positions is None or self.num_patches else positions - self.family.position_offset
 
     @cached_property

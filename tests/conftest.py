@@ -33,6 +33,12 @@ SIZES = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "i
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
+START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+ENCODER = {"encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 96}
+BART = {"d_model": 48, **ENCODER, "decoder_layers": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 96, **START}
+SCALED = {**BART, "forced_eos_token_id": None, "scale_embedding": True}
+SOUND = {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64, "begin_suppress_tokens": None}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
 MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
@@ -57,6 +63,17 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = model(**inputs)
     names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
     return torch.cat([outputs[name].flatten() for name in names])
+
+
+def translation_inputs() -> dict[str, torch.Tensor]:
+    """Three texts of different lengths, and others of twelve and fewer tokens that follow from them."""
+    written = {f"decoder_{name}": value for name, value in text_inputs().items()}
+    return {**text_inputs(), **written}
+
+
+def sound_inputs() -> dict[str, torch.Tensor]:
+    """Three sounds of 20 frames, and twelve tokens that follow from each."""
+    return {"input_features": torch.randn(3, 8, 20), "decoder_input_ids": torch.randint(5, len(WORDS), (3, 12))}
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,10 @@ TOYS: dict[str, Toy] = {
         Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
         Toy("llama", {**SIZES, **TEXT, **GROUPED}),
+        Toy("t5", {**T5, **START, "vocab_size": len(WORDS)}, translation_inputs),
+        Toy("bart", {**SCALED, **TEXT}, translation_inputs),
+        Toy("marian", {**SCALED, **TEXT}, translation_inputs),
+        Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
         Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.families.albert import ALBERT
+from search_spaces.families.bart import BART
 from search_spaces.families.bert import BERT
 from search_spaces.families.clip import CLIP
 from search_spaces.families.deberta_v2 import DEBERTA_V2
@@ -14,11 +15,14 @@ from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
 from search_spaces.families.gpt2 import GPT2
 from search_spaces.families.llama import LLAMA
+from search_spaces.families.marian import MARIAN
 from search_spaces.families.modernbert import MODERNBERT
 from search_spaces.families.mpnet import MPNET
 from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.siglip import SIGLIP
+from search_spaces.families.t5 import T5
 from search_spaces.families.vit import VIT
+from search_spaces.families.whisper import WHISPER
 from search_spaces.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -34,6 +38,10 @@ FAMILIES: dict[str, Family] = {
         DEBERTA_V2,
         GPT2,
         LLAMA,
+        T5,
+        BART,
+        MARIAN,
+        WHISPER,
         VIT,
         DEIT,
         DINOV2,

@@ -1,0 +1,23 @@
+"""Whisper (Radford et al. 2022, arXiv 2212.04356): pre-norm encoder-decoder over the frames of a sound, two
+convolutions before the encoder."""
+
+from dataclasses import replace
+
+from search_spaces.families.bart import BART
+
+WHISPER = replace(
+    BART,
+    model_type="whisper",
+    tasks=("automatic-speech-recognition",),
+    outer={
+        "conv1": ("hidden",),
+        "conv2": ("hidden", "hidden"),
+        "embed_tokens": (None, "hidden"),
+        "embed_positions": (None, "hidden"),
+        "encoder.layer_norm": ("hidden",),
+        "decoder.layer_norm": ("hidden",),
+        "proj_out": (None, "hidden"),
+    },
+    positions={"conv1": "frame", "conv2": "source", "proj_out": "token"},
+    stock_if=None,
+)
