@@ -34,7 +34,7 @@ def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> A
         kwargs: What the module was called with.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
     if cache is not None and layer_idx is not None:
         tokens = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         getattr(cache, "self_attention_cache", cache).update(tokens, tokens, layer_idx)
@@ -55,6 +55,29 @@ class Skip(nn.Module):
         return skipped(self.returns, self.layer_idx, *args, **kwargs)
 
 
+class LayerConfig:
+    """The config as one module sees it: values of its own, and the model's for everything else."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "shared":  # what copying asks for before there is a shared config
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
+def holder(root: nn.Module, path: str) -> Any:
+    """What holds the attributes at a path: a module, or the config that a module reads, which becomes its own."""
+    parent, _, last = path.rpartition(".")
+    if last != "config":
+        return root.get_submodule(path)
+    module = root.get_submodule(parent)
+    if not isinstance(module.config, LayerConfig):
+        module.config = LayerConfig(module.config)  # type: ignore[assignment]
+    return module.config
+
+
 WRAPPERS: dict[str, type] = {}
 """Name in a family's table -> class mixed into a stock module's own."""
 
@@ -64,9 +87,10 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``shapes``: parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what
-            it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that
-            every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: ``shapes``: parameter -> its shape. ``attributes``: module, or its config -> {attribute: value}.
+            ``skip``: module -> what it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to
+            the base model, so that every head shares one list. ``head_shapes`` are those of the head it was exported
+            with.
     """
     base: Any = model.base_model
     for path, returns in arch.get("skip", {}).items():
@@ -82,7 +106,7 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         _reshape(model, name, tuple(shape))
     for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
-            setattr(base.get_submodule(path), name, value)
+            setattr(holder(base, path), name, value)
 
 
 def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:

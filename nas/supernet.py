@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from nas import modeling_nas
 from nas.elastic import Elastic, ElasticModuleList, Index, as_index, make_elastic, take
-from nas.modeling_nas import WRAPPERS
+from nas.modeling_nas import WRAPPERS, holder
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.family import Axes
 from search_spaces.layout import is_under
@@ -130,7 +130,7 @@ class Supernet:
                 part.modules[path].skip = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
-                    setattr(part.root.get_submodule(path), name, self.layout.attribute_value(formula, width))
+                    setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
         part.width = width
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:

@@ -34,6 +34,9 @@ TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
+LLAMA = {**SIZES, **TEXT, **GROUPED}
+FULL, SLIDING = "full_attention", "sliding_attention"
+MIXED = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": 5, "use_sliding_window": True}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -61,7 +64,9 @@ class Toy:
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
-        return auto.from_config(config, attn_implementation=attention).eval()
+        stock = auto._model_mapping[type(config)]
+        has_sdpa = (stock[0] if isinstance(stock, list | tuple) else stock)._supports_sdpa
+        return auto.from_config(config, attn_implementation=attention if has_sdpa else "eager").eval()
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
@@ -83,7 +88,16 @@ TOYS: dict[str, Toy] = {
         Toy("distilbert", {**DISTIL, **TEXT}),
         Toy("electra", {**SIZES, **TEXT, "embedding_size": 24}),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
-        Toy("llama", {**SIZES, **TEXT, **GROUPED}),
+        Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 30, "pad_token_id": 0}),
+        Toy("gpt_neox", {**SIZES, **TEXT, "rotary_pct": 0.5, "pad_token_id": 0}),
+        Toy("llama", LLAMA),
+        Toy("mistral", {**LLAMA, "sliding_window": 5}),
+        Toy("qwen2", {**LLAMA, **MIXED}),
+        Toy("qwen3", {**LLAMA, **MIXED, "head_dim": 8}),
+        Toy("smollm3", {**LLAMA, **MIXED, "no_rope_layers": [1, 0, 1, 1]}),
+        Toy("gemma2", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        Toy("gemma3_text", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        Toy("phi3", LLAMA),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
     )

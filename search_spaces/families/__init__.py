@@ -7,9 +7,18 @@ from search_spaces.families.bert import BERT
 from search_spaces.families.deit import DEIT
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
+from search_spaces.families.gemma2 import GEMMA2
+from search_spaces.families.gemma3 import GEMMA3
 from search_spaces.families.gpt2 import GPT2
+from search_spaces.families.gpt_neox import GPT_NEOX
 from search_spaces.families.llama import LLAMA
+from search_spaces.families.mistral import MISTRAL
+from search_spaces.families.opt import OPT
+from search_spaces.families.phi3 import PHI3
+from search_spaces.families.qwen2 import QWEN2
+from search_spaces.families.qwen3 import QWEN3
 from search_spaces.families.roberta import ROBERTA
+from search_spaces.families.smollm3 import SMOLLM3
 from search_spaces.families.vit import VIT
 from search_spaces.family import Family
 
@@ -21,7 +30,16 @@ FAMILIES: dict[str, Family] = {
         DISTILBERT,
         ELECTRA,
         GPT2,
+        OPT,
+        GPT_NEOX,
         LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        SMOLLM3,
+        GEMMA2,
+        GEMMA3,
+        PHI3,
         VIT,
         DEIT,
     )
