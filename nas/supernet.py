@@ -160,8 +160,8 @@ class Supernet:
         update = self.layout.stock_update(subnet)
         model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
-            model = model_class(config)
-        model.to(device=self.model.device, dtype=self.model.dtype)
+            model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
+        model.to(self.model.device)
         state = self.state_dict(subnet)
         model.load_state_dict(self._folded(state, subnet) if update is not None else state)
         model.tie_weights()
