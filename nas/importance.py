@@ -97,12 +97,13 @@ def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     squares: dict[torch.nn.Module, torch.Tensor] = {}
 
     def add(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        per_sample = output.detach().double().abs().flatten(1, -2).mean(1).cpu()
+        per_sample = output.detach().double().abs().reshape(samples, -1, output.shape[-1]).mean(1).cpu()
         squares[module] = squares.get(module, torch.zeros(1)) + (per_sample**2).sum(0)
 
     handles = [norm.register_forward_hook(add) for norm in _norms(supernet)]
     with evaluating(supernet.model):
         for batch in batches:
+            samples = len(next(iter(batch.values())))
             supernet.model(**_to(batch, supernet.model.device))
     for handle in handles:
         handle.remove()

@@ -35,7 +35,7 @@ def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> A
         kwargs: What the module was called with.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
     if cache is not None and layer_idx is not None:
         _store_tokens(cache, layer_idx, hidden, kwargs.get("key_value_states"))
     what, *beside = returns.split(", ")
@@ -116,6 +116,29 @@ class SharedPositionBias:
         return queries, cache.get_mask_sizes(queries, layer)[0], device, cache.get_seq_length(layer)
 
 
+class LayerConfig:
+    """The config as one module sees it: values of its own, and the model's for everything else."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "shared":  # what copying asks for before there is a shared config
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
+def holder(root: nn.Module, path: str) -> Any:
+    """What holds the attributes at a path: a module, or the config that a module reads, which becomes its own."""
+    parent, _, last = path.rpartition(".")
+    if last != "config":
+        return root.get_submodule(path)
+    module = root.get_submodule(parent)
+    if not isinstance(module.config, LayerConfig):
+        module.config = LayerConfig(module.config)  # type: ignore[assignment]
+    return module.config
+
+
 WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
 """Name in a family's table -> class mixed into a stock module's own."""
 
@@ -126,9 +149,9 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
         arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``shapes``:
-            parameter -> its shape. ``attributes``: module -> {attribute: value}. ``skip``: module -> what it returns
-            instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that every head
-            shares one list. ``head_shapes`` are those of the head it was exported with.
+            parameter -> its shape. ``attributes``: module, or its config -> {attribute: value}. ``skip``: module ->
+            what it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so
+            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
@@ -150,7 +173,7 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         _reshape(model, name, tuple(shape))
     for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
-            setattr(base.get_submodule(path), name, value)
+            setattr(holder(base, path), name, value)
 
 
 def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from nas import modeling_nas
 from nas.elastic import Elastic, ElasticModuleList, Index, as_index, make_elastic, take
-from nas.modeling_nas import WRAPPERS
+from nas.modeling_nas import WRAPPERS, holder
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.family import Axes
 from search_spaces.layout import is_under
@@ -138,7 +138,7 @@ class Supernet:
                 part.modules[path].skip = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
-                    setattr(part.root.get_submodule(path), name, self.layout.attribute_value(formula, width))
+                    setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
         part.width = width
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
@@ -168,8 +168,8 @@ class Supernet:
         update = self.layout.stock_update(subnet)
         model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
-            model = model_class(config)
-        model.to(device=self.model.device, dtype=self.model.dtype)
+            model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
+        model.to(self.model.device)
         state = self.state_dict(subnet)
         model.load_state_dict(self._folded(state, subnet) if update is not None else state)
         model.tie_weights()

@@ -64,7 +64,8 @@ class Stack:
     Attributes:
         layers: Path of the layer list, below the base model.
         modules: Path of a module or raw parameter below a layer -> axes of its weight. A bias has the first axis.
-        attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`.
+        attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`. A path that
+            ends in ``config`` is the config that this module reads.
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is

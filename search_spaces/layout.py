@@ -356,7 +356,22 @@ class Layout:
         update |= dict.fromkeys(self.family.equal_to_hidden, subnet.hidden_size)
         if self.family.stock_if is not None and not self.family.stock_if(self, subnet):
             return None
-        return {**update, "head_dim": self.head_dim} if changed and self.family.head_dim_in_config else update
+        if changed and self.family.head_dim_in_config:
+            update["head_dim"] = self.head_dim
+        return update if self._is_valid(update) else None
+
+    def _is_valid(self, update: Mapping[str, Any]) -> bool:
+        """Whether the stock config takes these values; some demand, say, that the heads divide the hidden size."""
+        from huggingface_hub.errors import StrictDataclassError
+
+        config = copy.deepcopy(self.config)
+        sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
+        sizes.update(dict(update))
+        try:
+            config.validate()
+        except StrictDataclassError:
+            return False
+        return True
 
     def _ffn_ratio(self, width: Mapping[str, int]) -> int | None:
         """The whole ratio that gives a stock model so many neurons, None where no ratio does."""

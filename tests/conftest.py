@@ -44,6 +44,9 @@ MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bo
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
+LLAMA = {**SIZES, **TEXT, **GROUPED}
+FULL, SLIDING = "full_attention", "sliding_attention"
+MIXED = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": 5, "use_sliding_window": True}
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -92,6 +95,9 @@ class Toy:
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
         return auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
+        stock = auto._model_mapping[type(config)]
+        has_sdpa = (stock[0] if isinstance(stock, list | tuple) else stock)._supports_sdpa
+        return auto.from_config(config, attn_implementation=attention if has_sdpa else "eager").eval()
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
@@ -122,6 +128,16 @@ TOYS: dict[str, Toy] = {
         Toy("bart", {**SCALED, **TEXT}, translation_inputs),
         Toy("marian", {**SCALED, **TEXT}, translation_inputs),
         Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
+        Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 30, "pad_token_id": 0}),
+        Toy("gpt_neox", {**SIZES, **TEXT, "rotary_pct": 0.5, "pad_token_id": 0}),
+        Toy("llama", LLAMA),
+        Toy("mistral", {**LLAMA, "sliding_window": 5}),
+        Toy("qwen2", {**LLAMA, **MIXED}),
+        Toy("qwen3", {**LLAMA, **MIXED, "head_dim": 8}),
+        Toy("smollm3", {**LLAMA, **MIXED, "no_rope_layers": [1, 0, 1, 1]}),
+        Toy("gemma2", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        Toy("gemma3_text", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        Toy("phi3", LLAMA),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
         Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),

@@ -13,13 +13,22 @@ from search_spaces.families.dinov2 import DINOV2
 from search_spaces.families.dinov3 import DINOV3
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
+from search_spaces.families.gemma2 import GEMMA2
+from search_spaces.families.gemma3 import GEMMA3
 from search_spaces.families.gpt2 import GPT2
+from search_spaces.families.gpt_neox import GPT_NEOX
 from search_spaces.families.llama import LLAMA
 from search_spaces.families.marian import MARIAN
+from search_spaces.families.mistral import MISTRAL
 from search_spaces.families.modernbert import MODERNBERT
 from search_spaces.families.mpnet import MPNET
+from search_spaces.families.opt import OPT
+from search_spaces.families.phi3 import PHI3
+from search_spaces.families.qwen2 import QWEN2
+from search_spaces.families.qwen3 import QWEN3
 from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.siglip import SIGLIP
+from search_spaces.families.smollm3 import SMOLLM3
 from search_spaces.families.t5 import T5
 from search_spaces.families.vit import VIT
 from search_spaces.families.whisper import WHISPER
@@ -37,7 +46,16 @@ FAMILIES: dict[str, Family] = {
         MODERNBERT,
         DEBERTA_V2,
         GPT2,
+        OPT,
+        GPT_NEOX,
         LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        SMOLLM3,
+        GEMMA2,
+        GEMMA3,
+        PHI3,
         T5,
         BART,
         MARIAN,

@@ -1,0 +1,48 @@
+"""OPT (Zhang et al. 2022, arXiv 2205.01068): pre-norm decoder, ReLU, learned positions counted from 2."""
+
+from search_spaces.family import Family, Stack
+
+OPT = Family(
+    model_type="opt",
+    tasks=("text-generation", "text-classification", "question-answering"),
+    stacks=(
+        Stack(
+            layers="decoder.layers",
+            modules={
+                "self_attn.q_proj": ("heads", "hidden"),
+                "self_attn.k_proj": ("heads", "hidden"),
+                "self_attn.v_proj": ("heads", "hidden"),
+                "self_attn.out_proj": ("hidden", "heads"),
+                "self_attn_layer_norm": ("hidden",),
+                "fc1": ("ffn", "hidden"),
+                "fc2": ("hidden", "ffn"),
+                "final_layer_norm": ("hidden",),
+            },
+            attributes={"self_attn": {"num_heads": "heads"}},
+            skips={
+                "attention": {"self_attn_layer_norm": "identity", "self_attn": "zeros, None"},
+                "mlp": {"final_layer_norm": "identity", "fc1": "identity", "fc2": "zeros"},
+            },
+        ),
+    ),
+    outer={
+        "embed_tokens": (None, "embedding"),
+        "embed_positions": (None, "hidden"),
+        "project_in": ("hidden", "embedding"),
+        "project_out": ("embedding", "hidden"),
+        "final_layer_norm": ("hidden",),
+        "lm_head": (None, "embedding"),
+        "score": (None, "embedding"),
+        "qa_outputs": (None, "embedding"),
+    },
+    positions={
+        "project_in": "token",
+        "project_out": "token",
+        "lm_head": "token",
+        "score": "token",
+        "qa_outputs": "token",
+    },
+    head_dim_in_config=False,
+    config_names={"intermediate_size": ("ffn_dim",), "embedding_size": ("word_embed_proj_dim",)},
+    requires={"layer_norm_elementwise_affine": True},
+)

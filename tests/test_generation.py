@@ -1,0 +1,161 @@
+"""Generation over every family that generates: a cache changes nothing, whatever is dropped, skipped or narrowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import TOYS
+
+import nas  # noqa: F401  exports load without the trust flag
+from nas.supernet import Supernet
+from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
+
+GENERATING = ("text-generation", "text2text-generation")
+MODELS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks if task in GENERATING]
+NEW_TOKENS = 6
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]] = {
+    "the parent": ((0, 1, 2, 3), (4, 4, 4, 4), (2, 2, 2, 2), (96, 96, 96, 96), 48),
+    "uniform": ((0, 2), (2, 2), (2, 2), (40, 40), 24),
+    "layer 0 dropped": ((1, 2, 3), (4, 4, 4), (2, 2, 2), (96, 96, 96), 48),
+    "first attention skipped": ((1, 2, 3), (0, 4, 4), (0, 2, 2), (96, 96, 40), 48),
+    "per layer": ((0, 1, 3), (4, 1, 2), (1, 2, 1), (16, 0, 96), 36),
+}
+"""Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
+
+
+def toy(family: str, task: str, dtype: torch.dtype = torch.float32) -> Supernet:
+    """A supernet with weights so large that each layer, head and earlier token counts for the next one.
+
+    Embeddings stay small: tied ones would only repeat the last token.
+    """
+    model = TOYS[family].model(task)
+    model = type(model)._from_config(model.config, dtype=dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter is model.get_input_embeddings().weight:
+                continue
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.1))
+    model.generation_config.eos_token_id = None
+    return Supernet(model)
+
+
+def subnet(supernet: Supernet, case: str) -> SubnetConfig:
+    """A case of the table, the same in each stack; what a family cannot vary stays whole."""
+    layout, (kept, groups, per_group, neurons, hidden) = supernet.layout, CASES[case]
+    layers, stacks = [], len(layout.depths)
+    for number, depth in enumerate(layout.depths):
+        layers += [sum(layout.depths[:number]) + layer for layer in kept]
+        assert depth == 4
+    heads = [g * p for g, p in zip(groups, per_group, strict=True)] if "kv_heads" in layout.family.axes else groups
+    return SubnetConfig(
+        tuple(layers),
+        tuple(heads) * stacks,
+        neurons * stacks,
+        supernet.parent.hidden_size if supernet.family.fixed_hidden else hidden,
+        groups * stacks,
+    )
+
+
+def active_and_extracted(supernet: Supernet, case: str) -> Iterator[Any]:
+    """The live model with a case active, and the model of its own."""
+    chosen = subnet(supernet, case)
+    supernet.activate(chosen)
+    yield from (supernet.model, supernet.extract(chosen))
+
+
+def prompts(family: str, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
+    """Prompts of different lengths, padded where generation wants it: left for a decoder, right for an encoder."""
+    torch.manual_seed(1)
+    inputs = {name: value[rows] for name, value in TOYS[family].inputs().items() if not name.startswith("decoder")}
+    if "decoder_input_ids" in TOYS[family].inputs():
+        return inputs
+    return {name: value.flip(1) for name, value in inputs.items()}
+
+
+def generated(model: Any, inputs: dict[str, torch.Tensor], cache: str | None = "dynamic") -> torch.Tensor:
+    """Greedily generated tokens; ``cache`` is a name of Hugging Face's, or None for none."""
+    how = {"use_cache": False} if cache is None else {"cache_implementation": cache}
+    if cache == "dynamic":
+        how = {}
+    tokens = model.generate(**inputs, **how, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+    return tokens[:, -NEW_TOKENS:]
+
+
+def in_chunks(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int]) -> torch.Tensor:
+    """Logits of a text read bit by bit through a cache."""
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    found, start, cache = [], 0, None
+    for size in sizes:
+        chunk = {**inputs, name: inputs[name][:, start : start + size]}
+        if name == "input_ids":
+            chunk["attention_mask"] = inputs["attention_mask"][:, : start + size]
+        outputs = model(**chunk, past_key_values=cache, use_cache=True)
+        found, start, cache = [*found, outputs.logits], start + size, outputs.past_key_values
+    return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize(("family", "task"), MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, case: str) -> None:
+    supernet, inputs, expected = toy(family, task), prompts(family), None
+    for model in active_and_extracted(supernet, case):
+        for cache in (None, "dynamic", "static"):
+            found = generated(model, inputs, cache)
+            expected = found if expected is None else expected
+            assert torch.equal(found, expected), (type(model).__name__, cache)
+
+
+@pytest.mark.parametrize(("family", "task"), MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_padded_batch_equals_each_prompt_alone(family: str, task: str, case: str) -> None:
+    supernet, inputs = toy(family, task), prompts(family)
+    for model in active_and_extracted(supernet, case):
+        together = generated(model, inputs)
+        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            alone = {name: value[row : row + 1, mask] for name, value in inputs.items()}
+            assert torch.equal(generated(model, alone)[0], together[row]), type(model).__name__
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("family", "task"), MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: str) -> None:
+    supernet, inputs = toy(family, task), {**TOYS[family].inputs(), **prompts(family)}
+    real = inputs["attention_mask"].bool() if "decoder_input_ids" not in inputs else ...
+    for model in active_and_extracted(supernet, case):
+        whole, chunks = model(**inputs).logits, in_chunks(model, inputs, [5, 3, 1, 1, 2])
+        assert torch.allclose(chunks[real], whole[real], atol=1e-5), (chunks - whole)[real].abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("family", "task"), MODELS)
+def test_an_export_reloads_and_generates_in_half_precision(
+    family: str, task: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    auto = getattr(transformers, AUTO_CLASSES[task])
+    supernet, inputs = toy(family, task, dtype), prompts(family)
+    full = {**TOYS[family].inputs(), **inputs}
+    for case in ("uniform", "per layer"):
+        model = supernet.extract(subnet(supernet, case))
+        model.save_pretrained(tmp_path / case)
+        reloaded = auto.from_pretrained(tmp_path / case, dtype="auto").eval()
+        assert reloaded.dtype == dtype
+        with torch.inference_mode():
+            assert torch.equal(reloaded(**full).logits, model(**full).logits), case
+        for cache in ("dynamic", "static"):
+            assert torch.equal(generated(reloaded, inputs, cache), generated(model, inputs, cache)), (case, cache)
+
+
+@pytest.mark.parametrize(("family", "task"), MODELS)
+def test_a_stock_export_says_what_it_is(family: str, task: str, tmp_path: Path) -> None:
+    supernet = toy(family, task)
+    model = supernet.extract(subnet(supernet, "layer 0 dropped"))
+    model.save_pretrained(tmp_path)
+    reloaded = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(tmp_path).eval()
+    assert reloaded.config.model_type == family
+    assert torch.equal(generated(reloaded, prompts(family)), generated(model, prompts(family)))
