@@ -381,7 +381,14 @@ class Layout:
         token = self.num_patches + self.family.special_tokens if self.num_patches else sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
         label = token if label_tokens else 1
-        return {"once": 1, "label": label, "token": token, "source": source, "patch": self.num_patches, "frame": 2 * source}
+        return {
+            "once": 1,
+            "label": label,
+            "token": token,
+            "source": source,
+            "patch": self.num_patches,
+            "frame": 2 * source,
+        }
 
     def runs_on(self, place: Place) -> Position:
         """What a module of a layer runs on."""

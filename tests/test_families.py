@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,6 +35,16 @@ DIMENSIONS = [
     *((name, f"skip {block}") for name, family in FAMILIES.items() for block in family.skippable),
 ]
 TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("opt", {"word_embed_proj_dim": 48}),
+    ("opt", {"do_layer_norm_before": False, "enable_bias": False}),
+    ("gpt_neox", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 10}),
+    ("gemma2", {"tie_word_embeddings": False, "attention_bias": True}),
+    ("gemma3_text", {"tie_word_embeddings": False, "final_logit_softcapping": 5.0}),
+    ("phi3", {"sliding_window": 5, "partial_rotary_factor": 0.67, "tie_word_embeddings": True}),
+]
+"""Configs of a family whose models differ in structure from its toy's."""
 
 
 def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> SearchSpace:
@@ -110,6 +121,16 @@ def test_extracted_equals_active_with_every_dimension_open(family: str) -> None:
             assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
 
 
+@pytest.mark.parametrize(("family", "changes"), VARIANTS)
+def test_every_variant_of_a_family_fits_its_table(family: str, changes: dict[str, Any]) -> None:
+    toy = replace(TOYS[family], config={**TOYS[family].config, **changes})
+    supernet = Supernet(toy.model())
+    costs = AnalyticCosts.of(supernet.model)
+    for subnet in subnets(supernet):
+        assert_extracted_equals_active(supernet, subnet, toy.inputs())
+        assert costs.num_parameters(subnet) == sum(p.numel() for p in supernet.extract(subnet).parameters())
+
+
 @pytest.mark.parametrize(("family", "task"), TASKS)
 def test_every_head_follows_the_hidden_size(family: str, task: str) -> None:
     supernet = Supernet(TOYS[family].model(task))
@@ -171,7 +192,7 @@ def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             model(**sample)
         assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
-        if number in (2, 7):
+        if number in (2, 7, 8):
             model.save_pretrained(tmp_path / str(number))
             assert costs.size_bytes(subnet) == (tmp_path / str(number) / "model.safetensors").stat().st_size
 

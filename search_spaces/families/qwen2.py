@@ -1,4 +1,4 @@
-"""Qwen2 (Yang et al. 2024, arXiv 2407.10671): Llama with biases in the attention, some layers with a sliding window."""
+"""Qwen2 (Yang et al. 2024, arXiv 2407.10671): Llama with biases in attention, some layers with a sliding window."""
 
 from dataclasses import replace
 
