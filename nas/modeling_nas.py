@@ -193,10 +193,20 @@ def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _nas_config(stock: Any) -> type:
-    return type(PREFIX + stock.__name__, (stock,), {"model_type": f"nas_{stock.model_type}", "__module__": __name__})
+    model_type = f"nas_{stock.model_type}"
+    _keep_disk_names(stock.model_type, model_type)
+    return type(PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": __name__})
+
+
+def _keep_disk_names(stock: str, name: str) -> None:
+    """Stores tensors under the names that a stock model type or class gives them on disk, where it renames them."""
+    renamed = get_checkpoint_conversion_mapping(stock)
+    if renamed is not None:
+        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
 
 
 def _nas_model(stock: Any) -> type:
+    _keep_disk_names(stock.__name__, PREFIX + stock.__name__)
     config_class = globals_getattr(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -209,11 +219,17 @@ def _nas_model(stock: Any) -> type:
             apply_arch(self, config.nas_arch)
             self.post_init()
 
-    return type(
-        PREFIX + stock.__name__,
-        (stock,),
-        {"__init__": __init__, "config_class": config_class, "__module__": __name__, "__doc__": stock.__doc__},
-    )
+    def _get_static_cache_init_shape(self: Any) -> None:
+        """Key and value heads differ from layer to layer: a static cache takes its shapes from the first tokens."""
+
+    members = {
+        "__init__": __init__,
+        "_get_static_cache_init_shape": _get_static_cache_init_shape,
+        "config_class": config_class,
+        "__module__": __name__,
+        "__doc__": stock.__doc__,
+    }
+    return type(PREFIX + stock.__name__, (stock,), members)
 
 
 def _keep_renamings(stock: Any, made: Any, key: str) -> None:

@@ -171,6 +171,13 @@ VARIANTS: dict[str, Toy] = {
     "deit-teacher": variant("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
     "dinov2-gated": variant("dinov2", use_swiglu_ffn=True, mlp_ratio=3, use_mask_token=False),
     "dinov3-gated": variant("dinov3_vit", use_gated_mlp=True, num_register_tokens=0, key_bias=True),
+    "opt-unprojected": variant("opt", word_embed_proj_dim=48),
+    "opt-post-norm": variant("opt", do_layer_norm_before=False, enable_bias=False),
+    "gpt_neox-serial": variant("gpt_neox", use_parallel_residual=False, tie_word_embeddings=True),
+    "llama-biased": variant("llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=10),
+    "gemma2-untied": variant("gemma2", tie_word_embeddings=False, attention_bias=True),
+    "gemma3-untied": variant("gemma3_text", tie_word_embeddings=False, final_logit_softcapping=5.0),
+    "phi3-sliding": variant("phi3", sliding_window=5, partial_rotary_factor=0.67, tie_word_embeddings=True),
     "siglip-headless": variant("siglip", vision_config={**TWO_TOWERS["vision_config"], "vision_use_head": False}),
 }
 """Other configs of these families that checkpoints have."""

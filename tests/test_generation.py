@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
 GENERATING = ("text-generation", "text2text-generation")
 MODELS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks if task in GENERATING]
 NEW_TOKENS = 6
+NO_CACHE, DYNAMIC, STATIC = {"use_cache": False}, {}, {"cache_implementation": "static"}
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]] = {
     "the parent": ((0, 1, 2, 3), (4, 4, 4, 4), (2, 2, 2, 2), (96, 96, 96, 96), 48),
     "uniform": ((0, 2), (2, 2), (2, 2), (40, 40), 24),
@@ -61,11 +61,11 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
     )
 
 
-def active_and_extracted(supernet: Supernet, case: str) -> Iterator[Any]:
+def active_and_extracted(supernet: Supernet, case: str) -> tuple[Any, Any]:
     """The live model with a case active, and the model of its own."""
     chosen = subnet(supernet, case)
     supernet.activate(chosen)
-    yield from (supernet.model, supernet.extract(chosen))
+    return supernet.model, supernet.extract(chosen)
 
 
 def prompts(family: str, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
@@ -77,11 +77,8 @@ def prompts(family: str, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
     return {name: value.flip(1) for name, value in inputs.items()}
 
 
-def generated(model: Any, inputs: dict[str, torch.Tensor], cache: str | None = "dynamic") -> torch.Tensor:
-    """Greedily generated tokens; ``cache`` is a name of Hugging Face's, or None for none."""
-    how = {"use_cache": False} if cache is None else {"cache_implementation": cache}
-    if cache == "dynamic":
-        how = {}
+def generated(model: Any, inputs: dict[str, torch.Tensor], how: dict[str, Any] = DYNAMIC) -> torch.Tensor:
+    """Greedily generated tokens."""
     tokens = model.generate(**inputs, **how, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
     return tokens[:, -NEW_TOKENS:]
 
@@ -102,12 +99,13 @@ def in_chunks(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int]) -> 
 @pytest.mark.parametrize(("family", "task"), MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, case: str) -> None:
-    supernet, inputs, expected = toy(family, task), prompts(family), None
-    for model in active_and_extracted(supernet, case):
-        for cache in (None, "dynamic", "static"):
-            found = generated(model, inputs, cache)
-            expected = found if expected is None else expected
-            assert torch.equal(found, expected), (type(model).__name__, cache)
+    active, extracted = active_and_extracted(toy(family, task), case)
+    expected = generated(active, prompts(family), NO_CACHE)
+    for how in (DYNAMIC, STATIC):
+        assert torch.equal(generated(active, prompts(family), how), expected), how
+    in_chunks = [{**STATIC, "prefill_chunk_size": 4}] if task == "text-generation" else []
+    for how in (NO_CACHE, DYNAMIC, STATIC, *in_chunks):
+        assert torch.equal(generated(extracted, prompts(family), how), expected), how
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
@@ -147,15 +145,27 @@ def test_an_export_reloads_and_generates_in_half_precision(
         assert reloaded.dtype == dtype
         with torch.inference_mode():
             assert torch.equal(reloaded(**full).logits, model(**full).logits), case
-        for cache in ("dynamic", "static"):
-            assert torch.equal(generated(reloaded, inputs, cache), generated(model, inputs, cache)), (case, cache)
+        for how in (DYNAMIC, STATIC):
+            assert torch.equal(generated(reloaded, inputs, how), generated(model, inputs, how)), (case, how)
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
-def test_a_stock_export_says_what_it_is(family: str, task: str, tmp_path: Path) -> None:
+def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path) -> None:
     supernet = toy(family, task)
     model = supernet.extract(subnet(supernet, "layer 0 dropped"))
     model.save_pretrained(tmp_path)
     reloaded = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(tmp_path).eval()
-    assert reloaded.config.model_type == family
+    assert type(reloaded).__module__.startswith("transformers.models")
+    assert torch.equal(generated(reloaded, prompts(family)), generated(model, prompts(family)))
+
+
+@pytest.mark.parametrize(("family", "is_stock"), [("llama", False), ("mistral", True), ("gemma2", False)])
+def test_a_stock_export_is_one_that_its_config_class_takes(family: str, is_stock: bool, tmp_path: Path) -> None:
+    """Some config classes refuse 4 heads at a hidden size of 30, with whatever head_dim."""
+    supernet = toy(family, "text-generation")
+    odd = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "hidden_size": 30}
+    model = supernet.extract(SubnetConfig.uniform((0, 2), **odd))
+    model.save_pretrained(tmp_path)
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert (reloaded.config.model_type == family) == is_stock
     assert torch.equal(generated(reloaded, prompts(family)), generated(model, prompts(family)))
