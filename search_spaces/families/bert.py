@@ -4,7 +4,12 @@ from search_spaces.family import Family
 
 BERT = Family(
     model_type="bert",
-    auto_classes={"text-classification": "AutoModelForSequenceClassification"},
+    auto_classes={
+        "text-classification": "AutoModelForSequenceClassification",
+        "token-classification": "AutoModelForTokenClassification",
+        "question-answering": "AutoModelForQuestionAnswering",
+        "fill-mask": "AutoModelForMaskedLM",
+    },
     layers="encoder.layer",
     modules={
         "attention.self.query": ("heads", "hidden"),
