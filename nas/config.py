@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nas.data import split_source
 from nas.figures import COSTS, DIRECTIONS, QUALITIES, Bound, Direction
+from nas.labels import ProblemType
+from nas.task_types import TASK_TYPES
 from predictors import Workload
 from search_spaces import InputError, Scope
 
-TaskType = Literal["text-classification", "image-classification"]
-
 PATHS = ("model", "task.train", "task.test")
-"""Keys that may hold a local path."""
+"""Keys that may hold a local path; the values of ``task.metrics`` may as well."""
 
 SAMPLERS = (
     "SurrogateSampler",
@@ -33,6 +34,9 @@ SAMPLERS = (
 )
 
 
+DEFAULT_EPOCHS = 3.0
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,17 +44,25 @@ class _Section(BaseModel):
 class Task(_Section):
     """What the model must do, and on which data.
 
-    A source is ``hub/id[/config]:split``, a CSV, JSON lines or Parquet file, a folder of images, or
+    A source is ``hub/id[/config]:split``, a CSV, JSON lines, Parquet or plain text file, a folder of images, or
     ``file.py:function`` that returns a ``datasets.Dataset``.
     """
 
-    type: TaskType
+    type: str = Field(description="A task of Hugging Face's pipelines; nas.task_types has them all.")
     train: str
     test: str = Field(description="Held-out split: reported, never searched on.")
-    text: list[str] | str | None = Field(None, description="Text column, or a pair; default: those of strings.")
+    text: list[str] | str | None = Field(None, description="Text column, or a pair; default: by the task type.")
     image: str = "image"
-    label: str = "label"
-    max_length: int = Field(128, ge=1, description="Tokens; longer texts are cut.")
+    audio: str = "audio"
+    label: str | None = Field(None, description="Label column; default: by the task type, such as `label`.")
+    problem_type: ProblemType | None = Field(None, description="Of a classification; default: by the labels.")
+    max_length: int = Field(
+        128, ge=1, description="Tokens of a text, which is cut there, or of a language model's block."
+    )
+    metrics: dict[str, str] = Field(
+        default_factory=dict,
+        description="Qualities of your own: name -> file.py:function, package.module:function or evaluate:name.",
+    )
     train_examples: int | None = Field(None, ge=1, description="Use a random part of the training data only.")
     search_examples: int = Field(1000, ge=1, description="Slice of the training data that the search scores on.")
 
@@ -68,17 +80,26 @@ class Space(_Section):
 
 
 class Training(_Section):
-    """One training loop on `transformers.Trainer`."""
+    """One training loop on `transformers.Trainer`.
 
-    epochs: float = Field(3.0, gt=0)
+    A model that comes with a trained head of the task is trained further only if its ``epochs`` are given.
+    """
+
+    epochs: float | None = Field(None, gt=0, description="Default: 3 where there is something to train.")
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(32, ge=1)
     weight_decay: float = Field(0.01, ge=0)
+
+    @property
+    def num_train_epochs(self) -> float:
+        """Epochs of a training that takes place."""
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
 
 class SupernetTraining(Training):
     """Sandwich training: the largest, the smallest and some sampled subnetworks learn from the parent every step."""
 
+    epochs: float = Field(DEFAULT_EPOCHS, gt=0)
     sampled_subnets: int = Field(2, ge=0)
     temperature: float = Field(1.0, gt=0)
 
@@ -108,7 +129,9 @@ class Recipe(_Section):
     task: Task
     space: Space
     workload: Workload = Field(default_factory=Workload)
-    objectives: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+    objectives: dict[str, Direction] = Field(
+        default_factory=dict, description="Default: the quality that the task type is known by, and latency_ms."
+    )
     constraints: dict[str, str] = Field(default_factory=dict)
     parent: Training = Field(default_factory=Training)
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
@@ -146,10 +169,12 @@ class Recipe(_Section):
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise InputError(_explain(error)) from None
+        if recipe.task.type not in TASK_TYPES:
+            raise InputError(
+                f"`task.type` must be a known one, but got `{recipe.task.type}`; {_near(recipe.task.type, TASK_TYPES)}"
+            )
+        recipe = recipe._with_defaults()
         recipe._check()
-        if recipe.task.type == "image-classification":
-            workload = replace(recipe.workload, sequence_length=None)
-            return recipe.model_copy(update={"workload": workload})
         return recipe
 
     def to_yaml(self) -> str:
@@ -169,12 +194,12 @@ class Recipe(_Section):
     @property
     def qualities(self) -> list[str]:
         """The qualities among them."""
-        return [name for name in self.figures if name in QUALITIES]
+        return [name for name in self.figures if name not in COSTS]
 
     @property
     def quality(self) -> str:
         """The first quality among the objectives; what picks and tables lead with."""
-        return next(name for name in self.objectives if name in QUALITIES)
+        return next(name for name in self.objectives if name not in COSTS)
 
     def differences(self, other: Recipe) -> list[str]:
         """Dotted keys in which two recipes differ, with both values."""
@@ -182,15 +207,30 @@ class Recipe(_Section):
         keys = sorted(mine.keys() | theirs.keys())
         return [f"{k}: {mine.get(k)} against {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
 
+    def _with_defaults(self) -> Recipe:
+        """The recipe with what the task type decides."""
+        kind = TASK_TYPES[self.task.type]
+        update: dict[str, Any] = {}
+        if not self.objectives:
+            quality = kind.default_quality
+            update["objectives"] = {quality: QUALITIES[quality], "latency_ms": "minimize"}
+        if not kind.reads_tokens:
+            update["workload"] = replace(self.workload, sequence_length=None)
+        return self.model_copy(update=update)
+
     def _check(self) -> None:
+        known = {**DIRECTIONS, **dict.fromkeys(self.task.metrics)}
+        for name in self.task.metrics:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in COSTS:
+                raise InputError(f"`task.metrics` must have names of letters that are no cost, but got `{name}`.")
         for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
             for name in names:
-                if name not in DIRECTIONS:
-                    raise InputError(f"`{section}.{name}` is not a known figure; {_near(name, DIRECTIONS)}")
+                if name not in known:
+                    raise InputError(f"`{section}.{name}` is not a known figure; {_near(name, known)}")
         for name, direction in self.objectives.items():
-            if direction != DIRECTIONS[name]:
-                raise InputError(f"`objectives.{name}` must be `{DIRECTIONS[name]}`, but got `{direction}`.")
-        if not (self.objectives.keys() & QUALITIES.keys() and self.objectives.keys() & set(COSTS)):
+            if direction != (known[name] or direction):
+                raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")
+        if not (self.objectives.keys() - set(COSTS) and self.objectives.keys() & set(COSTS)):
             raise InputError(
                 f"`objectives` must hold a quality ({', '.join(QUALITIES)}) and a cost ({', '.join(COSTS)}), "
                 f"but got {list(self.objectives)}."
@@ -225,7 +265,8 @@ def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
     """The value of a key with its local paths made absolute, so that the copy in a run works from anywhere."""
     if isinstance(value, dict):
         return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
-    return _absolute(value, base) if dotted in PATHS and isinstance(value, str) else value
+    is_path = dotted in PATHS or dotted.startswith("task.metrics.")
+    return _absolute(value, base) if is_path and isinstance(value, str) else value
 
 
 def _absolute(source: str, base: Path) -> str:

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from nas.config import Recipe
 from nas.pipeline import checked
 from nas.progress import quiet_libraries
 from nas.stages import search_space
 from nas.supernet import evaluating
+from nas.task_types.base import model_inputs
 from nas.tasks import Workbench
 
 STEP_OVERHEAD = 0.3
@@ -35,7 +34,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     train_s, score_s = _seconds_per_example(bench)
     subnets = 2 + recipe.supernet.sampled_subnets
     seconds = {
-        "parent": 0.0 if bench.has_head else recipe.parent.epochs * len(splits.train) * train_s,
+        "parent": recipe.parent.num_train_epochs * len(splits.train) * train_s if bench.trains_parent else 0.0,
         "supernet": recipe.supernet.epochs * len(splits.train) * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
@@ -48,19 +47,19 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
 
 
 def _seconds_per_example(bench: Workbench) -> tuple[float, float]:
-    """Time of a training step and of a forward pass of the parent, on a batch of middling length."""
+    """Time of a training step and of a forward pass of the parent, on one batch."""
     splits, model = bench.splits, bench.load_model()
-    batch = splits.search.batches[len(splits.search.batches) // 2]
-    examples = len(next(iter(batch.values())))
-    labels = torch.zeros(examples, dtype=torch.long)
+    (batch,) = splits.search.labelled_batches(1)
+    examples = len(splits.search.first(1))
+    inputs = model_inputs(batch)
 
     def step() -> None:
-        model(**batch, labels=labels).loss.backward()
+        model(**batch).loss.backward()
         model.zero_grad()
 
     train_s = _seconds(step) / examples
     with evaluating(model):
-        return train_s, _seconds(lambda: model(**batch)) / examples
+        return train_s, _seconds(lambda: model(**inputs)) / examples
 
 
 def _seconds(call: Callable[[], object], repeats: int = 3) -> float:

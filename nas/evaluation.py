@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from nas.metrics import Metric
 from nas.supernet import evaluating
+from nas.task_types import TaskType
+from nas.task_types.base import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+RESAMPLES = 200
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled examples, collated once, in batches of similar length so that little is spent on padding.
 
+    The batches are ordered so that the first few of them, however many, are spread evenly over the lengths.
+
     Attributes:
-        batches: Model inputs without labels.
-        labels: (examples,) class ids, in the order of the batches.
+        task: Says what is found of each example.
+        batches: Model inputs with labels.
+        rows: For each batch, the rows of each of its examples; a long example may have several.
     """
 
+    task: TaskType
     batches: tuple[Mapping[str, torch.Tensor], ...]
-    labels: np.ndarray
+    rows: tuple[Sequence[list[Row]], ...]
 
     @classmethod
-    def of(cls, dataset: Dataset, collate: Callable[[list[Any]], Mapping[str, Any]], batch_size: int) -> EvaluationSet:
-        """Collates a processed dataset."""
-        rows = sorted((dataset[i] for i in range(len(dataset))), key=lambda row: len(row.get("input_ids", ())))
-        batches, labels = [], []
-        for start in range(0, len(rows), batch_size):
-            batch = dict(collate(rows[start : start + batch_size]))
-            labels.append(batch.pop("labels").numpy())
-            batches.append(batch)
-        return cls(tuple(batches), np.concatenate(labels))
+    def of(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
+        """Collates a processed dataset, the same way on every call."""
+        size, collate = batch_size or task.evaluation_batch_size, task.fixed_collate()
+        examples = sorted(task.examples(dataset[i] for i in range(len(dataset))), key=_length)
+        groups = [examples[start : start + size] for start in range(0, len(examples), size)]
+        groups = [groups[i] for i in spread(len(groups))]
+        batches = tuple(collate([row for example in group for row in example]) for group in groups)
+        return cls(task, batches, tuple(groups))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return sum(map(len, self.rows))
+
+    def first(self, examples: int) -> EvaluationSet:
+        """The first whole batches of about so many examples, at least one; a longer such set begins with a shorter."""
+        sizes = np.cumsum([len(group) for group in self.rows])
+        count = max(1, int(np.abs(sizes - examples).argmin()) + 1)
+        return replace(self, batches=self.batches[:count], rows=self.rows[:count])
 
     def labelled_batches(self, examples: int) -> list[dict[str, torch.Tensor]]:
-        """Whole batches with their labels, evenly spread over the set, of about so many examples."""
-        size = len(next(iter(self.batches[0].values())))
-        wanted = max(1, min(len(self.batches), examples // size))
-        starts = np.cumsum([0] + [len(next(iter(b.values()))) for b in self.batches])
-        chosen = np.linspace(0, len(self.batches) - 1, wanted).round().astype(int)
-        return [
-            {**self.batches[i], "labels": torch.from_numpy(self.labels[starts[i] : starts[i + 1]])} for i in chosen
-        ]
+        """The batches of `first`."""
+        return [dict(batch) for batch in self.first(examples).batches]
+
+
+def spread(count: int) -> list[int]:
+    """The numbers below ``count``, each far from those before it (van der Corput 1935)."""
+    bits = max(count - 1, 1).bit_length()
+    return [i for i in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)) if i < count]
 
 
 @dataclass(frozen=True)
@@ -61,52 +75,32 @@ class Score:
     standard_error: float
 
 
-def logits_of(model: PreTrainedModel, examples: EvaluationSet) -> np.ndarray:
-    """Class scores (examples, classes) of a model, float64."""
-    with evaluating(model):
-        out = [model(**{k: v.to(model.device) for k, v in batch.items()}).logits.cpu() for batch in examples.batches]
-    return torch.cat(out).double().numpy()
-
-
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Several qualities of a model from one pass over the examples."""
-    logits = logits_of(model, examples)
-    return {name: _with_error(METRICS[name], examples.labels, logits) for name in names}
+    found = found_of(model, examples, names)
+    return {name: _with_error(examples.task.metric(name), found) for name in names}
 
 
-def _accuracy(labels: np.ndarray, logits: np.ndarray) -> float:
-    return float((logits.argmax(1) == labels).mean())
+def found_of(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What these qualities need to know of each example, in the order of the batches."""
+    parts = []
+    with evaluating(model):
+        for batch, rows in zip(examples.batches, examples.rows, strict=True):
+            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            parts.append(examples.task.found(model, here, rows, names))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _loss(labels: np.ndarray, logits: np.ndarray) -> float:
-    shifted = logits - logits.max(1, keepdims=True)
-    return float((np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]).mean())
-
-
-def _f1(labels: np.ndarray, logits: np.ndarray) -> float:
-    from sklearn.metrics import f1_score
-
-    average = "binary" if logits.shape[1] == 2 else "macro"
-    return float(f1_score(labels, logits.argmax(1), average=average))
-
-
-def _matthews_correlation(labels: np.ndarray, logits: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, logits.argmax(1)))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews_correlation": _matthews_correlation,
-    "loss": _loss,
-}
-"""Quality name -> function of labels (n,) and class scores (n, classes)."""
-
-
-def _with_error(metric: Callable[..., float], labels: np.ndarray, logits: np.ndarray, resamples: int = 200) -> Score:
-    """The metric and its bootstrap standard error (Efron 1979), the same resamples for every model."""
+def _with_error(metric: Metric, found: Mapping[str, np.ndarray]) -> Score:
+    """The metric and its bootstrap standard error over examples (Efron 1979), the same resamples for every model."""
     rng = np.random.default_rng(0)
-    draws = [metric(labels[rows], logits[rows]) for rows in rng.integers(0, len(labels), (resamples, len(labels)))]
-    return Score(metric(labels, logits), float(np.std(draws, ddof=1)))
+    count = len(next(iter(found.values())))
+    draws = [
+        metric({name: values[rows] for name, values in found.items()})
+        for rows in rng.integers(0, count, (RESAMPLES, count))
+    ]
+    return Score(metric(found), float(np.std(draws, ddof=1)))
+
+
+def _length(example: list[Row]) -> int:
+    return max(len(row.get("input_ids", ())) for row in example)

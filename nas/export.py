@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from nas.modeling_nas import PREFIX
 from nas.point import Point
 from nas.registration import stock_classes
+from nas.reload import logits_of
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet
 from nas.supernet import Supernet, evaluating
@@ -81,7 +83,7 @@ def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
 
 
 def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> None:
-    """Loads a folder in a clean process and compares its class scores with the active supernet's.
+    """Loads a folder in a clean process and compares its logits with the active supernet's.
 
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
@@ -95,7 +97,7 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: 
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         if done.returncode:
             raise InputError(f"the export is refused: it does not reload ({done.stderr.strip().splitlines()[-1]}).")
-        require_equal(load_file(outputs_file)["logits"], expected, subnet)
+        require_equal(load_file(outputs_file), expected, subnet)
     finally:
         inputs_file.unlink(missing_ok=True)
         outputs_file.unlink(missing_ok=True)
@@ -110,14 +112,14 @@ def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: W
     model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
     inputs, expected = active_outputs(supernet, subnet, bench)
     with torch.inference_mode():
-        require_equal(model(**inputs).logits, expected, subnet)
+        require_equal(logits_of(model(**inputs)), expected, subnet)
     return model.to(supernet.model.device)
 
 
 def active_outputs(
     supernet: Supernet, subnet: SubnetConfig, bench: Workbench
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A small batch, texts padded to different lengths, and the supernet's class scores on it.
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A small batch, texts padded to different lengths, and the supernet's logits on it by name.
 
     Both are computed on the CPU, where a reloaded model is: two devices round differently.
     """
@@ -129,14 +131,17 @@ def active_outputs(
     supernet.activate(subnet)
     device = supernet.model.device
     with evaluating(supernet.model.cpu()):
-        logits = supernet.model(**inputs).logits
+        logits = logits_of(supernet.model(**inputs))
     supernet.model.to(device)
     return inputs, logits
 
 
-def require_equal(reloaded: torch.Tensor, expected: torch.Tensor, subnet: SubnetConfig) -> None:
-    """Raises InputError unless two outputs agree within the tolerance; a NaN never agrees."""
-    difference = (reloaded - expected).abs().max().item()
+def require_equal(
+    reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
+) -> None:
+    """Raises InputError unless two sets of logits agree within the tolerance; a NaN never agrees."""
+    differences = torch.stack([(reloaded[name] - expected[name]).abs().max() for name in expected])
+    difference = differences.max().item()
     if not difference <= TOLERANCE:
         raise InputError(
             f"the export is refused: the reloaded model must equal the active supernet within {TOLERANCE}, but the "

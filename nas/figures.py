@@ -19,9 +19,19 @@ QUALITIES: dict[str, Direction] = {
     "f1": "maximize",
     "matthews_correlation": "maximize",
     "loss": "minimize",
+    "perplexity": "minimize",
+    "pearsonr": "maximize",
+    "spearmanr": "maximize",
+    "mean_squared_error": "minimize",
+    "mean_absolute_error": "minimize",
+    "r2": "maximize",
+    "exact_match": "maximize",
+    "rougeL": "maximize",
+    "sacrebleu": "maximize",
+    "wer": "minimize",
 }
 DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
-"""Every figure that can be an objective or bounded by a constraint, and the direction that improves it."""
+"""Every figure of ours and the direction that improves it; a recipe's ``task.metrics`` adds others."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

@@ -11,7 +11,7 @@ import transformers
 
 from nas.config import Recipe
 from nas.evaluation import Score, score
-from nas.figures import QUALITIES
+from nas.figures import COSTS
 from nas.pipeline import checked
 from nas.progress import progress
 from nas.run import Run, read_json, remove, replace_folder, write_json
@@ -50,7 +50,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         recipe.parent,
         checkpoints,
         bench.splits.train,
-        bench.splits.collate,
+        bench.splits.task,
         recipe.seed,
         teacher=bench.load_model(parent),
     )
@@ -71,8 +71,8 @@ def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> di
         "values": {name: found.value for name, found in after.items()},
         "errors": {name: found.standard_error for name, found in after.items()},
     }
-    inherited = {part: {n: v for n, v in story[part].items() if n in QUALITIES} for part in new}
-    costs = {part: {n: v for n, v in story[part].items() if n not in QUALITIES} for part in new}
+    inherited = {part: {n: v for n, v in story[part].items() if n not in COSTS} for part in new}
+    costs = {part: {n: v for n, v in story[part].items() if n in COSTS} for part in new}
     figures = {part: {**costs[part], **new[part]} for part in new}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in figures["values"]}
     feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.figures import OPERATORS, QUALITIES, Bound, Direction, excess, parse_condition, reached
+from nas.figures import COSTS, OPERATORS, Bound, Direction, excess, parse_condition, reached
 from nas.pareto import Array, hypervolume, non_dominated
 from nas.point import Point
 from nas.table import html_table, rich_table
@@ -118,7 +118,7 @@ class ParetoFront:
     @property
     def quality(self) -> str:
         """The first objective that is a quality, such as accuracy or loss; else the first one."""
-        return next((name for name in self.objectives if name in QUALITIES), next(iter(self.objectives)))
+        return next((name for name in self.objectives if name not in COSTS), next(iter(self.objectives)))
 
     def best(self, name: str) -> Point:
         """The best point in one objective.

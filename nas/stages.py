@@ -43,17 +43,17 @@ def make_parent(run: Run, bench: Workbench) -> None:
     model = bench.load_model()
     with run.building(run.parent) as work:
         log = []
-        if not bench.has_head:
+        if bench.trains_parent:
             splits, settings = bench.splits, bench.recipe.parent
             trainer = plain_trainer(
-                model, settings, work / "checkpoints", splits.train, splits.collate, bench.recipe.seed
+                model, settings, work / "checkpoints", splits.train, splits.task, bench.recipe.seed
             )
             with progress("parent") as report:
                 log = train(trainer, report)
         model.save_pretrained(work)
         bench.processor.save_pretrained(work)
         write_json(work / "training.json", log)
-    say(f"parent     {'as it came' if bench.has_head else 'fine-tuned'}: {run.parent}")
+    say(f"parent     {'fine-tuned' if bench.trains_parent else 'as it came'}: {run.parent}")
 
 
 def make_supernet(run: Run, bench: Workbench) -> None:
@@ -67,7 +67,7 @@ def make_supernet(run: Run, bench: Workbench) -> None:
         if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
             remove(checkpoints)
             calibration = EvaluationSet.of(
-                splits.train.select(range(min(CALIBRATION_EXAMPLES, len(splits.train)))), splits.collate, 32
+                splits.train.select(range(min(CALIBRATION_EXAMPLES, len(splits.train)))), splits.task, 32
             )
             order = order_by_importance(
                 supernet,
@@ -78,13 +78,13 @@ def make_supernet(run: Run, bench: Workbench) -> None:
         settings = recipe.supernet
         trainer = SupernetTrainer(
             supernet=supernet,
+            task=splits.task,
             teacher=bench.load_model(run.parent),
             space=search_space(bench, read_json(order_file)["layers"]),
             sampled_subnets=settings.sampled_subnets,
             temperature=settings.temperature,
             args=training_arguments(settings, checkpoints, recipe.seed, "input_ids" in splits.train.column_names),
             train_dataset=splits.train,
-            data_collator=splits.collate,
         )
         with progress("supernet") as report:
             log = train(trainer, report)

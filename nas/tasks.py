@@ -1,8 +1,7 @@
-"""Tasks: a recipe's data and model, made ready for training and scoring."""
+"""Workbench: a recipe's data and model, made ready for training and scoring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.config import Recipe
-from nas.data import TEXT_DTYPES, head_order, load_source, need_images, relabelled, text_columns, with_class_ids
+from nas.data import load_source
 from nas.evaluation import EvaluationSet
 from nas.registration import stock_classes
+from nas.task_types import TASK_TYPES, TaskType
 from predictors import Workload
 from search_spaces import AUTO_CLASSES, InputError, Layout
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
-
-EVALUATION_BATCH_SIZE = 64
 
 
 def load_config(model: str) -> PreTrainedConfig:
@@ -45,21 +43,33 @@ def load_config(model: str) -> PreTrainedConfig:
         ) from None
 
 
-def load_processor(task: str, model: str) -> Any:
-    """Tokenizer or image processor of a model.
+def load_processor(kind: type[TaskType], model: str) -> Any:
+    """What makes model inputs: a tokenizer, an image processor or both of a speech model.
+
+    A tokenizer without a padding token pads with its end of text.
 
     Raises:
-        InputError: If there is none, or a tokenizer knows no words.
+        InputError: If there is none, a tokenizer knows no words, or it has nothing to pad with.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    import transformers
 
-    auto = {"text-classification": AutoTokenizer, "image-classification": AutoImageProcessor}[task]
+    auto = getattr(transformers, kind.processor_class)
     try:
-        processor = auto.from_pretrained(model)
+        processor = auto.from_pretrained(model, **kind.processor_options)
     except Exception as error:
         raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {' '.join(str(error).split())[:160]}") from None
-    if auto is AutoTokenizer and len(processor) <= len(processor.all_special_ids):
+    tokenizer = processor if kind.processor_class == "AutoTokenizer" else getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        return processor
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"model `{model}` must come with its Tokenizer, but there are no words in its vocabulary.")
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise InputError(
+            f"the tokenizer of `{model}` must have a padding or an end token; set `pad_token` in its "
+            "tokenizer_config.json."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return processor
 
 
@@ -68,18 +78,16 @@ class Splits:
     """Processed data of a run. The search never sees ``test`` (law 5).
 
     Attributes:
+        task: The task with its data: collates, and knows what of the outputs counts.
         train: What the parent and the supernet learn from.
         search: Slice of the training data that the search scores on.
         test: Held-out split that is reported.
-        names: Class names.
-        collate: Rows -> a batch with ``labels``.
     """
 
+    task: TaskType
     train: Dataset
     search: EvaluationSet
     test: EvaluationSet
-    names: list[str]
-    collate: Callable[[list[Any]], Mapping[str, Any]]
 
 
 class Workbench:
@@ -109,46 +117,39 @@ class Workbench:
         """Name of the transformers auto class of the task."""
         return AUTO_CLASSES[self.recipe.task.type]
 
+    @property
+    def kind(self) -> type[TaskType]:
+        """The recipe's task type."""
+        return TASK_TYPES[self.recipe.task.type]
+
     @cached_property
     def processor(self) -> Any:
-        """Tokenizer or image processor."""
-        return load_processor(self.recipe.task.type, self.recipe.model)
+        """Tokenizer, image processor or both of a speech model."""
+        return load_processor(self.kind, self.recipe.model)
 
     @cached_property
     def splits(self) -> Splits:
         """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
-        task, seed = self.recipe.task, self.recipe.seed
-        train, test, names = self._labelled()
-        if len(train) <= task.search_examples:
+        settings, seed = self.recipe.task, self.recipe.seed
+        train, test = (load_source(source, self.kind.folder) for source in (settings.train, settings.test))
+        task = self.kind(self, train, test)
+        for name in self.recipe.qualities:
+            task.metric(name)
+        if len(task.train) <= settings.search_examples:
             raise InputError(
-                f"`task.search_examples` must be below the {len(train)} training examples, but got "
-                f"{task.search_examples}."
+                f"`task.search_examples` must be below the {len(task.train)} training examples, but got "
+                f"{settings.search_examples}."
             )
-        shuffled = train.shuffle(seed=seed)
-        search = shuffled.select(range(task.search_examples))
-        end = None if task.train_examples is None else task.search_examples + task.train_examples
-        train = shuffled.select(range(task.search_examples, min(end or len(train), len(train))))
-        process, collate = PROCESSING[task.type](self, train)
+        shuffled = task.train.shuffle(seed=seed)
+        search = shuffled.select(range(settings.search_examples))
+        end = None if settings.train_examples is None else settings.search_examples + settings.train_examples
+        train = shuffled.select(range(settings.search_examples, min(end or len(shuffled), len(shuffled))))
         return Splits(
-            train=process(train, task.train),
-            search=EvaluationSet.of(process(search, task.train), collate, EVALUATION_BATCH_SIZE),
-            test=EvaluationSet.of(process(test, task.test), collate, EVALUATION_BATCH_SIZE),
-            names=names,
-            collate=collate,
+            task=task,
+            train=task.process(train, settings.train),
+            search=EvaluationSet.of(task.process(search, settings.train), task),
+            test=EvaluationSet.of(task.process(task.test, settings.test), task),
         )
-
-    def _labelled(self) -> tuple[Dataset, Dataset, list[str]]:
-        """Both splits with class ids, and the class names; a trained head keeps its own names and ids."""
-        task = self.recipe.task
-        raw = load_source(task.train)
-        train, names = with_class_ids(raw, task.label, None, task.train)
-        test, _ = with_class_ids(load_source(task.test), task.label, names, task.test)
-        if not self.has_head:
-            return train, test, names
-        head = [str(name) for _, name in sorted(self.config.id2label.items())]
-        order = head_order(names, head, self.recipe.model, raw.features[task.label].dtype not in TEXT_DTYPES)
-        train, test = (relabelled(d, task.label, [order[k] for k in d[task.label]], head) for d in (train, test))
-        return train, test, head
 
     @cached_property
     def has_head(self) -> bool:
@@ -157,6 +158,19 @@ class Workbench:
 
         heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
         return bool(heads & set(self.config.architectures or [])) and not self.untrained
+
+    @property
+    def head_names(self) -> list[str] | None:
+        """Class names of a trained head by output, None without one."""
+        return [str(name) for _, name in sorted(self.config.id2label.items())] if self.has_head else None
+
+    @property
+    def trains_parent(self) -> bool:
+        """Whether the model is fine-tuned on the task: if it has no trained head, or the recipe gives the epochs.
+
+        A pretrained language model has its head, and is used as it came unless ``parent.epochs`` is set.
+        """
+        return not self.has_head or self.recipe.parent.epochs is not None
 
     @property
     def untrained(self) -> bool:
@@ -178,16 +192,17 @@ class Workbench:
         labels = self._new_labels() if folder is None and not self.has_head else {}
         transformers.set_seed(self.recipe.seed)
         if folder is None and self.untrained:
-            self.config.update({**labels, "num_labels": len(labels["id2label"])})
+            self.config.update({**labels, **({"num_labels": len(labels["id2label"])} if labels else {})})
             model = getattr(transformers, self.auto_class).from_config(self.config)
         else:
             model = self._pretrained(folder, labels)
-        model.config.problem_type = "single_label_classification"
+        if folder is None and self.splits.task.problem_type is not None:
+            model.config.problem_type = self.splits.task.problem_type
         return model
 
     def _new_labels(self) -> dict[str, dict[Any, Any]]:
-        names = self.splits.names
-        return {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+        names = self.splits.task.names
+        return {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}} if names else {}
 
     def _pretrained(self, folder: str | Path | None, labels: dict[str, Any]) -> PreTrainedModel:
         import transformers
@@ -203,83 +218,6 @@ class Workbench:
                 f"{'check that the model came here whole' if folder is None else again}."
             ) from error
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images that the model takes."""
-        sizes = self.layout.sizes
-        height, width = (sizes.image_size,) * 2 if isinstance(sizes.image_size, int) else sizes.image_size
-        return sizes.num_channels, height, width
-
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Random inputs of the workload's shape; every token is real, none is padding."""
-        generator = torch.Generator().manual_seed(0)
-        batch = workload.batch_size
-        if self.recipe.task.type == "image-classification":
-            return {"pixel_values": torch.randn((batch, *self.image_shape), generator=generator)}
-        assert workload.sequence_length is not None
-        ids = torch.randint(0, self.config.vocab_size, (batch, workload.sequence_length), generator=generator)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-Processing = tuple[Callable[["Dataset", str], "Dataset"], Callable[[list[Any]], Mapping[str, Any]]]
-
-
-def _text(bench: Workbench, train: Dataset) -> Processing:
-    from transformers import DataCollatorWithPadding
-
-    task, tokenizer = bench.recipe.task, bench.processor
-    columns = text_columns(train, task.text, task.train)
-
-    def process(dataset: Dataset, source: str) -> Dataset:
-        text_columns(dataset, columns, source)
-
-        def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
-            return {
-                **tokenizer(*(rows[c] for c in columns), truncation=True, max_length=task.max_length),
-                "labels": rows[task.label],
-            }
-
-        return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)
-
-    return process, DataCollatorWithPadding(tokenizer)
-
-
-def _image(bench: Workbench, train: Dataset) -> Processing:
-    task = bench.recipe.task
-
-    def process(dataset: Dataset, source: str) -> Dataset:
-        need_images(dataset, task.image, source)
-
-        def transform(rows: dict[str, Any]) -> dict[str, Any]:
-            return {"pixel_values": _pixels(bench, rows[task.image]), "labels": rows[task.label]}
-
-        return dataset.with_transform(transform)
-
-    def collate(rows: list[Any]) -> Mapping[str, Any]:
-        return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
-
-    return process, collate
-
-
-def _pixels(bench: Workbench, images: list[Any]) -> list[torch.Tensor]:
-    """Model inputs of images; InputError unless the image processor makes what the model takes."""
-    mode = "L" if bench.config.num_channels == 1 else "RGB"
-    try:
-        pixels = list(bench.processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"])
-        made = str(next((tuple(p.shape) for p in pixels if p.shape != bench.image_shape), ""))
-    except ValueError as error:
-        made = " ".join(str(error).split())[:160]
-    if made:
-        raise InputError(
-            f"the image processor of `{bench.recipe.model}` must make (channels, height, width) {bench.image_shape}, "
-            f"what the model takes, of images, but got {made}; set `size`, `image_mean` and `image_std` in its "
-            "preprocessor_config.json."
-        )
-    return pixels
-
-
-PROCESSING = {"text-classification": _text, "image-classification": _image}
-"""Task type -> how its rows become model inputs and batches."""
+        return self.kind.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))

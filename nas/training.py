@@ -10,11 +10,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.config import Training
+from nas.losses import divergence
 from nas.supernet import Supernet
+from nas.task_types import TaskType
+from nas.task_types.base import model_inputs
 from search_spaces import SearchSpace, SubnetConfig
 
 if TYPE_CHECKING:
@@ -26,42 +28,44 @@ Report = Callable[[int, int, str], None]
 
 
 class DistillationTrainer(Trainer):
-    """Trains a model on labels and on a fixed teacher's class scores.
+    """Trains a model on labels and on a fixed teacher's outputs.
 
-    The loss is cross-entropy on the labels plus KL(teacher || student) at a temperature, scaled by its square
-    (Hinton et al. 2015, arXiv 1503.02531).
+    The loss is the model's own on the labels, plus the divergence from the teacher (see `nas.losses.divergence`).
 
     Args:
+        task: Says which outputs count and what has a label; also collates.
         teacher: Fixed model of the same task, or None to learn from labels alone.
         temperature: Softens both distributions.
     """
 
-    def __init__(self, *, teacher: PreTrainedModel | None, temperature: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, *, task: TaskType, teacher: PreTrainedModel | None, temperature: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(data_collator=task.collate, **kwargs)
+        self.task = task
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Labels and, where there is a teacher, its distribution; see the class."""
+        """Labels and, where there is a teacher, its outputs; see the class."""
         outputs = model(**inputs)
         loss = outputs.loss
         if self.teacher is not None:
-            loss = loss + self.divergence(outputs.logits, self.teacher_logits(inputs))
+            loss = loss + self.divergence(outputs, self.taught(inputs), inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def teacher_logits(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Class scores (batch, classes) of the teacher."""
+    def taught(self, inputs: dict[str, Any]) -> Any:
+        """The teacher's outputs on the same inputs, those of the decoder included."""
         assert self.teacher is not None
         with torch.no_grad():
-            return self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+            return self.teacher(**model_inputs(inputs))
 
-    def divergence(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """KL(teacher || student) of class scores (batch, classes), mean over the batch, times temperature squared."""
-        t = self.temperature
-        scores, target = F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1)
-        return F.kl_div(scores, target, reduction="batchmean", log_target=True) * t * t
+    def divergence(self, student: Any, teacher: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """How far a student's outputs are from the teacher's, on what has a label."""
+        ours, theirs = self.task.scored(student, inputs), self.task.scored(teacher, inputs)
+        return divergence(ours, theirs, self.task.activation, self.temperature)
 
 
 class SupernetTrainer(DistillationTrainer):
@@ -98,14 +102,14 @@ class SupernetTrainer(DistillationTrainer):
         """One forward and backward pass per subnetwork; gradients add up. Returns the mean loss."""
         model.train()
         inputs = self._prepare_inputs(inputs)
-        teacher = self.teacher_logits(inputs)
+        taught = self.taught(inputs)
         subnets = self.subnets_of_step(self.state.global_step)
         total = torch.zeros((), device=self.args.device)
         for subnet in subnets:
             self.supernet.activate(subnet)
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
-                loss = self.divergence(outputs.logits, teacher)
+                loss = self.divergence(outputs, taught, inputs)
                 if subnet is subnets[0]:
                     loss = loss + outputs.loss.mean()  # DataParallel gives one loss a device
             self.accelerator.backward(loss / (len(subnets) * self.args.gradient_accumulation_steps))
@@ -121,7 +125,7 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
     """
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.num_train_epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
@@ -202,15 +206,15 @@ def plain_trainer(
     settings: Training,
     folder: Path,
     dataset: Dataset,
-    collate: Callable[..., Any],
+    task: TaskType,
     seed: int,
     teacher: PreTrainedModel | None = None,
 ) -> DistillationTrainer:
     """A trainer for one model: the parent on labels, or an exported subnetwork with its parent as the teacher."""
     return DistillationTrainer(
         model=model,
+        task=task,
         teacher=teacher,
         args=training_arguments(settings, folder, seed, by_length="input_ids" in dataset.column_names),
         train_dataset=dataset,
-        data_collator=collate,
     )

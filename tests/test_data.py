@@ -13,7 +13,8 @@ from conftest import Toy, bert
 from datasets import ClassLabel, Dataset, Features, Value
 
 from nas.config import Recipe
-from nas.data import load_source, split_source, text_columns, with_class_ids
+from nas.data import load_source, split_source, text_columns
+from nas.labels import with_class_ids
 from nas.tasks import Workbench
 from search_spaces import InputError
 
@@ -63,11 +64,11 @@ def good_ids(bench: Workbench) -> set[int]:
 def test_labels_of_every_type_become_class_ids(labels: tuple[Any, Any], names: list[str], text_recipe: Path) -> None:
     relabel(text_recipe.parent, labels)
     bench = opened(text_recipe)
-    assert bench.splits.names == names
+    assert bench.splits.task.names == names
     assert good_ids(bench) == {1}
-    batch = bench.splits.collate([bench.splits.train[0], bench.splits.train[1]])
+    batch = bench.splits.task.collate([bench.splits.train[0], bench.splits.train[1]])
     assert batch["labels"].dtype == torch.int64
-    assert set(bench.splits.test.labels) == {0, 1}
+    assert {label for batch in bench.splits.test.batches for label in batch["labels"].tolist()} == {0, 1}
     assert bench.load_model().config.id2label == dict(enumerate(names))
 
 
@@ -77,17 +78,11 @@ def test_large_strings_become_class_ids() -> None:
     assert (data["label"][:], names, data.features["label"]) == ([1, 0], ["a", "b"], ClassLabel(names=["a", "b"]))
 
 
-def test_labels_of_a_regression_are_refused(text_recipe: Path) -> None:
-    relabel(text_recipe.parent, (0.0, 0.5))
-    with pytest.raises(InputError, match=r"train\.parquet` holds 0\.5; regression is not supported"):
-        _ = opened(text_recipe).splits
-
-
 def test_a_model_learns_single_labels_whatever_its_config_says(text_recipe: Path) -> None:
     with_head(text_recipe.parent, problem_type="multi_label_classification")
     bench = opened(text_recipe)
     model = bench.load_model()
-    batch = bench.splits.collate([bench.splits.train[0], bench.splits.train[1]])
+    batch = bench.splits.task.collate([bench.splits.train[0], bench.splits.train[1]])
     assert model.config.problem_type == "single_label_classification"
     expected = torch.nn.functional.cross_entropy(model(**batch).logits, batch["labels"])
     torch.testing.assert_close(model(**batch).loss, expected)
@@ -103,7 +98,7 @@ def test_the_data_follows_the_order_of_a_trained_head(labels: tuple[str, str], t
     with_head(text_recipe.parent, head)
     bench = opened(text_recipe)
     assert good_ids(bench) == {0}
-    assert bench.splits.names == ["GOOD", "BAD"]
+    assert bench.splits.task.names == ["GOOD", "BAD"]
     assert bench.load_model().config.id2label == head
 
 

@@ -1,0 +1,181 @@
+"""TaskType: what one kind of task makes of a recipe's data, of a model's outputs and of its qualities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from nas.metrics import Metric, load_metric
+from search_spaces import InputError
+from search_spaces.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from nas.losses import Activation, Scored
+    from nas.tasks import Workbench
+    from predictors import Workload
+
+Row = dict[str, Any]
+Batch = Mapping[str, "torch.Tensor"]
+
+TARGETS = ("labels", "start_positions", "end_positions")
+"""What of a batch a model only needs for its own loss."""
+
+IGNORED = -100
+"""The label of what is not scored, as everywhere in Hugging Face."""
+EVALUATION_BATCH_SIZE = 64
+LOGITS_IN_MEMORY = 2**26
+"""Scores of words that one evaluation batch may have: 256 MB."""
+
+
+def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch without its labels."""
+    return {name: tensor for name, tensor in batch.items() if name not in TARGETS}
+
+
+class TaskType(ABC):
+    """A recipe's task with its data: made once the training and test data are loaded.
+
+    Attributes:
+        train: Training examples, not yet model inputs; the search slice is drawn from them.
+        test: Held-out examples.
+        names: Class names by id; empty where there are no classes.
+        problem_type: What the model's config must say, if anything.
+        activation: What makes a prediction of the logits.
+    """
+
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    processor_options: ClassVar[Mapping[str, Any]] = {}
+    default_quality: ClassVar[str] = "loss"
+    folder: ClassVar[str] = "imagefolder"
+    reads_tokens: ClassVar[bool] = True
+    names: list[str]
+    problem_type: str | None = None
+    activation: Activation = "softmax"
+
+    def __init__(self, bench: Workbench, train: Dataset, test: Dataset) -> None:
+        """Checks the data and prepares its examples.
+
+        Raises:
+            InputError: If the data does not hold what the task needs.
+        """
+        self.task = bench.recipe.task
+        self.config = bench.config
+        self.processor = bench.processor
+        self.names = []
+        self.train, self.test = train, test
+
+    @property
+    @abstractmethod
+    def metrics(self) -> Mapping[str, Metric]:
+        """The qualities it has by name, of what `found` finds."""
+
+    @abstractmethod
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Examples -> rows of model inputs with labels; ``source`` names the data in errors."""
+
+    @abstractmethod
+    def collate(self, rows: list[Row]) -> Batch:
+        """Rows -> a batch: what a model is called with."""
+
+    @abstractmethod
+    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+        """The logits that the task is about, each with its labels."""
+
+    @abstractmethod
+    def found(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """What the metrics need to know of each example of a batch, small enough to keep.
+
+        Args:
+            model: In evaluation mode, on the device of the batch.
+            batch: Collated rows.
+            rows: The rows of each example.
+            wanted: Names of the qualities that are asked for.
+
+        Returns:
+            Name -> array (examples, ...).
+        """
+
+    def fixed_collate(self) -> Callable[[list[Row]], Batch]:
+        """How an evaluation set is collated: the same on every call."""
+        return self.collate
+
+    def examples(self, rows: Iterable[Row]) -> list[list[Row]]:
+        """Rows grouped by the example they are of."""
+        return [[row] for row in rows]
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Examples of one batch when a model is scored."""
+        return EVALUATION_BATCH_SIZE
+
+    def metric(self, name: str) -> Metric:
+        """A quality by name, one of ours or of the recipe's ``task.metrics``.
+
+        Raises:
+            InputError: If the task has none of that name.
+        """
+        if name in self.task.metrics:
+            return load_metric(self.task.metrics[name])
+        if name not in self.metrics:
+            kind = self.problem_type or self.task.type
+            raise InputError(
+                f"`objectives` and `constraints` must name qualities of this task ({kind}), but got `{name}`; "
+                f"{did_you_mean(name, [*self.metrics, *self.task.metrics])}; `task.metrics` adds others."
+            )
+        return self.metrics[name]
+
+    @classmethod
+    @abstractmethod
+    def dummy_inputs(
+        cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Random inputs of a workload's shape; every token is real, none is padding."""
+
+
+def random_tokens(config: PreTrainedConfig, workload: Workload, generator: torch.Generator) -> torch.Tensor:
+    """Token ids (batch, sequence)."""
+    import torch
+
+    assert workload.sequence_length is not None
+    shape = (workload.batch_size, workload.sequence_length)
+    return torch.randint(0, config.vocab_size, shape, generator=generator)
+
+
+def padded_labels(rows: list[Row], length: int, side: str = "right") -> torch.Tensor:
+    """Label lists of different lengths as one tensor (rows, length), filled up with `IGNORED`."""
+    import torch
+
+    out = torch.full((len(rows), length), IGNORED)
+    for line, row in zip(out, rows, strict=True):
+        labels = torch.tensor(row["labels"])
+        line[slice(len(labels)) if side == "right" else slice(length - len(labels), length)] = labels
+    return out
+
+
+class TextTask(TaskType):
+    """A task on texts that a tokenizer reads."""
+
+    @classmethod
+    def dummy_inputs(
+        cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Random tokens and their mask."""
+        import torch
+
+        ids = random_tokens(config, workload, generator)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """What of the rows a tokenizer made, as long as the longest."""
+        names = [name for name in self.processor.model_input_names if name in rows[0]]
+        inputs = [{name: row[name] for name in names} for row in rows]
+        return dict(self.processor.pad(inputs, return_tensors="pt"))

@@ -1,0 +1,40 @@
+"""Text classification: a text, or a pair of texts, and a label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.data import text_columns
+from nas.task_types.base import Batch, Row, TextTask
+from nas.task_types.classification import Classification, targets
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nas.tasks import Workbench
+
+
+class TextClassification(Classification, TextTask):
+    """Texts cut to ``task.max_length`` tokens."""
+
+    def __init__(self, bench: Workbench, train: Dataset, test: Dataset) -> None:
+        super().__init__(bench, train, test)
+        self.columns = text_columns(self.train, self.task.text, self.task.train)
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Tokens of the texts and the label's targets."""
+        text_columns(examples, self.columns, source)
+        columns, tokenizer, length, label = self.columns, self.processor, self.task.max_length, self.label
+        problem_type, classes = self.problem_type, len(self.names)
+
+        def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
+            tokens = tokenizer(*(rows[c] for c in columns), truncation=True, max_length=length)
+            return {**tokens, "labels": targets(rows[label], problem_type, classes)}
+
+        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Tokens padded to the longest text."""
+        import torch
+
+        return {**self.padded(rows), "labels": torch.tensor([row["labels"] for row in rows])}
