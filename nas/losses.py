@@ -42,8 +42,8 @@ def loss_by_example(scored: Sequence[Scored], activation: Activation) -> tuple[t
     Returns:
         Two tensors (examples,).
     """
-    parts = [LABEL_LOSSES[activation](logits.float(), labels).flatten(1) for logits, labels in scored]
-    counts = [_mask(labels, activation).flatten(1).sum(1) for _, labels in scored]
+    parts = [LABEL_LOSSES[activation](logits.float(), labels) for logits, labels in scored]
+    counts = [_mask(labels, activation).reshape(len(labels), -1).sum(1) for _, labels in scored]
     return torch.stack([part.sum(1) for part in parts]).sum(0), torch.stack(counts).sum(0)
 
 

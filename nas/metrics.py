@@ -98,8 +98,8 @@ def load_metric(source: str) -> Metric:
         InputError: If there is none, or, when called, if it fails or gives no number.
     """
     place, name = split_source(source)
-    if place == "evaluate":
-        function = _from_evaluate(name)
+    if source.startswith("evaluate:"):
+        function = _from_evaluate(source.removeprefix("evaluate:"))
     elif place.endswith(".py"):
         function = python_function(Path(place), name, "metric")
     else:

@@ -155,7 +155,12 @@ def test_a_step_on_several_devices_takes_the_mean_of_their_losses(run: Run, tmp_
     supernet, space = Supernet(bert(hidden_dropout_prob=0.0)), search_space(Workbench(run.recipe))
     arguments = training_arguments(run.recipe.supernet, tmp_path / "checkpoints", 0, by_length=False)
     trainer = SupernetTrainer(
-        supernet=supernet, space=space, sampled_subnets=0, teacher=bert(num_labels=2), args=arguments
+        supernet=supernet,
+        task=Workbench(run.recipe).splits.task,
+        space=space,
+        sampled_subnets=0,
+        teacher=bert(num_labels=2),
+        args=arguments,
     )
 
     class Parallel(torch.nn.Module):
