@@ -29,10 +29,11 @@ def _one_seed() -> None:
     torch.set_num_threads(1)
 
 
-SIZES = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+SIZES |= {"initializer_range": 0.1}  # so that what attention does is seen
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
-DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
+DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "pad_token_id": 0}
 MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
