@@ -194,19 +194,10 @@ def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
 
 def _nas_config(stock: Any) -> type:
     model_type = f"nas_{stock.model_type}"
-    _keep_disk_names(stock.model_type, model_type)
     return type(PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": __name__})
 
 
-def _keep_disk_names(stock: str, name: str) -> None:
-    """Stores tensors under the names that a stock model type or class gives them on disk, where it renames them."""
-    renamed = get_checkpoint_conversion_mapping(stock)
-    if renamed is not None:
-        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
-
-
 def _nas_model(stock: Any) -> type:
-    _keep_disk_names(stock.__name__, PREFIX + stock.__name__)
     config_class = globals_getattr(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -171,7 +171,8 @@ class Supernet:
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
         model.to(self.model.device)
         state = self.state_dict(subnet)
-        model.load_state_dict(self._folded(state, subnet) if update is not None else state)
+        state = self._folded(state, subnet) if update is not None else state
+        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         model.tie_weights()
         if self.model.can_generate():
             model.generation_config = copy.deepcopy(self.model.generation_config)

@@ -28,20 +28,18 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
 """Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
 
 
-def toy(family: str, task: str, dtype: torch.dtype = torch.float32) -> Supernet:
-    """A supernet with weights so large that each layer, head and earlier token counts for the next one.
+def toy(family: str, task: str) -> Any:
+    """A model with weights so large that each layer, head and earlier token counts for the next one.
 
     Embeddings stay small: tied ones would only repeat the last token.
     """
     model = TOYS[family].model(task)
-    model = type(model)._from_config(model.config, dtype=dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter is model.get_input_embeddings().weight:
-                continue
-            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.1))
+            if parameter.requires_grad and parameter is not model.get_input_embeddings().weight:
+                parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.1))
     model.generation_config.eos_token_id = None
-    return Supernet(model)
+    return model
 
 
 def subnet(supernet: Supernet, case: str) -> SubnetConfig:
@@ -99,7 +97,7 @@ def in_chunks(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int]) -> 
 @pytest.mark.parametrize(("family", "task"), MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, case: str) -> None:
-    active, extracted = active_and_extracted(toy(family, task), case)
+    active, extracted = active_and_extracted(Supernet(toy(family, task)), case)
     expected = generated(active, prompts(family), NO_CACHE)
     for how in (DYNAMIC, STATIC):
         assert torch.equal(generated(active, prompts(family), how), expected), how
@@ -111,7 +109,7 @@ def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, ca
 @pytest.mark.parametrize(("family", "task"), MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_padded_batch_equals_each_prompt_alone(family: str, task: str, case: str) -> None:
-    supernet, inputs = toy(family, task), prompts(family)
+    supernet, inputs = Supernet(toy(family, task)), prompts(family)
     for model in active_and_extracted(supernet, case):
         together = generated(model, inputs)
         for row, mask in enumerate(inputs["attention_mask"].bool()):
@@ -123,11 +121,12 @@ def test_a_padded_batch_equals_each_prompt_alone(family: str, task: str, case: s
 @pytest.mark.parametrize(("family", "task"), MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: str) -> None:
-    supernet, inputs = toy(family, task), {**TOYS[family].inputs(), **prompts(family)}
+    supernet, inputs = Supernet(toy(family, task)), {**TOYS[family].inputs(), **prompts(family)}
     real = inputs["attention_mask"].bool() if "decoder_input_ids" not in inputs else ...
     for model in active_and_extracted(supernet, case):
         whole, chunks = model(**inputs).logits, in_chunks(model, inputs, [5, 3, 1, 1, 2])
-        assert torch.allclose(chunks[real], whole[real], atol=1e-5), (chunks - whole)[real].abs().max()
+        scale = max(1, whole.abs().max().item())
+        assert torch.allclose(chunks[real], whole[real], atol=1e-5 * scale), (chunks - whole)[real].abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -136,22 +135,25 @@ def test_an_export_reloads_and_generates_in_half_precision(
     family: str, task: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     auto = getattr(transformers, AUTO_CLASSES[task])
-    supernet, inputs = toy(family, task, dtype), prompts(family)
+    toy(family, task).save_pretrained(tmp_path / "parent")
+    supernet = Supernet(auto.from_pretrained(tmp_path / "parent", dtype=dtype).eval())
+    inputs = prompts(family)
     full = {**TOYS[family].inputs(), **inputs}
     for case in ("uniform", "per layer"):
-        model = supernet.extract(subnet(supernet, case))
+        active, model = active_and_extracted(supernet, case)
         model.save_pretrained(tmp_path / case)
         reloaded = auto.from_pretrained(tmp_path / case, dtype="auto").eval()
         assert reloaded.dtype == dtype
         with torch.inference_mode():
             assert torch.equal(reloaded(**full).logits, model(**full).logits), case
+            assert torch.allclose(active(**full).logits, model(**full).logits, rtol=0.05, atol=0.05), case
         for how in (DYNAMIC, STATIC):
             assert torch.equal(generated(reloaded, inputs, how), generated(model, inputs, how)), (case, how)
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
 def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path) -> None:
-    supernet = toy(family, task)
+    supernet = Supernet(toy(family, task))
     model = supernet.extract(subnet(supernet, "layer 0 dropped"))
     model.save_pretrained(tmp_path)
     reloaded = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(tmp_path).eval()
@@ -162,7 +164,7 @@ def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path)
 @pytest.mark.parametrize(("family", "is_stock"), [("llama", False), ("mistral", True), ("gemma2", False)])
 def test_a_stock_export_is_one_that_its_config_class_takes(family: str, is_stock: bool, tmp_path: Path) -> None:
     """Some config classes refuse 4 heads at a hidden size of 30, with whatever head_dim."""
-    supernet = toy(family, "text-generation")
+    supernet = Supernet(toy(family, "text-generation"))
     odd = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "hidden_size": 30}
     model = supernet.extract(SubnetConfig.uniform((0, 2), **odd))
     model.save_pretrained(tmp_path)
