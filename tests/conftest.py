@@ -29,10 +29,11 @@ def _one_seed() -> None:
     torch.set_num_threads(1)
 
 
-SIZES = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+SIZES |= {"initializer_range": 0.1}  # so that what attention does is seen
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
-DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96}
+DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
 ENCODER = {"encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 96}

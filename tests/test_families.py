@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from nas.elastic import Elastic
 from nas.importance import order_by_importance
 from nas.supernet import Supernet
 from predictors.analytic import AnalyticCosts
-from search_spaces import FAMILIES, SearchSpace, SubnetConfig
+from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
+from search_spaces.space import DEPTHS
 
 CHOICES: dict[str, list[int]] = {
     "num_hidden_layers": [1, 2, 4],
@@ -102,6 +104,38 @@ def test_extracted_equals_active_with_every_dimension_open(family: str) -> None:
         supernet = Supernet(TOYS[family].model(attention=attention))
         for subnet in subnets(supernet):
             assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: str) -> None:
+    """Supernet and extracted model could be wrong alike; the stock parent is not."""
+    toy = TOYS[family]
+    for attention in toy.attentions:
+        parent = toy.model(attention=attention)
+        supernet = Supernet(copy.deepcopy(parent))
+        here = space(supernet, [d for d in supernet.family.dimensions if d not in ("hidden_size", *DEPTHS)])
+        for k in range(4):
+            subnet = here.sample(Random(k))
+            reference = zeroed(parent, supernet.layout, subnet)
+            supernet.activate(subnet)
+            for batch in (toy.inputs(), unpadded(toy.inputs())):
+                expected, found = logits(reference, batch), logits(supernet.model, batch)
+                assert torch.allclose(found, expected, atol=1e-5), (str(subnet), (found - expected).abs().max())
+
+
+def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
+    """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
+    model = copy.deepcopy(parent)
+    for name, parameter in model.named_parameters():
+        place = layout.locate(name)
+        if place.stack is not None and place.layer is not None and parameter.dim() == 2:
+            dim = 0 if layout.family.conv1d else 1
+            if place.axes[dim] in ("heads", "cross_heads", "ffn"):
+                rows = layout.rows(place.axes[dim], subnet.width(place.layer), layout.widths[place.stack])
+                kept = torch.zeros(parameter.shape[dim])
+                kept[rows] = 1
+                parameter.data *= kept[:, None] if dim == 0 else kept
+    return model
 
 
 @pytest.mark.parametrize(("family", "task"), TASKS)
