@@ -136,7 +136,7 @@ TOYS: dict[str, Toy] = {
         Toy("qwen2", {**LLAMA, **MIXED}),
         Toy("qwen3", {**LLAMA, **MIXED, "head_dim": 8}),
         Toy("smollm3", {**LLAMA, **MIXED, "no_rope_layers": [1, 0, 1, 1]}),
-        Toy("gemma2", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        Toy("gemma2", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}, attentions=("eager",)),
         Toy("gemma3_text", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
         Toy("phi3", LLAMA),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
