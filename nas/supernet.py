@@ -19,6 +19,7 @@ from nas.modeling_nas import WRAPPERS, holder
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.family import Axes
 from search_spaces.layout import is_under
+from search_spaces.stock import stock_update
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -165,7 +166,7 @@ class Supernet:
             InputError: If the parent does not contain the subnetwork.
         """
         self.layout.check(subnet)
-        update = self.layout.stock_update(subnet)
+        update = stock_update(self.layout, subnet)
         model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32

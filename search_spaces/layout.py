@@ -244,16 +244,17 @@ class Layout:
         if isinstance(axis, tuple):
             return sum(self.size(part, width) for part in axis)
         if axis == "embedding":
-            return width["hidden_size"] if self.embedding_is_hidden else self._embedding_size
+            return width["hidden_size"] if self.embedding_is_hidden else self.embedding_size
         return width[FIELD_OF_AXIS[axis]] * self.unit(axis)
 
     @property
     def embedding_is_hidden(self) -> bool:
         """Whether embeddings are as wide as the residual stream, not projected to it."""
-        return self._embedding_size == self.sizes.hidden_size
+        return self.embedding_size == self.sizes.hidden_size
 
     @property
-    def _embedding_size(self) -> int:
+    def embedding_size(self) -> int:
+        """Width of the embeddings, projected or not."""
         return int(getattr(self.sizes, self.family.names("embedding_size")[0], self.sizes.hidden_size))
 
     def shape(self, axes: Axes, width: Mapping[str, int], full: tuple[int, ...]) -> tuple[int, ...]:
@@ -325,68 +326,14 @@ class Layout:
                 update[name] = [values[layer] for layer in subnet.layers]
         return update
 
-    def stock_update(self, subnet: SubnetConfig) -> dict[str, Any] | None:
-        """Fields that make a stock config describe a subnetwork, or None where a stock config cannot."""
-        update = self.depth_update(subnet)
-        changed = False
-        for number, positions in enumerate(self.kept(subnet)):
-            widths = [subnet.width(position) for position in positions]
-            width = widths[0]
-            if any(w != width for w in widths) or 0 in width.values():
-                return None
-            for field, value in width.items():
-                if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
-                    continue
-                name = self.family.names(field)[number]
-                is_ratio = field == "intermediate_size" and self.family.ffn_of_ratio is not None
-                said = self._ffn_ratio(width) if is_ratio else value
-                if said is None or update.setdefault(name, said) != said:
-                    return None
-            heads = width["num_attention_heads"], self.widths[number]["num_attention_heads"]
-            changed |= heads[0] != heads[1] or subnet.hidden_size != self.parent.hidden_size
-            if not self.family.head_dim_in_config and heads[0] * self.head_dim != subnet.hidden_size:
-                return None
-            if self._first_differs(number, subnet):
-                return None
-        if "embedding_size" in self.family.config_names:
-            if self.embedding_is_hidden:
-                update[self.family.names("embedding_size")[0]] = subnet.hidden_size
-            elif subnet.hidden_size == self._embedding_size:
-                return None  # a stock model of equal widths has no projection
-        update |= dict.fromkeys(self.family.equal_to_hidden, subnet.hidden_size)
-        if self.family.stock_if is not None and not self.family.stock_if(self, subnet):
-            return None
-        if changed and self.family.head_dim_in_config:
-            update["head_dim"] = self.head_dim
-        return update if self._is_valid(update) else None
-
-    def _is_valid(self, update: Mapping[str, Any]) -> bool:
-        """Whether the stock config takes these values; some demand, say, that the heads divide the hidden size."""
-        from huggingface_hub.errors import StrictDataclassError
-
-        config = copy.deepcopy(self.config)
-        sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update(dict(update))
-        try:
-            config.validate()
-        except StrictDataclassError:
-            return False
-        return True
-
-    def _ffn_ratio(self, width: Mapping[str, int]) -> int | None:
-        """The whole ratio that gives a stock model so many neurons, None where no ratio does."""
-        hidden, neurons, of_ratio = width["hidden_size"], width["intermediate_size"], self.family.ffn_of_ratio
-        assert of_ratio is not None
-        ratios = range(1, 2 * (neurons // hidden + 1))
-        return next((ratio for ratio in ratios if of_ratio(self.sizes, hidden, ratio) == neurons), None)
-
-    def _first_differs(self, stack: int, subnet: SubnetConfig) -> bool:
+    def first_differs(self, stack: int, subnet: SubnetConfig) -> bool:
+        """Whether the first kept layer of a stack has modules that the first layer of a stock model lacks."""
         first = subnet.layers[self.kept(subnet)[stack][0]]
         return bool(self.family.stacks[stack].first_lacks) and self.stack_of(first)[1] > 0
 
     def first_modules(self, stack: int, subnet: SubnetConfig) -> dict[str, str]:
         """Modules that the first kept layer has and that of a stock model lacks -> one that is like it."""
-        return dict(self.family.stacks[stack].first_lacks) if self._first_differs(stack, subnet) else {}
+        return dict(self.family.stacks[stack].first_lacks) if self.first_differs(stack, subnet) else {}
 
     # -- the space ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from nas.export import describe_remote_code
 from nas.modeling_nas import PREFIX
 from nas.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, Layout, SubnetConfig
+from search_spaces.stock import stock_update
 
 HEADS_IN_CONFIG = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
@@ -171,5 +172,5 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
 def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:
     layout = Layout(TOYS["modernbert"].model().config)
     whole = {"num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
-    assert layout.stock_update(SubnetConfig.uniform((0, 2), **whole)) is not None
-    assert layout.stock_update(SubnetConfig.uniform((1, 2), **whole)) is None
+    assert stock_update(layout, SubnetConfig.uniform((0, 2), **whole)) is not None
+    assert stock_update(layout, SubnetConfig.uniform((1, 2), **whole)) is None
