@@ -120,10 +120,10 @@ def _from_module(module: str, name: str) -> Callable[..., Any]:
 def _from_evaluate(name: str) -> Callable[..., Any]:
     try:
         import evaluate
-
-        metric = evaluate.load(name)
     except ImportError:
         raise InputError(f"metric `evaluate:{name}` needs the library `evaluate`: pip install evaluate.") from None
+    try:
+        metric = evaluate.load(name)
     except Exception as error:
         raise InputError(
             f"metric `evaluate:{name}` cannot be loaded ({one_line(error)}); it is a script on the hub: check the "
