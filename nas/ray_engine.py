@@ -148,8 +148,12 @@ class StudySearcher(Searcher):
         self.error = error
         self.dispatcher.stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune would store its searcher, but the study is the only truth."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is the only truth."""
+        """Nothing."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
