@@ -231,6 +231,11 @@ class Docket:
         if self.sampler is not None:
             self.standing.check_hope()
 
+    def take_back(self, ticket: Ticket) -> None:
+        """Hands an evaluation out again that nobody could make."""
+        for waiting in self.book.in_flight.pop(ticket.subnet.key):
+            waiting.docket._again.append(waiting)
+
     def _settle(self, ticket: Ticket, point: Point, examples: int | None) -> None:
         """Finishes a trial whose subnetwork was evaluated, unless that stopped too early for this study's front."""
         if examples is not None and (ticket.race is None or not self._is_lost(ticket.race, point, examples)):

@@ -8,7 +8,7 @@ import os
 import socket
 import statistics
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +29,10 @@ from search_spaces import InputError
 if TYPE_CHECKING:
     from nas.search_loop import Dispatcher
 
-RETRIES = 5
-"""How often an evaluation may lose its worker or node and be made again."""
+RETRIES = 3
+"""How often Tune makes an evaluation again that has lost its worker; it does so at once."""
+ROUNDS = 3
+"""How often such an evaluation is handed out in all: a lost node may take seconds to be noticed."""
 TASK_S = 0.25
 """Evaluations go into one task until it takes about this long: many times what Tune itself takes for a task."""
 CONNECT_S = 5.0
@@ -97,6 +99,7 @@ class StudySearcher(Searcher):
         self.error: BaseException | None = None
         self._tasks: dict[str, list[Ticket]] = {}
         self._seconds: deque[float] = deque(maxlen=20)
+        self._lost: Counter[str] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next task; None to be asked again later."""
@@ -130,18 +133,25 @@ class StudySearcher(Searcher):
                 raise InputError(
                     f"every worker must have the driver's versions, but {result['refusal']}; install them."
                 )
-            for ticket, outcome in zip(tickets, self._outcomes(tickets, result, error), strict=True):
+            if error or result is None:
+                self._give_back(tickets)
+                return
+            self._seconds.append(result["seconds"] / len(tickets))
+            for ticket, outcome in zip(tickets, result["outcomes"], strict=True):
                 self.dispatcher.tell(ticket, outcome)
         except BaseException as failed:
             self._stop(failed)
 
-    def _outcomes(self, tickets: list[Ticket], result: dict[str, Any] | None, error: bool) -> list[Outcome]:
-        if error or result is None:
-            lost = f"its worker was lost, or could not load the supernet, {RETRIES + 1} times; see Ray's own log"
-            return [Outcome(failure=lost)] * len(tickets)
-        self._seconds.append(result["seconds"] / len(tickets))
-        outcomes: list[Outcome] = result["outcomes"]
-        return outcomes
+    def _give_back(self, tickets: list[Ticket]) -> None:
+        """Hands evaluations out again that have lost their worker, or keeps them as failed after so many times."""
+        for ticket in tickets:
+            self._lost[ticket.subnet.key] += 1
+            if self._lost[ticket.subnet.key] < ROUNDS:
+                ticket.docket.take_back(ticket)
+            else:
+                times = ROUNDS * (RETRIES + 1)
+                lost = f"its worker was lost, or could not load the supernet, {times} times; see Ray's own log"
+                self.dispatcher.tell(ticket, Outcome(failure=lost))
 
     def _stop(self, error: BaseException) -> None:
         """Keeps an error for when Tune has ended, since an error inside Tune is reported as Tune's own."""

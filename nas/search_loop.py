@@ -108,7 +108,7 @@ def phases_of(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: 
 
     def blocks(known: Mapping[str, Point]) -> list[SubnetConfig]:
         feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-        return distinct(iter([*replacements(space), *feasible]), budget)
+        return distinct(iter([*feasible, *replacements(space)]), budget)
 
     def solutions(known: Mapping[str, Point]) -> list[SubnetConfig]:
         losses = {key: sign * point.values[recipe.quality] for key, point in known.items()}
