@@ -35,6 +35,10 @@ def search(
     overrides: Overrides = None,
     run: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe, space and time; stop.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Evaluate on a Ray cluster: auto, local or host:port.", metavar="auto|ADDRESS"),
+    ] = None,
 ) -> None:
     """Run a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
     from nas.config import Recipe
@@ -53,7 +57,7 @@ def search(
     from nas.pipeline import search as run_pipeline
     from nas.summary import show as show_run
 
-    done = run_pipeline(loaded, run or default_run(recipe))
+    done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
     show_run(done, done.front())
 
 

@@ -19,19 +19,25 @@ from nas.task_types import TASK_TYPES
 from predictors import Workload
 from search_spaces import InputError, Scope
 
-PATHS = ("model", "task.train", "task.test")
+PATHS = ("model", "task.train", "task.test", "search.sampler")
 """Keys that may hold a local path; the values of ``task.metrics`` may as well."""
 
-SAMPLERS = (
-    "SurrogateSampler",
-    "TPESampler",
-    "NSGAIISampler",
-    "NSGAIIISampler",
-    "GPSampler",
-    "RandomSampler",
-    "QMCSampler",
+OPTUNA_SAMPLERS = (
     "BruteForceSampler",
+    "GPSampler",
+    "NSGAIIISampler",
+    "NSGAIISampler",
+    "QMCSampler",
+    "RandomSampler",
+    "TPESampler",
 )
+SAMPLERS = ("SurrogateSampler", "BlockSearch", *OPTUNA_SAMPLERS)
+"""Ours and those of Optuna that search several objectives."""
+
+STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
+
+PLACE = ("search.workers", "search.cpus_per_worker", "search.gpus_per_worker")
+"""Keys that say where a search runs and not what it does: they may change while it is under way."""
 
 
 DEFAULT_EPOCHS = 3.0
@@ -111,11 +117,27 @@ class Profile(_Section):
 
 
 class Search(_Section):
-    """An Optuna study: how long, and with which sampler: ours, or one of Optuna's by name."""
+    """An Optuna study: with which sampler, how long, where it is kept, and what a worker of it takes.
+
+    A sampler is `SurrogateSampler` (ours), `BlockSearch` (blocks scored one by one, then an integer program), one of
+    Optuna's by name, or one of OptunaHub's as ``package:Class``, for instance ``samplers/moead:MOEADSampler``; the
+    package may also be a local folder.
+    """
 
     evaluations: int = Field(200, ge=1)
+    hours: float | None = Field(None, gt=0, description="Stop after so long, counted over all commands of the run.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop when so many evaluations in a row have enlarged the hypervolume by under 0.1 %."
+    )
+    confidence: float = Field(
+        0.99, ge=0.5, le=1, description="An evaluation stops once so sure not to join the front; 1: never."
+    )
     sampler: str = "SurrogateSampler"
     sampler_options: dict[str, Any] = Field(default_factory=dict)
+    storage: str | None = Field(None, description="Database URL or grpc://host:port; default: a file in the run.")
+    workers: int | None = Field(None, ge=1, description="Ray: evaluations at once; default: as many as fit now.")
+    cpus_per_worker: float = Field(1, ge=0)
+    gpus_per_worker: float = Field(0, ge=0, description="May be a fraction.")
 
 
 class Recipe(_Section):
@@ -202,10 +224,11 @@ class Recipe(_Section):
         return next(name for name in self.objectives if name not in COSTS)
 
     def differences(self, other: Recipe) -> list[str]:
-        """Dotted keys in which two recipes differ, with both values."""
+        """Dotted keys in which two recipes differ, with both values; where a search runs is no difference."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         keys = sorted(mine.keys() | theirs.keys())
-        return [f"{k}: {mine.get(k)} against {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
+        changed = [k for k in keys if k not in PLACE and mine.get(k) != theirs.get(k)]
+        return [f"{k}: {mine.get(k)} against {theirs.get(k)}" for k in changed]
 
     def _with_defaults(self) -> Recipe:
         """The recipe with what the task type decides."""
@@ -240,10 +263,16 @@ class Recipe(_Section):
                 Bound.parse(text)
             except InputError as error:
                 raise InputError(f"`constraints.{name}`: {error}") from None
-        if self.search.sampler not in SAMPLERS:
+        if ":" not in self.search.sampler and self.search.sampler not in SAMPLERS:
             raise InputError(
-                f"`search.sampler` must name a sampler for several objectives, but got "
+                "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
                 f"`{self.search.sampler}`; {_near(self.search.sampler, SAMPLERS)}"
+            )
+        url = self.search.storage
+        if url is not None and url.partition("://")[0].partition("+")[0] not in STORAGES:
+            raise InputError(
+                f"`search.storage` must be a URL that begins with {', '.join(f'{s}://' for s in STORAGES)}, but got "
+                f"`{url}`; leave it out to keep the study in the run's folder."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,27 @@ def found_of(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[st
             here = {name: tensor.to(model.device) for name, tensor in batch.items()}
             parts.append(examples.task.found(model, here, rows, names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def score_in_slices(
+    model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str], fractions: Sequence[float]
+) -> Iterator[tuple[int, dict[str, Score]]]:
+    """Qualities on growing slices of the examples, each batch run once; the last slice is all of them.
+
+    Yields:
+        How many examples the slice holds, and the scores on it.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    count, start = len(examples.batches), 0
+    for end in sorted({max(1, round(fraction * count)) for fraction in fractions} | {count}):
+        piece = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
+        parts.append(found_of(model, piece, names))
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        start = end
+        yield (
+            sum(map(len, examples.rows[:end])),
+            {name: _with_error(examples.task.metric(name), found) for name in names},
+        )
 
 
 def _with_error(metric: Metric, found: Mapping[str, np.ndarray]) -> Score:

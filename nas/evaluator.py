@@ -1,16 +1,18 @@
-"""Evaluator: every figure of any subnetwork of a run, each quality scored once."""
+"""Evaluator: every figure of any subnetwork of a run, from exact counts, the latency predictor and what was scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from nas.config import Recipe
-from nas.evaluation import EvaluationSet, score
+from nas.evaluation import EvaluationSet
 from nas.figures import COSTS, excess
 from nas.point import Point
+from nas.racing import SLICES, Outcome, Race, Scorer
 from nas.sampler import Params
 from nas.supernet import Supernet
 from predictors import AnalyticCosts, LatencyPredictor
@@ -19,19 +21,16 @@ from search_spaces import SearchSpace, SubnetConfig
 
 @dataclass
 class Evaluator:
-    """Figures of any subnetwork of a run: quality on the search slice, predicted latency, exact counts.
-
-    Quality is measured on the supernet with the subnetwork active, once for each subnetwork.
-    """
+    """Figures of any subnetwork of a run: quality on the search slice, predicted latency, exact counts."""
 
     recipe: Recipe
     supernet: Supernet
     examples: EvaluationSet
     predictor: LatencyPredictor
-    known: dict[str, Point] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = AnalyticCosts.of(self.supernet.model, self.supernet.layout)
+        self._costs: dict[str, dict[str, float]] = {}
 
     def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """One cost of many subnetworks (n,), known without running them."""
@@ -42,7 +41,9 @@ class Evaluator:
 
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
         """Every cost of one subnetwork."""
-        return {name: float(self.cost(name, [subnet])[0]) for name in COSTS}
+        if subnet.key not in self._costs:
+            self._costs[subnet.key] = {name: float(self.cost(name, [subnet])[0]) for name in COSTS}
+        return self._costs[subnet.key]
 
     def violations(self, figures: dict[str, float]) -> dict[str, float]:
         """Constraint -> how far it is missed; at most 0 where it holds. Figures not known yet are left out."""
@@ -53,17 +54,26 @@ class Evaluator:
         bounded = {n: float(self.cost(n, [subnet])[0]) for n in COSTS if n in self.recipe.constraints}
         return all(v <= 0 for v in self.violations(bounded).values())
 
-    def __call__(self, subnet: SubnetConfig) -> Point:
-        """Scores a subnetwork, or answers from what was scored before."""
-        if subnet.key not in self.known:
-            self.supernet.activate(subnet)
-            scores = score(self.supernet.model, self.examples, self.recipe.qualities)
-            values = {**{n: s.value for n, s in scores.items()}, **self.costs(subnet)}
-            errors = {n: s.standard_error for n, s in scores.items()}
-            errors["latency_ms"] = float(self.predictor.spread_ms([subnet])[0])
-            feasible = all(v <= 0 for v in self.violations(values).values())
-            self.known[subnet.key] = Point(subnet, values, errors, "search", measured=False, feasible=feasible)
-        return self.known[subnet.key]
+    @property
+    def scorer(self) -> Scorer:
+        """What scores a subnetwork, with its weights and its examples."""
+        return Scorer(self.supernet, self.examples, self.recipe.qualities)
+
+    def race(self, subnet: SubnetConfig, front: np.ndarray) -> Race | None:
+        """What a subnetwork must be able to reach beside a front; None where the recipe wants all in full."""
+        confidence = self.recipe.search.confidence
+        if confidence == 1:
+            return None
+        width = NormalDist().inv_cdf(1 - (1 - confidence) / len(SLICES))  # Bonferroni: it may stop after each slice
+        return Race(self.recipe.objectives, self.recipe.bounds, self.costs(subnet), front, width)
+
+    def point(self, subnet: SubnetConfig, outcome: Outcome) -> Point:
+        """Every figure of an evaluated subnetwork."""
+        values = {**{name: value for name, (value, _) in outcome.scores.items()}, **self.costs(subnet)}
+        errors = {name: error for name, (_, error) in outcome.scores.items()}
+        errors["latency_ms"] = float(self.predictor.spread_ms([subnet])[0])
+        feasible = all(v <= 0 for v in self.violations(values).values())
+        return Point(subnet, values, errors, "search", measured=False, feasible=feasible)
 
 
 class SpaceProblem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from nas.config import Recipe
@@ -10,9 +11,10 @@ from nas.export import export_subnet
 from nas.progress import quiet_libraries, say
 from nas.report import write_report
 from nas.run import Run, read_json
-from nas.search_loop import check_sampler, run_search
+from nas.samplers import check_sampler
+from nas.search_loop import run_search
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
-from nas.study import STUDIES, open_study, points, write_trials
+from nas.study import open_studies, points, write_trials
 from nas.summary import hypervolume_line, predictor_line, workload_line
 from nas.tasks import Workbench
 from nas.verify import verify
@@ -21,12 +23,14 @@ from predictors.analytic import COUNTED
 from search_spaces import InputError
 
 
-def search(recipe: Recipe, folder: str | Path) -> Run:
+def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) -> Run:
     """Runs every stage of a recipe that its folder does not hold yet.
 
     Args:
         recipe: What to do.
         folder: The run. Calling again with the same recipe resumes; a finished run is only shown.
+        cluster: Address of a Ray cluster whose workers share the evaluations of the search, or ``auto``; everything
+            else, the measuring of latencies above all, stays on this machine.
 
     Returns:
         The finished run, its knee exported.
@@ -43,7 +47,13 @@ def search(recipe: Recipe, folder: str | Path) -> Run:
         say(f"predictor  {predictor_line(predictor)}")
         if not run.front_file.exists():
             supernet, space = load_supernet(run, bench)
-            run_search(run.study, recipe, space, Evaluator(recipe, supernet, bench.splits.search, predictor))
+            evaluator = Evaluator(recipe, supernet, bench.splits.search, predictor)
+            try:
+                run_search(run, recipe, space, evaluator, cluster)
+            except InputError:
+                with suppress(InputError):
+                    write_trials(run.trials, run.study, recipe)
+                raise
             write_trials(run.trials, run.study, recipe)
             verify(run, bench, predictor)
         if not run.report.exists():
@@ -115,7 +125,7 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
     """Writes report.html."""
     recipe, results = run.recipe, run.results()
     command = f"nas export {run.folder} --pick {{key}} --out {{key}}"
-    evaluated = [p for name in STUDIES for p in points(open_study(run.study, name, recipe), name)]
+    evaluated = [p for study in open_studies(run.study, recipe).values() for p in points(study)]
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",

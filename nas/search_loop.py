@@ -1,174 +1,178 @@
-"""The search: an Optuna study over the space, and its two baselines as studies beside it."""
+"""The search: an Optuna study over the space and its two baselines beside it, evaluated here or by workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
+from nas.block_search import block_solutions, replacements
 from nas.config import Recipe
-from nas.evaluator import Evaluator, SpaceProblem
-from nas.figures import COSTS, excess, reached
-from nas.front import ParetoFront
+from nas.docket import Book, Docket, Phase, Ticket
+from nas.evaluator import Evaluator
+from nas.figures import COSTS
+from nas.plan import corners, distinct, feasible_samples, plan
+from nas.point import Point
 from nas.progress import progress
-from nas.sampler import SurrogateSampler
-from nas.study import STUDIES, open_study, points, record, tell
-from search_spaces import InputError, SearchSpace, SubnetConfig
+from nas.racing import Evaluate, Outcome, attempt
+from nas.run import Run
+from nas.samplers import sampler_for
+from nas.stopping import finishing_on_interrupt
+from nas.study import claim, digest, driver_id, open_studies
+from search_spaces import SearchSpace, SubnetConfig
 
-STARTUP_FRACTION = 0.1
-REJECTIONS = 2000
 
-
-def run_search(path: Path, recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> None:
+def run_search(run: Run, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, cluster: str | None = None) -> None:
     """Runs what is missing of the search and of both baselines.
 
+    Args:
+        run: Holds the studies, the supernet and the latency predictor.
+        recipe: What to search for, and how long.
+        space: All subnetworks.
+        evaluator: Their figures.
+        cluster: Address of the Ray cluster whose workers score them, ``auto`` to find one; None: this process does.
+
     Raises:
-        InputError: If no subnetwork of the space meets the constraints on costs.
+        InputError: If no subnetwork of the space meets the constraints, the studies belong to something else, or
+            evaluations or the cluster fail.
+        KeyboardInterrupt: After Ctrl-C, once what was in flight is finished.
     """
-    studies = {name: open_study(path, name, recipe) for name in STUDIES}
+    studies = open_studies(run.study, recipe)
+    made_for = identity(recipe, space, (run.supernet / "model.safetensors", run.predictor / "predictor.json"))
     for study in studies.values():
-        for point in points(study):
-            evaluator.known.setdefault(point.subnet.key, point)
+        claim(study, made_for)
+    driver = None if recipe.search.storage is None else driver_id(run.folder)
+    dispatcher = Dispatcher(dockets_of(studies, recipe, space, evaluator, driver))
+    with finishing_on_interrupt(dispatcher.stop), dispatcher.reporting():
+        if cluster is None:
+            run_here(dispatcher, evaluator.scorer)
+        else:
+            from nas.ray_engine import run_on_ray
+            from nas.ray_worker import Package
+
+            run_on_ray(dispatcher, Package.of(run.supernet, evaluator.scorer), cluster, recipe.search)
+
+
+def identity(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
+    """What the figures in a study depend on."""
+    described = {name: str(distribution) for name, distribution in space.distributions().items()}
+    text = json.dumps([described, space.layer_order], sort_keys=True)
+    found: dict[str, Any] = {
+        "objectives": list(recipe.objectives),
+        "constraints": dict(recipe.constraints),
+        "seed": recipe.seed,
+        "space": hashlib.sha256(text.encode()).hexdigest()[:10],
+    }
+    return found | {file.parent.name: digest(file) for file in files if file.exists()}
+
+
+def dockets_of(
+    studies: Mapping[str, optuna.Study],
+    recipe: Recipe,
+    space: SearchSpace,
+    evaluator: Evaluator,
+    driver: str | None = None,
+) -> list[Docket]:
+    """The search and its baselines; random search gets as many evaluations as the search has had."""
     budget = min(recipe.search.evaluations, space.size)
-    _search(studies["search"], recipe, space, evaluator, budget)
-    _walk(studies["uniform"], "uniform", space.uniform_scalings(), space, evaluator)
-    random = distinct(feasible_samples(space, evaluator, Random(f"{recipe.seed}/random")), budget)
-    _walk(studies["random"], "random", random, space, evaluator)
+    shared = (space, evaluator, Book())
+
+    def random(_: Mapping[str, Point]) -> list[SubnetConfig]:
+        return distinct(feasible_samples(space, evaluator, Random(f"{recipe.seed}/random")), search.claimed)
+
+    def uniform(_: Mapping[str, Point]) -> list[SubnetConfig]:
+        return space.uniform_scalings()
+
+    sampler = sampler_for(recipe, space, evaluator)
+    phases = phases_of(recipe, space, evaluator, budget)
+    search = Docket(studies["search"], *shared, phases, sampler, lambda: budget, driver)
+    scalings = len(uniform({}))
+    return [
+        search,
+        Docket(studies["uniform"], *shared, [uniform], None, lambda: scalings, driver),
+        Docket(studies["random"], *shared, [random], None, lambda: search.claimed, driver),
+    ]
 
 
-def _search(study: optuna.Study, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> None:
-    """Corners, uniform scalings and feasible random subnetworks first, then the sampler, up to the budget.
+def phases_of(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> list[Phase]:
+    """What a search evaluates before its sampler: its plan, or the blocks of its layers and what they add up to."""
+    if recipe.search.sampler != "BlockSearch":
+        return [lambda known: plan(space, evaluator, recipe, budget)]
+    sign = 1.0 if recipe.objectives[recipe.quality] == "minimize" else -1.0
 
-    Evaluations are distinct subnetworks. A sampler that keeps proposing known ones is stopped after as many trials
-    again as the budget.
-    """
-    start = plan(space, evaluator, recipe, budget)
-    surrogate = surrogate_sampler(recipe, space, evaluator)
-    with progress("search") as report:
-        while True:
-            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            done = len({trial.user_attrs["key"] for trial in trials})
-            report(done, budget, describe(study, recipe))
-            if done >= budget or len(trials) >= 2 * budget:
-                return
-            if len(trials) < len(start):
-                record(study, start[len(trials)], space, evaluator)
-            else:
-                study.sampler = surrogate or optuna_sampler(recipe, len(trials))
-                trial = study.ask()
-                tell(study, trial, evaluator(space.suggest(trial)), evaluator)
+    def blocks(known: Mapping[str, Point]) -> list[SubnetConfig]:
+        feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
+        return distinct(iter([*feasible, *replacements(space)]), budget)
+
+    def solutions(known: Mapping[str, Point]) -> list[SubnetConfig]:
+        losses = {key: sign * point.values[recipe.quality] for key, point in known.items()}
+        costs = [name for name in recipe.objectives if name in COSTS]
+        bounds = {name: bound for name, bound in recipe.bounds.items() if name in COSTS}
+        left = max(1, (budget - len(blocks(known))) // 2)
+        return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=left)
+
+    return [blocks, solutions]
 
 
-def plan(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) -> list[SubnetConfig]:
-    """What the search evaluates before its sampler has a say, the same each time it is asked."""
-    rng = Random(f"{recipe.seed}/startup")
-    feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-    random = distinct(feasible_samples(space, evaluator, rng), max(1, int(STARTUP_FRACTION * budget)))
-    return distinct(iter([*feasible, *random]), budget)
+class Dispatcher:
+    """Hands out the evaluations of several dockets, one docket after the other, and takes back what came of them."""
 
+    def __init__(self, dockets: Sequence[Docket]) -> None:
+        self.dockets = list(dockets)
+        self.stopping = False
+        self._bars = ExitStack()
+        self._shown: Docket | None = None
 
-def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> Iterator[SubnetConfig]:
-    """Random subnetworks that meet the constraints on costs.
+    def stop(self) -> None:
+        """Hands out nothing more; what is in flight may still be told."""
+        self.stopping = True
 
-    Where thousands in a row do not, the constraints are tight: the rest are random steps from ones that do, beginning
-    with the corners of the space and its uniform scalings.
-
-    Raises:
-        InputError: If none of these does either; names the closest and what it reaches.
-    """
-    known = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-    rejected = 0
-    while True:
-        subnet = space.sample(rng)
-        if evaluator.feasible(subnet):
-            rejected = REJECTIONS if rejected == REJECTIONS else 0
-        elif rejected < REJECTIONS:
-            rejected += 1
-            continue
-        elif known:
-            near = space.neighbours(rng.choice(known))
-            subnet = rng.choice([step for step in near if evaluator.feasible(step)] or known)
-        else:
-            _refuse(corners(space), evaluator)
-        known.append(subnet)
-        yield subnet
-
-
-def corners(space: SearchSpace) -> list[SubnetConfig]:
-    """The largest, the smallest and the uniform scalings between them."""
-    return [space.largest, space.smallest, *space.uniform_scalings()]
-
-
-def _refuse(tried: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
-    bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
-    closest = min(tried, key=lambda subnet: excess(evaluator.costs(subnet), bounds))
-    raise InputError(
-        f"none of the {REJECTIONS} subnetworks tried meets the constraints, nor any corner of the space; the closest "
-        f"corner reaches {reached(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or widen "
-        "`space`, in a new run."
-    )
-
-
-def distinct(subnets: Iterator[SubnetConfig], limit: int) -> list[SubnetConfig]:
-    """The first so many different ones; gives up on an endless stream that has no more to offer."""
-    found: dict[str, SubnetConfig] = {}
-    repeats = 0
-    for subnet in subnets:
-        repeats = repeats + 1 if subnet.key in found else 0
-        found.setdefault(subnet.key, subnet)
-        if len(found) >= limit or repeats > REJECTIONS:
-            break
-    return list(found.values())
-
-
-def _walk(
-    study: optuna.Study, name: str, subnets: Sequence[SubnetConfig], space: SearchSpace, evaluator: Evaluator
-) -> None:
-    """Evaluates a fixed list of subnetworks into a study."""
-    done = {trial.user_attrs["key"] for trial in study.get_trials(deepcopy=False)}
-    with progress(name) as report:
-        for number, subnet in enumerate(subnets):
-            if subnet.key not in done:
-                record(study, subnet, space, evaluator)
-            report(number + 1, len(subnets), describe(study, evaluator.recipe))
-
-
-def surrogate_sampler(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> SurrogateSampler | None:
-    """Our sampler, which knows the cost of every subnetwork, where the recipe names it."""
-    if recipe.search.sampler != "SurrogateSampler":
+    def ask(self) -> Ticket | None:
+        """The next evaluation to make, or None: there is none, or not before one in flight is told."""
+        for docket in [] if self.stopping else self.dockets:
+            self._show()
+            ticket = docket.ask()
+            if ticket is not None or not docket.closed:
+                return ticket
         return None
-    problem = SpaceProblem(space, evaluator)
-    return SurrogateSampler(space.distributions(), problem, seed=recipe.seed, **recipe.search.sampler_options)
+
+    def tell(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Records what came of an evaluation."""
+        ticket.docket.tell(ticket, outcome)
+        self._show()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is in flight and nothing more will be handed out."""
+        if any(docket.running for docket in self.dockets):
+            return False
+        return self.stopping or all(docket.closed for docket in self.dockets)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Shows the bar of the docket that is at work."""
+        with self._bars:
+            yield
+            self._show()
+
+    def _show(self) -> None:
+        at_work = next((d for d in self.dockets if d.running or not d.closed), self.dockets[-1])
+        first = 0 if self._shown is None else self.dockets.index(self._shown)
+        for docket in self.dockets[first : self.dockets.index(at_work) + 1]:
+            if docket is not self._shown:
+                self._bars.close()
+                self._report = self._bars.enter_context(progress(docket.name))
+            self._report(len(docket.done), max(docket.budget(), 1), docket.note())
+        self._shown = at_work
 
 
-def optuna_sampler(recipe: Recipe, finished: int) -> optuna.samplers.BaseSampler:
-    """One of Optuna's samplers, seeded by how many trials have finished: a resumed search goes on as it would have.
-
-    Optuna's samplers keep their state in the study, so a new one for each trial loses nothing.
-    """
-    options = {"multivariate": True, "n_startup_trials": 0} if recipe.search.sampler == "TPESampler" else {}
-    made: Callable[..., optuna.samplers.BaseSampler] = getattr(optuna.samplers, recipe.search.sampler)
-    return made(seed=recipe.seed * 1_000_003 + finished, **{**options, **recipe.search.sampler_options})
-
-
-def check_sampler(recipe: Recipe) -> None:
-    """Raises InputError unless the recipe's sampler takes its options."""
-    try:
-        if recipe.search.sampler == "SurrogateSampler":
-            SurrogateSampler({}, **recipe.search.sampler_options)
-        else:
-            optuna_sampler(recipe, 0)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`search.sampler_options` must be arguments of {recipe.search.sampler}: {error}") from None
-
-
-def describe(study: optuna.Study, recipe: Recipe) -> str:
-    """The front so far in a few words."""
-    front = ParetoFront.of(points(study), recipe.objectives)
-    if not len(front):
-        return "nothing feasible yet"
-    best = front.best(recipe.quality)
-    return f"{len(front)} on the front · best {recipe.quality} {best.values[recipe.quality]:.4f}"
+def run_here(dispatcher: Dispatcher, evaluate: Evaluate) -> None:
+    """Makes every evaluation in this process, one at a time."""
+    while (ticket := dispatcher.ask()) is not None:
+        dispatcher.tell(ticket, attempt(evaluate, ticket.subnet, ticket.race))

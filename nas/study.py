@@ -1,102 +1,122 @@
-"""Studies of a run: one journal file, opened safely after any kill, and what was evaluated read back from it."""
+"""Studies of a run: the search and its baselines in one storage, each trial with all that was found of it."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.config import Recipe
-from nas.evaluator import Evaluator
 from nas.point import Point
 from nas.run import write_text
-from search_spaces import InputError, SearchSpace, SubnetConfig
+from nas.storage import open_storage
+from search_spaces import InputError
 
 STUDIES = ("search", "uniform", "random")
 """The search and its baselines (law 6): uniform scaling, and random search at the same number of evaluations."""
 
+MADE_FOR = "made_for"
+"""User attribute of a study: what its figures depend on."""
 
-def open_storage(path: Path) -> JournalStorage:
-    """Optuna's journal file. What a killed process left half-written at its end is cut off first.
 
-    Raises:
-        InputError: If a line in the middle is not readable.
+def open_studies(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
+    """The studies of a run by name, made or found again.
+
+    They are in the journal file, or in the recipe's ``search.storage`` under the name of the run's folder.
     """
-    backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-    Path(f"{path}.lock").unlink(missing_ok=True)
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
-    try:
-        return JournalStorage(backend)
-    except Exception as error:
-        raise InputError(
-            f"`{path}` is damaged ({type(error).__name__}: {error}); move it away and type the same command again to "
-            "search anew, the supernet and the measurements are kept."
-        ) from None
+    url = recipe.search.storage
+    storage = open_storage(url, path)
+    prefix = "" if url is None else f"{path.resolve().parent.name}/"
+    return {name: _open(storage, prefix + name, recipe) for name in STUDIES}
 
 
-def open_study(path: Path, name: str, recipe: Recipe) -> optuna.Study:
-    """One study of a run, made or found again. Trials that a killed process left running are closed as failed."""
-    study = optuna.create_study(
-        storage=open_storage(path),
-        study_name=name,
-        directions=list(recipe.objectives.values()),
-        load_if_exists=True,
-    )
-    study.set_metric_names(list(recipe.objectives))
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+def _open(storage: optuna.storages.BaseStorage, name: str, recipe: Recipe) -> optuna.Study:
+    directions = list(recipe.objectives.values())
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    names = list(recipe.objectives)
+    if study.metric_names is None:
+        study.set_metric_names(names)
+    if study.metric_names != names:
+        raise InputError(_of_another(name, "objectives", names, study.metric_names))
     return study
 
 
-def record(study: optuna.Study, subnet: SubnetConfig, space: SearchSpace, evaluator: Evaluator) -> None:
-    """Evaluates a given subnetwork and adds it to the study as a finished trial."""
-    point = evaluator(subnet)
-    study.add_trial(
-        optuna.create_trial(
-            values=[point.values[name] for name in evaluator.recipe.objectives],
-            params=space.to_params(subnet),
-            distributions=space.distributions(),
-            constraints=evaluator.violations(point.values),
-            user_attrs=_attributes(point),
-        )
+def claim(study: optuna.Study, made_for: Mapping[str, Any]) -> None:
+    """Marks a new study with what its figures depend on.
+
+    Raises:
+        InputError: If it was made for something else: another recipe, space, supernet or latency predictor.
+    """
+    known = study.user_attrs.get(MADE_FOR)
+    if known is None:
+        study.set_user_attr(MADE_FOR, dict(made_for))
+        return
+    for name in made_for:
+        if known.get(name) != made_for[name]:
+            raise InputError(_of_another(study.study_name, name, made_for[name], known.get(name)))
+
+
+def _of_another(study: str, what: str, mine: Any, theirs: Any) -> str:
+    return (
+        f"a study belongs to one recipe, space and supernet, but study `{study}` is of another `{what}` "
+        f"({_short(theirs)} against {_short(mine)}); give another folder with --run, or delete that study."
     )
 
 
-def tell(study: optuna.Study, trial: optuna.Trial, point: Point, evaluator: Evaluator) -> None:
-    """Finishes a trial that a sampler asked for with what was found of its subnetwork."""
-    for name, violation in evaluator.violations(point.values).items():
-        trial.set_constraint(name, violation)
-    for name, value in _attributes(point).items():
-        trial.set_user_attr(name, value)
-    study.tell(trial, [point.values[name] for name in evaluator.recipe.objectives])
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _attributes(point: Point) -> dict[str, Any]:
-    return {"key": point.subnet.key, "point": point.to_dict()}
+def digest(file: Path) -> str:
+    """Ten hexadecimal digits that identify the content of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:10]
+
+
+def driver_id(run: Path) -> str:
+    """Who asks for trials in a storage that many drivers share: an identity kept in the run's folder."""
+    file = run / "driver"
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex)
+    return file.read_text()
+
+
+def finished(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """The study's trials in these states, oldest first, not copied."""
+    return study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE,))
 
 
 def points(study: optuna.Study, source: str | None = None) -> list[Point]:
     """What a study has evaluated, oldest first, each subnetwork once."""
     found: dict[str, Point] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        point = Point.from_dict({**trial.user_attrs["point"], "source": source or study.study_name})
-        found.setdefault(point.subnet.key, point)
+    for trial in finished(study):
+        if "point" in trial.user_attrs:
+            point = point_of(trial, source or short_name(study))
+            found.setdefault(point.subnet.key, point)
     return list(found.values())
 
 
+def short_name(study: optuna.Study) -> str:
+    """One of `STUDIES`."""
+    return study.study_name.rpartition("/")[2]
+
+
+def point_of(trial: FrozenTrial, source: str) -> Point:
+    """All that a finished trial found of its subnetwork."""
+    return Point.from_dict({**trial.user_attrs["point"], "source": source})
+
+
 def trials_csv(studies: Iterable[optuna.Study]) -> str:
-    """Every trial of a run as CSV: study, number, state, key, figures, violations, parameters, subnetwork."""
-    rows = [_row(study.study_name, trial) for study in studies for trial in study.get_trials(deepcopy=False)]
+    """Every trial of a run as CSV: study, number, state, key, figures, violations, subnetwork, traceback."""
+    rows = [_row(short_name(study), trial) for study in studies for trial in study.get_trials(deepcopy=False)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -107,13 +127,14 @@ def trials_csv(studies: Iterable[optuna.Study]) -> str:
 
 def write_trials(path: Path, study_file: Path, recipe: Recipe) -> None:
     """Writes trials.csv from the studies."""
-    write_text(path, trials_csv(open_study(study_file, name, recipe) for name in STUDIES))
+    write_text(path, trials_csv(open_studies(study_file, recipe).values()))
 
 
 def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
     row: dict[str, Any] = {"study": study, "number": trial.number, "state": trial.state.name}
     if "point" in trial.user_attrs:
-        point = Point.from_dict(trial.user_attrs["point"])
+        point = point_of(trial, study)
         row |= {"key": point.subnet.key, **point.values, "feasible": point.feasible, "subnet": str(point.subnet)}
         row |= {f"violation:{name}": value for name, value in trial.constraints.items()}
+    row |= {name: trial.user_attrs[name] for name in ("key", "examples", "failure") if name in trial.user_attrs}
     return row

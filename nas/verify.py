@@ -18,7 +18,7 @@ from nas.point import Point
 from nas.progress import progress
 from nas.run import Run, write_json
 from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
-from nas.study import STUDIES, open_study, points
+from nas.study import STUDIES, open_studies, points
 from nas.supernet import Supernet
 from nas.tasks import Workbench
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore
@@ -41,7 +41,7 @@ def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str,
     """
     recipe = run.recipe
     supernet, _ = load_supernet(run, bench)
-    studies = {name: open_study(run.study, name, recipe) for name in STUDIES}
+    studies = open_studies(run.study, recipe)
     candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
         _refuse_infeasible(run, points(studies["search"]))

@@ -10,7 +10,7 @@ import pytest
 from nas.config import Recipe
 from nas.pipeline import search
 from nas.run import Run
-from nas.study import STUDIES, open_study, points
+from nas.study import STUDIES, open_studies, points
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_the_same_seed_and_measurements_give_the_same_trials_and_front(text_reci
     assert first.trials.read_text() == second.trials.read_text()
     assert [(p.key, p.values) for p in first.front()] == [(p.key, p.values) for p in second.front()]
     for name in STUDIES:
-        assert points(open_study(first.study, name, recipe)) == points(open_study(second.study, name, recipe))
+        assert points(open_studies(first.study, recipe)[name]) == points(open_studies(second.study, recipe)[name])
     assert {p.source for p in first.verified_points()} == {"search", "uniform", "random", "parent"}
     assert all(p.measured for p in first.verified_points())
     assert first.report.stat().st_size > 100_000 and any(first.exports.iterdir())

@@ -19,7 +19,7 @@ from nas.config import Recipe
 from nas.pipeline import search
 from nas.run import Run
 from nas.stages import make_supernet
-from nas.study import STUDIES, open_study, points
+from nas.study import STUDIES, open_studies, points
 from nas.tasks import Workbench
 from nas.training import last_complete_checkpoint
 
@@ -72,7 +72,7 @@ def lines(path: Path) -> int:
 def evaluations(recipe: Recipe, run: Run) -> dict[str, list[tuple[str, dict[str, float]]]]:
     """Study -> key and figures of each finished trial, oldest first."""
     return {
-        name: [(p.key, p.values) for p in points(open_study(run.study, name, recipe))] if run.study.exists() else []
+        name: [(p.key, p.values) for p in points(open_studies(run.study, recipe)[name])] if run.study.exists() else []
         for name in STUDIES
     }
 
@@ -160,7 +160,7 @@ def test_a_killed_search_goes_on_where_it_was(stage: str, whole: tuple[Path, Pat
         assert found[: len(tried[name])] == tried[name]
         if stage != "profile":  # which measures anew what was not stored
             assert found == evaluations(recipe, Run(uninterrupted))[name]
-    for study in (open_study(done.study, name, recipe) for name in STUDIES):
+    for study in open_studies(done.study, recipe).values():
         unfinished = study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.RUNNING))
         assert len(unfinished) <= 1, "only the evaluation in flight may be lost"
     if newest:
@@ -210,5 +210,5 @@ def test_a_lock_that_a_killed_process_left_blocks_nobody(whole: tuple[Path, Path
     shutil.copy(whole[1] / "study.log", tmp_path)
     (tmp_path / "study.log.lock").touch()
     begin = time.monotonic()
-    assert points(open_study(tmp_path / "study.log", "search", recipe))
+    assert points(open_studies(tmp_path / "study.log", recipe)["search"])
     assert time.monotonic() - begin < 15, "waited until the lock was too old"

@@ -10,7 +10,7 @@ import pytest
 from nas.config import Recipe
 from nas.evaluator import Evaluator
 from nas.pipeline import search
-from nas.search_loop import corners, distinct, feasible_samples, plan
+from nas.plan import corners, distinct, feasible_samples, plan
 from nas.stages import search_space
 from nas.supernet import Supernet
 from nas.tasks import Workbench

@@ -1,0 +1,74 @@
+"""How well a search on Ray uses its workers: stand-in evaluations of one second at 1, 2, 4 and 8 workers.
+
+    python -m experiments.bench.ray
+
+The workers are processes of this machine; they sleep, so they need no cores of their own. `efficiency` is the share of
+their time that workers spend evaluating, from when all of them run until the last evaluation begins; `overhead` is the
+median time of a reused worker between two evaluations. Both are read from what the workers wrote.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+from rich.table import Table
+
+from experiments.bench.stand_in import recipe_of, stand_in_search
+from nas.progress import console, quiet_libraries
+
+SECONDS = 1.0
+PER_WORKER = 15
+RUNS = [*((n, "RandomSampler") for n in (1, 2, 4, 8)), (8, "SurrogateSampler")]
+
+
+def spans(log: Path) -> dict[str, np.ndarray]:
+    """Worker -> (evaluations, 2) begin and end of each, in seconds."""
+    found: dict[str, list[float]] = {}
+    for line in log.read_text().splitlines():
+        _, _, process, at = line.split()
+        found.setdefault(process, []).append(float(at))
+    return {process: np.array(times).reshape(-1, 2) for process, times in found.items()}
+
+
+def row(workers: int, sampler: str) -> list[str]:
+    """One measured search."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = recipe_of(PER_WORKER * workers, sampler=sampler, workers=workers)
+        begin = time.time()
+        stand_in_search(Path(folder), recipe, SECONDS, "auto", baselines=False)
+        wall_s, found = time.time() - begin, spans(Path(folder) / "evaluations.log")
+    begun = [times[0, 0] for times in found.values()]
+    start, end = max(begun), max(times[-1, 0] for times in found.values())
+    busy = sum(np.clip(np.minimum(t[:, 1], end) - np.maximum(t[:, 0], start), 0, None).sum() for t in found.values())
+    gaps = np.concatenate([times[1:, 0] - times[:-1, 1] for times in found.values()])
+    efficiency = busy / (len(found) * (end - start))
+    return [
+        f"{workers}",
+        sampler,
+        f"{sum(map(len, found.values()))}",
+        f"{min(begun) - begin:.1f}",
+        f"{start - min(begun):.1f}",
+        f"{wall_s:.1f}",
+        f"{efficiency:.3f}",
+        f"{np.median(gaps):.4f}",
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    quiet_libraries()
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    table = Table(
+        "workers", "sampler", "evaluations", "first after s", "all after s", "wall s", "efficiency", "overhead s"
+    )
+    for workers, sampler in RUNS:
+        table.add_row(*row(workers, sampler))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

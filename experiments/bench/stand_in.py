@@ -1,0 +1,134 @@
+"""A search whose evaluations are stand-ins of a given length: what is timed or killed is the engine alone.
+
+    python -m experiments.bench.stand_in FOLDER --evaluations 40 --seconds 0.1 --ray auto
+
+Everything but the evaluation is real: space, costs, latency predictor, sampler, studies. Each evaluation writes its
+key, process and time to ``FOLDER/evaluations.log`` when it begins and when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import numpy as np
+
+from nas.config import Recipe
+from nas.evaluation import EvaluationSet
+from nas.evaluator import Evaluator
+from nas.plan import distinct
+from nas.progress import quiet_libraries
+from nas.racing import Outcome, Race
+from nas.search_loop import Dispatcher, dockets_of, run_here
+from nas.stopping import finishing_on_interrupt
+from nas.study import driver_id, open_studies
+from nas.supernet import Supernet
+from predictors import LatencyPredictor, Workload
+from search_spaces import SearchSpace, SubnetConfig
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Takes a while and returns a quality with falling returns and noise, the same for the same subnetwork."""
+
+    log: Path
+    seconds: float
+
+    def __call__(self, subnet: SubnetConfig, race: Race | None) -> Outcome:
+        """The quality of a subnetwork."""
+        self._write("begin", subnet)
+        time.sleep(self.seconds)
+        size = sum(h**0.5 + (w / 24) ** 0.5 for h, w in zip(*subnet_widths(subnet), strict=True))
+        noise = int(hashlib.sha256(subnet.key.encode()).hexdigest()[:4], 16) / 65535
+        self._write("end", subnet)
+        return Outcome({"accuracy": (1 - np.exp(-size / 10) + 0.01 * noise, 0.01)}, examples=100)
+
+    def _write(self, what: str, subnet: SubnetConfig) -> None:
+        line = f"{what} {subnet.key} {os.getpid()} {time.time()}\n".encode()
+        handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, line)
+        os.close(handle)
+
+
+def subnet_widths(subnet: SubnetConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Heads and neurons of each layer."""
+    return subnet.num_attention_heads, subnet.intermediate_size
+
+
+def recipe_of(evaluations: int, **search: object) -> Recipe:
+    """A recipe of a tiny BERT."""
+    task = {"type": "text-classification", "train": "none", "test": "none"}
+    return Recipe.parse({"model": "none", "task": task, "space": {}, "search": {"evaluations": evaluations, **search}})
+
+
+def evaluator_of(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Evaluator]:
+    """A space over a tiny random BERT, and its exact and predicted costs."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=20, hidden_size=48, num_hidden_layers=layers, num_attention_heads=8, intermediate_size=192
+    )
+    supernet = Supernet(BertForSequenceClassification(config))
+    space = SearchSpace(
+        supernet.parent,
+        num_hidden_layers=range(2, layers + 1),
+        num_attention_heads=[1, 2, 4, 8],
+        intermediate_size=[24, 48, 96, 192],
+    )
+    subnets = distinct(iter(space.sample(rng) for rng in [Random(0)] for _ in range(60)), 40)
+    latency = [1.0 + sum(map(sum, subnet_widths(s))) / 50 for s in subnets]
+    predictor = LatencyPredictor.fit(space, subnets, latency, Workload(), macs=latency)
+    examples = EvaluationSet(cast(Any, None), (), ([[{}]] * 100,))
+    return space, Evaluator(recipe, supernet, examples, predictor)
+
+
+def stand_in_search(
+    folder: Path, recipe: Recipe, seconds: float, cluster: str | None = None, *, baselines: bool = True
+) -> None:
+    """Runs a search with its studies in a folder, here or on a Ray cluster."""
+    space, evaluator = evaluator_of(recipe)
+    driver = None if recipe.search.storage is None else driver_id(folder)
+    dockets = dockets_of(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
+    dispatcher = Dispatcher(dockets if baselines else dockets[:1])
+    evaluate = StandIn(folder / "evaluations.log", seconds)
+    with finishing_on_interrupt(dispatcher.stop), dispatcher.reporting():
+        if cluster is None:
+            run_here(dispatcher, evaluate)
+        else:
+            from nas.ray_engine import run_on_ray
+            from nas.ray_worker import Package
+
+            run_on_ray(dispatcher, Package(load=Given(evaluate), folder=folder), cluster, recipe.search)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Loads nothing: the evaluating function is there already."""
+
+    evaluate: StandIn
+
+    def __call__(self, folder: Path) -> StandIn:
+        """The evaluating function."""
+        return self.evaluate
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--evaluations", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--sampler", default="SurrogateSampler")
+    parser.add_argument("--storage", default=None)
+    parser.add_argument("--ray", default=None)
+    parser.add_argument("--workers", type=int, default=None)
+    given = parser.parse_args()
+    quiet_libraries()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    made = recipe_of(given.evaluations, sampler=given.sampler, storage=given.storage, workers=given.workers)
+    stand_in_search(given.folder, made, given.seconds, given.ray)

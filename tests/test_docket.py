@@ -1,0 +1,343 @@
+"""Dockets over real studies with stand-in evaluations: nothing twice, nothing lost, stops, failures, every sampler."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
+from nas.config import OPTUNA_SAMPLERS, Recipe
+from nas.docket import Docket, Ticket
+from nas.evaluator import Evaluator
+from nas.front import ParetoFront
+from nas.racing import Evaluate, Outcome, Race
+from nas.samplers import check_sampler
+from nas.search_loop import Dispatcher, dockets_of, run_here
+from nas.standing import Standing
+from nas.stopping import finishing_on_interrupt
+from nas.study import open_studies, points, trials_csv
+from search_spaces import InputError, SearchSpace, SubnetConfig
+
+KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
+
+
+def world(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
+    """A space over a tiny BERT and its costs, made once."""
+    if not KEPT:
+        KEPT["world"] = evaluator_of(recipe, layers=4)
+    space, known = KEPT["world"]
+    return space, Evaluator(recipe, known.supernet, known.examples, known.predictor)
+
+
+def dispatcher(folder: Path, recipe: Recipe, driver: str | None = None) -> Dispatcher:
+    folder.mkdir(exist_ok=True)
+    return Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *world(recipe), driver))
+
+
+def run(folder: Path, recipe: Recipe, evaluate: Evaluate | None = None) -> dict[str, optuna.Study]:
+    """A whole search of stand-ins; its studies, opened anew."""
+    made = dispatcher(folder, recipe)
+    with made.reporting():
+        run_here(made, evaluate or StandIn(folder / "evaluations.log", 0.0))
+    return open_studies(folder / "study.log", recipe)
+
+
+def executed(folder: Path, what: str = "end") -> Counter[str]:
+    """Key -> how often it was evaluated."""
+    lines = (folder / "evaluations.log").read_text().splitlines()
+    return Counter(line.split()[1] for line in lines if line.startswith(what))
+
+
+def states(study: optuna.Study) -> Counter[str]:
+    return Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+
+
+# -- nothing twice, nothing lost ----------------------------------------------------------------------------------
+
+
+def test_no_subnetwork_is_evaluated_twice_over_all_studies(tmp_path: Path) -> None:
+    studies = run(tmp_path, recipe_of(40))
+    assert set(executed(tmp_path).values()) == {1}
+    found = {name: {p.key for p in points(study)} for name, study in studies.items()}
+    assert len(found["search"]) == len(found["random"]) == 40
+    assert found["uniform"] <= found["search"]
+    assert set.union(*found.values()) == set(executed(tmp_path))
+
+
+def test_one_seed_gives_identical_trials_twice(tmp_path: Path) -> None:
+    first, second = (run(tmp_path / name, recipe_of(40)) for name in ("first", "second"))
+    assert trials_csv(first.values()) == trials_csv(second.values())
+
+
+def test_the_corners_and_the_parent_come_first(tmp_path: Path) -> None:
+    recipe = recipe_of(30)
+    space, _ = world(recipe)
+    found = [p.subnet for p in points(run(tmp_path, recipe)["search"])]
+    assert found[0] == space.parent
+    corners = {space.largest, space.smallest, *space.uniform_scalings()}
+    assert set(found[: len(corners)]) == corners
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    recipe, rng = recipe_of(60), Random(0)
+    whole = run(tmp_path / "whole", recipe)
+    folder, told = tmp_path / "killed", dict[str, list[str]]()
+    world(recipe)
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            run(folder, recipe, StandIn(folder / "evaluations.log", 0.01))
+            os._exit(0)
+        time.sleep(rng.uniform(0.02, 0.5))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        known = executed(folder) if (folder / "evaluations.log").exists() else Counter()
+        before, told = told, {name: [p.key for p in points(s)] for name, s in read(folder, recipe).items()}
+        for name in before:
+            assert told[name][: len(before[name])] == before[name]
+        done = {key for keys in told.values() for key in keys}
+        assert all(known[key] >= 1 for key in done)
+    finished_before = {key for keys in told.values() for key in keys}
+    begun = executed(folder, "begin")
+    last = run(folder, recipe)
+    assert {k: v for k, v in executed(folder, "begin").items() if k in finished_before} == {
+        k: v for k, v in begun.items() if k in finished_before
+    }
+    assert trials_csv(last.values()) == trials_csv(whole.values())
+    assert all(set(states(study)) == {"COMPLETE"} for study in last.values())
+    assert sum(executed(folder).values()) <= len(executed(folder)) + 20
+
+
+def read(folder: Path, recipe: Recipe) -> Mapping[str, optuna.Study]:
+    return open_studies(folder / "study.log", recipe) if (folder / "study.log").exists() else {}
+
+
+def test_a_running_trial_is_handed_out_again_under_its_number(tmp_path: Path) -> None:
+    recipe = recipe_of(30)
+    made = dispatcher(tmp_path, recipe)
+    tickets = [made.ask() for _ in range(4)]
+    again = dispatcher(tmp_path, recipe)
+    for ticket in tickets:
+        other = again.ask()
+        assert ticket is not None and other is not None
+        assert (other.subnet, other.trial.number) == (ticket.subnet, ticket.trial.number)
+
+
+def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) -> None:
+    made = dispatcher(tmp_path, recipe_of(60, sampler="RandomSampler"))
+    search = made.dockets[0]
+    tickets = [search.ask() for _ in range(8)]
+    first = tickets[0]
+    assert first is not None
+    trial = search.study.ask()
+    for name, distribution in search.space.distributions().items():
+        search.study._storage.set_trial_param(
+            trial._trial_id, name, distribution.to_internal_repr(first.trial.params[name]), distribution
+        )
+    twin = Ticket(search, optuna.Trial(search.study, trial._trial_id), first.subnet, None)
+    search.running[trial.number] = twin
+    assert search._answered(twin)
+    made.tell(first, Outcome({"accuracy": (0.5, 0.01)}, 100))
+    done = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    assert [t.number for t in done] == [first.trial.number, trial.number] and not search.book.in_flight.get(
+        first.subnet.key
+    )
+
+
+def test_several_drivers_share_a_study_and_its_budget(tmp_path: Path) -> None:
+    recipe = recipe_of(30, storage=f"sqlite:///{tmp_path}/study.db", sampler="RandomSampler")
+    folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
+    one, two = dispatcher(folder, recipe, "one"), dispatcher(folder, recipe, "two")
+    abandoned = one.ask()
+    turns = [two, one, two]
+    while any(turn.dockets[0].ask and not turn.dockets[0].closed for turn in turns):
+        for turn in turns:
+            ticket = turn.dockets[0].ask()
+            if ticket is not None:
+                turn.tell(ticket, evaluate(ticket.subnet, None))
+    assert abandoned is not None and len(points(open_studies(folder / "s", recipe)["search"])) == 29
+    back = dispatcher(folder, recipe, "one").dockets[0].ask()
+    assert back is not None and back.trial.number == abandoned.trial.number
+    assert set(executed(tmp_path).values()) == {1}
+
+
+# -- samplers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in OPTUNA_SAMPLERS if n != "GPSampler"])
+def test_optunas_samplers_by_name(name: str, tmp_path: Path) -> None:
+    studies = run(tmp_path, recipe_of(24, sampler=name, confidence=1))
+    assert len(points(studies["search"])) == 24 and set(executed(tmp_path).values()) == {1}
+    assert all(set(states(study)) == {"COMPLETE"} for study in studies.values())
+
+
+def test_the_list_of_samplers_is_optunas() -> None:
+    kinds = {n for n in optuna.samplers.__all__ if n.endswith("Sampler") and not n.startswith("Base")}
+    assert set(OPTUNA_SAMPLERS) == kinds - {"CmaEsSampler", "GridSampler", "PartialFixedSampler"}
+
+
+def test_constraints_reach_a_sampler_by_optunas_own_api(tmp_path: Path) -> None:
+    recipe = Recipe.parse({**recipe_of(24, sampler="NSGAIISampler").model_dump(), "constraints": {"size_mb": "<= 1"}})
+    trials = run(tmp_path, recipe)["search"].get_trials(deepcopy=False)
+    for trial in trials:
+        assert trial.constraints["size_mb"] == pytest.approx(trial.user_attrs["point"]["values"]["size_mb"] - 1)
+
+
+def test_a_sampler_of_optunahub_from_a_local_folder(tmp_path: Path) -> None:
+    pytest.importorskip("optunahub")
+    package = tmp_path / "samplers" / "mine"
+    package.mkdir(parents=True)
+    code = "import optuna\nclass Mine(optuna.samplers.NSGAIISampler):\n    pass\n"
+    (package / "__init__.py").write_text(code)
+    recipe = recipe_of(24, sampler=f"{package}:Mine", sampler_options={"population_size": 8})
+    check_sampler(recipe)
+    assert len(points(run(tmp_path, recipe)["search"])) == 24
+    with pytest.raises(InputError, match=r"`.*mine:Other` cannot be loaded .*package:Class"):
+        check_sampler(recipe_of(24, sampler=f"{package}:Other"))
+
+
+def test_optunahub_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optunahub", None)
+    with pytest.raises(InputError, match="pip install optunahub"):
+        check_sampler(recipe_of(24, sampler="samplers/moead:MOEADSampler"))
+
+
+# -- stops --------------------------------------------------------------------------------------------------------
+
+
+def test_it_stops_when_the_hypervolume_has_stalled(tmp_path: Path) -> None:
+    flat: Callable[[SubnetConfig, Race | None], Outcome] = lambda subnet, race: Outcome({"accuracy": (0.5, 0.1)}, 100)  # noqa: E731
+    studies = run(tmp_path, recipe_of(300, patience=15), flat)
+    found = {name: len(points(study)) for name, study in studies.items()}
+    assert found["search"] == found["random"] < 100
+    assert {n: len(points(s)) for n, s in run(tmp_path, recipe_of(300, patience=15), flat).items()} == found
+
+
+def test_it_stops_when_its_time_is_up_and_stays_stopped(tmp_path: Path) -> None:
+    recipe = recipe_of(5000, hours=2 / 3600, sampler="RandomSampler")
+    studies = run(tmp_path, recipe, StandIn(tmp_path / "evaluations.log", 0.02))
+    found = {name: len(points(study)) for name, study in studies.items()}
+    assert found["search"] == found["random"] < 200
+    assert {name: len(points(study)) for name, study in run(tmp_path, recipe).items()} == found
+
+
+def test_ctrl_c_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    recipe = recipe_of(30)
+    made, stand_in = dispatcher(tmp_path, recipe), StandIn(tmp_path / "evaluations.log", 0.0)
+
+    def interrupted(subnet: SubnetConfig, race: Race | None) -> Outcome:
+        if made.dockets[0].standing.evaluated == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return stand_in(subnet, race)
+
+    with pytest.raises(KeyboardInterrupt), finishing_on_interrupt(made.stop), made.reporting():
+        run_here(made, interrupted)
+    study = open_studies(tmp_path / "study.log", recipe)["search"]
+    assert states(study)["COMPLETE"] == 8 and states(study)["RUNNING"] == 0
+    assert len(points(run(tmp_path, recipe)["search"])) == 30 and set(executed(tmp_path).values()) == {1}
+
+
+def test_the_standing_is_that_of_the_front(tmp_path: Path) -> None:
+    recipe = recipe_of(50)
+    study = run(tmp_path, recipe)["search"]
+    standing, found = Standing(recipe, 10), points(study)
+    for point in found:
+        standing.add(point)
+    front = ParetoFront.of(found, recipe.objectives)
+    reference = dict(zip(recipe.objectives, standing.signs * standing._reference, strict=True))
+    assert standing.volume == pytest.approx(front.hypervolume(reference))
+    assert len(standing.front) == len(front) and standing.best == front.best("accuracy").values["accuracy"]
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def failing(stand_in: StandIn, every: int, how: Callable[[], Outcome]) -> Evaluate:
+    """Every so many evaluations end in another way."""
+    calls = iter(range(1, 10_000))
+    return lambda subnet, race: how() if next(calls) % every == 0 else stand_in(subnet, race)
+
+
+def raises() -> Outcome:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("how", [raises, lambda: Outcome({"accuracy": (float("nan"), 0.1)}, 100)])
+def test_a_failed_evaluation_is_kept_and_the_search_goes_on(how: Callable[[], Outcome], tmp_path: Path) -> None:
+    recipe = recipe_of(30, sampler="NSGAIISampler")
+    studies = run(tmp_path, recipe, failing(StandIn(tmp_path / "evaluations.log", 0.0), 4, how))
+    assert len(points(studies["search"])) == 30
+    failed = studies["search"].get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    assert len(failed) >= 7 and all(t.user_attrs["failure"].strip().endswith(("out of memory", "nan")) for t in failed)
+    assert (
+        not states(studies["search"])["RUNNING"] and "out of memory" in trials_csv(studies.values()) + "out of memory"
+    )
+
+
+def test_five_failures_in_a_row_stop_it_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"5 evaluations in a row.*RuntimeError: out of memory.*trials\.csv"):
+        run(tmp_path, recipe_of(30), failing(StandIn(tmp_path / "evaluations.log", 0.0), 1, raises))
+    study = open_studies(tmp_path / "study.log", recipe_of(30))["search"]
+    assert states(study)["FAIL"] == 5 and not states(study)["RUNNING"]
+    assert len(points(run(tmp_path, recipe_of(30))["search"])) == 30
+
+
+def test_a_hundred_without_a_feasible_one_say_which_constraint_binds(tmp_path: Path) -> None:
+    constraints = {"accuracy": ">= 0.99", "size_mb": "<= 1.9"}
+    recipe = Recipe.parse({**recipe_of(300).model_dump(), "constraints": constraints})
+    with pytest.raises(InputError, match=r"none of 100 .*`accuracy` binds: 100% .*for `>= 0.99`"):
+        run(tmp_path, recipe)
+    assert sum(executed(tmp_path).values()) == 100
+
+
+def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    from nas.study import claim
+
+    study = open_studies(tmp_path / "study.log", recipe_of(10))["search"]
+    claim(study, {"space": "a", "supernet": "b"})
+    claim(study, {"space": "a", "supernet": "b"})
+    with pytest.raises(InputError, match=r"study `search` is of another `supernet` \(b against c\).*--run"):
+        claim(study, {"space": "a", "supernet": "c"})
+
+
+# -- evaluations by stages ----------------------------------------------------------------------------------------
+
+
+def race(front: list[list[float]], latency_ms: float, **bounds: str) -> Race:
+    recipe = Recipe.parse({**recipe_of(10).model_dump(), "constraints": bounds})
+    return Race(recipe.objectives, recipe.bounds, {"latency_ms": latency_ms}, np.array(front).reshape(-1, 2), 2.0)
+
+
+def test_a_race_is_lost_where_even_the_good_end_of_the_interval_is_dominated() -> None:
+    front = [[-0.8, 3.0]]  # accuracy 0.8 at 3 ms
+    assert race(front, 4.0).is_lost({"accuracy": (0.6, 0.05)}, 0.0)
+    assert not race(front, 4.0).is_lost({"accuracy": (0.75, 0.05)}, 0.0)
+    assert race(front, 4.0).is_lost({"accuracy": (0.75, 0.05)}, 0.9), "most examples are in: the interval is narrow"
+    assert not race(front, 2.0).is_lost({"accuracy": (0.1, 0.05)}, 0.0), "nothing is as fast"
+    assert not race(front, 4.0).is_lost({"accuracy": (0.0, 0.0)}, 0.5), "no spread is no certainty"
+    assert race([], 4.0, accuracy=">= 0.9").is_lost({"accuracy": (0.7, 0.05)}, 0.0)
+    assert not race([], 4.0).is_lost({"accuracy": (0.7, 0.05)}, 0.0)
+
+
+def test_a_stopped_evaluation_is_finished_for_a_front_that_it_could_join(tmp_path: Path) -> None:
+    made = dispatcher(tmp_path, recipe_of(30))
+    search, _, random = made.dockets
+    while (ticket := search.ask()) is not None and ticket.race is None:
+        made.tell(ticket, StandIn(tmp_path / "evaluations.log", 0.0)(ticket.subnet, None))
+    assert isinstance(ticket, Ticket)
+    made.tell(ticket, Outcome({"accuracy": (0.1, 0.01)}, 50, whole=False))
+    assert search.study.trials[ticket.trial.number].user_attrs["examples"] == 50
+    other = Ticket(random, random.study.ask(), ticket.subnet, random.evaluator.race(ticket.subnet, np.empty((0, 2))))
+    assert isinstance(random, Docket) and not random._answered(other), "random's own front is still empty"

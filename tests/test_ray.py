@@ -1,0 +1,308 @@
+"""A search on a real Ray cluster: several nodes on loopback, of which workers, a node and the driver are killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import torch
+from conftest import bert, text_inputs
+from test_docket import executed, states
+
+from experiments.bench.stand_in import Given, StandIn, evaluator_of, recipe_of
+from nas.config import Recipe
+from nas.evaluation import EvaluationSet
+from nas.pipeline import search
+from nas.racing import Outcome
+from nas.search_loop import Dispatcher, dockets_of
+from nas.study import open_studies, points
+from nas.supernet import Supernet
+from search_spaces import InputError
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+EVALUATIONS = 30
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """One ``ray start`` with its processes in a group of its own."""
+
+    def __init__(self, *arguments: str, home: Path) -> None:
+        command = ["ray", "start", "--block", "--disable-usage-stats", "--object-store-memory", "80000000", *arguments]
+        program = [sys.executable, "-m", "ray.scripts.scripts", *command[1:]]
+        self.process = subprocess.Popen(
+            program,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**environment(home), "RAY_AUTH_MODE": "token"},
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """All its processes."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def joined(self) -> bool:
+        """Whether its scheduler runs."""
+        assert self.process.poll() is None, "`ray start` has ended"
+        return any(process.name() == "raylet" for process in self.processes())
+
+    def kill(self) -> None:
+        """Ends the node's processes at once, as a lost machine does."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """A home of its own: its token of Ray's authentication is this cluster's alone."""
+    return {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home of the user whose cluster it is, with the token that Ray asks of drivers and nodes."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path) -> Iterator[tuple[str, list[Node]]]:
+    """A head that evaluates nothing and two nodes with one worker each; token authentication is on."""
+    address = f"127.0.0.1:{free_port()}"
+    port = address.rpartition(":")[2]
+    nodes = [Node("--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0", home=home)]
+    try:
+        wait_for(lambda: listens(int(port)) and nodes[0].joined(), 120)
+        for _ in "ab":
+            nodes.append(Node(f"--address={address}", "--num-cpus=1", home=home))
+            wait_for(nodes[-1].joined, 120)
+            time.sleep(2)
+        yield address, nodes
+    finally:
+        for node in reversed(nodes):
+            node.kill()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(seen: Callable[[], bool], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert process is None or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+def driver(folder: Path, address: str, home: Path) -> subprocess.Popen[str]:
+    """A search of stand-ins in a process of its own."""
+    command = [sys.executable, "-m", "experiments.bench.stand_in", str(folder), "--ray", address]
+    command += ["--evaluations", str(EVALUATIONS), "--seconds", "0.4", "--workers", "2"]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def lines(folder: Path, what: str) -> list[list[str]]:
+    log = folder / "evaluations.log"
+    found = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return [line for line in found if line[0] == what]
+
+
+def evaluated(folder: Path, recipe: Recipe) -> dict[str, list[tuple[str, dict[str, float]]]]:
+    """Study -> key and figures of each finished evaluation, oldest first."""
+    studies = open_studies(folder / "study.log", recipe)
+    return {name: [(p.key, p.values) for p in points(study)] for name, study in studies.items()}
+
+
+def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]], home: Path, tmp_path: Path) -> None:
+    address, nodes = cluster
+    recipe, folder = recipe_of(EVALUATIONS), tmp_path / "run"
+    process = driver(folder, address, home)
+    wait_for(lambda: len({line[2] for line in lines(folder, "begin")}) == 2, 240, process)  # both nodes are at work
+    wait_for(lambda: len(lines(folder, "end")) >= 5, 120, process)
+    os.kill(int(lines(folder, "begin")[-1][2]), signal.SIGKILL)
+    wait_for(lambda: len(lines(folder, "end")) >= 10, 180, process)
+    nodes.pop().kill()
+    wait_for(lambda: len(lines(folder, "end")) >= 15, 180, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    told = {
+        name: [(p.key, p.values) for p in points(s)] for name, s in open_studies(folder / "study.log", recipe).items()
+    }
+    begun = executed(folder, "begin")
+    assert 10 <= len(told["search"]) < EVALUATIONS
+
+    again = driver(folder, address, home)
+    assert again.wait(300) == 0, again.communicate()[1]
+
+    studies, found = open_studies(folder / "study.log", recipe), evaluated(folder, recipe)
+    assert len(found["search"]) == len(found["random"]) == EVALUATIONS
+    for name, before in told.items():
+        assert [point for point in before if point not in found[name]] == []
+        for key, _ in before:
+            assert executed(folder, "begin")[key] == begun[key], "a finished evaluation ran again"
+    unfinished = [t for s in studies.values() for t in s.get_trials(deepcopy=False) if t.state.name != "COMPLETE"]
+    assert unfinished == []
+    in_flight = 2 + 2 + 2
+    assert sum(executed(folder).values()) <= len(executed(folder)) + in_flight
+    assert {key for keys in found.values() for key, _ in keys} == set(executed(folder))
+
+
+def test_a_real_search_on_one_worker_is_the_local_one(
+    cluster: tuple[str, list[Node]], home: Path, text_recipe: Path, tmp_path: Path
+) -> None:
+    address, _ = cluster
+    recipe = Recipe.load(text_recipe)
+    local = search(recipe, tmp_path / "local")
+    shutil.copytree(local.folder, tmp_path / "run")
+    for name in ("study.log", "trials.csv", "verified.jsonl", "front.json", "report.html", "exports"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    command = [sys.executable, "-m", "nas.cli", "search", str(text_recipe), "search.workers=1", "--ray", address]
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path / "run")], env=environment(home), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "run" / "trials.csv").read_text() == local.trials.read_text()
+    assert (tmp_path / "run" / "measurements.jsonl").read_bytes() == local.measurements.read_bytes()
+
+
+def test_a_driver_without_the_token_is_told_what_to_set(
+    cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stranger").mkdir()
+    code = f"from nas.ray_engine import connected\nwith connected({cluster[0]!r}): pass"
+    env = {k: v for k, v in environment(tmp_path / "stranger").items() if not k.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert "RAY_AUTH_MODE=token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
+    assert "InvalidAuthToken" not in done.stderr, "the C++ side must be silent"
+
+
+# -- the driver's side alone --------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas.ray_engine import connected
+
+    with (
+        pytest.raises(InputError, match=r"`127.0.0.1:\d+` does not answer .*ray start --head"),
+        connected(f"127.0.0.1:{free_port()}"),
+    ):
+        pass
+
+
+def searcher(folder: Path, workers: int = 2):
+    from nas.ray_engine import StudySearcher
+
+    recipe = recipe_of(40)
+    dispatcher = Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *evaluator_of(recipe, 4)))
+    dispatcher.reporting().__enter__()
+    return StudySearcher(dispatcher, workers)
+
+
+def result(searcher, task, seconds: float) -> dict[str, object]:
+    outcomes = [Outcome({"accuracy": (0.5 + 0.001 * i, 0.01)}, 100) for i in range(len(task.jobs))]
+    return {"refusal": None, "outcomes": outcomes, "seconds": seconds * len(task.jobs)}
+
+
+def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Path) -> None:
+    for workers, seconds, size in ((2, 0.01, 25), (2, 1.0, 1), (1, 0.01, 1)):
+        (tmp_path / f"{workers}-{seconds}").mkdir()
+        made = searcher(tmp_path / f"{workers}-{seconds}", workers)
+        first = made.suggest("a")["task"]
+        assert len(first.jobs) == 1
+        made.on_trial_complete("a", result(made, first, seconds))
+        assert len(made.suggest("b")["task"].jobs) == size
+
+
+def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
+    from nas.ray_worker import Package, Worker, versions
+
+    package = Package(load=Given(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
+    other = replace(package, versions={**versions(), "torch": "0.1"})
+    made = searcher(tmp_path)
+    worker = object.__new__(Worker)
+    worker.setup(made.suggest("a"), other)
+    made.on_trial_complete("a", worker.step())
+    assert made.suggest("b") == "FINISHED"
+    assert isinstance(made.error, InputError) and f"torch {torch.__version__} against 0.1" in str(made.error)
+
+
+def test_an_evaluation_whose_worker_is_lost_again_and_again_is_kept_as_failed(tmp_path: Path) -> None:
+    made, jobs = searcher(tmp_path), []
+    for trial in "abc":
+        assert states(made.dispatcher.dockets[0].study)["FAIL"] == 0
+        jobs.append(made.suggest(trial)["task"].jobs[0])
+        made.on_trial_complete(trial, None, error=True)
+    assert jobs[0] == jobs[1] == jobs[2] != made.suggest("d")["task"].jobs[0]
+    assert states(made.dispatcher.dockets[0].study)["FAIL"] == 1
+
+
+def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas import ray_worker
+
+    supernet = Supernet(bert(num_labels=2))
+    supernet.model.save_pretrained(tmp_path / "weights")
+    scorer = ray_worker.Scorer(supernet, EvaluationSet(cast(Any, None), (), ()), ["accuracy"])
+    package = ray_worker.Package.of(tmp_path / "weights", scorer)
+    loaded = package.load(package.local_folder())
+    address = loaded.supernet.model.base_model.encoder.layer[0].intermediate.dense.weight.data_ptr()
+    assert "model.safetensors" in mapping_of(address)
+    inputs = text_inputs()
+    assert torch.equal(loaded.supernet.model(**inputs).logits, supernet.model(**inputs).logits)
+
+    monkeypatch.setattr(ray_worker.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_worker.ray, "get", lambda value: value)
+    files = ray_worker.Files(tmp_path / "weights")
+    remote = type("Remote", (), {"read": type("Call", (), {"remote": staticmethod(files.read)})})
+    elsewhere = replace(package, folder=tmp_path / "not-mounted", files=remote)
+    copy = elsewhere.local_folder()
+    assert (copy / "model.safetensors").read_bytes() == (tmp_path / "weights" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(ray_worker.Package, "_fetch", None)
+    assert elsewhere.local_folder() == copy
+
+
+def mapping_of(address: int) -> str:
+    """The line of this process's memory map that holds an address."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(part, 16) for part in line.split()[0].split("-"))
+        if low <= address < high:
+            return line
+    return ""

@@ -1,0 +1,242 @@
+"""Where a study is kept: the journal file under kills and other writers, a database, a gRPC proxy, their absence."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from nas import storage as storages
+from nas.config import Recipe
+from nas.storage import hidden, open_storage, together
+from search_spaces import InputError
+
+SPACE = {f"x{i}": IntDistribution(0, 7) for i in range(5)} | {"kind": CategoricalDistribution(("a", "b"))}
+
+
+def study_in(storage: optuna.storages.BaseStorage, name: str = "search") -> optuna.Study:
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=["minimize", "maximize"],
+        load_if_exists=True,
+        sampler=optuna.samplers.NSGAIISampler(seed=0, population_size=4),
+    )
+
+
+def one_trial(study: optuna.Study) -> None:
+    with together(study._storage, durable=False):
+        trial = study.ask(SPACE)
+    with together(study._storage, durable=True):
+        trial.set_constraint("size_mb", -1.0)
+        trial.set_user_attr("key", "ab")
+        study.tell(trial, [1.0, 2.0])
+
+
+def shown(study: optuna.Study) -> list[tuple[object, ...]]:
+    return [(t.number, t.state, t.values, t.params, t.user_attrs, t.constraints) for t in study.get_trials()]
+
+
+# -- the journal file ---------------------------------------------------------------------------------------------
+
+
+def test_optuna_itself_reads_what_was_written_together(tmp_path: Path) -> None:
+    study = study_in(open_storage(None, tmp_path / "study.log"))
+    for _ in range(12):
+        one_trial(study)
+    plain = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
+    assert shown(plain) == shown(study) and len(study.trials) == 12
+
+
+def test_what_others_write_between_two_blocks_is_seen(tmp_path: Path) -> None:
+    mine = study_in(open_storage(None, tmp_path / "study.log"))
+    other = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
+    for _ in range(5):
+        one_trial(mine)
+        other.tell(other.ask(SPACE), [0.0, 0.0])
+        other.set_user_attr("note", "looks good")
+    assert shown(mine) == shown(other) and len(mine.trials) == 10
+    assert mine.user_attrs == {"note": "looks good"}
+
+
+def test_another_process_waits_while_records_are_held(tmp_path: Path) -> None:
+    mine = study_in(open_storage(None, tmp_path / "study.log"))
+    other = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"), _open_lock(tmp_path))))
+    with together(mine._storage, durable=False):
+        mine.ask(SPACE)
+        writing = threading.Thread(target=lambda: other.tell(other.ask(SPACE), [0.0, 0.0]))
+        writing.start()
+        time.sleep(0.2)
+        mine.ask(SPACE)
+    writing.join()
+    assert shown(mine) == shown(other)
+    assert [t.state for t in mine.trials] == [TrialState.RUNNING, TrialState.RUNNING, TrialState.COMPLETE]
+
+
+def _open_lock(folder: Path) -> optuna.storages.journal.JournalFileOpenLock:
+    return optuna.storages.journal.JournalFileOpenLock(str(folder / "study.log"))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40, 200])
+def test_a_torn_end_is_cut_off_and_written_anew(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    for _ in range(3):
+        one_trial(study_in(open_storage(None, path)))
+    os.truncate(path, path.stat().st_size - cut)
+    again = study_in(open_storage(None, path))
+    assert [t.state for t in again.trials][:2] == [TrialState.COMPLETE] * 2
+    one_trial(again)
+    assert shown(study_in(open_storage(None, path))) == shown(again)
+
+
+def test_what_an_interrupted_block_did_is_what_the_file_holds(tmp_path: Path) -> None:
+    study = study_in(open_storage(None, tmp_path / "study.log"))
+    with pytest.raises(KeyboardInterrupt), together(study._storage, durable=False):
+        study.ask(SPACE)
+        raise KeyboardInterrupt
+    assert shown(study_in(open_storage(None, tmp_path / "study.log"))) == shown(study)
+    assert not (tmp_path / "study.log.lock").exists()
+
+
+def test_a_trial_costs_as_much_to_write_late_as_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading goes on where it ended: what is parsed grows with what is new, not with the file."""
+    study = study_in(open_storage(None, tmp_path / "study.log"))
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    calls: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: (calls.append(text), loads(text))[1])
+    parsed = []
+    for _ in range(30):
+        calls.clear()
+        one_trial(study)
+        parsed.append(len(calls))
+    assert len(set(parsed)) == 1
+
+
+# -- databases ----------------------------------------------------------------------------------------------------
+
+
+def test_a_database_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    study = study_in(open_storage("sqlite:///$PLACE/study.db", tmp_path / "unused"))
+    one_trial(study)
+    assert shown(study_in(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"))) == shown(study)
+    assert not (tmp_path / "unused").exists()
+
+
+def locked(database: Path, release: threading.Event) -> threading.Thread:
+    """Another program holds the database until it is released."""
+    held = threading.Event()
+
+    def hold() -> None:
+        with sqlite3.connect(database, isolation_level=None) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            held.set()
+            release.wait(60)
+            connection.execute("COMMIT")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    return thread
+
+
+def test_a_database_that_goes_away_is_waited_for(tmp_path: Path) -> None:
+    study = study_in(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "unused"))
+    one_trial(study)
+    release = threading.Event()
+    holder = locked(tmp_path / "study.db", release)
+    threading.Timer(6.5, release.set).start()  # longer than SQLite's own patience of 5 s
+    one_trial(study)
+    holder.join()
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
+
+
+def test_a_database_that_stays_away_stops_the_search_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storages, "PATIENCE_S", 0.5)
+    study = study_in(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "unused"))
+    one_trial(study)
+    release = threading.Event()
+    holder = locked(tmp_path / "study.db", release)
+    with pytest.raises(InputError, match=r"has not for .* s .*locked.*what was told is kept"):
+        one_trial(study)
+    release.set()
+    holder.join()
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+@pytest.mark.slow
+def test_a_grpc_proxy_that_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    port = 13000 + os.getpid() % 10000
+    code = (
+        "import optuna; from optuna.storages import RDBStorage, run_grpc_proxy_server as run;"
+        f"run(RDBStorage('sqlite:///{tmp_path}/study.db'), host='localhost', port={port})"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                study = study_in(open_storage(f"grpc://localhost:{port}", tmp_path / "unused"))
+                break
+            except InputError:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        one_trial(study)
+        server.kill()
+        server.wait()
+        restarted = threading.Timer(1.0, lambda: servers.append(subprocess.Popen([sys.executable, "-c", code])))
+        servers: list[subprocess.Popen[bytes]] = []
+        restarted.start()
+        one_trial(study)
+        restarted.join()
+        assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
+    finally:
+        for process in (server, *servers):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (
+            "postgresql://nas:secret@localhost:1/x",
+            r"psycopg\[binary\]|`postgresql://nas:\*\*\*@localhost:1/x` does not",
+        ),
+        ("mysql+nosuch://localhost/x", "mysql"),
+        ("sqlite:////no/such/folder/x.db", r"does not \(.*unable to open"),
+        ("grpc://localhost:1", r"grpcio|does not"),
+    ],
+)
+def test_a_storage_that_cannot_be(url: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storages, "PATIENCE_S", 0.0)
+    with pytest.raises(InputError, match=says) as refused:
+        open_storage(url, tmp_path / "unused")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_url_of_another_kind_is_refused_by_the_recipe() -> None:
+    base = {"model": "m", "task": {"type": "text-classification", "train": "a", "test": "b"}, "space": {}}
+    with pytest.raises(InputError, match=r"`search.storage` must be a URL that begins with postgresql"):
+        Recipe.parse({**base, "search": {"storage": "redis://localhost"}})
+
+
+def test_no_password_is_printed() -> None:
+    assert hidden("mysql://nas:secret@host/x") == "mysql://nas:***@host/x"
+    assert hidden("grpc://host:13000") == "grpc://host:13000"
