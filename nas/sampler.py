@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from nas.nsga2 import nsga2
-from nas.pareto import hypervolume, non_dominated
-from predictors.surrogate import Surrogate, best_surrogate
+from nas.encoding import Conditions, Encoding, Params
+from nas.ledger import Evaluated, Ledger
+from nas.proposals import Model, Problem, propose
 
-Params = Mapping[str, Any]
-
-
-class Problem(Protocol):
-    """What a sampler may know of a search beyond its study.
-
-    Attributes:
-        known_constraints: Names of the constraints that `known` accounts for; others are learned from the trials.
-    """
-
-    known_constraints: frozenset[str]
-
-    def key(self, params: Params) -> str:
-        """The same for parameters that mean the same thing, so that nothing is proposed twice."""
-        ...
-
-    def features(self, params: Sequence[Params]) -> np.ndarray:
-        """Features (n, d) for the surrogates."""
-        ...
-
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives (n, m) in the study's own directions, NaN where they must be learned, and the summed violation
-        of the known constraints (n,), at most 0 where they hold."""
-        ...
+LEARNED_FROM = 400
+"""Most trials that a model is fitted to, so that a proposal never costs more in a long search."""
+GROWTH = 1.5
+"""Surrogates are chosen and tuned anew whenever there are so many times as many trials as the last time."""
 
 
 class PlainProblem:
@@ -48,25 +28,17 @@ class PlainProblem:
 
     known_constraints: frozenset[str] = frozenset()
 
-    def __init__(self, space: Mapping[str, BaseDistribution], objectives: int) -> None:
-        self.choices = {name: choices_of(distribution) for name, distribution in space.items()}
+    def __init__(self, encoding: Encoding, objectives: int) -> None:
+        self.encoding = encoding
         self.objectives = objectives
 
     def key(self, params: Params) -> str:
-        """The parameters themselves."""
-        return repr([params[name] for name in self.choices])
+        """The parameters that count."""
+        return self.encoding.encode([params]).tobytes().hex()
 
     def features(self, params: Sequence[Params]) -> np.ndarray:
-        """Numbers scaled to [0, 1]; one column a choice where choices are not numbers."""
-        columns = []
-        for name, choices in self.choices.items():
-            index = np.array([choices.index(p[name]) for p in params])
-            if all(isinstance(choice, int | float) for choice in choices):
-                values = np.array(choices, dtype=float)
-                columns.append((values[index] - values.min())[:, None] / (np.ptp(values) or 1.0))
-            else:
-                columns.append(np.eye(len(choices))[index])
-        return np.concatenate(columns, axis=1)
+        """The encoding's."""
+        return self.encoding.features(self.encoding.encode(params))
 
     def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
         """Nothing."""
@@ -74,45 +46,25 @@ class PlainProblem:
 
 
 class SurrogateSampler(BaseSampler):
-    """Proposes what a learned model expects to enlarge the dominated hypervolume most.
-
-    What is not known is learned: for each such objective, the surrogate that cross-validates best on the finished
-    trials. NSGA-II then searches thousands of predicted candidates, optimistic by a varying number of standard
-    deviations, and a batch is chosen greedily by the hypervolume it adds to the front and to itself. Constraints that
-    are not known are learned from the trials in the same way.
-
-    Everything is derived from the finished trials of the study and the seed: a new sampler over the same study goes
-    on as the old one would have, and any number of trials may run at once.
-
-    Args:
-        space: The parameters: integers and categoricals.
-        problem: What is known beyond the study; by default nothing.
-        n_startup_trials: Random proposals before the first model.
-        batch_size: Proposals between two fits.
-        seed: Source of all randomness.
-
-    Example:
-        >>> space = {f"x{i}": IntDistribution(0, 7) for i in range(10)}
-        >>> study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(space, seed=0))
-    """
+    """Proposes what a learned model expects to enlarge the dominated hypervolume most."""
 
     def __init__(
         self,
         space: Mapping[str, BaseDistribution],
         problem: Problem | None = None,
         *,
+        conditions: Conditions | None = None,
         n_startup_trials: int = 20,
-        batch_size: int = 8,
+        batch_size: int = 4,
         seed: int = 0,
     ) -> None:
         self.space = dict(space)
-        self.choices = [choices_of(distribution) for distribution in self.space.values()]
+        self.encoding = Encoding(self.space, conditions)
         self.problem = problem
         self.n_startup_trials = n_startup_trials
         self.batch_size = batch_size
         self.seed = seed
-        self._batch: list[dict[str, Any]] = []
-        self._batch_number = -1
+        self._ledger: Ledger | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, always."""
@@ -125,139 +77,73 @@ class SurrogateSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
         """The next proposal that no trial has had yet."""
-        problem = self.problem or PlainProblem(self.space, len(study.directions))
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        taken = {problem.key(t.params) for t in trials if self.space.keys() <= t.params.keys()}
-        done = [t for t in trials if t.state == TrialState.COMPLETE and self.space.keys() <= t.params.keys()]
-        batch_number = len(done) // self.batch_size
-        if batch_number != self._batch_number:
-            used = done[: batch_number * self.batch_size]
-            rng = np.random.default_rng((self.seed, batch_number))
-            self._batch = self._propose(study, problem, used, rng) if len(used) >= self.n_startup_trials else []
-            self._batch_number = batch_number
-        rng = np.random.default_rng((self.seed, len(done), len(trials)))
-        fresh = (params for params in self._batch if problem.key(params) not in taken)
-        return next(fresh, None) or self._random(problem, taken, rng)
+        problem = self.problem or PlainProblem(self.encoding, len(study.directions))
+        if self._ledger is None or self._ledger.study_name != study.study_name:
+            self._ledger = Ledger(study, self.encoding.accepts, problem.key)
+            self._tuned, self._boundary = 0, -1
+        ledger = self._ledger
+        ledger.read(study)
+        boundaries = list(takewhile(lambda b: b <= len(ledger.done), self._boundaries()))
+        boundary = boundaries[-1] if boundaries else 0
+        if boundary != self._boundary:
+            self._boundary = boundary
+            self._queue = []
+            self._more = self._batch(study, problem, boundaries) if boundary else self._startup(problem)
+        for params in self._queue:
+            if not ledger.taken(problem.key(params)):
+                return params
+        for params in self._more:
+            self._queue.append(params)
+            if not ledger.taken(problem.key(params)):
+                return params
+        return self._random(problem, len(ledger.done))
 
-    def _random(self, problem: Problem, taken: set[str], rng: np.random.Generator) -> dict[str, Any]:
-        """A random point that is new and feasible as far as is known, if one turns up."""
-        found = self._decode(rng.integers(0, self._cardinalities, (256, len(self.choices))))
-        violation = problem.known(found)[1]
-        order = sorted(range(len(found)), key=lambda i: (problem.key(found[i]) in taken, max(violation[i], 0.0)))
-        return found[order[0]]
+    def _boundaries(self) -> Iterator[int]:
+        """Numbers of finished trials at which a model is fitted."""
+        boundary = self.n_startup_trials
+        while True:
+            yield boundary
+            boundary += max(self.batch_size, boundary // 10)
 
-    def _propose(
-        self, study: Study, problem: Problem, trials: Sequence[FrozenTrial], rng: np.random.Generator
-    ) -> list[dict[str, Any]]:
-        """One batch from a fit on some finished trials."""
+    def _startup(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        """Random points, every other one near the diagonal: all ordered parameters at about the same level."""
+        rng = np.random.default_rng((self.seed, 0))
+        while True:
+            genomes = rng.integers(0, self.encoding.cardinalities, (64, len(self.encoding.names)))
+            level = rng.random((64, 1)) + rng.normal(0, 0.15, genomes.shape)
+            near = np.clip(np.floor(level * self.encoding.cardinalities), 0, self.encoding.cardinalities - 1)
+            diagonal = (np.arange(64) % 2 == 1)[:, None] & self.encoding.ordered
+            genomes = self.encoding.canonical(np.where(diagonal, near, genomes).astype(np.int64))
+            params = self.encoding.decode(genomes)
+            violations = problem.known(params)[1]
+            yield from (params[i] for i in np.argsort(np.maximum(violations, 0), kind="stable"))
+
+    def _random(self, problem: Problem, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, number, 1))
+        found = self.encoding.decode(rng.integers(0, self.encoding.cardinalities, (256, len(self.encoding.names))))
+        return found[0]
+
+    def _batch(self, study: Study, problem: Problem, boundaries: Sequence[int]) -> Iterator[dict[str, Any]]:
+        done = self._ledger.done
+        tuned = boundaries[0]
+        for b in boundaries:
+            if b >= GROWTH * tuned:
+                tuned = b
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
-        params = [trial.params for trial in trials]
-        observed = np.array([trial.values for trial in trials]) * signs
-        feasible = np.array([all(v <= 0 for v in trial.constraints.values()) for trial in trials])
-        features = problem.features(params)
-        learned = np.flatnonzero(np.isnan(problem.known(params[:1])[0][0]))
-        models = {int(k): best_surrogate(features, observed[:, k], self.seed) for k in learned}
-        names = {name for trial in trials for name in trial.constraints} - problem.known_constraints
-        missed = {name: np.array([trial.constraints.get(name, 0.0) for trial in trials]) for name in sorted(names)}
-        bounds = [(best_surrogate(features, v, self.seed), v.std() or 1.0) for v in missed.values()]
-        predict = _Prediction(problem, signs, models, bounds, self, rng.choice([0.0, 0.5, 1.0]))
-        front = observed[feasible][non_dominated(observed[feasible])] if feasible.any() else observed[:0]
-        start = self._encode([p for p, ok in zip(params, feasible, strict=True) if ok] or params)
-        genomes, costs, violations = nsga2(predict, self._cardinalities, start=start[-200:], rng=rng)
-        seen = {problem.key(p) for p in params}
-        return self._choose(problem, genomes, costs, violations, front, seen)
-
-    def _choose(
-        self,
-        problem: Problem,
-        genomes: np.ndarray,
-        costs: np.ndarray,
-        violations: np.ndarray,
-        front: np.ndarray,
-        seen: set[str],
-    ) -> list[dict[str, Any]]:
-        """New feasible candidates on the predicted front, greedily by the hypervolume each adds.
-
-        Where nothing is predicted to be feasible, the candidates closest to it.
-        """
-        good = np.flatnonzero(violations <= 0)
-        if not len(good):
-            closest = self._decode(genomes[np.argsort(violations, kind="stable")])
-            return [p for p in closest if problem.key(p) not in seen][: self.batch_size]
-        candidates: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
-        while len(good) and len(candidates) < 2 * self.batch_size:
-            best = non_dominated(costs[good])
-            for genome, cost in zip(genomes[good[best]], costs[good[best]], strict=True):
-                params = self._decode(genome[None])[0]
-                if problem.key(params) not in seen:
-                    candidates.setdefault(problem.key(params), (params, cost))
-            good = good[~best]
-        pool = list(candidates.values())
-        values = np.array([cost for _, cost in pool]).reshape(len(pool), costs.shape[1])
-        return [pool[i][0] for i in greedy_batch(values, front, self.batch_size)]
-
-    @property
-    def _cardinalities(self) -> np.ndarray:
-        return np.array([len(choices) for choices in self.choices])
-
-    def _decode(self, genomes: np.ndarray) -> list[dict[str, Any]]:
-        names = list(self.space)
-        return [{n: self.choices[k][g] for k, (n, g) in enumerate(zip(names, row, strict=True))} for row in genomes]
-
-    def _encode(self, params: Sequence[Params]) -> np.ndarray:
-        names = list(self.space)
-        return np.array([[self.choices[k].index(p[name]) for k, name in enumerate(names)] for p in params])
+        if tuned != self._tuned:
+            self._model = Model(problem, signs, representative(done[:tuned], LEARNED_FROM), self.seed)
+            self._tuned = tuned
+        used = done[: boundaries[-1]]
+        self._model.update(representative(used, LEARNED_FROM))
+        rng = np.random.default_rng((self.seed, boundaries[-1]))
+        running = list(self._ledger.running.values())
+        return propose(self._model, self.encoding, used, running, self._ledger.taken, rng)
 
 
-@dataclass(frozen=True)
-class _Prediction:
-    """Costs and violations of genomes: known ones exactly, learned ones by their surrogate."""
-
-    problem: Problem
-    signs: np.ndarray
-    models: Mapping[int, Surrogate]
-    bounds: Sequence[tuple[Surrogate, float]]
-    sampler: SurrogateSampler
-    optimism: float
-
-    def __call__(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        params = self.sampler._decode(genomes)
-        known, violations = self.problem.known(params)
-        costs = known * self.signs
-        features = self.problem.features(params)
-        for k, model in self.models.items():
-            mean, deviation = model.predict(features)
-            costs[:, k] = mean - self.optimism * deviation
-        for model, scale in self.bounds:
-            violations = violations + np.maximum(model.predict(features)[0], 0.0) / scale
-        return costs, violations
-
-
-def greedy_batch(candidates: np.ndarray, front: np.ndarray, size: int) -> list[int]:
-    """Indices of candidates (n, m) to minimise, each adding the most hypervolume to the front and those before it."""
-    if not len(candidates):
-        return []
-    everything = np.concatenate([front, candidates])
-    low, width = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)
-    reference = np.full(everything.shape[1], 1.1)
-    chosen: list[int] = []
-    have = (front - low) / width
-    scaled = (candidates - low) / width
-    while len(chosen) < min(size, len(candidates)):
-        base = hypervolume(have, reference)
-        left = [i for i in range(len(candidates)) if i not in chosen]
-        gains = [hypervolume(np.concatenate([have, scaled[i : i + 1]]), reference) - base for i in left]
-        best = left[int(np.argmax(gains))]
-        chosen.append(best)
-        have = np.concatenate([have, scaled[best : best + 1]])
-        have = have[non_dominated(have)]
-    return chosen
-
-
-def choices_of(distribution: BaseDistribution) -> list[Any]:
-    """The values of an integer or categorical parameter, in order."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution) and not distribution.log:
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    raise ValueError(f"`SurrogateSampler` needs integer and categorical parameters, but got {distribution}.")
+def representative(done: Sequence[Evaluated], size: int) -> Sequence[Evaluated]:
+    """At most so many: the latest half, which a search has made the best, and others spread over the rest."""
+    if len(done) <= size:
+        return done
+    late = size // 2
+    spread = np.linspace(0, len(done) - late - 1, size - late).round().astype(int)
+    return [*(done[i] for i in spread), *done[-late:]]
