@@ -13,18 +13,18 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.encoding import Params
+from nas.encoding import Encoding, Params
 
 ATTEMPTS = 2
 """A failed evaluation may be proposed so many times in all."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Evaluated:
-    """One finished trial: its number, parameters, values to minimise, and constraints (at most 0 where they hold)."""
+    """One finished trial: its number, genome, values to minimise, and constraints (at most 0 where they hold)."""
 
     number: int
-    params: Params
+    genome: np.ndarray
     values: tuple[float, ...]
     constraints: Mapping[str, float]
 
@@ -41,16 +41,16 @@ class Ledger:
 
     Args:
         study: The study.
-        accepts: Whether a trial's parameters are a point of the space; others are passed over.
+        encoding: The space; trials of another one are passed over.
         key: The same text for parameters that mean the same.
     """
 
-    def __init__(self, study: Study, accepts: Callable[[Params], bool], key: Callable[[Params], str]) -> None:
+    def __init__(self, study: Study, encoding: Encoding, key: Callable[[Params], str]) -> None:
         self.study_name = study.study_name
         self.done: list[Evaluated] = []
         self.running: dict[int, Params] = {}
         self._signs = [1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions]
-        self._accepts, self._key = accepts, key
+        self._encoding, self._key = encoding, key
         self._read = 0
         self._open: list[int] = []
         self._finished: set[str] = set()
@@ -74,7 +74,7 @@ class Ledger:
         return key in self._finished or key in self._running_keys or self._failed[key] >= ATTEMPTS
 
     def _is_point(self, trial: FrozenTrial) -> bool:
-        return self._accepts(trial.params)
+        return self._encoding.accepts(trial.params)
 
     def _take(self, trial: FrozenTrial) -> None:
         key = self._key(trial.params)
@@ -84,11 +84,16 @@ class Ledger:
         self._finished.add(key)
         if trial.state == TrialState.COMPLETE:
             values = tuple(v * sign for v, sign in zip(trial.values, self._signs, strict=True))
-            insort(self.done, Evaluated(trial.number, dict(trial.params), values, dict(trial.constraints)), key=_number)
+            insort(self.done, Evaluated(trial.number, self._encoding.encode([trial.params])[0], values, dict(trial.constraints)), key=_number)
 
 
 def _number(evaluated: Evaluated) -> int:
     return evaluated.number
+
+
+def genomes_of(done: Sequence[Evaluated]) -> np.ndarray:
+    """Genomes (n, D)."""
+    return np.array([evaluated.genome for evaluated in done])
 
 
 def values_of(done: Sequence[Evaluated]) -> np.ndarray:

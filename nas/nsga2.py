@@ -63,9 +63,13 @@ def survivors(costs: np.ndarray, violations: np.ndarray, size: int) -> tuple[np.
     """Indices of the ``size`` best, with their rank and crowding distance; feasible ones first."""
     rank = ranks(costs, violations)
     crowding = np.zeros(len(costs))
-    for level in np.unique(rank):
+    filled = 0
+    for level in range(rank.max() + 1):
         members = np.flatnonzero(rank == level)
         crowding[members] = crowding_distance(costs[members])
+        filled += len(members)
+        if filled >= size:
+            break
     order = np.lexsort((-crowding, rank))[:size]
     return order, rank[order], crowding[order]
 
@@ -75,7 +79,10 @@ def ranks(costs: np.ndarray, violations: np.ndarray) -> np.ndarray:
     rank = np.zeros(len(costs), dtype=int)
     good = np.flatnonzero(violations <= 0)
     mine = costs[good]
-    dominates = (mine[:, None] <= mine).all(2) & (mine[:, None] < mine).any(2)
+    no_worse = np.ones((len(mine), len(mine)), dtype=bool)
+    for column in mine.T:
+        no_worse &= column[:, None] <= column
+    dominates = no_worse & ~no_worse.T
     beaten_by = dominates.sum(0)
     level = 0
     while (front := np.flatnonzero(beaten_by == 0)).size:

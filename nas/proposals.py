@@ -9,7 +9,7 @@ import numpy as np
 
 from nas.encoding import Encoding, Params
 from nas.improvement import by_expected_improvement, open_region
-from nas.ledger import Evaluated, constraint_of, values_of
+from nas.ledger import Evaluated, constraint_of, genomes_of, values_of
 from nas.nsga2 import nsga2
 from nas.pareto import non_dominated
 from predictors.surrogate import Learned
@@ -22,7 +22,7 @@ REGION = 20_000
 
 
 class Problem(Protocol):
-    """What a sampler may know of a search beyond its study.
+    """What a sampler may know of a search beyond its study. Genomes are those of its `Encoding`.
 
     Attributes:
         known_constraints: Names of the constraints that `known` accounts for; others are learned from the trials.
@@ -34,12 +34,12 @@ class Problem(Protocol):
         """The same for parameters that mean the same thing, so that nothing is proposed twice."""
         ...
 
-    def features(self, params: Sequence[Params]) -> np.ndarray:
-        """Features (n, d) for the surrogates."""
+    def features(self, genomes: np.ndarray) -> np.ndarray:
+        """Features (n, d) of genomes (n, D) for the surrogates."""
         ...
 
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives (n, m) in the study's own directions, NaN where they must be learned, and the summed violation
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Objectives (n, m) of genomes (n, D) in the study's own directions, NaN where they must be learned, and the summed violation
         of the known constraints (n,), at most 0 where they hold."""
         ...
 
@@ -56,30 +56,30 @@ class Model:
 
     def __init__(self, problem: Problem, signs: np.ndarray, done: Sequence[Evaluated], seed: int) -> None:
         self.problem, self.signs = problem, signs
-        params = [evaluated.params for evaluated in done]
-        features, values = problem.features(params), values_of(done)
-        learned = np.flatnonzero(np.isnan(problem.known(params[:1])[0][0]))
+        genomes, values = genomes_of(done), values_of(done)
+        features = problem.features(genomes)
+        learned = np.flatnonzero(np.isnan(problem.known(genomes[:1])[0][0]))
         names = sorted({name for evaluated in done for name in evaluated.constraints} - problem.known_constraints)
         self.objectives = {int(k): Learned(features, values[:, k], seed) for k in learned}
         self.constraints = {name: Learned(features, constraint_of(done, name), seed) for name in names}
 
     def update(self, done: Sequence[Evaluated]) -> None:
         """Learns from other trials without choosing and tuning the surrogates anew."""
-        features, values = self.problem.features([evaluated.params for evaluated in done]), values_of(done)
+        features, values = self.problem.features(genomes_of(done)), values_of(done)
         for k, learned in self.objectives.items():
             learned.update(features, values[:, k])
         for name, learned in self.constraints.items():
             learned.update(features, constraint_of(done, name))
 
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Known objectives to minimise (n, m), NaN where they are learned, and known violations (n,)."""
-        values, violations = self.problem.known(params)
+        values, violations = self.problem.known(genomes)
         return values * self.signs, violations
 
-    def flattered(self, params: Sequence[Params], optimism: float) -> tuple[np.ndarray, np.ndarray]:
+    def flattered(self, genomes: np.ndarray, optimism: float) -> tuple[np.ndarray, np.ndarray]:
         """Objectives (n, m), learned ones on their own scale and lowered by some deviations; and violations (n,)."""
-        costs, violations = self.known(params)
-        features = self.problem.features(params)
+        costs, violations = self.known(genomes)
+        features = self.problem.features(genomes)
         for k, learned in self.objectives.items():
             mean, deviation = learned.predict(features)
             costs[:, k] = mean - optimism * deviation
@@ -88,10 +88,10 @@ class Model:
             violations = violations + np.maximum(mean - optimism * deviation - learned.transform(np.zeros(1)), 0.0)
         return costs, violations
 
-    def dominates(self, params: Sequence[Params], points: np.ndarray) -> np.ndarray:
+    def dominates(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Probability (n, r) that each candidate is at least as good as each point (r, m) in every objective."""
-        known, features = self.known(params)[0], self.problem.features(params)
-        probability = np.ones((len(params), len(points)))
+        known, features = self.known(genomes)[0], self.problem.features(genomes)
+        probability = np.ones((len(genomes), len(points)))
         for k in range(points.shape[1]):
             if k in self.objectives:
                 probability *= self.objectives[k].probability_below(features, points[:, k])
@@ -99,9 +99,9 @@ class Model:
                 probability *= known[:, k : k + 1] <= points[:, k]
         return probability
 
-    def chances(self, params: Sequence[Params]) -> np.ndarray:
+    def chances(self, genomes: np.ndarray) -> np.ndarray:
         """Probability (n,) that the learned constraints hold."""
-        features, chances = self.problem.features(params), np.ones(len(params))
+        features, chances = self.problem.features(genomes), np.ones(len(genomes))
         for learned in self.constraints.values():
             chances *= learned.probability_below(features, np.zeros(1))[:, 0]
         return chances
@@ -121,8 +121,7 @@ def propose(
     """
     values, feasible = values_of(done), np.array([evaluated.feasible for evaluated in done])
     front = values[feasible][non_dominated(values[feasible])]
-    best = [evaluated.params for evaluated in done if evaluated.feasible] or [evaluated.params for evaluated in done]
-    start = encoding.encode(best[-POPULATION:])
+    start = genomes_of([evaluated for evaluated in done if evaluated.feasible] or done)[-POPULATION:]
     pool, violations = _pool(model, encoding, start, taken, rng)
     if not len(pool):
         return
@@ -131,14 +130,14 @@ def propose(
         yield from (params[i] for i in np.argsort(violations, kind="stable"))
         return
     worst, width = values.max(0), np.ptp(values, axis=0)
-    known = model.known(params)[0]
+    known = model.known(pool)[0]
     low = np.fmin(values.min(0) - 0.1 * width, known.min(0))
     region = open_region(front, low, worst + 0.1 * width, REGION, rng)
     region = region[:2000]
     order = by_expected_improvement(
-        model.dominates(params, region),
-        model.chances(params) * (violations <= 0),
-        model.dominates(running, region) if running else np.zeros((0, len(region))),
+        model.dominates(pool, region),
+        model.chances(pool) * (violations <= 0),
+        model.dominates(encoding.encode(running), region) if running else np.zeros((0, len(region))),
     )
     yield from (params[i] for i in order)
 
@@ -150,7 +149,7 @@ def _pool(
     pools = []
     for optimism in OPTIMISM:
         genomes, costs, violations = nsga2(
-            lambda genomes: model.flattered(encoding.decode(genomes), optimism),
+            lambda genomes: model.flattered(genomes, optimism),
             encoding.cardinalities,
             start=start,
             population=POPULATION,

@@ -36,13 +36,13 @@ class PlainProblem:
         """The parameters that count."""
         return self.encoding.encode([params]).tobytes().hex()
 
-    def features(self, params: Sequence[Params]) -> np.ndarray:
+    def features(self, genomes: np.ndarray) -> np.ndarray:
         """The encoding's."""
-        return self.encoding.features(self.encoding.encode(params))
+        return self.encoding.features(genomes)
 
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Nothing."""
-        return np.full((len(params), self.objectives), np.nan), np.zeros(len(params))
+        return np.full((len(genomes), self.objectives), np.nan), np.zeros(len(genomes))
 
 
 class SurrogateSampler(BaseSampler):
@@ -79,7 +79,7 @@ class SurrogateSampler(BaseSampler):
         """The next proposal that no trial has had yet."""
         problem = self.problem or PlainProblem(self.encoding, len(study.directions))
         if self._ledger is None or self._ledger.study_name != study.study_name:
-            self._ledger = Ledger(study, self.encoding.accepts, problem.key)
+            self._ledger = Ledger(study, self.encoding, problem.key)
             self._tuned, self._boundary = 0, -1
         ledger = self._ledger
         ledger.read(study)
@@ -115,7 +115,7 @@ class SurrogateSampler(BaseSampler):
             diagonal = (np.arange(64) % 2 == 1)[:, None] & self.encoding.ordered
             genomes = self.encoding.canonical(np.where(diagonal, near, genomes).astype(np.int64))
             params = self.encoding.decode(genomes)
-            violations = problem.known(params)[1]
+            violations = problem.known(genomes)[1]
             yield from (params[i] for i in np.argsort(np.maximum(violations, 0), kind="stable"))
 
     def _random(self, problem: Problem, number: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,9 +16,6 @@ from nas.nsga2 import nsga2
 from nas.pareto import hypervolume, non_dominated
 from search_spaces import SearchSpace
 
-Columns = Mapping[str, np.ndarray]
-"""Parameter name -> its value in each of n candidates, as the index of the choice: (n,)."""
-
 LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
 """Choices of each parameter of a synthetic layer; `attention` is unordered."""
 
@@ -30,7 +27,7 @@ class Problem:
     Attributes:
         name: As it stands in the table.
         distributions: The parameters.
-        evaluate: Candidates -> objectives (n, m).
+        evaluate: Genomes (n, D), as of `nas.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
         key: Parameters -> the same text where they mean the same.
         front: The true front (k, m), or the best known.
@@ -38,7 +35,7 @@ class Problem:
 
     name: str
     distributions: dict[str, BaseDistribution]
-    evaluate: Callable[[Sequence[Mapping[str, Any]]], np.ndarray]
+    evaluate: Callable[[np.ndarray], np.ndarray]
     reference: np.ndarray
     front: np.ndarray
     key: Callable[[Mapping[str, Any]], str] | None = None
@@ -70,7 +67,7 @@ def synthetic(name: str, folder: Path) -> Problem:
     return Problem(
         name,
         distributions,
-        lambda params: evaluate(genomes_of(params, distributions)),
+        evaluate,
         reference,
         _kept_front(folder / f"{name}.json", evaluate, layers),
     )
@@ -79,12 +76,6 @@ def synthetic(name: str, folder: Path) -> Problem:
 def random_genomes(layers: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Uniform candidates (n, 4 x layers) as indices of choices."""
     return rng.integers(0, list(LAYER.values()) * layers, (n, len(LAYER) * layers))
-
-
-def genomes_of(params: Sequence[Mapping[str, Any]], distributions: Mapping[str, BaseDistribution]) -> np.ndarray:
-    """Indices of choices (n, D) of parameters."""
-    places = {"a": 0, "b": 1, "c": 2}
-    return np.array([[places.get(v, v) for v in map(p.__getitem__, distributions)] for p in params], dtype=int)
 
 
 Error = Callable[[np.ndarray], np.ndarray]

@@ -11,9 +11,8 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -33,10 +32,10 @@ class Costs(PlainProblem):
         super().__init__(Encoding(problem.distributions), len(problem.reference))
         self.evaluate = problem.evaluate
 
-    def known(self, params: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        values = self.evaluate(params)
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = self.evaluate(genomes)
         values[:, 0] = np.nan
-        return values, np.zeros(len(params))
+        return values, np.zeros(len(genomes))
 
 
 SAMPLERS: dict[str, tuple[int, Make]] = {
@@ -56,12 +55,13 @@ def run(problem: Problem, name: str, seed: int) -> list[dict[str, object]]:
     """One study, a result at each budget: the hypervolume, and CPU seconds of the engine alone up to there."""
     limit, make = SAMPLERS[name]
     study = optuna.create_study(directions=["minimize"] * len(problem.reference), sampler=make(problem, seed))
+    encoding = Encoding(problem.distributions)
     values, found, spent = [], [], 0.0
     for number in range(1, limit + 1):
         start = time.process_time()
         trial = study.ask(problem.distributions)
         spent += time.process_time() - start
-        values.append(problem.evaluate([trial.params])[0])
+        values.append(problem.evaluate(encoding.encode([trial.params]))[0])
         start = time.process_time()
         study.tell(trial, values[-1].tolist())
         spent += time.process_time() - start
