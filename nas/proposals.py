@@ -99,6 +99,20 @@ class Model:
                 probability *= known[:, k : k + 1] <= points[:, k]
         return probability
 
+    def reachable(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Those of the points (r, m) that some candidate may dominate, two deviations above its expectation."""
+        costs, _ = self.flattered(genomes, 2.0)
+        scaled = points.copy()
+        for k, learned in self.objectives.items():
+            scaled[:, k] = learned.transform(points[:, k])
+        costs = costs[non_dominated(costs)]
+        left = np.arange(len(points))
+        for cost in costs:
+            left = left[~(scaled[left] >= cost).all(axis=1)]
+        found = np.ones(len(points), dtype=bool)
+        found[left] = False
+        return points[found]
+
     def chances(self, genomes: np.ndarray) -> np.ndarray:
         """Probability (n,) that the learned constraints hold."""
         features, chances = self.problem.features(genomes), np.ones(len(genomes))
@@ -133,7 +147,7 @@ def propose(
     known = model.known(pool)[0]
     low = np.fmin(values.min(0) - 0.1 * width, known.min(0))
     region = open_region(front, low, worst + 0.1 * width, REGION, rng)
-    region = region[:2000]
+    region = model.reachable(pool, region)[:2000]
     order = by_expected_improvement(
         model.dominates(pool, region),
         model.chances(pool) * (violations <= 0),

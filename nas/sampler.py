@@ -54,7 +54,7 @@ class SurrogateSampler(BaseSampler):
         problem: Problem | None = None,
         *,
         conditions: Conditions | None = None,
-        n_startup_trials: int = 20,
+        n_startup_trials: int = 10,
         batch_size: int = 4,
         seed: int = 0,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from scipy.special import ndtr
@@ -48,45 +48,50 @@ class BayesianRidge:
         return mean, np.sqrt(np.maximum(deviation**2 - 1.0 / self._model.alpha_, 0.0))
 
 
-class Trees:
-    """An ensemble of regressors whose disagreement is the spread."""
+class Forest:
+    """Extremely randomized trees (Geurts et al. 2006); their disagreement is the spread."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    def fit(self, features: np.ndarray, values: np.ndarray) -> Trees:
+    def fit(self, features: np.ndarray, values: np.ndarray) -> Forest:
         """Fits in place."""
-        self._model = self._make().fit(features, values)
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        self._model = ExtraTreesRegressor(30, min_samples_leaf=2, random_state=0).fit(features, values)
         return self
 
     update = fit
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over the members."""
-        members = np.stack([member.predict(features) for member in self._model.estimators_])
-        return members.mean(0), members.std(0)
+        """Mean and standard deviation over the trees."""
+        rows = features.astype(np.float32)
+        trees = np.stack([member.tree_.predict(rows)[:, 0] for member in self._model.estimators_])
+        return trees.mean(0), trees.std(0)
 
 
-def _forest() -> Any:
-    """Extremely randomized trees (Geurts et al. 2006)."""
-    from sklearn.ensemble import ExtraTreesRegressor
+class Boosting:
+    """Gradient boosting (Friedman 2001), some machines on parts of the points; their disagreement is the spread."""
 
-    return ExtraTreesRegressor(30, min_samples_leaf=2, random_state=0)
+    def fit(self, features: np.ndarray, values: np.ndarray) -> Boosting:
+        """Fits in place."""
+        from sklearn.ensemble import BaggingRegressor, GradientBoostingRegressor
 
+        machine = GradientBoostingRegressor(n_estimators=40, learning_rate=0.2, max_features=0.5, random_state=0)
+        self._model = BaggingRegressor(machine, 3, max_samples=0.8, bootstrap=False, random_state=0)
+        self._model.fit(features, values)
+        return self
 
-def _boosting() -> Any:
-    """Bagged gradient boosting (Friedman 2002)."""
-    from sklearn.ensemble import BaggingRegressor, GradientBoostingRegressor
+    update = fit
 
-    member = GradientBoostingRegressor(n_estimators=40, learning_rate=0.2, subsample=0.7, random_state=0)
-    return BaggingRegressor(member, 4, random_state=0)
+    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over the machines."""
+        machines = np.stack([member.predict(features) for member in self._model.estimators_])
+        return machines.mean(0), machines.std(0)
 
 
 SURROGATES: dict[str, Callable[[], Surrogate]] = {
     "gaussian-process": GaussianProcess,
     "ridge": BayesianRidge,
-    "forest": lambda: Trees(_forest),
-    "boosting": lambda: Trees(_boosting),
+    "forest": Forest,
+    "boosting": Boosting,
 }
 """Every surrogate the search chooses from."""
 
