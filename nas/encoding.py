@@ -87,6 +87,7 @@ def _table(choices: Sequence[Any]) -> np.ndarray:
 
 def _outer_first(conditions: Conditions) -> list[tuple[str, tuple[str, Collection[Any]]]]:
     """Conditions in an order in which what a parameter hangs on comes before it."""
+
     def depth(name: str) -> int:
         return 1 + depth(conditions[name][0]) if name in conditions else 0
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nas.pareto import non_dominated
-
 
 def open_region(
     front: np.ndarray, low: np.ndarray, reference: np.ndarray, size: int, rng: np.random.Generator

@@ -6,7 +6,6 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from optuna import Study
@@ -21,11 +20,11 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One finished trial: its number, genome, values to minimise, and constraints (at most 0 where they hold)."""
+    """One finished trial: number, genome (D,), values to minimise (m,), constraints, which hold where at most 0."""
 
     number: int
     genome: np.ndarray
-    values: tuple[float, ...]
+    values: np.ndarray
     constraints: Mapping[str, float]
 
     @property
@@ -49,7 +48,7 @@ class Ledger:
         self.study_name = study.study_name
         self.done: list[Evaluated] = []
         self.running: dict[int, Params] = {}
-        self._signs = [1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions]
+        self.signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         self._encoding, self._key = encoding, key
         self._read = 0
         self._open: list[int] = []
@@ -62,12 +61,20 @@ class Ledger:
         trials = study.get_trials(deepcopy=False)
         fresh = [trials[number] for number in self._open] + trials[self._read :]
         self._read = len(trials)
-        self._open = [trial.number for trial in fresh if not trial.state.is_finished()]
-        self.running = {t.number: dict(t.params) for t in fresh if t.state == TrialState.RUNNING and self._is_point(t)}
+        unfinished = [trial for trial in fresh if not trial.state.is_finished()]
+        self._open = [trial.number for trial in unfinished]
+        handed = {number: self.running[number] for number in self._open if number in self.running}
+        own = {t.number: dict(t.params) for t in unfinished if t.state == TrialState.RUNNING and self._is_point(t)}
+        self.running = {**handed, **own}
         self._running_keys = {self._key(params) for params in self.running.values()}
         for trial in fresh:
             if trial.state.is_finished() and self._is_point(trial):
                 self._take(trial)
+
+    def hand_out(self, number: int, params: Params) -> None:
+        """Notes what a trial is about to be given, which the study does not show yet."""
+        self.running[number] = params
+        self._running_keys.add(self._key(params))
 
     def taken(self, key: str) -> bool:
         """Whether a point is evaluated, being evaluated, or has failed too often."""
@@ -82,9 +89,9 @@ class Ledger:
             self._failed[key] += 1
             return
         self._finished.add(key)
-        if trial.state == TrialState.COMPLETE:
-            values = tuple(v * sign for v, sign in zip(trial.values, self._signs, strict=True))
-            insort(self.done, Evaluated(trial.number, self._encoding.encode([trial.params])[0], values, dict(trial.constraints)), key=_number)
+        if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all():
+            genome, values = self._encoding.encode([trial.params])[0], self.signs * trial.values
+            insort(self.done, Evaluated(trial.number, genome, values, dict(trial.constraints)), key=_number)
 
 
 def _number(evaluated: Evaluated) -> int:
@@ -104,5 +111,3 @@ def values_of(done: Sequence[Evaluated]) -> np.ndarray:
 def constraint_of(done: Sequence[Evaluated], name: str) -> np.ndarray:
     """One constraint (n,); one that a trial did not set counts as just met."""
     return np.array([evaluated.constraints.get(name, 0.0) for evaluated in done])
-
-

@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from nas.nsga2 import nsga2
 from nas.pareto import hypervolume, non_dominated
-from search_spaces import SearchSpace
 
 LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
 """Choices of each parameter of a synthetic layer; `attention` is unordered."""

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
+from problems import SYNTHETIC, Problem, synthetic
+
 from nas.encoding import Encoding
 from nas.sampler import PlainProblem, SurrogateSampler
-from problems import SYNTHETIC, Problem, synthetic
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 
 Make = Callable[[Problem, int], BaseSampler]
+
 
 class Costs(PlainProblem):
     """All objectives but the first are known."""
@@ -39,7 +41,10 @@ class Costs(PlainProblem):
 
 
 SAMPLERS: dict[str, tuple[int, Make]] = {
-    "SurrogateSampler": (200, lambda problem, seed: SurrogateSampler(problem.distributions, Costs(problem), seed=seed)),
+    "SurrogateSampler": (
+        200,
+        lambda problem, seed: SurrogateSampler(problem.distributions, Costs(problem), seed=seed),
+    ),
     "SurrogateSampler plain": (200, lambda problem, seed: SurrogateSampler(problem.distributions, seed=seed)),
     "RandomSampler": (200, lambda problem, seed: optuna.samplers.RandomSampler(seed=seed)),
     "NSGAIISampler": (2000, lambda problem, seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=50)),

@@ -1,6 +1,6 @@
 """Trains the quickstart's vision transformer as a supernet and tabulates every subnetwork of a small per-layer space.
 
-    python experiments/bench/tabulate.py FOLDER      # writes FOLDER/digits-vit.json; some minutes on one core
+python experiments/bench/digits_vit.py FOLDER      # writes FOLDER/digits-vit.json; some minutes on one core
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ OVERRIDES = [
 
 
 def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
-    """Every subnetwork of a per-layer space."""
-    heads, widths = space.choices["num_attention_heads"], space.choices["intermediate_size"]
+    """Every subnetwork of a per-layer space of heads and neurons."""
+    fields = ("num_attention_heads", "intermediate_size")
     for depth in space.choices["num_hidden_layers"]:
         for layers in combinations(space.parent.layers, depth):
-            for h, w in product(product(heads, repeat=depth), product(widths, repeat=depth)):
-                yield SubnetConfig(layers, h, w)
+            kept = {f"layers.{i}": i in layers for i in space.parent.layers}
+            names = [f"{field}.{i}" for field in fields for i in layers]
+            for values in product(*(space.choices[name.partition(".")[0]] for name in names)):
+                yield space.from_params({**kept, **dict(zip(names, values, strict=True))})
 
 
 def tabulate(folder: Path) -> None:
