@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from itertools import combinations, product
 from pathlib import Path
 
+import torch
+
 from nas.config import Recipe
-from nas.evaluation import score
+from nas.evaluation import METRICS, EvaluationSet, logits_of
 from nas.pipeline import opened
 from nas.stages import load_supernet, make_parent, make_supernet
 from predictors import AnalyticCosts
@@ -46,14 +48,18 @@ def tabulate(folder: Path) -> None:
     make_parent(run, bench)
     make_supernet(run, bench)
     supernet, space = load_supernet(run, bench)
-    counts, rows = AnalyticCosts.of(supernet.model), {}
+    batches = bench.splits.search.batches
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    examples = EvaluationSet((whole,), bench.splits.search.labels)
+    counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):
         supernet.activate(subnet)
-        loss = score(supernet.model, bench.splits.search, ["loss"])["loss"].value
+        loss = METRICS["loss"](examples.labels, logits_of(supernet.model, examples))
         rows[subnet.key] = [loss, counts.count("macs", subnet, recipe.workload.sequence_length)]
         if number % 500 == 0:
             print(f"{number} of {space.size}", flush=True)
-    (folder / "digits-vit.json").write_text(json.dumps({"layer_order": list(space.layer_order), "rows": rows}))
+    described = {**space.arguments(), "parent": space.parent.to_dict()}
+    (folder / "digits-vit.json").write_text(json.dumps({"space": described, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
+from nas.encoding import Encoding
 from nas.nsga2 import nsga2
 from nas.pareto import hypervolume, non_dominated
+from search_spaces import SearchSpace, SubnetConfig
 
 LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
 """Choices of each parameter of a synthetic layer; `attention` is unordered."""
@@ -28,8 +29,8 @@ class Problem:
         distributions: The parameters.
         evaluate: Genomes (n, D), as of `nas.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
-        key: Parameters -> the same text where they mean the same.
         front: The true front (k, m), or the best known.
+        space: The search space the parameters are of, if it is one.
     """
 
     name: str
@@ -37,8 +38,7 @@ class Problem:
     evaluate: Callable[[np.ndarray], np.ndarray]
     reference: np.ndarray
     front: np.ndarray
-    key: Callable[[Mapping[str, Any]], str] | None = None
-    conditions: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    space: SearchSpace | None = None
 
     def volume(self, values: np.ndarray) -> float:
         """Hypervolume of objectives (n, m) as a share of the best known front's."""
@@ -163,3 +163,31 @@ def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(costs[non_dominated(costs)].tolist()))
     return np.array(json.loads(path.read_text()))
+
+
+def digits_vit(folder: Path) -> Problem:
+    """Loss on real digits against multiply-accumulates: every subnetwork of a trained supernet, from its table.
+
+    Raises:
+        FileNotFoundError: If the folder lacks the table, which ``digits_vit.py`` beside this file makes.
+    """
+    table = json.loads((folder / "digits-vit.json").read_text())
+    rows = {key: np.array(row) for key, row in table["rows"].items()}
+    values = np.array(list(rows.values()))
+    space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
+    encoding = Encoding(space.distributions())
+    return Problem(
+        "digits-vit",
+        space.distributions(),
+        lambda genomes: np.array([rows[space.from_params(params).key] for params in encoding.decode(genomes)]),
+        reference=values.max(0),
+        front=values[non_dominated(values)],
+        space=space,
+    )
+
+
+PROBLEMS: dict[str, Callable[[Path], Problem]] = {
+    **{name: partial(synthetic, name) for name in SYNTHETIC},
+    "digits-vit": digits_vit,
+}
+"""Every problem of the bench, from a folder that keeps what it takes long to make."""
