@@ -9,11 +9,11 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.config import Recipe
+from nas.encoding import Encoding, Params
 from nas.evaluation import EvaluationSet
 from nas.figures import COSTS, excess
 from nas.point import Point
 from nas.racing import SLICES, Outcome, Race, Scorer
-from nas.sampler import Params
 from nas.supernet import Supernet
 from predictors import AnalyticCosts, LatencyPredictor
 from search_spaces import SearchSpace, SubnetConfig
@@ -82,23 +82,27 @@ class SpaceProblem:
     def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
         self.space = space
         self.evaluator = evaluator
+        self.encoding = Encoding(space.distributions())
         self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
 
     def key(self, params: Params) -> str:
         """The subnetwork's key: widths of dropped layers do not count."""
         return self.space.from_params(dict(params)).key
 
-    def features(self, params: Sequence[Params]) -> np.ndarray:
+    def features(self, genomes: np.ndarray) -> np.ndarray:
         """The space's encoding of each subnetwork."""
-        return np.stack([self.space.encode(self.space.from_params(dict(p))) for p in params])
+        return np.stack([self.space.encode(subnet) for subnet in self._subnets(genomes)])
 
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Costs among the objectives, NaN for qualities; and how far the constraints on costs are missed, relative."""
         recipe = self.evaluator.recipe
-        subnets = [self.space.from_params(dict(p)) for p in params]
+        subnets = self._subnets(genomes)
         columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
         violation = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
         return values, violation
+
+    def _subnets(self, genomes: np.ndarray) -> list[SubnetConfig]:
+        return [self.space.from_params(params) for params in self.encoding.decode(genomes)]

@@ -17,10 +17,13 @@ def non_dominated(values: Array) -> npt.NDArray[np.bool_]:
     Returns:
         Mask of shape ``(n,)``. Duplicates of a front row are all kept.
     """
-    keep: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
-    for i in range(len(values)):
-        if keep[i]:
-            keep &= ~((values >= values[i]).all(axis=1) & (values > values[i]).any(axis=1))
+    keep: npt.NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
+    left = np.flatnonzero(~np.isnan(values).any(axis=1))
+    left = left[np.argsort(values[left].sum(axis=1), kind="stable")]
+    while len(left):  # the smallest sum of what is left is on the front; with it go its duplicates
+        best = values[left[0]]
+        keep[left[(values[left] == best).all(axis=1)]] = True
+        left = left[(values[left] < best).any(axis=1)]
     return keep
 
 

@@ -2,94 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from nas.nsga2 import nsga2
-from nas.pareto import hypervolume, non_dominated
-from predictors.surrogate import Surrogate, best_surrogate
+from nas.encoding import Conditions, Encoding
+from nas.ledger import Evaluated, Ledger
+from nas.problem import Model, PlainProblem, Problem
+from nas.proposals import propose
 
-Params = Mapping[str, Any]
-
-
-class Problem(Protocol):
-    """What a sampler may know of a search beyond its study.
-
-    Attributes:
-        known_constraints: Names of the constraints that `known` accounts for; others are learned from the trials.
-    """
-
-    known_constraints: frozenset[str]
-
-    def key(self, params: Params) -> str:
-        """The same for parameters that mean the same thing, so that nothing is proposed twice."""
-        ...
-
-    def features(self, params: Sequence[Params]) -> np.ndarray:
-        """Features (n, d) for the surrogates."""
-        ...
-
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives (n, m) in the study's own directions, NaN where they must be learned, and the summed violation
-        of the known constraints (n,), at most 0 where they hold."""
-        ...
-
-
-class PlainProblem:
-    """Nothing is known: every objective is learned from the parameters alone."""
-
-    known_constraints: frozenset[str] = frozenset()
-
-    def __init__(self, space: Mapping[str, BaseDistribution], objectives: int) -> None:
-        self.choices = {name: choices_of(distribution) for name, distribution in space.items()}
-        self.objectives = objectives
-
-    def key(self, params: Params) -> str:
-        """The parameters themselves."""
-        return repr([params[name] for name in self.choices])
-
-    def features(self, params: Sequence[Params]) -> np.ndarray:
-        """Numbers scaled to [0, 1]; one column a choice where choices are not numbers."""
-        columns = []
-        for name, choices in self.choices.items():
-            index = np.array([choices.index(p[name]) for p in params])
-            if all(isinstance(choice, int | float) for choice in choices):
-                values = np.array(choices, dtype=float)
-                columns.append((values[index] - values.min())[:, None] / (np.ptp(values) or 1.0))
-            else:
-                columns.append(np.eye(len(choices))[index])
-        return np.concatenate(columns, axis=1)
-
-    def known(self, params: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
-        """Nothing."""
-        return np.full((len(params), self.objectives), np.nan), np.zeros(len(params))
+FEWEST = 8
+"""Trials that a surrogate can be cross-validated on."""
+LEARNED_FROM = 400
+"""Most trials that a model is fitted to, so that a proposal never costs more in a long search."""
+GROWTH = 1.5
+"""Surrogates are chosen and tuned anew whenever there are so many times as many trials as the last time."""
+SCATTER = 0.15
+"""Standard deviation of startup points from the diagonal, as a share of a parameter's range."""
+MOST_TRIED = 1000
+"""Proposals looked at for one that is new."""
 
 
 class SurrogateSampler(BaseSampler):
     """Proposes what a learned model expects to enlarge the dominated hypervolume most.
 
-    What is not known is learned: for each such objective, the surrogate that cross-validates best on the finished
-    trials. NSGA-II then searches thousands of predicted candidates, optimistic by a varying number of standard
-    deviations, and a batch is chosen greedily by the hypervolume it adds to the front and to itself. Constraints that
-    are not known are learned from the trials in the same way.
+    What is not known is learned: for each such objective or constraint, the surrogate that cross-validates best on
+    the finished trials. NSGA-II searches some ten thousand predicted candidates, and trials are proposed in the order
+    of what each is expected to add to the hypervolume of the front, of those before it and of those that are running.
 
-    Everything is derived from the finished trials of the study and the seed: a new sampler over the same study goes
-    on as the old one would have, and any number of trials may run at once.
+    Everything follows from the finished trials of the study and the seed: a new sampler over the same study goes on
+    as the old one would have. Any number of trials may run at once, in threads or elsewhere. A trial that failed may
+    be proposed once more.
 
     Args:
         space: The parameters: integers and categoricals.
         problem: What is known beyond the study; by default nothing.
-        n_startup_trials: Random proposals before the first model.
-        batch_size: Proposals between two fits.
+        conditions: Parameters that only count with certain values of others; without `problem`.
+        n_startup_trials: Finished trials before the first model, at least 8.
+        batch_size: Finished trials between two models; a tenth of all trials in a long search.
         seed: Source of all randomness.
+
+    Raises:
+        ValueError: If a parameter is neither an integer nor a categorical, or `n_startup_trials` is below 8.
 
     Example:
         >>> space = {f"x{i}": IntDistribution(0, 7) for i in range(10)}
@@ -101,18 +62,31 @@ class SurrogateSampler(BaseSampler):
         space: Mapping[str, BaseDistribution],
         problem: Problem | None = None,
         *,
-        n_startup_trials: int = 20,
-        batch_size: int = 8,
+        conditions: Conditions | None = None,
+        n_startup_trials: int = 10,
+        batch_size: int = 4,
         seed: int = 0,
     ) -> None:
+        if n_startup_trials < FEWEST:
+            raise ValueError(f"`n_startup_trials` must be at least {FEWEST}, but got {n_startup_trials}.")
         self.space = dict(space)
-        self.choices = [choices_of(distribution) for distribution in self.space.values()]
+        self.encoding = Encoding(self.space, conditions)
         self.problem = problem
         self.n_startup_trials = n_startup_trials
         self.batch_size = batch_size
         self.seed = seed
-        self._batch: list[dict[str, Any]] = []
-        self._batch_number = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = Lock()
+        self._at_work: _Search | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_at_work")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, always."""
@@ -124,140 +98,102 @@ class SurrogateSampler(BaseSampler):
         return random.sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        """The next proposal that no trial has had yet."""
-        problem = self.problem or PlainProblem(self.space, len(study.directions))
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        taken = {problem.key(t.params) for t in trials if self.space.keys() <= t.params.keys()}
-        done = [t for t in trials if t.state == TrialState.COMPLETE and self.space.keys() <= t.params.keys()]
-        batch_number = len(done) // self.batch_size
-        if batch_number != self._batch_number:
-            used = done[: batch_number * self.batch_size]
-            rng = np.random.default_rng((self.seed, batch_number))
-            self._batch = self._propose(study, problem, used, rng) if len(used) >= self.n_startup_trials else []
-            self._batch_number = batch_number
-        rng = np.random.default_rng((self.seed, len(done), len(trials)))
-        fresh = (params for params in self._batch if problem.key(params) not in taken)
-        return next(fresh, None) or self._random(problem, taken, rng)
+        """The next proposal that no trial has had yet; nothing for a trial that was enqueued with all parameters."""
+        if self.encoding.accepts(trial.system_attrs.get("fixed_params", {})):
+            return {}
+        with self._lock:
+            if self._at_work is None or self._at_work.ledger.study_name != study.study_name:
+                self._at_work = _Search(self, study)
+            return self._at_work.next(study, trial.number)
 
-    def _random(self, problem: Problem, taken: set[str], rng: np.random.Generator) -> dict[str, Any]:
-        """A random point that is new and feasible as far as is known, if one turns up."""
-        found = self._decode(rng.integers(0, self._cardinalities, (256, len(self.choices))))
-        violation = problem.known(found)[1]
-        order = sorted(range(len(found)), key=lambda i: (problem.key(found[i]) in taken, max(violation[i], 0.0)))
-        return found[order[0]]
+    def boundaries(self) -> Iterator[int]:
+        """Numbers of finished trials at which a model is fitted."""
+        boundary = self.n_startup_trials
+        while True:
+            yield boundary
+            boundary += max(self.batch_size, boundary // 10)
 
-    def _propose(
-        self, study: Study, problem: Problem, trials: Sequence[FrozenTrial], rng: np.random.Generator
-    ) -> list[dict[str, Any]]:
-        """One batch from a fit on some finished trials."""
-        signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
-        params = [trial.params for trial in trials]
-        observed = np.array([trial.values for trial in trials]) * signs
-        feasible = np.array([all(v <= 0 for v in trial.constraints.values()) for trial in trials])
-        features = problem.features(params)
-        learned = np.flatnonzero(np.isnan(problem.known(params[:1])[0][0]))
-        models = {int(k): best_surrogate(features, observed[:, k], self.seed) for k in learned}
-        names = {name for trial in trials for name in trial.constraints} - problem.known_constraints
-        missed = {name: np.array([trial.constraints.get(name, 0.0) for trial in trials]) for name in sorted(names)}
-        bounds = [(best_surrogate(features, v, self.seed), v.std() or 1.0) for v in missed.values()]
-        predict = _Prediction(problem, signs, models, bounds, self, rng.choice([0.0, 0.5, 1.0]))
-        front = observed[feasible][non_dominated(observed[feasible])] if feasible.any() else observed[:0]
-        start = self._encode([p for p, ok in zip(params, feasible, strict=True) if ok] or params)
-        genomes, costs, violations = nsga2(predict, self._cardinalities, start=start[-200:], rng=rng)
-        seen = {problem.key(p) for p in params}
-        return self._choose(problem, genomes, costs, violations, front, seen)
 
-    def _choose(
-        self,
-        problem: Problem,
-        genomes: np.ndarray,
-        costs: np.ndarray,
-        violations: np.ndarray,
-        front: np.ndarray,
-        seen: set[str],
-    ) -> list[dict[str, Any]]:
-        """New feasible candidates on the predicted front, greedily by the hypervolume each adds.
+class _Search:
+    """What a sampler remembers of one study, all of which could be had again from the study."""
 
-        Where nothing is predicted to be feasible, the candidates closest to it.
+    def __init__(self, sampler: SurrogateSampler, study: Study) -> None:
+        self.encoding, self.seed = sampler.encoding, sampler.seed
+        self.problem = sampler.problem or PlainProblem(sampler.encoding, len(study.directions))
+        self.ledger = Ledger(study, self.encoding, self.problem.key)
+        self._boundaries = sampler.boundaries()
+        self._boundary, self._next_boundary = 0, next(self._boundaries)
+        self._tuned = 0
+        self._model: Model | None = None
+        self._offer(self._startup())
+
+    def next(self, study: Study, number: int) -> dict[str, Any]:
+        """Parameters for a trial; known ones only where nothing new turns up."""
+        self.ledger.read(study)
+        if self._next_boundary <= len(self.ledger.done):
+            self._offer(self._batch())
+        params = next((params for key, params in self._offered if not self.ledger.taken(key)), None) or self._draw()
+        self.ledger.hand_out(number, params)
+        return params
+
+    def _draw(self) -> dict[str, Any]:
+        """The next proposal that is new; after many that are not, as in a small space, the last of them."""
+        for params in islice(self._more, MOST_TRIED):
+            key = self.problem.key(params)
+            self._offered.append((key, params))
+            if not self.ledger.taken(key):
+                break
+        return params
+
+    def _offer(self, proposals: Iterator[dict[str, Any]]) -> None:
+        """Proposals from now on; random ones follow them. Those drawn so far are kept: a failed one may come again."""
+        self._offered: list[tuple[str, dict[str, Any]]] = []
+        self._more = chain(proposals, self._random(self._boundary, 1))
+
+    def _startup(self) -> Iterator[dict[str, Any]]:
+        """Random points, every other one near the diagonal: all ordered parameters at about the same level.
+
+        Of every 64, those that known constraints rule out come last.
         """
-        good = np.flatnonzero(violations <= 0)
-        if not len(good):
-            closest = self._decode(genomes[np.argsort(violations, kind="stable")])
-            return [p for p in closest if problem.key(p) not in seen][: self.batch_size]
-        candidates: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
-        while len(good) and len(candidates) < 2 * self.batch_size:
-            best = non_dominated(costs[good])
-            for genome, cost in zip(genomes[good[best]], costs[good[best]], strict=True):
-                params = self._decode(genome[None])[0]
-                if problem.key(params) not in seen:
-                    candidates.setdefault(problem.key(params), (params, cost))
-            good = good[~best]
-        pool = list(candidates.values())
-        values = np.array([cost for _, cost in pool]).reshape(len(pool), costs.shape[1])
-        return [pool[i][0] for i in greedy_batch(values, front, self.batch_size)]
+        rng = np.random.default_rng((self.seed, 0))
+        most = self.encoding.cardinalities
+        while True:
+            genomes = rng.integers(0, most, (64, len(most)))
+            level = rng.random((64, 1)) + rng.normal(0, SCATTER, genomes.shape)
+            near = np.clip(np.floor(level * most), 0, most - 1).astype(np.int64)
+            diagonal = (np.arange(64) % 2 == 1)[:, None] & self.encoding.ordered
+            genomes = self.encoding.canonical(np.where(diagonal, near, genomes))
+            missed = np.maximum(self.problem.known(genomes)[1], 0.0)
+            yield from self.encoding.decode(genomes[np.argsort(missed, kind="stable")])
 
-    @property
-    def _cardinalities(self) -> np.ndarray:
-        return np.array([len(choices) for choices in self.choices])
+    def _random(self, *seed: int) -> Iterator[dict[str, Any]]:
+        """Random points."""
+        rng = np.random.default_rng((self.seed, *seed))
+        while True:
+            genomes = rng.integers(0, self.encoding.cardinalities, (64, len(self.encoding.names)))
+            yield from self.encoding.decode(self.encoding.canonical(genomes))
 
-    def _decode(self, genomes: np.ndarray) -> list[dict[str, Any]]:
-        names = list(self.space)
-        return [{n: self.choices[k][g] for k, (n, g) in enumerate(zip(names, row, strict=True))} for row in genomes]
-
-    def _encode(self, params: Sequence[Params]) -> np.ndarray:
-        names = list(self.space)
-        return np.array([[self.choices[k].index(p[name]) for k, name in enumerate(names)] for p in params])
-
-
-@dataclass(frozen=True)
-class _Prediction:
-    """Costs and violations of genomes: known ones exactly, learned ones by their surrogate."""
-
-    problem: Problem
-    signs: np.ndarray
-    models: Mapping[int, Surrogate]
-    bounds: Sequence[tuple[Surrogate, float]]
-    sampler: SurrogateSampler
-    optimism: float
-
-    def __call__(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        params = self.sampler._decode(genomes)
-        known, violations = self.problem.known(params)
-        costs = known * self.signs
-        features = self.problem.features(params)
-        for k, model in self.models.items():
-            mean, deviation = model.predict(features)
-            costs[:, k] = mean - self.optimism * deviation
-        for model, scale in self.bounds:
-            violations = violations + np.maximum(model.predict(features)[0], 0.0) / scale
-        return costs, violations
+    def _batch(self) -> Iterator[dict[str, Any]]:
+        """Proposals of a model of all trials up to the last boundary."""
+        done, tuned = self.ledger.done, self._tuned
+        while self._next_boundary <= len(done):
+            self._boundary, self._next_boundary = self._next_boundary, next(self._boundaries)
+            if self._boundary >= GROWTH * tuned:
+                tuned = self._boundary
+        if self._model is None or tuned != self._tuned:
+            self._tuned = tuned
+            self._model = Model(self.problem, self.ledger.signs, representative(done[:tuned], LEARNED_FROM), self.seed)
+        used = done[: self._boundary]
+        self._model.update(representative(used, LEARNED_FROM))
+        rng = np.random.default_rng((self.seed, self._boundary))
+        running = self.encoding.encode(list(self.ledger.running.values()))
+        return propose(self._model, self.encoding, used, running, self.ledger.taken, rng)
 
 
-def greedy_batch(candidates: np.ndarray, front: np.ndarray, size: int) -> list[int]:
-    """Indices of candidates (n, m) to minimise, each adding the most hypervolume to the front and those before it."""
-    if not len(candidates):
-        return []
-    everything = np.concatenate([front, candidates])
-    low, width = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)
-    reference = np.full(everything.shape[1], 1.1)
-    chosen: list[int] = []
-    have = (front - low) / width
-    scaled = (candidates - low) / width
-    while len(chosen) < min(size, len(candidates)):
-        base = hypervolume(have, reference)
-        left = [i for i in range(len(candidates)) if i not in chosen]
-        gains = [hypervolume(np.concatenate([have, scaled[i : i + 1]]), reference) - base for i in left]
-        best = left[int(np.argmax(gains))]
-        chosen.append(best)
-        have = np.concatenate([have, scaled[best : best + 1]])
-        have = have[non_dominated(have)]
-    return chosen
-
-
-def choices_of(distribution: BaseDistribution) -> list[Any]:
-    """The values of an integer or categorical parameter, in order."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution) and not distribution.log:
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    raise ValueError(f"`SurrogateSampler` needs integer and categorical parameters, but got {distribution}.")
+def representative(done: Sequence[Evaluated], size: int) -> Sequence[Evaluated]:
+    """At most so many: the latest half, which a search has made the best, and others spread over the rest."""
+    if len(done) <= size:
+        return done
+    late = size // 2
+    spread = np.linspace(0, len(done) - late - 1, size - late).round().astype(int)
+    return [*(done[i] for i in spread), *done[-late:]]

@@ -1,0 +1,68 @@
+"""Trains the quickstart's vision transformer as a supernet and tabulates every subnetwork of a small per-layer space.
+
+python experiments/bench/digits_vit.py FOLDER      # writes FOLDER/digits-vit.json; some minutes on one core
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import combinations, product
+from pathlib import Path
+
+import torch
+
+from nas.config import Recipe
+from nas.evaluation import METRICS, EvaluationSet, logits_of
+from nas.pipeline import opened
+from nas.stages import load_supernet, make_parent, make_supernet
+from predictors import AnalyticCosts
+from search_spaces import SearchSpace, SubnetConfig
+
+RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"
+OVERRIDES = [
+    "space.num_hidden_layers=[1, 2, 3, 4]",
+    "space.num_attention_heads=[2, 8]",
+    "space.intermediate_size=[24, 192]",
+    "task.search_examples=400",
+    "constraints={}",
+]
+
+
+def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
+    """Every subnetwork of a per-layer space of heads and neurons."""
+    fields = ("num_attention_heads", "intermediate_size")
+    for depth in space.choices["num_hidden_layers"]:
+        for layers in combinations(space.parent.layers, depth):
+            kept = {f"layers.{i}": i in layers for i in space.parent.layers}
+            names = [f"{field}.{i}" for field in fields for i in layers]
+            for values in product(*(space.choices[name.partition(".")[0]] for name in names)):
+                yield space.from_params({**kept, **dict(zip(names, values, strict=True))})
+
+
+def tabulate(folder: Path) -> None:
+    """Writes the loss on the search slice and the multiply-accumulates of every subnetwork, by its key."""
+    recipe = Recipe.load(RECIPE, OVERRIDES)
+    bench, run = opened(recipe, folder / "digits-vit")
+    make_parent(run, bench)
+    make_supernet(run, bench)
+    supernet, space = load_supernet(run, bench)
+    batches = bench.splits.search.batches
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    examples = EvaluationSet((whole,), bench.splits.search.labels)
+    counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
+    for number, subnet in enumerate(subnets(space), start=1):
+        supernet.activate(subnet)
+        loss = METRICS["loss"](examples.labels, logits_of(supernet.model, examples))
+        rows[subnet.key] = [loss, counts.count("macs", subnet, recipe.workload.sequence_length)]
+        if number % 500 == 0:
+            print(f"{number} of {space.size}", flush=True)
+    described = {**space.arguments(), "parent": space.parent.to_dict()}
+    (folder / "digits-vit.json").write_text(json.dumps({"space": described, "rows": rows}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    tabulate(parser.parse_args().folder)

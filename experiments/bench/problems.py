@@ -1,0 +1,193 @@
+"""The search bench's problems: synthetic spaces whose true front can be computed, and a tabulated supernet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from nas.encoding import Encoding
+from nas.nsga2 import nsga2
+from nas.pareto import hypervolume, non_dominated
+from search_spaces import SearchSpace, SubnetConfig
+
+LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
+"""Choices of each parameter of a synthetic layer; `attention` is unordered."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A space and objectives to minimise; all but the first are costs that a search may know.
+
+    Attributes:
+        name: As it stands in the table.
+        distributions: The parameters.
+        evaluate: Genomes (n, D), as of `nas.encoding.Encoding` -> objectives (n, m).
+        reference: Reference point of the hypervolume (m,).
+        front: The true front (k, m), or the best known.
+        space: The search space the parameters are of, if it is one.
+    """
+
+    name: str
+    distributions: dict[str, BaseDistribution]
+    evaluate: Callable[[np.ndarray], np.ndarray]
+    reference: np.ndarray
+    front: np.ndarray
+    space: SearchSpace | None = None
+
+    def volume(self, values: np.ndarray) -> float:
+        """Hypervolume of objectives (n, m) as a share of the best known front's."""
+        return hypervolume(values, self.reference) / self.best_volume
+
+    @cached_property
+    def best_volume(self) -> float:
+        """Hypervolume of the best known front."""
+        return hypervolume(self.front, self.reference)
+
+
+def synthetic(name: str, folder: Path) -> Problem:
+    """One of the synthetic problems; its best known front is kept in a folder."""
+    layers, objectives, make = SYNTHETIC[name]
+    distributions: dict[str, BaseDistribution] = {}
+    for i in range(layers):
+        for field_name, choices in LAYER.items():
+            unordered = field_name == "attention"
+            distributions[f"{field_name}.{i}"] = (
+                CategoricalDistribution(tuple("abc")) if unordered else IntDistribution(0, choices - 1)
+            )
+    evaluate = partial(_evaluate, make(layers), objectives)
+    sample = evaluate(random_genomes(layers, 20_000, np.random.default_rng(0)))
+    reference = sample.max(0)
+    return Problem(
+        name,
+        distributions,
+        evaluate,
+        reference,
+        _kept_front(folder / f"{name}.json", evaluate, layers),
+    )
+
+
+def random_genomes(layers: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniform candidates (n, 4 x layers) as indices of choices."""
+    return rng.integers(0, list(LAYER.values()) * layers, (n, len(LAYER) * layers))
+
+
+Error = Callable[[np.ndarray], np.ndarray]
+"""Parameters (n, layers, 4) as indices of choices -> an error (n,)."""
+
+
+def _evaluate(error: Error, objectives: int, genomes: np.ndarray) -> np.ndarray:
+    """Error, latency, and (with three objectives) size, of candidates (n, D)."""
+    x = genomes.reshape(len(genomes), -1, len(LAYER))
+    heads, ffn, attention, rank = (x[:, :, k] for k in range(4))
+    width, share = 1 + ffn, (1 + rank) / 4
+    rng = np.random.default_rng(7)
+    slow = rng.uniform(0.7, 1.3, (x.shape[1], 3)) * [1.0, 0.7, 0.5]
+    attends = (1 + heads) * slow[np.arange(x.shape[1]), attention]
+    latency = (0.5 + attends + 0.6 * width * np.where(rank == 3, 0.9, 0.15 + share) + 0.05 * heads * ffn).sum(1)
+    size = (0.4 * (1 + heads) + width * np.minimum(1.0, 0.1 + share)).sum(1)
+    return np.stack([error(x), latency, size], axis=1)[:, :objectives]
+
+
+def additive(layers: int) -> Error:
+    """Falling returns of each layer's widths, with products inside a layer and between neighbours."""
+    rng = np.random.default_rng(11)
+    importance = rng.gamma(2.0, 0.5, (layers, 1))
+    bend = rng.uniform(0.8, 2.5, (layers, 3))
+    weight = rng.dirichlet([2.0, 3.0, 2.0], layers) * importance
+    kind = rng.uniform(0.0, 0.6, (layers, 3)) * importance
+    inner, outer = rng.normal(0.0, 1.0, layers) * importance[:, 0], rng.normal(0.0, 1.0, layers - 1)
+
+    def error(x: np.ndarray) -> np.ndarray:
+        level = x[:, :, [0, 1, 3]] / np.array([3, 5, 3])
+        gain = (1 - np.exp(-bend * level)) / (1 - np.exp(-bend)) * weight
+        layer = gain.sum(2) + kind[np.arange(layers), x[:, :, 2]] + inner * level[:, :, 0] * level[:, :, 1]
+        total = layer.sum(1) + (outer * level[:, :-1, 1] * level[:, 1:, 1]).sum(1)
+        return np.exp(-2.5 * total / importance.sum())
+
+    return error
+
+
+def interacting(layers: int) -> Error:
+    """Signs of products of pairs across layers decide, and the narrowest neighbour: main effects say little."""
+    rng = np.random.default_rng(13)
+    pairs = rng.permutation(3 * layers).reshape(-1, 2)
+    more = np.array([rng.choice(3 * layers, 2, replace=False) for _ in range(len(pairs))])
+    pairs = np.concatenate([pairs, more])
+    weight = rng.choice([-1.0, 1.0], len(pairs)) * rng.uniform(0.5, 1.5, len(pairs))
+    kind = rng.choice([-1.0, 0.0, 1.0], (layers, 3, 3))
+
+    def error(x: np.ndarray) -> np.ndarray:
+        level = (x[:, :, [0, 1, 3]] / np.array([3, 5, 3])).reshape(len(x), -1)
+        signed = 2 * level - 1
+        total = (weight * signed[:, pairs[:, 0]] * signed[:, pairs[:, 1]]).sum(1)
+        follows = np.roll(x[:, :, 2], 1, axis=1)
+        total = total + 0.7 * kind[np.arange(layers), x[:, :, 2], follows].sum(1)
+        narrow = np.minimum(level[:, 1::3], np.roll(level[:, 1::3], 1, axis=1)).sum(1)
+        return 1 / (1 + np.exp(0.35 * (total + narrow)))
+
+    return error
+
+
+SYNTHETIC: dict[str, tuple[int, int, Callable[[int], Error]]] = {
+    "additive-24x2": (6, 2, additive),
+    "additive-48x3": (12, 3, additive),
+    "interacting-24x2": (6, 2, interacting),
+}
+"""Name -> layers, objectives, and the error."""
+
+
+def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers: int) -> np.ndarray:
+    """The best known front: three long runs of NSGA-II on the true objectives, kept in a file."""
+    if not path.exists():
+        found = []
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            start = random_genomes(layers, 200, rng)
+            cardinalities = np.array(list(LAYER.values()) * layers)
+            _, costs, _ = nsga2(
+                lambda genomes: (evaluate(genomes), np.zeros(len(genomes))),
+                cardinalities,
+                start=start,
+                population=200,
+                generations=600,
+                rng=rng,
+            )
+            found.append(costs[non_dominated(costs)])
+        costs = np.unique(np.concatenate(found), axis=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(costs[non_dominated(costs)].tolist()))
+    return np.array(json.loads(path.read_text()))
+
+
+def digits_vit(folder: Path) -> Problem:
+    """Loss on real digits against multiply-accumulates: every subnetwork of a trained supernet, from its table.
+
+    Raises:
+        FileNotFoundError: If the folder lacks the table, which ``digits_vit.py`` beside this file makes.
+    """
+    table = json.loads((folder / "digits-vit.json").read_text())
+    rows = {key: np.array(row) for key, row in table["rows"].items()}
+    values = np.array(list(rows.values()))
+    space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
+    encoding = Encoding(space.distributions())
+    return Problem(
+        "digits-vit",
+        space.distributions(),
+        lambda genomes: np.array([rows[space.from_params(params).key] for params in encoding.decode(genomes)]),
+        reference=values.max(0),
+        front=values[non_dominated(values)],
+        space=space,
+    )
+
+
+PROBLEMS: dict[str, Callable[[Path], Problem]] = {
+    **{name: partial(synthetic, name) for name in SYNTHETIC},
+    "digits-vit": digits_vit,
+}
+"""Every problem of the bench, from a folder that keeps what it takes long to make."""

@@ -1,0 +1,181 @@
+"""Compares our sampler with Optuna's: hypervolume after few evaluations, and the engine's own time.
+
+python experiments/bench/digits_vit.py FOLDER       # once: trains and tabulates the real supernet
+python experiments/bench/search.py FOLDER           # runs what FOLDER/results.jsonl lacks, prints the tables
+python experiments/bench/search.py FOLDER --table   # prints the tables only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from problems import PROBLEMS, Problem
+
+from nas.encoding import Encoding
+from nas.problem import PlainProblem
+from nas.sampler import SurrogateSampler
+
+BUDGETS = (50, 100, 200, 500, 1000, 2000)
+LONG, LAST = 5000, 500
+"""Evaluations of the runs that time the engine, and how many of them at the end are timed apart."""
+
+Result = dict[str, Any]
+
+
+class Costs(PlainProblem):
+    """All objectives but the first are known, and which parameters of a search space mean the same."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(Encoding(problem.distributions), len(problem.reference))
+        self.problem = problem
+
+    def key(self, params: Mapping[str, Any]) -> str:
+        space = self.problem.space
+        return super().key(params) if space is None else space.from_params(dict(params)).key
+
+    def features(self, genomes: np.ndarray) -> np.ndarray:
+        space = self.problem.space
+        if space is None:
+            return super().features(genomes)
+        return np.stack([space.encode(space.from_params(params)) for params in self.encoding.decode(genomes)])
+
+    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = self.problem.evaluate(genomes).copy()
+        values[:, 0] = np.nan
+        return values, np.zeros(len(genomes))
+
+
+OURS = "SurrogateSampler"
+SAMPLERS: dict[str, tuple[int, Callable[[Problem, int], BaseSampler]]] = {
+    OURS: (200, lambda problem, seed: SurrogateSampler(problem.distributions, Costs(problem), seed=seed)),
+    f"{OURS}, no costs known": (200, lambda problem, seed: SurrogateSampler(problem.distributions, seed=seed)),
+    "RandomSampler": (200, lambda problem, seed: optuna.samplers.RandomSampler(seed=seed)),
+    "NSGAIISampler": (2000, lambda problem, seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=50)),
+    "NSGAIIISampler": (200, lambda problem, seed: optuna.samplers.NSGAIIISampler(seed=seed)),
+    "TPESampler multivariate": (200, lambda problem, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True)),
+    "TPESampler": (200, lambda problem, seed: optuna.samplers.TPESampler(seed=seed)),
+    "GPSampler": (100, lambda problem, seed: optuna.samplers.GPSampler(seed=seed)),
+}
+"""Name in the table -> the most evaluations it is run for, and how it is made."""
+
+
+def run(problem: Problem, name: str, seed: int) -> list[Result]:
+    """One study in memory: at each budget, the hypervolume and the CPU seconds of the engine alone."""
+    limit, make = SAMPLERS[name]
+    values, found, spent = [], [], 0.0
+    for cpu_s, value in _evaluations(problem, make(problem, seed), limit, None):
+        spent += cpu_s
+        values.append(value)
+        if len(values) in BUDGETS:
+            volume = problem.volume(np.array(values))
+            found.append({"budget": len(values), "volume": round(volume, 5), "cpu_s": round(spent, 2)})
+    return [{"problem": problem.name, "sampler": name, "seed": seed, **result} for result in found]
+
+
+def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
+    """One long study in a journal file: CPU milliseconds of the engine for an evaluation, over all and at the end."""
+    path = folder / f"{problem.name}-{time.time_ns()}.journal"
+    lock = JournalFileOpenLock(str(path))
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    spent = [cpu_s for cpu_s, _ in _evaluations(problem, SAMPLERS[name][1](problem, 0), LONG, storage)]
+    path.unlink()
+    mean_ms, last_ms = 1e3 * float(np.mean(spent)), 1e3 * float(np.mean(spent[-LAST:]))
+    return [{"problem": problem.name, "sampler": name, "mean_ms": round(mean_ms, 1), "last_ms": round(last_ms, 1)}]
+
+
+def _evaluations(
+    problem: Problem, sampler: BaseSampler, limit: int, storage: JournalStorage | None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """CPU seconds of asking and telling, and the objectives, of one evaluation after another."""
+    directions = ["minimize"] * len(problem.reference)
+    study = optuna.create_study(storage=storage, directions=directions, sampler=sampler)
+    encoding = Encoding(problem.distributions)
+    for _ in range(limit):
+        start = time.process_time()
+        trial = study.ask(problem.distributions)
+        asked = time.process_time() - start
+        value = problem.evaluate(encoding.encode([trial.params]))[0]
+        start = time.process_time()
+        study.tell(trial, value.tolist())
+        yield asked + time.process_time() - start, value
+
+
+def print_tables(results: list[Result]) -> None:
+    """Medians and quartiles of the shares of the best known hypervolume; engine times."""
+    for problem in dict.fromkeys(r["problem"] for r in results):
+        print(f"\n**{problem}**\n\n| | seeds | " + " | ".join(map(str, BUDGETS)) + " | CPU s at 100 |")
+        print("|---" * (len(BUDGETS) + 3) + "|")
+        for sampler in SAMPLERS:
+            mine = [r for r in results if (r["problem"], r["sampler"]) == (problem, sampler) and "budget" in r]
+            if mine:
+                cells = [_quartiles([r["volume"] for r in mine if r["budget"] == budget]) for budget in BUDGETS]
+                seconds = [r["cpu_s"] for r in mine if r["budget"] == 100]
+                took = f"{np.median(seconds):.1f}" if seconds else ""
+                print(f"| {sampler} | {len({r['seed'] for r in mine})} | {' | '.join(cells)} | {took} |")
+    timed = [r for r in results if "mean_ms" in r]
+    if timed:
+        print(f"\n| journal file, {LONG} evaluations | | CPU ms each | the last {LAST} |\n|---|---|---|---|")
+    for r in timed:
+        print(f"| {r['problem']} | {r['sampler']} | {r['mean_ms']} | {r['last_ms']} |")
+
+
+def _quartiles(values: list[float]) -> str:
+    if not values:
+        return ""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{median:.3f} [{low:.3f}-{high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=list(SAMPLERS))
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--engine", nargs="*", default=[OURS], choices=list(SAMPLERS), help="whose long runs to time")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = args.folder / "results.jsonl"
+    path.touch()
+
+    def results() -> list[Result]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def add(rows: list[Result]) -> None:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    if not args.table:
+        problems = [PROBLEMS[name](args.folder) for name in args.problems]
+        for seed in range(args.seeds):
+            for sampler in args.samplers:
+                for problem in problems:
+                    if (problem.name, sampler, seed) not in {
+                        (r["problem"], r["sampler"], r.get("seed")) for r in results()
+                    }:
+                        add(run(problem, sampler, seed))
+        for sampler in args.engine:
+            for problem in problems:
+                if not any(
+                    "mean_ms" in r and (r["problem"], r["sampler"]) == (problem.name, sampler) for r in results()
+                ):
+                    add(time_engine(problem, sampler, args.folder))
+    print_tables(results())
+
+
+if __name__ == "__main__":
+    main()
