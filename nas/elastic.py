@@ -4,7 +4,7 @@ optimiser state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +54,6 @@ class Elastic(nn.Module):
         index = self.__dict__["views"].get(name)
         return found if index is None else take(found, index)
 
-    def show(self, views: dict[str, Index]) -> None:
-        """Makes these entries the active ones."""
-        self.views = views
-        for stock, (attribute, of_shape) in SHAPED.items():
-            if isinstance(self, stock):
-                weight = self._parameters["weight"]
-                assert weight is not None
-                setattr(self, attribute, of_shape(active_shape(weight, views.get("weight", ()))))
-
 
 def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     """The active entries of a tensor: a view where they are a prefix, a copy where they are not."""
@@ -77,14 +68,6 @@ def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
 def as_index(rows: Rows) -> slice | torch.Tensor:
     """What `take` reads, of what a layout gives."""
     return rows if isinstance(rows, slice) else torch.from_numpy(rows)
-
-
-def active_shape(tensor: torch.Tensor, index: Index) -> tuple[int, ...]:
-    """Shape of what `take` would give."""
-    sizes = list(tensor.shape)
-    for dim, rows in enumerate(index):
-        sizes[dim] = len(range(*rows.indices(sizes[dim]))) if isinstance(rows, slice) else len(rows)
-    return tuple(sizes)
 
 
 class ElasticModuleList(nn.ModuleList):
@@ -110,10 +93,21 @@ class ElasticModuleList(nn.ModuleList):
         return self._modules[str(index)]
 
 
+def _of_weight(of_shape: Callable[[tuple[int, ...]], Any]) -> property:
+    """An attribute that follows the shape of the active weight."""
+
+    def read(module: nn.Module) -> Any:
+        return of_shape(tuple(module.weight.shape))  # type: ignore[arg-type]
+
+    return property(read)
+
+
 @cache
 def elastic_class(stock: type, *wrappers: type) -> type:
     """The elastic subclass of a module's class, with further mixins before it."""
-    return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, stock), {"__module__": stock.__module__})
+    shaped = {name: _of_weight(of_shape) for cls, (name, of_shape) in SHAPED.items() if issubclass(stock, cls)}
+    members = {"__module__": stock.__module__, **shaped}
+    return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, stock), members)
 
 
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:

@@ -117,7 +117,7 @@ class Supernet:
                 part = self._layers[subnet.layers[position]]
                 self._show(part, stack, subnet.width(position))
                 for module in part.numbered:
-                    module.layer_idx = number  # type: ignore[assignment] # the place in the cache
+                    module.__dict__["layer_idx"] = number  # the place in the cache
         self._show(self._outer, None, self.layout.outer_width(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth, None)
@@ -131,23 +131,24 @@ class Supernet:
             return
         index = self._indices(stack, tuple(width.items()))
         for path, kinds in part.axes.items():
-            views = {kind: index[axes] for kind, axes in kinds.items() if any(r != slice(None) for r in index[axes])}
-            part.modules[path].show(views)
+            views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
+            part.modules[path].__dict__["views"] = views
         if stack is not None:
             skips = self.layout.skips(stack, width)
             for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
-                part.modules[path].skip = skips.get(path)
+                part.modules[path].__dict__["skip"] = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
                     setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
         part.width = width
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
-        """Axes -> the active entries of a parameter that has them, with given widths."""
+        """Axes of the parameters that are not active whole with given widths -> their active entries."""
         width, full = dict(items), self.layout.widths[stack or 0]
         parts = [self._outer] if stack is None else self._layers
         every = {axes for part in parts for kinds in part.axes.values() for axes in kinds.values()}
-        return {axes: self._index(axes, width, full) for axes in every}
+        found = {axes: self._index(axes, width, full) for axes in every}
+        return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
 
     def _index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
         def whole(axis: Any, rows: Any) -> bool:
