@@ -184,10 +184,10 @@ class Supernet:
         """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
         state = {}
         for name, tensor in self.model.state_dict().items():
-            found = self.layout.names(subnet, name)
-            if found is not None:
-                place = self.layout.locate(name)
-                state[found[0]] = take(tensor, self._index(place.axes, found[1], self.layout.widths[place.stack or 0]))
+            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
+            if width is not None:
+                index = self._index(place.axes, width, self.layout.widths[place.stack or 0])
+                state[self.layout.name_of(subnet, name)] = take(tensor, index)
         return state
 
     def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
@@ -235,15 +235,16 @@ class Supernet:
         bare = self.model.base_model is self.model
         prefix = "" if bare else f"{self.model.base_model_prefix}."
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            found, place = self.layout.names(subnet, name), self.layout.locate(name)
-            if found is not None:
+            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
+            if width is not None:
+                new_name = self.layout.name_of(subnet, name)
                 if self.layout.is_leading(place):
-                    moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (found[0], name))
+                    moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
                     arch["move"] |= {moved: origin} if moved != origin else {}
-                shape = self.layout.shape(place.axes, found[1], tuple(parameter.shape))
+                shape = self.layout.shape(place.axes, width, tuple(parameter.shape))
                 if shape != tuple(parameter.shape):
-                    section = "shapes" if found[0].startswith(prefix) else "head_shapes"
-                    arch[section][found[0].removeprefix(prefix)] = list(shape)
+                    section = "shapes" if new_name.startswith(prefix) else "head_shapes"
+                    arch[section][new_name.removeprefix(prefix)] = list(shape)
         for number, positions in enumerate(self.layout.kept(subnet)):
             stack, first = self.family.stacks[number], f"{self.family.stacks[number].layers}.0."
             new = self.layout.first_modules(number, subnet)

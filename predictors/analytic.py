@@ -74,9 +74,9 @@ class AnalyticCosts:
         """Parent name -> shape in the extracted model, for those of some tensors that it holds."""
         found: dict[str, Shape] = {}
         for name, shape in full.items():
-            kept = self.layout.names(subnet, name)
-            if kept is not None:
-                found[name] = self.layout.shape(self.layout.locate(name).axes, kept[1], shape)
+            width = self.layout.width_of(subnet, name)
+            if width is not None:
+                found[name] = self.layout.shape(self.layout.locate(name).axes, width, shape)
         return found
 
     def num_parameters(self, subnet: SubnetConfig) -> int:

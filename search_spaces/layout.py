@@ -193,21 +193,30 @@ class Layout:
                 found |= self.family.stacks[stack].skips[block]  # type: ignore[index]
         return found
 
-    def names(self, subnet: SubnetConfig, parameter: str) -> tuple[str, dict[str, int]] | None:
-        """A parameter's name in the extracted model and the widths of its layer; None where it is left out."""
+    def width_of(self, subnet: SubnetConfig, parameter: str) -> dict[str, int] | None:
+        """Widths of the layer that a parameter lies in, or outside the layers; None where it is left out."""
         place = self.locate(parameter)
-        if place.layer is None or place.stack is None:
-            unused = is_under(place.path, self.family.unused)
-            return None if unused else (parameter, self.outer_width(subnet))
+        if place.stack is None:
+            return None if is_under(place.path, self.family.unused) else self.outer_width(subnet)
         position = self.position_of(subnet, place)
         if position is None:
             return None
-        widths = [subnet.width(position)]
-        if self.is_leading(place):
-            widths += [subnet.width(other) for other in self.kept(subnet)[place.stack]]
-        width = {field: max(width[field] for width in widths) for field in widths[0]}
-        index = self.index_in_stack(subnet, place.stack, position)
-        return self.renumber(parameter, self.family.stacks[place.stack], index), width
+        width = subnet.width(position)
+        if not self.is_leading(place):
+            return width
+        widths = [subnet.width(other) for other in self.kept(subnet)[place.stack]]
+        return {field: max(other[field] for other in widths) for field in width}
+
+    def name_of(self, subnet: SubnetConfig, parameter: str) -> str:
+        """Name in the extracted model of a parameter that is not left out."""
+        place = self.locate(parameter)
+        if place.stack is None:
+            return parameter
+        position = self.position_of(subnet, place)
+        assert position is not None
+        return self.renumber(
+            parameter, self.family.stacks[place.stack], self.index_in_stack(subnet, place.stack, position)
+        )
 
     def is_leading(self, place: Place) -> bool:
         """Whether a module of the first layer serves its whole stack."""
@@ -220,8 +229,13 @@ class Layout:
             found = self.kept(subnet)[place.stack]
         else:
             found = [subnet.layers.index(place.layer)] if place.layer in subnet.layers else []
-        has = (p for p in found if not is_under(place.path, self.skips(place.stack, subnet.width(p))))
-        return next(has, None)
+        return next((position for position in found if not self._is_skipped(subnet, position, place)), None)
+
+    def _is_skipped(self, subnet: SubnetConfig, position: int, place: Place) -> bool:
+        if subnet.num_attention_heads[position] and subnet.intermediate_size[position]:
+            return False
+        assert place.stack is not None
+        return is_under(place.path, self.skips(place.stack, subnet.width(position)))
 
     def index_in_stack(self, subnet: SubnetConfig, stack: int, position: int) -> int:
         """Which of the kept layers of its stack the one at a position of ``subnet.layers`` is."""
