@@ -104,6 +104,11 @@ class TaskType(ABC):
             Name -> array (examples, ...).
         """
 
+    def configure(self, config: PreTrainedConfig) -> None:
+        """Tells the config of a model that is to be trained what the task needs of it."""
+        if self.problem_type is not None:
+            config.problem_type = self.problem_type
+
     def fixed_collate(self) -> Callable[[list[Row]], Batch]:
         """How an evaluation set is collated: the same on every call."""
         return self.collate
