@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import chain
@@ -335,7 +336,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
     bench = make("answers", rows, max_length=16)
     splits = bench.splits
     assert len(splits.search) == 36 and len(splits.search.batches[0]["input_ids"]) > 36
-    for example in splits.search.rows[0]:
+    for example in splits.task.examples(splits.task.process(splits.task.test, "toy")):
         assert len({row["example"] for row in example}) == 1 and len(example) > 2
         hits = [row for row in example if row["end_positions"]]
         assert hits and hits[-1]["context"].endswith(example[0]["answers"][0])
@@ -389,7 +390,8 @@ def test_a_question_without_an_answer_may_be_left_unanswered(make: Make) -> None
 
     bench = make("answers", rows)
     assert bench.splits.task.has_unanswerable
-    unanswered = [e for group in bench.splits.search.rows for e in group if not e[0]["answers"]]
+    task = bench.splits.task
+    unanswered = [e for e in task.examples(task.process(task.test, "toy")) if not e[0]["answers"]]
     assert unanswered and all(row["start_positions"] == row["end_positions"] == 0 for e in unanswered for row in e)
     window = unanswered[0][0]
     size = len(window["input_ids"])
@@ -672,6 +674,15 @@ def test_a_metric_of_the_evaluate_library_may_be_a_local_folder(make: Make, tmp_
     assert found["half"].value == pytest.approx(found["accuracy"].value / 2)
 
 
+@pytest.mark.parametrize("case", ["answers", "pairs", "masks", "tags"])
+def test_an_evaluation_set_travels_without_the_data_and_scores_the_same(case: str, make: Make) -> None:
+    bench, names = make(case), [CASES[case][3][0], "loss"]
+    model, examples = bench.load_model().eval(), bench.splits.test
+    travelled = pickle.loads(pickle.dumps(examples))
+    assert not hasattr(travelled.task, "train") and not hasattr(travelled.task, "test")
+    assert score(model, travelled, names) == score(model, examples, names)
+
+
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
@@ -859,7 +870,7 @@ def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder
     bench = make("single label")
     model = bench.load_model().eval()
     batch = bench.splits.test.batches[0]
-    texts = [row for (row,) in bench.splits.test.rows[0]]
-    assert len({len(row["input_ids"]) for row in texts}) > 1 and model.config.pad_token_id is not None
-    alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in texts]
+    texts = [ids[mask > 0] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert len(set(map(len, texts))) > 1 and model.config.pad_token_id is not None
+    alone = [model(input_ids=text[None]).logits[0] for text in texts]
     torch.testing.assert_close(model(**model_inputs(batch)).logits, torch.stack(alone), atol=1e-5, rtol=1e-4)
