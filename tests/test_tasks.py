@@ -324,6 +324,30 @@ def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
     assert batch["labels"].tolist()[1] == [IGNORED, 0, IGNORED, IGNORED, IGNORED]
 
 
+def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> None:
+    from conftest import TOYS
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    toy = TOYS["vit"].model()
+    toy.config.save_pretrained(tmp_path / "model")
+    size = toy.config.image_size
+    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    labels = [["red"], ["red", "dark"], [], ["dark"]] * 3
+    for k in range(12):
+        Image.new("RGB", (10, 6), (20 * k, k, k)).save(tmp_path / "images" / f"{k}.png")
+    jsonl(tmp_path / "images" / "metadata", [{"file_name": f"{k}.png", "label": labels[k]} for k in range(12)])
+    source = str(tmp_path / "images")
+    task = {"type": "image-classification", "train": source, "test": source, "search_examples": 4}
+    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    (batch,) = bench.splits.test.batches
+    assert bench.splits.task.names == ["dark", "red"]
+    assert batch["labels"].tolist() == [[float("dark" in row), float("red" in row)] for row in labels]
+    found = score(bench.load_model().eval(), bench.splits.test, ["f1", "accuracy", "loss"])
+    assert found["loss"].value == pytest.approx(bench.load_model().eval()(**batch).loss.item(), rel=1e-5)
+
+
 # -- question answering -------------------------------------------------------------------------------------------
 
 
