@@ -30,7 +30,8 @@ class EvaluationSet:
     Attributes:
         task: Says what is found of each example.
         batches: Model inputs with labels.
-        rows: For each batch, the rows of each of its examples; a long example may have several.
+        rows: For each batch, the rows of each of its examples (a long one may have several), no more of them than
+            predictions are compared with.
     """
 
     task: TaskType
@@ -45,7 +46,7 @@ class EvaluationSet:
         groups = [examples[start : start + size] for start in range(0, len(examples), size)]
         groups = [groups[i] for i in spread(len(groups))]
         batches = tuple(collate([row for example in group for row in example]) for group in groups)
-        return cls(task, batches, tuple(groups))
+        return cls(task, batches, tuple([_compared(example, task) for example in group] for group in groups))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -121,6 +122,10 @@ def _with_error(metric: Metric, found: Mapping[str, np.ndarray]) -> Score:
         for rows in rng.integers(0, count, (RESAMPLES, count))
     ]
     return Score(metric(found), float(np.std(draws, ddof=1)))
+
+
+def _compared(example: list[Row], task: TaskType) -> list[Row]:
+    return [{name: row[name] for name in task.compared} for row in example]
 
 
 def _length(example: list[Row]) -> int:

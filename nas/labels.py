@@ -105,7 +105,8 @@ def with_numbers(dataset: Dataset, column: str, source: str) -> Dataset:
 def is_multi_hot(dataset: Dataset, column: str) -> bool:
     """Whether a column of lists holds one 0 or 1 for every class, not the classes themselves."""
     rows = dataset[column][:]
-    return len({len(row) for row in rows}) == 1 and len(rows[0]) > 1 and set(chain(*rows)) <= {0, 1}
+    lengths = {0 if row is None else len(row) for row in rows}
+    return len(lengths) == 1 and min(lengths) > 1 and set(chain(*rows)) <= {0, 1}
 
 
 def without_multi_hot(dataset: Dataset, column: str, classes: int, source: str) -> Dataset:
@@ -117,10 +118,10 @@ def without_multi_hot(dataset: Dataset, column: str, classes: int, source: str) 
     from datasets import ClassLabel, List
 
     rows = dataset[column]
-    wrong = next((row for row in rows if len(row) != classes or not set(row) <= {0, 1}), None)
-    if wrong is not None:
+    wrong = [row for row in rows if row is None or len(row) != classes or not set(row) <= {0, 1}]
+    if wrong:
         raise InputError(
-            f"labels of `{source}` must be {classes} numbers 0 or 1, as in the training data, but got {wrong}."
+            f"labels of `{source}` must be {classes} numbers 0 or 1, as in the training data, but got {wrong[0]}."
         )
     ids = [[k for k, here in enumerate(row) if here] for row in rows]
     return _replaced(dataset, column, ids, List(ClassLabel(names=[str(k) for k in range(classes)])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def r2(found: Found) -> float:
     return float(r2_score(found["labels"], found["predictions"]))
 
 
+@cache
 def load_metric(source: str) -> Metric:
     """A metric from outside.
 

@@ -196,8 +196,8 @@ class Workbench:
             model = getattr(transformers, self.auto_class).from_config(self.config)
         else:
             model = self._pretrained(folder, labels)
-        if folder is None and self.splits.task.problem_type is not None:
-            model.config.problem_type = self.splits.task.problem_type
+        if folder is None:
+            self.splits.task.configure(model.config)
         return model
 
     def _new_labels(self) -> dict[str, dict[Any, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import chain
@@ -21,6 +22,7 @@ from conftest import WORDS, bert
 from nas.config import Recipe
 from nas.evaluation import EvaluationSet, score, spread
 from nas.export import check_reload, save_subnet
+from nas.labels import without_multi_hot
 from nas.losses import divergence
 from nas.run import Run
 from nas.stages import load_supernet, make_parent, make_supernet
@@ -198,8 +200,8 @@ Make = Callable[..., Workbench]
 def make(text_folder: Path) -> Make:
     """A recipe for one of the cases, or for any rows, over the tiny BERT of `text_folder`."""
 
-    def build(case: str, rows: Rows | None = None, model: str = "model", **task: Any) -> Workbench:
-        kind, write, row, (quality, _) = CASES[case]
+    def build(case: str, rows: Rows | None = None, quality: str | None = None, **task: Any) -> Workbench:
+        kind, write, row, (usual, _) = CASES[case]
         data = [(rows or row)(sentence) for sentence in SENTENCES]
         name = case.replace(" ", "-")
         sources = {
@@ -212,10 +214,10 @@ def make(text_folder: Path) -> Make:
         examples = 8 if write is txt else 36
         quick = {"epochs": 4, "learning_rate": 2e-3, "batch_size": 8}
         recipe = {
-            "model": str(text_folder / model),
+            "model": str(text_folder / "model"),
             "task": {"type": kind, **sources, "max_length": 16, "search_examples": examples, **task},
             "space": {"num_hidden_layers": [1, 2], "num_attention_heads": [1, 2], "intermediate_size": [16]},
-            "objectives": {quality: "maximize", "latency_ms": "minimize"},
+            "objectives": {quality or usual: "maximize", "latency_ms": "minimize"},
             "workload": {"sequence_length": 16},
             "parent": quick,
             "supernet": {**quick, "epochs": 1, "sampled_subnets": 1},
@@ -322,6 +324,30 @@ def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
     assert batch["labels"].tolist()[1] == [IGNORED, 0, IGNORED, IGNORED, IGNORED]
 
 
+def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> None:
+    from conftest import TOYS
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    toy = TOYS["vit"].model()
+    toy.config.save_pretrained(tmp_path / "model")
+    size = toy.config.image_size
+    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    labels = [["red"], ["red", "dark"], [], ["dark"]] * 3
+    for k in range(12):
+        Image.new("RGB", (10, 6), (20 * k, k, k)).save(tmp_path / "images" / f"{k}.png")
+    jsonl(tmp_path / "images" / "metadata", [{"file_name": f"{k}.png", "label": labels[k]} for k in range(12)])
+    source = str(tmp_path / "images")
+    task = {"type": "image-classification", "train": source, "test": source, "search_examples": 4}
+    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    (batch,) = bench.splits.test.batches
+    assert bench.splits.task.names == ["dark", "red"]
+    assert batch["labels"].tolist() == [[float("dark" in row), float("red" in row)] for row in labels]
+    found = score(bench.load_model().eval(), bench.splits.test, ["f1", "accuracy", "loss"])
+    assert found["loss"].value == pytest.approx(bench.load_model().eval()(**batch).loss.item(), rel=1e-5)
+
+
 # -- question answering -------------------------------------------------------------------------------------------
 
 
@@ -334,7 +360,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
     bench = make("answers", rows, max_length=16)
     splits = bench.splits
     assert len(splits.search) == 36 and len(splits.search.batches[0]["input_ids"]) > 36
-    for example in splits.search.rows[0]:
+    for example in splits.task.examples(splits.task.process(splits.task.test, "toy")):
         assert len({row["example"] for row in example}) == 1 and len(example) > 2
         hits = [row for row in example if row["end_positions"]]
         assert hits and hits[-1]["context"].endswith(example[0]["answers"][0])
@@ -388,7 +414,8 @@ def test_a_question_without_an_answer_may_be_left_unanswered(make: Make) -> None
 
     bench = make("answers", rows)
     assert bench.splits.task.has_unanswerable
-    unanswered = [e for group in bench.splits.search.rows for e in group if not e[0]["answers"]]
+    task = bench.splits.task
+    unanswered = [e for e in task.examples(task.process(task.test, "toy")) if not e[0]["answers"]]
     assert unanswered and all(row["start_positions"] == row["end_positions"] == 0 for e in unanswered for row in e)
     window = unanswered[0][0]
     size = len(window["input_ids"])
@@ -671,6 +698,15 @@ def test_a_metric_of_the_evaluate_library_may_be_a_local_folder(make: Make, tmp_
     assert found["half"].value == pytest.approx(found["accuracy"].value / 2)
 
 
+@pytest.mark.parametrize("case", ["answers", "pairs", "masks", "tags"])
+def test_an_evaluation_set_travels_without_the_data_and_scores_the_same(case: str, make: Make) -> None:
+    bench, names = make(case), [CASES[case][3][0], "loss"]
+    model, examples = bench.load_model().eval(), bench.splits.test
+    travelled = pickle.loads(pickle.dumps(examples))
+    assert not hasattr(travelled.task, "train") and not hasattr(travelled.task, "test")
+    assert score(model, travelled, names) == score(model, examples, names)
+
+
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
@@ -702,3 +738,163 @@ def test_every_task_type_has_a_default_quality_and_names_only_known_ones(kind: s
 
 
 # -- data that cannot be ------------------------------------------------------------------------------------------
+
+
+# -- what cannot be -----------------------------------------------------------------------------------------------
+
+
+def changed(case: str, **columns: Callable[[str], Any]) -> Rows:
+    """The rows of a case with other columns."""
+    return lambda s: {**CASES[case][2](s), **{name: value(s) for name, value in columns.items()}}
+
+
+def only(case: str, *columns: str) -> Rows:
+    return lambda s: {name: CASES[case][2](s)[name] for name in columns}
+
+
+FIRST = SENTENCES[0]
+REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
+    "a quality of another task": ("tags", None, {"quality": "matthews_correlation"}, ("token-classification", "f1")),
+    "a quality of classes for numbers": ("regression", None, {"quality": "accuracy"}, ("(regression)", "pearsonr")),
+    "one class a row for lists": (
+        "multi-label",
+        None,
+        {"problem_type": "single_label_classification"},
+        ("`task.problem_type`", "multi_label_classification", "leave it out"),
+    ),
+    "a regression on words": (
+        "regression",
+        changed("regression", label=str.upper),
+        {"problem_type": "regression"},
+        ("must be numbers", "string"),
+    ),
+    "a number that is missing": (
+        "regression",
+        changed("regression", label=lambda s: None if s == FIRST else 0.5),
+        {},
+        ("unlabelled", "regression-train.csv"),
+    ),
+    "no list of classes": (
+        "multi-label",
+        changed("multi-label", label=lambda s: None if s == FIRST else ["a"]),
+        {},
+        ("unlabelled", "None"),
+    ),
+    "no tags": ("tags", only("tags", "tokens"), {}, ("`ner_tags`", "tokens", "task.label")),
+    "one tag a row": ("tags", changed("tags", ner_tags=lambda s: "O"), {}, ("lists of tags", "string")),
+    "texts for words": ("tags", changed("tags", tokens=lambda s: s), {}, ("`task.text`", "lists of words")),
+    "a word without a tag": (
+        "tags",
+        changed("tags", ner_tags=lambda s: tags(s)[1:]),
+        {},
+        ("row 0", "4 words", "3 tags"),
+    ),
+    "no answers": ("answers", only("answers", "question", "context"), {}, ("`answers`", "task.label")),
+    "answers without a place": (
+        "answers",
+        changed("answers", answers=lambda s: "film"),
+        {},
+        ("answer_start", "string"),
+    ),
+    "an answer elsewhere": (
+        "answers",
+        changed("answers", answers=lambda s: {"text": ["film"], "answer_start": [1]}),
+        {},
+        ("row 0", "`film` at 1"),
+    ),
+    "no context": ("answers", only("answers", "question", "answers"), {}, ("`context`", "task.text")),
+    "a question that leaves no room": (
+        "answers",
+        changed("answers", question=lambda s: "good " * 20),
+        {},
+        ("`task.max_length`", "20 tokens", "set it to 37 or more"),
+    ),
+    "a text shorter than a block": ("masks", None, {"max_length": 9999}, ("`task.max_length`", "lower it")),
+    "a model that fills no masks": ("next words", None, {"type": "fill-mask"}, ("mask token", "text-generation")),
+    "nothing to write": ("pairs", only("pairs", "input"), {}, ("`task.label`", "input")),
+    "numbers to write": ("pairs", changed("pairs", output=len), {"label": "output"}, ("`task.label`", "int64")),
+    "no recordings": ("speech", only("speech", "text"), {}, ("`audio`", "task.audio")),
+    "texts for recordings": ("speech", changed("speech", audio=lambda s: s), {}, ("`task.audio`", "string")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_that_cannot_be(case: str, make: Make) -> None:
+    name, rows, task, says = REFUSED[case]
+    with pytest.raises(InputError) as refused:
+        _ = make(name, rows, **task).splits
+    message = str(refused.value)
+    assert "\n" not in message and all(text in message for text in says), message
+
+
+def test_zeros_and_ones_of_another_length_are_refused() -> None:
+    from datasets import Dataset
+
+    data = Dataset.from_dict({"label": [[1, 0], [0, 1, 1]]})
+    with pytest.raises(InputError, match=r"`toy` must be 2 numbers 0 or 1.*\[0, 1, 1\]"):
+        without_multi_hot(data, "label", 2, "toy")
+
+
+def test_a_question_fits_at_the_length_that_the_refusal_names(make: Make) -> None:
+    assert make("answers", changed("answers", question=lambda s: "good " * 20), max_length=37).splits.train
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere.py:f", ("Python file", "nowhere.py")),
+        ("own.py:g", ("must define a function `g`",)),
+        ("own.py:broken", ("own.py:broken", "fails", "ZeroDivisionError")),
+        ("own.py:nothing", ("must give a number", "nan")),
+        ("sklearn.metrics:f2_score", ("f2_score", "package.module:function")),
+        ("f2_score", ("f2_score", "package.module:function")),
+        ("evaluate:no-such-metric", ("evaluate:no-such-metric", "hub")),
+    ],
+)
+def test_metrics_that_cannot_be(source: str, says: tuple[str, ...], make: Make, text_folder: Path) -> None:
+    (text_folder / "own.py").write_text(
+        "def broken(labels, predictions):\n    return 1 / 0\n"
+        "def nothing(labels, predictions):\n    return float('nan')\n"
+    )
+    bench = make("single label", metrics={"mine": source})
+    with pytest.raises(InputError) as refused:
+        score(bench.load_model(), bench.splits.test, ["mine"])
+    message = str(refused.value)
+    assert "\n" not in message and all(text in message for text in says), message
+
+
+@pytest.mark.parametrize("name", ["latency_ms", "my metric", "a:b"])
+def test_names_of_metrics_that_cannot_be(name: str, make: Make) -> None:
+    with pytest.raises(InputError, match=r"`task\.metrics`"):
+        make("single label", metrics={name: "own.py:f"})
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas import text_metrics
+
+    seq2seq("t5", tmp_path / "model")
+    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install rouge-score"):
+        _ = seq2seq_bench(tmp_path, objectives={"rougeL": "maximize", "latency_ms": "minimize"}).splits
+
+
+def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
+    seq2seq("t5", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "decoder_start_token_id": None}))
+    with pytest.raises(InputError, match="`decoder_start_token_id` in its config"):
+        _ = seq2seq_bench(tmp_path).splits
+
+
+def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder: Path) -> None:
+    shutil.rmtree(text_folder / "model")
+    causal(text_folder / "model")
+    bench = make("single label")
+    model = bench.load_model().eval()
+    batch = bench.splits.test.batches[0]
+    texts = [ids[mask > 0] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert len(set(map(len, texts))) > 1 and model.config.pad_token_id is not None
+    alone = [model(input_ids=text[None]).logits[0] for text in texts]
+    torch.testing.assert_close(model(**model_inputs(batch)).logits, torch.stack(alone), atol=1e-5, rtol=1e-4)

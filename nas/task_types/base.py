@@ -48,6 +48,7 @@ class TaskType(ABC):
         names: Class names by id; empty where there are no classes.
         problem_type: What the model's config must say, if anything.
         activation: What makes a prediction of the logits.
+        compared: Columns of a row that `found` reads beside the batch, such as the text of an answer.
     """
 
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -55,6 +56,7 @@ class TaskType(ABC):
     default_quality: ClassVar[str] = "loss"
     folder: ClassVar[str] = "imagefolder"
     reads_tokens: ClassVar[bool] = True
+    compared: ClassVar[tuple[str, ...]] = ()
     names: list[str]
     problem_type: str | None = None
     activation: Activation = "softmax"
@@ -97,12 +99,21 @@ class TaskType(ABC):
         Args:
             model: In evaluation mode, on the device of the batch.
             batch: Collated rows.
-            rows: The rows of each example.
+            rows: The rows of each example, their ``compared`` columns.
             wanted: Names of the qualities that are asked for.
 
         Returns:
             Name -> array (examples, ...).
         """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What scores elsewhere has no need of the data."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("train", "test")}
+
+    def configure(self, config: PreTrainedConfig) -> None:
+        """Tells the config of a model that is to be trained what the task needs of it."""
+        if self.problem_type is not None:
+            config.problem_type = self.problem_type
 
     def fixed_collate(self) -> Callable[[list[Row]], Batch]:
         """How an evaluation set is collated: the same on every call."""

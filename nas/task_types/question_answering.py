@@ -36,6 +36,7 @@ class QuestionAnswering(TextTask):
     """
 
     default_quality = "f1"
+    compared = ("offset_mapping", "context", "answers")
     metrics: Mapping[str, Metric] = {
         "f1": metrics.mean_of("overlap", "examples"),
         "exact_match": metrics.mean_of("exact", "examples"),

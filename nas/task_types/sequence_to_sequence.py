@@ -39,6 +39,7 @@ class SequenceToSequence(TaskType):
     compare a text that the model generates greedily, of up to ``task.max_length`` tokens.
     """
 
+    compared = ("target",)
     metrics: Mapping[str, Metric] = {
         "loss": metrics.mean_of("loss", "scored"),
         "perplexity": metrics.perplexity,

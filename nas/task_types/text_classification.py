@@ -10,6 +10,7 @@ from nas.task_types.classification import Classification, targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedConfig
 
     from nas.tasks import Workbench
 
@@ -20,6 +21,12 @@ class TextClassification(Classification, TextTask):
     def __init__(self, bench: Workbench, train: Dataset, test: Dataset) -> None:
         super().__init__(bench, train, test)
         self.columns = text_columns(self.train, self.task.text, self.task.train)
+
+    def configure(self, config: PreTrainedConfig) -> None:
+        """As for every task; a decoder's head looks for the last token that is not padding."""
+        super().configure(config)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.processor.pad_token_id
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokens of the texts and the label's targets."""
