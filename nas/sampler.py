@@ -187,7 +187,7 @@ class _Search:
         self._model.update(representative(used, LEARNED_FROM))
         rng = np.random.default_rng((self.seed, self._boundary))
         running = self.encoding.encode(list(self.ledger.running.values()))
-        return propose(self._model, self.encoding, used, running, self.ledger.taken, rng)
+        return propose(self._model, self.encoding, used, running, rng)
 
 
 def representative(done: Sequence[Evaluated], size: int) -> Sequence[Evaluated]:
