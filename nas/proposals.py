@@ -53,9 +53,8 @@ def propose(
         order: Iterator[int] = iter(np.argsort(violations, kind="stable"))
     else:
         region = _region(model, pool, values, front, rng)
-        chances = model.chances(pool) * (violations <= 0)
         pending = model.dominates(running, region) if len(running) else np.zeros((0, len(region)))
-        order = by_expected_improvement(model.dominates(pool, region), chances, pending)
+        order = by_expected_improvement(model.dominates(pool, region) * (violations <= 0)[:, None], pending)
     return (encoding.decode(pool[i : i + 1])[0] for i in order)
 
 
@@ -71,7 +70,7 @@ def _region(
 ) -> np.ndarray:
     """Points (r, m) that the front leaves open and the pool may reach, up to a little worse than the worst seen."""
     margin = MARGIN * np.ptp(values, axis=0)
-    low = np.fmin(values.min(0) - margin, model.known(pool)[0].min(0))
+    low = np.fmin(values.min(0) - margin, model.lows(pool))
     drawn = open_region(front, low, values.max(0) + margin, DRAWN, rng)
     return model.reachable(pool, drawn)[:REGION]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from optuna.trial import TrialState
 
 from nas.encoding import Encoding
 from nas.pareto import hypervolume
-from nas.problem import PlainProblem
+from nas.problem import Candidates, PlainProblem
 from nas.sampler import SurrogateSampler, representative
 
 LAYERS = 5
@@ -40,9 +41,10 @@ def objectives(params: Mapping[str, Any]) -> tuple[float, float]:
 class Known(PlainProblem):
     """The cost is known, and so is a bound on it."""
 
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def describe(self, genomes: np.ndarray) -> Candidates:
         costs = np.array([objectives(p)[1] for p in self.encoding.decode(genomes)])
-        return np.stack([np.full(len(costs), np.nan), costs], axis=1), np.maximum(costs - 30, 0)
+        values = np.stack([np.full(len(costs), np.nan), costs], axis=1)
+        return replace(super().describe(genomes), values=values, violations=np.maximum(costs - 30, 0))
 
 
 CONDITIONS = {f"width{i}": (f"kept{i}", (True,)) for i in range(LAYERS)}
