@@ -13,6 +13,7 @@ from nas.encoding import Encoding, Params
 from nas.evaluation import EvaluationSet
 from nas.figures import COSTS, excess
 from nas.point import Point
+from nas.problem import Candidates
 from nas.racing import SLICES, Outcome, Race, Scorer
 from nas.supernet import Supernet
 from predictors import AnalyticCosts, LatencyPredictor
@@ -89,20 +90,13 @@ class SpaceProblem:
         """The subnetwork's key: widths of dropped layers do not count."""
         return self.space.from_params(dict(params)).key
 
-    def features(self, genomes: np.ndarray) -> np.ndarray:
-        """The space's encoding of each subnetwork."""
-        return np.stack([self.space.encode(subnet) for subnet in self._subnets(genomes)])
-
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Costs among the objectives, NaN for qualities; and how far the constraints on costs are missed, relative."""
+    def describe(self, genomes: np.ndarray) -> Candidates:
+        """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
         recipe = self.evaluator.recipe
-        subnets = self._subnets(genomes)
+        subnets = [self.space.from_params(params) for params in self.encoding.decode(genomes)]
         columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
-        violation = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
-        return values, violation
-
-    def _subnets(self, genomes: np.ndarray) -> list[SubnetConfig]:
-        return [self.space.from_params(params) for params in self.encoding.decode(genomes)]
+        violations = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
+        return Candidates(np.stack([self.space.encode(subnet) for subnet in subnets]), values, violations)

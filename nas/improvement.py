@@ -25,23 +25,23 @@ def open_region(
     return points
 
 
-def by_expected_improvement(dominates: np.ndarray, chances: np.ndarray, pending: np.ndarray) -> Iterator[int]:
+def by_expected_improvement(dominates: np.ndarray, pending: np.ndarray) -> Iterator[int]:
     """Candidates one after another, each adding most to the hypervolume expected of those before it.
 
-    The expected improvement of a set is the integral, over the open region, of the probability that one of the set
-    dominates a point. For independent predictions that is one minus a product, so the greedy choice is exact and
-    within 1 - 1/e of the best set (the improvement is submodular; Nemhauser et al. 1978).
+    The expected improvement of one candidate is the integral, over the open region, of the probability that it is
+    feasible and dominates a point. Of several, the best one counts at each point, as if predictions erred together:
+    near neighbours, whose errors do go together, then add next to nothing to each other, and a batch spreads out. The
+    value of a set is submodular, so that the greedy choice is within 1 - 1/e of the best (Nemhauser et al. 1978).
 
     Args:
-        dominates: Probability (n, r) that each candidate dominates each point of the region.
-        chances: Probability (n,) that each candidate is feasible.
+        dominates: Probability (n, r) that each candidate is feasible and dominates each point of the region.
         pending: The same as ``dominates`` of what is being evaluated: (p, r).
     """
-    weight = np.prod(1 - pending, axis=0)
+    covered = pending.max(axis=0, initial=0.0)
     left = np.ones(len(dominates), dtype=bool)
     while left.any():
-        gains = np.where(left, chances * (dominates @ weight), -1.0)
+        gains = np.where(left, np.maximum(dominates - covered, 0.0).sum(axis=1), -1.0)
         best = int(np.argmax(gains))
         left[best] = False
-        weight = weight * (1 - chances[best] * dominates[best])
+        covered = np.maximum(covered, dominates[best])
         yield best

@@ -20,9 +20,10 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One finished trial: number, genome (D,), values to minimise (m,), constraints, which hold where at most 0."""
+    """One finished trial: number, key, genome (D,), values to minimise (m,), constraints that hold where at most 0."""
 
     number: int
+    key: str
     genome: np.ndarray
     values: np.ndarray
     constraints: Mapping[str, float]
@@ -91,7 +92,7 @@ class Ledger:
         self._finished.add(key)
         if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all():
             genome, values = self._encoding.encode([trial.params])[0], self.signs * trial.values
-            insort(self.done, Evaluated(trial.number, genome, values, dict(trial.constraints)), key=_number)
+            insort(self.done, Evaluated(trial.number, key, genome, values, dict(trial.constraints)), key=_number)
 
 
 def _number(evaluated: Evaluated) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +14,26 @@ from nas.pareto import non_dominated
 from predictors.surrogate import Learned
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What is known of points without evaluating them.
+
+    Attributes:
+        features: Features (n, d) for the surrogates.
+        values: Objectives (n, m) in the study's own directions, NaN where they must be learned.
+        violations: Summed violation of the known constraints (n,), at most 0 where they hold.
+    """
+
+    features: np.ndarray
+    values: np.ndarray
+    violations: np.ndarray
+
+
 class Problem(Protocol):
     """What a sampler may know of a search beyond its study. Genomes are those of its `Encoding`.
 
     Attributes:
-        known_constraints: Names of the constraints that `known` accounts for; others are learned from the trials.
+        known_constraints: Names of the constraints that `describe` accounts for; others are learned from the trials.
     """
 
     known_constraints: frozenset[str]
@@ -26,17 +42,8 @@ class Problem(Protocol):
         """The same for parameters that mean the same thing, so that nothing is proposed twice."""
         ...
 
-    def features(self, genomes: np.ndarray) -> np.ndarray:
-        """Features (n, d) of genomes (n, D) for the surrogates."""
-        ...
-
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives and violations of genomes (n, D).
-
-        Returns:
-            Objectives (n, m) in the study's own directions, NaN where they must be learned; and the summed violation
-            of the known constraints (n,), at most 0 where they hold.
-        """
+    def describe(self, genomes: np.ndarray) -> Candidates:
+        """All that is known of genomes (n, D)."""
         ...
 
 
@@ -53,13 +60,10 @@ class PlainProblem:
         """The choices of the parameters that count."""
         return self.encoding.encode([params]).tobytes().hex()
 
-    def features(self, genomes: np.ndarray) -> np.ndarray:
-        """The encoding's."""
-        return self.encoding.features(genomes)
-
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nothing."""
-        return np.full((len(genomes), self.objectives), np.nan), np.zeros(len(genomes))
+    def describe(self, genomes: np.ndarray) -> Candidates:
+        """The encoding's features and nothing else."""
+        unknown = np.full((len(genomes), self.objectives), np.nan)
+        return Candidates(self.encoding.features(genomes), unknown, np.zeros(len(genomes)))
 
 
 class Model:
@@ -74,47 +78,51 @@ class Model:
 
     def __init__(self, problem: Problem, signs: np.ndarray, done: Sequence[Evaluated], seed: int) -> None:
         self.problem, self.signs = problem, signs
-        genomes, values = genomes_of(done), values_of(done)
-        features = problem.features(genomes)
-        learned = np.flatnonzero(np.isnan(problem.known(genomes[:1])[0][0]))
+        seen, values = problem.describe(genomes_of(done)), values_of(done)
+        features, learned = seen.features, np.flatnonzero(np.isnan(seen.values[0]))
         names = sorted({name for evaluated in done for name in evaluated.constraints} - problem.known_constraints)
         self.objectives = {int(k): Learned(features, values[:, k], seed) for k in learned}
         self.constraints = {name: Learned(features, constraint_of(done, name), seed) for name in names}
 
     def update(self, done: Sequence[Evaluated]) -> None:
         """Learns from other trials without choosing and tuning the surrogates anew."""
-        features, values = self.problem.features(genomes_of(done)), values_of(done)
+        features, values = self.problem.describe(genomes_of(done)).features, values_of(done)
         for k, learned in self.objectives.items():
             learned.update(features, values[:, k])
         for name, learned in self.constraints.items():
             learned.update(features, constraint_of(done, name))
 
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Known objectives to minimise (n, m), NaN where they are learned, and known violations (n,)."""
-        values, violations = self.problem.known(genomes)
-        return values * self.signs, violations
+    def lows(self, genomes: np.ndarray) -> np.ndarray:
+        """Least of each known objective (m,) over some genomes, to minimise; NaN where it is learned."""
+        lows: np.ndarray = (self.problem.describe(genomes).values * self.signs).min(0)
+        return lows
 
     def flattered(self, genomes: np.ndarray, optimism: float) -> tuple[np.ndarray, np.ndarray]:
         """Objectives (n, m), learned ones on their own scale and lowered by some deviations; and violations (n,)."""
-        costs, violations = self.known(genomes)
-        features = self.problem.features(genomes)
+        seen = self.problem.describe(genomes)
+        costs, violations = seen.values * self.signs, seen.violations
         for k, learned in self.objectives.items():
-            mean, deviation = learned.predict(features)
+            mean, deviation = learned.predict(seen.features)
             costs[:, k] = mean - optimism * deviation
         for learned in self.constraints.values():
-            mean, deviation = learned.predict(features)
+            mean, deviation = learned.predict(seen.features)
             violations = violations + np.maximum(mean - optimism * deviation - learned.transform(np.zeros(1)), 0.0)
         return costs, violations
 
     def dominates(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Probability (n, r) that each candidate is at least as good as each point (r, m) in every objective."""
-        known, features = self.known(genomes)[0], self.problem.features(genomes)
+        """Probability (n, r) that each candidate is feasible, and at least as good as each point (r, m) everywhere.
+
+        Known constraints are the caller's to keep.
+        """
+        seen = self.problem.describe(genomes)
         probability = np.ones((len(genomes), len(points)))
-        for k in range(points.shape[1]):
+        for k, sign in enumerate(self.signs):
             if k in self.objectives:
-                probability *= self.objectives[k].probability_below(features, points[:, k])
+                probability *= self.objectives[k].probability_below(seen.features, points[:, k])
             else:
-                probability *= known[:, k : k + 1] <= points[:, k]
+                probability *= sign * seen.values[:, k : k + 1] <= points[:, k]
+        for learned in self.constraints.values():
+            probability *= learned.probability_below(seen.features, np.zeros(1))
         return probability
 
     def reachable(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -130,10 +138,3 @@ class Model:
         found = np.ones(len(points), dtype=bool)
         found[left] = False
         return points[found]
-
-    def chances(self, genomes: np.ndarray) -> np.ndarray:
-        """Probability (n,) that the learned constraints hold."""
-        features, chances = self.problem.features(genomes), np.ones(len(genomes))
-        for learned in self.constraints.values():
-            chances *= learned.probability_below(features, np.zeros(1))[:, 0]
-        return chances

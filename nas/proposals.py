@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,11 +31,11 @@ def propose(
     encoding: Encoding,
     done: Sequence[Evaluated],
     running: np.ndarray,
-    taken: Callable[[str], bool],
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
-    """New points, best first, each chosen for what it is expected to add to those before it and to the running ones.
+    """Points that no finished trial has had, best first.
 
+    Each is chosen for what it is expected to add to those before it and to the running ones.
     Where nothing is expected to be feasible, those closest to it come first.
 
     Args:
@@ -43,20 +43,18 @@ def propose(
         encoding: The space.
         done: The finished trials.
         running: Genomes (p, D) of those that are being evaluated.
-        taken: Whether the point of a key must not be proposed.
         rng: Source of randomness.
     """
     values, feasible = values_of(done), np.array([evaluated.feasible for evaluated in done])
     on_front = non_dominated(np.where(feasible[:, None], values, np.nan))
-    front = values[on_front]
-    pool, violations = _pool(model, encoding, _start(genomes_of(done), feasible, on_front), taken, rng)
+    front, seen = values[on_front], {evaluated.key for evaluated in done}
+    pool, violations = _pool(model, encoding, _start(genomes_of(done), feasible, on_front), seen, rng)
     if not len(pool) or violations.min() > 0:
         order: Iterator[int] = iter(np.argsort(violations, kind="stable"))
     else:
         region = _region(model, pool, values, front, rng)
-        chances = model.chances(pool) * (violations <= 0)
         pending = model.dominates(running, region) if len(running) else np.zeros((0, len(region)))
-        order = by_expected_improvement(model.dominates(pool, region), chances, pending)
+        order = by_expected_improvement(model.dominates(pool, region) * (violations <= 0)[:, None], pending)
     return (encoding.decode(pool[i : i + 1])[0] for i in order)
 
 
@@ -72,13 +70,13 @@ def _region(
 ) -> np.ndarray:
     """Points (r, m) that the front leaves open and the pool may reach, up to a little worse than the worst seen."""
     margin = MARGIN * np.ptp(values, axis=0)
-    low = np.fmin(values.min(0) - margin, model.known(pool)[0].min(0))
+    low = np.fmin(values.min(0) - margin, model.lows(pool))
     drawn = open_region(front, low, values.max(0) + margin, DRAWN, rng)
     return model.reachable(pool, drawn)[:REGION]
 
 
 def _pool(
-    model: Model, encoding: Encoding, start: np.ndarray, taken: Callable[[str], bool], rng: np.random.Generator
+    model: Model, encoding: Encoding, start: np.ndarray, seen: Collection[str], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """New genomes on or near the flattered fronts, and their violations."""
     pools = []
@@ -93,7 +91,7 @@ def _pool(
             ordered=encoding.ordered,
             canonical=encoding.canonical,
         )
-        pools.append(_best(genomes, costs, violations, model.problem, encoding, taken, POOL // len(OPTIMISM)))
+        pools.append(_best(genomes, costs, violations, model.problem, encoding, seen, POOL // len(OPTIMISM)))
     genomes, violations = (np.concatenate(parts) for parts in zip(*pools, strict=True))
     unique = np.unique(genomes, axis=0, return_index=True)[1]
     return genomes[unique], violations[unique]
@@ -105,7 +103,7 @@ def _best(
     violations: np.ndarray,
     problem: Problem,
     encoding: Encoding,
-    taken: Callable[[str], bool],
+    seen: Collection[str],
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """New genomes of the first fronts, feasible ones only if there are any, and their violations."""
@@ -117,7 +115,7 @@ def _best(
         layer = non_dominated(costs[left])
         for i, params in zip(left[layer], encoding.decode(genomes[left[layer]]), strict=True):
             key = problem.key(params)
-            if not taken(key):
+            if key not in seen:
                 chosen.setdefault(key, int(i))
         left = left[~layer]
     index = np.array(list(chosen.values()), dtype=int)

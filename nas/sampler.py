@@ -44,7 +44,7 @@ class SurrogateSampler(BaseSampler):
     Args:
         space: The parameters: integers and categoricals.
         problem: What is known beyond the study; by default nothing.
-        conditions: Parameters that only count with certain values of others; without `problem`.
+        conditions: Parameters that only count with certain values of others.
         n_startup_trials: Finished trials before the first model, at least 8.
         batch_size: Finished trials between two models; a tenth of all trials in a long search.
         seed: Source of all randomness.
@@ -163,7 +163,7 @@ class _Search:
             near = np.clip(np.floor(level * most), 0, most - 1).astype(np.int64)
             diagonal = (np.arange(64) % 2 == 1)[:, None] & self.encoding.ordered
             genomes = self.encoding.canonical(np.where(diagonal, near, genomes))
-            missed = np.maximum(self.problem.known(genomes)[1], 0.0)
+            missed = np.maximum(self.problem.describe(genomes).violations, 0.0)
             yield from self.encoding.decode(genomes[np.argsort(missed, kind="stable")])
 
     def _random(self, *seed: int) -> Iterator[dict[str, Any]]:
@@ -187,7 +187,7 @@ class _Search:
         self._model.update(representative(used, LEARNED_FROM))
         rng = np.random.default_rng((self.seed, self._boundary))
         running = self.encoding.encode(list(self.ledger.running.values()))
-        return propose(self._model, self.encoding, used, running, self.ledger.taken, rng)
+        return propose(self._model, self.encoding, used, running, rng)
 
 
 def representative(done: Sequence[Evaluated], size: int) -> Sequence[Evaluated]:

@@ -168,6 +168,8 @@ class Learned:
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Values on the scale of `predict`; keeps their order."""
+        if not len(values):
+            return values
         return self._power.transform(self._standard(values)).ravel()
 
     def update(self, features: np.ndarray, values: np.ndarray) -> None:

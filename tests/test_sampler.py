@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+import pickle
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from nas.nsga2 import crowding_distance, nsga2, survivors
-from nas.pareto import hypervolume, non_dominated
-from nas.sampler import PlainProblem, SurrogateSampler, choices_of, greedy_batch
-from predictors.surrogate import SURROGATES, best_surrogate, cross_validated_errors
+from nas.encoding import Encoding
+from nas.pareto import hypervolume
+from nas.problem import Candidates, PlainProblem
+from nas.sampler import SurrogateSampler, representative
 
 LAYERS = 5
 SPACE: dict[str, BaseDistribution] = {
@@ -38,9 +41,18 @@ def objectives(params: Mapping[str, Any]) -> tuple[float, float]:
 class Known(PlainProblem):
     """The cost is known, and so is a bound on it."""
 
-    def known(self, params: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        costs = np.array([objectives(p)[1] for p in params])
-        return np.stack([np.full(len(params), np.nan), costs], axis=1), np.maximum(costs - 30, 0)
+    def describe(self, genomes: np.ndarray) -> Candidates:
+        costs = np.array([objectives(p)[1] for p in self.encoding.decode(genomes)])
+        values = np.stack([np.full(len(costs), np.nan), costs], axis=1)
+        return replace(super().describe(genomes), values=values, violations=np.maximum(costs - 30, 0))
+
+
+CONDITIONS = {f"width{i}": (f"kept{i}", (True,)) for i in range(LAYERS)}
+KNOWN = Known(Encoding(SPACE, CONDITIONS), 2)
+
+
+def knowing(seed: int = 0) -> SurrogateSampler:
+    return SurrogateSampler(SPACE, KNOWN, conditions=CONDITIONS, seed=seed)
 
 
 def run(sampler: optuna.samplers.BaseSampler, trials: int, study: optuna.Study | None = None) -> optuna.Study:
@@ -64,7 +76,7 @@ def test_it_beats_random_search() -> None:
     ours = run(SurrogateSampler(SPACE, seed=0), 60)
     randoms = [volume(run(optuna.samplers.RandomSampler(seed=seed), 60)) for seed in range(5)]
     assert volume(ours) > max(randoms)
-    known = run(SurrogateSampler(SPACE, Known(SPACE, 2), seed=0), 60)
+    known = run(knowing(), 60)
     assert volume(known) > max(randoms)
 
 
@@ -78,14 +90,14 @@ def test_the_same_seed_gives_the_same_trials_and_an_interrupted_study_goes_on_as
 
 def test_nothing_is_proposed_twice_even_with_many_in_flight() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 24)
-    in_flight = [study.ask(SPACE) for _ in range(12)]
-    problem = PlainProblem(SPACE, 2)
+    in_flight = [study.ask(SPACE) for _ in range(30)]
+    problem = PlainProblem(Encoding(SPACE), 2)
     keys = [problem.key(p) for p in (*params(study)[:24], *(t.params for t in in_flight))]
     assert len(set(keys)) == len(keys)
 
 
 def test_a_known_bound_is_respected() -> None:
-    study = run(SurrogateSampler(SPACE, Known(SPACE, 2), seed=0), 50)
+    study = run(knowing(), 50)
     assert all(trial.values[1] <= 30 for trial in study.trials)
 
 
@@ -106,68 +118,7 @@ def test_constraints_that_are_not_known_are_learned() -> None:
         trial.set_constraint("quality", quality - 0.2)
         study.tell(trial, (quality, cost))
     feasible = [all(v <= 0 for v in trial.constraints.values()) for trial in study.trials]
-    assert sum(feasible[:24]) <= 6 and sum(feasible[24:]) >= 14
-
-
-def test_unordered_choices_get_a_column_each() -> None:
-    space: dict[str, BaseDistribution] = {
-        "kind": CategoricalDistribution(("a", "b", "c")),
-        "n": IntDistribution(2, 6, step=2),
-    }
-    features = PlainProblem(space, 2).features([{"kind": "b", "n": 4}, {"kind": "c", "n": 2}])
-    assert features.tolist() == [[0, 1, 0, 0.5], [0, 0, 1, 0]]
-    with pytest.raises(ValueError, match="integer and categorical"):
-        choices_of(FloatDistribution(0, 1))
-
-
-def test_the_inner_search_finds_the_front_of_a_small_space() -> None:
-    grid = np.array(list(product(range(6), repeat=3)))
-
-    def evaluate(genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = genomes / 5
-        costs = np.stack([x.sum(1), ((1 - x) ** 2).sum(1) + 0.3 * x[:, 0] * x[:, 1]], axis=1)
-        return costs, np.maximum(genomes[:, 2] - 4, 0).astype(float)
-
-    _, found, violations = nsga2(
-        evaluate, np.array([6, 6, 6]), start=grid[:0], population=20, generations=40, rng=np.random.default_rng(0)
-    )
-    costs, bad = evaluate(grid)
-    best = {tuple(c) for c in costs[bad <= 0][non_dominated(costs[bad <= 0])]}
-    mine = found[violations <= 0]
-    assert {tuple(c) for c in mine[non_dominated(mine)]} == best
-
-
-def test_survivors_prefer_feasible_then_rank_then_space() -> None:
-    costs = np.array([[0.0, 4.0], [1.0, 1.0], [4.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
-    order, rank, _ = survivors(costs, np.array([0, 0, 0, 0, 1.0]), 5)
-    assert order.tolist()[-2:] == [3, 4] and rank.tolist() == [0, 0, 0, 1, 2]
-    assert np.isinf(crowding_distance(costs[:3])[[0, 2]]).all()
-
-
-def test_a_batch_spreads_over_the_gap() -> None:
-    front = np.array([[0.0, 1.0], [1.0, 0.0]])
-    candidates = np.array([[0.5, 0.5], [0.51, 0.5], [0.1, 0.8], [0.95, 0.02]])
-    assert greedy_batch(candidates, front, 2)[0] == 0 and 1 not in greedy_batch(candidates, front, 3)
-
-
-@pytest.mark.parametrize("name", SURROGATES)
-def test_surrogates_learn_a_line_and_know_where_they_are_unsure(name: str) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.random((80, 4))
-    y = x @ [1.0, -2.0, 0.5, 0.0] + rng.normal(0, 0.02, 80)
-    model = SURROGATES[name]().fit(x, y)
-    mean, deviation = model.predict(x)
-    assert np.corrcoef(mean, y)[0, 1] > 0.95 and (deviation >= 0).all()
-    assert np.array_equal(SURROGATES[name]().fit(x, y).predict(x)[0], mean)
-
-
-def test_the_surrogate_with_the_lowest_error_is_chosen() -> None:
-    x = np.random.default_rng(0).random((60, 3))
-    line, steps = x @ [1.0, 2.0, 3.0], np.floor(x[:, 0] * 4) * (x[:, 1] > 0.5)
-    for y in (line, steps):
-        errors = cross_validated_errors(x, y)
-        assert type(best_surrogate(x, y)) is type(SURROGATES[min(errors, key=lambda n: errors[n])]())
-    assert min(cross_validated_errors(x, steps), key=cross_validated_errors(x, steps).get) == "forest"  # type: ignore[arg-type]
+    assert sum(feasible[:24]) <= 6 and sum(feasible[24:]) >= 12
 
 
 def test_a_bound_that_nothing_has_met_yet_is_approached() -> None:
@@ -179,3 +130,93 @@ def test_a_bound_that_nothing_has_met_yet_is_approached() -> None:
         study.tell(trial, (quality, cost))
     found = [trial.values[0] for trial in study.trials]
     assert np.mean(found[24:]) < np.mean(found[:24])
+
+
+LAYERED: dict[str, BaseDistribution] = {
+    **{f"kept{i}": CategoricalDistribution((False, True)) for i in range(4)},
+    **{f"rank{i}": IntDistribution(0, 3) for i in range(4)},
+}
+RANKS = {f"rank{i}": (f"kept{i}", (True,)) for i in range(4)}
+
+
+def test_parameters_that_do_not_count_make_no_new_point_and_may_be_left_out() -> None:
+    sampler = SurrogateSampler(LAYERED, conditions=RANKS, seed=0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    points = set()
+    for _ in range(60):
+        trial = study.ask()
+        kept = [trial.suggest_categorical(f"kept{i}", (False, True)) for i in range(4)]
+        ranks = tuple(trial.suggest_int(f"rank{i}", 0, 3) if k else None for i, k in enumerate(kept))
+        points.add(ranks)
+        used = np.array([-1 if rank is None else rank for rank in ranks])
+        study.tell(trial, [float(np.exp(-used @ [1, 2, 1, 3] / 8)), float((used + 1).sum())])
+    assert len(points) == 60
+
+
+def test_a_failed_point_is_proposed_once_more_and_no_more() -> None:
+    study = run(SurrogateSampler(SPACE, seed=0), 24)
+    first, second, third = study.ask(SPACE), None, None
+    study.tell(first, state=TrialState.FAIL)
+    second = study.ask(SPACE)
+    study.tell(second, state=TrialState.FAIL)
+    third = study.ask(SPACE)
+    assert second.params == first.params != third.params
+
+
+def test_what_is_running_takes_the_place_of_what_would_be_proposed_beside_it() -> None:
+    alone, beside = (run(knowing(), 22) for _ in range(2))
+    waiting = [beside.ask(SPACE) for _ in range(4)]
+    for _ in range(2):  # crosses the boundary at 24: the next model knows what is in flight
+        for study in (alone, beside):
+            trial = study.ask(SPACE)
+            study.tell(trial, objectives(trial.params))
+    alone_next, beside_next = ({tuple(study.ask(SPACE).params.items()) for _ in range(4)} for study in (alone, beside))
+    assert len(beside_next) == 4 and beside_next != alone_next
+    assert not beside_next & {tuple(trial.params.items()) for trial in waiting}
+
+
+def test_threads_share_a_sampler_and_a_pickled_one_goes_on() -> None:
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(SPACE, seed=0))
+    with ThreadPoolExecutor(4) as pool:
+        trials = list(pool.map(lambda _: study.ask(SPACE), range(40)))
+    assert len({tuple(trial.params.values()) for trial in trials}) == 40
+    whole = run(SurrogateSampler(SPACE, seed=1), 30)
+    half = run(SurrogateSampler(SPACE, seed=1), 22)
+    assert params(run(pickle.loads(pickle.dumps(half.sampler)), 8, half)) == params(whole)
+
+
+def test_enqueued_trials_take_nothing_from_the_sampler() -> None:
+    study = run(SurrogateSampler(SPACE, seed=0), 20)
+    study.enqueue_trial(given := {name: study.trials[0].params[name] for name in SPACE} | {"width0": 8, "kept0": True})
+    asked = study.ask(SPACE)
+    assert asked.params == given
+    study.tell(asked, state=TrialState.FAIL)
+    assert study.ask(SPACE).params == run(SurrogateSampler(SPACE, seed=0), 21).trials[20].params
+
+
+def test_a_small_space_is_exhausted_before_anything_repeats() -> None:
+    space: dict[str, BaseDistribution] = {"a": IntDistribution(0, 3), "b": CategoricalDistribution(("x", "y", "z"))}
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(space, seed=0))
+    for _ in range(14):
+        trial = study.ask(space)
+        study.tell(trial, [trial.params["a"], -trial.params["a"] - "xyz".index(trial.params["b"])])
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == 12
+
+
+def test_constant_and_infinite_values_do_no_harm() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=SurrogateSampler(SPACE, seed=0))
+    for number in range(20):
+        trial = study.ask(SPACE)
+        study.tell(trial, [1.0, float("inf") if number % 3 == 0 else 2.0])
+    assert len(study.trials) == 20
+
+
+def test_a_long_study_is_learned_from_its_end_and_evenly_before() -> None:
+    assert representative(range(10), 20) == range(10)  # type: ignore[arg-type, comparison-overlap]
+    chosen = representative(range(1000), 100)  # type: ignore[arg-type]
+    assert len(set(chosen)) == 100 and list(chosen[-50:]) == list(range(950, 1000)) and chosen[0] == 0
+
+
+def test_too_few_startup_trials_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 8"):
+        SurrogateSampler(SPACE, n_startup_trials=3)

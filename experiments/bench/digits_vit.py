@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import combinations, product
 from pathlib import Path
 
 import torch
+from problems import subnets
 
 from nas.config import Recipe
 from nas.evaluation import METRICS, EvaluationSet, logits_of
 from nas.pipeline import opened
 from nas.stages import load_supernet, make_parent, make_supernet
 from predictors import AnalyticCosts
-from search_spaces import SearchSpace, SubnetConfig
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"
 OVERRIDES = [
@@ -28,17 +26,6 @@ OVERRIDES = [
     "task.search_examples=400",
     "constraints={}",
 ]
-
-
-def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
-    """Every subnetwork of a per-layer space of heads and neurons."""
-    fields = ("num_attention_heads", "intermediate_size")
-    for depth in space.choices["num_hidden_layers"]:
-        for layers in combinations(space.parent.layers, depth):
-            kept = {f"layers.{i}": i in layers for i in space.parent.layers}
-            names = [f"{field}.{i}" for field in fields for i in layers]
-            for values in product(*(space.choices[name.partition(".")[0]] for name in names)):
-                yield space.from_params({**kept, **dict(zip(names, values, strict=True))})
 
 
 def tabulate(folder: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Problem:
         evaluate: Genomes (n, D), as of `nas.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
         front: The true front (k, m), or the best known.
-        space: The search space the parameters are of, if it is one.
+        space: The search space the parameters are of, if it is one; and the objectives of its subnetworks.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Problem:
     reference: np.ndarray
     front: np.ndarray
     space: SearchSpace | None = None
+    rows: Mapping[SubnetConfig, np.ndarray] = field(default_factory=dict)
 
     def volume(self, values: np.ndarray) -> float:
         """Hypervolume of objectives (n, m) as a share of the best known front's."""
@@ -172,18 +174,30 @@ def digits_vit(folder: Path) -> Problem:
         FileNotFoundError: If the folder lacks the table, which ``digits_vit.py`` beside this file makes.
     """
     table = json.loads((folder / "digits-vit.json").read_text())
-    rows = {key: np.array(row) for key, row in table["rows"].items()}
-    values = np.array(list(rows.values()))
     space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
     encoding = Encoding(space.distributions())
+    rows = {subnet: np.array(table["rows"][subnet.key]) for subnet in subnets(space)}
+    values = np.array(list(rows.values()))
     return Problem(
         "digits-vit",
         space.distributions(),
-        lambda genomes: np.array([rows[space.from_params(params).key] for params in encoding.decode(genomes)]),
+        lambda genomes: np.array([rows[space.from_params(params)] for params in encoding.decode(genomes)]),
         reference=values.max(0),
         front=values[non_dominated(values)],
         space=space,
+        rows=rows,
     )
+
+
+def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
+    """Every subnetwork of a per-layer space of heads and neurons."""
+    fields = ("num_attention_heads", "intermediate_size")
+    for depth in space.choices["num_hidden_layers"]:
+        for layers in combinations(space.parent.layers, depth):
+            kept = {f"layers.{i}": i in layers for i in space.parent.layers}
+            names = [f"{field}.{i}" for field in fields for i in layers]
+            for values in product(*(space.choices[name.partition(".")[0]] for name in names)):
+                yield space.from_params({**kept, **dict(zip(names, values, strict=True))})
 
 
 PROBLEMS: dict[str, Callable[[Path], Problem]] = {

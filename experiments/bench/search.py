@@ -12,6 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from problems import PROBLEMS, Problem
 
 from nas.encoding import Encoding
-from nas.problem import PlainProblem
+from nas.problem import Candidates, PlainProblem
 from nas.sampler import SurrogateSampler
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
@@ -44,16 +45,18 @@ class Costs(PlainProblem):
         space = self.problem.space
         return super().key(params) if space is None else space.from_params(dict(params)).key
 
-    def features(self, genomes: np.ndarray) -> np.ndarray:
-        space = self.problem.space
+    def describe(self, genomes: np.ndarray) -> Candidates:
+        seen, space = super().describe(genomes), self.problem.space
         if space is None:
-            return super().features(genomes)
-        return np.stack([space.encode(space.from_params(params)) for params in self.encoding.decode(genomes)])
+            values = self.problem.evaluate(genomes)
+            return replace(seen, values=self._hide(values))
+        subnets = [space.from_params(params) for params in self.encoding.decode(genomes)]
+        values = np.array([self.problem.rows[subnet] for subnet in subnets])
+        return replace(seen, values=self._hide(values), features=np.stack([space.encode(s) for s in subnets]))
 
-    def known(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = self.problem.evaluate(genomes).copy()
-        values[:, 0] = np.nan
-        return values, np.zeros(len(genomes))
+    @staticmethod
+    def _hide(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.full((len(values), 1), np.nan), values[:, 1:]], axis=1)
 
 
 OURS = "SurrogateSampler"

@@ -1,0 +1,92 @@
+"""Quality surrogates: they learn, know where they are unsure, and the best of them is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
+
+from predictors.gaussian_process import JITTER, GaussianProcess
+from predictors.surrogate import SURROGATES, Learned, cross_validate
+
+RNG = np.random.default_rng(0)
+X = RNG.random((80, 6))
+LINE = X @ [1.0, -2.0, 0.5, 0.0, 0.0, 0.0] + RNG.normal(0, 0.02, 80)
+STEPS = np.floor(X[:, 0] * 4) * (X[:, 1] > 0.5) + RNG.normal(0, 0.02, 80)
+PRODUCT = np.sin(4 * X[:, 0]) * X[:, 1]
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_learn_a_line_and_know_where_they_are_unsure(name: str) -> None:
+    model = SURROGATES[name]().fit(X, LINE)
+    mean, deviation = model.predict(X)
+    assert np.corrcoef(mean, LINE)[0, 1] > 0.95 and (deviation >= 0).all()
+    assert np.array_equal(SURROGATES[name]().fit(X, LINE).predict(X)[0], mean)
+
+
+def test_the_gaussian_process_is_the_textbooks() -> None:
+    ours = GaussianProcess().fit(X, PRODUCT)
+    linear, curved, noise = np.exp(ours._theta[-3:])
+    root = np.exp(ours._theta[:-3] / 2)
+    kernel = ConstantKernel(linear) * DotProduct(0.0) + ConstantKernel(curved) * Matern(1.0, nu=2.5)
+    reference = GaussianProcessRegressor(kernel + WhiteKernel(noise + JITTER), optimizer=None, alpha=0.0)
+    centre, scale = PRODUCT.mean(), PRODUCT.std()
+    reference.fit((X - X.mean(0)) * root, (PRODUCT - centre) / scale)
+    new = RNG.random((20, 6))
+    mean, deviation = reference.predict((new - X.mean(0)) * root, return_std=True)
+    found, spread = ours.predict(new)
+    assert np.allclose(found, mean * scale + centre, atol=1e-6)
+    assert np.allclose(spread, np.sqrt(np.maximum(deviation**2 - noise - JITTER, 0)) * scale, atol=1e-3)
+
+
+def test_the_gaussian_process_has_the_right_gradient_and_finds_what_matters() -> None:
+    model = GaussianProcess().fit(X, PRODUCT)
+    theta = 0.7 * model._theta
+    wrong = check_grad(lambda t: model._loss(t)[0], lambda t: model._loss(t)[1], theta)
+    assert wrong < 1e-4 * np.linalg.norm(model._loss(theta)[1])
+    relevance = model._theta[:6]
+    assert relevance[:2].min() > relevance[2:].max() + 1
+
+
+def test_an_update_conditions_on_new_points_with_the_kernel_as_it_was() -> None:
+    model = GaussianProcess().fit(X[:40], PRODUCT[:40])
+    before = model._theta.copy()
+    mean, _ = model.update(X, PRODUCT).predict(X)
+    assert np.array_equal(model._theta, before) and np.abs(mean - PRODUCT).max() < 0.1
+
+
+def test_cross_validation_finds_the_line_linear_and_the_steps_not() -> None:
+    line, steps = cross_validate(X, LINE), cross_validate(X, STEPS)
+    assert line["ridge"].error < line["forest"].error and steps["forest"].error < steps["ridge"].error
+    assert Learned(X, STEPS).name == min(cross_validate(X, Learned(X, STEPS).transform(STEPS)).items(), key=_error)[0]
+    assert "boosting" not in line and "boosting" in cross_validate(RNG.random((120, 2)), RNG.random(120))
+
+
+def _error(item: tuple[str, object]) -> float:
+    return item[1].error  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_spread_that_is_too_small_is_widened() -> None:
+    rng = np.random.default_rng(1)
+    features, values = rng.random((60, 30)), rng.normal(size=60)
+    new = rng.normal(size=2000)
+    mean, deviation = Learned(features, values).predict(rng.random((2000, 30)))
+    scaled = (Learned(features, values).transform(new) - mean) / deviation
+    assert np.sqrt((scaled**2).mean()) < 6.0
+    assert cross_validate(X, STEPS)["ridge"].calibration > 2
+
+
+def test_a_learned_figure_keeps_the_order_of_values_and_gives_probabilities() -> None:
+    learned = Learned(X, np.exp(5 * LINE))
+    assert (np.diff(learned.transform(np.linspace(-1, 200, 50))) > 0).all()
+    chances = learned.probability_below(X, np.exp(5 * np.quantile(LINE, [0.0, 0.5, 1.0])))
+    assert chances.shape == (80, 3) and (np.diff(chances, axis=1) >= 0).all()
+    best, worst = np.argmin(LINE), np.argmax(LINE)
+    assert chances[best, 1] > 0.9 and chances[worst, 1] < 0.1
+
+
+def test_equal_values_are_no_error() -> None:
+    mean, deviation = Learned(X, np.ones(80)).predict(X)
+    assert np.isfinite(mean).all() and (deviation > 0).all()
