@@ -49,9 +49,10 @@ def tags(sentence: str) -> list[str]:
     ]
 
 
-def answer(sentence: str) -> dict[str, Any]:
-    word = sentence.split()[-1]
-    return {"text": [word], "answer_start": [sentence.rindex(word)]}
+def answer(sentence: str, words: int = 1) -> dict[str, Any]:
+    """The last words of a sentence."""
+    text = " ".join(sentence.split()[-words:])
+    return {"text": [text], "answer_start": [sentence.rindex(text)]}
 
 
 def moods(sentence: str) -> list[str]:
@@ -355,7 +356,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
     long = " ".join(["the film was bad not good"] * 4)
 
     def rows(sentence: str) -> dict[str, Any]:
-        return {"question": "film", "context": f"{long} {sentence}", "answers": answer(f"{long} {sentence}")}
+        return {"question": "film", "context": f"{long} {sentence}", "answers": answer(f"{long} {sentence}", 3)}
 
     bench = make("answers", rows, max_length=16)
     splits = bench.splits
