@@ -70,6 +70,12 @@ class Layout:
     Args:
         config: The parent's Hugging Face config.
 
+    Attributes:
+        family: The table of its type.
+        config: A copy of the config.
+        sizes: The part of it that holds the sizes.
+        head_dim: Channels of one attention head.
+
     Raises:
         InputError: If the model type is not supported, or the config is one that its table does not cover.
     """
@@ -84,6 +90,7 @@ class Layout:
                     f"`{config.model_type}` is supported with `{name}` {value!r} only, but got "
                     f"{getattr(self.sizes, name)!r}; choose another model."
                 )
+        self.head_dim = self._head_dim()
         self.locate = cache(self._locate)
 
     # -- the parent ---------------------------------------------------------------------------------------------------
@@ -93,8 +100,7 @@ class Layout:
         """Layers of each stack."""
         return tuple(int(getattr(self.sizes, name)) for name in self.family.names("num_hidden_layers"))
 
-    @cached_property
-    def head_dim(self) -> int:
+    def _head_dim(self) -> int:
         """Channels of one attention head.
 
         Raises:
