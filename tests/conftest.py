@@ -114,6 +114,7 @@ TOYS: dict[str, Toy] = {
     for toy in (
         Toy("bert", {**SIZES, **TEXT}),
         Toy("roberta", {**SIZES, **TEXT}),
+        Toy("xlm-roberta", {**SIZES, **TEXT}),
         Toy("distilbert", {**DISTIL, **TEXT}),
         Toy("electra", {**SIZES, **TEXT, "embedding_size": 24}),
         Toy("albert", {**SIZES, **TEXT, "embedding_size": 24}),

@@ -32,6 +32,7 @@ from search_spaces.families.smollm3 import SMOLLM3
 from search_spaces.families.t5 import T5
 from search_spaces.families.vit import VIT
 from search_spaces.families.whisper import WHISPER
+from search_spaces.families.xlm_roberta import XLM_ROBERTA
 from search_spaces.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         BERT,
         ROBERTA,
+        XLM_ROBERTA,
         DISTILBERT,
         ELECTRA,
         ALBERT,
