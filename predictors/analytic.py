@@ -58,9 +58,8 @@ class AnalyticCosts:
     def of(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
         """Reads the shapes of a parent model: its full size, whatever subnetwork of it is active."""
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-        distinct = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        recomputed = model._keys_to_ignore_on_save or ()
-        state = {name: tensor for name, tensor in every.items() if name in distinct and name not in recomputed}
+        left_out = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
+        state = {name: tensor for name, tensor in every.items() if name not in left_out}
         disk_names = _disk_names(model, state)
         return cls(
             layout=layout,
