@@ -103,12 +103,13 @@ def block_solutions(
         subnet = _solve_within(program, budget, bounds)
         if subnet is not None:
             found.setdefault(subnet.key, subnet)
-    if not found:
-        costs = {name: float(cost(name, [space.smallest])[0]) for name in bounds}
+    costs = {name: float(cost(name, [space.smallest])[0]) for name in bounds}
+    if not found and excess(costs, bounds) > 0:
         raise InputError(
             f"no subnetwork made of the blocks scored meets the constraints; the smallest reaches "
             f"{reached(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
         )
+    found = found or {space.smallest.key: space.smallest}
     first = objectives[0] if objectives else next(iter(bounds), None)
     return sorted(found.values(), key=lambda subnet: cost(first, [subnet])[0]) if first else list(found.values())
 
@@ -133,7 +134,7 @@ def _budgets(program: _Program, objectives: Sequence[str], limit: int) -> Iterat
 def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound]) -> SubnetConfig | None:
     """The best subnetwork of a budget that truly meets the bounds; None if none is found."""
     slack = dict.fromkeys(bounds, 0.0)
-    for _ in range(CORRECTIONS):
+    for attempt in range(1, CORRECTIONS + 1):
         limits = [program.bounded(name, bound, slack[name]) for name, bound in bounds.items()]
         subnet = program.solve([budget, *limits])
         if subnet is None:
@@ -143,7 +144,7 @@ def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound])
             return subnet
         for name, bound in bounds.items():
             missed = bound.violation(costs[name])
-            slack[name] += missed + 1e-6 * abs(bound.value) if missed > 0 else 0.0
+            slack[name] += attempt * missed + 1e-6 * abs(bound.value) if missed > 0 else 0.0
     return None
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.special import ndtr
 
 from nas.encoding import Encoding, choices_of
 from nas.improvement import by_expected_improvement, open_region
 from nas.ledger import Ledger
-from nas.nsga2 import crowding_distance, nsga2, survivors
+from nas.nsga2 import _offspring, crowding_distance, nsga2, survivors
 from nas.pareto import hypervolume, non_dominated
 
 SPACE: dict[str, BaseDistribution] = {
@@ -104,6 +105,22 @@ def test_unlikely_and_pending_points_are_worth_less() -> None:
     assert next(by_expected_improvement(dominates, nothing)) == 0
     assert next(by_expected_improvement(dominates * [[0.5], [1.0]], nothing)) == 1
     assert next(by_expected_improvement(dominates, dominates[:1])) == 1
+
+
+def test_a_neighbour_of_what_is_chosen_comes_after_a_lesser_point_elsewhere() -> None:
+    region = np.random.default_rng(0).random((4000, 2))
+    points = np.array([[0.5, 0.1], [0.51, 0.1], [0.1, 0.6]])
+    chances = ndtr((region - points[:, None]) / 0.1).prod(2)
+    assert list(by_expected_improvement(chances, np.zeros((0, 4000)))) == [0, 2, 1]
+
+
+def test_only_ordered_genes_take_steps() -> None:
+    parents, rank = np.full((2, 1), 50), np.zeros(2)
+    for ordered, share in ((True, 0.5), (False, 0.02)):
+        children = _offspring(
+            parents, rank, rank, np.array([101]), np.array([ordered]), 4000, np.random.default_rng(0)
+        )
+        assert np.isin(children, [49, 51]).mean() == pytest.approx(share, abs=0.03)
 
 
 def test_a_ledger_reads_late_finishers_in_their_place() -> None:

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from nas.encoding import Encoding
 from nas.pareto import hypervolume
 from nas.problem import Candidates, PlainProblem
+from nas.proposals import propose
 from nas.sampler import SurrogateSampler, representative
 
 LAYERS = 5
@@ -163,16 +164,29 @@ def test_a_failed_point_is_proposed_once_more_and_no_more() -> None:
     assert second.params == first.params != third.params
 
 
-def test_what_is_running_takes_the_place_of_what_would_be_proposed_beside_it() -> None:
-    alone, beside = (run(knowing(), 22) for _ in range(2))
-    waiting = [beside.ask(SPACE) for _ in range(4)]
-    for _ in range(2):  # crosses the boundary at 24: the next model knows what is in flight
-        for study in (alone, beside):
-            trial = study.ask(SPACE)
-            study.tell(trial, objectives(trial.params))
-    alone_next, beside_next = ({tuple(study.ask(SPACE).params.items()) for _ in range(4)} for study in (alone, beside))
-    assert len(beside_next) == 4 and beside_next != alone_next
-    assert not beside_next & {tuple(trial.params.items()) for trial in waiting}
+def test_a_model_knows_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, Any]]] = []
+
+    def spy(model: Any, encoding: Encoding, done: Any, running: np.ndarray, rng: Any) -> Any:
+        asked.append(encoding.decode(running))
+        alone = next(propose(model, encoding, done, running[:0], np.random.default_rng(0)))
+        asked.append([alone, next(propose(model, encoding, done, encoding.encode([alone]), np.random.default_rng(0)))])
+        return propose(model, encoding, done, running, rng)
+
+    study = run(knowing(), 22)
+    waiting = [study.ask(SPACE) for _ in range(4)]
+    monkeypatch.setattr("nas.sampler.propose", spy)
+    run(study.sampler, 5, study)
+    assert asked[0] == KNOWN.encoding.decode(KNOWN.encoding.encode([trial.params for trial in waiting]))
+    assert asked[1][0] != asked[1][1]
+
+
+def test_a_point_is_taken_before_the_study_shows_it() -> None:
+    sampler = SurrogateSampler(SPACE, seed=0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    started = [study.ask() for _ in range(2)]
+    first, second = (sampler.sample_relative(study, study.trials[trial.number], SPACE) for trial in started)
+    assert first != second
 
 
 def test_threads_share_a_sampler_and_a_pickled_one_goes_on() -> None:
