@@ -165,7 +165,7 @@ def test_a_command_line_that_cannot_be_read(arguments: tuple[str, ...], refused:
     ("change", "says"),
     [
         ({"hidden_size": 50}, ("num_attention_heads", "divide", "50", "4")),
-        ({"model_type": "gpt2"}, ("gpt2", "bert", "vit")),
+        ({"model_type": "ctrl"}, ("`ctrl` is not supported", "bert", "CONTRIBUTING.md")),
         ({"model_type": "bret"}, ("bret",)),
     ],
 )
