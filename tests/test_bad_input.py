@@ -208,7 +208,7 @@ LABELS: dict[str, tuple[str, Callable[[int, Any], Any], tuple[str, ...]]] = {
     "unlabelled test": ("test.csv", lambda k, v: -1, ("test.csv", "unlabelled", "-1", "another split")),
     "missing labels": ("test.csv", lambda k, v: None if k == 2 else v, ("test.csv", "unlabelled", "None")),
     "one class only": ("train.parquet", lambda k, v: 1, ("train.parquet", "two classes", "1")),
-    "several labels a row": ("train.parquet", lambda k, v: [v], ("train.parquet", "`label`", "task.label")),
+    "several labels a row": ("train.parquet", lambda k, v: [v], ("test.csv", "lists of classes", "task.label")),
 }
 
 
