@@ -160,8 +160,8 @@ def test_a_command_line_that_cannot_be_read(arguments: tuple[str, ...], refused:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_size": 50}, ("num_attention_heads", "divide", "50", "4")),
-        ({"model_type": "gpt2"}, ("gpt2", "bert", "vit")),
+        ({"hidden_size": 50}, ("config.json", "multiple", "50", "4")),
+        ({"model_type": "gptj"}, ("gptj", "gpt2", "vit")),
         ({"model_type": "bret"}, ("bret",)),
     ],
 )
