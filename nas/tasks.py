@@ -193,12 +193,23 @@ class Workbench:
         transformers.set_seed(self.recipe.seed)
         if folder is None and self.untrained:
             self.config.update({**labels, **({"num_labels": len(labels["id2label"])} if labels else {})})
-            model = getattr(transformers, self.auto_class).from_config(self.config)
+            model = self._fresh()
         else:
             model = self._pretrained(folder, labels)
         if folder is None:
             self.splits.task.configure(model.config)
         return model
+
+    def _fresh(self) -> PreTrainedModel:
+        import transformers
+
+        try:
+            return getattr(transformers, self.auto_class).from_config(self.config)
+        except ValueError as error:
+            raise InputError(
+                f"no model can be made from the config.json of `{self.recipe.model}`: "
+                f"{' '.join(str(error).split())[:200]}."
+            ) from None
 
     def _new_labels(self) -> dict[str, dict[Any, Any]]:
         names = self.splits.task.names

@@ -164,8 +164,8 @@ def test_a_command_line_that_cannot_be_read(arguments: tuple[str, ...], refused:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_size": 50}, ("num_attention_heads", "divide", "50", "4")),
-        ({"model_type": "ctrl"}, ("`ctrl` is not supported", "bert", "CONTRIBUTING.md")),
+        ({"hidden_size": 50}, ("config.json", "multiple", "50", "4")),
+        ({"model_type": "gptj"}, ("gptj", "gpt2", "vit")),
         ({"model_type": "bret"}, ("bret",)),
     ],
 )
@@ -212,7 +212,7 @@ LABELS: dict[str, tuple[str, Callable[[int, Any], Any], tuple[str, ...]]] = {
     "unlabelled test": ("test.csv", lambda k, v: -1, ("test.csv", "unlabelled", "-1", "another split")),
     "missing labels": ("test.csv", lambda k, v: None if k == 2 else v, ("test.csv", "unlabelled", "None")),
     "one class only": ("train.parquet", lambda k, v: 1, ("train.parquet", "two classes", "1")),
-    "several labels a row": ("train.parquet", lambda k, v: [v], ("train.parquet", "`label`", "task.label")),
+    "several labels a row": ("train.parquet", lambda k, v: [v], ("test.csv", "lists of classes", "task.label")),
 }
 
 
