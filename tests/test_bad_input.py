@@ -164,7 +164,7 @@ def test_a_command_line_that_cannot_be_read(arguments: tuple[str, ...], refused:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_size": 50}, ("config.json", "multiple", "50", "4")),
+        ({"hidden_size": 50}, ("num_attention_heads", "divide", "50", "4")),
         ({"model_type": "gptj"}, ("gptj", "gpt2", "vit")),
         ({"model_type": "bret"}, ("bret",)),
     ],
