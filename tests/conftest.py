@@ -237,3 +237,11 @@ def text_recipe(text_folder: Path) -> Path:
 def read_lines(path: Path) -> list[Any]:
     """A JSON lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def make(text_folder: Path) -> Callable[..., Any]:
+    """Makes a workbench for any of the cases of `toy_tasks`."""
+    from toy_tasks import builder
+
+    return builder(text_folder)

@@ -56,6 +56,7 @@ class TaskType(ABC):
     default_quality: ClassVar[str] = "loss"
     folder: ClassVar[str] = "imagefolder"
     reads_tokens: ClassVar[bool] = True
+    writes_words: ClassVar[bool] = False
     compared: ClassVar[tuple[str, ...]] = ()
     names: list[str]
     problem_type: str | None = None
@@ -125,8 +126,11 @@ class TaskType(ABC):
 
     @property
     def evaluation_batch_size(self) -> int:
-        """Examples of one batch when a model is scored."""
-        return EVALUATION_BATCH_SIZE
+        """Examples of one batch when a model is scored; of words, as many as all their scores leave room for."""
+        if not self.writes_words:
+            return EVALUATION_BATCH_SIZE
+        fitting = LOGITS_IN_MEMORY // (self.task.max_length * self.config.vocab_size)
+        return max(1, min(EVALUATION_BATCH_SIZE, fitting))
 
     def metric(self, name: str) -> Metric:
         """A quality by name, one of ours or of the recipe's ``task.metrics``.

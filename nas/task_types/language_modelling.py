@@ -12,9 +12,7 @@ from nas import metrics
 from nas.data import text_column
 from nas.metrics import Metric, objects
 from nas.task_types.base import (
-    EVALUATION_BATCH_SIZE,
     IGNORED,
-    LOGITS_IN_MEMORY,
     Batch,
     Row,
     TextTask,
@@ -36,6 +34,7 @@ class LanguageModelling(TextTask):
     means over tokens; their standard errors are over blocks.
     """
 
+    writes_words = True
     metrics: Mapping[str, Metric] = {
         "loss": metrics.mean_of("loss", "scored"),
         "perplexity": metrics.perplexity,
@@ -51,11 +50,6 @@ class LanguageModelling(TextTask):
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Blocks are rows already."""
         return examples
-
-    @property
-    def evaluation_batch_size(self) -> int:
-        """As many blocks as their scores of all words leave room for."""
-        return max(1, min(EVALUATION_BATCH_SIZE, LOGITS_IN_MEMORY // (self.task.max_length * self.config.vocab_size)))
 
     def found(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]

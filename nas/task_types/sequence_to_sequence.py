@@ -11,9 +11,7 @@ import numpy as np
 from nas import metrics
 from nas.metrics import Metric, objects
 from nas.task_types.base import (
-    EVALUATION_BATCH_SIZE,
     IGNORED,
-    LOGITS_IN_MEMORY,
     Batch,
     Row,
     TaskType,
@@ -40,6 +38,7 @@ class SequenceToSequence(TaskType):
     """
 
     compared = ("target",)
+    writes_words = True
     metrics: Mapping[str, Metric] = {
         "loss": metrics.mean_of("loss", "scored"),
         "perplexity": metrics.perplexity,
@@ -60,11 +59,6 @@ class SequenceToSequence(TaskType):
         if name in TEXT_METRICS and name not in self.task.metrics:
             TEXT_METRICS[name].require(name)
         return super().metric(name)
-
-    @property
-    def evaluation_batch_size(self) -> int:
-        """As many texts as their scores of all words leave room for."""
-        return max(1, min(EVALUATION_BATCH_SIZE, LOGITS_IN_MEMORY // (self.task.max_length * self.config.vocab_size)))
 
     @property
     @abstractmethod

@@ -1,0 +1,121 @@
+"""Evaluation sets and qualities, against scikit-learn, scipy and metrics of one's own."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_tasks import CASES, Make
+
+from nas.config import Recipe
+from nas.evaluation import EvaluationSet, score, spread
+from nas.tasks import Workbench
+
+
+def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_lengths(make: Make) -> None:
+    bench = make("single label")
+    splits = bench.splits
+    examples = EvaluationSet.of(splits.task.process(splits.task.train, "toy"), splits.task, 4)
+    assert len(examples) == 108 and [len(examples.first(n)) for n in (1, 8, 9, 1000)] == [4, 8, 8, 108]
+    small, large = examples.first(16), examples.first(40)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(small.batches, large.batches, strict=False))
+    lengths = [batch["input_ids"].shape[1] for batch in small.batches]
+    assert min(lengths) == 6 and max(lengths) == 8
+    assert sorted(spread(27)) == list(range(27)) and spread(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
+    from nas.evaluation import found_of
+
+    metrics = pytest.importorskip("sklearn.metrics")
+    bench = make("tags")
+    examples, model = bench.splits.test, bench.load_model().eval()
+    found = found_of(model, examples, ["f1"])
+    true, guess = (np.concatenate(found[name]) for name in ("labels", "predictions"))
+    inside = [k for k, name in enumerate(bench.splits.task.names) if name != "O"]
+    expected = metrics.f1_score(true, guess, labels=inside, average="micro")
+    got = score(model, examples, ["f1", "accuracy"])
+    assert got["f1"].value == pytest.approx(expected) and got["accuracy"].value == pytest.approx(
+        (true == guess).mean()
+    )
+
+
+def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> None:
+    from nas.evaluation import found_of
+
+    stats, metrics = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
+    bench = make("regression")
+    model, examples = bench.load_model().eval(), bench.splits.test
+    found = found_of(model, examples, ["r2"])
+    x, y = found["labels"], found["predictions"]
+    expected = {
+        "pearsonr": stats.pearsonr(x, y)[0],
+        "spearmanr": stats.spearmanr(x, y)[0],
+        "mean_squared_error": metrics.mean_squared_error(x, y),
+        "mean_absolute_error": metrics.mean_absolute_error(x, y),
+        "r2": metrics.r2_score(x, y),
+        "loss": metrics.mean_squared_error(x, y),
+    }
+    got = {name: one.value for name, one in score(model, examples, list(expected)).items()}
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_sets_of_classes_are_scored_as_scikit_learn_scores_them(make: Make) -> None:
+    from nas.evaluation import found_of
+
+    metrics = pytest.importorskip("sklearn.metrics")
+    bench = make("multi-label")
+    model, examples = bench.load_model().eval(), bench.splits.test
+    found = found_of(model, examples, ["f1"])
+    expected = metrics.f1_score(found["labels"], found["predictions"], average="micro")
+    got = score(model, examples, ["f1", "accuracy"])
+    assert got["f1"].value == pytest.approx(expected)
+    assert got["accuracy"].value == pytest.approx(metrics.accuracy_score(found["labels"], found["predictions"]))
+
+
+METRIC = "def length(labels, predictions):\n    return float(len(labels)) + (labels == predictions).mean()\n"
+
+
+def test_a_metric_of_ones_own_is_a_quality_like_others(make: Make, text_folder: Path) -> None:
+    (text_folder / "own.py").write_text(METRIC)
+    own = {"mine": "own.py:length", "balanced": "sklearn.metrics:balanced_accuracy_score"}
+    bench = make("single label", metrics=own)
+    data = {**bench.recipe.model_dump(mode="json"), "objectives": {"mine": "minimize", "latency_ms": "minimize"}}
+    recipe = Recipe.parse(data)
+    assert recipe.quality == "mine" and recipe.qualities == ["mine"]
+    model, examples = bench.load_model().eval(), Workbench(recipe).splits.test
+    found = score(model, examples, ["mine", "accuracy", "balanced"])
+    assert found["mine"].value == pytest.approx(36 + found["accuracy"].value)
+    assert found["mine"].standard_error == pytest.approx(found["accuracy"].standard_error)
+    assert found["balanced"].value == pytest.approx(0.5, abs=0.4)
+
+
+def test_a_metric_of_the_evaluate_library_may_be_a_local_folder(make: Make, tmp_path: Path) -> None:
+    pytest.importorskip("evaluate")
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "half.py").write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class Half(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        number = datasets.Features({k: datasets.Value('int32') for k in ('predictions', 'references')})\n"
+        "        return evaluate.MetricInfo(description='', citation='', inputs_description='', features=number)\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'half': sum(p == r for p, r in zip(predictions, references)) / len(references) / 2}\n"
+    )
+    bench = make("single label", metrics={"half": f"evaluate:{folder}"})
+    found = score(bench.load_model().eval(), bench.splits.test.first(1), ["half", "accuracy"])
+    assert found["half"].value == pytest.approx(found["accuracy"].value / 2)
+
+
+@pytest.mark.parametrize("case", ["answers", "pairs", "masks", "tags"])
+def test_an_evaluation_set_travels_without_the_data_and_scores_the_same(case: str, make: Make) -> None:
+    bench, names = make(case), [CASES[case][3][0], "loss"]
+    model, examples = bench.load_model().eval(), bench.splits.test
+    travelled = pickle.loads(pickle.dumps(examples))
+    assert not hasattr(travelled.task, "train") and not hasattr(travelled.task, "test")
+    assert score(model, travelled, names) == score(model, examples, names)

@@ -1,0 +1,97 @@
+"""Labels of every kind: classes, lists of classes, numbers, tags, and what a head makes of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bert
+from toy_tasks import Make, Rows, causal, jsonl
+
+from nas.config import Recipe
+from nas.evaluation import score
+from nas.task_types.base import IGNORED, model_inputs
+from nas.tasks import Workbench
+from predictors import Workload
+
+
+@pytest.mark.parametrize(
+    ("case", "problem_type", "names"),
+    [
+        ("single label", "single_label_classification", ["False", "True"]),
+        ("regression", "regression", ["LABEL_0"]),
+        ("multi-label", "multi_label_classification", ["good", "very"]),
+        ("multi-hot", "multi_label_classification", ["0", "1"]),
+    ],
+)
+def test_the_problem_type_follows_from_the_labels(case: str, problem_type: str, names: list[str], make: Make) -> None:
+    bench = make(case)
+    config = bench.load_model().config
+    assert (config.problem_type, list(config.id2label.values())) == (problem_type, names)
+    assert bench.load_model()(**bench.dummy_inputs(Workload(sequence_length=8))).logits.shape == (1, len(names))
+
+
+def test_lists_of_classes_become_zeros_and_ones(make: Make) -> None:
+    for case, row in (("multi-label", [1.0, 0.0]), ("multi-hot", [1.0, 0.0])):
+        splits = make(case).splits
+        good, very = (splits.task.processor.convert_tokens_to_ids(w) for w in ("good", "very"))
+        rows = [r for r in splits.train if good in r["input_ids"] and very not in r["input_ids"]]
+        assert rows and all(r["labels"] == row for r in rows)
+
+
+def test_whole_numbers_are_classes_unless_the_recipe_or_the_head_says_regression(
+    make: Make, text_folder: Path
+) -> None:
+    rows: Rows = lambda s: {"text": s, "label": 1 + s.count("very")}  # noqa: E731
+    assert make("single label", rows).splits.task.problem_type == "single_label_classification"
+    assert make("regression", rows, problem_type="regression").splits.task.problem_type == "regression"
+    bert(num_labels=1).save_pretrained(text_folder / "model")
+    bench = make("regression", rows)
+    assert bench.splits.task.problem_type == "regression" and bench.has_head
+
+
+def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
+    bench = make("tags", lambda s: {"tokens": ["the film", "good"], "ner_tags": ["B", "O"]})
+    row = bench.splits.train[0]
+    assert bench.processor.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "the", "film", "good", "[SEP]"]
+    assert row["labels"] == [IGNORED, 0, IGNORED, 1, IGNORED]
+    batch = bench.splits.task.collate([row, {name: values[:2] for name, values in row.items()}])
+    assert batch["labels"].tolist()[1] == [IGNORED, 0, IGNORED, IGNORED, IGNORED]
+
+
+def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> None:
+    from conftest import TOYS
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    toy = TOYS["vit"].model()
+    toy.config.save_pretrained(tmp_path / "model")
+    size = toy.config.image_size
+    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    labels = [["red"], ["red", "dark"], [], ["dark"]] * 3
+    for k in range(12):
+        Image.new("RGB", (10, 6), (20 * k, k, k)).save(tmp_path / "images" / f"{k}.png")
+    jsonl(tmp_path / "images" / "metadata", [{"file_name": f"{k}.png", "label": labels[k]} for k in range(12)])
+    source = str(tmp_path / "images")
+    task = {"type": "image-classification", "train": source, "test": source, "search_examples": 4}
+    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    (batch,) = bench.splits.test.batches
+    assert bench.splits.task.names == ["dark", "red"]
+    assert batch["labels"].tolist() == [[float("dark" in row), float("red" in row)] for row in labels]
+    found = score(bench.load_model().eval(), bench.splits.test, ["f1", "accuracy", "loss"])
+    assert found["loss"].value == pytest.approx(bench.load_model().eval()(**batch).loss.item(), rel=1e-5)
+
+
+def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder: Path) -> None:
+    shutil.rmtree(text_folder / "model")
+    causal(text_folder / "model")
+    bench = make("single label")
+    model = bench.load_model().eval()
+    batch = bench.splits.test.batches[0]
+    texts = [ids[mask > 0] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert len(set(map(len, texts))) > 1 and model.config.pad_token_id is not None
+    alone = [model(input_ids=text[None]).logits[0] for text in texts]
+    torch.testing.assert_close(model(**model_inputs(batch)).logits, torch.stack(alone), atol=1e-5, rtol=1e-4)

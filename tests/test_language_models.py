@@ -1,0 +1,186 @@
+"""Language models: blocks of joined texts, masks, losses of tokens; texts and speech that a decoder writes."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_bench, tokenizer, whisper
+
+from nas.config import Recipe
+from nas.evaluation import found_of, score
+from nas.task_types.base import IGNORED, model_inputs
+from nas.tasks import Workbench
+from nas.training import DistillationTrainer
+from predictors import Workload
+
+
+def lm_bench(folder: Path, kind: str, text: str, model: str = "lm", **task: Any) -> Workbench:
+    (folder / "lm.txt").write_text(text)
+    source = str(folder / "lm.txt")
+    section = {"type": kind, "train": source, "test": source, "max_length": 8, "search_examples": 5, **task}
+    return Workbench(Recipe.parse({"model": str(folder / model), "task": section, "space": {}}))
+
+
+TEXT_OF_LINES = "".join(f"{sentence}\n" for sentence in SENTENCES)
+
+
+def test_a_plain_text_is_cut_into_blocks_that_follow_each_other(tmp_path: Path) -> None:
+    words = tokenizer(tmp_path / "lm")
+    causal(tmp_path / "lm")
+    task = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.task
+    ids = words(TEXT_OF_LINES)["input_ids"]
+    assert [len(row) for row in task.train["input_ids"]] == [8] * (len(ids) // 8)
+    assert list(chain(*task.train["input_ids"])) == ids[: len(ids) // 8 * 8]
+    assert words.convert_tokens_to_ids("\n") in ids
+
+
+def test_the_loss_of_a_causal_model_is_of_the_next_token_and_of_all_tokens_alike(tmp_path: Path) -> None:
+    model = causal(tmp_path / "lm")
+    examples = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.test
+    with torch.inference_mode():
+        losses, right = [], []
+        for batch in examples.batches:
+            logits, ids = model(batch["input_ids"]).logits[:, :-1], batch["input_ids"][:, 1:]
+            losses += F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").tolist()
+            right += (logits.argmax(-1) == ids).flatten().tolist()
+    found = score(model, examples, ["loss", "perplexity", "accuracy"])
+    assert found["loss"].value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["perplexity"].value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert found["accuracy"].value == pytest.approx(np.mean(right))
+    assert found["loss"].standard_error == pytest.approx(np.std(losses) / math.sqrt(len(losses)), rel=0.5)
+
+
+def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas.task_types import base
+
+    model = causal(tmp_path / "lm")
+    monkeypatch.setattr(base, "LOGITS_IN_MEMORY", 3 * 8 * model.config.vocab_size)
+    examples = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.search
+    assert {len(batch["input_ids"]) for batch in examples.batches} == {3, 2}
+    found = found_of(model, examples, ["loss"])
+    tokens = sum(len(row) for row in found["labels"])
+    assert sum(np.size(v) if v.dtype != object else sum(map(len, v)) for v in found.values()) <= 2 * tokens + 4 * 5
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:
+    tokenizer(tmp_path / "lm")
+    assert lm_bench(tmp_path, "text-generation", "").processor.pad_token == "</s>"
+    tokenizer(tmp_path / "padded", pad_token="[PAD]")
+    assert lm_bench(tmp_path, "text-generation", "", "padded").processor.pad_token == "[PAD]"
+
+
+def test_masks_of_evaluation_sets_are_fixed_and_those_of_a_training_are_not(make: Make) -> None:
+    first, second = (make("masks").splits for _ in range(2))
+    for a, b in zip(first.test.batches, second.test.batches, strict=True):
+        assert torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(a["labels"], b["labels"])
+    assert (first.test.batches[0]["labels"] != IGNORED).float().mean() < 0.4
+    rows = [first.train[k] for k in range(len(first.train))]
+    assert not torch.equal(first.task.collate(rows)["labels"], first.task.collate(rows)["labels"])
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_a_decoder_reads_what_the_model_itself_would_let_it_read(model_type: str, tmp_path: Path) -> None:
+    model = seq2seq(model_type, tmp_path / "model")
+    examples = seq2seq_bench(tmp_path).splits.test
+    batch = examples.batches[0]
+    assert (batch["labels"] == IGNORED).any()
+    own = {name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}
+    with torch.inference_mode():
+        assert torch.equal(model(**own).logits, model(**model_inputs(batch)).logits)
+        expected = model(**own).loss.item()
+    first = examples.first(1)
+    assert len(first.batches) == 1
+    assert score(model, first, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) -> None:
+    model = seq2seq("t5", tmp_path / "model")
+    bench = seq2seq_bench(tmp_path)
+    task, batch = bench.splits.task, bench.splits.search.batches[0]
+    trainer = DistillationTrainer.__new__(DistillationTrainer)
+    trainer.task, trainer.teacher, trainer.temperature = task, model, 2.0
+    taught, ours = trainer.taught(dict(batch)), model(**batch)
+    assert trainer.divergence(ours, taught, dict(batch)).abs() < 1e-6
+    padding = batch["labels"] == IGNORED
+    noisy = taught.logits.clone()
+    noisy[padding] += 100 * torch.randn(noisy[padding].shape)
+    taught.logits = noisy
+    assert trainer.divergence(ours, taught, dict(batch)).abs() < 1e-6
+    noisy[~padding] += torch.randn(noisy[~padding].shape)
+    assert trainer.divergence(ours, taught, dict(batch)) > 1e-3
+
+
+def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
+    sacrebleu, jiwer = pytest.importorskip("sacrebleu"), pytest.importorskip("jiwer")
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    from nas.text_metrics import TEXT_METRICS
+
+    right = [
+        "the film was very good and the cast was fine",
+        "the plot is bad",
+        "a good film",
+        "it was not poor at all",
+    ]
+    found = ["the film was good and the cast was very fine", "the plot is bad", "the bad plot", "it was poor"]
+    names = ("exact_match", "rougeL", "sacrebleu", "wer")
+    counts: dict[str, np.ndarray] = {"examples": np.ones(4)}
+    for name in names:
+        counts.update(TEXT_METRICS[name].count(right, found))
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    rouge = np.mean([scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(right, found, strict=True)])
+    expected = (0.25, rouge, sacrebleu.corpus_bleu(found, [right]).score, jiwer.wer(right, found))
+    assert [TEXT_METRICS[name].metric(counts) for name in names] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_a_model_writes_texts_that_are_scored(model_type: str, tmp_path: Path) -> None:
+    model = seq2seq(model_type, tmp_path / "model")
+    bench = seq2seq_bench(tmp_path, objectives={"exact_match": "maximize", "latency_ms": "minimize"})
+    task, examples = bench.splits.task, bench.splits.search
+    found = found_of(model, examples, ["exact_match"])
+    for batch, start in zip(examples.batches, range(0, len(examples), 20), strict=True):
+        ids = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=12, do_sample=False
+        )
+        texts = task.processor.batch_decode(ids, skip_special_tokens=True)
+        assert list(found["predictions"][start : start + 20]) == texts
+        right = batch["labels"].masked_fill(batch["labels"] == IGNORED, 0)
+        assert task.processor.batch_decode(right, skip_special_tokens=True) == list(
+            found["labels"][start : start + 20]
+        )
+    exact = np.mean([a == b for a, b in zip(found["labels"], found["predictions"], strict=True)])
+    assert score(model, examples, ["exact_match"])["exact_match"].value == exact
+
+
+def test_recordings_become_features_and_their_texts_labels(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    model = whisper(tmp_path / "model")
+    waves = np.random.default_rng(0).normal(size=(12, 8000)).astype("float32")
+    Dataset.from_dict({"audio": waves.tolist(), "text": SENTENCES[:12]}).to_parquet(tmp_path / "speech.parquet")
+    source = str(tmp_path / "speech.parquet")
+    task = {
+        "type": "automatic-speech-recognition",
+        "train": source,
+        "test": source,
+        "search_examples": 4,
+        "max_length": 12,
+    }
+    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    examples = bench.splits.test
+    batch = examples.batches[0]
+    assert batch["input_features"].shape == (12, 16, 100) and batch["decoder_input_ids"][:, 0].unique().tolist() == [2]
+    with torch.inference_mode():
+        expected = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss.item()
+        inputs = bench.dummy_inputs(Workload(batch_size=2, sequence_length=6))
+        assert model(**inputs).logits.shape == (2, 6, model.config.vocab_size)
+    assert score(model, examples, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
