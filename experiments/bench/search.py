@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
 from problems import PROBLEMS, Problem
 
 from nas.encoding import Encoding
 from nas.problem import Candidates, PlainProblem
 from nas.sampler import SurrogateSampler
+from nas.storage import open_storage, together
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 LONG, LAST = 5000, 500
@@ -87,10 +87,9 @@ def run(problem: Problem, name: str, seed: int) -> list[Result]:
 
 
 def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
-    """One long study in a journal file: CPU milliseconds of the engine for an evaluation, over all and at the end."""
+    """One long study in a run's journal file: CPU milliseconds of the engine for an evaluation, over all and at the end."""
     path = folder / f"{problem.name}-{time.time_ns()}.journal"
-    lock = JournalFileOpenLock(str(path))
-    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    storage = open_storage(None, path)
     spent = [cpu_s for cpu_s, _ in _evaluations(problem, SAMPLERS[name][1](problem, 0), LONG, storage)]
     path.unlink()
     mean_ms, last_ms = 1e3 * float(np.mean(spent)), 1e3 * float(np.mean(spent[-LAST:]))
@@ -98,7 +97,7 @@ def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
 
 
 def _evaluations(
-    problem: Problem, sampler: BaseSampler, limit: int, storage: JournalStorage | None
+    problem: Problem, sampler: BaseSampler, limit: int, storage: BaseStorage | None
 ) -> Iterator[tuple[float, np.ndarray]]:
     """CPU seconds of asking and telling, and the objectives, of one evaluation after another."""
     directions = ["minimize"] * len(problem.reference)
@@ -106,11 +105,13 @@ def _evaluations(
     encoding = Encoding(problem.distributions)
     for _ in range(limit):
         start = time.process_time()
-        trial = study.ask(problem.distributions)
+        with together(study._storage, durable=False):
+            trial = study.ask(problem.distributions)
         asked = time.process_time() - start
         value = problem.evaluate(encoding.encode([trial.params]))[0]
         start = time.process_time()
-        study.tell(trial, value.tolist())
+        with together(study._storage, durable=True):
+            study.tell(trial, value.tolist())
         yield asked + time.process_time() - start, value
 
 
