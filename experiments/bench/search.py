@@ -87,7 +87,7 @@ def run(problem: Problem, name: str, seed: int) -> list[Result]:
 
 
 def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
-    """One long study in a run's journal file: CPU milliseconds of the engine for an evaluation, over all and at the end."""
+    """One long study in a run's journal file: CPU milliseconds of the engine an evaluation, in all and at the end."""
     path = folder / f"{problem.name}-{time.time_ns()}.journal"
     storage = open_storage(None, path)
     spent = [cpu_s for cpu_s, _ in _evaluations(problem, SAMPLERS[name][1](problem, 0), LONG, storage)]
