@@ -24,16 +24,16 @@ _PUBLIC = {
     "measure": "predictors",
     "Recipe": "nas.config",
     "Bound": "nas.figures",
-    "ParetoFront": "nas.front",
-    "Point": "nas.point",
-    "Supernet": "nas.supernet",
-    "order_by_importance": "nas.importance",
-    "SupernetTrainer": "nas.training",
-    "SurrogateSampler": "nas.sampler",
+    "ParetoFront": "nas.fronts.front",
+    "Point": "nas.fronts.point",
+    "Supernet": "nas.supernets.supernet",
+    "order_by_importance": "nas.supernets.importance",
+    "SupernetTrainer": "nas.supernets.training",
+    "SurrogateSampler": "nas.samplers.surrogate_sampler",
     "Run": "nas.run",
     "search": "nas.pipeline",
     "profile": "nas.pipeline",
-    "export_subnet": "nas.export",
+    "export_subnet": "nas.exports.export",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -54,7 +54,7 @@ def _register_before_loading(module: Any) -> None:
 
     @wrapt.patch_function_wrapper(module, "AutoConfig.from_pretrained")
     def from_pretrained(load: Any, _: Any, args: Any, kwargs: Any) -> Any:
-        from nas.registration import register
+        from nas.exports.registration import register
 
         register()
         return load(*args, **kwargs)

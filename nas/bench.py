@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from nas.config import Recipe
-from nas.tasks import Workbench
+from nas.tasks.workbench import Workbench
 from predictors import device_name, measure
 from search_spaces import AUTO_CLASSES, InputError
 

@@ -54,8 +54,8 @@ def search(
         minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
         typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
         return
+    from nas.fronts.summary import show as show_run
     from nas.pipeline import search as run_pipeline
-    from nas.summary import show as show_run
 
     done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
     show_run(done, done.front())
@@ -78,8 +78,8 @@ def show(
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
 ) -> None:
     """Print the front of a run."""
+    from nas.fronts.summary import show as show_run
     from nas.run import Run
-    from nas.summary import show as show_run
 
     found = Run(run)
     front = found.front()
@@ -93,7 +93,7 @@ def export(
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
-    from nas.export import export_subnet
+    from nas.exports.export import export_subnet
     from nas.progress import quiet_libraries, say
     from nas.run import Run
 

@@ -12,10 +12,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.data import split_source
 from nas.figures import COSTS, DIRECTIONS, QUALITIES, Bound, Direction
-from nas.labels import ProblemType
 from nas.task_types import TASK_TYPES
+from nas.tasks.data import split_source
+from nas.tasks.labels import ProblemType
 from predictors import Workload
 from search_spaces import InputError, Scope
 

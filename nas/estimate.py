@@ -10,9 +10,9 @@ from nas.config import Recipe
 from nas.pipeline import checked
 from nas.progress import quiet_libraries
 from nas.stages import search_space
-from nas.supernet import evaluating
+from nas.supernets.supernet import evaluating
 from nas.task_types.base import model_inputs
-from nas.tasks import Workbench
+from nas.tasks.workbench import Workbench
 
 STEP_OVERHEAD = 0.3
 SUBNET_SHARE = 0.55

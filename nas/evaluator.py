@@ -9,13 +9,13 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.config import Recipe
-from nas.encoding import Encoding, Params
-from nas.evaluation import EvaluationSet
+from nas.engine.racing import SLICES, Outcome, Race, Scorer
 from nas.figures import COSTS, excess
-from nas.point import Point
-from nas.problem import Candidates
-from nas.racing import SLICES, Outcome, Race, Scorer
-from nas.supernet import Supernet
+from nas.fronts.point import Point
+from nas.samplers.encoding import Encoding, Params
+from nas.samplers.problem import Candidates
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import EvaluationSet
 from predictors import AnalyticCosts, LatencyPredictor
 from search_spaces import SearchSpace, SubnetConfig
 

@@ -10,12 +10,12 @@ from typing import Any
 import transformers
 
 from nas.config import Recipe
-from nas.evaluation import Score, score
 from nas.figures import COSTS
 from nas.pipeline import checked
 from nas.progress import progress
 from nas.run import Run, read_json, remove, replace_folder, write_json
-from nas.training import plain_trainer, train, training_device
+from nas.supernets.training import plain_trainer, train, training_device
+from nas.tasks.evaluation import Score, score
 from search_spaces import InputError
 
 

@@ -6,17 +6,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from nas.config import Recipe
+from nas.engine.search_loop import run_search
+from nas.engine.study import open_studies, points, write_trials
 from nas.evaluator import Evaluator
-from nas.export import export_subnet
+from nas.exports.export import export_subnet
+from nas.fronts.report import write_report
+from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
 from nas.progress import quiet_libraries, say
-from nas.report import write_report
 from nas.run import Run, read_json
-from nas.samplers import check_sampler
-from nas.search_loop import run_search
+from nas.samplers.by_name import check_sampler
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
-from nas.study import open_studies, points, write_trials
-from nas.summary import hypervolume_line, predictor_line, workload_line
-from nas.tasks import Workbench
+from nas.tasks.workbench import Workbench
 from nas.verify import verify
 from predictors import AnalyticCosts, LatencyPredictor, device_name
 from predictors.analytic import COUNTED

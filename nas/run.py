@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import Recipe
-from nas.front import ParetoFront
-from nas.point import Point
+from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point
 from predictors import device_name
 from search_spaces import InputError
 

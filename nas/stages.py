@@ -8,13 +8,11 @@ from random import Random
 
 import torch
 
-from nas.evaluation import EvaluationSet
-from nas.importance import order_by_importance
 from nas.progress import progress, say
 from nas.run import Run, read_json, remove, write_json
-from nas.supernet import Supernet
-from nas.tasks import Workbench
-from nas.training import (
+from nas.supernets.importance import order_by_importance
+from nas.supernets.supernet import Supernet
+from nas.supernets.training import (
     SupernetTrainer,
     last_complete_checkpoint,
     plain_trainer,
@@ -22,6 +20,8 @@ from nas.training import (
     training_arguments,
     training_device,
 )
+from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore, Stage, Timing, measure
 from search_spaces import SearchSpace, SubnetConfig
 

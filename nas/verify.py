@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import Recipe
-from nas.evaluation import score
+from nas.engine.study import STUDIES, open_studies, points
 from nas.evaluator import Evaluator
-from nas.export import reload_here, save_subnet
+from nas.exports.export import reload_here, save_subnet
 from nas.figures import COSTS, excess, reached
-from nas.front import ParetoFront, reference_point
-from nas.point import Point
+from nas.fronts.front import ParetoFront, reference_point
+from nas.fronts.point import Point
 from nas.progress import progress
 from nas.run import Run, write_json
 from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
-from nas.study import STUDIES, open_studies, points
-from nas.supernet import Supernet
-from nas.tasks import Workbench
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import score
+from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore
 from search_spaces import InputError, SubnetConfig
 

@@ -70,7 +70,8 @@ class Stack:
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is
             dropped or its block skipped, the next one has them.
-        wrappers: Module path below a layer -> class of `nas.modeling_nas` mixed into it, in supernet and export alike.
+        wrappers: Module path below a layer -> class of `nas.exports.modeling_nas` mixed into it, in supernet and
+            export alike.
         first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
     """
 

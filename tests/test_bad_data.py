@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from toy_tasks import CASES, SENTENCES, Make, Rows, seq2seq, seq2seq_bench, tags
 
-from nas.evaluation import score
-from nas.labels import without_multi_hot
+from nas.tasks.evaluation import score
+from nas.tasks.labels import without_multi_hot
 from search_spaces import InputError
 
 
@@ -144,7 +144,7 @@ def test_names_of_metrics_that_cannot_be(name: str, make: Make) -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas import text_metrics
+    from nas.tasks import text_metrics
 
     seq2seq("t5", tmp_path / "model")
     monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)

@@ -18,15 +18,15 @@ from optuna.trial import TrialState
 
 from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
 from nas.config import OPTUNA_SAMPLERS, Recipe
-from nas.docket import Docket, Ticket
+from nas.engine.docket import Docket, Ticket
+from nas.engine.racing import Evaluate, Outcome, Race
+from nas.engine.search_loop import Dispatcher, dockets_of, run_here
+from nas.engine.standing import Standing
+from nas.engine.stopping import finishing_on_interrupt
+from nas.engine.study import open_studies, points, trials_csv
 from nas.evaluator import Evaluator
-from nas.front import ParetoFront
-from nas.racing import Evaluate, Outcome, Race
-from nas.samplers import check_sampler
-from nas.search_loop import Dispatcher, dockets_of, run_here
-from nas.standing import Standing
-from nas.stopping import finishing_on_interrupt
-from nas.study import open_studies, points, trials_csv
+from nas.fronts.front import ParetoFront
+from nas.samplers.by_name import check_sampler
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
@@ -303,7 +303,7 @@ def test_a_hundred_without_a_feasible_one_say_which_constraint_binds(tmp_path: P
 
 
 def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    from nas.study import claim
+    from nas.engine.study import claim
 
     study = open_studies(tmp_path / "study.log", recipe_of(10))["search"]
     claim(study, {"space": "a", "supernet": "b"})

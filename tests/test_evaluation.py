@@ -11,8 +11,8 @@ import torch
 from toy_tasks import CASES, Make
 
 from nas.config import Recipe
-from nas.evaluation import EvaluationSet, score, spread
-from nas.tasks import Workbench
+from nas.tasks.evaluation import EvaluationSet, score, spread
+from nas.tasks.workbench import Workbench
 
 
 def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_lengths(make: Make) -> None:
@@ -28,7 +28,7 @@ def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_len
 
 
 def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
-    from nas.evaluation import found_of
+    from nas.tasks.evaluation import found_of
 
     metrics = pytest.importorskip("sklearn.metrics")
     bench = make("tags")
@@ -44,7 +44,7 @@ def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
 
 
 def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> None:
-    from nas.evaluation import found_of
+    from nas.tasks.evaluation import found_of
 
     stats, metrics = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
     bench = make("regression")
@@ -64,7 +64,7 @@ def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> 
 
 
 def test_sets_of_classes_are_scored_as_scikit_learn_scores_them(make: Make) -> None:
-    from nas.evaluation import found_of
+    from nas.tasks.evaluation import found_of
 
     metrics = pytest.importorskip("sklearn.metrics")
     bench = make("multi-label")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TOYS
 
-from nas.export import describe_remote_code
-from nas.supernet import Supernet
+from nas.exports.export import describe_remote_code
+from nas.supernets.supernet import Supernet
 from search_spaces import SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 0, 2), (96, 16, 40), 36)
@@ -41,9 +41,9 @@ def test_an_export_trains_and_reloads_as_any_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_export_that_differs_is_refused(text_recipe: Path, tmp_path: Path) -> None:
     """A modelling file that computes something else must not get out."""
-    from nas import export, modeling_nas
     from nas.config import Recipe
-    from nas.tasks import Workbench
+    from nas.exports import export, modeling_nas
+    from nas.tasks.workbench import Workbench
     from search_spaces import InputError
 
     bench = Workbench(Recipe.load(text_recipe))

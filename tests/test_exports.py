@@ -15,9 +15,9 @@ import torch
 from conftest import TOYS, logits
 from safetensors.torch import load_file, save_file
 
-from nas.export import describe_remote_code
-from nas.modeling_nas import PREFIX
-from nas.supernet import Supernet
+from nas.exports.export import describe_remote_code
+from nas.exports.modeling_nas import PREFIX
+from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, Layout, SubnetConfig
 from search_spaces.stock import stock_update
 
@@ -166,7 +166,7 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
         assert all(module.startswith("transformers.models.") for module in modules)
     else:
         assert files == ["modeling_nas.py"] and model_type == f"nas_{family}"
-        assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.modeling_nas"
+        assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.exports.modeling_nas"
 
 
 def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:

@@ -14,9 +14,9 @@ import torch
 from conftest import TOYS, VARIANTS, Toy, logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.elastic import Elastic
-from nas.importance import order_by_importance
-from nas.supernet import Supernet
+from nas.supernets.elastic import Elastic
+from nas.supernets.importance import order_by_importance
+from nas.supernets.supernet import Supernet
 from predictors.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS

@@ -18,16 +18,16 @@ from nas import finetune as finetune_module
 from nas import stages
 from nas.bench import bench_table
 from nas.config import Recipe
-from nas.evaluation import Score
-from nas.export import describe_remote_code, save_subnet
+from nas.exports.export import describe_remote_code, save_subnet
 from nas.finetune import finetune, retold
-from nas.importance import layer_order, order_by_importance
-from nas.point import Point
+from nas.fronts.point import Point
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet, make_parent, search_space
-from nas.supernet import Supernet
-from nas.tasks import Workbench
-from nas.training import DistillationTrainer, SupernetTrainer, training_arguments
+from nas.supernets.importance import layer_order, order_by_importance
+from nas.supernets.supernet import Supernet
+from nas.supernets.training import DistillationTrainer, SupernetTrainer, training_arguments
+from nas.tasks.evaluation import Score
+from nas.tasks.workbench import Workbench
 from search_spaces import InputError, SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)
@@ -217,4 +217,4 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
     command = [sys.executable, "-c", f"import {modules}; {load}"]
     nowhere = subprocess.DEVNULL
     done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
-    assert done.stdout.strip() == "<class 'nas.modeling_nas.NasBertConfig'>", done.stderr
+    assert done.stdout.strip() == "<class 'nas.exports.modeling_nas.NasBertConfig'>", done.stderr

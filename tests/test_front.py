@@ -17,9 +17,9 @@ from optuna._hypervolume import compute_hypervolume
 from rich.console import Console
 
 from nas.figures import Bound, Direction, format_figure, parse_condition
-from nas.front import ParetoFront, reference_point
-from nas.pareto import hypervolume, non_dominated
-from nas.point import Point
+from nas.fronts.front import ParetoFront, reference_point
+from nas.fronts.pareto import hypervolume, non_dominated
+from nas.fronts.point import Point
 from search_spaces.errors import InputError
 from search_spaces.subnet import SubnetConfig
 
@@ -266,6 +266,6 @@ def test_figures_read_well(name: str, value: float, text: str) -> None:
 
 
 def test_importing_fronts_loads_nothing_heavy() -> None:
-    code = "import sys, nas.front; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
+    code = "import sys, nas.fronts.front; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

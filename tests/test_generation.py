@@ -11,7 +11,7 @@ import transformers
 from conftest import TOYS
 
 import nas  # noqa: F401  exports load without the trust flag
-from nas.supernet import Supernet
+from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
 
 GENERATING = ("text-generation", "text2text-generation")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TOYS
 
-from nas.importance import (
+from nas.supernets.importance import (
     hidden_scores,
     layer_order,
     mean_loss,
@@ -18,7 +18,7 @@ from nas.importance import (
     unit_scores,
     without_layer,
 )
-from nas.supernet import Supernet
+from nas.supernets.supernet import Supernet
 from search_spaces import InputError, SubnetConfig
 
 

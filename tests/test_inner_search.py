@@ -10,11 +10,11 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.special import ndtr
 
-from nas.encoding import Encoding, choices_of
-from nas.improvement import by_expected_improvement, open_region
-from nas.ledger import Ledger
-from nas.nsga2 import _offspring, crowding_distance, nsga2, survivors
-from nas.pareto import hypervolume, non_dominated
+from nas.fronts.pareto import hypervolume, non_dominated
+from nas.samplers.encoding import Encoding, choices_of
+from nas.samplers.improvement import by_expected_improvement, open_region
+from nas.samplers.ledger import Ledger
+from nas.samplers.nsga2 import _offspring, crowding_distance, nsga2, survivors
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(("a", "b", "c")),

@@ -11,9 +11,9 @@ from conftest import bert
 from toy_tasks import Make, Rows, causal, jsonl
 
 from nas.config import Recipe
-from nas.evaluation import score
 from nas.task_types.base import IGNORED, model_inputs
-from nas.tasks import Workbench
+from nas.tasks.evaluation import score
+from nas.tasks.workbench import Workbench
 from predictors import Workload
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_bench, tokenizer, whisper
 
 from nas.config import Recipe
-from nas.evaluation import found_of, score
+from nas.supernets.training import DistillationTrainer
 from nas.task_types.base import IGNORED, model_inputs
-from nas.tasks import Workbench
-from nas.training import DistillationTrainer
+from nas.tasks.evaluation import found_of, score
+from nas.tasks.workbench import Workbench
 from predictors import Workload
 
 
@@ -122,7 +122,7 @@ def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) ->
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
     sacrebleu, jiwer = pytest.importorskip("sacrebleu"), pytest.importorskip("jiwer")
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    from nas.text_metrics import TEXT_METRICS
+    from nas.tasks.text_metrics import TEXT_METRICS
 
     right = [
         "the film was very good and the cast was fine",

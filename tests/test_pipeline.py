@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nas.config import Recipe
+from nas.engine.study import STUDIES, open_studies, points
 from nas.pipeline import search
 from nas.run import Run
-from nas.study import STUDIES, open_studies, points
 
 
 @pytest.mark.slow

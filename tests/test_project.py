@@ -55,7 +55,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"nas", "search_spaces", "predictors"}
-    assert {"nas/report.html", "nas/py.typed", "nas/modeling_nas.py"} <= set(names)
+    assert {"nas/fronts/report.html", "nas/py.typed", "nas/exports/modeling_nas.py"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from toy_tasks import Make, answer
 
-from nas.evaluation import score
+from nas.tasks.evaluation import score
 
 
 def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None:

@@ -23,12 +23,12 @@ from test_docket import executed, states
 
 from experiments.bench.stand_in import Given, StandIn, evaluator_of, recipe_of
 from nas.config import Recipe
-from nas.evaluation import EvaluationSet
+from nas.engine.racing import Outcome
+from nas.engine.search_loop import Dispatcher, dockets_of
+from nas.engine.study import open_studies, points
 from nas.pipeline import search
-from nas.racing import Outcome
-from nas.search_loop import Dispatcher, dockets_of
-from nas.study import open_studies, points
-from nas.supernet import Supernet
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import EvaluationSet
 from search_spaces import InputError
 
 pytest.importorskip("ray")
@@ -206,7 +206,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
-    code = f"from nas.ray_engine import connected\nwith connected({cluster[0]!r}): pass"
+    code = f"from nas.engine.ray_driver import connected\nwith connected({cluster[0]!r}): pass"
     env = {k: v for k, v in environment(tmp_path / "stranger").items() if not k.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "RAY_AUTH_MODE=token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
@@ -217,7 +217,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.ray_engine import connected
+    from nas.engine.ray_driver import connected
 
     with (
         pytest.raises(InputError, match=r"`127.0.0.1:\d+` does not answer .*ray start --head"),
@@ -227,7 +227,7 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def searcher(folder: Path, workers: int = 2):
-    from nas.ray_engine import StudySearcher
+    from nas.engine.ray_driver import StudySearcher
 
     recipe = recipe_of(40)
     dispatcher = Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *evaluator_of(recipe, 4)))
@@ -251,7 +251,7 @@ def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Pa
 
 
 def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
-    from nas.ray_worker import Package, Worker, versions
+    from nas.engine.ray_worker import Package, Worker, versions
 
     package = Package(load=Given(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
     other = replace(package, versions={**versions(), "torch": "0.1"})
@@ -276,7 +276,7 @@ def test_an_evaluation_whose_worker_is_lost_again_and_again_is_kept_as_failed(tm
 def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas import ray_worker
+    from nas.engine import ray_worker
 
     supernet = Supernet(bert(num_labels=2))
     supernet.model.save_pretrained(tmp_path / "weights")

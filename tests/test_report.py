@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nas.figures import Bound, Direction
-from nas.front import ParetoFront
-from nas.point import Point, Source
-from nas.report import write_report
+from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point, Source
+from nas.fronts.report import write_report
 from search_spaces.subnet import SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("nas.report.os.replace", fail)
+    monkeypatch.setattr("nas.fronts.report.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

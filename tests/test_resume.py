@@ -16,12 +16,12 @@ import yaml
 from optuna.trial import TrialState
 
 from nas.config import Recipe
+from nas.engine.study import STUDIES, open_studies, points
 from nas.pipeline import search
 from nas.run import Run
 from nas.stages import make_supernet
-from nas.study import STUDIES, open_studies, points
-from nas.tasks import Workbench
-from nas.training import last_complete_checkpoint
+from nas.supernets.training import last_complete_checkpoint
+from nas.tasks.workbench import Workbench
 
 pytestmark = pytest.mark.slow
 

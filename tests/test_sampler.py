@@ -14,11 +14,11 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from nas.encoding import Encoding
-from nas.pareto import hypervolume
-from nas.problem import Candidates, PlainProblem
-from nas.proposals import propose
-from nas.sampler import SurrogateSampler, representative
+from nas.fronts.pareto import hypervolume
+from nas.samplers.encoding import Encoding
+from nas.samplers.problem import Candidates, PlainProblem
+from nas.samplers.proposals import propose
+from nas.samplers.surrogate_sampler import SurrogateSampler, representative
 
 LAYERS = 5
 SPACE: dict[str, BaseDistribution] = {
@@ -175,7 +175,7 @@ def test_a_model_knows_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> Non
 
     study = run(knowing(), 22)
     waiting = [study.ask(SPACE) for _ in range(4)]
-    monkeypatch.setattr("nas.sampler.propose", spy)
+    monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", spy)
     run(study.sampler, 5, study)
     assert asked[0] == KNOWN.encoding.decode(KNOWN.encoding.encode([trial.params for trial in waiting]))
     assert asked[1][0] != asked[1][1]

@@ -8,12 +8,12 @@ from random import Random
 import pytest
 
 from nas.config import Recipe
+from nas.engine.plan import corners, distinct, feasible_samples, plan
 from nas.evaluator import Evaluator
 from nas.pipeline import search
-from nas.plan import corners, distinct, feasible_samples, plan
 from nas.stages import search_space
-from nas.supernet import Supernet
-from nas.tasks import Workbench
+from nas.supernets.supernet import Supernet
+from nas.tasks.workbench import Workbench
 from predictors import LatencyPredictor, Workload
 from search_spaces import InputError
 

@@ -18,9 +18,9 @@ from conftest import TOYS, Toy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nas.export import describe_remote_code
-from nas.importance import order_by_importance
-from nas.supernet import Supernet
+from nas.exports.export import describe_remote_code
+from nas.supernets.importance import order_by_importance
+from nas.supernets.supernet import Supernet
 from predictors.models import feature_names, features
 from search_spaces import AUTO_CLASSES, FAMILIES, InputError, Layout, SubnetConfig
 
@@ -219,7 +219,7 @@ def test_an_export_reloads_in_a_clean_process(tmp_path: Path) -> None:
     assert (folder / "modeling_nas.py").exists()
     files_of = [str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
     save_file(inputs, files_of[0])
-    script = str(files("nas") / "reload.py")
+    script = str(files("nas.exports") / "reload.py")
     subprocess.run([sys.executable, "-P", script, str(folder), auto_class, *files_of], check=True, capture_output=True)
     with torch.inference_mode():
         assert torch.allclose(load_file(files_of[1])["logits"], model(**inputs).logits, atol=1e-5)

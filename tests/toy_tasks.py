@@ -14,7 +14,7 @@ import yaml
 from conftest import WORDS
 
 from nas.config import Recipe
-from nas.tasks import Workbench
+from nas.tasks.workbench import Workbench
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 SENTENCES = [

@@ -13,9 +13,9 @@ import torch
 from problems import subnets
 
 from nas.config import Recipe
-from nas.evaluation import METRICS, EvaluationSet, logits_of
 from nas.pipeline import opened
 from nas.stages import load_supernet, make_parent, make_supernet
+from nas.tasks.evaluation import METRICS, EvaluationSet, logits_of
 from predictors import AnalyticCosts
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"

@@ -21,7 +21,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from nas.supernet import Supernet
+from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
 from search_spaces.subnet import PER_LAYER
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from nas.encoding import Encoding
-from nas.nsga2 import nsga2
-from nas.pareto import hypervolume, non_dominated
+from nas.fronts.pareto import hypervolume, non_dominated
+from nas.samplers.encoding import Encoding
+from nas.samplers.nsga2 import nsga2
 from search_spaces import SearchSpace, SubnetConfig
 
 LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
@@ -28,7 +28,7 @@ class Problem:
     Attributes:
         name: As it stands in the table.
         distributions: The parameters.
-        evaluate: Genomes (n, D), as of `nas.encoding.Encoding` -> objectives (n, m).
+        evaluate: Genomes (n, D), as of `nas.samplers.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
         front: The true front (k, m), or the best known.
         space: The search space the parameters are of, if it is one; and the objectives of its subnetworks.

@@ -20,15 +20,15 @@ from typing import Any, cast
 import numpy as np
 
 from nas.config import Recipe
-from nas.evaluation import EvaluationSet
+from nas.engine.plan import distinct
+from nas.engine.racing import Outcome, Race
+from nas.engine.search_loop import Dispatcher, dockets_of, run_here
+from nas.engine.stopping import finishing_on_interrupt
+from nas.engine.study import driver_id, open_studies
 from nas.evaluator import Evaluator
-from nas.plan import distinct
 from nas.progress import quiet_libraries
-from nas.racing import Outcome, Race
-from nas.search_loop import Dispatcher, dockets_of, run_here
-from nas.stopping import finishing_on_interrupt
-from nas.study import driver_id, open_studies
-from nas.supernet import Supernet
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import EvaluationSet
 from predictors import LatencyPredictor, Workload
 from search_spaces import SearchSpace, SubnetConfig
 
@@ -101,8 +101,8 @@ def stand_in_search(
         if cluster is None:
             run_here(dispatcher, evaluate)
         else:
-            from nas.ray_engine import run_on_ray
-            from nas.ray_worker import Package
+            from nas.engine.ray_driver import run_on_ray
+            from nas.engine.ray_worker import Package
 
             run_on_ray(dispatcher, Package(load=Given(evaluate), folder=folder), cluster, recipe.search)
 

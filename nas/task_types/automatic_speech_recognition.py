@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.data import need_column, need_texts, one_line
-from nas.labels import is_list
 from nas.task_types.base import Row, random_tokens
 from nas.task_types.sequence_to_sequence import SequenceToSequence
+from nas.tasks.data import need_column, need_texts, one_line
+from nas.tasks.labels import is_list
 from search_spaces import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas.metrics import Metric, load_metric
+from nas.tasks.metrics import Metric, load_metric
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from nas.losses import Activation, Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Activation, Scored
+    from nas.tasks.workbench import Workbench
     from predictors import Workload
 
 Row = dict[str, Any]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas import metrics
-from nas.data import need_column
-from nas.labels import (
+from nas.task_types.base import Batch, Row, TaskType, model_inputs
+from nas.tasks import metrics
+from nas.tasks.data import need_column
+from nas.tasks.labels import (
     ProblemType,
     has_ids,
     head_order,
@@ -21,16 +22,15 @@ from nas.labels import (
     with_numbers,
     without_multi_hot,
 )
-from nas.metrics import Found, Metric
-from nas.task_types.base import Batch, Row, TaskType, model_inputs
+from nas.tasks.metrics import Found, Metric
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.losses import Activation, Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Activation, Scored
+    from nas.tasks.workbench import Workbench
 
 LOSS = {"loss": metrics.mean_of("loss", "scored")}
 METRICS: dict[ProblemType, dict[str, Metric]] = {
@@ -94,7 +94,7 @@ class Classification(TaskType):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Labels, logits in float64, predictions and losses."""
-        from nas.losses import loss_by_example
+        from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
         loss, scored = loss_by_example(self.scored(outputs, batch), self.activation)

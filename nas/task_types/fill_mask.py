@@ -12,8 +12,8 @@ from search_spaces import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nas.losses import Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Scored
+    from nas.tasks.workbench import Workbench
 
 
 class FillMask(LanguageModelling):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.data import need_images
 from nas.task_types.base import Batch, Row
 from nas.task_types.classification import Classification, targets
+from nas.tasks.data import need_images
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig
 
-    from nas.tasks import Workbench
+    from nas.tasks.workbench import Workbench
     from predictors import Workload
 
 

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nas import metrics
-from nas.data import text_column
-from nas.metrics import Metric, objects
 from nas.task_types.base import (
     IGNORED,
     Batch,
@@ -18,13 +15,16 @@ from nas.task_types.base import (
     TextTask,
     model_inputs,
 )
+from nas.tasks import metrics
+from nas.tasks.data import text_column
+from nas.tasks.metrics import Metric, objects
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.tasks import Workbench
+    from nas.tasks.workbench import Workbench
 
 
 class LanguageModelling(TextTask):
@@ -55,7 +55,7 @@ class LanguageModelling(TextTask):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each block its loss and the predicted tokens, not the scores of all words."""
-        from nas.losses import loss_by_example
+        from nas.tasks.losses import loss_by_example
 
         scored = self.scored(model(**model_inputs(batch)), batch)
         loss, count = loss_by_example(scored, self.activation)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas import metrics
-from nas.data import need_column, text_columns
-from nas.metrics import Metric, objects
 from nas.task_types.base import Batch, Row, TextTask, model_inputs
+from nas.tasks import metrics
+from nas.tasks.data import need_column, text_columns
+from nas.tasks.metrics import Metric, objects
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.losses import Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Scored
+    from nas.tasks.workbench import Workbench
 
 MAX_ANSWER_TOKENS = 30
 OVERLAP = 1 / 3
@@ -109,7 +109,7 @@ class QuestionAnswering(TextTask):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each question its answers, the predicted one, whether they agree, and the loss of all its windows."""
-        from nas.losses import loss_by_example
+        from nas.tasks.losses import loss_by_example
 
         scored = self.scored(model(**model_inputs(batch)), batch)
         losses, counts = (tensor.double().cpu().numpy() for tensor in loss_by_example(scored, self.activation))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas import metrics
-from nas.metrics import Metric, objects
 from nas.task_types.base import (
     IGNORED,
     Batch,
@@ -18,7 +16,9 @@ from nas.task_types.base import (
     model_inputs,
     padded_labels,
 )
-from nas.text_metrics import TEXT_METRICS
+from nas.tasks import metrics
+from nas.tasks.metrics import Metric, objects
+from nas.tasks.text_metrics import TEXT_METRICS
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.losses import Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Scored
+    from nas.tasks.workbench import Workbench
 
 
 class SequenceToSequence(TaskType):
@@ -84,7 +84,7 @@ class SequenceToSequence(TaskType):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each example the loss and the right tokens; where a quality needs it, the generated text."""
-        from nas.losses import loss_by_example
+        from nas.tasks.losses import loss_by_example
 
         scored = self.scored(model(**model_inputs(batch)), batch)
         loss, count = loss_by_example(scored, self.activation)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.data import need_column, need_texts, string_columns, text_column
 from nas.progress import say
 from nas.task_types.base import Row, TextTask, random_tokens
 from nas.task_types.sequence_to_sequence import SequenceToSequence
+from nas.tasks.data import need_column, need_texts, string_columns, text_column
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig
 
-    from nas.tasks import Workbench
+    from nas.tasks.workbench import Workbench
     from predictors import Workload
 
 

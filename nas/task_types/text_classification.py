@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.data import text_columns
 from nas.task_types.base import Batch, Row, TextTask
 from nas.task_types.classification import Classification, targets
+from nas.tasks.data import text_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig
 
-    from nas.tasks import Workbench
+    from nas.tasks.workbench import Workbench
 
 
 class TextClassification(Classification, TextTask):

@@ -8,7 +8,7 @@ from nas.task_types.base import Batch, Row
 from nas.task_types.language_modelling import LanguageModelling
 
 if TYPE_CHECKING:
-    from nas.losses import Scored
+    from nas.tasks.losses import Scored
 
 
 class TextGeneration(LanguageModelling):

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas import metrics
-from nas.data import TEXT_DTYPES, need_column
-from nas.labels import is_list
-from nas.metrics import Metric, objects
 from nas.task_types.base import IGNORED, Batch, Row, TextTask, model_inputs, padded_labels
 from nas.task_types.classification import with_class_names
+from nas.tasks import metrics
+from nas.tasks.data import TEXT_DTYPES, need_column
+from nas.tasks.labels import is_list
+from nas.tasks.metrics import Metric, objects
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.losses import Scored
-    from nas.tasks import Workbench
+    from nas.tasks.losses import Scored
+    from nas.tasks.workbench import Workbench
 
 OUTSIDE = "O"
 """The tag of words that belong to nothing; ``f1`` leaves it out."""
@@ -79,7 +79,7 @@ class TokenClassification(TextTask):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each text its tags and the predicted ones, and what is counted of them."""
-        from nas.losses import loss_by_example
+        from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
         loss, scored = loss_by_example(self.scored(outputs, batch), self.activation)

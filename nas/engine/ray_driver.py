@@ -1,0 +1,276 @@
+"""The driver's side of a search on Ray: Tune runs the evaluations, the study says which and keeps the results."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import statistics
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from nas.config import Search
+from nas.engine.docket import Ticket
+from nas.engine.racing import Outcome
+from nas.engine.ray_worker import Package, Task, Worker
+from nas.progress import say
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from nas.engine.search_loop import Dispatcher
+
+RETRIES = 3
+"""How often Tune makes an evaluation again that has lost its worker; it does so at once."""
+ROUNDS = 3
+"""How often such an evaluation is handed out in all: a lost node may take seconds to be noticed."""
+TASK_S = 0.25
+"""Evaluations go into one task until it takes about this long: many times what Tune itself takes for a task."""
+CONNECT_S = 5.0
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Tune keeps no state of its own: no snapshots, no result files, no handler for Ctrl-C."""
+
+
+def run_on_ray(dispatcher: Dispatcher, package: Package, address: str, search: Search) -> None:
+    """Makes every evaluation on the workers of a Ray cluster.
+
+    Args:
+        dispatcher: Says what to evaluate and is told what came of it.
+        package: What a worker needs.
+        address: ``auto``, ``local`` or ``host:port``.
+        search: The recipe's section: workers, and what each takes.
+
+    Raises:
+        InputError: If the cluster cannot be reached, a worker is of another version, or the dispatcher gives up.
+    """
+    with connected(address), _environment(), tempfile.TemporaryDirectory() as folder:
+        resources = {"cpu": search.cpus_per_worker, "gpu": search.gpus_per_worker}
+        workers = search.workers or capacity(resources)
+        if not capacity(resources):
+            say(f"ray        no node offers {resources} yet: waiting for one to join")
+        searcher = StudySearcher(dispatcher, workers := max(1, workers))
+        trainable = tune.with_parameters(Worker, package=package.served())
+        tune.Tuner(
+            tune.with_resources(trainable, {name: amount for name, amount in resources.items() if amount}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=Patient(),
+                num_samples=-1,
+                max_concurrent_trials=workers,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES)
+            ),
+        ).fit()
+    if searcher.error is not None:
+        raise searcher.error
+
+
+class StudySearcher(Searcher):
+    """Hands Tune what the study asks for, and tells the study every result at once.
+
+    Args:
+        dispatcher: The studies.
+        workers: How many tasks run at once.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, workers: int) -> None:
+        super().__init__()
+        self.dispatcher = dispatcher
+        self.workers = workers
+        self.error: BaseException | None = None
+        self._tasks: dict[str, list[Ticket]] = {}
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._lost: Counter[str] = Counter()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next task; None to be asked again later."""
+        tickets: list[Ticket] = []
+        try:
+            while len(tickets) < self._batch and self.error is None and (ticket := self.dispatcher.ask()):
+                tickets.append(ticket)
+        except BaseException as error:
+            self._stop(error)
+        if self.error is not None and not self._tasks:
+            return Searcher.FINISHED
+        if not tickets:
+            return Searcher.FINISHED if self.dispatcher.finished else None
+        self._tasks[trial_id] = tickets
+        return {"task": Task(tuple((ticket.subnet, ticket.race) for ticket in tickets))}
+
+    @property
+    def _batch(self) -> int:
+        """Evaluations in the next task. A single worker gets one: it must not be asked before the last was told."""
+        if self.workers == 1 or not self._seconds:
+            return 1
+        return max(1, min(64, round(TASK_S / max(statistics.median(self._seconds), 1e-4))))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells what came of a task."""
+        tickets = self._tasks.pop(trial_id)
+        if self.error is not None:
+            return
+        try:
+            if result is not None and result.get("refusal"):
+                raise InputError(
+                    f"every worker must have the driver's versions, but {result['refusal']}; install them."
+                )
+            if error or result is None:
+                self._give_back(tickets)
+                return
+            self._seconds.append(result["seconds"] / len(tickets))
+            for ticket, outcome in zip(tickets, result["outcomes"], strict=True):
+                self.dispatcher.tell(ticket, outcome)
+        except BaseException as failed:
+            self._stop(failed)
+
+    def _give_back(self, tickets: list[Ticket]) -> None:
+        """Hands evaluations out again that have lost their worker, or keeps them as failed after so many times."""
+        for ticket in tickets:
+            self._lost[ticket.subnet.key] += 1
+            if self._lost[ticket.subnet.key] < ROUNDS:
+                ticket.docket.take_back(ticket)
+            else:
+                times = ROUNDS * (RETRIES + 1)
+                lost = f"its worker was lost, or could not load the supernet, {times} times; see Ray's own log"
+                self.dispatcher.tell(ticket, Outcome(failure=lost))
+
+    def _stop(self, error: BaseException) -> None:
+        """Keeps an error for when Tune has ended, since an error inside Tune is reported as Tune's own."""
+        self.error = error
+        self.dispatcher.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune would store its searcher, but the study is the only truth."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Patient(FIFOScheduler):
+    """Leaves a task whose worker is still starting to that worker.
+
+    Tune's own scheduler gives it to the first worker that is free and stops the one that starts, so that with tasks
+    shorter than a worker's start there is never more than one.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune then fills free workers with new tasks first, and with waiting ones where there are no new."""
+        return None
+
+
+def capacity(resources: dict[str, float]) -> int:
+    """How many workers the cluster's nodes hold now."""
+    wanted = {name.upper(): amount for name, amount in resources.items() if amount} or {"CPU": 1}
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(min(math.floor(node.get(name, 0) / amount) for name, amount in wanted.items()) for node in alive)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """This process as a driver of a Ray cluster, with Ray's token where there is one; one that is a driver stays it.
+
+    Raises:
+        InputError: If there is no cluster at the address, or it does not let this driver in.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    host, _, port = address.rpartition(":")
+    if host:
+        _check_listening(address, host, port)
+    try:
+        with _silenced():
+            if host:
+                _use_token()
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        raise InputError(_refused(address, error)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _use_token() -> None:
+    """Turns token authentication on where this user has a token, as Ray itself does for `auto` and `local` only."""
+    try:
+        from ray._private.authentication import authentication_token_setup as setup
+    except ImportError:  # a Ray that turns it on for nobody
+        return
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _check_listening(address: str, host: str, port: str) -> None:
+    """Ray itself would try for minutes."""
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`--ray` must be the address of a running Ray cluster, but `{address}` does not answer ({error}); start "
+            "one with `ray start --head`, or find the right one with `ray status`."
+        ) from None
+
+
+def _refused(address: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    if "Could not find any running Ray" in said:
+        return (
+            f"`--ray {address}` must find a Ray cluster on this machine, but none runs; start one with `ray start "
+            "--head`, or give its address as host:port."
+        )
+    if "ersion mismatch" in said:
+        return f"the driver and the Ray cluster must have the same versions: {said}"
+    return (
+        f"the Ray cluster at `{address}` must let this driver in, but it did not ({said}). Where the cluster uses "
+        "token authentication, set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN here (`ray get-auth-token` "
+        "prints it on the head node)."
+    )
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Tune's settings for the duration."""
+    before = {name: os.environ.get(name) for name in SETTINGS}
+    os.environ.update(SETTINGS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Standard error of this process, C++ libraries included, goes nowhere for the duration."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,178 @@
+"""The search: an Optuna study over the space and its two baselines beside it, evaluated here or by workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import optuna
+
+from nas.config import Recipe
+from nas.engine.docket import Book, Docket, Phase, Ticket
+from nas.engine.plan import corners, distinct, feasible_samples, plan
+from nas.engine.racing import Evaluate, Outcome, attempt
+from nas.engine.stopping import finishing_on_interrupt
+from nas.engine.study import claim, digest, driver_id, open_studies
+from nas.evaluator import Evaluator
+from nas.figures import COSTS
+from nas.fronts.point import Point
+from nas.progress import progress
+from nas.run import Run
+from nas.samplers.block_search import block_solutions, replacements
+from nas.samplers.by_name import sampler_for
+from search_spaces import SearchSpace, SubnetConfig
+
+
+def run_search(run: Run, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, cluster: str | None = None) -> None:
+    """Runs what is missing of the search and of both baselines.
+
+    Args:
+        run: Holds the studies, the supernet and the latency predictor.
+        recipe: What to search for, and how long.
+        space: All subnetworks.
+        evaluator: Their figures.
+        cluster: Address of the Ray cluster whose workers score them, ``auto`` to find one; None: this process does.
+
+    Raises:
+        InputError: If no subnetwork of the space meets the constraints, the studies belong to something else, or
+            evaluations or the cluster fail.
+        KeyboardInterrupt: After Ctrl-C, once what was in flight is finished.
+    """
+    studies = open_studies(run.study, recipe)
+    made_for = identity(recipe, space, (run.supernet / "model.safetensors", run.predictor / "predictor.json"))
+    for study in studies.values():
+        claim(study, made_for)
+    driver = None if recipe.search.storage is None else driver_id(run.folder)
+    dispatcher = Dispatcher(dockets_of(studies, recipe, space, evaluator, driver))
+    with finishing_on_interrupt(dispatcher.stop), dispatcher.reporting():
+        if cluster is None:
+            run_here(dispatcher, evaluator.scorer)
+        else:
+            from nas.engine.ray_driver import run_on_ray
+            from nas.engine.ray_worker import Package
+
+            run_on_ray(dispatcher, Package.of(run.supernet, evaluator.scorer), cluster, recipe.search)
+
+
+def identity(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
+    """What the figures in a study depend on."""
+    described = {name: str(distribution) for name, distribution in space.distributions().items()}
+    text = json.dumps([described, space.layer_order], sort_keys=True)
+    found: dict[str, Any] = {
+        "objectives": list(recipe.objectives),
+        "constraints": dict(recipe.constraints),
+        "seed": recipe.seed,
+        "space": hashlib.sha256(text.encode()).hexdigest()[:10],
+    }
+    return found | {file.parent.name: digest(file) for file in files if file.exists()}
+
+
+def dockets_of(
+    studies: Mapping[str, optuna.Study],
+    recipe: Recipe,
+    space: SearchSpace,
+    evaluator: Evaluator,
+    driver: str | None = None,
+) -> list[Docket]:
+    """The search and its baselines; random search gets as many evaluations as the search has had."""
+    budget = min(recipe.search.evaluations, space.size)
+    shared = (space, evaluator, Book())
+
+    def random(_: Mapping[str, Point]) -> list[SubnetConfig]:
+        return distinct(feasible_samples(space, evaluator, Random(f"{recipe.seed}/random")), search.claimed)
+
+    def uniform(_: Mapping[str, Point]) -> list[SubnetConfig]:
+        return space.uniform_scalings()
+
+    sampler = sampler_for(recipe, space, evaluator)
+    phases = phases_of(recipe, space, evaluator, budget)
+    search = Docket(studies["search"], *shared, phases, sampler, lambda: budget, driver)
+    scalings = len(uniform({}))
+    return [
+        search,
+        Docket(studies["uniform"], *shared, [uniform], None, lambda: scalings, driver),
+        Docket(studies["random"], *shared, [random], None, lambda: search.claimed, driver),
+    ]
+
+
+def phases_of(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> list[Phase]:
+    """What a search evaluates before its sampler: its plan, or the blocks of its layers and what they add up to."""
+    if recipe.search.sampler != "BlockSearch":
+        return [lambda known: plan(space, evaluator, recipe, budget)]
+    sign = 1.0 if recipe.objectives[recipe.quality] == "minimize" else -1.0
+
+    def blocks(known: Mapping[str, Point]) -> list[SubnetConfig]:
+        feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
+        return distinct(iter([*feasible, *replacements(space)]), budget)
+
+    def solutions(known: Mapping[str, Point]) -> list[SubnetConfig]:
+        losses = {key: sign * point.values[recipe.quality] for key, point in known.items()}
+        costs = [name for name in recipe.objectives if name in COSTS]
+        bounds = {name: bound for name, bound in recipe.bounds.items() if name in COSTS}
+        left = max(1, (budget - len(blocks(known))) // 2)
+        return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=left)
+
+    return [blocks, solutions]
+
+
+class Dispatcher:
+    """Hands out the evaluations of several dockets, one docket after the other, and takes back what came of them."""
+
+    def __init__(self, dockets: Sequence[Docket]) -> None:
+        self.dockets = list(dockets)
+        self.stopping = False
+        self._bars = ExitStack()
+        self._shown: Docket | None = None
+
+    def stop(self) -> None:
+        """Hands out nothing more; what is in flight may still be told."""
+        self.stopping = True
+
+    def ask(self) -> Ticket | None:
+        """The next evaluation to make, or None: there is none, or not before one in flight is told."""
+        for docket in [] if self.stopping else self.dockets:
+            self._show()
+            ticket = docket.ask()
+            if ticket is not None or not docket.closed:
+                return ticket
+        return None
+
+    def tell(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Records what came of an evaluation."""
+        ticket.docket.tell(ticket, outcome)
+        self._show()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is in flight and nothing more will be handed out."""
+        if any(docket.running for docket in self.dockets):
+            return False
+        return self.stopping or all(docket.closed for docket in self.dockets)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Shows the bar of the docket that is at work."""
+        with self._bars:
+            yield
+            self._show()
+
+    def _show(self) -> None:
+        at_work = next((d for d in self.dockets if d.running or not d.closed), self.dockets[-1])
+        first = 0 if self._shown is None else self.dockets.index(self._shown)
+        for docket in self.dockets[first : self.dockets.index(at_work) + 1]:
+            if docket is not self._shown:
+                self._bars.close()
+                self._report = self._bars.enter_context(progress(docket.name))
+            self._report(len(docket.done), max(docket.budget(), 1), docket.note())
+        self._shown = at_work
+
+
+def run_here(dispatcher: Dispatcher, evaluate: Evaluate) -> None:
+    """Makes every evaluation in this process, one at a time."""
+    while (ticket := dispatcher.ask()) is not None:
+        dispatcher.tell(ticket, attempt(evaluate, ticket.subnet, ticket.race))

@@ -1,0 +1,149 @@
+"""Export: a subnetwork becomes a Hugging Face model folder, refused unless what reloads equals what was searched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from nas.exports.modeling_nas import PREFIX
+from nas.exports.registration import stock_classes
+from nas.exports.reload import logits_of
+from nas.fronts.point import Point
+from nas.run import Run, replace_folder, write_json
+from nas.stages import load_supernet
+from nas.supernets.supernet import Supernet, evaluating
+from nas.tasks.workbench import Workbench
+from predictors import Workload
+from search_spaces import InputError, SubnetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5
+
+
+def save_subnet(supernet: Supernet, subnet: SubnetConfig, bench: Workbench, folder: Path) -> None:
+    """Writes the extracted model, its tokenizer or image processor and, unless it is stock, its modelling file."""
+    model = supernet.extract(subnet)
+    if type(model).__name__.startswith(PREFIX):
+        describe_remote_code(model, bench.auto_class)
+    model.save_pretrained(folder)
+    bench.processor.save_pretrained(folder)
+
+
+def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:
+    """Makes ``save_pretrained`` copy the modelling file and name its classes, for ``trust_remote_code=True``."""
+    type(model.config).register_for_auto_class()
+    type(model).register_for_auto_class(auto_class)
+    (bare,) = stock_classes(transformers.AutoModel, type(model.config).__mro__[1])
+    model.config.auto_map = {"AutoModel": f"modeling_nas.{PREFIX}{bare.__name__}"}
+
+
+def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
+    """Exports one subnetwork of a run.
+
+    The folder is written beside its place, loaded again by a separate Python process through the auto class, and
+    moved into place only if that process computes what the supernet computes.
+
+    Args:
+        run: A run whose supernet is trained.
+        point: What to export, with the figures that go into ``subnet.json``.
+        out: The folder to write; one that is there must be an earlier export.
+
+    Raises:
+        InputError: If the folder holds something else, or the reloaded model differs.
+    """
+    out = Path(out)
+    if out.exists() and not (out / "subnet.json").exists():
+        raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
+    bench = Workbench(run.recipe)
+    supernet, _ = load_supernet(run, bench)
+    work = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_subnet(supernet, point.subnet, bench, work)
+        origin = {"base_model": run.recipe.model, "workload": run.recipe.workload.to_dict()}
+        write_json(work / "subnet.json", {**origin, **point.to_dict()})
+        check_reload(work, supernet, point.subnet, bench)
+        replace_folder(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> None:
+    """Loads a folder in a clean process and compares its logits with the active supernet's.
+
+    Raises:
+        InputError: If they differ by more than 1e-5, or the folder does not load.
+    """
+    inputs, expected = active_outputs(supernet, subnet, bench)
+    inputs_file, outputs_file = folder / ".inputs.safetensors", folder / ".outputs.safetensors"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, inputs_file)
+        script = str(files("nas.exports") / "reload.py")
+        command = [sys.executable, "-P", script, str(folder), bench.auto_class, str(inputs_file), str(outputs_file)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        if done.returncode:
+            raise InputError(f"the export is refused: it does not reload ({done.stderr.strip().splitlines()[-1]}).")
+        require_equal(load_file(outputs_file), expected, subnet)
+    finally:
+        inputs_file.unlink(missing_ok=True)
+        outputs_file.unlink(missing_ok=True)
+
+
+def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> PreTrainedModel:
+    """Loads a folder in this process, makes the same comparison and returns the model, on the supernet's device.
+
+    Raises:
+        InputError: If its outputs differ by more than 1e-5.
+    """
+    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+    inputs, expected = active_outputs(supernet, subnet, bench)
+    with torch.inference_mode():
+        require_equal(logits_of(model(**inputs)), expected, subnet)
+    return model.to(supernet.model.device)
+
+
+def active_outputs(
+    supernet: Supernet, subnet: SubnetConfig, bench: Workbench
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A small batch, texts padded to different lengths, and the supernet's logits on it by name.
+
+    Both are computed on the CPU, where a reloaded model is: two devices round differently.
+    """
+    length = min(24, bench.recipe.task.max_length)
+    inputs = bench.dummy_inputs(Workload(batch_size=3, sequence_length=length))
+    if "attention_mask" in inputs:
+        for row, padding in enumerate((0, length // 4, length // 2)):
+            inputs["attention_mask"][row, length - padding :] = 0
+    supernet.activate(subnet)
+    device = supernet.model.device
+    with evaluating(supernet.model.cpu()):
+        logits = logits_of(supernet.model(**inputs))
+    supernet.model.to(device)
+    return inputs, logits
+
+
+def require_equal(
+    reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
+) -> None:
+    """Raises InputError unless two sets of logits agree within the tolerance; a NaN never agrees."""
+    differences = torch.stack([(reloaded[name] - expected[name]).abs().max() for name in expected])
+    difference = differences.max().item()
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"the export is refused: the reloaded model must equal the active supernet within {TOLERANCE}, but the "
+            f"outputs of {subnet} differ by {difference:.3g}."
+        )

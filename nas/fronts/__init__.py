@@ -1,0 +1,1 @@
+"""What was found: points, Pareto fronts of them, and how both are shown."""

@@ -1,0 +1,261 @@
+"""ParetoFront: the subnetworks no other one beats, and the questions asked of them.
+
+A front is built from points, filtered by conditions, and asked for one point:
+
+    front = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"})
+    front.where("latency_ms <= 5, size_mb < 40").knee()
+    front.pick("latency_ms <= 5")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nas.figures import COSTS, OPERATORS, Bound, Direction, excess, parse_condition, reached
+from nas.fronts.pareto import Array, hypervolume, non_dominated
+from nas.fronts.point import Point
+from nas.fronts.table import html_table, rich_table
+from search_spaces.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+NAMED_PICKS = ("knee", "fastest", "best")
+
+
+def _costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
+    """Objective values to minimise, shape ``(len(points), len(objectives))``."""
+    for point in points:
+        missing = [name for name in objectives if name not in point.values]
+        if missing:
+            raise InputError(
+                f"Every point must know every objective, but {point.key} lacks `{missing[0]}`; "
+                f"{did_you_mean(missing[0], point.values)}."
+            )
+    rows = [[_sign(way) * point.values[name] for name, way in objectives.items()] for point in points]
+    return np.array(rows, dtype=np.float64).reshape(len(points), len(objectives))
+
+
+def _sign(direction: Direction) -> int:
+    return 1 if direction == "minimize" else -1
+
+
+def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -> dict[str, float]:
+    """A reference for hypervolumes: the worst value of each objective, moved outward by 10 % of its range.
+
+    Give it all points of a run and publish it, so that the hypervolumes of its fronts can be compared. If an
+    objective never varies, it moves by 10 % of its size instead (by 1 if that is zero). NaN and infinities are passed
+    over.
+
+    Raises:
+        InputError: If an objective has no finite value.
+    """
+    reference = {}
+    for name, column in zip(objectives, _costs(points, objectives).T, strict=True):
+        finite = column[np.isfinite(column)]
+        if not len(finite):
+            raise InputError(
+                f"A reference point needs a finite value of `{name}`, but got none: evaluate a point first."
+            )
+        worst = float(finite.max())
+        margin = 0.1 * (float(np.ptp(finite)) or abs(worst)) or 1.0
+        reference[name] = _sign(objectives[name]) * (worst + margin)
+    return reference
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The feasible subnetworks that no other one beats in every objective; build it with `of`.
+
+    Attributes:
+        points: Sorted by the first minimised objective, ascending.
+        objectives: Figure name to direction. The first that is a quality leads.
+    """
+
+    points: tuple[Point, ...]
+    objectives: dict[str, Direction]
+
+    def __post_init__(self) -> None:
+        bad = [f"`{name}: {way}`" for name, way in self.objectives.items() if way not in ("maximize", "minimize")]
+        if bad or not self.objectives:
+            got = bad[0] if bad else "no objective"
+            raise InputError(f"Each objective must be `maximize` or `minimize`, and one must exist, but got {got}.")
+
+    @classmethod
+    def of(cls, points: Iterable[Point], objectives: dict[str, Direction]) -> ParetoFront:
+        """Keeps the feasible, non-dominated points, one for each objective vector, whatever their order.
+
+        Raises:
+            InputError: If a point does not know an objective.
+        """
+        empty = cls((), dict(objectives))
+        feasible = sorted((p for p in points if p.feasible), key=_identity)
+        costs = _costs(feasible, objectives)
+        kept = {tuple(costs[i]): feasible[i] for i in np.flatnonzero(non_dominated(costs))[::-1]}
+        first = next((i for i, way in enumerate(objectives.values()) if way == "minimize"), 0)
+        ordered = sorted(kept.items(), key=lambda item: (item[0][first], item[1].key))
+        return replace(empty, points=tuple(point for _, point in ordered))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    @property
+    def figures(self) -> list[str]:
+        """Every known figure: the objectives first, the others in alphabetical order."""
+        others = {name for point in self.points for name in point.values} - set(self.objectives)
+        return [*self.objectives, *sorted(others)]
+
+    @property
+    def quality(self) -> str:
+        """The first objective that is a quality, such as accuracy or loss; else the first one."""
+        return next((name for name in self.objectives if name not in COSTS), next(iter(self.objectives)))
+
+    def best(self, name: str) -> Point:
+        """The best point in one objective.
+
+        Raises:
+            InputError: If it is not an objective, or the front is empty.
+        """
+        if name not in self.objectives:
+            raise InputError(f"`best` needs an objective, but got `{name}`; {did_you_mean(name, self.objectives)}.")
+        self._need_points()
+        return min(self.points, key=lambda point: _sign(self.objectives[name]) * point.values[name])
+
+    def knee(self) -> Point:
+        """The best compromise, after each objective is scaled to 0-1 over the front.
+
+        With two objectives: the point farthest from the chord between the two ends, towards the ideal (Das, Struct.
+        Optim. 18, 1999; Branke, Deb, Dierolf & Osswald, PPSN 2004). With more: the point nearest to the ideal.
+
+        Raises:
+            InputError: If the front is empty.
+        """
+        self._need_points()
+        costs = _costs(self.points, self.objectives)
+        span = np.ptp(costs, axis=0)
+        scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
+        distance = scaled.sum(axis=1) if len(self.objectives) == 2 else np.linalg.norm(scaled, axis=1)
+        return self.points[int(np.argmin(np.round(distance, 12)))]
+
+    def where(self, condition: str) -> ParetoFront:
+        """The points that satisfy all comma-separated conditions, e.g. ``"latency_ms <= 5, accuracy > 0.9"``.
+
+        A point that lacks a figure does not satisfy a condition on it.
+
+        Raises:
+            InputError: If a condition cannot be read, or no point knows its figure.
+        """
+        bounds = self._bounds(condition)
+        kept = (p for p in self.points if all(b.violation(p.values.get(n, math.nan)) <= 0 for n, b in bounds))
+        return replace(self, points=tuple(kept))
+
+    def pick(self, what: str) -> Point:
+        """One point, by what the user typed.
+
+        Args:
+            what: ``knee``; ``fastest`` (smallest ``latency_ms``); ``best`` (best quality); the key of a subnetwork or
+                an unambiguous beginning of it; or a condition as in `where`: the best quality that satisfies it.
+
+        Raises:
+            InputError: If nothing fits; after a condition it says what the closest point reaches.
+        """
+        self._need_points()
+        if any(op in what for op in OPERATORS):
+            found = self.where(what)
+            return found.best(found.quality) if len(found) else self._nearest_miss(what)
+        if what == "knee":
+            return self.knee()
+        if what == "best":
+            return self.best(self.quality)
+        if what == "fastest":
+            return self._fastest()
+        return self._by_key(what)
+
+    def hypervolume(self, reference: dict[str, float]) -> float:
+        """The volume this front dominates up to a reference point (see `reference_point`), in the objectives' units.
+
+        Raises:
+            InputError: If the reference lacks an objective.
+        """
+        missing = [name for name in self.objectives if name not in reference]
+        if missing:
+            raise InputError(f"A reference point must name every objective, but `{missing[0]}` is not in {reference}.")
+        corner = np.array([_sign(way) * reference[name] for name, way in self.objectives.items()])
+        return hypervolume(_costs(self.points, self.objectives), corner)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"objectives": dict(self.objectives), "points": [point.to_dict() for point in self.points]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ParetoFront:
+        """Reads back what `to_dict` wrote."""
+        return cls(tuple(Point.from_dict(point) for point in data["points"]), dict(data["objectives"]))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per point: key, figures, ``<figure>_error`` where known, source, measured, subnet as text."""
+        import pandas as pd
+
+        rows = [
+            {"key": p.key, **{n: p.values.get(n, math.nan) for n in self.figures}}
+            | {f"{name}_error": error for name, error in p.errors.items()}
+            | {"source": p.source, "measured": p.measured, "subnet": str(p.subnet)}
+            for p in self.points
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["key", *self.figures, "source", "measured", "subnet"])
+
+    def table(self) -> Table:
+        """The front for the terminal: key, objectives, size and subnetwork; readable from 80 columns on."""
+        return rich_table(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
+
+    def _fastest(self) -> Point:
+        if "latency_ms" not in self.figures:
+            raise InputError(f"`fastest` needs the figure `latency_ms`; known: {', '.join(self.figures)}.")
+        return min(self.points, key=lambda point: point.values.get("latency_ms", math.inf))
+
+    def _by_key(self, start: str) -> Point:
+        found = {point.key: point for point in self.points[::-1] if start and point.key.startswith(start)}
+        if len(found) != 1:
+            law = "The beginning of a key must be unambiguous" if found else "A pick is a name, a key or a condition"
+            hint = did_you_mean(start, found or [*NAMED_PICKS, *(point.key for point in self.points)])
+            raise InputError(f"{law}, but got `{start}`; {hint}; or a condition like `latency_ms <= 5`.")
+        return next(iter(found.values()))
+
+    def _need_points(self) -> None:
+        if not self.points:
+            raise InputError("A pick needs a point on the front, but no feasible one exists: loosen a constraint.")
+
+    def _bounds(self, condition: str) -> list[tuple[str, Bound]]:
+        bounds = [parse_condition(part) for part in condition.split(",")]
+        for name, _ in bounds if self.points else ():
+            if name not in self.figures:
+                raise InputError(
+                    f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.figures)}."
+                )
+        return bounds
+
+    def _nearest_miss(self, condition: str) -> Point:
+        bounds = dict(self._bounds(condition))
+        near = min(self.points, key=lambda point: excess(point.values, bounds))
+        raise InputError(
+            f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {near.key}, "
+            f"reaches {reached(near.values, bounds)}: loosen the condition."
+        )
+
+
+def _identity(point: Point) -> tuple[str, bool, str, str]:
+    """Sort key that does not depend on the input order; of two equal subnetworks the measured one comes first."""
+    return point.key, not point.measured, point.source, json.dumps(point.to_dict(), sort_keys=True)

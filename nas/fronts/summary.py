@@ -1,0 +1,55 @@
+"""What a run ended with, in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+
+from nas.figures import format_figure
+from nas.fronts.front import ParetoFront
+from nas.progress import console, say
+from nas.run import Run
+from predictors import LatencyPredictor
+
+
+def predictor_line(predictor: LatencyPredictor) -> str:
+    """The held-out error of the predictor beside its baselines, in one line."""
+    report = predictor.report
+    chosen, others = report.held_out[report.model], ("depth-only", "macs")
+    beside = ", ".join(f"{name} {report.held_out[name].mape_percent:.1f} %" for name in others)
+    return (
+        f"{report.model}: error {chosen.mape_percent:.1f} % and Kendall tau {chosen.kendall_tau:.2f} "
+        f"on {report.n_test} held-out of {report.n_train + report.n_test} measured ({beside})"
+    )
+
+
+def hypervolume_line(results: dict[str, Any]) -> str:
+    """Hypervolumes: of the search, of its sampler without the uniform scalings it begins with, of baselines."""
+    volumes = {name: f"{value:.4g}" for name, value in results["hypervolume"].items()}
+    reference = ", ".join(f"{name} {format_figure(name, value)}" for name, value in results["reference"].items())
+    return (
+        f"search {volumes['search']} (its sampler alone {volumes['sampler']}), uniform {volumes['uniform']}, "
+        f"random {volumes['random']} (reference {reference})"
+    )
+
+
+def workload_line(run: Run) -> str:
+    """What every latency of a run means."""
+    return f"{run.recipe.workload} · {run.device}"
+
+
+def show(run: Run, front: ParetoFront) -> None:
+    """Prints a front with what it must be read with."""
+    results = run.results()
+    parent = next(point for point in run.verified_points() if point.source == "parent")
+    figures = " · ".join(
+        f"{name} {format_figure(name, parent.values[name], parent.errors.get(name))}" for name in front.figures
+    )
+    console.print(Group(front.table()))
+    say(f"parent       {figures}")
+    say(f"workload     {workload_line(run)}")
+    say(f"hypervolume  {hypervolume_line(results)}")
+    say(f"report       {run.report}")
+    for folder in sorted(run.exports.glob("[!.]*")):
+        say(f"export       {folder}")

@@ -1,0 +1,74 @@
+"""The table of a front: for the terminal, and as HTML for notebooks and the report."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nas.figures import format_figure
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nas.fronts.front import ParetoFront
+
+KNEE = " ◀"
+SUBNETWORK_WIDTH = 25
+"""What is left of 80 columns; a longer one breaks after its commas."""
+TERMINAL_FIGURES = ("size_mb",)
+"""Figures shown beside the objectives where space is scarce; `to_pandas` and the report have them all."""
+
+
+def rich_table(front: ParetoFront) -> Table:
+    """For the terminal: key, objectives, size and subnetwork; from 80 columns on nothing is cut off."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys([*front.objectives, *(n for n in TERMINAL_FIGURES if n in front.figures)]))
+    table = Table(box=None, padding=(0, 2, 0, 0), caption=_caption(front), caption_justify="left")
+    table.add_column("key", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(" · ".join(front.points[0].subnet.parts) if len(front) else "subnetwork", overflow="fold")
+    for point, (*cells, _) in zip(front, _rows(front, names), strict=True):
+        subnetwork = " · ".join(point.subnet.parts.values())
+        if len(subnetwork) > SUBNETWORK_WIDTH:
+            subnetwork = subnetwork.replace(",", ", ")
+        table.add_row(*cells, subnetwork, style="bold" if KNEE in cells[0] else None)
+    return table
+
+
+def html_table(front: ParetoFront) -> str:
+    """As HTML with every figure; each row carries its key in ``data-key``."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("key", *front.figures, "subnetwork"))
+    body = "".join(
+        f'<tr data-key="{point.key}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
+        for point, row in zip(front, _rows(front, front.figures), strict=True)
+    )
+    caption = f"<caption>{html.escape(_caption(front))}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
+    """One row of text per point: its key, these figures, its subnetwork."""
+    knee = front.knee() if len(front) else None
+    return [
+        [
+            point.key + KNEE * (point is knee),
+            *(format_figure(name, point.values.get(name, math.nan), point.errors.get(name)) for name in names),
+            str(point.subnet),
+        ]
+        for point in front
+    ]
+
+
+def _caption(front: ParetoFront) -> str:
+    """What the mark of the knee means, and how many points are measured."""
+    if not len(front):
+        return "The front is empty: no feasible point."
+    if all(point.measured for point in front):
+        how = "latency measured on the exported model, quality on the held-out split"
+    else:
+        how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"
+    return f"{KNEE.strip()} knee. Figures: {how}."

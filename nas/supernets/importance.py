@@ -1,0 +1,241 @@
+"""Importance order: which heads, neurons, channels and layers a shrinking network should keep longest.
+
+Heads, FFN neurons and channels of the residual stream are permuted so that a prefix keeps what matters; the full
+model's outputs do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from nas.supernets.supernet import Supernet, evaluating
+from search_spaces import SubnetConfig
+from search_spaces.family import Axis
+from search_spaces.subnet import PER_LAYER
+
+Batch = Mapping[str, torch.Tensor]
+Scores = dict[str, list[torch.Tensor]]
+"""Axis -> one float64 tensor (units,) per parent layer."""
+
+SCORED: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
+"""Axes whose units are scored; key and value heads follow the attention heads of their group."""
+
+
+@dataclass(frozen=True)
+class ImportanceOrder:
+    """Everything by falling importance, in the parent's own numbering.
+
+    Attributes:
+        layers: Parent layers, most important first.
+        units: Axis -> for each parent layer, its units (heads or neurons), most important first.
+        hidden: Channels of the residual stream, most important first; empty where they keep their order.
+    """
+
+    layers: tuple[int, ...]
+    units: dict[str, list[list[int]]]
+    hidden: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, ready for JSON."""
+        return asdict(self)
+
+
+def order_by_importance(
+    supernet: Supernet, batches: Sequence[Batch], layer_batches: Sequence[Batch] | None = None
+) -> ImportanceOrder:
+    """Measures importance on labelled batches and permutes the supernet's weights in place accordingly.
+
+    Args:
+        supernet: Its full model must be active.
+        batches: Model inputs with ``labels``, a few hundred examples of the training data.
+        layer_batches: What layers are ordered on, by default the same; fewer will do, see `layer_order`.
+
+    Returns:
+        The order that was found, in the numbering the parent had before.
+    """
+    units = unit_orders(supernet, unit_scores(supernet, batches))
+    hidden = [] if supernet.family.fixed_hidden else _falling(hidden_scores(supernet, batches))
+    permute(supernet, units, hidden)
+    return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
+
+
+def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
+    """First-order importance of each head and neuron: how much the loss changes when its output is masked.
+
+    The gradient of the loss with respect to a mask on a unit's output equals the sum of weight x gradient over the
+    columns that consume it, so one backward pass a batch scores every unit (Michel et al. 2019, arXiv 1905.10650;
+    Molchanov et al. 2019, arXiv 1906.10771). Absolute values are summed over batches.
+    """
+    model = supernet.model
+    was_training = model.training
+    model.eval()
+    scores: Scores = {}
+    for batch in batches:
+        model.zero_grad()
+        model(**_to(batch, model.device)).loss.backward()
+        for axis in SCORED:
+            found = [_layer_scores(supernet, layer, axis) for layer in supernet.parent.layers]
+            scores[axis] = [a + b for a, b in zip(scores[axis], found, strict=True)] if axis in scores else found
+    model.zero_grad()
+    model.train(was_training)
+    return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
+
+
+def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
+    """Importance of each channel of the residual stream: the size of its normalised activations.
+
+    Absolute outputs of every norm in the layers, mean over tokens, root of the sum of squares over samples, summed
+    over norms (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+
+    Returns:
+        (hidden_size,) float64.
+    """
+    squares: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def add(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        per_sample = output.detach().double().abs().reshape(samples, -1, output.shape[-1]).mean(1).cpu()
+        squares[module] = squares.get(module, torch.zeros(1)) + (per_sample**2).sum(0)
+
+    handles = [norm.register_forward_hook(add) for norm in _norms(supernet)]
+    with evaluating(supernet.model):
+        for batch in batches:
+            samples = len(next(iter(batch.values())))
+            supernet.model(**_to(batch, supernet.model.device))
+    for handle in handles:
+        handle.remove()
+    return torch.stack([total.sqrt() for total in squares.values()]).sum(0)
+
+
+def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]]:
+    """Units by falling score; heads stay within their group, and groups are ordered by the sum of their heads.
+
+    Where position biases are shared between layers, so is the order of the heads.
+    """
+    layout, orders = supernet.layout, {axis: [_falling(s) for s in layers] for axis, layers in scores.items()}
+    if supernet.family.shared_heads:
+        of_stack = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
+        sums = {k: sum(s for s, n in zip(scores["heads"], of_stack, strict=True) if n == k) for k in set(of_stack)}
+        orders["heads"] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
+        orders["head_biases"] = orders["heads"]
+    if "kv_heads" in supernet.family.axes:
+        grouped = [s.view(layout.widths[0]["num_key_value_heads"], -1) for s in scores["heads"]]
+        orders["kv_heads"] = [_falling(s.sum(1)) for s in grouped]
+        orders["heads"] = [
+            [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
+            for s, groups in zip(grouped, orders["kv_heads"], strict=True)
+        ]
+    if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
+        orders["qkv_heads"] = orders["heads"]
+    return orders
+
+
+def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]:
+    """Layers by falling importance: the one whose removal raises the loss least goes first, again and again.
+
+    L layers take L + (L - 1) + ... + 2 passes over the batches: 12 layers and 128 examples are 77 x 128 examples.
+    Layers that share their weights cannot be told apart and keep their order.
+
+    Returns:
+        Parent layers, most important first, so that the first d are the ones to keep at depth d; of an
+        encoder-decoder, those of the encoder and those of the decoder among each other.
+    """
+    kept, dropped = supernet.parent, []
+    if supernet.family.shared_layers:
+        return kept.layers
+    while True:
+        stacks = [positions for positions in supernet.layout.kept(kept) if len(positions) > 1]
+        candidates = [kept.layers[position] for positions in stacks for position in positions]
+        if not candidates:
+            break
+        losses = {layer: mean_loss(supernet, without_layer(kept, layer), batches) for layer in candidates}
+        least = min(losses, key=lambda layer: (losses[layer], -layer))
+        dropped.append(least)
+        kept = without_layer(kept, least)
+    supernet.activate(supernet.parent)
+    return (*kept.layers, *reversed(dropped))
+
+
+def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]) -> float:
+    """Mean loss of a subnetwork over labelled batches; leaves it active."""
+    supernet.activate(subnet)
+    with evaluating(supernet.model):
+        losses = [supernet.model(**_to(batch, supernet.model.device)).loss.item() for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def without_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
+    """The subnetwork less one of its layers."""
+    place = subnet.layers.index(layer)
+
+    def cut(values: tuple[int, ...]) -> tuple[int, ...]:
+        return values[:place] + values[place + 1 :]
+
+    fields: dict[str, Any] = {field: cut(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
+    return replace(subnet, **fields)
+
+
+@torch.no_grad()
+def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hidden: Sequence[int]) -> None:
+    """Reorders units and channels in every weight that has them; the full model computes what it did."""
+    for name, parameter in supernet.model.named_parameters():
+        place = supernet.layout.locate(name)
+        orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
+        for dim, axis in enumerate(place.axes):
+            index = _index(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
+            if index is not None:
+                parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
+
+
+def _index(
+    supernet: Supernet, axis: Axis | tuple[Axis, ...] | None, orders: Mapping[str, Sequence[int]], stack: int
+) -> torch.Tensor | None:
+    """Where each entry along a dimension comes from; None where nothing moves."""
+    layout, pieces, start, moves = supernet.layout, [], 0, False
+    for part in axis if isinstance(axis, tuple) else (axis,):
+        if part is None:
+            return None
+        size = layout.size(part, layout.widths[stack])
+        unit = layout.unit(part)
+        same = part == "embedding" and size == layout.parent.hidden_size
+        order = orders.get("hidden" if same else str(part)) or range(size // unit)
+        moves = moves or not isinstance(order, range)
+        pieces.append((torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1) + start)
+        start += size
+    return torch.cat(pieces) if moves else None
+
+
+def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
+    """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
+    stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
+    total = torch.zeros(0, dtype=torch.float64)
+    for path, axes in supernet.family.stacks[stack].modules.items():
+        if len(axes) == 2 and axes[1] == axis and path in modules:
+            weight = modules[path].weight
+            assert isinstance(weight, torch.Tensor) and weight.grad is not None
+            columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
+            found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()
+            total = found if not len(total) else total + found
+    return total
+
+
+def _norms(supernet: Supernet) -> list[torch.nn.Module]:
+    """The norms on the residual stream in all layers."""
+    found: dict[torch.nn.Module, None] = {}
+    for layer in supernet.parent.layers:
+        modules = dict(supernet.layer(layer).named_modules())
+        stack, _ = supernet.layout.stack_of(layer)
+        table = supernet.family.stacks[stack].modules
+        found |= {modules[path]: None for path, axes in table.items() if axes == ("hidden",) and path in modules}
+    return list(found)
+
+
+def _falling(scores: torch.Tensor) -> list[int]:
+    return [int(i) for i in torch.argsort(scores, descending=True, stable=True)]
+
+
+def _to(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,273 @@
+"""Supernet: a Hugging Face model made elastic in place, with one subnetwork of it active at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from nas.exports import modeling_nas
+from nas.exports.modeling_nas import WRAPPERS, holder
+from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, make_elastic, take
+from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.family import Axes
+from search_spaces.layout import is_under
+from search_spaces.stock import stock_update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass
+class _Part:
+    """The elastic modules of one layer, or those outside the layers, and the widths they have now."""
+
+    root: nn.Module
+    modules: dict[str, Elastic] = field(default_factory=dict)
+    axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
+    numbered: list[nn.Module] = field(default_factory=list)
+    width: dict[str, int] | None = None
+
+
+class Supernet:
+    """The parent model and all subnetworks that share its weights.
+
+    The model stays an ordinary Hugging Face model: same class, same parameter names, same ``save_pretrained`` (while
+    the parent is active). Only the classes of modules that a family's table names are swapped, so that ``forward``
+    computes the active subnetwork on views of the weights.
+
+    Args:
+        model: A model of a supported family; it is changed in place.
+
+    Raises:
+        InputError: If the model type is not supported or its linear layers are not plain ones.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.layout = Layout(model.config)
+        self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
+        self._class = type(model)
+        for path, (attribute, _) in self.family.unused.items():
+            setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
+        self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
+        distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
+        self._layers = [_Part(self.layer(index)) for index in distinct]
+        self._outer = _Part(model)
+        self._find_modules()
+        self._indices = lru_cache(4096)(self._indices_of)
+        self.active = self.parent
+
+    def layer(self, index: int) -> nn.Module:
+        """The module of a parent layer, active or not; layers are numbered through all stacks."""
+        if self.family.shared_layers:
+            return self.stacks[0].parent_layer(0)
+        stack, place = self.layout.stack_of(index)
+        return self.stacks[stack].parent_layer(place)
+
+    def _elastic_list(self, path: str) -> ElasticModuleList:
+        layers = self.model.base_model.get_submodule(path)
+        layers.__class__ = ElasticModuleList
+        return cast(ElasticModuleList, layers)
+
+    def _find_modules(self) -> None:
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            place = self.layout.locate(name)
+            part = self._outer if place.layer is None else self._layers[place.layer]
+            if not any(place.axes) or self.layout.is_leading(place):
+                continue
+            if parameter.dim() < len(place.axes):
+                raise InputError(
+                    f"`{name}` must be the weight of a plain layer to be elastic, but it has {parameter.dim()} "
+                    "dimensions; load the model without quantization or adapters."
+                )
+            part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
+            part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
+        for index, part in enumerate(self._layers):
+            stack = self.family.stacks[self.layout.stack_of(index)[0]]
+            for path, wrapper in stack.wrappers.items():
+                part.modules[path] = make_elastic(part.root.get_submodule(path), WRAPPERS[wrapper])
+            for paths in stack.skips.values():
+                part.modules |= {path: make_elastic(part.root.get_submodule(path)) for path in paths}
+            part.numbered = [module for module in part.root.modules() if hasattr(module, "layer_idx")]
+        for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
+            for path in stack.leading:
+                parent, _, name = path.rpartition(".")
+                for layer in layers[1:]:  # seen by every layer, a child of the first one only
+                    layer.get_submodule(parent).__dict__[name] = layers[0].get_submodule(path)
+
+    def activate(self, subnet: SubnetConfig) -> None:
+        """Makes ``subnet`` the network that ``self.model`` computes. Costs attribute assignments only.
+
+        Raises:
+            InputError: If the parent does not contain it.
+        """
+        self.layout.check(subnet)
+        for stack, positions in enumerate(self.layout.kept(subnet)):
+            indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
+            self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
+            for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
+                part = self._layers[subnet.layers[position]]
+                self._show(part, stack, subnet.width(position))
+                for module in part.numbered:
+                    module.__dict__["layer_idx"] = number  # the place in the cache
+        self._show(self._outer, None, self.layout.outer_width(subnet))
+        sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
+        sizes.__dict__.pop(self.family.cache_depth, None)
+        for name, value in self.layout.depth_update(subnet).items():
+            sizes.__dict__[sizes.attribute_map.get(name, name)] = value
+        self.active = subnet
+
+    def _show(self, part: _Part, stack: int | None, width: dict[str, int]) -> None:
+        """Sets what is active in one layer, or outside the layers (``stack`` is None)."""
+        if part.width == width:
+            return
+        index = self._indices(stack, tuple(width.items()))
+        for path, kinds in part.axes.items():
+            views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
+            part.modules[path].__dict__["views"] = views
+        if stack is not None:
+            skips = self.layout.skips(stack, width)
+            for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
+                part.modules[path].__dict__["skip"] = skips.get(path)
+            for path, attributes in self.family.stacks[stack].attributes.items():
+                for name, formula in attributes.items():
+                    setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
+        part.width = width
+
+    def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
+        """Axes of the parameters that are not active whole with given widths -> their active entries."""
+        width, full = dict(items), self.layout.widths[stack or 0]
+        parts = [self._outer] if stack is None else self._layers
+        every = {axes for part in parts for kinds in part.axes.values() for axes in kinds.values()}
+        found = {axes: self._index(axes, width, full) for axes in every}
+        return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
+
+    def _index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
+        def whole(axis: Any, rows: Any) -> bool:
+            return isinstance(rows, slice) and rows.stop == self.layout.size(axis, full)
+
+        found = [(axis, self.layout.rows(axis, width, full)) for axis in axes]
+        return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
+
+    def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
+        """A model of its own that computes what the supernet computes with ``subnet`` active.
+
+        It is a stock model where a stock config can describe the subnetwork, and otherwise one of
+        `nas.exports.modeling_nas`. Weights are copies; device, dtype and train/eval mode follow the supernet.
+
+        Raises:
+            InputError: If the parent does not contain the subnetwork.
+        """
+        self.layout.check(subnet)
+        update = stock_update(self.layout, subnet)
+        model_class, config = self._stock(update) if update is not None else self._edited(subnet)
+        with torch.random.fork_rng(devices=[]), no_init_weights():
+            model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
+        model.to(self.model.device)
+        state = self.state_dict(subnet)
+        state = self._folded(state, subnet) if update is not None else state
+        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+        model.tie_weights()
+        if self.model.can_generate():
+            model.generation_config = copy.deepcopy(self.model.generation_config)
+        return model.train(self.model.training)
+
+    def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+        """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
+        state = {}
+        for name, tensor in self.model.state_dict().items():
+            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
+            if width is not None:
+                index = self._index(place.axes, width, self.layout.widths[place.stack or 0])
+                state[self.layout.name_of(subnet, name)] = take(tensor, index)
+        return state
+
+    def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+        """The weights of a stock model whose constants follow from another hidden size than the parent's."""
+        if self.family.folds is None or subnet.hidden_size == self.parent.hidden_size:
+            return state
+        folds = self.family.folds(self.config, subnet.hidden_size)
+        for end, (factor, offset) in folds.items():
+            for name in state:
+                if f".{name}".endswith(f".{end}"):
+                    state[name] = (state[name] + offset) * factor - offset
+        return state
+
+    def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        config = copy.deepcopy(self.config)
+        sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
+        sizes.update({**update, **{name: False for _, name in self.family.unused.values()}})
+        if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
+            sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
+            sizes.set_output_features_output_indices(out_features=None, out_indices=None)
+        config._attn_implementation = self.model.config._attn_implementation
+        return self._class, config
+
+    def _edited(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """Class and config of a subnetwork that no stock config describes."""
+        _, config = self._stock(self.layout.depth_update(subnet))
+        config.update({"nas_arch": self._arch(subnet)})
+        nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
+        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
+        described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
+        described._attn_implementation = self.model.config._attn_implementation
+        return nas_model, described
+
+    def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
+        """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
+        arch: dict[str, dict[str, object]] = {
+            "like": {},
+            "shapes": {},
+            "head_shapes": {},
+            "attributes": {},
+            "skip": {},
+            "wrap": {},
+            "move": {},
+        }
+        bare = self.model.base_model is self.model
+        prefix = "" if bare else f"{self.model.base_model_prefix}."
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
+            if width is not None:
+                new_name = self.layout.name_of(subnet, name)
+                if self.layout.is_leading(place):
+                    moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
+                    arch["move"] |= {moved: origin} if moved != origin else {}
+                shape = self.layout.shape(place.axes, width, tuple(parameter.shape))
+                if shape != tuple(parameter.shape):
+                    section = "shapes" if new_name.startswith(prefix) else "head_shapes"
+                    arch[section][new_name.removeprefix(prefix)] = list(shape)
+        for number, positions in enumerate(self.layout.kept(subnet)):
+            stack, first = self.family.stacks[number], f"{self.family.stacks[number].layers}.0."
+            new = self.layout.first_modules(number, subnet)
+            arch["like"] |= {first + path: first + other for path, other in new.items()}
+            for index, position in enumerate(positions[:1] if self.family.shared_layers else positions):
+                width, start = subnet.width(position), f"{stack.layers}.{index}."
+                skips = self.layout.skips(number, width)
+                arch["skip"] |= {start + path: what for path, what in skips.items()}
+                arch["wrap"] |= {start + p: name for p, name in stack.wrappers.items() if not is_under(p, skips)}
+                for path, formulas in stack.attributes.items():
+                    if not is_under(path, skips):
+                        values = {name: self.layout.attribute_value(f, width) for name, f in formulas.items()}
+                        arch["attributes"][start + path] = values
+        return {section: edits for section, edits in arch.items() if edits}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for the duration, then the mode it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,1 @@
+"""What a recipe calls a task: its data, labels, losses and metrics, and the workbench that joins them to a model."""

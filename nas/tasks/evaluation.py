@@ -1,0 +1,132 @@
+"""Quality: what a model scores on a fixed set of examples, with a standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from nas.supernets.supernet import evaluating
+from nas.task_types import TaskType
+from nas.task_types.base import Row
+from nas.tasks.metrics import Metric
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled examples, collated once, in batches of similar length so that little is spent on padding.
+
+    The batches are ordered so that the first few of them, however many, are spread evenly over the lengths.
+
+    Attributes:
+        task: Says what is found of each example.
+        batches: Model inputs with labels.
+        rows: For each batch, the rows of each of its examples (a long one may have several), no more of them than
+            predictions are compared with.
+    """
+
+    task: TaskType
+    batches: tuple[Mapping[str, torch.Tensor], ...]
+    rows: tuple[Sequence[list[Row]], ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
+        """Collates a processed dataset, the same way on every call."""
+        size, collate = batch_size or task.evaluation_batch_size, task.fixed_collate()
+        examples = sorted(task.examples(dataset[i] for i in range(len(dataset))), key=_length)
+        groups = [examples[start : start + size] for start in range(0, len(examples), size)]
+        groups = [groups[i] for i in spread(len(groups))]
+        batches = tuple(collate([row for example in group for row in example]) for group in groups)
+        return cls(task, batches, tuple([_compared(example, task) for example in group] for group in groups))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+    def first(self, examples: int) -> EvaluationSet:
+        """The first whole batches of about so many examples, at least one; a longer such set begins with a shorter."""
+        sizes = np.cumsum([len(group) for group in self.rows])
+        count = max(1, int(np.abs(sizes - examples).argmin()) + 1)
+        return replace(self, batches=self.batches[:count], rows=self.rows[:count])
+
+    def labelled_batches(self, examples: int) -> list[dict[str, torch.Tensor]]:
+        """The batches of `first`."""
+        return [dict(batch) for batch in self.first(examples).batches]
+
+
+def spread(count: int) -> list[int]:
+    """The numbers below ``count``, each far from those before it (van der Corput 1935)."""
+    bits = max(count - 1, 1).bit_length()
+    return [i for i in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)) if i < count]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A quality and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
+    """Several qualities of a model from one pass over the examples."""
+    found = found_of(model, examples, names)
+    return {name: _with_error(examples.task.metric(name), found) for name in names}
+
+
+def found_of(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What these qualities need to know of each example, in the order of the batches."""
+    parts = []
+    with evaluating(model):
+        for batch, rows in zip(examples.batches, examples.rows, strict=True):
+            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            parts.append(examples.task.found(model, here, rows, names))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def score_in_slices(
+    model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str], fractions: Sequence[float]
+) -> Iterator[tuple[int, dict[str, Score]]]:
+    """Qualities on growing slices of the examples, each batch run once; the last slice is all of them.
+
+    Yields:
+        How many examples the slice holds, and the scores on it.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    count, start = len(examples.batches), 0
+    for end in sorted({max(1, round(fraction * count)) for fraction in fractions} | {count}):
+        piece = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
+        parts.append(found_of(model, piece, names))
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        start = end
+        yield (
+            sum(map(len, examples.rows[:end])),
+            {name: _with_error(examples.task.metric(name), found) for name in names},
+        )
+
+
+def _with_error(metric: Metric, found: Mapping[str, np.ndarray]) -> Score:
+    """The metric and its bootstrap standard error over examples (Efron 1979), the same resamples for every model."""
+    rng = np.random.default_rng(0)
+    count = len(next(iter(found.values())))
+    draws = [
+        metric({name: values[rows] for name, values in found.items()})
+        for rows in rng.integers(0, count, (RESAMPLES, count))
+    ]
+    return Score(metric(found), float(np.std(draws, ddof=1)))
+
+
+def _compared(example: list[Row], task: TaskType) -> list[Row]:
+    return [{name: row[name] for name in task.compared} for row in example]
+
+
+def _length(example: list[Row]) -> int:
+    return max(len(row.get("input_ids", ())) for row in example)

@@ -1,0 +1,241 @@
+"""Labels: a column of classes, of lists of classes or of numbers becomes what a head is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+from nas.progress import say
+from nas.tasks.data import TEXT_DTYPES, need_column
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""What ``problem_type`` may be in a Hugging Face config."""
+
+NUMBERS = ("int", "uint", "float")
+
+
+def problem_type_of(dataset: Dataset, column: str, source: str) -> ProblemType | None:
+    """What a label column is for, or None where it does not say.
+
+    Lists are several classes a row, numbers with a fraction are for regression, strings and booleans name classes.
+    Whole numbers may be either.
+    """
+    need_column(dataset, column, source, "task.label")
+    feature = dataset.features[column]
+    if is_list(feature):
+        return "multi_label_classification"
+    dtype = _dtype(feature)
+    if dtype.startswith("float") and any(v is not None and v % 1 for v in dataset.unique(column)):
+        return "regression"
+    return None if dtype.startswith(NUMBERS) and not hasattr(feature, "names") else "single_label_classification"
+
+
+def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, source: str) -> tuple[Dataset, list[str]]:
+    """Casts a column of classes, or of lists of classes, to class ids.
+
+    Args:
+        dataset: Any split.
+        column: Name of the label column.
+        names: Class names found in the training split, or None to find them here.
+        source: What to call the data in an error.
+
+    Returns:
+        The dataset and the names of its classes.
+
+    Raises:
+        InputError: If the column is missing, a row has no label or one that is not among the names, or there is only
+            one class.
+    """
+    from datasets import ClassLabel
+
+    values, item = _classes(dataset, column, source), _item(dataset.features[column])
+    if isinstance(item, ClassLabel):
+        found = item.names
+        if names is not None and found != names:
+            raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {found}.")
+    else:
+        found = _in_order({_name(v) for v in values})
+        ids = {name: k for k, name in enumerate(names or found)}
+        unknown = [name for name in found if name not in ids]
+        if unknown:
+            raise InputError(
+                f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
+                "an unlabelled split cannot be reported on, choose another split."
+            )
+        dataset = relabelled(dataset, column, lambda value: ids[_name(value)], names or found)
+    if len(names or found) < 2:
+        raise InputError(f"`{source}` must hold at least two classes, but got only {found}.")
+    return dataset, names or found
+
+
+def relabelled(dataset: Dataset, column: str, class_id: Callable[[Any], int], names: list[str]) -> Dataset:
+    """The dataset with each class of its label column replaced by an id."""
+    from datasets import ClassLabel, List
+
+    label, values = ClassLabel(names=names), dataset[column]
+    if is_list(dataset.features[column]):
+        return _replaced(dataset, column, [[class_id(v) for v in row] for row in values], List(label))
+    return _replaced(dataset, column, [class_id(v) for v in values], label)
+
+
+def with_numbers(dataset: Dataset, column: str, source: str) -> Dataset:
+    """Casts a label column to float32.
+
+    Raises:
+        InputError: If the column is missing or holds anything but numbers.
+    """
+    from datasets import Value
+
+    _need_labels(dataset, column, source)
+    dtype = _dtype(dataset.features[column])
+    if not dtype.startswith(NUMBERS):
+        raise InputError(
+            f"labels of a regression must be numbers, but `{column}` of `{source}` holds {dtype or 'lists'}; name "
+            "another column in `task.label`."
+        )
+    _need_every_label(dataset.unique(column), column, source)
+    return dataset.cast_column(column, Value("float32"))
+
+
+def is_multi_hot(dataset: Dataset, column: str) -> bool:
+    """Whether a column of lists holds one 0 or 1 for every class, not the classes themselves."""
+    rows = dataset[column][:]
+    lengths = {0 if row is None else len(row) for row in rows}
+    return len(lengths) == 1 and min(lengths) > 1 and set(chain(*rows)) <= {0, 1}
+
+
+def without_multi_hot(dataset: Dataset, column: str, classes: int, source: str) -> Dataset:
+    """Replaces the lists of 0 and 1 of a column by lists of class ids.
+
+    Raises:
+        InputError: If a list has another length than the number of classes.
+    """
+    from datasets import ClassLabel, List
+
+    rows = dataset[column]
+    wrong = [row for row in rows if row is None or len(row) != classes or not set(row) <= {0, 1}]
+    if wrong:
+        raise InputError(
+            f"labels of `{source}` must be {classes} numbers 0 or 1, as in the training data, but got {wrong[0]}."
+        )
+    ids = [[k for k, here in enumerate(row) if here] for row in rows]
+    return _replaced(dataset, column, ids, List(ClassLabel(names=[str(k) for k in range(classes)])))
+
+
+def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
+    """The output of a trained head for every class of the data.
+
+    Args:
+        names: Class names of the data by id.
+        head: Class names of the head by output.
+        model: What to call the model in an error.
+        has_ids: Whether the data itself gives ids, not only names; a head without names is then taken to follow them.
+
+    Returns:
+        The output by the data's class id: that of the same name, or the same id if the data has no names.
+
+    Raises:
+        InputError: If the head has other classes.
+    """
+    if len(head) != len(names):
+        raise InputError(
+            f"the model's head must have one output a class, but `{model}` has {len(head)} and the data {len(names)} "
+            f"({', '.join(names[:5])}); choose other data, or a model without a head to fine-tune one."
+        )
+    if all(map(_is_integer, names)):
+        return list(range(len(head)))
+    for same in (str, str.casefold):
+        outputs = {same(name): k for k, name in enumerate(head)}
+        if outputs.keys() == {same(name) for name in names}:
+            return [outputs[same(name)] for name in names]
+    if has_ids and head == [f"LABEL_{k}" for k in range(len(head))]:
+        say(f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data")
+        return list(range(len(head)))
+    raise InputError(
+        f"the labels of the data must be those of the model's head, but `{model}` has {head[:5]} and the data "
+        f"{names[:5]}; rename them in the data, or give the head's numbers as labels."
+    )
+
+
+def has_ids(dataset: Dataset, column: str) -> bool:
+    """Whether a label column gives ids, not only names."""
+    return _dtype(_item(dataset.features[column])) not in TEXT_DTYPES
+
+
+def is_list(feature: Any) -> bool:
+    """Whether every row of a column is a list, of any length."""
+    from datasets import LargeList, List
+
+    return isinstance(feature, (List, LargeList))
+
+
+def _item(feature: Any) -> Any:
+    return feature.feature if is_list(feature) else feature
+
+
+def _dtype(feature: Any) -> str:
+    return str(getattr(feature, "dtype", ""))
+
+
+def _replaced(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
+    dataset = dataset.add_column("new labels", values, feature=feature)
+    return dataset.remove_columns(column).rename_column("new labels", column)
+
+
+def _name(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) else str(label)
+
+
+def _is_integer(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Class names in the order of their ids: integers by value, others by letter."""
+    return sorted(names, key=lambda name: (int(name), name)) if all(map(_is_integer, names)) else sorted(names)
+
+
+def _classes(dataset: Dataset, column: str, source: str) -> list[Any]:
+    """The distinct classes of a label column; InputError unless every row has one, or a list of them."""
+    from datasets import ClassLabel, Value
+
+    _need_labels(dataset, column, source)
+    feature = dataset.features[column]
+    item = _item(feature)
+    if not isinstance(item, (ClassLabel, Value)):
+        raise InputError(f"`task.label` must name a column of classes, but `{column}` of `{source}` is {feature}.")
+    values = _distinct_of_lists(dataset, column) if is_list(feature) else dataset.unique(column)
+    _need_every_label(values, column, source, lowest=0 if isinstance(item, ClassLabel) else None)
+    other = [v for v in values if not isinstance(v, (bool, int, str)) and not (isinstance(v, float) and v % 1 == 0)]
+    if other:
+        raise InputError(
+            f"classes must be integers, booleans or strings, but `{column}` of `{source}` holds {other[0]!r}; name "
+            "a column of classes in `task.label`, or set `task.problem_type` to `regression`."
+        )
+    return values
+
+
+def _distinct_of_lists(dataset: Dataset, column: str) -> list[Any]:
+    """The distinct classes of a column of lists, None among them if a row has no list."""
+    return list(dict.fromkeys(chain.from_iterable([None] if row is None else row for row in dataset[column])))
+
+
+def _need_labels(dataset: Dataset, column: str, source: str) -> None:
+    need_column(dataset, column, source, "task.label")
+    if not len(dataset):
+        raise InputError(f"`{source}` must hold examples to train or report on, but it has no examples.")
+
+
+def _need_every_label(values: list[Any], column: str, source: str, lowest: int | None = None) -> None:
+    """Raises InputError if one is missing: None, NaN or below the lowest id."""
+    missing = [v for v in values if v is None or v != v or (lowest is not None and v < lowest)]
+    if missing:
+        raise InputError(
+            f"every row of `{source}` must have a label, but some are unlabelled ({column} {missing[0]}); choose "
+            "another split, or remove those rows."
+        )
