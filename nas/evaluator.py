@@ -12,7 +12,7 @@ from nas.config import Recipe
 from nas.engine.racing import SLICES, Outcome, Race, Scorer
 from nas.figures import COSTS, excess
 from nas.fronts.point import Point
-from nas.samplers.encoding import Encoding, Params
+from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
@@ -86,17 +86,16 @@ class SpaceProblem:
         self.encoding = Encoding(space.distributions())
         self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
 
-    def key(self, params: Params) -> str:
-        """The subnetwork's key: widths of dropped layers do not count."""
-        return self.space.from_params(dict(params)).key
+    def keys(self, genomes: np.ndarray) -> list[bytes]:
+        """One for each subnetwork: widths of dropped layers do not count."""
+        return self.space.batch(genomes).fingerprints()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
-        recipe = self.evaluator.recipe
-        subnets = [self.space.from_params(params) for params in self.encoding.decode(genomes)]
+        recipe, subnets = self.evaluator.recipe, self.space.batch(genomes)
         columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
         violations = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
-        return Candidates(np.stack([self.space.encode(subnet) for subnet in subnets]), values, violations)
+        return Candidates(self.space.encode(subnets), values, violations)

@@ -9,9 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from search_spaces import SearchSpace, SubnetConfig
+from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import PER_LAYER
 
 SMOOTHNESS = 0.05
 HIDDEN = "hidden_size*"
@@ -26,10 +25,10 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
-        fields = [f"{'decoder ' * stack}{field}" for field in _fields(space)]
+        fields = [f"{'decoder ' * stack}{field}" for field in space.fields]
         steps = [
             f"{name}:{low}-{high}"
-            for name, f in zip(fields, _fields(space), strict=True)
+            for name, f in zip(fields, space.fields, strict=True)
             for low, high in _steps(space, f)
         ]
         names += [depth, *fields, *steps]
@@ -47,40 +46,28 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     Returns:
         (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
     """
-    owner = np.repeat(np.arange(len(subnets)), [subnet.num_hidden_layers for subnet in subnets])
-    layers = np.array([layer for subnet in subnets for layer in subnet.layers], dtype=int)
+    batch = SubnetBatch.of(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
     for stack in space.stacks:
-        here = (layers >= stack.start) & (layers < stack.stop)
-
-        def per_subnet(values: np.ndarray, here: np.ndarray = here) -> np.ndarray:
-            return np.bincount(owner[here], values[here], minlength=len(subnets))
-
-        sums, climbs = [], []
-        for field in _fields(space):
+        kept, sums, climbs = batch.kept[:, stack], list[np.ndarray](), list[np.ndarray]()
+        for field in space.fields:
             largest, steps = max(space.choices[field]), _steps(space, field)
-            values = np.array([value for subnet in subnets for value in getattr(subnet, field)], dtype=float)
-            sums.append(per_subnet(values / largest))
+            values = batch.widths[field][:, stack]
+            sums.append(values.sum(axis=1) / largest)
             for k, (low, high) in enumerate(steps):
                 floor = low if k else -np.inf
                 ceiling = high if k < len(steps) - 1 else np.inf
-                climbs.append(per_subnet((np.clip(values, floor, ceiling) - low) / largest))
-        columns += [per_subnet(np.ones(len(layers))), *sums, *climbs]
-    table = np.stack(columns, axis=1)
+                climbs.append(((np.clip(values, floor, ceiling) - low) * kept).sum(axis=1) / largest)
+        columns += [kept.sum(axis=1), *sums, *climbs]
+    table = np.stack(columns, axis=1, dtype=float)
     if len(space.choices["hidden_size"]) == 1:
         return table
-    hidden = np.array([subnet.hidden_size for subnet in subnets], dtype=float) / max(space.choices["hidden_size"])
+    hidden = batch.hidden_size / max(space.choices["hidden_size"])
     return np.concatenate([table, table * hidden[:, None]], axis=1)
 
 
-def _fields(space: SearchSpace) -> list[str]:
-    """Widths of a layer that vary on their own."""
-    return [field for field in PER_LAYER if field != "num_key_value_heads" or space.groups_open]
-
-
 def _steps(space: SearchSpace, field: str) -> list[tuple[int, int]]:
-    choices = space.choices[field]
-    return list(pairwise(choices))
+    return list(pairwise(space.choices[field]))
 
 
 class LatencyModel(Protocol):

@@ -1,5 +1,6 @@
 """What may vary: choices, subnetworks, and one file per transformer family. No training, no torch."""
 
+from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
 from search_spaces.families import FAMILIES, family_of
 from search_spaces.family import AUTO_CLASSES, Family
@@ -15,6 +16,7 @@ __all__ = [
     "Layout",
     "Scope",
     "SearchSpace",
+    "SubnetBatch",
     "SubnetConfig",
     "family_of",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise, product
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
 from search_spaces.subnet import PER_LAYER, SubnetConfig, is_grouping
 
@@ -118,6 +120,11 @@ class SearchSpace:
         return total
 
     @property
+    def fields(self) -> list[str]:
+        """Widths of a layer that vary on their own."""
+        return [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
+
+    @property
     def _depth_names(self) -> tuple[str, ...]:
         return DEPTHS[: len(self.depths)]
 
@@ -211,7 +218,7 @@ class SearchSpace:
         """Every subnetwork one step away: one choice up or down in one place, or one layer more or less."""
         params = self.to_params(subnet)
         found: dict[str, SubnetConfig] = {}
-        for name, values in self._parameter_choices().items():
+        for name, values in self.parameters.items():
             here = values.index(params[name])
             for there in (here - 1, here + 1):
                 if 0 <= there < len(values):
@@ -252,16 +259,16 @@ class SearchSpace:
 
     # -- parameters of a study ------------------------------------------------------------------------------------
 
-    def _parameter_choices(self) -> dict[str, tuple[Any, ...]]:
+    @cached_property
+    def parameters(self) -> dict[str, tuple[Any, ...]]:
         """Name of each open parameter -> its values in ascending order; what has one choice only is left out."""
-        fields = [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
         named: dict[str, tuple[Any, ...]] = {"hidden_size": self.choices["hidden_size"]}
         if self.scope == "uniform":
-            named |= {name: self.choices[name] for name in (*self._depth_names, *fields)}
+            named |= {name: self.choices[name] for name in (*self._depth_names, *self.fields)}
         else:
             for name, stack in zip(self._depth_names, self.stacks, strict=True):
                 named |= {f"layers.{i}": (False, True) for i in stack if self.choices[name] != (len(stack),)}
-            named |= {f"{field}.{i}": self.choices[field] for field in fields for i in self.parent.layers}
+            named |= {f"{field}.{i}": self.choices[field] for field in self.fields for i in self.parent.layers}
         return {name: values for name, values in named.items() if len(values) > 1}
 
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -270,37 +277,83 @@ class SearchSpace:
         Evenly spaced choices become an integer parameter, so that a sampler sees their order; others, and whether a
         layer stays, are categorical.
         """
-        return {name: _distribution(values) for name, values in self._parameter_choices().items()}
+        return {name: _distribution(values) for name, values in self.parameters.items()}
 
     def suggest(self, trial: optuna.Trial) -> SubnetConfig:
         """Asks a trial for every parameter of the space; what it answers is a subnetwork."""
-        return self.from_params({name: _suggest(trial, name, v) for name, v in self._parameter_choices().items()})
+        return self.from_params({name: _suggest(trial, name, v) for name, v in self.parameters.items()})
 
-    def from_params(self, params: dict[str, Any]) -> SubnetConfig:
-        """The subnetwork that parameter values mean.
+    def from_params(self, params: Mapping[str, Any]) -> SubnetConfig:
+        """The subnetwork that parameter values mean, mended as by `batch`.
+
+        A layer that is left out of them stays, and a width that is left out is the smallest.
+        """
+        given = {
+            **{name: values[-1] if values == (False, True) else values[0] for name, values in self.parameters.items()},
+            **params,
+        }
+        genome = [values.index(given[name]) for name, values in self.parameters.items()]
+        return self.batch(np.array([genome], dtype=np.int64))[0]
+
+    def batch(self, genomes: np.ndarray) -> SubnetBatch:
+        """The subnetworks that choices mean.
 
         Widths of dropped layers are ignored. A set of layers whose size is not an allowed depth is mended to the
         nearest allowed one (the larger on a tie): the most important dropped layers come back, or the least
         important kept ones go. So are key and value heads that do not fit, and a layer left with nothing gets the
         narrowest feed-forward block.
-        """
-        if self.scope == "uniform":
-            return self._uniform({name: params.get(name, values[0]) for name, values in self.choices.items()})
-        layers: list[int] = []
-        for name, stack in zip(self._depth_names, self.stacks, strict=True):
-            kept = {i for i in stack if params.get(f"layers.{i}", True)}
-            depth = min(self.choices[name], key=lambda d: (abs(d - len(kept)), -d))
-            order = [i for i in self.layer_order if i in stack]
-            ranked = [i for i in order if i in kept] + [i for i in order if i not in kept]
-            layers += sorted(ranked[:depth])
-        hidden = params.get("hidden_size", self.choices["hidden_size"][0])
-        return self._of_widths(layers, [self._widths_from(params, i) for i in layers], hidden)
 
-    def _widths_from(self, params: dict[str, Any], layer: int) -> tuple[int, int, int]:
-        heads, groups, width = (params.get(f"{field}.{layer}", self.choices[field][0]) for field in PER_LAYER)
-        if not heads and not width:
-            width = min(self._whole["intermediate_size"])
-        return heads, self._mended(heads, groups), width
+        Args:
+            genomes: (n, parameters) index of the choice of each parameter, in the order of `distributions`.
+        """
+        kept = self._kept_by(genomes)
+        widths = {field: values * kept for field, values in self._widths_by(genomes).items()}
+        return SubnetBatch(kept, widths, self._values(genomes, "hidden_size"))
+
+    def _values(self, genomes: np.ndarray, name: str) -> np.ndarray:
+        """Values (n,) of a parameter; of one that is not open, its only one."""
+        if name not in self.parameters:
+            only = name.startswith("layers.") or self.choices[name.partition(".")[0]][0]
+            return np.full(len(genomes), only)
+        return np.array(self.parameters[name])[genomes[:, self._columns[name]]]
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(self.parameters)}
+
+    def _kept_by(self, genomes: np.ndarray) -> np.ndarray:
+        """Which layers stay (n, parent layers)."""
+        kept = np.zeros((len(genomes), self.parent.num_hidden_layers), dtype=bool)
+        for name, stack in zip(self._depth_names, self.stacks, strict=True):
+            order = [layer for layer in self.layer_order if layer in stack]
+            if self.scope == "uniform":
+                rank, depth = np.arange(len(order)), self._values(genomes, name)
+            else:
+                wanted = np.stack([self._values(genomes, f"layers.{layer}") for layer in order], axis=1)
+                rank = np.argsort(np.argsort(~wanted, axis=1, kind="stable"), axis=1)
+                nearest = [min(self.choices[name], key=lambda d: (abs(d - n), -d)) for n in range(len(order) + 1)]
+                depth = np.array(nearest)[wanted.sum(axis=1)]
+            kept[:, order] = rank < depth[:, None]
+        return kept
+
+    def _widths_by(self, genomes: np.ndarray) -> dict[str, np.ndarray]:
+        """Field -> its value in each layer (n, parent layers), whether the layer stays or not."""
+        found = {}
+        for field in PER_LAYER:
+            names = [field if self.scope == "uniform" else f"{field}.{layer}" for layer in self.parent.layers]
+            found[field] = np.stack([self._values(genomes, name) for name in names], axis=1)
+        heads, groups, width = (found[field] for field in PER_LAYER)
+        rows, columns = (np.searchsorted(self.choices[f], v) for f, v in zip(PER_LAYER, (heads, groups), strict=False))
+        found["num_key_value_heads"] = self._mended_groups[rows, columns]
+        narrowest = min(self._whole["intermediate_size"])
+        found["intermediate_size"] = np.where((heads == 0) & (width == 0), narrowest, width)
+        return found
+
+    @cached_property
+    def _mended_groups(self) -> np.ndarray:
+        """Key and value heads that stand for each choice of them (columns) beside each of attention heads (rows)."""
+        rows = [[self._mended(h, g) for g in self.choices["num_key_value_heads"]] for h in self._groups]
+        return np.array(rows)
 
     def to_params(self, subnet: SubnetConfig) -> dict[str, Any]:
         """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
@@ -315,22 +368,19 @@ class SearchSpace:
                 for i in self.parent.layers:
                     here = getattr(subnet, field)[place[i]] if i in place else self.choices[field][-1]
                     values[f"{field}.{i}"] = here if here in self.choices[field] else self.choices[field][-1]
-        return {name: values[name] for name in self._parameter_choices()}
+        return {name: values[name] for name in self.parameters}
 
-    def encode(self, subnet: SubnetConfig) -> np.ndarray:
-        """A subnetwork as features for a surrogate, all in [0, 1].
+    def encode(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+        """Subnetworks as features for a surrogate, all in [0, 1].
 
         Returns:
-            (k x parent layers + 1,): for each layer whether it stays and its widths, zeros where it is dropped; k is
+            (n, k x parent layers + 1): for each layer whether it stays and its widths, zeros where it is dropped; k is
             3, or 4 where key and value heads are open. Last the hidden size.
         """
-        fields = [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
-        out = np.zeros((1 + len(fields), self.parent.num_hidden_layers))
-        columns = list(subnet.layers)
-        out[0, columns] = 1.0
-        for row, field in enumerate(fields, start=1):
-            out[row, columns] = np.array(getattr(subnet, field)) / max(getattr(self.parent, field))
-        return np.append(out.reshape(-1), subnet.hidden_size / self.parent.hidden_size)
+        batch = SubnetBatch.of(subnets, self.parent.num_hidden_layers)
+        widths = [batch.widths[field] / max(getattr(self.parent, field)) for field in self.fields]
+        hidden = batch.hidden_size[:, None] / self.parent.hidden_size
+        return np.concatenate([batch.kept, *widths, hidden], axis=1)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""

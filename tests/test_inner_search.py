@@ -126,7 +126,7 @@ def test_only_ordered_genes_take_steps() -> None:
 def test_a_ledger_reads_late_finishers_in_their_place() -> None:
     encoding = Encoding(SPACE)
     study = optuna.create_study(directions=["minimize", "maximize"])
-    ledger = Ledger(study, encoding, lambda params: str(sorted(params.items())))
+    ledger = Ledger(study, encoding, lambda genomes: [row.tobytes() for row in genomes])
     trials = [study.ask(SPACE) for _ in range(4)]
     for number in (2, 3):
         study.tell(trials[number], [1.0, 2.0])
@@ -137,5 +137,5 @@ def test_a_ledger_reads_late_finishers_in_their_place() -> None:
     study.tell(trials[1], state=optuna.trial.TrialState.FAIL)
     ledger.read(study)
     assert [e.number for e in ledger.done] == [0, 2, 3] and not ledger.running
-    assert ledger.taken(str(sorted(trials[0].params.items())))
-    assert not ledger.taken(str(sorted(trials[1].params.items())))
+    assert ledger.taken(ledger.key(trials[0].params))
+    assert not ledger.taken(ledger.key(trials[1].params))

@@ -93,7 +93,7 @@ def test_nothing_is_proposed_twice_even_with_many_in_flight() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 24)
     in_flight = [study.ask(SPACE) for _ in range(30)]
     problem = PlainProblem(Encoding(SPACE), 2)
-    keys = [problem.key(p) for p in (*params(study)[:24], *(t.params for t in in_flight))]
+    keys = problem.keys(problem.encoding.encode([*params(study)[:24], *(t.params for t in in_flight)]))
     assert len(set(keys)) == len(keys)
 
 

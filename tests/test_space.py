@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import combinations, product
 from random import Random
 
+import numpy as np
 import optuna
 import pytest
 
-from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
+from search_spaces.subnet import PER_LAYER
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -83,7 +85,7 @@ def test_uniform_scalings_run_from_the_largest_to_the_smallest() -> None:
 def test_the_encoding_tells_subnetworks_apart() -> None:
     here, rng = space(), Random(0)
     points = list({here.sample(rng) for _ in range(300)})
-    assert len({tuple(here.encode(point)) for point in points}) == len(points)
+    assert len({tuple(row) for row in here.encode(points)}) == len(points)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +156,56 @@ def test_an_encoder_decoder_has_two_depths() -> None:
     assert [subnet.layers for subnet in here.uniform_scalings()] == [(0, 1, 2, 3, 4), (1, 3, 4)]
     with pytest.raises(InputError, match="one stack only"):
         SearchSpace(parent, num_decoder_layers=[1])
+
+
+def reference(here: SearchSpace, params: dict[str, int]) -> SubnetConfig:
+    """What `SearchSpace.from_params` documents, one layer at a time."""
+    if here.scope == "uniform":
+        layers = sorted([layer for layer in here.layer_order][: params["num_hidden_layers"]])
+        values = {name: [params[name]] * len(layers) for name in PER_LAYER}
+    else:
+        wanted = [layer for layer in here.layer_order if params[f"layers.{layer}"]]
+        spare = [layer for layer in here.layer_order if not params[f"layers.{layer}"]]
+        allowed = here.choices["num_hidden_layers"]
+        depth = max(allowed, key=lambda d: (-abs(d - len(wanted)), d))
+        layers = sorted([*wanted, *spare][:depth])
+        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in PER_LAYER}
+    for k in range(len(layers)):
+        heads, groups = values["num_attention_heads"][k], values["num_key_value_heads"][k]
+        fits = [g for g in here.choices["num_key_value_heads"] if heads and heads % g == 0 and heads // g <= 2]
+        values["num_key_value_heads"][k] = min(fits, key=lambda g: (abs(g - groups), -g)) if fits else 0
+        if not heads and not values["intermediate_size"][k]:
+            values["intermediate_size"][k] = min(v for v in here.choices["intermediate_size"] if v)
+    return SubnetConfig(
+        tuple(layers), hidden_size=params["hidden_size"], **{name: tuple(found) for name, found in values.items()}
+    )
+
+
+@pytest.mark.parametrize("scope", ["uniform", "per-layer"])
+def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
+    parent = SubnetConfig.uniform(
+        (0, 1, 2), num_attention_heads=8, num_key_value_heads=4, intermediate_size=96, hidden_size=48
+    )
+    skips = [0] * (scope == "per-layer")
+    here = SearchSpace(
+        parent,
+        num_hidden_layers=[1, 3],
+        num_attention_heads=[*skips, 2, 4, 8],
+        num_key_value_heads=[1, 2, 4],
+        intermediate_size=[*skips, 32, 96],
+        hidden_size=[24, 48],
+        scope=scope,  # type: ignore[arg-type]
+        layer_order=[2, 0, 1],
+    )
+    names, choices = list(here.distributions()), list(here.parameters.values())
+    genomes = np.random.default_rng(0).integers(0, [len(values) for values in choices], (500, len(names)))
+    batch = here.batch(genomes)
+    expected = [
+        reference(here, {n: c[g] for n, c, g in zip(names, choices, row, strict=True)}) for row in genomes.tolist()
+    ]
+    assert list(batch) == expected and list(batch[100:200]) == expected[100:200]
+    assert all(subnet in here for subnet in batch)
+    again = SubnetBatch.of(expected, 3)
+    assert again.fingerprints() == batch.fingerprints()
+    assert len(set(batch.fingerprints())) == len(set(expected))
+    assert (here.encode(batch) == here.encode(expected)).all()

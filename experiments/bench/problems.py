@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations, product
 from pathlib import Path
@@ -13,9 +13,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from nas.fronts.pareto import hypervolume, non_dominated
-from nas.samplers.encoding import Encoding
 from nas.samplers.nsga2 import nsga2
-from search_spaces import SearchSpace, SubnetConfig
+from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 
 LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
 """Choices of each parameter of a synthetic layer; `attention` is unordered."""
@@ -31,7 +30,7 @@ class Problem:
         evaluate: Genomes (n, D), as of `nas.samplers.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
         front: The true front (k, m), or the best known.
-        space: The search space the parameters are of, if it is one; and the objectives of its subnetworks.
+        space: The search space the parameters are of, if it is one.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Problem:
     reference: np.ndarray
     front: np.ndarray
     space: SearchSpace | None = None
-    rows: Mapping[SubnetConfig, np.ndarray] = field(default_factory=dict)
 
     def volume(self, values: np.ndarray) -> float:
         """Hypervolume of objectives (n, m) as a share of the best known front's."""
@@ -175,17 +173,16 @@ def digits_vit(folder: Path) -> Problem:
     """
     table = json.loads((folder / "digits-vit.json").read_text())
     space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
-    encoding = Encoding(space.distributions())
-    rows = {subnet: np.array(table["rows"][subnet.key]) for subnet in subnets(space)}
-    values = np.array(list(rows.values()))
+    every = SubnetBatch.of(list(subnets(space)), space.parent.num_hidden_layers)
+    values = np.array([table["rows"][subnet.key] for subnet in every])
+    rows = dict(zip(every.fingerprints(), values, strict=True))
     return Problem(
         "digits-vit",
         space.distributions(),
-        lambda genomes: np.array([rows[space.from_params(params)] for params in encoding.decode(genomes)]),
+        lambda genomes: np.array([rows[key] for key in space.batch(genomes).fingerprints()]),
         reference=values.max(0),
         front=values[non_dominated(values)],
         space=space,
-        rows=rows,
     )
 
 

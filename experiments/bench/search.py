@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,17 @@ class Costs(PlainProblem):
         super().__init__(Encoding(problem.distributions), len(problem.reference))
         self.problem = problem
 
-    def key(self, params: Mapping[str, Any]) -> str:
+    def keys(self, genomes: np.ndarray) -> list[bytes]:
         space = self.problem.space
-        return super().key(params) if space is None else space.from_params(dict(params)).key
+        return super().keys(genomes) if space is None else space.batch(genomes).fingerprints()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         seen, space = super().describe(genomes), self.problem.space
         if space is None:
             values = self.problem.evaluate(genomes)
             return replace(seen, values=self._hide(values))
-        subnets = [space.from_params(params) for params in self.encoding.decode(genomes)]
-        values = np.array([self.problem.rows[subnet] for subnet in subnets])
-        return replace(seen, values=self._hide(values), features=np.stack([space.encode(s) for s in subnets]))
+        subnets = space.batch(genomes)
+        return replace(seen, values=self._hide(self.problem.evaluate(genomes)), features=space.encode(subnets))
 
     @staticmethod
     def _hide(values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class Evaluated:
     """One finished trial: number, key, genome (D,), values to minimise (m,), constraints that hold where at most 0."""
 
     number: int
-    key: str
+    key: bytes
     genome: np.ndarray
     values: np.ndarray
     constraints: Mapping[str, float]
@@ -42,20 +42,20 @@ class Ledger:
     Args:
         study: The study.
         encoding: The space; trials of another one are passed over.
-        key: The same text for parameters that mean the same.
+        keys: The same for genomes (n, D) that mean the same.
     """
 
-    def __init__(self, study: Study, encoding: Encoding, key: Callable[[Params], str]) -> None:
+    def __init__(self, study: Study, encoding: Encoding, keys: Callable[[np.ndarray], list[bytes]]) -> None:
         self.study_name = study.study_name
         self.done: list[Evaluated] = []
         self.running: dict[int, Params] = {}
         self.signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
-        self._encoding, self._key = encoding, key
+        self._encoding, self._keys = encoding, keys
         self._read = 0
         self._open: list[int] = []
-        self._finished: set[str] = set()
-        self._failed: Counter[str] = Counter()
-        self._running_keys: set[str] = set()
+        self._finished: set[bytes] = set()
+        self._failed: Counter[bytes] = Counter()
+        self._running_keys: set[bytes] = set()
 
     def read(self, study: Study) -> None:
         """Takes in what has happened in the study since the last time."""
@@ -67,7 +67,7 @@ class Ledger:
         handed = {number: self.running[number] for number in self._open if number in self.running}
         own = {t.number: dict(t.params) for t in unfinished if t.state == TrialState.RUNNING and self._is_point(t)}
         self.running = {**handed, **own}
-        self._running_keys = {self._key(params) for params in self.running.values()}
+        self._running_keys = {self.key(params) for params in self.running.values()}
         for trial in fresh:
             if trial.state.is_finished() and self._is_point(trial):
                 self._take(trial)
@@ -75,9 +75,13 @@ class Ledger:
     def hand_out(self, number: int, params: Params) -> None:
         """Notes what a trial is about to be given, which the study does not show yet."""
         self.running[number] = params
-        self._running_keys.add(self._key(params))
+        self._running_keys.add(self.key(params))
 
-    def taken(self, key: str) -> bool:
+    def key(self, params: Params) -> bytes:
+        """The same for parameters that mean the same."""
+        return self._keys(self._encoding.encode([params]))[0]
+
+    def taken(self, key: bytes) -> bool:
         """Whether a point is evaluated, being evaluated, or has failed too often."""
         return key in self._finished or key in self._running_keys or self._failed[key] >= ATTEMPTS
 
@@ -85,7 +89,7 @@ class Ledger:
         return self._encoding.accepts(trial.params)
 
     def _take(self, trial: FrozenTrial) -> None:
-        key = self._key(trial.params)
+        key = self.key(trial.params)
         if trial.state == TrialState.FAIL:
             self._failed[key] += 1
             return

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from nas.fronts.pareto import non_dominated
-from nas.samplers.encoding import Encoding, Params
+from nas.samplers.encoding import Encoding
 from nas.samplers.ledger import Evaluated, constraint_of, genomes_of, values_of
 from predictors.surrogate import Learned
 
@@ -38,8 +38,8 @@ class Problem(Protocol):
 
     known_constraints: frozenset[str]
 
-    def key(self, params: Params) -> str:
-        """The same for parameters that mean the same thing, so that nothing is proposed twice."""
+    def keys(self, genomes: np.ndarray) -> list[bytes]:
+        """The same for genomes that mean the same thing, so that nothing is proposed twice."""
         ...
 
     def describe(self, genomes: np.ndarray) -> Candidates:
@@ -56,9 +56,9 @@ class PlainProblem:
         self.encoding = encoding
         self.objectives = objectives
 
-    def key(self, params: Params) -> str:
+    def keys(self, genomes: np.ndarray) -> list[bytes]:
         """The choices of the parameters that count."""
-        return self.encoding.encode([params]).tobytes().hex()
+        return [row.tobytes() for row in self.encoding.canonical(genomes)]
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The encoding's features and nothing else."""

@@ -76,7 +76,7 @@ def _region(
 
 
 def _pool(
-    model: Model, encoding: Encoding, start: np.ndarray, seen: Collection[str], rng: np.random.Generator
+    model: Model, encoding: Encoding, start: np.ndarray, seen: Collection[bytes], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """New genomes on or near the flattered fronts, and their violations."""
     pools = []
@@ -91,7 +91,7 @@ def _pool(
             ordered=encoding.ordered,
             canonical=encoding.canonical,
         )
-        pools.append(_best(genomes, costs, violations, model.problem, encoding, seen, POOL // len(OPTIMISM)))
+        pools.append(_best(genomes, costs, violations, model.problem, seen, POOL // len(OPTIMISM)))
     genomes, violations = (np.concatenate(parts) for parts in zip(*pools, strict=True))
     unique = np.unique(genomes, axis=0, return_index=True)[1]
     return genomes[unique], violations[unique]
@@ -102,19 +102,17 @@ def _best(
     costs: np.ndarray,
     violations: np.ndarray,
     problem: Problem,
-    encoding: Encoding,
-    seen: Collection[str],
+    seen: Collection[bytes],
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """New genomes of the first fronts, feasible ones only if there are any, and their violations."""
     left = np.flatnonzero(violations <= 0)
     if not len(left):
         left = np.argsort(violations, kind="stable")[: 2 * size]
-    chosen: dict[str, int] = {}
+    chosen: dict[bytes, int] = {}
     while len(left) and len(chosen) < size:
         layer = non_dominated(costs[left])
-        for i, params in zip(left[layer], encoding.decode(genomes[left[layer]]), strict=True):
-            key = problem.key(params)
+        for i, key in zip(left[layer], problem.keys(genomes[left[layer]]), strict=True):
             if key not in seen:
                 chosen.setdefault(key, int(i))
         left = left[~layer]

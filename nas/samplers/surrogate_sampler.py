@@ -120,7 +120,7 @@ class _Search:
     def __init__(self, sampler: SurrogateSampler, study: Study) -> None:
         self.encoding, self.seed = sampler.encoding, sampler.seed
         self.problem = sampler.problem or PlainProblem(sampler.encoding, len(study.directions))
-        self.ledger = Ledger(study, self.encoding, self.problem.key)
+        self.ledger = Ledger(study, self.encoding, self.problem.keys)
         self._boundaries = sampler.boundaries()
         self._boundary, self._next_boundary = 0, next(self._boundaries)
         self._tuned = 0
@@ -139,7 +139,7 @@ class _Search:
     def _draw(self) -> dict[str, Any]:
         """The next proposal that is new; after many that are not, as in a small space, the last of them."""
         for params in islice(self._more, MOST_TRIED):
-            key = self.problem.key(params)
+            key = self.ledger.key(params)
             self._offered.append((key, params))
             if not self.ledger.taken(key):
                 break
@@ -147,7 +147,7 @@ class _Search:
 
     def _offer(self, proposals: Iterator[dict[str, Any]]) -> None:
         """Proposals from now on; random ones follow them. Those drawn so far are kept: a failed one may come again."""
-        self._offered: list[tuple[str, dict[str, Any]]] = []
+        self._offered: list[tuple[bytes, dict[str, Any]]] = []
         self._more = chain(proposals, self._random(self._boundary, 1))
 
     def _startup(self) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,66 @@
+"""SubnetBatch: many subnetworks of one parent as arrays, for what is computed of thousands of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from search_spaces.subnet import PER_LAYER, SubnetConfig
+
+
+@dataclass(frozen=True)
+class SubnetBatch(Sequence[SubnetConfig]):
+    """Subnetworks of one parent; each is a `SubnetConfig` when indexed or walked through.
+
+    Attributes:
+        kept: Which layers of the parent stay (n, parent layers).
+        widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped.
+        hidden_size: Channels of the residual stream (n,).
+    """
+
+    kept: np.ndarray
+    widths: Mapping[str, np.ndarray]
+    hidden_size: np.ndarray
+
+    @classmethod
+    def of(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
+        """Some subnetworks of a parent with so many layers; a batch as it is."""
+        if isinstance(subnets, SubnetBatch):
+            return subnets
+        rows = np.repeat(np.arange(len(subnets)), [subnet.num_hidden_layers for subnet in subnets])
+        columns = np.array([layer for subnet in subnets for layer in subnet.layers], dtype=int)
+        kept = np.zeros((len(subnets), num_layers), dtype=bool)
+        kept[rows, columns] = True
+        widths = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
+        for field, values in widths.items():
+            values[rows, columns] = [value for subnet in subnets for value in getattr(subnet, field)]
+        return cls(kept, widths, np.array([subnet.hidden_size for subnet in subnets], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> SubnetConfig: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SubnetBatch: ...
+
+    def __getitem__(self, index: int | slice) -> SubnetConfig | SubnetBatch:
+        if isinstance(index, slice):
+            widths = {field: values[index] for field, values in self.widths.items()}
+            return SubnetBatch(self.kept[index], widths, self.hidden_size[index])
+        layers = np.flatnonzero(self.kept[index])
+        of_layers = {field: tuple(values[index, layers].tolist()) for field, values in self.widths.items()}
+        return SubnetConfig(tuple(layers.tolist()), hidden_size=int(self.hidden_size[index]), **of_layers)
+
+    def __iter__(self) -> Iterator[SubnetConfig]:
+        return (self[index] for index in range(len(self)))
+
+    def fingerprints(self) -> list[bytes]:
+        """The same for subnetworks that are equal, and for no others."""
+        columns = [self.kept, *self.widths.values(), self.hidden_size[:, None]]
+        rows = np.concatenate(columns, axis=1).astype(np.int64)
+        return [row.tobytes() for row in rows]
