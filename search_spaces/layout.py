@@ -16,7 +16,7 @@ from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
 from search_spaces.space import SearchSpace
-from search_spaces.subnet import SubnetConfig
+from search_spaces.subnet import BLOCKS, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -42,9 +42,6 @@ FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "heads*head_dim": lambda width, head_dim: width["num_attention_heads"] * head_dim,
 }
 """What an attribute of a module counts -> its value, from one layer's widths and the channels of a head."""
-
-BLOCK_OF_FIELD = {"num_attention_heads": "attention", "intermediate_size": "mlp"}
-"""The block of a layer that is skipped where a width is 0."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ class Layout:
     def skips(self, stack: int, width: Mapping[str, int]) -> dict[str, Skip]:
         """Modules of a layer that its widths skip, and what they then return."""
         found: dict[str, Skip] = {}
-        for field, block in BLOCK_OF_FIELD.items():
+        for block, (field, *_) in BLOCKS.items():
             if not width[field]:
                 found |= self.family.stacks[stack].skips[block]  # type: ignore[index]
         return found
@@ -322,7 +319,7 @@ class Layout:
             grouped = FORMULAS["heads_per_group"]
             if any(width[name] > full[name] for name in width) or grouped(width, 0) > grouped(full, 0):
                 raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
-            for field, block in BLOCK_OF_FIELD.items():
+            for block, (field, *_) in BLOCKS.items():
                 if not width[field] and block not in self.family.skippable:
                     raise InputError(f"`{self.family.model_type}` cannot skip its {block}, but got {subnet}.")
         if self.family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
@@ -378,7 +375,7 @@ class Layout:
             raise InputError(
                 f"`space.scope` must be `uniform` for `{self.family.model_type}`, whose layers share their weights."
             )
-        for field, block in BLOCK_OF_FIELD.items():
+        for block, (field, *_) in BLOCKS.items():
             if 0 in (choices.get(field) or ()) and block not in self.family.skippable:
                 raise InputError(
                     f"`space.{field}` must be above 0: `{self.family.model_type}` cannot skip its {block}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
-from search_spaces.subnet import PER_LAYER, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, PER_LAYER, SubnetConfig, is_grouping
 
 if TYPE_CHECKING:
     import optuna
@@ -103,16 +103,30 @@ class SearchSpace:
 
     # -- the space as a whole -------------------------------------------------------------------------------------
 
+    def block_widths(self, block: str) -> list[tuple[int, ...]]:
+        """Every choice for one block of a layer: values of its fields, in their order."""
+        width, *others = BLOCKS[block]
+        found: list[tuple[int, ...]] = []
+        for value in self.choices[width]:
+            found += product([value], *(self._beside(field, value) for field in others))
+        return found
+
+    def _beside(self, field: str, width: int) -> tuple[int, ...]:
+        """Choices of a further field of a block of some width."""
+        return self._groups[width] if field == "num_key_value_heads" else self.choices[field] if width else (0,)
+
     @property
-    def layer_widths(self) -> list[tuple[int, int, int]]:
-        """Every choice for one layer: attention heads, key and value heads, neurons; never nothing at all."""
-        pairs = product(self.choices["num_attention_heads"], self.choices["intermediate_size"])
-        return [(heads, groups, width) for heads, width in pairs if heads or width for groups in self._groups[heads]]
+    def layer_widths(self) -> list[tuple[int, ...]]:
+        """Every choice for one layer: values of `PER_LAYER`; never nothing at all."""
+        of_blocks = product(*(self.block_widths(block) for block in BLOCKS))
+        return [tuple(chain(*blocks)) for blocks in of_blocks if any(block[0] for block in blocks)]
 
     @property
     def size(self) -> int:
         """Number of distinct subnetworks, exact."""
-        widths, total = len(self.layer_widths), len(self.choices["hidden_size"])
+        choices = [self.block_widths(block) for block in BLOCKS]
+        widths = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
+        total = len(self.choices["hidden_size"])
         if self.scope == "uniform":
             return total * widths * math.prod(len(self.choices[name]) for name in self._depth_names)
         for name, layers in zip(self._depth_names, self.stacks, strict=True):
@@ -134,9 +148,11 @@ class SearchSpace:
         counts = self._counts(subnet)
         if any(n not in self.choices[name] for n, name in zip(counts, self._depth_names, strict=True)):
             return False
-        widths = zip(*(getattr(subnet, field) for field in PER_LAYER), strict=True)
-        if not set(widths) <= set(self.layer_widths):
-            return False
+        for block, fields in BLOCKS.items():
+            if not set(zip(*(getattr(subnet, field) for field in fields), strict=True)) <= set(
+                self.block_widths(block)
+            ):
+                return False
         return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.kept(counts))
 
     def with_layer_order(self, layer_order: Sequence[int]) -> SearchSpace:
@@ -234,22 +250,18 @@ class SearchSpace:
         layers: list[int] = []
         for name, stack in zip(self._depth_names, self.stacks, strict=True):
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
-        return self._of_widths(
-            layers, [self._sample_widths(rng) for _ in layers], rng.choice(self.choices["hidden_size"])
-        )
+        of_layers = [self._sample_widths(rng) for _ in layers]
+        widths = {field: tuple(found[field] for found in of_layers) for field in PER_LAYER}
+        return SubnetConfig(tuple(layers), hidden_size=rng.choice(self.choices["hidden_size"]), **widths)
 
-    def _sample_widths(self, rng: Random) -> tuple[int, int, int]:
+    def _sample_widths(self, rng: Random) -> dict[str, int]:
         while True:
-            heads, width = (
-                rng.choice(self.choices["num_attention_heads"]),
-                rng.choice(self.choices["intermediate_size"]),
-            )
-            if heads or width:
-                return heads, rng.choice(self._groups[heads]), width
-
-    def _of_widths(self, layers: Sequence[int], widths: Sequence[tuple[int, int, int]], hidden: int) -> SubnetConfig:
-        heads, groups, neurons = zip(*widths, strict=True)
-        return SubnetConfig(tuple(layers), heads, neurons, hidden, groups)
+            widths = {fields[0]: rng.choice(self.choices[fields[0]]) for fields in BLOCKS.values()}
+            if any(widths.values()):
+                break
+        for width, *others in BLOCKS.values():
+            widths |= {field: rng.choice(self._beside(field, widths[width])) for field in others}
+        return widths
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
         """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
@@ -342,11 +354,12 @@ class SearchSpace:
         for field in PER_LAYER:
             names = [field if self.scope == "uniform" else f"{field}.{layer}" for layer in self.parent.layers]
             found[field] = np.stack([self._values(genomes, name) for name in names], axis=1)
-        heads, groups, width = (found[field] for field in PER_LAYER)
-        rows, columns = (np.searchsorted(self.choices[f], v) for f, v in zip(PER_LAYER, (heads, groups), strict=False))
+        heads = found["num_attention_heads"]
+        rows, columns = (np.searchsorted(self.choices[f], found[f]) for f in BLOCKS["attention"])
         found["num_key_value_heads"] = self._mended_groups[rows, columns]
         narrowest = min(self._whole["intermediate_size"])
-        found["intermediate_size"] = np.where((heads == 0) & (width == 0), narrowest, width)
+        empty = (heads == 0) & (found["intermediate_size"] == 0)
+        found["intermediate_size"] = np.where(empty, narrowest, found["intermediate_size"])
         return found
 
     @cached_property

@@ -10,8 +10,15 @@ from typing import Any
 
 from search_spaces.errors import InputError
 
-PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-"""Fields that hold one value per kept layer, named as in Hugging Face configs."""
+BLOCKS: dict[str, tuple[str, ...]] = {
+    "attention": ("num_attention_heads", "num_key_value_heads"),
+    "mlp": ("intermediate_size",),
+}
+"""Block of a layer -> its fields, named as in Hugging Face configs: first its width, 0 where the block is skipped and
+then so are the others."""
+
+PER_LAYER = tuple(field for fields in BLOCKS.values() for field in fields)
+"""Fields that hold one value per kept layer."""
 
 
 @dataclass(frozen=True)
