@@ -21,7 +21,7 @@ from nas.config import OPTUNA_SAMPLERS, Recipe
 from nas.engine.docket import Docket, Ticket
 from nas.engine.racing import Evaluate, Outcome, Race
 from nas.engine.search_loop import Dispatcher, dockets_of, run_here
-from nas.engine.standing import Standing
+from nas.engine.standing import Reference, Standing
 from nas.engine.stopping import finishing_on_interrupt
 from nas.engine.study import open_studies, points, trials_csv
 from nas.evaluator import Evaluator
@@ -252,12 +252,17 @@ def test_ctrl_c_finishes_what_is_in_flight(tmp_path: Path) -> None:
 def test_the_standing_is_that_of_the_front(tmp_path: Path) -> None:
     recipe = recipe_of(50)
     study = run(tmp_path, recipe)["search"]
-    standing, found = Standing(recipe, 10), points(study)
+    shared = Reference()
+    standing, found = Standing(recipe, 10, shared), points(study)
     for point in found:
         standing.add(point)
     front = ParetoFront.of(found, recipe.objectives)
-    reference = dict(zip(recipe.objectives, standing.signs * standing._reference, strict=True))
+    reference = dict(zip(recipe.objectives, standing.signs * shared.point, strict=True))
     assert standing.volume == pytest.approx(front.hypervolume(reference))
+    again = Standing(recipe, 10, shared)
+    for point in reversed(found):
+        again.add(point)
+    assert again.volume == pytest.approx(standing.volume)
     assert len(standing.front) == len(front) and standing.best == front.best("accuracy").values["accuracy"]
 
 

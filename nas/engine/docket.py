@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from nas.engine.racing import Outcome, Race
-from nas.engine.standing import Standing
+from nas.engine.standing import Reference, Standing
 from nas.engine.stopping import Clock, has_had_enough
 from nas.engine.storage import together
 from nas.engine.study import finished, point_of, short_name
@@ -35,6 +35,7 @@ class Book:
         failed: Key -> traceback.
         in_flight: Key -> the trials that wait for its evaluation.
         failures: Evaluations that failed since the last one that did not.
+        reference: Where hypervolumes are measured from.
     """
 
     known: dict[str, Point] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Book:
     failed: dict[str, str] = field(default_factory=dict)
     in_flight: dict[str, list[Ticket]] = field(default_factory=dict)
     failures: int = 0
+    reference: Reference = field(default_factory=Reference)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Docket:
         self.study, self.space, self.evaluator, self.book = study, space, evaluator, book
         self.name = short_name(study)
         self.sampler, self.budget, self.driver = sampler, budget, driver
-        self.standing = Standing(evaluator.recipe, len({s.key for s in space.uniform_scalings()}))
+        scalings = len({subnet.key for subnet in space.uniform_scalings()})
+        self.standing = Standing(evaluator.recipe, scalings, book.reference)
         self.running: dict[int, Ticket] = {}
         self._phases = list(phases)
         self.done: set[str] = set()

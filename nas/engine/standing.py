@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nas.config import Recipe
@@ -16,20 +18,35 @@ HOPELESS = 100
 """Evaluations without a feasible one after which a search is not worth going on with."""
 
 
+@dataclass
+class Reference:
+    """Where the hypervolumes of all studies of a run are measured from: one point that never moves once it is set.
+
+    It is the worst value of each objective among the first evaluations of the first study that has had them, which are
+    the corners of the space and its uniform scalings, moved outward by a tenth of their range.
+    """
+
+    point: np.ndarray | None = None
+
+    def set(self, start: np.ndarray) -> None:
+        """Sets it by the objectives (n, m), all minimised, of the first evaluations."""
+        span = np.ptp(start, axis=0)
+        self.point = start.max(axis=0) + 0.1 * np.where(span > 0, span, np.maximum(np.abs(start[0]), 1.0))
+
+
 class Standing:
     """The evaluated subnetworks of one study in a few numbers, each kept up to date point by point.
 
-    The hypervolume is measured from a reference that never moves: the worst value of each objective among the first
-    evaluations, which are the corners of the space and its uniform scalings, moved outward by a tenth of their range.
-
     Args:
         recipe: Its objectives and constraints.
-        first: After how many evaluations the reference is set.
+        first: After how many evaluations the reference is set, unless another study has set it.
+        reference: What the studies of a run share.
     """
 
-    def __init__(self, recipe: Recipe, first: int) -> None:
+    def __init__(self, recipe: Recipe, first: int, reference: Reference) -> None:
         self.recipe = recipe
         self.first = first
+        self.reference = reference
         self.signs = np.array([1.0 if way == "minimize" else -1.0 for way in recipe.objectives.values()])
         self.front = np.empty((0, len(self.signs)))
         self.evaluated = 0
@@ -37,7 +54,7 @@ class Standing:
         self.best: float | None = None
         self.volume = 0.0
         self.since_growth = 0
-        self._reference: np.ndarray | None = None
+        self._measured = False
         self._start: list[np.ndarray] = []
         self._missed: dict[str, list[float]] = {name: [] for name in recipe.bounds}
 
@@ -50,10 +67,14 @@ class Standing:
             self._add_feasible(point, values)
         for name, bound in self.recipe.bounds.items() if not self.feasible else ():
             self._missed[name].append(bound.violation(point.values[name]))
-        if self._reference is None:
+        if self.reference.point is None:
             self._start.append(values)
             if self.evaluated == self.first:
-                self._set_reference(np.array(self._start))
+                self.reference.set(np.array(self._start))
+        if not self._measured and self.reference.point is not None:
+            self._measured = True
+            self.volume = hypervolume(self.front, self.reference.point)
+            self.since_growth = 0
 
     def _add_feasible(self, point: Point, values: np.ndarray) -> None:
         self.feasible += 1
@@ -72,23 +93,18 @@ class Standing:
 
     def _gain(self, values: np.ndarray) -> float:
         """What a point adds to the hypervolume: its own box, less what the front dominates of it."""
-        if self._reference is None:
+        reference = self.reference.point
+        if reference is None or not self._measured:
             return 0.0
-        own = float(np.prod(np.maximum(self._reference - values, 0.0)))
-        return own - hypervolume(np.maximum(self.front, values), self._reference) if own else 0.0
-
-    def _set_reference(self, start: np.ndarray) -> None:
-        span = np.ptp(start, axis=0)
-        self._reference = start.max(axis=0) + 0.1 * np.where(span > 0, span, np.maximum(np.abs(start[0]), 1.0))
-        self.volume = hypervolume(self.front, self._reference)
-        self.since_growth = 0
+        own = float(np.prod(np.maximum(reference - values, 0.0)))
+        return own - hypervolume(np.maximum(self.front, values), reference) if own else 0.0
 
     def note(self) -> str:
         """The standing in a few words."""
         if self.best is None:
             return "nothing feasible yet"
         best = f"best {self.recipe.quality} {self.best:.4f}"
-        volume = f" · hypervolume {self.volume:.4g}" if self._reference is not None else ""
+        volume = f" · hypervolume {self.volume:.4g}" if self._measured else ""
         feasible = f"{self.feasible} feasible · " if self.recipe.bounds else ""
         return f"{feasible}{len(self.front)} on the front{volume} · {best}"
 
