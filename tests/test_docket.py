@@ -8,8 +8,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -20,6 +23,7 @@ from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
 from nas.config import OPTUNA_SAMPLERS, Recipe
 from nas.engine.docket import Docket, Ticket
 from nas.engine.racing import Evaluate, Outcome, Race
+from nas.engine.rivals import Rivals
 from nas.engine.search_loop import Dispatcher, dockets_of, run_here
 from nas.engine.standing import Reference, Standing
 from nas.engine.stopping import finishing_on_interrupt
@@ -171,6 +175,35 @@ def test_several_drivers_share_a_study_and_its_budget(tmp_path: Path) -> None:
     back = dispatcher(folder, recipe, "one").dockets[0].ask()
     assert back is not None and back.trial.number == abandoned.trial.number
     assert set(executed(tmp_path).values()) == {1}
+
+
+def test_drivers_at_work_at_the_same_time_never_evaluate_the_same(tmp_path: Path) -> None:
+    recipe = recipe_of(30, storage=f"sqlite:///{tmp_path}/study.db")
+    folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
+    drivers, shared = [dispatcher(folder, recipe, "one"), dispatcher(folder, recipe, "two")], 0
+    while not all(each.finished for each in drivers):
+        asked = [(each, ticket) for each in drivers if (ticket := each.ask()) is not None]
+        assert len({ticket.subnet.key for _, ticket in asked}) == len(asked)
+        for each, ticket in asked:
+            each.tell(ticket, evaluate(ticket.subnet, None))
+        shared += len(asked) == 2
+    studies = open_studies(folder / "study.log", recipe)
+    assert shared > 20 and set(executed(tmp_path).values()) == {1}
+    assert len(points(studies["search"])) == len(points(studies["random"])) == 30
+
+
+def test_the_older_of_two_claims_begins_and_a_lost_driver_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    one, two, trials = Rivals("one"), Rivals("two"), [study.ask(), study.ask()]
+    for rivals, trial in zip((one, two), trials, strict=True):
+        rivals.dockets.append(cast(Any, SimpleNamespace(study=study)))
+        trial.set_user_attr("driver", rivals.driver)
+        trial.set_user_attr("key", "k")  # both have written their claim, and neither has looked yet
+    assert not two.claim(trials[1], "k") and one.claim(trials[0], "k") and not two.claim(trials[1], "k")
+    monkeypatch.setattr("nas.engine.rivals.LOST", timedelta(0))
+    assert two.claim(trials[1], "k")
 
 
 # -- samplers -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from nas.engine.racing import Outcome, Race
+from nas.engine.rivals import Rivals
 from nas.engine.standing import Reference, Standing
 from nas.engine.stopping import Clock, has_had_enough
 from nas.engine.storage import together
@@ -77,7 +78,11 @@ class Docket:
         phases: What to evaluate before the sampler has a say, phase after phase.
         sampler: Proposes the rest; None: there is no rest.
         budget: Distinct subnetworks to evaluate.
-        driver: Who runs it, where several drivers share the study.
+        rivals: The other drivers, where several share the study.
+
+    Attributes:
+        running: Number -> every trial of this driver that is not finished.
+        parked: Those of them whose subnetwork another driver is evaluating.
     """
 
     def __init__(
@@ -89,19 +94,22 @@ class Docket:
         phases: Sequence[Phase],
         sampler: MakeSampler | None,
         budget: Callable[[], int],
-        driver: str | None = None,
+        rivals: Rivals | None = None,
     ) -> None:
         self.study, self.space, self.evaluator, self.book = study, space, evaluator, book
         self.name = short_name(study)
-        self.sampler, self.budget, self.driver = sampler, budget, driver
+        self.sampler, self.budget, self.rivals = sampler, budget, rivals
         scalings = len({subnet.key for subnet in space.uniform_scalings()})
         self.standing = Standing(evaluator.recipe, scalings, book.reference)
         self.running: dict[int, Ticket] = {}
+        self.parked: dict[int, Ticket] = {}
         self._phases = list(phases)
         self.done: set[str] = set()
         self._read: set[int] = set()
         self._begun = self._exhausted = False
         self._again: list[Ticket] = []
+        if rivals is not None:
+            rivals.dockets.append(self)
         self._adopted = self._resume()
         self.clock = Clock(max((t.user_attrs.get("search_s", 0.0) for t in finished(study)), default=0.0))
 
@@ -109,11 +117,14 @@ class Docket:
 
     def ask(self) -> Ticket | None:
         """The next evaluation to make; None if there is none now. What is known already is told at once."""
-        if self.driver is not None:
-            self.refresh()
-        while self._again:
-            ticket = self._again.pop(0)
+        if self.rivals is not None:
+            self.rivals.refresh()
+            self._again += self.parked.values()
+            self.parked = {}
+        again, self._again = self._again, []
+        for place, ticket in enumerate(again):
             if not self._answered(ticket):
+                self._again += again[place + 1 :]
                 return ticket
         while not self.closed:
             with together(self.study._storage, durable=False):
@@ -128,8 +139,13 @@ class Docket:
         return None
 
     @property
+    def busy(self) -> bool:
+        """Whether an evaluation of it is in flight here."""
+        return len(self.running) > len(self.parked)
+
+    @property
     def closed(self) -> bool:
-        """Whether nothing more will be asked unless an evaluation in flight fails."""
+        """Whether nothing more will be asked unless an evaluation in flight fails, here or elsewhere."""
         if self._again or self._adopted:
             return False
         return self._enough or (self.sampler is None and not self._phases and not self._waiting)
@@ -138,7 +154,8 @@ class Docket:
     def claimed(self) -> int:
         """Distinct subnetworks evaluated or in flight."""
         flying = {ticket.subnet.key for ticket in self.running.values()}
-        return len(self.done) + len(flying - self.done) + len(self._others)
+        others = self.rivals.running(self.study) if self.rivals is not None else []
+        return len(self.done) + len(flying - self.done) + len(others)
 
     @property
     def _enough(self) -> bool:
@@ -161,8 +178,8 @@ class Docket:
             return None
         self._use_sampler(len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask()
-        if self.driver is not None:
-            trial.set_user_attr("driver", self.driver)
+        if self.rivals is not None:
+            trial.set_user_attr("driver", self.rivals.driver)
         return trial
 
     def _use_sampler(self, number: int) -> None:
@@ -190,7 +207,11 @@ class Docket:
         return None if planned else self.evaluator.race(subnet, self.standing.front)
 
     def _answered(self, ticket: Ticket) -> bool:
-        """Whether a ticket needs no evaluation: its subnetwork is known, or in flight for another trial."""
+        """Whether a ticket needs no evaluation here and now."""
+        return self._answered_by_book(ticket) or not self._begun_here(ticket)
+
+    def _answered_by_book(self, ticket: Ticket) -> bool:
+        """Whether its subnetwork is known, or in flight for another trial."""
         key, book = ticket.subnet.key, self.book
         if key in book.in_flight:
             book.in_flight[key].append(ticket)
@@ -201,8 +222,20 @@ class Docket:
         elif key in book.partial and ticket.race is not None and self._is_lost(ticket.race, *book.partial[key]):
             self._record(ticket, *book.partial[key])
         else:
-            book.in_flight[key] = [ticket]
             return False
+        return True
+
+    def _begun_here(self, ticket: Ticket) -> bool:
+        """Claims an evaluation, unless another driver makes it or has just made it."""
+        if self.rivals is not None:
+            mine = self.rivals.claim(ticket.trial, ticket.subnet.key)
+            self.rivals.refresh()
+            if self._answered_by_book(ticket):
+                return False
+            if not mine:
+                self.parked[ticket.trial.number] = ticket
+                return False
+        self.book.in_flight[ticket.subnet.key] = [ticket]
         return True
 
     def _is_lost(self, race: Race, point: Point, examples: int) -> bool:
@@ -292,9 +325,9 @@ class Docket:
 
     def _resume(self) -> list[tuple[int, int]]:
         """Reads the study; returns the trials that an earlier command of this driver left running."""
-        left = []
+        left, driver = [], self.rivals and self.rivals.driver
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get("driver") == self.driver:
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get("driver") == driver:
                 left.append((trial.number, trial._trial_id))
         self.refresh()
         return left
@@ -322,11 +355,3 @@ class Docket:
     @property
     def _waiting(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-    @property
-    def _others(self) -> list[int]:
-        """Trials of other drivers that are running."""
-        if self.driver is None:
-            return []
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial.number for trial in running if trial.number not in self.running]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from nas.config import Recipe
 from nas.engine.docket import Book, Docket, Phase, Ticket
 from nas.engine.plan import corners, distinct, feasible_samples, plan
 from nas.engine.racing import Evaluate, Outcome, attempt
+from nas.engine.rivals import Rivals
 from nas.engine.stopping import finishing_on_interrupt
 from nas.engine.study import claim, digest, driver_id, open_studies
 from nas.evaluator import Evaluator
@@ -26,6 +28,9 @@ from nas.run import Run
 from nas.samplers.block_search import block_solutions, replacements
 from nas.samplers.by_name import sampler_for
 from search_spaces import SearchSpace, SubnetConfig
+
+POLL_S = 0.2
+"""How often the storage is asked whether another driver has finished what this one waits for."""
 
 
 def run_search(run: Run, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, cluster: str | None = None) -> None:
@@ -89,14 +94,15 @@ def dockets_of(
     def uniform(_: Mapping[str, Point]) -> list[SubnetConfig]:
         return space.uniform_scalings()
 
+    rivals = None if driver is None else Rivals(driver)
     sampler = sampler_for(recipe, space, evaluator)
     phases = phases_of(recipe, space, evaluator, budget)
-    search = Docket(studies["search"], *shared, phases, sampler, lambda: budget, driver)
+    search = Docket(studies["search"], *shared, phases, sampler, lambda: budget, rivals)
     scalings = len(uniform({}))
     return [
         search,
-        Docket(studies["uniform"], *shared, [uniform], None, lambda: scalings, driver),
-        Docket(studies["random"], *shared, [random], None, lambda: search.claimed, driver),
+        Docket(studies["uniform"], *shared, [uniform], None, lambda: scalings, rivals),
+        Docket(studies["random"], *shared, [random], None, lambda: search.claimed, rivals),
     ]
 
 
@@ -134,7 +140,7 @@ class Dispatcher:
         self.stopping = True
 
     def ask(self) -> Ticket | None:
-        """The next evaluation to make, or None: there is none, or not before one in flight is told."""
+        """The next evaluation to make; None if there is none before one in flight, here or elsewhere, is told."""
         for docket in [] if self.stopping else self.dockets:
             self._show()
             ticket = docket.ask()
@@ -150,9 +156,9 @@ class Dispatcher:
     @property
     def finished(self) -> bool:
         """Whether nothing is in flight and nothing more will be handed out."""
-        if any(docket.running for docket in self.dockets):
+        if any(docket.busy for docket in self.dockets):
             return False
-        return self.stopping or all(docket.closed for docket in self.dockets)
+        return self.stopping or all(docket.closed and not docket.parked for docket in self.dockets)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -173,6 +179,10 @@ class Dispatcher:
 
 
 def run_here(dispatcher: Dispatcher, evaluate: Evaluate) -> None:
-    """Makes every evaluation in this process, one at a time."""
-    while (ticket := dispatcher.ask()) is not None:
-        dispatcher.tell(ticket, attempt(evaluate, ticket.subnet, ticket.race))
+    """Makes every evaluation in this process, one at a time, and waits for those that another driver is making."""
+    while not dispatcher.finished:
+        ticket = dispatcher.ask()
+        if ticket is not None:
+            dispatcher.tell(ticket, attempt(evaluate, ticket.subnet, ticket.race))
+        elif not dispatcher.finished:
+            time.sleep(POLL_S)

@@ -20,6 +20,9 @@ from search_spaces import InputError
 PATIENCE_S = 60.0
 """How long a database that has gone away is waited for."""
 
+MAKING_S = 10.0
+"""How long the tables of a database are waited for while another driver makes them."""
+
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient", "grpc": "grpcio"}
 """Scheme of a URL -> what to install if it cannot be spoken."""
 
@@ -132,9 +135,7 @@ def _connect(url: str) -> BaseStorage:
             proxy = GrpcStorageProxy(host=host, port=int(port))
             proxy.get_all_studies()
             return proxy
-        from optuna.storages import RDBStorage, get_storage
-
-        return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        return _relational(url)
     except ImportError as error:
         driver = DRIVERS.get(scheme.partition("+")[0], "the driver of that database")
         raise InputError(f"`search.storage` needs `pip install {driver}` ({error}).") from None
@@ -143,6 +144,21 @@ def _connect(url: str) -> BaseStorage:
             f"`search.storage` must be a database that answers, but `{hidden(url)}` does not ({brief(error)}); check "
             "the URL and that its server runs."
         ) from None
+
+
+def _relational(url: str) -> BaseStorage:
+    """A database; where another driver is making its tables at this moment, once they are there."""
+    from optuna.storages import RDBStorage, get_storage
+    from sqlalchemy.exc import DBAPIError
+
+    deadline = time.monotonic() + MAKING_S
+    while True:
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        except DBAPIError as error:
+            if "already exist" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def hidden(url: str) -> str:
