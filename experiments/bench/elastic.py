@@ -1,6 +1,6 @@
 """What elasticity costs: a supernet with a subnetwork active against the same subnetwork extracted.
 
-    python experiments/bench/elastic.py [--rounds 15] [--batch-size 8] [--sequence-length 128]
+    python experiments/bench/elastic.py [--rounds 15] [--batch-size 8] [--sequence-length 128] [--only "BERT base"]
 
 One thread, process CPU time, interleaved rounds, medians. Ratios above 1: the supernet is slower.
 """
@@ -123,10 +123,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--only", choices=[size.name for size in SIZES], nargs="*", default=[])
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"supernet / extracted, batch {given.batch_size}, {given.sequence_length} tokens, torch {torch.__version__}")
-    for size in SIZES:
+    for size in [size for size in SIZES if size.name in given.only or not given.only]:
         torch.manual_seed(0)
         supernet, inputs = size.supernet(), size.inputs(given.batch_size, given.sequence_length)
         table = Table(size.name, "forward", "forward + backward")
