@@ -1,0 +1,328 @@
+"""Sparse attention in blocks: each token attends to a window, to a few global tokens and to a few random blocks.
+
+The graph is that of BigBird (Zaheer et al. 2020, arXiv 2007.14062); without global tokens and random blocks it is the
+sliding window of Longformer (Beltagy et al. 2020, arXiv 2004.05150). Keys are gathered for one block of queries at a
+time, so that time and memory grow linearly with the sequence. Like the modelling file, which names it to transformers'
+attention interface, this file travels with exports and needs torch and transformers only.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "nas_sparse"
+"""What a module's config calls this attention; its graph is the config's ``nas_pattern``."""
+
+
+class Graph(NamedTuple):
+    """Who attends to whom.
+
+    Attributes:
+        window: Of a decoder, how many keys a token attends to, its own and those before it; of an encoder, how many to
+            each side.
+        global_tokens: How many tokens, from the first real one, attend to all and are attended by all.
+        random_blocks: Blocks of keys that each block of queries attends to, drawn from outside its window.
+        seed: Of the draw.
+        block: Queries that share a gathered set of keys.
+    """
+
+    window: int
+    global_tokens: int
+    random_blocks: int
+    seed: int
+    block: int
+
+
+def sparse_attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one module, as transformers' attention interface calls it.
+
+    Of the mask, padding is read, as fused kernels do: whether it is causal, and a window that the stock layer has of
+    its own, are arguments. Of keys in a cache, the queries are the last.
+
+    Args:
+        module: The attention module; its config holds the graph.
+        query: (batch, heads, queries, channels).
+        key: (batch, key and value heads, keys, channels).
+        value: Of the shape of ``key``.
+        attention_mask: (1 or batch, 1 or heads, queries, keys), true or 0 where a query may attend; None for all.
+        dropout: Probability to drop a weight.
+        scaling: Factor of the scores; by default one over the root of the channels.
+        is_causal: Whether no token attends to a later one; by default what the module says.
+        sliding_window: Keys in reach of a stock layer, with its own one.
+        kwargs: Ignored.
+
+    Returns:
+        (batch, queries, heads, channels), and no weights.
+    """
+    graph = Graph(*module.config.nas_pattern)
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    reach = graph.window - 1 if causal else graph.window
+    reach = reach if sliding_window is None else min(reach, sliding_window - 1)
+    queries, keys = query.shape[2], key.shape[2]
+    if attention_mask is None and 1 < queries < keys:  # a static cache that is empty so far
+        key, value, keys = key[:, :, :queries], value[:, :, :queries], queries
+    real, offset = read_mask(attention_mask, queries, keys)
+    real = None if real is None else real.expand(query.shape[0], -1)
+    options: dict[str, Any] = {"graph": graph, "reach": reach, "dropout": dropout, "scaling": scaling}
+    if queries == 1 and causal:
+        return _of_one_token(query, key, value, real, offset, **options), None
+    options["causal"] = causal
+    if queries == keys:
+        return sparse_attention(query, key, value, real, **options), None
+    places = torch.arange(queries, device=query.device) + offset
+    spread = query.new_zeros(*query.shape[:2], keys, query.shape[3]).index_copy(2, places, query)
+    return sparse_attention(spread, key, value, real, **options).index_select(1, places), None
+
+
+def read_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, Tensor | int]:
+    """Which keys are real tokens, (1 or batch, keys) or None for all, and the position of the first query among them.
+
+    A real token attends to itself whatever else it may attend to, and a causal one to none after it.
+    """
+    if mask is None:
+        return None, keys - queries
+    seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] >= 0
+    if queries == keys:
+        return seen.diagonal(dim1=-2, dim2=-1), 0
+    last = (seen * torch.arange(1, keys + 1, device=mask.device)).amax(-1)
+    offset = (last - torch.arange(1, queries + 1, device=mask.device)).amax()
+    return seen.any(-2), offset
+
+
+def sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    real: Tensor | None,
+    *,
+    graph: Graph,
+    reach: int,
+    causal: bool,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+) -> Tensor:
+    """Attention of a whole sequence to itself, block by block of queries.
+
+    Args:
+        query: (batch, heads, tokens, channels).
+        key: (batch, key and value heads, tokens, channels).
+        value: Of the shape of ``key``.
+        real: (batch, tokens), false for padding; None where there is none.
+        graph: Who attends to whom.
+        reach: How far a token of the window may be away.
+        causal: Whether no token attends to a later one.
+        dropout: Probability to drop a weight.
+        scaling: Factor of the scores.
+
+    Returns:
+        (batch, tokens, heads, channels); of padding, something finite.
+    """
+    tokens, block = query.shape[2], graph.block
+    start, length = _extent(graph, real, tokens)
+    every = torch.arange((tokens + block - 1) // block * block, device=query.device)
+    if start is None:
+        aligned = pad(query, (0, 0, 0, every.shape[0] - tokens))
+    else:
+        aligned = _rows(query, (start[:, None] + every) % tokens).transpose(1, 2)
+    positions, listed, near = _keys(graph, every[None, ::block], block, length, reach, causal)
+    bias, index = _seen(positions, listed, near, real, start, key)
+    if graph.global_tokens or graph.random_blocks or torch.compiler.is_compiling():
+        keys, values = _gathered(key, index), _gathered(value, index)
+    else:
+        keys, values = (_windows(states, block, reach, index.shape[-1]) for states in (key, value))
+    out = _blockwise(aligned, keys, values, bias, dropout, scaling)[:, :tokens]
+    if graph.global_tokens and not causal:
+        asked = aligned[:, :, : min(graph.global_tokens, tokens)]
+        hidden = None if real is None else _bias(real[:, None, None], query.dtype)
+        first = _grouped_attention(asked, key, value, hidden, dropout, scaling)
+        out = torch.cat([first.transpose(1, 2), out[:, graph.global_tokens :]], 1)
+    if start is not None:
+        out = _rows(out.transpose(1, 2), (every[:tokens] - start[:, None]) % tokens)
+    return out
+
+
+def _of_one_token(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    real: Tensor | None,
+    position: Tensor | int,
+    *,
+    graph: Graph,
+    reach: int,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    """Attention of one token at a position among the keys of a cache: (batch, 1, heads, channels)."""
+    start, length = _extent(graph, real, key.shape[2])
+    first = torch.zeros(1, 1, dtype=torch.long, device=query.device) + position
+    first = first if start is None else first - start[:, None]
+    bias, index = _seen(*_keys(graph, first, 1, length, reach, True), real, start, key)
+    return _blockwise(query, _gathered(key, index), _gathered(value, index), bias, dropout, scaling)
+
+
+def _extent(graph: Graph, real: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | int]:
+    """Index of each sequence's first real token and how many follow, (batch,); a mere window needs neither."""
+    if real is None or not (graph.global_tokens or graph.random_blocks):
+        return None, tokens
+    start = real.int().argmax(-1)
+    return start, tokens - real.flip(-1).int().argmax(-1) - start
+
+
+def _keys(
+    graph: Graph, first: Tensor, span: int, length: Tensor | int, reach: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys gathered for blocks of queries: those of the window, of random blocks, and global tokens.
+
+    Args:
+        graph: Who attends to whom.
+        first: (1 or batch, blocks): position of each block's first query, from the first real token.
+        span: Queries of a block.
+        length: Real tokens of each sequence.
+        reach: How far a token of the window may be away.
+        causal: Whether no token attends to a later one.
+
+    Returns:
+        Positions (1 or batch, blocks, keys); of the same shape, which of them are there and not listed twice; and
+        which of them each query of a block may attend to, (1 or batch, 1 or blocks, queries, keys).
+    """
+    device, queries = first.device, torch.arange(span, device=first.device)
+    window = torch.arange(-reach, span if causal else span + reach, device=device)
+    distance = queries[:, None] - window
+    near = (distance <= reach) & (distance >= (0 if causal else -reach))
+    positions = first[..., None] + window
+    limit = length[:, None, None] if isinstance(length, Tensor) else length
+    if graph.random_blocks:
+        blocks = _random_blocks(graph, first // graph.block, length, reach, causal)
+        drawn = blocks[..., None] * graph.block + torch.arange(graph.block, device=device)
+        positions = _cat(positions, drawn.flatten(-2))
+        near = _cat(near, near.new_ones(1, drawn.shape[-1] * drawn.shape[-2]))
+    listed = (positions >= graph.global_tokens) & (positions < limit)
+    near = near[None, None]
+    if graph.global_tokens:
+        leading = torch.arange(graph.global_tokens, device=device)
+        positions, listed = _cat(positions, leading), _cat(listed, leading < limit)
+        near = _cat(
+            near, leading <= (first[..., None] + queries)[..., None] if causal else near.new_ones(len(leading))
+        )
+    return positions, listed, near
+
+
+def _random_blocks(graph: Graph, block: Tensor, length: Tensor | int, reach: int, causal: bool) -> Tensor:
+    """Blocks of keys drawn for blocks of queries: (1 or batch, blocks, draws), -1 where there are too few.
+
+    What lies outside the window is cut into as many equal parts as there are draws, and one block is drawn from each.
+    """
+    draws = torch.arange(graph.random_blocks, device=block.device)
+    away = -(-reach // graph.block)
+    block = block[..., None]
+    before = (block - away).clamp(min=0)
+    after = torch.zeros_like(before)
+    if not causal:
+        ends = (length + graph.block - 1) // graph.block
+        after = (ends[:, None, None] if isinstance(ends, Tensor) else ends) - 1 - block - away
+    outside = before + after.clamp(min=0)
+    low, high = draws * outside // graph.random_blocks, (draws + 1) * outside // graph.random_blocks
+    drawn = low + _hash(block, draws, graph.seed) % (high - low).clamp(min=1)
+    found = torch.where(drawn < before, drawn, drawn - before + block + away + 1)
+    return torch.where(high > low, found, -1)
+
+
+def _hash(block: Tensor, draw: Tensor, seed: int) -> Tensor:
+    """A number below 2**31 that looks random, the same on every device: a linear congruential generator, mixed."""
+    state = block * 7919 + draw * 104729 + seed * 1299709 + 1
+    for _ in range(3):
+        state = (state * 1103515245 + 12345) % 2**31
+        state = state ^ (state >> 15)
+    return state
+
+
+def _seen(
+    positions: Tensor, listed: Tensor, near: Tensor, real: Tensor | None, start: Tensor | None, key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is added to the scores of blocks of queries, (batch x blocks, 1, queries, keys), and the index of each key.
+
+    The first three are what `_keys` returns.
+    """
+    batch, _, tokens, _ = key.shape
+    index = positions.clamp(0, tokens - 1) if start is None else (positions + start[:, None, None]) % tokens
+    index = index.expand(batch, -1, -1)
+    if real is not None:
+        listed = listed & real.gather(1, index.flatten(1)).view(index.shape)
+    return _bias(near & listed[:, :, None], key.dtype).expand(batch, -1, -1, -1).flatten(0, 1)[:, None], index
+
+
+def _gathered(states: Tensor, index: Tensor) -> Tensor:
+    """Keys or values of each block by their index, (batch, blocks, n): (batch x blocks, heads, n, channels)."""
+    rows = _rows(states, index.flatten(1))
+    return rows.unflatten(1, index.shape[1:]).flatten(0, 1).transpose(1, 2)
+
+
+def _windows(states: Tensor, block: int, reach: int, keys: int) -> Tensor:
+    """The same of blocks that see a window only, without a copy: overlapping views of all sequences in a row.
+
+    At the ends of a sequence they hold tokens of its neighbours, which are not listed.
+    """
+    rows = pad(states.transpose(1, 2), (0, 0, 0, 0, 0, -states.shape[2] % block)).flatten(0, 1)
+    rows = pad(rows, (0, 0, 0, 0, reach, keys - reach - block))
+    return rows.unfold(0, keys, block).transpose(2, 3)
+
+
+def _blockwise(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """Attention of blocks of queries (batch, heads, blocks x queries, channels), each to keys of its own."""
+    batch, span = query.shape[0], bias.shape[2]
+    asked = query.unflatten(2, (-1, span)).transpose(1, 2).flatten(0, 1)
+    out = _grouped_attention(asked, key, value, bias, dropout, scaling)
+    return out.unflatten(0, (batch, -1)).transpose(2, 3).flatten(1, 2)
+
+
+def _grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
+) -> Tensor:
+    """Dense attention where several heads may share a key and value head: of the shape of ``query``.
+
+    Heads that share one ask together, as more queries, so that no key is copied for them.
+    """
+    shared = query.shape[1] // key.shape[1]
+    asked = query.reshape(query.shape[0], key.shape[1], shared * query.shape[2], query.shape[3])
+    if bias is not None and bias.shape[2] > 1 and shared > 1:
+        bias = bias.repeat(1, 1, shared, 1)
+    return scaled_dot_product_attention(asked, key, value, bias, dropout, scale=scaling).reshape(query.shape)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores; finite, so that a query that may attend to nothing gives no NaN."""
+    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=visible.device)
+    return torch.where(visible, torch.zeros_like(hidden), hidden)
+
+
+def _rows(states: Tensor, index: Tensor) -> Tensor:
+    """Tokens of (batch, heads, tokens, channels) by their index (1 or batch, n): (batch, n, heads, channels)."""
+    batch, heads, tokens, channels = states.shape
+    flat = (index + torch.arange(batch, device=index.device)[:, None] * tokens).flatten()
+    return states.transpose(1, 2).reshape(-1, heads, channels).index_select(0, flat).unflatten(0, (batch, -1))
+
+
+def _cat(left: Tensor, right: Tensor) -> Tensor:
+    """Joins along the last dimension what may be broadcast along the others."""
+    shape = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
+    return torch.cat([left.expand(*shape, -1), right.expand(*shape, -1)], -1)
+
+
+AttentionInterface.register(NAME, sparse_attention_forward)
