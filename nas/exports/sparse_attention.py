@@ -137,7 +137,7 @@ def sparse_attention(
     if start is None:
         aligned = pad(query, (0, 0, 0, every.shape[0] - tokens))
     else:
-        aligned = _rows(query, (start[:, None] + every) % tokens).transpose(1, 2)
+        aligned = _rows(query, (start[:, None] + every).clamp(max=tokens - 1)).transpose(1, 2)
     positions, listed, near = _keys(graph, every[None, ::block], block, length, reach, causal)
     bias, index = _seen(positions, listed, near, real, start, key)
     if graph.global_tokens or graph.random_blocks or torch.compiler.is_compiling():
@@ -151,7 +151,7 @@ def sparse_attention(
         first = _grouped_attention(asked, key, value, hidden, dropout, scaling)
         out = torch.cat([first.transpose(1, 2), out[:, graph.global_tokens :]], 1)
     if start is not None:
-        out = _rows(out.transpose(1, 2), (every[:tokens] - start[:, None]) % tokens)
+        out = _rows(out.transpose(1, 2), (every[:tokens] - start[:, None]).clamp(min=0))
     return out
 
 
@@ -259,8 +259,8 @@ def _seen(
     The first three are what `_keys` returns.
     """
     batch, _, tokens, _ = key.shape
-    index = positions.clamp(0, tokens - 1) if start is None else (positions + start[:, None, None]) % tokens
-    index = index.expand(batch, -1, -1)
+    index = positions if start is None else positions + start[:, None, None]
+    index = index.clamp(0, tokens - 1).expand(batch, -1, -1)
     if real is not None:
         listed = listed & real.gather(1, index.flatten(1)).view(index.shape)
     return _bias(near & listed[:, :, None], key.dtype).expand(batch, -1, -1, -1).flatten(0, 1)[:, None], index
