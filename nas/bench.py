@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.table import Table
 from nas.config import Recipe
 from nas.tasks.workbench import Workbench
 from predictors import device_name, measure
+from predictors.runtimes import Call, prepared
 from search_spaces import AUTO_CLASSES, InputError
 
 
@@ -36,7 +36,7 @@ def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
     return table
 
 
-def _runner(name: str, recipe: Recipe) -> partial[object]:
+def _runner(name: str, recipe: Recipe) -> Call:
     import transformers
 
     workload = recipe.workload
@@ -44,11 +44,7 @@ def _runner(name: str, recipe: Recipe) -> partial[object]:
     auto = getattr(transformers, AUTO_CLASSES[recipe.task.type])
     inputs = bench.dummy_inputs(workload)
     try:
-        model = auto.from_pretrained(name, trust_remote_code=False, dtype=getattr(torch, workload.dtype))
+        model = auto.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
-    inputs = {
-        key: tensor.to(workload.device, model.dtype if tensor.is_floating_point() else None)
-        for key, tensor in inputs.items()
-    }
-    return partial(model.to(workload.device).eval(), **inputs)
+    return prepared(model, inputs, workload)

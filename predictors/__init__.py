@@ -4,12 +4,15 @@ from predictors.analytic import AnalyticCosts
 from predictors.latency import LatencyPredictor, PredictorReport
 from predictors.measure import Timing, device_name, measure
 from predictors.models import BASELINES, MODELS, Errors, LatencyModel
+from predictors.onnx_export import write_onnx
+from predictors.runtimes import RUNTIMES, prepared
 from predictors.store import Measurement, MeasurementStore, Stage
 from predictors.workload import Workload
 
 __all__ = [
     "BASELINES",
     "MODELS",
+    "RUNTIMES",
     "AnalyticCosts",
     "Errors",
     "LatencyModel",
@@ -22,4 +25,6 @@ __all__ = [
     "Workload",
     "device_name",
     "measure",
+    "prepared",
+    "write_onnx",
 ]

@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from predictors.workload import Workload
+from predictors.workload import Workload, fitting_in_memory
 from search_spaces import InputError
 
 ANCHOR = "anchor"
@@ -88,7 +88,7 @@ def measure(
     if rounds < 1:
         raise InputError(f"`rounds` must be at least 1, but got {rounds}.")
     workload.check_available()
-    with _quiet(workload):
+    with _quiet(workload), fitting_in_memory(workload):
         models = {ANCHOR: anchor, **candidates}
         calls = {name: _warm(call, workload) for name, call in models.items()}
         visits = _rounds(models, calls, workload, rounds, Random(seed))

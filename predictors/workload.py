@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 
-Runtime = Literal["torch"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-RUNTIMES: tuple[Runtime, ...] = ("torch",)
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+Runtime = Literal["torch", "compile", "onnxruntime", "openvino"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]
+Phase = Literal["encode", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,15 @@ class Workload:
     """On what a model runs; two latencies compare only when their workloads are equal.
 
     Attributes:
-        runtime: What executes the model.
+        runtime: What executes the model: ``torch`` eagerly, ``compile`` by `torch.compile`, ``onnxruntime`` or
+            ``openvino``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: Precision of weights and activations.
+        dtype: Precision of weights and activations; ``int8`` quantizes matrix products dynamically.
         batch_size: Samples in one call.
         sequence_length: Tokens of one sample; None for images.
         threads: CPU threads of one operation.
+        phase: ``encode``, one pass over the whole sequence; ``prefill``, the same and its keys and values are kept;
+            ``decode``, the last token of the sequence after all before it were kept.
 
     Raises:
         InputError: If a value is unknown or a count is below 1.
@@ -41,11 +43,11 @@ class Workload:
     batch_size: int = 1
     sequence_length: int | None = 128
     threads: int = 1
+    phase: Phase = "encode"
 
     def __post_init__(self) -> None:
-        known: dict[str, tuple[str, ...]] = {"runtime": RUNTIMES, "dtype": DTYPES}
-        for name, allowed in known.items():
-            value = getattr(self, name)
+        for name, literal in (("runtime", Runtime), ("dtype", Dtype), ("phase", Phase)):
+            value, allowed = getattr(self, name), get_args(literal)
             if value not in allowed:
                 hint = did_you_mean(str(value), allowed)
                 raise InputError(f"`workload.{name}` must be a known one, but got `{value}`; {hint}.")
@@ -102,4 +104,26 @@ class Workload:
     def __str__(self) -> str:
         counts = ((self.sequence_length, "token"), (self.threads, "thread"))
         shapes = " · ".join(f"{n} {unit}{'s' * (n != 1)}" for n, unit in counts if n is not None)
-        return f"{self.runtime} · {self.device} · {self.dtype} · batch {self.batch_size} · {shapes}"
+        phase = "" if self.phase == "encode" else f"{self.phase} · "
+        return f"{self.runtime} · {self.device} · {self.dtype} · {phase}batch {self.batch_size} · {shapes}"
+
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "failed to allocate", "bad_alloc", "out of memory")
+"""What PyTorch, its CPU allocator and ONNX Runtime say when memory ran out."""
+
+
+@contextmanager
+def fitting_in_memory(workload: Workload) -> Iterator[None]:
+    """Makes one line of what a workload that does not fit in memory raises.
+
+    Raises:
+        InputError: If memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
+            raise
+        raise InputError(
+            f"the workload must fit in memory, but ({workload}) does not; set a smaller `workload.batch_size`."
+        ) from error

@@ -1,0 +1,154 @@
+"""Runtimes: each gives the outputs of PyTorch, decodes with a cache and says what it lacks; ONNX files are right."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOYS, bert
+
+from predictors import Workload, measure
+from predictors.onnx_export import require, write_onnx
+from predictors.runtimes import RUNTIMES, prepared
+from search_spaces import InputError
+
+LENGTH = 6
+
+
+def tokens(batch_size: int = 1, length: int = LENGTH) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 20, (batch_size, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def first_of(outputs: Any) -> np.ndarray:
+    """The logits, whichever runtime gave them."""
+    if hasattr(outputs, "logits"):
+        return outputs.logits.numpy()
+    return np.asarray(outputs[0])
+
+
+def needs(runtime: str) -> None:
+    if runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxscript")
+    if runtime == "compile" and not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler")
+
+
+def run(model: Any, inputs: dict[str, torch.Tensor], **workload: Any) -> np.ndarray:
+    call = prepared(model, inputs, Workload(sequence_length=LENGTH, **workload))
+    with torch.inference_mode():
+        outputs = [first_of(call()) for _ in range(2)]
+    assert np.allclose(outputs[0], outputs[1], atol=1e-6), "every call must do the same"
+    return outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_gives_the_outputs_of_pytorch(runtime: str) -> None:
+    needs(runtime)
+    model = bert()
+    with torch.inference_mode():
+        expected = model(**tokens()).logits.numpy()
+    assert np.abs(run(model, tokens(), runtime=runtime) - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "runtime"), [("llama", "torch"), ("t5", "torch"), ("gpt2", "torch"), ("llama", "onnxruntime")]
+)
+def test_decoding_with_a_cache_gives_the_last_token_of_the_whole_pass(model_type: str, runtime: str) -> None:
+    needs(runtime)
+    task = "text2text-generation" if model_type == "t5" else "text-generation"
+    model, inputs = TOYS[model_type].model(task), tokens()
+    if model_type == "t5":
+        inputs["decoder_input_ids"] = inputs["input_ids"].clone()
+    with torch.inference_mode():
+        expected = model(**inputs).logits[:, -1:].numpy()
+    found = run(model, inputs, runtime=runtime, phase="decode")
+    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-4
+
+
+def test_prefill_keeps_the_keys_and_values_and_a_whole_pass_does_not() -> None:
+    model = TOYS["llama"].model("text-generation")
+    with torch.inference_mode():
+        cached, plain = (
+            prepared(model, tokens(), Workload(sequence_length=LENGTH, phase=phase))()  # type: ignore[arg-type]
+            for phase in ("prefill", "encode")
+        )
+    assert cached.past_key_values.get_seq_length() == LENGTH and plain.past_key_values is None  # type: ignore[attr-defined]
+
+
+def test_int8_is_near_and_not_equal() -> None:
+    model = bert()
+    whole, rounded = (run(model, tokens(), dtype=dtype) for dtype in ("float32", "int8"))
+    assert 0 < np.abs(whole - rounded).max() < 0.1
+
+
+def test_a_prepared_model_can_be_measured() -> None:
+    call = prepared(bert(), tokens(), Workload(sequence_length=LENGTH))
+    assert measure({"same": call}, call, Workload(sequence_length=LENGTH), rounds=3)["same"].latency_ms > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
+def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = bert()
+    difference = write_onnx(model, tokens(), tmp_path / "model.onnx", int8=int8)
+    assert (1e-4 < difference < 0.1) if int8 else difference < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    other = tokens(5, 4)
+    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in other.items()})
+    with torch.inference_mode():
+        assert np.abs(found - model(**other).logits.numpy()).max() < (0.1 if int8 else 1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    import predictors.onnx_export as module
+
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    with pytest.raises(InputError, match="differ"):
+        write_onnx(bert(), tokens(), tmp_path / "model.onnx", dynamic=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        ({"phase": "decode"}, "models that generate"),
+        ({"runtime": "compile", "dtype": "int8"}, "no int8"),
+        ({"runtime": "onnxruntime", "dtype": "bfloat16"}, "float32 and int8"),
+        ({"device": "cuda:99"}, "only: cpu"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_refused(change: dict[str, Any], law: str) -> None:
+    needs(change.get("runtime", ""))
+    with pytest.raises(InputError, match=law):
+        prepared(bert(), tokens(), Workload(sequence_length=LENGTH, **change))
+
+
+def test_a_package_that_is_missing_is_named_with_its_installation() -> None:
+    with pytest.raises(InputError, match=r'no_such_package.*pip install "paretoformer\[onnx\]"'):
+        require("no_such_package", extra="onnx", what="a test")
+
+
+def test_a_workload_that_does_not_fit_says_so() -> None:
+    class Huge(torch.nn.Module):
+        def can_generate(self) -> bool:
+            return False
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return torch.empty(2**50)
+
+    call = prepared(Huge(), {"input_ids": torch.ones(1, 2)}, Workload())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="must fit in memory"):
+        measure({}, call, Workload(), rounds=1)
