@@ -28,7 +28,7 @@ _PUBLIC = {
     "Point": "nas.fronts.point",
     "Supernet": "nas.supernets.supernet",
     "order_by_importance": "nas.supernets.importance",
-    "SupernetTrainer": "nas.supernets.training",
+    "SupernetTrainer": "nas.supernets.supernet_trainer",
     "SurrogateSampler": "nas.samplers.surrogate_sampler",
     "Run": "nas.run",
     "search": "nas.pipeline",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,6 +85,10 @@ class Space(_Section):
     hidden_size: list[int] | None = None
 
 
+Order = Literal["gradient", "activation", "none"]
+"""By what heads, neurons, channels and layers are put in order of importance; none: they stay as they are."""
+
+
 class Training(_Section):
     """One training loop on `transformers.Trainer`.
 
@@ -95,6 +99,9 @@ class Training(_Section):
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(32, ge=1)
     weight_decay: float = Field(0.01, ge=0)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    activation_checkpointing: bool = False
+    bf16: bool = False
 
     @property
     def num_train_epochs(self) -> float:
@@ -103,11 +110,18 @@ class Training(_Section):
 
 
 class SupernetTraining(Training):
-    """Sandwich training: the largest, the smallest and some sampled subnetworks learn from the parent every step."""
+    """How all subnetworks of the space learn together; the defaults are those of `experiments/rank-correlation`."""
 
     epochs: float = Field(DEFAULT_EPOCHS, gt=0)
+    order: Order = Field("gradient", description="What importance is measured by, before the training.")
+    strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = "sandwich"
+    sampler: Literal["mixed", "uniform", "num_parameters", "macs"] = Field(
+        "mixed", description="Which subnetworks are sampled; a cost: spread evenly over it."
+    )
     sampled_subnets: int = Field(2, ge=0)
+    teacher: Literal["parent", "in-place"] = Field("parent", description="in-place: the largest subnetwork itself.")
     temperature: float = Field(1.0, gt=0)
+    relations: float = Field(0.0, ge=0, description="Weight of the loss on how tokens relate in the last layer.")
 
 
 class Profile(_Section):

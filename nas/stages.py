@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from functools import partial
 from random import Random
 
+import numpy as np
 import torch
 
+from nas.config import SupernetTraining
 from nas.progress import progress, say
 from nas.run import Run, read_json, remove, write_json
 from nas.supernets.importance import order_by_importance
+from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
+from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import (
-    SupernetTrainer,
     last_complete_checkpoint,
     plain_trainer,
     train,
@@ -73,16 +76,17 @@ def make_supernet(run: Run, bench: Workbench) -> None:
                 supernet,
                 calibration.labelled_batches(CALIBRATION_EXAMPLES),
                 calibration.labelled_batches(LAYER_EXAMPLES),
+                by=recipe.supernet.order,
             )
             write_json(order_file, order.to_dict())
         settings = recipe.supernet
         trainer = SupernetTrainer(
             supernet=supernet,
             task=splits.task,
-            teacher=bench.load_model(run.parent),
-            space=search_space(bench, read_json(order_file)["layers"]),
-            sampled_subnets=settings.sampled_subnets,
+            teacher=bench.load_model(run.parent) if settings.teacher == "parent" else None,
+            strategy=strategy_of(settings, supernet, search_space(bench, read_json(order_file)["layers"])),
             temperature=settings.temperature,
+            relations=settings.relations,
             args=training_arguments(settings, checkpoints, recipe.seed, "input_ids" in splits.train.column_names),
             train_dataset=splits.train,
         )
@@ -91,6 +95,16 @@ def make_supernet(run: Run, bench: Workbench) -> None:
         supernet.model.save_pretrained(work)
         write_json(work / "training.json", log)
     say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
+
+
+def strategy_of(settings: SupernetTraining, supernet: Supernet, space: SearchSpace) -> Strategy:
+    """What a recipe's section says of which subnetworks learn in a step."""
+    if settings.sampler in SAMPLES:
+        sample = SAMPLES[settings.sampler](space)
+    else:
+        counts = AnalyticCosts.of(supernet.model, supernet.layout)
+        sample = stratified(space, lambda subnets: np.array([counts.count(settings.sampler, s) for s in subnets]))
+    return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
 
 
 def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:

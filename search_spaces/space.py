@@ -159,6 +159,15 @@ class SearchSpace:
         """The same space once the importance of the layers is known."""
         return SearchSpace(**{**self.arguments(), "layer_order": layer_order})
 
+    def with_largest(self, share: float) -> SearchSpace:
+        """The space left when every dimension keeps a share of its choices only, its largest ones, at least one."""
+        open_choices = {
+            name: values[-max(1, math.ceil(share * len(values))) :]
+            for name, values in self.choices.items()
+            if name != "num_key_value_heads"
+        }
+        return SearchSpace(**{**self.arguments(), **open_choices})
+
     def arguments(self) -> dict[str, Any]:
         """What makes this space again."""
         open_choices = {n: v for n, v in self.choices.items() if n != "num_key_value_heads" or self.groups_open}

@@ -24,8 +24,10 @@ from nas.fronts.point import Point
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet, make_parent, search_space
 from nas.supernets.importance import layer_order, order_by_importance
+from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationTrainer, SupernetTrainer, training_arguments
+from nas.supernets.supernet_trainer import SupernetTrainer
+from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.evaluation import Score
 from nas.tasks.workbench import Workbench
 from search_spaces import InputError, SubnetConfig
@@ -157,8 +159,7 @@ def test_a_step_on_several_devices_takes_the_mean_of_their_losses(run: Run, tmp_
     trainer = SupernetTrainer(
         supernet=supernet,
         task=Workbench(run.recipe).splits.task,
-        space=space,
-        sampled_subnets=0,
+        strategy=Sandwich(space, space.sample_mixed, 0),
         teacher=bert(num_labels=2),
         args=arguments,
     )

@@ -10,12 +10,12 @@ import torch
 from conftest import TOYS
 
 from nas.supernets.importance import (
+    gradient_scores,
     hidden_scores,
     layer_order,
     mean_loss,
     order_by_importance,
     unit_orders,
-    unit_scores,
     without_layer,
 )
 from nas.supernets.supernet import Supernet
@@ -38,14 +38,14 @@ def test_scores_are_the_gradient_of_a_mask(family: str) -> None:
     supernet.model(**batch).loss.backward()
     handle.remove()
     assert mask.grad is not None
-    found = unit_scores(supernet, [batch])["heads"][0]
+    found = gradient_scores(supernet, [batch])["heads"][0]
     assert torch.allclose(found, mask.grad.abs().view(-1).double(), atol=1e-6)
 
 
 def test_units_are_sorted_by_falling_importance() -> None:
     supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
     order_by_importance(supernet, [batch])
-    for layers in unit_scores(supernet, [batch]).values():
+    for layers in gradient_scores(supernet, [batch]).values():
         for scores in layers:
             assert torch.allclose(scores, scores.sort(descending=True).values)
 

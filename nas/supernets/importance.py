@@ -6,9 +6,9 @@ model's outputs do not change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -45,7 +45,11 @@ class ImportanceOrder:
 
 
 def order_by_importance(
-    supernet: Supernet, batches: Sequence[Batch], layer_batches: Sequence[Batch] | None = None
+    supernet: Supernet,
+    batches: Sequence[Batch],
+    layer_batches: Sequence[Batch] | None = None,
+    *,
+    by: Literal["gradient", "activation", "none"] = "gradient",
 ) -> ImportanceOrder:
     """Measures importance on labelled batches and permutes the supernet's weights in place accordingly.
 
@@ -53,17 +57,21 @@ def order_by_importance(
         supernet: Its full model must be active.
         batches: Model inputs with ``labels``, a few hundred examples of the training data.
         layer_batches: What layers are ordered on, by default the same; fewer will do, see `layer_order`.
+        by: What scores heads and neurons: `gradient_scores` or `activation_scores`; none: everything keeps its place.
 
     Returns:
         The order that was found, in the numbering the parent had before.
     """
-    units = unit_orders(supernet, unit_scores(supernet, batches))
+    if by == "none":
+        return ImportanceOrder(supernet.parent.layers, {}, [])
+    scores = gradient_scores if by == "gradient" else activation_scores
+    units = unit_orders(supernet, scores(supernet, batches))
     hidden = [] if supernet.family.fixed_hidden else _falling(hidden_scores(supernet, batches))
     permute(supernet, units, hidden)
     return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
 
 
-def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
+def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     """First-order importance of each head and neuron: how much the loss changes when its output is masked.
 
     The gradient of the loss with respect to a mask on a unit's output equals the sum of weight x gradient over the
@@ -83,6 +91,41 @@ def unit_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     model.zero_grad()
     model.train(was_training)
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
+
+
+def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
+    """Importance of each head and neuron by the size of its output.
+
+    Absolute outputs, mean over tokens, root of the sum of squares over samples, summed over a head's channels
+    (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+    """
+    squares: dict[tuple[Axis, int], torch.Tensor] = {}
+
+    def add_to(key: tuple[Axis, int]) -> Callable[..., None]:
+        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            per_sample = inputs[0].detach().double().abs().reshape(samples, -1, inputs[0].shape[-1]).mean(1).cpu()
+            squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
+
+        return add
+
+    handles = [
+        module.register_forward_pre_hook(add_to((axis, layer)))
+        for axis in SCORED
+        for layer in supernet.parent.layers
+        for module in _consumers(supernet, layer, axis)
+    ]
+    with evaluating(supernet.model):
+        for batch in batches:
+            samples = len(next(iter(batch.values())))
+            supernet.model(**_to(batch, supernet.model.device))
+    for handle in handles:
+        handle.remove()
+    empty, found = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
+    for axis in SCORED:
+        unit = supernet.layout.unit(axis)
+        of_layers = [squares.get((axis, layer), empty) for layer in supernet.parent.layers]
+        found[axis] = [total.sqrt().view(-1, unit).sum(1) for total in of_layers]
+    return {axis: layers for axis, layers in found.items() if any(len(layer) for layer in layers)}
 
 
 def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
@@ -210,16 +253,21 @@ def _index(
 
 def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
     """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
-    stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
     total = torch.zeros(0, dtype=torch.float64)
-    for path, axes in supernet.family.stacks[stack].modules.items():
-        if len(axes) == 2 and axes[1] == axis and path in modules:
-            weight = modules[path].weight
-            assert isinstance(weight, torch.Tensor) and weight.grad is not None
-            columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
-            found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()
-            total = found if not len(total) else total + found
+    for module in _consumers(supernet, layer, axis):
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor) and weight.grad is not None
+        columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
+        found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()
+        total = found if not len(total) else total + found
     return total
+
+
+def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Module]:
+    """The modules of a layer whose inputs are the units of an axis."""
+    stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
+    table = supernet.family.stacks[stack].modules
+    return [modules[path] for path, axes in table.items() if len(axes) == 2 and axes[1] == axis and path in modules]
 
 
 def _norms(supernet: Supernet) -> list[torch.nn.Module]:

@@ -1,23 +1,21 @@
-"""Training on `transformers.Trainer`: the parent, the supernet (sandwich with distillation), one subnetwork."""
+"""Training on `transformers.Trainer`: one model, on labels and from a teacher; checkpoints that survive a kill."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.config import Training
-from nas.supernets.supernet import Supernet
 from nas.task_types import TaskType
 from nas.task_types.base import model_inputs
-from nas.tasks.losses import divergence
-from search_spaces import SearchSpace, SubnetConfig
+from nas.tasks.losses import Scored, divergence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +23,18 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what to show) while a training runs."""
+
+
+MEMORY_BATCH = 64
+"""Examples that a teacher is asked about at once."""
+ROW = "row"
+"""Column of a training set that numbers its examples."""
+
+
+def _collated(task: TaskType, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, with the numbers of its rows where they have one."""
+    numbers = {ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {}
+    return {**task.collate([{n: v for n, v in row.items() if n != ROW} for row in rows]), **numbers}
 
 
 class DistillationTrainer(Trainer):
@@ -36,13 +46,23 @@ class DistillationTrainer(Trainer):
         task: Says which outputs count and what has a label; also collates.
         teacher: Fixed model of the same task, or None to learn from labels alone.
         temperature: Softens both distributions.
+        train_dataset: What to learn from; what the teacher says of it is remembered where it is small.
     """
 
     def __init__(
-        self, *, task: TaskType, teacher: PreTrainedModel | None, temperature: float = 1.0, **kwargs: Any
+        self,
+        *,
+        task: TaskType,
+        teacher: PreTrainedModel | None,
+        temperature: float = 1.0,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=task.collate, **kwargs)
+        if train_dataset is not None and teacher is not None:
+            train_dataset = train_dataset.add_column(ROW, list(range(len(train_dataset))))
+        super().__init__(data_collator=partial(_collated, task), train_dataset=train_dataset, **kwargs)
         self.task = task
+        self.memory: list[torch.Tensor] = []
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
 
@@ -50,72 +70,54 @@ class DistillationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Labels and, where there is a teacher, its outputs; see the class."""
+        inputs, rows = self.split(inputs)
         outputs = model(**inputs)
         loss = outputs.loss
         if self.teacher is not None:
-            loss = loss + self.divergence(outputs, self.taught(inputs), inputs)
+            loss = loss + self.divergence(self.said(outputs, inputs), self.taught(inputs, rows))
         return (loss, outputs) if return_outputs else loss
 
-    def taught(self, inputs: dict[str, Any]) -> Any:
-        """The teacher's outputs on the same inputs, those of the decoder included."""
+    def split(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+        """A batch without the numbers of its rows, and these numbers."""
+        inputs = dict(inputs)
+        return inputs, inputs.pop(ROW, torch.zeros(0)).cpu()
+
+    def said(self, outputs: Any, inputs: dict[str, Any]) -> list[Scored]:
+        """What counts of a model's outputs."""
+        return self.task.scored(outputs, inputs)
+
+    def taught(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[Scored]:
+        """The teacher's outputs on the same inputs, those of the decoder included; from memory where it has them."""
+        if self.memory and len(rows):
+            return [(logits[rows].to(self.args.device), inputs["labels"]) for logits in self.memory]
         assert self.teacher is not None
         with torch.no_grad():
-            return self.teacher(**model_inputs(inputs))
+            return self.said(self.teacher(**model_inputs(inputs)), inputs)
 
-    def divergence(self, student: Any, teacher: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; a teacher is asked about every example once, where it says one vector of each.
+
+        It is asked before the first step and in an order of its own, so that an interrupted training, which asks
+        again, gets the same answers.
+        """
+        if self.teacher is not None and self.args.num_train_epochs > 1:
+            self.memory = self._memory()
+        return super().train(*args, **kwargs)
+
+    def _memory(self) -> list[torch.Tensor]:
+        dataset, found = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
+        for start in range(0, len(dataset), MEMORY_BATCH):
+            rows = list(dataset.select(range(start, min(start + MEMORY_BATCH, len(dataset)))))
+            inputs, _ = self.split(self._prepare_inputs(self.data_collator(rows)))
+            logits = [each for each, _ in self.taught(inputs, torch.zeros(0))]
+            if any(each.shape[1:] != (self.teacher.config.num_labels,) for each in logits):  # type: ignore[union-attr]
+                return []
+            found.append([each.float().cpu() for each in logits])
+        return [torch.cat(each) for each in zip(*found, strict=True)]
+
+    def divergence(self, student: Sequence[Scored], teacher: Sequence[Scored]) -> torch.Tensor:
         """How far a student's outputs are from the teacher's, on what has a label."""
-        ours, theirs = self.task.scored(student, inputs), self.task.scored(teacher, inputs)
-        return divergence(ours, theirs, self.task.activation, self.temperature)
-
-
-class SupernetTrainer(DistillationTrainer):
-    """Sandwich training: every step, the largest, the smallest and some sampled subnetworks, then one update.
-
-    The sandwich rule is from Yu & Huang 2019 (arXiv 1903.05134); the teacher is the fixed fine-tuned parent, as in
-    DynaBERT (arXiv 2004.04037). The largest also learns from the labels. Which subnetworks are sampled depends on
-    the seed and the step alone, so that an interrupted training continues as if it had not been.
-
-    Args:
-        supernet: Its model is trained; its weights should be in importance order.
-        space: Where subnetworks are sampled.
-        sampled_subnets: How many of them a step, beside the largest and the smallest.
-    """
-
-    def __init__(self, *, supernet: Supernet, space: SearchSpace, sampled_subnets: int, **kwargs: Any) -> None:
-        super().__init__(model=supernet.model, **kwargs)
-        self.supernet = supernet
-        self.space = space
-        self.sampled_subnets = sampled_subnets
-
-    def subnets_of_step(self, step: int) -> list[SubnetConfig]:
-        """The subnetworks that learn in one step, the largest first."""
-        rng = Random(f"{self.args.seed}/{step}")
-        return [
-            self.space.largest,
-            self.space.smallest,
-            *(self.space.sample_mixed(rng) for _ in range(self.sampled_subnets)),
-        ]
-
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """One forward and backward pass per subnetwork; gradients add up. Returns the mean loss."""
-        model.train()
-        inputs = self._prepare_inputs(inputs)
-        taught = self.taught(inputs)
-        subnets = self.subnets_of_step(self.state.global_step)
-        total = torch.zeros((), device=self.args.device)
-        for subnet in subnets:
-            self.supernet.activate(subnet)
-            with self.compute_loss_context_manager():
-                outputs = model(**inputs)
-                loss = self.divergence(outputs, taught, inputs)
-                if subnet is subnets[0]:
-                    loss = loss + outputs.loss.mean()  # DataParallel gives one loss a device
-            self.accelerator.backward(loss / (len(subnets) * self.args.gradient_accumulation_steps))
-            total += loss.detach() / len(subnets)
-        self.supernet.activate(self.supernet.parent)
-        return total
+        return divergence(student, teacher, self.task.activation, self.temperature)
 
 
 def training_arguments(settings: Training, folder: Path, seed: int, by_length: bool) -> TrainingArguments:
@@ -129,6 +131,9 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        activation_checkpointing=settings.activation_checkpointing,
+        bf16=settings.bf16,
         warmup_steps=0.06,
         save_strategy="steps",
         save_steps=0.1,
@@ -197,8 +202,9 @@ class _Reporter(TrainerCallback):
         self.report = report
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        losses = [entry["loss"] for entry in state.log_history[-3:] if "loss" in entry]
-        self.report(state.global_step, state.max_steps, f"loss {losses[-1]:.3f}" if losses else "")
+        logged: dict[str, float] = next((e for e in reversed(state.log_history[-3:]) if "loss" in e), {})
+        shown = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in logged.items() if name.startswith("loss")]
+        self.report(state.global_step, state.max_steps, " · ".join(shown))
 
 
 def plain_trainer(

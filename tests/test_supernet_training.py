@@ -1,0 +1,349 @@
+"""Supernet training: what each strategy teaches, from whom, in how many processes, and after an interruption."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOYS, bert, image_inputs, logits, text_inputs
+from transformers import TrainerCallback
+
+from nas.config import Recipe
+from nas.stages import strategy_of
+from nas.supernets.importance import order_by_importance
+from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
+from nas.supernets.supernet import Supernet
+from nas.supernets.supernet_trainer import SupernetTrainer
+from nas.supernets.training import last_complete_checkpoint, training_arguments
+from nas.tasks.losses import relation_loss
+from nas.tasks.workbench import Workbench
+from predictors import AnalyticCosts
+from search_spaces import SearchSpace
+
+CHOICES = {"num_hidden_layers": [1, 2, 3, 4], "num_attention_heads": [1, 2, 4], "intermediate_size": [24, 48, 96]}
+
+
+def space_of(supernet: Supernet, scope: str = "per-layer") -> SearchSpace:
+    return supernet.layout.search_space({**CHOICES, "scope": scope})
+
+
+def lessons(name: str, space: SearchSpace, progress: float = 0.0, seed: int = 0) -> list[Any]:
+    strategy: Strategy = STRATEGIES[name](space, SAMPLES["mixed"](space), 2)
+    return strategy.lessons(progress, Random(seed))
+
+
+# -- strategies -------------------------------------------------------------------------------------------------------
+
+
+def test_the_roles_of_each_strategy() -> None:
+    space = space_of(Supernet(bert()))
+    roles = {name: [lesson.role for lesson in lessons(name, space)] for name in STRATEGIES}
+    assert roles["sandwich"] == ["largest", "smallest", "sampled", "sampled"]
+    assert roles["progressive"] == ["largest", "sampled", "sampled", "sampled"]
+    assert roles["single-path"] == roles["granularity"] == ["sampled"]
+    assert lessons("sandwich", space)[0].subnet == space.largest
+    assert lessons("sandwich", space)[1].subnet == space.smallest
+    assert {lessons("granularity", space, seed=k)[0].subnet for k in range(200)} == set(space.uniform_scalings())
+
+
+def test_progressive_shrinking_opens_the_small_choices_late() -> None:
+    space = space_of(Supernet(bert()))
+    least = [
+        min(min(lesson.subnet.intermediate_size) for k in range(60) for lesson in lessons("progressive", space, at, k))
+        for at in (0.0, 0.3, 0.6, 0.9)
+    ]
+    assert least == [96, 48, 24, 24]
+    depths = {lesson.subnet.num_hidden_layers for k in range(60) for lesson in lessons("progressive", space, 0.0, k)}
+    assert depths == {4}
+
+
+def test_a_stratified_sample_is_more_even_over_the_cost() -> None:
+    supernet = Supernet(bert())
+    space, counts = space_of(supernet), AnalyticCosts.of(supernet.model, supernet.layout)
+
+    def cost(subnets: Any) -> np.ndarray:
+        return np.array([counts.count("num_parameters", subnet) for subnet in subnets])
+
+    low, high = cost([space.smallest, space.largest])
+    spread = {}
+    for name, sample in (("mixed", space.sample_mixed), ("stratified", stratified(space, cost))):
+        rng = Random(0)
+        shares = (cost([sample(rng) for _ in range(300)]) - low) / (high - low)
+        spread[name] = np.abs(np.histogram(shares, bins=5, range=(0, 1))[0] / 300 - 0.2).max()
+    assert spread["stratified"] < 0.8 * spread["mixed"]
+
+
+def test_a_recipe_names_the_strategy_and_the_sampler(text_recipe: Path) -> None:
+    supernet = Supernet(bert())
+    for sampler in ("mixed", "uniform", "num_parameters", "macs"):
+        recipe = Recipe.load(text_recipe, ["supernet.strategy=single-path", f"supernet.sampler={sampler}"])
+        (lesson,) = strategy_of(recipe.supernet, supernet, space_of(supernet)).lessons(0.0, Random(0))
+        assert lesson.labels and lesson.subnet in space_of(supernet)
+
+
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(text_recipe: Path) -> Workbench:
+    return Workbench(Recipe.load(text_recipe))
+
+
+def still() -> Any:
+    """A toy without dropout."""
+    torch.manual_seed(0)
+    return bert(num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def trainer(bench: Workbench, folder: Path, strategy: str = "sandwich", **changes: Any) -> SupernetTrainer:
+    supernet = Supernet(still())
+    settings = bench.recipe.supernet.model_copy(update={"strategy": strategy, **changes.pop("settings", {})})
+    torch.manual_seed(1)
+    made = SupernetTrainer(
+        supernet=supernet,
+        strategy=strategy_of(settings, supernet, space_of(supernet)),
+        task=bench.splits.task,
+        args=training_arguments(settings, folder, 0, by_length=True),
+        train_dataset=bench.splits.train,
+        **{"teacher": bert(num_labels=2), **changes},
+    )
+    made.args.logging_steps = 1
+    return made
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    target = teacher.softmax(-1)
+    return (target * (target.log() - student.log_softmax(-1))).sum(-1).mean()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, bench: Workbench, tmp_path: Path) -> None:
+    made = trainer(bench, tmp_path, **({"teacher": None} if in_place else {}))
+    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
+    loss = made.training_step(made.model, dict(batch))
+    found = gradients(made.supernet.model)
+    taken = made.lessons(0)
+
+    supernet, expected = made.supernet, torch.zeros(())
+    supernet.model.zero_grad()
+    for number, lesson in enumerate(taken):
+        supernet.activate(lesson.subnet)
+        outputs = supernet.model(**batch)
+        if number == 0:
+            with torch.no_grad():
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                taught = outputs.logits.detach() if in_place else made.teacher(**inputs).logits
+            expected = expected + outputs.loss
+        if number or not in_place:
+            expected = expected + kl(outputs.logits, taught)
+    (expected / len(taken)).backward()
+    assert loss == pytest.approx(float(expected.detach()) / len(taken), rel=1e-5)
+    for name, gradient in gradients(supernet.model).items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+
+def test_a_single_path_learns_in_place_from_the_whole_model(bench: Workbench, tmp_path: Path) -> None:
+    made = trainer(bench, tmp_path, "single-path", teacher=None)
+    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
+    loss = made.training_step(made.model, dict(batch))
+    (lesson,) = made.lessons(0)
+    with torch.no_grad():
+        whole = made.supernet.model(**batch).logits
+        made.supernet.activate(lesson.subnet)
+        outputs = made.supernet.model(**batch)
+    assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, whole)), rel=1e-5)
+
+
+def test_relations_ignore_rotations_and_padding_and_see_the_rest() -> None:
+    torch.manual_seed(0)
+    states, mask = torch.randn(2, 6, 8), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8))
+    assert relation_loss(states @ rotation, states, mask).abs() < 1e-5
+    noisy = states.clone()
+    noisy[1, 4:] = 7.0
+    assert relation_loss(noisy, states, mask).abs() < 1e-6
+    other = torch.randn(2, 6, 3)
+    by_hand = []
+    for k, tokens in enumerate((6, 4)):
+        ours, theirs = ((s[k, :tokens] @ s[k, :tokens].T / s.shape[-1] ** 0.5).softmax(-1) for s in (other, states))
+        by_hand += (theirs * (theirs.log() - ours.log())).sum(-1).tolist()
+    assert float(relation_loss(other, states, mask)) == pytest.approx(np.mean(by_hand), rel=1e-4)
+    assert relation_loss(other, states, None) > 0
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "llama"])
+def test_the_last_states_of_a_narrowed_network_are_what_relations_are_of(family: str) -> None:
+    supernet = Supernet(TOYS[family].model().eval())
+    hidden = supernet.parent.hidden_size // 2
+    subnet = supernet.layout.search_space({"hidden_size": [hidden]}).largest
+    supernet.activate(subnet)
+    inputs = image_inputs() if family == "vit" else text_inputs()
+    with torch.no_grad():
+        states = supernet.model(**inputs, output_hidden_states=True).hidden_states
+        alone = supernet.extract(subnet).eval()(**inputs, output_hidden_states=True).hidden_states
+    assert states[-1].shape[-1] == hidden and len(states) == len(alone)
+    assert torch.allclose(states[-1], alone[-1], atol=1e-5)
+
+
+def test_a_step_adds_the_loss_on_relations_by_its_weight(bench: Workbench, tmp_path: Path) -> None:
+    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
+    losses = []
+    for weight in (0.0, 1.0, 2.0):
+        made = trainer(bench, tmp_path, relations=weight)
+        losses.append(float(made.training_step(made.model, dict(batch))))
+    assert losses[1] > losses[0] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+
+
+# -- whole trainings --------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_asked_about_each_example_once(bench: Workbench, tmp_path: Path) -> None:
+    logs, asked = [], []
+    for remembers in (True, False):
+        made = trainer(bench, tmp_path / str(remembers), settings={"epochs": 3.0})
+        seen: list[int] = []
+        assert made.teacher is not None
+        made.teacher.register_forward_hook(lambda module, inputs, outputs, seen=seen: seen.append(len(outputs.logits)))
+        if not remembers:
+            made._memory = list  # type: ignore[method-assign]
+        made.train()
+        logs.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+        asked.append(sum(seen))
+    examples = len(bench.splits.train)
+    assert asked == [examples, 3 * examples]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+
+
+def test_an_interrupted_training_has_the_same_losses(bench: Workbench, tmp_path: Path) -> None:
+    class Interrupt(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = True
+
+    def losses(made: SupernetTrainer) -> list[float]:
+        return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+    def new(folder: str) -> SupernetTrainer:
+        return trainer(bench, tmp_path / folder, settings={"epochs": 4.0})
+
+    whole = new("whole")
+    whole.train()
+    first = new("cut")
+    first.add_callback(Interrupt())
+    first.train()
+    second = new("cut")
+    second.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
+    assert 0 < first.state.global_step < whole.state.global_step == second.state.global_step
+    assert losses(second) == losses(whole) and len(losses(whole)) > 3
+    theirs = second.supernet.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in whole.supernet.model.state_dict().items())
+
+
+def test_progress_tells_the_losses_of_the_roles_apart(bench: Workbench, tmp_path: Path) -> None:
+    made = trainer(bench, tmp_path, settings={"epochs": 1.0})
+    made.train()
+    entry = next(entry for entry in made.state.log_history if "loss" in entry)
+    assert {"loss_largest", "loss_smallest", "loss_sampled"} <= entry.keys()
+
+
+DISTRIBUTED = """
+import json, os, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+import test_supernet_training as here
+from nas.config import Recipe
+from nas.tasks.workbench import Workbench
+
+bench = Workbench(Recipe.load(sys.argv[2]))
+size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+made = here.trainer(bench, Path(sys.argv[3]),
+    settings={"epochs": 1.0, "batch_size": 8 // size}, teacher=here.teacher())
+made.args.max_steps = 3
+made.train()
+if rank == 0:
+    torch.save(made.supernet.model.state_dict(), sys.argv[4])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def teacher() -> Any:
+    torch.manual_seed(2)
+    return bert(num_labels=2)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_their_batches_together(text_recipe: Path, tmp_path: Path) -> None:
+    script, here = tmp_path / "train.py", Path(__file__).parent
+    script.write_text(DISTRIBUTED)
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.pt"
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            f"--master-port={free_port()}",
+        ]
+        command += [
+            "--master-addr=127.0.0.1",
+            str(script),
+            str(here),
+            str(text_recipe),
+            str(tmp_path / f"run{processes}"),
+            str(out),
+        ]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here.parent, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(out))
+    start = still().state_dict()
+    moved = max((found[0][name] - value).abs().max() for name, value in start.items())
+    apart = max((found[0][name] - found[1][name]).abs().max() for name in start)
+    assert apart < 0.02 * moved
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["gradient", "activation"])
+def test_an_order_puts_silent_heads_and_neurons_last(by: Any) -> None:
+    supernet = Supernet(bert(num_labels=2).eval())
+    layer = supernet.model.bert.encoder.layer[1]
+    with torch.no_grad():
+        unit = supernet.layout.head_dim
+        layer.attention.self.value.weight[:unit] = 0.0
+        layer.attention.self.value.bias[:unit] = 0.0
+        layer.intermediate.dense.weight[5] = 0.0
+        layer.intermediate.dense.bias[5] = 0.0
+    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
+    inputs = text_inputs()
+    before = logits(supernet.model, inputs)
+    order = order_by_importance(supernet, [batch], by=by)
+    assert order.units["heads"][1][-1] == 0 and order.units["ffn"][1][-1] == 5
+    assert torch.allclose(logits(supernet.model, inputs), before, atol=1e-5)
+
+
+def test_no_order_leaves_everything_where_it_is() -> None:
+    supernet = Supernet(bert(num_labels=2).eval())
+    before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
+    order = order_by_importance(supernet, [{**text_inputs(), "labels": torch.tensor([0, 1, 1])}], by="none")
+    assert order.layers == supernet.parent.layers and not order.units
+    assert all(torch.equal(value, before[name]) for name, value in supernet.model.state_dict().items())
