@@ -107,16 +107,16 @@ def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) ->
     bench = seq2seq_bench(tmp_path)
     task, batch = bench.splits.task, bench.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
-    trainer.task, trainer.teacher, trainer.temperature = task, model, 2.0
-    taught, ours = trainer.taught(dict(batch)), model(**batch)
-    assert trainer.divergence(ours, taught, dict(batch)).abs() < 1e-6
+    trainer.task, trainer.teacher, trainer.temperature, trainer.memory = task, model, 2.0, []
+    taught, ours = trainer.taught(dict(batch), torch.zeros(0)), trainer.said(model(**batch), dict(batch))
+    assert trainer.divergence(ours, taught).abs() < 1e-6
     padding = batch["labels"] == IGNORED
-    noisy = taught.logits.clone()
+    ((logits, labels),) = taught
+    noisy = logits.clone()
     noisy[padding] += 100 * torch.randn(noisy[padding].shape)
-    taught.logits = noisy
-    assert trainer.divergence(ours, taught, dict(batch)).abs() < 1e-6
+    assert trainer.divergence(ours, [(noisy, labels)]).abs() < 1e-6
     noisy[~padding] += torch.randn(noisy[~padding].shape)
-    assert trainer.divergence(ours, taught, dict(batch)) > 1e-3
+    assert trainer.divergence(ours, [(noisy, labels)]) > 1e-3
 
 
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
