@@ -9,13 +9,12 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from problems import subnets
 
 from nas.config import Recipe
 from nas.pipeline import opened
 from nas.stages import load_supernet, make_parent, make_supernet
-from nas.tasks.evaluation import METRICS, EvaluationSet, logits_of
+from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"
@@ -35,13 +34,10 @@ def tabulate(folder: Path) -> None:
     make_parent(run, bench)
     make_supernet(run, bench)
     supernet, space = load_supernet(run, bench)
-    batches = bench.splits.search.batches
-    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    examples = EvaluationSet((whole,), bench.splits.search.labels)
     counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):
         supernet.activate(subnet)
-        loss = METRICS["loss"](examples.labels, logits_of(supernet.model, examples))
+        loss = score(supernet.model, bench.splits.search, ["loss"])["loss"].value
         rows[subnet.key] = [loss, counts.count("macs", subnet, recipe.workload.sequence_length)]
         if number % 500 == 0:
             print(f"{number} of {space.size}", flush=True)

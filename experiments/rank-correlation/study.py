@@ -1,0 +1,266 @@
+"""Does a supernet rank its subnetworks as training each alone would? Inherited against stand-alone quality.
+
+    python experiments/rank-correlation/study.py RECIPE FOLDER [--seeds 3] [--subnets 20]
+    python experiments/rank-correlation/study.py RECIPE FOLDER --table
+
+For each seed: one parent; one supernet a setting; the same subnetworks, spread over their numbers of parameters, scored
+on the held-out split with the weights they inherit; the same ones cut from the parent in importance order and trained
+alone, from the parent's outputs and labels, for as many epochs as the parent; and those of the default supernet trained
+on for some steps. Results go to FOLDER/results.jsonl, and what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+
+from nas.config import Recipe
+from nas.pipeline import opened
+from nas.progress import quiet_libraries
+from nas.run import Run
+from nas.stages import CALIBRATION_EXAMPLES, LAYER_EXAMPLES, load_supernet, make_parent, make_supernet, search_space
+from nas.supernets.importance import order_by_importance
+from nas.supernets.strategies import stratified
+from nas.supernets.supernet import Supernet
+from nas.supernets.training import plain_trainer
+from nas.tasks.evaluation import EvaluationSet, score
+from nas.tasks.workbench import Workbench
+from predictors import AnalyticCosts
+from search_spaces import SearchSpace, SubnetConfig
+
+SETTINGS: dict[str, list[str]] = {
+    "default": [],
+    "order: none": ["supernet.order=none"],
+    "order: activation": ["supernet.order=activation"],
+    "teacher: in-place": ["supernet.teacher=in-place"],
+    "relations 1": ["supernet.relations=1.0"],
+    "sampler: uniform": ["supernet.sampler=uniform"],
+    "sampler: num_parameters": ["supernet.sampler=num_parameters"],
+    "strategy: single-path": ["supernet.strategy=single-path"],
+    "strategy: granularity": ["supernet.strategy=granularity"],
+    "strategy: progressive": ["supernet.strategy=progressive"],
+}
+PLAIN = "single-path, no order, as long"
+"""A plain supernet, trained until it has taken as much CPU time as the default."""
+STEPS = (0, 100, 300, 1000)
+NEAR = 5
+"""Neighbours in stand-alone quality that count as near-equal."""
+
+Row = dict[str, Any]
+
+
+class Study:
+    """All figures of one recipe, each computed once.
+
+    Args:
+        recipe: A recipe file.
+        folder: Runs and results.
+        subnets: How many subnetworks are compared.
+    """
+
+    def __init__(self, recipe: Path, folder: Path, subnets: int) -> None:
+        self.recipe, self.folder, self.count = recipe, folder, subnets
+        self.path = folder / "results.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+
+    def rows(self) -> list[Row]:
+        """What is known."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, **row: Any) -> None:
+        """Notes a figure."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def has(self, **row: Any) -> bool:
+        """Whether a figure is known."""
+        return any(all(found.get(name) == value for name, value in row.items()) for found in self.rows())
+
+    def run_seed(self, seed: int) -> None:
+        """Everything of one seed."""
+        bench, base = self.opened("default", seed, [])
+        make_parent(base, bench)
+        subnets = self.subnets(bench, seed)
+        self.stand_alone(base, bench, subnets, seed)
+        for name, overrides in SETTINGS.items():
+            self.inherited(name, overrides, subnets, seed)
+        seconds = {row["setting"]: row["cpu_s"] for row in self.rows() if "cpu_s" in row and row["seed"] == seed}
+        share = seconds["default"] / seconds["strategy: single-path"]
+        epochs = Recipe.load(self.recipe).supernet.epochs * share
+        plain = ["supernet.strategy=single-path", "supernet.order=none", f"supernet.epochs={epochs:.2f}"]
+        self.inherited(PLAIN, plain, subnets, seed)
+        self.after_steps(base, bench, subnets, seed)
+
+    def opened(self, name: str, seed: int, overrides: Sequence[str]) -> tuple[Workbench, Run]:
+        """The run of one setting; all settings of a seed share its parent."""
+        recipe = Recipe.load(self.recipe, [*overrides, f"seed={seed}", "constraints={}"])
+        folder = self.folder / f"seed{seed}" / name.replace(" ", "-").replace(":", "").replace(",", "")
+        bench, run = opened(recipe, folder)
+        parent = self.folder / f"seed{seed}" / "default" / "parent"
+        if name != "default" and not run.parent.exists():
+            run.parent.symlink_to(parent.resolve(), target_is_directory=True)
+        return bench, run
+
+    def subnets(self, bench: Workbench, seed: int) -> list[SubnetConfig]:
+        """Distinct subnetworks, spread evenly over their parameters; the order of the layers is the parent's own."""
+        supernet = Supernet(bench.load_model())
+        counts, space = AnalyticCosts.of(supernet.model, supernet.layout), search_space(bench)
+        draw, rng = stratified(space, parameters(counts)), Random(f"{seed}/study")
+        found: dict[str, SubnetConfig] = {}
+        while len(found) < self.count:
+            subnet = draw(rng)
+            found[subnet.key] = subnet
+        if not self.has(seed=seed, what="costs"):
+            self.add(
+                seed=seed,
+                what="costs",
+                num_parameters={k: counts.num_parameters(s) for k, s in found.items()},
+                macs={k: counts.macs(s, bench.recipe.workload.sequence_length) for k, s in found.items()},
+            )
+        return list(found.values())
+
+    def inherited(self, name: str, overrides: Sequence[str], subnets: Sequence[SubnetConfig], seed: int) -> None:
+        """Trains the supernet of a setting and scores the subnetworks in it."""
+        if self.has(seed=seed, setting=name):
+            return
+        bench, run = self.opened(name, seed, overrides)
+        start = time.process_time()
+        make_supernet(run, bench)
+        seconds = time.process_time() - start
+        supernet, space = load_supernet(run, bench)
+        found = {}
+        for subnet in subnets:
+            supernet.activate(placed(subnet, space))
+            found[subnet.key] = quality(supernet.model, bench)
+        self.add(seed=seed, setting=name, cpu_s=seconds, quality=found)
+
+    def stand_alone(self, run: Run, bench: Workbench, subnets: Sequence[SubnetConfig], seed: int) -> None:
+        """Trains each subnetwork alone, cut from the parent in importance order."""
+        if self.has(seed=seed, setting="alone"):
+            return
+        supernet = Supernet(bench.load_model(run.parent))
+        train, task = bench.splits.train, bench.splits.task
+        calibration = EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
+        batches = calibration.labelled_batches(CALIBRATION_EXAMPLES)
+        order = order_by_importance(supernet, batches, calibration.labelled_batches(LAYER_EXAMPLES))
+        space, found = search_space(bench, order.layers), {}
+        for subnet in subnets:
+            model = supernet.extract(placed(subnet, space))
+            found[subnet.key] = quality(self.trained(model, bench, run, seed), bench)
+        self.add(seed=seed, setting="alone", quality=found)
+
+    def after_steps(self, run: Run, bench: Workbench, subnets: Sequence[SubnetConfig], seed: int) -> None:
+        """Trains what the default supernet gives each subnetwork for some steps more."""
+        supernet, space = load_supernet(run, bench)
+        for steps in STEPS[1:]:
+            if self.has(seed=seed, setting=f"default, {steps} steps"):
+                continue
+            found = {}
+            for subnet in subnets:
+                model = supernet.extract(placed(subnet, space))
+                found[subnet.key] = quality(self.trained(model, bench, run, seed, steps), bench)
+            self.add(seed=seed, setting=f"default, {steps} steps", quality=found)
+
+    def trained(self, model: Any, bench: Workbench, run: Run, seed: int, steps: int = -1) -> Any:
+        """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
+        checkpoints, teacher = run.folder / "alone", bench.load_model(run.parent)
+        settings, splits = bench.recipe.parent, bench.splits
+        trainer = plain_trainer(model, settings, checkpoints, splits.train, splits.task, seed, teacher)
+        trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
+        trainer.train()
+        return model.eval()
+
+
+def parameters(counts: AnalyticCosts) -> Callable[[Sequence[SubnetConfig]], np.ndarray]:
+    """Number of parameters of subnetworks (n,)."""
+    return lambda subnets: np.array([counts.num_parameters(subnet) for subnet in subnets])
+
+
+def placed(subnet: SubnetConfig, space: SearchSpace) -> SubnetConfig:
+    """The subnetwork with its layers the most important ones of another order: depth and widths are compared."""
+    return SubnetConfig.from_dict({**subnet.to_dict(), "layers": space.kept([subnet.num_hidden_layers])})
+
+
+def quality(model: Any, bench: Workbench) -> dict[str, float]:
+    """Quality and loss on the held-out split."""
+    name = bench.recipe.quality
+    found = score(model, bench.splits.test, list(dict.fromkeys([name, "loss"])))
+    return {"quality": found[name].value, "loss": found["loss"].value}
+
+
+def print_tables(rows: Sequence[Row]) -> None:
+    """Rank correlation with the stand-alone loss, and mean quality; mean and standard deviation over seeds."""
+    alone = {row["seed"]: row["quality"] for row in rows if row.get("setting") == "alone"}
+    print(f"seeds {sorted(alone)}, {len(next(iter(alone.values())))} subnetworks each")
+    columns = ("", "mean quality", "mean loss", "Kendall tau", "Spearman", "tau among near-equal", "CPU s")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    settings = list(dict.fromkeys(row["setting"] for row in rows if "setting" in row))
+    for name in settings:
+        mine = {row["seed"]: row for row in rows if row.get("setting") == name and row["seed"] in alone}
+        keys = {seed: list(alone[seed]) for seed in mine}
+        loss = {s: np.array([row["quality"][k]["loss"] for k in keys[s]]) for s, row in mine.items()}
+        truth = {s: np.array([alone[s][k]["loss"] for k in keys[s]]) for s in mine}
+        means = [np.mean([row["quality"][k]["quality"] for k in keys[s]]) for s, row in mine.items()]
+        cells = [spread(means), spread([float(v.mean()) for v in loss.values()])]
+        cells += correlations(loss, truth) if name != "alone" else ["", "", ""]
+        seconds = [row["cpu_s"] for row in mine.values() if "cpu_s" in row]
+        took = f"{np.mean(seconds):.0f}" if seconds else ""
+        print(f"| {name} | {' | '.join(cells)} | {took} |")
+    for cost in ("num_parameters", "macs"):
+        known = {row["seed"]: row[cost] for row in rows if row.get("what") == "costs" and row["seed"] in alone}
+        values = {s: -np.array([found[k] for k in alone[s]], dtype=float) for s, found in known.items()}
+        truth = {s: np.array([alone[s][k]["loss"] for k in alone[s]]) for s in known}
+        print(f"| ranked by {cost} | | | {' | '.join(correlations(values, truth))} | |")
+
+
+def correlations(mine: dict[int, np.ndarray], truth: dict[int, np.ndarray]) -> list[str]:
+    """Kendall tau, Spearman's rho, and tau over pairs at most some places apart in the truth."""
+    taus = [kendalltau(mine[s], truth[s]).statistic for s in mine]
+    rhos = [spearmanr(mine[s], truth[s]).statistic for s in mine]
+    return [spread(taus), spread(rhos), spread([near(mine[s], truth[s]) for s in mine])]
+
+
+def near(mine: np.ndarray, truth: np.ndarray) -> float:
+    """Kendall's tau over the pairs that lie at most `NEAR` places apart in the truth."""
+    order = np.argsort(truth)
+    signs = [
+        np.sign(mine[order[b]] - mine[order[a]])
+        for a in range(len(order))
+        for b in range(a + 1, min(a + 1 + NEAR, len(order)))
+    ]
+    return float(np.mean(signs))
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--subnets", type=int, default=20)
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(1)
+    study = Study(given.recipe, given.folder, given.subnets)
+    for seed in [] if given.table else range(given.seeds):
+        study.run_seed(seed)
+    print_tables(study.rows())
+
+
+if __name__ == "__main__":
+    main()
