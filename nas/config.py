@@ -73,6 +73,10 @@ class Task(_Section):
     search_examples: int = Field(1000, ge=1, description="Slice of the training data that the search scores on.")
 
 
+Rank = Literal["full"] | float
+"""`full`, or a fraction of the rank at which two factors hold as many numbers as a linear layer's one matrix."""
+
+
 class Space(_Section):
     """Dimensions left open. A dimension left out keeps the parent's value."""
 
@@ -83,6 +87,8 @@ class Space(_Section):
     num_key_value_heads: list[int] | None = None
     intermediate_size: list[int] | None = None
     hidden_size: list[int] | None = None
+    attention_rank: list[Rank] | None = None
+    mlp_rank: list[Rank] | None = None
 
 
 Order = Literal["gradient", "activation", "none"]

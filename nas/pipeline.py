@@ -21,6 +21,7 @@ from nas.verify import verify
 from predictors import AnalyticCosts, LatencyPredictor, device_name
 from predictors.analytic import COUNTED
 from search_spaces import InputError
+from search_spaces.pruning import pruned
 
 
 def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) -> Run:
@@ -108,6 +109,8 @@ def checked(recipe: Recipe) -> Workbench:
     recipe.workload.check_available()
     check_sampler(recipe)
     bench = Workbench(recipe)
+    for reason in pruned(recipe.space.model_dump())[1]:
+        say(f"space      {reason}")
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")

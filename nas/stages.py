@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from nas.config import SupernetTraining
 from nas.progress import progress, say
 from nas.run import Run, read_json, remove, write_json
+from nas.supernets.basis import Activations, calibrate
 from nas.supernets.importance import order_by_importance
 from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
@@ -27,6 +29,8 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore, Stage, Timing, measure
 from search_spaces import SearchSpace, SubnetConfig
+from search_spaces.pruning import pruned
+from search_spaces.subnet import RANKS
 
 CALIBRATION_EXAMPLES = 512
 LAYER_EXAMPLES = 128
@@ -35,8 +39,9 @@ MEASURED_TOGETHER = 8
 
 
 def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
-    """The recipe's space over its parent."""
-    return bench.layout.search_space(bench.recipe.space.model_dump(), layer_order)
+    """The recipe's space over its parent, without choices that cannot pay."""
+    choices, _ = pruned(bench.recipe.space.model_dump())
+    return bench.layout.search_space(choices, layer_order)
 
 
 def make_parent(run: Run, bench: Workbench) -> None:
@@ -69,16 +74,16 @@ def make_supernet(run: Run, bench: Workbench) -> None:
         checkpoints, order_file = work / "checkpoints", work / "importance.json"
         if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
             remove(checkpoints)
-            calibration = EvaluationSet.of(
-                splits.train.select(range(min(CALIBRATION_EXAMPLES, len(splits.train)))), splits.task, 32
-            )
+            examples = calibration_set(bench)
             order = order_by_importance(
                 supernet,
-                calibration.labelled_batches(CALIBRATION_EXAMPLES),
-                calibration.labelled_batches(LAYER_EXAMPLES),
+                examples.labelled_batches(CALIBRATION_EXAMPLES),
+                examples.labelled_batches(LAYER_EXAMPLES),
                 by=recipe.supernet.order,
             )
+            _calibrate(supernet, bench, work)
             write_json(order_file, order.to_dict())
+        supernet.activations = Activations.load(work)
         settings = recipe.supernet
         trainer = SupernetTrainer(
             supernet=supernet,
@@ -93,6 +98,7 @@ def make_supernet(run: Run, bench: Workbench) -> None:
         with progress("supernet") as report:
             log = train(trainer, report)
         supernet.model.save_pretrained(work)
+        _calibrate(supernet, bench, work)
         write_json(work / "training.json", log)
     say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
 
@@ -107,9 +113,21 @@ def strategy_of(settings: SupernetTraining, supernet: Supernet, space: SearchSpa
     return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
 
 
+def calibration_set(bench: Workbench) -> EvaluationSet:
+    """A few hundred examples of the training data, to see what matters in the parent."""
+    train = bench.splits.train
+    return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), bench.splits.task, 32)
+
+
+def _calibrate(supernet: Supernet, bench: Workbench, folder: Path) -> None:
+    """Stores what bases of low ranks are made from, where a rank is open."""
+    if any(rank in search_space(bench).fields for rank in RANKS):
+        calibrate(supernet, calibration_set(bench).batches).save(folder)
+
+
 def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
     """The trained supernet of a run on the training device, and its space with the layers in importance order."""
-    supernet = Supernet(bench.load_model(run.supernet).to(training_device()))
+    supernet = Supernet(bench.load_model(run.supernet).to(training_device()), Activations.load(run.supernet))
     supernet.model.eval()
     return supernet, search_space(bench, run.layer_order)
 

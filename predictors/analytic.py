@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Layout, SubnetConfig
 from search_spaces.family import Position
+from search_spaces.layout import FACTORS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,11 +28,12 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"
 class Stored:
     """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
 
-    The file holds tensors of one name there as one, concatenated along their first dimension.
+    The file holds tensors of one name there as one, concatenated along their first dimension. ``disk_names`` has the
+    names of its factors as well, by what `Layout.pieces` calls them.
     """
 
     shape: Shape
-    disk_name: str
+    disk_names: Mapping[str, str]
     dtype: str
     itemsize: int
 
@@ -60,27 +62,29 @@ class AnalyticCosts:
         every = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         left_out = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
         state = {name: tensor for name, tensor in every.items() if name not in left_out}
-        disk_names = _disk_names(model, state)
+        pieces = {name: _kinds(layout, name) for name in state}
+        disk_names = _disk_names(model, {new: tensor for n, tensor in state.items() for new in pieces[n].values()})
+        on_disk = {name: {kind: disk_names[new] for kind, new in pieces[name].items()} for name in state}
         return cls(
             layout=layout,
-            stored={name: _stored(tensor, disk_names[name]) for name, tensor in state.items()},
+            stored={name: _stored(tensor, on_disk[name]) for name, tensor in state.items()},
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
             multiplied={name: tuple(t.shape) for name, t in every.items() if name.endswith(".weight")},
             label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
         )
 
-    def shapes(self, subnet: SubnetConfig, full: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Parent name -> shape in the extracted model, for those of some tensors that it holds."""
-        found: dict[str, Shape] = {}
+    def pieces(self, subnet: SubnetConfig, full: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
+        """Parent name -> the tensors that the extracted model holds of it: name in their module -> shape."""
+        found: dict[str, dict[str, Shape]] = {}
         for name, shape in full.items():
             width = self.layout.width_of(subnet, name)
             if width is not None:
-                found[name] = self.layout.shape(self.layout.locate(name).axes, width, shape)
+                found[name] = self.layout.pieces(self.layout.locate(name), name.rpartition(".")[2], width, shape)
         return found
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
         """Parameters of the extracted model, tied ones once."""
-        return sum(math.prod(shape) for shape in self.shapes(subnet, self.parameters).values())
+        return sum(map(_numbers, self.pieces(subnet, self.parameters).values()))
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
@@ -96,13 +100,13 @@ class AnalyticCosts:
         runs = layout.positions(sequence_length, label_tokens=self.label_tokens)
         repeated = subnet.num_hidden_layers if family.shared_layers else 1
         total = 0
-        for name, shape in self.shapes(subnet, self.multiplied).items():
+        for name, shapes in self.pieces(subnet, self.multiplied).items():
             place, module = layout.locate(name), name.removesuffix(".weight")
             if place.stack is None:
                 on = [p for path, p in family.positions.items() if f".{module}".endswith(f".{path}")]
-                total += sum(runs[position] for position in on) * math.prod(shape)
+                total += sum(runs[position] for position in on) * _numbers(shapes)
             elif len(place.axes) == 2 and None not in place.axes:
-                total += runs[layout.runs_on(place)] * math.prod(shape) * repeated
+                total += runs[layout.runs_on(place)] * _numbers(shapes) * repeated
         return total + sum(self._attention_macs(subnet, position, runs) for position in range(len(subnet.layers)))
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
@@ -121,17 +125,19 @@ class AnalyticCosts:
 
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
-        shapes = self.shapes(subnet, {name: stored.shape for name, stored in self.stored.items()})
+        pieces = self.pieces(subnet, {name: stored.shape for name, stored in self.stored.items()})
         layout, tensors = self.layout, dict[str, tuple[Stored, Shape]]()
-        for name, shape in shapes.items():
-            place, stored, disk_name = layout.locate(name), self.stored[name], self.stored[name].disk_name
+        for name, shapes in pieces.items():
+            place, stored = layout.locate(name), self.stored[name]
             position = None if place.stack is None else layout.position_of(subnet, place)
-            if position is not None:
-                index = layout.index_in_stack(subnet, place.stack, position)  # type: ignore[arg-type]
-                disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
-            if disk_name in tensors:
-                shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])
-            tensors[disk_name] = stored, shape
+            for kind, shape in shapes.items():
+                disk_name = stored.disk_names[kind]
+                if position is not None:
+                    index = layout.index_in_stack(subnet, place.stack, position)  # type: ignore[arg-type]
+                    disk_name = disk_name.replace(f".{layout.stack_of(place.layer)[1]}.", f".{index}.", 1)  # type: ignore[arg-type]
+                if disk_name in tensors:
+                    shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])
+                tensors[disk_name] = stored, shape
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
         for disk_name, (stored, shape) in sorted(tensors.items()):
@@ -145,6 +151,10 @@ class AnalyticCosts:
         if name == "size_mb":
             return self.size_bytes(subnet) / 1e6
         return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))
+
+
+def _numbers(shapes: Mapping[str, Shape]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
@@ -162,6 +172,15 @@ def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, s
     return found
 
 
-def _stored(tensor: object, disk_name: str) -> Stored:
+def _kinds(layout: Layout, name: str) -> dict[str, str]:
+    """Every name that a parameter or its factors can have in the extracted model, by its part within the module."""
+    module, _, kind = name.rpartition(".")
+    kinds = {kind: name}
+    if layout.linear_axes(layout.locate(name)):
+        kinds |= {new: f"{module}.{new}" for new in FACTORS[kind]}
+    return kinds
+
+
+def _stored(tensor: object, disk_names: Mapping[str, str]) -> Stored:
     dtype = str(tensor.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
-    return Stored(tuple(tensor.shape), disk_name, DTYPES[dtype], tensor.element_size())  # type: ignore[attr-defined]
+    return Stored(tuple(tensor.shape), disk_names, DTYPES[dtype], tensor.element_size())  # type: ignore[attr-defined]

@@ -11,8 +11,10 @@ import numpy as np
 
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
+from search_spaces.subnet import RANKS
 
 SMOOTHNESS = 0.05
+RANK_OF = {width: rank for rank, width in RANKS.items()}
 HIDDEN = "hidden_size*"
 """Begins the name of a column that is multiplied by the hidden size."""
 
@@ -20,15 +22,16 @@ HIDDEN = "hidden_size*"
 def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """Columns of `features`.
 
-    For each stack its depth, the sum of each width over its layers, then each step between two choices of a width; and
-    all of them again times the hidden size, where that is open.
+    For each stack its depth, the sum of each width over its layers, then each step between two choices of a width, one
+    for each rank that the block may have; and all of them again times the hidden size, where that is open.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
         fields = [f"{'decoder ' * stack}{field}" for field in space.fields]
         steps = [
-            f"{name}:{low}-{high}"
+            f"{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
             for name, f in zip(fields, space.fields, strict=True)
+            for rank in _ranks(space, f)
             for low, high in _steps(space, f)
         ]
         names += [depth, *fields, *steps]
@@ -54,16 +57,23 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
             largest, steps = max(space.choices[field]), _steps(space, field)
             values = batch.widths[field][:, stack]
             sums.append(values.sum(axis=1) / largest)
-            for k, (low, high) in enumerate(steps):
-                floor = low if k else -np.inf
-                ceiling = high if k < len(steps) - 1 else np.inf
-                climbs.append(((np.clip(values, floor, ceiling) - low) * kept).sum(axis=1) / largest)
+            for rank in _ranks(space, field):
+                here = kept if rank is None else batch.widths[RANK_OF[field]][:, stack] == rank
+                for k, (low, high) in enumerate(steps):
+                    floor = low if k else -np.inf
+                    ceiling = high if k < len(steps) - 1 else np.inf
+                    climbs.append(((np.clip(values, floor, ceiling) - low) * here).sum(axis=1) / largest)
         columns += [kept.sum(axis=1), *sums, *climbs]
     table = np.stack(columns, axis=1, dtype=float)
     if len(space.choices["hidden_size"]) == 1:
         return table
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
     return np.concatenate([table, table * hidden[:, None]], axis=1)
+
+
+def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
+    """The ranks under which a width costs differently; None where that does not depend on a rank."""
+    return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.fields else (None,)
 
 
 def _steps(space: SearchSpace, field: str) -> list[tuple[int, int]]:

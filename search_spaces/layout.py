@@ -16,11 +16,12 @@ from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
 from search_spaces.space import SearchSpace
-from search_spaces.subnet import BLOCKS, SubnetConfig
+from search_spaces.subnet import BLOCKS, DENSE, RANKS, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+Shape = tuple[int, ...]
 Rows = slice | np.ndarray
 """Active entries along one dimension of a weight: a prefix, or the indices of several pieces."""
 
@@ -34,6 +35,15 @@ FIELD_OF_AXIS: dict[str, str] = {
     "ffn": "intermediate_size",
 }
 """The field of a subnetwork that says how much of an axis is active."""
+
+RANK_OF_AXIS: dict[str, str] = {
+    **dict.fromkeys(("heads", "cross_heads", "kv_heads", "qkv_heads"), "attention_rank"),
+    "ffn": "mlp_rank",
+}
+"""The field of a subnetwork that says the rank of a linear layer with such an axis."""
+
+FACTORS = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
+"""Parameter of a linear layer -> those that take its place in two thin ones."""
 
 FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "heads": lambda width, head_dim: width["num_attention_heads"],
@@ -123,7 +133,8 @@ class Layout:
     def widths(self) -> tuple[dict[str, int], ...]:
         """Full widths of the layers of each stack: field -> value."""
         fields = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
-        return tuple({field: self._parent_size(field, k) for field in fields} for k in range(len(self.depths)))
+        ranks = dict.fromkeys(RANKS, DENSE)
+        return tuple({f: self._parent_size(f, k) for f in fields} | ranks for k in range(len(self.depths)))
 
     @cached_property
     def parent(self) -> SubnetConfig:
@@ -279,6 +290,43 @@ class Layout:
         sizes = [n if axis is None else self.size(axis, width) for axis, n in zip(axes, full, strict=False)]
         return (*sizes, *full[len(axes) :])
 
+    # -- ranks --------------------------------------------------------------------------------------------------------
+
+    def linear_axes(self, place: Place) -> Axes:
+        """Output and input axes of a linear layer in a block of a layer; empty for any other module."""
+        table = {} if place.stack is None else self.family.stacks[place.stack].modules
+        axes = table.get(place.path, ())
+        return axes if len(axes) == 2 and None not in axes and _rank_field(axes) else ()
+
+    def rank(self, place: Place, width: Mapping[str, int]) -> int | None:
+        """Rank of the two factors of a linear layer in a layer of these widths; None where it is one matrix."""
+        axes = self.linear_axes(place)
+        if not axes:
+            return None
+        outputs, inputs = (self.size(axis, width) for axis in axes)  # type: ignore[arg-type]
+        return factor_rank(outputs, inputs, width[_rank_field(axes)])
+
+    def pieces(self, place: Place, kind: str, width: Mapping[str, int], full: Shape) -> dict[str, Shape]:
+        """What becomes of a parameter of a module: itself with its active entries, or those of two factors.
+
+        Args:
+            place: Where it lies.
+            kind: Its name in its module.
+            width: Widths of its layer.
+            full: Its shape in the parent.
+
+        Returns:
+            Name in the module -> shape.
+        """
+        rank = self.rank(place, width)
+        if rank is None:
+            return {kind: self.shape(place.axes, width, full)}
+        outputs, inputs = (self.size(axis, width) for axis in self.linear_axes(place))  # type: ignore[arg-type]
+        shapes = {"down.weight": (rank, inputs), "up.weight": (outputs, rank), "up.bias": (outputs,)}
+        return {factor: shapes[factor] for factor in FACTORS[kind]}
+
+    # -- active entries -----------------------------------------------------------------------------------------------
+
     def rows(self, axis: Axis | tuple[Axis, ...] | None, width: Mapping[str, int], full: Mapping[str, int]) -> Rows:
         """Active entries along a dimension of a weight that the full widths of its layer are given for.
 
@@ -427,6 +475,16 @@ class Layout:
             return 0
         pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
         return math.prod(image // patch for image, patch in pairs)
+
+
+def factor_rank(outputs: int, inputs: int, percent: int) -> int | None:
+    """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `DENSE`."""
+    return None if percent in (0, DENSE) else max(1, percent * outputs * inputs // (100 * (outputs + inputs)))
+
+
+def _rank_field(axes: Axes) -> str:
+    parts = [part for axis in axes for part in (axis if isinstance(axis, tuple) else (axis,))]
+    return next((RANK_OF_AXIS[part] for part in parts if part in RANK_OF_AXIS), "")
 
 
 def is_under(path: str, modules: Iterable[str]) -> bool:

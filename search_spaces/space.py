@@ -13,7 +13,7 @@ import numpy as np
 
 from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
-from search_spaces.subnet import BLOCKS, PER_LAYER, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, DENSE, PER_LAYER, RANKS, SubnetConfig, is_grouping
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +41,9 @@ class SearchSpace:
             attention heads share a key and value head as in the parent.
         intermediate_size: Allowed feed-forward widths of a layer.
         hidden_size: Allowed widths of the residual stream.
+        attention_rank: Allowed ranks of the linear layers of a layer's attention, in percent of break-even; `DENSE`
+            keeps them whole (see `SubnetConfig`).
+        mlp_rank: The same of its feed-forward block.
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
             Defaults to first to last.
@@ -60,6 +63,8 @@ class SearchSpace:
         num_key_value_heads: Sequence[int] | None = None,
         intermediate_size: Sequence[int] | None = None,
         hidden_size: Sequence[int] | None = None,
+        attention_rank: Sequence[int] | None = None,
+        mlp_rank: Sequence[int] | None = None,
         scope: Scope = "per-layer",
         layer_order: Sequence[int] | None = None,
         depths: Sequence[int] = (),
@@ -74,7 +79,8 @@ class SearchSpace:
         if num_decoder_layers is not None and len(self.depths) == 1:
             raise InputError("`space.num_decoder_layers` is for an encoder-decoder, but the model has one stack only.")
         self.groups_open = num_key_value_heads is not None
-        heads, groups, width = (max(getattr(parent, field)) for field in PER_LAYER)
+        sizes = parent.num_attention_heads, parent.num_key_value_heads, parent.intermediate_size
+        heads, groups, width = map(max, sizes)
         lowest = int(scope == "uniform")
         counts = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
         self.choices: dict[str, tuple[int, ...]] = {
@@ -83,6 +89,8 @@ class SearchSpace:
             "num_key_value_heads": _checked("num_key_value_heads", num_key_value_heads, groups),
             "intermediate_size": _checked("intermediate_size", intermediate_size, width, lowest),
             "hidden_size": _checked("hidden_size", hidden_size, parent.hidden_size),
+            "attention_rank": _checked("attention_rank", attention_rank, DENSE),
+            "mlp_rank": _checked("mlp_rank", mlp_rank, DENSE),
         }
         self._per_group = heads // groups
         self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
@@ -135,8 +143,10 @@ class SearchSpace:
 
     @property
     def fields(self) -> list[str]:
-        """Widths of a layer that vary on their own."""
-        return [field for field in PER_LAYER if field != "num_key_value_heads" or self.groups_open]
+        """Widths of a layer that vary on their own, and ranks that are open."""
+        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1}
+        closed |= set() if self.groups_open else {"num_key_value_heads"}
+        return [field for field in PER_LAYER if field not in closed]
 
     @property
     def _depth_names(self) -> tuple[str, ...]:
@@ -200,6 +210,7 @@ class SearchSpace:
             num_key_value_heads=self._mended(heads, values["num_key_value_heads"]),
             intermediate_size=values["intermediate_size"],
             hidden_size=values["hidden_size"],
+            **{rank: values[rank] for rank in RANKS},
         )
 
     def _mended(self, heads: int, groups: int) -> int:
@@ -225,9 +236,10 @@ class SearchSpace:
         """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
 
         Widths are taken at equal fractions of the way through their choices, as a model family such as BERT-mini,
-        -small, -medium scales; so are the depths of an encoder and its decoder.
+        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest.
         """
         widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
+        widths |= {rank: values[-1:] for rank, values in widths.items() if rank in RANKS}
         depths = {name: self.choices[name] for name in self._depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         found = [
@@ -364,12 +376,12 @@ class SearchSpace:
             names = [field if self.scope == "uniform" else f"{field}.{layer}" for layer in self.parent.layers]
             found[field] = np.stack([self._values(genomes, name) for name in names], axis=1)
         heads = found["num_attention_heads"]
-        rows, columns = (np.searchsorted(self.choices[f], found[f]) for f in BLOCKS["attention"])
+        rows, columns = (np.searchsorted(self.choices[f], found[f]) for f in BLOCKS["attention"][:2])
         found["num_key_value_heads"] = self._mended_groups[rows, columns]
         narrowest = min(self._whole["intermediate_size"])
         empty = (heads == 0) & (found["intermediate_size"] == 0)
         found["intermediate_size"] = np.where(empty, narrowest, found["intermediate_size"])
-        return found
+        return found | {rank: found[rank] * (found[width] > 0) for rank, width in RANKS.items()}
 
     @cached_property
     def _mended_groups(self) -> np.ndarray:
@@ -396,8 +408,8 @@ class SearchSpace:
         """Subnetworks as features for a surrogate, all in [0, 1].
 
         Returns:
-            (n, k x parent layers + 1): for each layer whether it stays and its widths, zeros where it is dropped; k is
-            3, or 4 where key and value heads are open. Last the hidden size.
+            (n, k x parent layers + 1): for each layer whether it stays and its k - 1 `fields`, zeros where it is
+            dropped. Last the hidden size.
         """
         batch = SubnetBatch.of(subnets, self.parent.num_hidden_layers)
         widths = [batch.widths[field] / max(getattr(self.parent, field)) for field in self.fields]

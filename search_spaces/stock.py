@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.layout import Layout
-from search_spaces.subnet import SubnetConfig
+from search_spaces.subnet import DENSE, RANKS, SubnetConfig
 
 
 def stock_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
     """Fields that make the parent's stock config describe a subnetwork, or None where a stock config cannot.
 
-    A stock config has one width for all layers of a stack, no skipped blocks and no layers of another structure; and
-    where it cannot give ``head_dim``, heads times their width make the hidden size.
+    A stock config has one width for all layers of a stack, no skipped blocks, no factors and no layers of another
+    structure; and where it cannot give ``head_dim``, heads times their width make the hidden size.
     """
     family, update = layout.family, layout.depth_update(subnet)
     for number, positions in enumerate(layout.kept(subnet)):
         widths = [subnet.width(position) for position in positions]
         if any(width != widths[0] for width in widths) or 0 in widths[0].values():
+            return None
+        if any(widths[0][rank] != DENSE for rank in RANKS):
             return None
         if layout.first_differs(number, subnet):
             return None
@@ -43,7 +45,8 @@ def stock_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
 def _stack_fields(layout: Layout, stack: int, width: Mapping[str, int]) -> dict[str, int | None]:
     """What the config must say of the layers of a stack; None where it cannot."""
     family = layout.family
-    fields = [name for name in width if name != "num_key_value_heads" or "kv_heads" in family.axes]
+    unsaid = {*RANKS} if "kv_heads" in family.axes else {*RANKS, "num_key_value_heads"}
+    fields = [name for name in width if name not in unsaid]
     said: dict[str, int | None] = {family.names(field)[stack]: width[field] for field in fields}
     if family.ffn_of_ratio is not None:
         said[family.names("intermediate_size")[stack]] = _ffn_ratio(layout, width)

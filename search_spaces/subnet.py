@@ -11,14 +11,20 @@ from typing import Any
 from search_spaces.errors import InputError
 
 BLOCKS: dict[str, tuple[str, ...]] = {
-    "attention": ("num_attention_heads", "num_key_value_heads"),
-    "mlp": ("intermediate_size",),
+    "attention": ("num_attention_heads", "num_key_value_heads", "attention_rank"),
+    "mlp": ("intermediate_size", "mlp_rank"),
 }
 """Block of a layer -> its fields, named as in Hugging Face configs: first its width, 0 where the block is skipped and
 then so are the others."""
 
 PER_LAYER = tuple(field for fields in BLOCKS.values() for field in fields)
 """Fields that hold one value per kept layer."""
+
+DENSE = 100
+"""The rank of linear layers that stay one matrix each."""
+
+RANKS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
+"""Rank of the linear layers of a block -> the width of that block."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,13 @@ class SubnetConfig:
         intermediate_size: Feed-forward neurons of each kept layer, 0 where its feed-forward block is skipped.
         hidden_size: Channels of the residual stream.
         num_key_value_heads: Key and value heads of each kept layer; by default as many as attention heads.
+        attention_rank: Rank of the linear layers of each kept layer's attention, in percent of the break-even rank,
+            out * in / (out + in), at which two factors hold as many numbers as the one matrix; by default `DENSE`.
+        mlp_rank: The same of its feed-forward block.
 
     Raises:
         InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
-            heads, or nothing is kept.
+            heads, a rank is not between 1 and `DENSE`, or nothing is kept.
     """
 
     layers: tuple[int, ...]
@@ -45,10 +54,18 @@ class SubnetConfig:
     intermediate_size: tuple[int, ...]
     hidden_size: int
     num_key_value_heads: tuple[int, ...] = ()
+    attention_rank: tuple[int, ...] = ()
+    mlp_rank: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        for rank, width in RANKS.items():
+            sizes = getattr(self, width)
+            ranks = getattr(self, rank) or (DENSE,) * len(sizes)
+            if len(ranks) == len(sizes):
+                ranks = tuple(percent if size else 0 for percent, size in zip(ranks, sizes, strict=True))
+            object.__setattr__(self, rank, ranks)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
         if self.hidden_size < 1:
@@ -60,7 +77,11 @@ class SubnetConfig:
                     f"`{field}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, "
                     f"but got {list(values)}."
                 )
-        for layer, heads, groups, width in zip(self.layers, *(getattr(self, f) for f in PER_LAYER), strict=True):
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        of_layers = self.layers, self.num_attention_heads, self.num_key_value_heads, self.intermediate_size
+        for layer, heads, groups, width in zip(*of_layers, strict=True):
             if not heads and not width:
                 raise InputError(
                     f"a layer must keep its attention or its feed-forward block, but {layer} has neither."
@@ -70,6 +91,10 @@ class SubnetConfig:
                     f"`num_key_value_heads` must divide `num_attention_heads`, but layer {layer} has {groups} and "
                     f"{heads}."
                 )
+        for rank, name in RANKS.items():
+            ranks = [percent for percent, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
+            if any(not 1 <= percent <= DENSE for percent in ranks):
+                raise InputError(f"`{rank}` must lie between 1 and {DENSE} percent of break-even, but got {ranks}.")
 
     @classmethod
     def uniform(
@@ -80,22 +105,25 @@ class SubnetConfig:
         intermediate_size: int,
         hidden_size: int,
         num_key_value_heads: int | None = None,
+        **others: int,
     ) -> SubnetConfig:
-        """The subnetwork whose kept layers all have the same widths."""
+        """The subnetwork whose kept layers all have the same widths; ``others`` are further fields of `PER_LAYER`."""
         n = len(layers)
         groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
-        return cls(tuple(sorted(layers)), *widths)
+        further: dict[str, Any] = {field: (value,) * n for field, value in others.items()}
+        return cls(tuple(sorted(layers)), *widths, **further)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
         """Reads back what `to_dict` wrote."""
-        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *PER_LAYER)}
+        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *PER_LAYER) if name in data}
         return cls(hidden_size=int(data["hidden_size"]), **lists)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, ready for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Plain numbers and lists, ready for JSON; ranks only where a layer is not dense."""
+        dense = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in dense}
 
     @cached_property
     def key(self) -> str:
@@ -122,6 +150,8 @@ class SubnetConfig:
         widths = {"heads": self.num_attention_heads, "ffn": self.intermediate_size}
         if self.num_key_value_heads != self.num_attention_heads:
             widths["kv heads"] = self.num_key_value_heads
+        given = self.to_dict()
+        widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANKS if rank in given}
         alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
         return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nas.exports.export import describe_remote_code
 from nas.exports.modeling_nas import PREFIX
+from nas.supernets.basis import calibrate
 from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, Layout, SubnetConfig
 from search_spaces.stock import stock_update
@@ -54,13 +55,14 @@ MODES = {
 
 
 def per_layer(layout: Layout) -> SubnetConfig:
-    """Three unlike layers of each stack, the first one dropped, each block skipped once, and a narrower residual."""
+    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower."""
     if layout.family.shared_layers:
-        return SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=40, hidden_size=36)
+        return SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=40, hidden_size=36, mlp_rank=50)
     groups, stacks = (0, 2, 4), len(layout.depths)
     heads = tuple(per_group(layout) * number for number in groups)
     layers = tuple(4 * stack + layer for stack in range(stacks) for layer in (1, 2, 3))
-    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, hidden(layout, 36), groups * stacks)
+    ranks = (100, 40, 100) * stacks, (30, 100, 60) * stacks
+    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, hidden(layout, 36), groups * stacks, *ranks)
 
 
 def narrower(layout: Layout) -> SubnetConfig:
@@ -128,6 +130,7 @@ def write(family: str, kind: str, auto_class: str, folder: Path) -> torch.Tensor
     """Exports a subnetwork of a random model with inputs beside it; returns the active supernet's outputs."""
     torch.manual_seed(0)
     supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
+    supernet.activations = calibrate(supernet, [batch])
     subnet = SUBNETS[kind](supernet.layout)
     model = supernet.extract(subnet)
     if type(model).__name__.startswith(PREFIX):

@@ -14,12 +14,14 @@ import torch
 from conftest import TOYS, VARIANTS, Toy, logits
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas.supernets.basis import calibrate
 from nas.supernets.elastic import Elastic
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
 from predictors.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
+from search_spaces.subnet import RANKS
 
 CHOICES: dict[str, list[int]] = {
     "num_hidden_layers": [1, 2, 4],
@@ -28,6 +30,8 @@ CHOICES: dict[str, list[int]] = {
     "num_key_value_heads": [1, 2, 4],
     "intermediate_size": [16, 40, 96],
     "hidden_size": [24, 36, 48],
+    "attention_rank": [20, 60, 100],
+    "mlp_rank": [20, 60, 100],
 }
 GROUPED_HEADS = [2, 4, 8]
 SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
@@ -38,6 +42,13 @@ DIMENSIONS = [
 TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
 OTHERS = [(name, task) for name, toy in VARIANTS.items() for task in FAMILIES[toy.model_type].tasks]
 TRAINED = [(name, task) for name, task in TASKS if task != "image-feature-extraction"]
+
+
+def calibrated(model: Any, toy: Toy) -> Supernet:
+    """A supernet whose layers may have a rank."""
+    supernet = Supernet(model)
+    supernet.activations = calibrate(supernet, [toy.inputs()])
+    return supernet
 
 
 def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> SearchSpace:
@@ -90,7 +101,7 @@ def test_every_family_has_a_toy() -> None:
 @pytest.mark.parametrize(("family", "dimension"), DIMENSIONS)
 def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) -> None:
     for attention in TOYS[family].attentions:
-        supernet = Supernet(TOYS[family].model(attention=attention))
+        supernet = calibrated(TOYS[family].model(attention=attention), TOYS[family])
         here, rng = space(supernet, [dimension]), Random(0)
         found = {here.sample(rng).key: None for _ in range(20)}
         assert len(found) > 1, "the dimension does not vary"
@@ -101,7 +112,7 @@ def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) 
 @pytest.mark.parametrize("family", TOYS)
 def test_extracted_equals_active_with_every_dimension_open(family: str) -> None:
     for attention in TOYS[family].attentions:
-        supernet = Supernet(TOYS[family].model(attention=attention))
+        supernet = calibrated(TOYS[family].model(attention=attention), TOYS[family])
         for subnet in subnets(supernet):
             assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
 
@@ -113,7 +124,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        here = space(supernet, [d for d in supernet.family.dimensions if d not in ("hidden_size", *DEPTHS)])
+        here = space(supernet, [d for d in supernet.family.dimensions if d not in ("hidden_size", *DEPTHS, *RANKS)])
         for k in range(4):
             subnet = here.sample(Random(k))
             reference = zeroed(parent, supernet.layout, subnet)
@@ -140,7 +151,7 @@ def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
 
 @pytest.mark.parametrize(("family", "task"), TASKS)
 def test_every_head_follows_the_hidden_size(family: str, task: str) -> None:
-    supernet = Supernet(TOYS[family].model(task))
+    supernet = calibrated(TOYS[family].model(task), TOYS[family])
     for subnet in list(subnets(supernet))[1:]:
         assert_extracted_equals_active(supernet, subnet, TOYS[family].inputs())
 
@@ -165,7 +176,7 @@ def test_importance_order_leaves_the_full_model_as_it_was(family: str, task: str
 def test_the_full_model_is_untouched_by_activation(family: str) -> None:
     model, batch = TOYS[family].model(), TOYS[family].inputs()
     before, names, config = logits(model, batch), list(model.state_dict()), model.config.to_dict()
-    supernet = Supernet(model)
+    supernet = calibrated(model, TOYS[family])
     for subnet in subnets(supernet):
         supernet.activate(subnet)
     assert supernet.active != supernet.parent
@@ -176,7 +187,8 @@ def test_the_full_model_is_untouched_by_activation(family: str) -> None:
 
 @pytest.mark.parametrize("family", [name for name, toy in TOYS.items() if "attention_mask" in toy.inputs()])
 def test_padding_does_not_change_a_subnetwork(family: str) -> None:
-    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
+    batch = TOYS[family].inputs()
+    supernet = calibrated(TOYS[family].model(), TOYS[family])
     length = int(batch["attention_mask"][1].sum())
     for subnet in subnets(supernet):
         supernet.activate(subnet)
@@ -196,14 +208,14 @@ def test_counts_are_exact(family: str, task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "task"), OTHERS)
 def test_other_configs_of_a_family(name: str, task: str, tmp_path: Path) -> None:
     toy = VARIANTS[name]
-    supernet = Supernet(toy.model(task))
+    supernet = calibrated(toy.model(task), toy)
     for subnet in subnets(supernet):
         assert_extracted_equals_active(supernet, subnet, toy.inputs())
     assert_counts_are_exact(toy, task, tmp_path)
 
 
 def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
-    supernet = Supernet(toy.model(task, attention="eager"))
+    supernet = calibrated(toy.model(task, attention="eager"), toy)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     sample = {name: tensor[:1] for name, tensor in unpadded(toy.inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import PER_LAYER
+from search_spaces.subnet import PER_LAYER, RANKS
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -108,6 +108,13 @@ def test_a_subnet_checks_itself() -> None:
         SubnetConfig((0, 1), (1,), (8, 8), 48)
 
 
+def widths_of(here: SearchSpace) -> list[tuple[int, ...]]:
+    """Attention heads, key and value heads and neurons of every choice for one layer, none of low rank."""
+    named = [dict(zip(PER_LAYER, widths, strict=True)) for widths in here.layer_widths]
+    assert all({widths[rank] for rank in RANKS} <= {0, 100} for widths in named)
+    return [tuple(value for field, value in widths.items() if field not in RANKS) for widths in named]
+
+
 def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> None:
     parent = SubnetConfig.uniform(
         (0, 1), num_attention_heads=4, num_key_value_heads=2, intermediate_size=8, hidden_size=16
@@ -120,7 +127,7 @@ def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> Non
         hidden_size=[8, 16],
     )
     widths = {(0, 0, 8), (2, 1, 8), (2, 2, 8), (4, 2, 8), (2, 1, 0), (2, 2, 0), (4, 2, 0)}
-    assert set(here.layer_widths) == widths and here.size == 2 * len(widths) ** 2
+    assert set(widths_of(here)) == widths and here.size == 2 * len(widths) ** 2
     rng = Random(0)
     found = {here.sample(rng) for _ in range(3000)}
     assert len(found) == here.size and all(subnet in here for subnet in found)
@@ -136,7 +143,7 @@ def test_whole_groups_go_where_key_and_value_heads_are_not_open() -> None:
         (0, 1), num_attention_heads=8, num_key_value_heads=4, intermediate_size=8, hidden_size=16
     )
     here = SearchSpace(parent, num_attention_heads=[2, 4, 8])
-    assert set(here.layer_widths) == {(2, 1, 8), (4, 2, 8), (8, 4, 8)}
+    assert set(widths_of(here)) == {(2, 1, 8), (4, 2, 8), (8, 4, 8)}
     with pytest.raises(InputError, match="3 is not one of"):
         SearchSpace(parent, num_attention_heads=[3, 8])
 
@@ -194,6 +201,8 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
         num_key_value_heads=[1, 2, 4],
         intermediate_size=[*skips, 32, 96],
         hidden_size=[24, 48],
+        attention_rank=[50, 100],
+        mlp_rank=[25, 50, 100],
         scope=scope,  # type: ignore[arg-type]
         layer_order=[2, 0, 1],
     )

@@ -21,6 +21,7 @@ from ray import tune
 
 from nas.engine.racing import Evaluate, Outcome, Race, Scorer, attempt
 from nas.engine.study import digest
+from nas.supernets import basis
 
 if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
@@ -65,8 +66,8 @@ class Package:
         """The weights in a folder, and the scorer's examples and qualities."""
         folder = folder.resolve()
         load = partial(load_scorer, type(scorer.supernet.model), scorer.examples, list(scorer.names))
-        names = ("config.json", "model.safetensors")
-        return cls(load, folder, {name: digest(folder / name) for name in names})
+        files = [folder / name for name in ("config.json", "model.safetensors", basis.FILE)]
+        return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
 
     def served(self) -> Package:
         """The same with its files offered to nodes that do not see the folder."""
@@ -123,7 +124,8 @@ def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str]
 
     quiet_libraries()
     model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
-    return Scorer(Supernet(model.to(training_device()).eval()), examples, names)
+    supernet = Supernet(model.to(training_device()).eval(), basis.Activations.load(folder))
+    return Scorer(supernet, examples, names)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,25 @@ class Skip(nn.Module):
         return skipped(self.returns, self.layer_idx, *args, **kwargs)
 
 
+class LowRank(nn.Module):
+    """Takes the place of a linear layer as two thin ones: (.., inputs) -> (.., rank) -> (.., outputs)."""
+
+    def __init__(self, like: Any, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
+        self.down = nn.Linear(inputs, rank, bias=False, **kind)
+        self.up = nn.Linear(rank, outputs, bias=like.bias is not None, **kind)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What stock code asks for the type of its numbers."""
+        return self.up.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Both products."""
+        return self.up(self.down(hidden_states))
+
+
 class SlicedPositionBias:
     """Mixed into an attention module that is given one position bias for all layers, with the heads of the widest.
 
@@ -148,10 +167,11 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``shapes``:
-            parameter -> its shape. ``attributes``: module, or its config -> {attribute: value}. ``skip``: module ->
-            what it returns instead. ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so
-            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``low_rank``:
+            linear layer -> inputs, outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
+            ``attributes``: module, or its config -> {attribute: value}. ``skip``: module -> what it returns instead.
+            ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that every head shares
+            one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
@@ -167,6 +187,9 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     for path, name in arch.get("wrap", {}).items():
         module = base.get_submodule(path)
         module.__class__ = type(type(module).__name__, (WRAPPERS[name], type(module)), {})
+    for path, sizes in arch.get("low_rank", {}).items():
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, LowRank(base.get_submodule(path), *sizes))
     for name, shape in arch.get("shapes", {}).items():
         _reshape(base, name, tuple(shape))
     for name, shape in arch.get("head_shapes", {}).items():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from nas.exports.modeling_nas import SHAPED, skipped
 
@@ -26,10 +28,13 @@ class Elastic(nn.Module):
     Attributes:
         views: Parameter name -> its active entries, for those that are not active whole.
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
+        basis: Of a linear layer of low rank, the orthonormal directions that its outputs keep (outputs, rank), else
+            None.
     """
 
     views: dict[str, Index]
     skip: str | None
+    basis: torch.Tensor | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock module computes, unless its block is skipped."""
@@ -37,6 +42,9 @@ class Elastic(nn.Module):
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
         if isinstance(self, nn.Embedding) and self.views:
             return self._looked_up(*args, **kwargs)
+        if self.basis is not None:
+            up, down = factors(matrix(self), self.basis)
+            return functional.linear(functional.linear(args[0], down), up, self.bias)
         return super().forward(*args, **kwargs)
 
     def _looked_up(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -53,6 +61,21 @@ class Elastic(nn.Module):
         found: Any = super().__getattr__(name)
         index = self.__dict__["views"].get(name)
         return found if index is None else take(found, index)
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """The active weight of a linear layer (outputs, inputs); GPT-2 stores its own inputs first."""
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """U and U^T W, (outputs, rank) and (rank, inputs): a linear layer's outputs projected on a basis U.
+
+    Gradients reach W (outputs, inputs); U is fixed.
+    """
+    basis = basis.to(weight.device, weight.dtype)
+    return basis, basis.T @ weight
 
 
 def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
@@ -113,6 +136,6 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
-        module.views, module.skip = {}, None  # type: ignore[assignment]
+        module.views, module.skip, module.basis = {}, None, None  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

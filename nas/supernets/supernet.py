@@ -15,11 +15,13 @@ from transformers.initialization import no_init_weights
 
 from nas.exports import modeling_nas
 from nas.exports.modeling_nas import WRAPPERS, holder
-from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, make_elastic, take
+from nas.supernets.basis import Activations, output_basis
+from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.family import Axes
-from search_spaces.layout import is_under
+from search_spaces.layout import factor_rank, is_under
 from search_spaces.stock import stock_update
+from search_spaces.subnet import DENSE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,6 +34,7 @@ class _Part:
     root: nn.Module
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
+    linear: dict[str, str] = field(default_factory=dict)
     numbered: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
 
@@ -45,12 +48,13 @@ class Supernet:
 
     Args:
         model: A model of a supported family; it is changed in place.
+        activations: What `basis.calibrate` found, for subnetworks with layers of low rank.
 
     Raises:
         InputError: If the model type is not supported or its linear layers are not plain ones.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, activations: Activations | None = None) -> None:
         self.model = model
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
@@ -63,7 +67,18 @@ class Supernet:
         self._outer = _Part(model)
         self._find_modules()
         self._indices = lru_cache(4096)(self._indices_of)
+        self.activations = activations
         self.active = self.parent
+
+    @property
+    def activations(self) -> Activations | None:
+        """What the bases of low ranks are made from."""
+        return self._activations
+
+    @activations.setter
+    def activations(self, activations: Activations | None) -> None:
+        self._activations = activations
+        self._bases: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def layer(self, index: int) -> nn.Module:
         """The module of a parent layer, active or not; layers are numbered through all stacks."""
@@ -90,6 +105,8 @@ class Supernet:
                 )
             part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
             part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
+            if self.layout.linear_axes(place) and name.endswith(".weight"):
+                part.linear[place.path] = name
         for index, part in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.wrappers.items():
@@ -133,6 +150,8 @@ class Supernet:
         for path, kinds in part.axes.items():
             views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
             part.modules[path].__dict__["views"] = views
+        for path, name in part.linear.items():
+            part.modules[path].__dict__["basis"] = self._basis(name, width)
         if stack is not None:
             skips = self.layout.skips(stack, width)
             for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
@@ -156,6 +175,35 @@ class Supernet:
 
         found = [(axis, self.layout.rows(axis, width, full)) for axis in axes]
         return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
+
+    @property
+    def linear(self) -> dict[str, nn.Module]:
+        """Name of the weight of each linear layer in the layers -> its module."""
+        return {name: part.modules[path] for part in self._layers for path, name in part.linear.items()}
+
+    def _basis(self, name: str, width: Mapping[str, int]) -> torch.Tensor | None:
+        """Basis (outputs, rank) of a linear layer in a layer of these widths; None where it is one matrix.
+
+        It is that of the active entries alone, and the same until there are other activations.
+        """
+        place = self.layout.locate(name)
+        rank = self.layout.rank(place, width)
+        if rank is None:
+            return None
+        if self._activations is None or name not in self._activations.moments:
+            raise InputError(
+                f"`{name}` must be calibrated to have a rank; set `activations` to `basis.calibrate(...)`."
+            )
+        axes, full = self.layout.linear_axes(place), self.layout.widths[place.stack or 0]
+        rows, columns = self._index(axes, width, full)
+        key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in (rows, columns)))
+        if key not in self._bases:
+            weight = take(self._activations.weights[name], (rows, columns))
+            moment = take(self._activations.moments[name], (columns, columns))
+            largest = factor_rank(weight.shape[0], weight.shape[1], DENSE - 1)
+            assert largest is not None
+            self._bases[key] = output_basis(weight, moment, largest).float().contiguous()
+        return self._bases[key][:, :rank]
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
         """A model of its own that computes what the supernet computes with ``subnet`` active.
@@ -187,7 +235,17 @@ class Supernet:
             width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
             if width is not None:
                 index = self._index(place.axes, width, self.layout.widths[place.stack or 0])
-                state[self.layout.name_of(subnet, name)] = take(tensor, index)
+                new_name, basis = self.layout.name_of(subnet, name), None
+                module, _, kind = new_name.rpartition(".")
+                if self.layout.linear_axes(place):
+                    basis = self._basis(f"{name.removesuffix(kind)}weight", width)
+                if basis is None:
+                    state[new_name] = take(tensor, index)
+                elif kind == "weight":
+                    up, down = factors(take(tensor, index).T if self.family.conv1d else take(tensor, index), basis)
+                    state |= {f"{module}.up.weight": up, f"{module}.down.weight": down}
+                else:
+                    state[f"{module}.up.{kind}"] = take(tensor, index)
         return state
 
     def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
@@ -231,6 +289,7 @@ class Supernet:
             "skip": {},
             "wrap": {},
             "move": {},
+            "low_rank": {},
         }
         bare = self.model.base_model is self.model
         prefix = "" if bare else f"{self.model.base_model_prefix}."
@@ -241,6 +300,12 @@ class Supernet:
                 if self.layout.is_leading(place):
                     moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
                     arch["move"] |= {moved: origin} if moved != origin else {}
+                rank = self.layout.rank(place, width)
+                if rank is not None:
+                    path = new_name.removeprefix(prefix).rpartition(".")[0]
+                    factors_of = self.layout.pieces(place, "weight", width, tuple(parameter.shape))
+                    arch["low_rank"][path] = [factors_of["down.weight"][1], factors_of["up.weight"][0], rank]
+                    continue
                 shape = self.layout.shape(place.axes, width, tuple(parameter.shape))
                 if shape != tuple(parameter.shape):
                     section = "shapes" if new_name.startswith(prefix) else "head_shapes"

@@ -19,6 +19,8 @@ def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> 
 
     Projections of their own are among the weights of the layer, counted there as if they ran on tokens.
     """
+    from search_spaces.layout import factor_rank
+
     config = layout.sizes
     if not config.relative_attention:
         return 0
@@ -30,7 +32,9 @@ def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> 
     scored = sum(kind in (config.pos_att_type or ()) for kind in ("c2p", "p2c"))
     shared = getattr(config, "share_att_key", False)
     projected = 2 * rows if shared else scored * (rows - tokens)
-    return (projected * width["hidden_size"] + scored * rows * tokens) * channels
+    rank = factor_rank(channels, width["hidden_size"], width["attention_rank"])
+    projection = channels * width["hidden_size"] if rank is None else rank * (channels + width["hidden_size"])
+    return projected * projection + scored * rows * tokens * channels
 
 
 DEBERTA_V2 = replace(

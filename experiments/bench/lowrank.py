@@ -1,0 +1,158 @@
+"""What rank costs and what it buys: factors against the one matrix they replace, in time and in error.
+
+    python experiments/bench/lowrank.py times [--rounds 21]
+    python experiments/bench/lowrank.py errors MODEL TEXTS.parquet [--column sentence]
+
+`times` runs extracted linear layers and a whole extracted encoder layer of MiniLM's and BERT base's shapes beside the
+dense ones: one thread, interleaved rounds, median ratio; below 1 the factors are faster. `errors` truncates matrices
+of a BERT on its activations on real texts, and compares with the optimum, found by another road in float64 (tail
+of the singular values of the outputs themselves), and with a singular value decomposition of the weight alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from nas.exports.modeling_nas import LowRank
+from nas.supernets.basis import calibrate, output_basis
+from nas.supernets.supernet import Supernet
+from predictors import Workload, measure
+from search_spaces import SubnetConfig
+from search_spaces.layout import factor_rank
+
+FRACTIONS = (25, 50, 75, 100)
+TOKENS = (128, 1024)
+SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072))
+"""Outputs and inputs of the linear layers of MiniLM and BERT base."""
+SIZES = {
+    "MiniLM": {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "BERT base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+MATRICES = ("attention.self.value", "intermediate.dense", "output.dense")
+
+
+def ratios(candidates: dict[str, nn.Module], dense: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
+    """Median latency of each module over that of the dense one."""
+
+    def run(module: nn.Module) -> Callable[[], Any]:
+        return partial(module.eval(), x)
+
+    with torch.inference_mode():
+        timed = measure({n: run(m) for n, m in candidates.items()}, run(dense), Workload(), rounds=rounds)
+    return [f"{timed[name].ratio:.2f}" for name in candidates]
+
+
+def linear_layers(rounds: int) -> Table:
+    """One linear layer of each shape at each fraction of break-even, the whole of it included."""
+    table = Table("outputs x inputs", "tokens", *(f"{percent} %" for percent in FRACTIONS), title="linear layer")
+    for outputs, inputs in SHAPES:
+        dense = nn.Linear(inputs, outputs)
+        ranks = {p: factor_rank(outputs, inputs, p) or outputs * inputs // (outputs + inputs) for p in FRACTIONS}
+        low = {str(percent): LowRank(dense, inputs, outputs, rank) for percent, rank in ranks.items()}
+        for tokens in TOKENS:
+            cells = ratios(dict(low), dense, torch.randn(1, tokens, inputs), rounds)
+            table.add_row(f"{outputs} x {inputs}", str(tokens), *cells)
+    return table
+
+
+def encoder_layers(rounds: int) -> Table:
+    """A whole layer of an extracted BERT, attention scores, norms and activations included."""
+    table = Table("layer", "tokens", *(f"{percent} %" for percent in FRACTIONS[:-1]), title="extracted encoder layer")
+    for name, sizes in SIZES.items():
+        config = transformers.BertConfig(num_hidden_layers=1, vocab_size=1000, **sizes)
+        supernet = Supernet(transformers.BertForSequenceClassification(config).eval())
+        supernet.activations = calibrate(supernet, [{"input_ids": torch.randint(5, 1000, (8, 128))}])
+        layers = {p: supernet.extract(with_rank(supernet.parent, p)).bert.encoder.layer[0] for p in FRACTIONS}
+        for tokens in TOKENS:
+            x = torch.randn(1, tokens, sizes["hidden_size"])
+            low = {str(percent): layers[percent] for percent in FRACTIONS[:-1]}
+            table.add_row(name, str(tokens), *ratios(low, layers[100], x, rounds))
+    return table
+
+
+def with_rank(parent: SubnetConfig, percent: int) -> SubnetConfig:
+    """The whole model with all linear layers of its layers at one rank."""
+    ranks = (percent,) * parent.num_hidden_layers
+    return SubnetConfig(**{**vars(parent), "attention_rank": ranks, "mlp_rank": ranks})
+
+
+def errors(model: str, texts: list[str]) -> Table:
+    """Relative squared error of the outputs of three matrices of the middle layer, on the texts' real tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    bert = transformers.AutoModel.from_pretrained(model).eval()
+    batches = [
+        dict(tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=128, return_tensors="pt"))
+        for start in range(0, len(texts), 32)
+    ]
+    supernet = Supernet(bert)
+    activations = calibrate(supernet, batches)
+    layer = f"encoder.layer.{len(bert.encoder.layer) // 2}"
+    title = f"squared error over squared output, {layer}, {len(texts)} texts"
+    table = Table("matrix", "rank", "of break-even", "ours", "optimum", "ours / optimum - 1", "plain SVD", title=title)
+    for path in MATRICES:
+        x = real_inputs(bert, bert.get_submodule(f"{layer}.{path}"), batches)
+        name = f"{layer}.{path}.weight"
+        weight = activations.weights[name].double()
+        for percent in FRACTIONS[:-1]:
+            rank = factor_rank(weight.shape[0], weight.shape[1], percent)
+            assert rank is not None
+            table.add_row(path, str(rank), f"{percent} %", *compared(x, weight, activations.moments[name], rank))
+    return table
+
+
+def real_inputs(model: Any, module: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """What a module is given for all tokens that are no padding (tokens, inputs), float64."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    with torch.inference_mode():
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    return torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)])
+
+
+def compared(x: torch.Tensor, weight: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[str, str, str, str]:
+    """Our error, the least possible one, how much ours is above it, and that of a plain SVD."""
+    outputs = x @ weight.T
+    whole = (outputs**2).sum()
+    basis = output_basis(weight, moment, rank)
+    ours = (((outputs - outputs @ basis @ basis.T) ** 2).sum() / whole).item()
+    optimum = ((torch.linalg.svdvals(outputs)[rank:] ** 2).sum() / whole).item()
+    u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    plain = (((outputs - x @ ((u[:, :rank] * s[:rank]) @ vt[:rank]).T) ** 2).sum() / whole).item()
+    return f"{ours:.5f}", f"{optimum:.5f}", f"{ours / optimum - 1:.1e}", f"{plain:.5f}"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("times").add_argument("--rounds", type=int, default=21)
+    of_errors = kinds.add_parser("errors")
+    of_errors.add_argument("model")
+    of_errors.add_argument("texts")
+    of_errors.add_argument("--column", default="sentence")
+    of_errors.add_argument("--examples", type=int, default=256)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    if given.kind == "times":
+        Console().print(linear_layers(given.rounds), encoder_layers(given.rounds))
+    else:
+        import pandas as pd
+
+        texts = pd.read_parquet(given.texts)[given.column].sample(given.examples, random_state=0).tolist()
+        Console(width=120).print(errors(given.model, texts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Bases of the rank dimension: which directions of a linear layer's outputs real inputs excite most.
+
+With the leading eigenvectors U_r of the second moment of a layer's outputs, U_r U_r^T W is the matrix of rank r that
+changes these outputs least. It is what a singular value decomposition of the weight finds once the inputs are whitened
+(Wang et al. 2024, SVD-LLM, arXiv 2403.07378); the ranks are nested, and gradients reach W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nas.supernets.elastic import matrix
+
+if TYPE_CHECKING:
+    from nas.supernets.supernet import Supernet
+
+FILE = "activations.safetensors"
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What linear layers are given, and the weights they have meanwhile.
+
+    Attributes:
+        moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float64.
+        weights: Name of a weight -> a copy of it (outputs, inputs).
+    """
+
+    moments: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+
+    def save(self, folder: Path) -> None:
+        """Writes `FILE`."""
+        from safetensors.torch import save_file
+
+        named = {f"{kind}:{n}": t for kind in ("moments", "weights") for n, t in getattr(self, kind).items()}
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Activations | None:
+        """Reads back what `save` wrote; None where there is nothing."""
+        from safetensors.torch import load_file
+
+        if not (folder / FILE).exists():
+            return None
+        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "weights": {}}
+        for name, tensor in load_file(folder / FILE).items():
+            kind, _, weight = name.partition(":")
+            found[kind][weight] = tensor
+        return cls(**found)
+
+
+def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
+    """Runs the whole parent over batches and sums up what its linear layers are given; padding is left out.
+
+    Args:
+        supernet: Its full model is active afterwards.
+        batches: Model inputs, a few hundred examples of the training data.
+    """
+    supernet.activate(supernet.parent)
+    layout, model = supernet.layout, supernet.model
+    linear = supernet.linear
+    totals: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    masks: dict[str, torch.Tensor | None] = {}
+
+    def summing(name: str) -> Callable[..., None]:
+        runs_on = layout.runs_on(layout.locate(name))
+
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x, mask = inputs[0].detach(), masks[runs_on]
+            rows = x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
+            rows = rows.double()
+            totals[name] = totals.get(name, 0.0) + (rows.T @ rows).cpu()
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return add
+
+    with _hooked({module: summing(name) for name, module in linear.items()}), torch.inference_mode():
+        was_training = model.training
+        model.eval()
+        for batch in batches:
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            masks |= _masks(inputs, len(layout.depths))
+            model(**inputs)
+        model.train(was_training)
+    moments = {name: totals[name] / counts[name] for name in linear if name in totals}
+    return Activations(moments, {name: matrix(linear[name]).detach().cpu().clone() for name in moments})
+
+
+def _masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
+    """Which tokens are real, by what a module runs on."""
+    token = inputs.get("attention_mask" if stacks == 1 else "decoder_attention_mask")
+    source = inputs.get("attention_mask")
+    return {name: None if mask is None else mask.bool() for name, mask in {"token": token, "source": source}.items()}
+
+
+@contextmanager
+def _hooked(hooks: Mapping[torch.nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Calls a function with the inputs of each module, for the duration."""
+    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch.Tensor:
+    """Leading eigenvectors of the second moment W C W^T of a linear layer's outputs, the strongest first.
+
+    Args:
+        weight: W (outputs, inputs).
+        moment: C, second moment of the inputs (inputs, inputs).
+        size: How many eigenvectors, at most the smaller of outputs and inputs.
+
+    Returns:
+        (outputs, size) float64, orthonormal columns.
+    """
+    weight, moment = weight.double(), moment.double()
+    frame = None
+    if weight.shape[0] > weight.shape[1]:  # the outputs span no more dimensions than there are inputs
+        frame, weight = torch.linalg.qr(weight)
+    _, vectors = torch.linalg.eigh(weight @ moment @ weight.T)
+    leading = vectors.flip(1)[:, :size]
+    return leading if frame is None else frame @ leading

@@ -1,0 +1,218 @@
+"""Rank: the best factors for real inputs, fewer products, gradients that reach the weights, choices that pay."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOYS, logits
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas.config import Recipe
+from nas.engine.study import open_studies, points
+from nas.pipeline import search
+from nas.supernets.basis import Activations, calibrate, output_basis
+from nas.supernets.elastic import factors
+from nas.supernets.supernet import Supernet
+from predictors.models import LeastSquares, feature_names, features
+from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.pruning import pruned
+
+
+def inputs_and_weight(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (400, inputs) that lie mostly in a few directions, and a weight, both float64."""
+    x = torch.randn(400, inputs, dtype=torch.float64) * torch.logspace(0, -2, inputs, dtype=torch.float64)
+    return x @ torch.randn(inputs, inputs, dtype=torch.float64), torch.randn(outputs, inputs, dtype=torch.float64)
+
+
+def best(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> torch.Tensor:
+    """The optimum by another road: truncated singular values of the weight for whitened inputs."""
+    values, vectors = torch.linalg.eigh(moment)
+    root = vectors * values.clamp(min=1e-14).sqrt()
+    u, s, vt = torch.linalg.svd(weight @ root, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.pinv(root)
+
+
+@pytest.mark.parametrize("shape", [(20, 32), (32, 20), (24, 24)])
+def test_the_truncation_error_is_the_least_possible_and_below_that_of_plain_svd(shape: tuple[int, int]) -> None:
+    x, weight = inputs_and_weight(*shape)
+    moment = x.T @ x / len(x)
+    basis = output_basis(weight, moment, min(shape))
+    assert torch.allclose(basis.T @ basis, torch.eye(min(shape), dtype=torch.float64), atol=1e-10)
+    tails = torch.linalg.svdvals(x @ weight.T) ** 2
+    u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    for rank in range(1, min(shape)):
+        up, down = factors(weight, basis[:, :rank])
+        error = ((x @ weight.T - x @ down.T @ up.T) ** 2).sum()
+        plain = ((x @ (weight - (u[:, :rank] * s[:rank]) @ vt[:rank]).T) ** 2).sum()
+        assert error.item() == pytest.approx(tails[rank:].sum().item(), rel=1e-6) and error < plain
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "modernbert"])
+def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
+    """The reference is the stock parent with other weights, found without our basis."""
+    toy = TOYS[family]
+    parent, batch = toy.model(), toy.inputs()
+    supernet = Supernet(copy.deepcopy(parent))
+    supernet.activations = calibrate(supernet, [batch])
+    layers = supernet.parent.num_hidden_layers
+    subnet = SubnetConfig(**{**vars(supernet.parent), "attention_rank": (60,) * layers, "mlp_rank": (30,) * layers})
+    ranks = {name: supernet.layout.rank(supernet.layout.locate(name), subnet.width(0)) for name in supernet.linear}
+    for name, moment in supernet.activations.moments.items():
+        weight = parent.get_parameter(name)
+        matrix = weight.T if supernet.family.conv1d else weight
+        found = best(matrix.double(), moment, ranks[name] or 0).float()  # type: ignore[operator]
+        weight.data = (found.T if supernet.family.conv1d else found).contiguous()
+    supernet.activate(subnet)
+    assert len(supernet.activations.moments) == len(ranks) > 4 * layers - 1 and None not in ranks.values()
+    assert torch.allclose(logits(supernet.model, batch), logits(parent, batch), atol=2e-4)
+
+
+def calibrated_bert() -> tuple[Supernet, dict[str, torch.Tensor]]:
+    supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
+    supernet.activations = calibrate(supernet, [batch])
+    return supernet, batch
+
+
+def with_rank(subnet: SubnetConfig, percent: int) -> SubnetConfig:
+    layers = subnet.num_hidden_layers
+    return SubnetConfig(**{**vars(subnet), "attention_rank": (percent,) * layers, "mlp_rank": (percent,) * layers})
+
+
+def test_an_active_rank_is_less_work() -> None:
+    supernet, _ = calibrated_bert()
+    tokens = {"input_ids": torch.ones(8, 64, dtype=torch.long)}
+    counts = {}
+    for percent in (100, 50, 20):
+        supernet.activate(with_rank(supernet.parent, percent))
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            supernet.model(**tokens)
+        counts[percent] = flops.get_total_flops()
+    assert counts[20] < 0.75 * counts[50] < 0.75 * counts[100]
+
+
+def test_gradients_reach_the_weight_through_a_fixed_basis() -> None:
+    supernet, batch = calibrated_bert()
+    supernet.activate(with_rank(supernet.parent, 50))
+    supernet.model(**batch).loss.backward()
+    name, module = next(iter(supernet.linear.items()))
+    found, basis = supernet.model.get_parameter(name).grad, module.basis
+    assert found is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
+    assert found.norm() > 0 and torch.allclose(basis @ (basis.T @ found), found, atol=1e-6)
+
+
+def test_a_basis_stays_until_there_are_other_activations() -> None:
+    supernet, batch = calibrated_bert()
+    low = with_rank(supernet.parent, 50)
+    supernet.activate(low)
+    module = next(iter(supernet.linear.values()))
+    before = module.basis
+    for parameter in supernet.model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    supernet.activate(supernet.parent)
+    supernet.activate(low)
+    assert torch.equal(module.basis, before)  # type: ignore[arg-type]
+    supernet.activations = calibrate(supernet, [batch])
+    supernet.activate(low)
+    assert not torch.allclose(module.basis, before, atol=1e-2)  # type: ignore[arg-type]
+
+
+def test_ranks_are_nested() -> None:
+    supernet, _ = calibrated_bert()
+    module, bases = next(iter(supernet.linear.values())), {}
+    for percent in (30, 80):
+        supernet.activate(with_rank(supernet.parent, percent))
+        bases[percent] = module.basis
+    narrow = bases[30].shape[1]  # type: ignore[union-attr]
+    assert torch.equal(bases[80][:, :narrow], bases[30])  # type: ignore[index]
+
+
+def test_padding_is_left_out_of_calibration() -> None:
+    supernet, batch = calibrated_bert()
+    name, seen = "bert.encoder.layer.0.attention.self.query.weight", []
+    module = supernet.linear[name]
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    logits(supernet.model, {n: batch[n] for n in ("input_ids", "attention_mask")})
+    handle.remove()
+    rows = seen[0][batch["attention_mask"].bool()]
+    found = calibrate(supernet, [batch])
+    assert torch.allclose(found.moments[name], rows.T @ rows / len(rows), atol=1e-8)
+
+
+def test_activations_come_back_from_disk(tmp_path: Path) -> None:
+    supernet, _ = calibrated_bert()
+    assert supernet.activations is not None and Activations.load(tmp_path) is None
+    supernet.activations.save(tmp_path)
+    found = Activations.load(tmp_path)
+    assert found is not None and found.moments.keys() == supernet.activations.moments.keys()
+    assert all(torch.equal(found.weights[n], w) for n, w in supernet.activations.weights.items())
+    assert all(torch.equal(found.moments[n], m) for n, m in supernet.activations.moments.items())
+
+
+def test_a_rank_without_activations_is_refused() -> None:
+    supernet = Supernet(TOYS["bert"].model())
+    with pytest.raises(InputError, match="calibrated"):
+        supernet.activate(with_rank(supernet.parent, 50))
+
+
+# -- the space --------------------------------------------------------------------------------------------------------
+
+
+def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key() -> None:
+    old = {"layers": [1, 3], "num_attention_heads": [4, 0], "intermediate_size": [0, 16], "hidden_size": 24}
+    subnet = SubnetConfig.from_dict({**old, "num_key_value_heads": [4, 0]})
+    assert subnet.key == "d7dd2aa82f" and subnet.attention_rank == (100, 0) and subnet.mlp_rank == (0, 100)
+    low = SubnetConfig.from_dict({**subnet.to_dict(), "mlp_rank": [0, 50]})
+    assert low.key != subnet.key and SubnetConfig.from_dict(low.to_dict()) == low and "50" in str(low)
+
+
+def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
+    choices, reasons = pruned({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]})
+    assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
+    assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 left out: ")
+    with pytest.raises(InputError, match=r"at least 0\.01"):
+        pruned({"mlp_rank": [0.001]})
+
+
+def test_uniform_scaling_keeps_layers_whole() -> None:
+    parent = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
+    space = SearchSpace(parent, intermediate_size=[4, 8, 16], attention_rank=[25, 50, 100], mlp_rank=[50, 100])
+    assert all({*s.attention_rank, *s.mlp_rank} == {100} for s in space.uniform_scalings())
+    assert {*space.smallest.attention_rank} == {25} and {*space.largest.mlp_rank} == {100}
+
+
+def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
+    """A law that multiplies a width by its rank is a sum of the features, on subnetworks it was not fitted on."""
+    parent = SubnetConfig.uniform(tuple(range(4)), num_attention_heads=8, intermediate_size=64, hidden_size=48)
+    choices: dict[str, Any] = {"intermediate_size": [0, 16, 32, 64], "mlp_rank": [25, 50, 100]}
+    space = SearchSpace(parent, num_hidden_layers=[1, 2, 3, 4], **choices)
+    subnets = [space.sample(Random(k)) for k in range(300)]
+    law = np.array(
+        [1 + sum(0.5 + u * r / 1600 for u, r in zip(s.intermediate_size, s.mlp_rank, strict=True)) for s in subnets]
+    )
+    table, names = features(space, subnets), feature_names(space)
+    assert table.shape == (300, len(names))
+    columns = [i for i, name in enumerate(names) if ":" in name or name == "num_hidden_layers"]
+    model = LeastSquares(columns).fit(table[:200], law[:200])
+    assert np.allclose(model.predict(table[200:]), law[200:], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
+    run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
+    assert "attention_rank 2 left out" in capsys.readouterr().out
+    assert any(50 in p.subnet.attention_rank for p in points(open_studies(run.study, run.recipe)["search"]))
+    stored, model = Activations.load(run.supernet), None
+    assert stored is not None
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(run.supernet)
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in stored.weights.items())
+    assert isinstance(model.bert.encoder.layer[0].attention.self.query, nn.Linear)
