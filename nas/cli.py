@@ -94,12 +94,13 @@ def export(
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
+    from nas.fronts.pick import pick as pick_point
     from nas.progress import quiet_libraries, say
     from nas.run import Run
 
     quiet_libraries()
     found = Run(run)
-    point = found.front().pick(pick)
+    point = pick_point(found, pick)
     say(f"{point.subnet}")
     say(f"{export_subnet(found, point, out)} reloads with equal outputs")
 

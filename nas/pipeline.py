@@ -10,6 +10,7 @@ from nas.engine.search_loop import run_search
 from nas.engine.study import open_studies, points, write_trials
 from nas.evaluator import Evaluator
 from nas.exports.export import export_subnet
+from nas.fronts.history import history
 from nas.fronts.report import write_report
 from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
 from nas.progress import quiet_libraries, say
@@ -155,4 +156,5 @@ def make_report(run: Run, predictor: LatencyPredictor) -> None:
             "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
         ],
         export_command=command,
+        history=history(run, predictor, run.verified_points()),
     )

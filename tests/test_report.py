@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -151,34 +149,3 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="disk full"):
         write(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def drawn(path: Path) -> str:
-    """The page as a browser has drawn it, without its largest script."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium on PATH")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    command = [browser, *flags.split(), "--disable-component-update", f"--user-data-dir={path.parent / 'profile'}"]
-    command += ["--virtual-time-budget=4000", "--dump-dom", path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    return dom.replace(max(scripts(dom), key=len), "")
-
-
-@pytest.mark.browser
-def test_a_browser_draws_it(tmp_path: Path) -> None:
-    body = drawn(write(tmp_path / "report.html", evaluated=5000))
-    front = ParetoFront.of([point(n, 8) for n in (3, 4, 5)], OBJECTIVES)
-    assert 'data-ready="true"' in body, "the page's script failed"
-    assert "<title>&lt;/script&gt;" in body, "a name became markup"
-    assert 'class="main-svg"' in body and f"nas export runs/x --pick {front.knee().key}" in body
-    assert body.count("dropped</span>") == 2 * (6 - front.knee().subnet.num_hidden_layers)
-
-
-@pytest.mark.browser
-def test_only_a_point_of_the_front_has_an_export_command(tmp_path: Path) -> None:
-    path = write(tmp_path / "report.html")
-    with path.open("a", encoding="utf-8") as page:
-        page.write("<script>show(find(DATA.series[0].points[0].key, 'evaluated'))</script>")
-    body = drawn(path)
-    assert ">not on the front</p>" in body and '<div class="command">' not in body

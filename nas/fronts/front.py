@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NAMED_PICKS = ("knee", "fastest", "best")
 
 
-def _costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
+def objective_costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
     """Objective values to minimise, shape ``(len(points), len(objectives))``."""
     for point in points:
         missing = [name for name in objectives if name not in point.values]
@@ -58,7 +58,7 @@ def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -
         InputError: If an objective has no finite value.
     """
     reference = {}
-    for name, column in zip(objectives, _costs(points, objectives).T, strict=True):
+    for name, column in zip(objectives, objective_costs(points, objectives).T, strict=True):
         finite = column[np.isfinite(column)]
         if not len(finite):
             raise InputError(
@@ -97,7 +97,7 @@ class ParetoFront:
         """
         empty = cls((), dict(objectives))
         feasible = sorted((p for p in points if p.feasible), key=_identity)
-        costs = _costs(feasible, objectives)
+        costs = objective_costs(feasible, objectives)
         kept = {tuple(costs[i]): feasible[i] for i in np.flatnonzero(non_dominated(costs))[::-1]}
         first = next((i for i, way in enumerate(objectives.values()) if way == "minimize"), 0)
         ordered = sorted(kept.items(), key=lambda item: (item[0][first], item[1].key))
@@ -141,7 +141,7 @@ class ParetoFront:
             InputError: If the front is empty.
         """
         self._need_points()
-        costs = _costs(self.points, self.objectives)
+        costs = objective_costs(self.points, self.objectives)
         span = np.ptp(costs, axis=0)
         scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
         distance = scaled.sum(axis=1) if len(self.objectives) == 2 else np.linalg.norm(scaled, axis=1)
@@ -191,7 +191,7 @@ class ParetoFront:
         if missing:
             raise InputError(f"A reference point must name every objective, but `{missing[0]}` is not in {reference}.")
         corner = np.array([_sign(way) * reference[name] for name, way in self.objectives.items()])
-        return hypervolume(_costs(self.points, self.objectives), corner)
+        return hypervolume(objective_costs(self.points, self.objectives), corner)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

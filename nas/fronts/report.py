@@ -29,6 +29,7 @@ def write_report(
     facts: dict[str, str],
     notes: Sequence[str],
     export_command: str,
+    history: dict[str, Any] | None = None,
 ) -> None:
     """Writes the report; a reader never sees half a file.
 
@@ -42,6 +43,7 @@ def write_report(
         facts: What the figures mean: workload, splits, seeds, predictor error, hypervolumes.
         notes: Sentences below the table, e.g. warnings of the run.
         export_command: The command that exports a point, with ``{key}`` in place of its key.
+        history: What lies behind the front, as `nas.fronts.history.history` tells it; its part is left out without.
     """
     from plotly.offline import get_plotlyjs
 
@@ -51,11 +53,17 @@ def write_report(
         "constraints": _constraints_html(constraints),
         "table": front._repr_html_(),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
-        "data": _embed(_data(front, verified, evaluated, constraints, export_command)),
+        "data": _embed({**_data(front, verified, evaluated, constraints, export_command), "history": history or {}}),
         "plotly": get_plotlyjs(),
+        "style": _page("report.css"),
+        "script": _page("report.js") + _page("report_history.js"),
     }
-    template = files("nas.fronts").joinpath("report.html").read_text(encoding="utf-8")
+    template = _page("report.html")
     _write_atomically(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+
+
+def _page(name: str) -> str:
+    return files("nas.fronts").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _data(
@@ -111,19 +119,24 @@ def _provenance(points: Sequence[Point]) -> str:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    """A point with its figures as numbers and as text; what is not finite becomes null, as JSON has no word for it."""
+    """A point with its figures as numbers and as text."""
     text = {name: format_figure(name, value, point.errors.get(name)) for name, value in point.values.items()}
-    numbers = {
-        name: {key: value if math.isfinite(value) else None for key, value in figures.items()}
-        for name, figures in (("values", point.values), ("errors", point.errors))
-    }
-    return {**point.to_dict(), **numbers, "text": text}
+    return {**point.to_dict(), "text": text}
 
 
 def _embed(data: dict[str, Any]) -> str:
     """JSON that may stand inside a ``<script>`` element: no name in it can close the element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    """The same values with null for what is not finite, as JSON has no word for it."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _constraints_html(constraints: dict[str, Bound]) -> str:

@@ -1,0 +1,316 @@
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const SYMBOL = {
+  evaluated: "circle", off: "circle-open", uniform: "square", random: "diamond", front: "circle", parent: "star",
+};
+const DASH = {front: "solid", uniform: "dash", random: "dot"};
+const hidden = new Set();
+let selected = null;
+
+const byId = id => document.getElementById(id);
+const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const tone = kind => color(kind === "off" ? "front" : kind);
+const safe = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const cost = (point, name) => (DATA.objectives[name] === "maximize" ? -1 : 1) * point.values[name];
+const CONFIG = {responsive: true, displaylogo: false, displayModeBar: false};
+
+function element(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function compact(values) {
+  return new Set(values).size === 1 ? values[0] + " in each" : values.join(", ");
+}
+
+function hover(point) {
+  const subnet = Object.entries(point.subnet).map(([name, value]) =>
+    name === "layers" ? `${value.length} of ${DATA.layers} layers kept: ${value.join(", ")}`
+      : `${name}: ${Array.isArray(value) ? compact(value) : value}`);
+  const figures = Object.entries(point.text).map(([name, text]) => `${name}: ${text}`);
+  const state = (point.measured ? "MEASURED" : "PREDICTED") + " · " + point.source
+    + (point.feasible ? "" : " · breaks a constraint");
+  return `<b>${safe(point.key)}</b> · ${safe(state)}<br>` + [...figures, ...subnet].map(safe).join("<br>");
+}
+
+/* The points that no other beats in the two shown objectives, from left to right. */
+function staircase(points, x, y) {
+  const known = points.filter(p => p.values[x] != null && p.values[y] != null);
+  const beats = (a, b) => cost(a, x) <= cost(b, x) && cost(a, y) <= cost(b, y)
+    && (cost(a, x) < cost(b, x) || cost(a, y) < cost(b, y));
+  return known.filter(p => !known.some(q => beats(q, p))).sort((a, b) => a.values[x] - b.values[x]);
+}
+
+function hasWebGL() {
+  try { return !!document.createElement("canvas").getContext("webgl"); } catch (error) { return false; }
+}
+const TOUCH = matchMedia("(pointer: coarse)").matches;  // on a touch screen a drag scrolls
+
+/* All series go through WebGL or none does: a WebGL series would cover the others. */
+const SCATTER = DATA.series.some(s => s.points.length > 1000) && hasWebGL() ? "scattergl" : "scatter";
+
+function errorBars(points, name, kind) {
+  const [thickness, width] = kind === "front" || kind === "parent" ? [1.2, 3] : [0.7, 0];
+  return {
+    type: "data", array: points.map(p => p.errors[name] ?? 0), visible: kind !== "evaluated", thickness, width,
+    color: kind === "front" ? color("front") : undefined,
+  };
+}
+
+/* Colours of the marks: those of their kind, or a scale over a third figure. */
+function paints(kind, points, z) {
+  if (!z || kind === "parent") return {color: tone(kind)};
+  const all = POINTS.map(e => e.p.values[z]).filter(v => v != null);
+  return {
+    color: points.map(p => p.values[z]), cmin: Math.min(...all), cmax: Math.max(...all),
+    colorscale: [[0, color("uniform")], [0.5, color("evaluated")], [1, color("front")]],
+    showscale: kind === "front",
+    colorbar: {title: {text: safe(z), side: "right"}, thickness: 8, outlinewidth: 0, len: 0.6, exponentformat: "SI"},
+  };
+}
+
+function traces(series, x, y, z) {
+  const {kind, points} = series, paint = tone(kind), faint = kind === "evaluated";
+  const base = {visible: !hidden.has(kind), showlegend: false, name: series.name};
+  const place = shown => ({x: shown.map(p => p.values[x]), y: shown.map(p => p.values[y])});
+  const lines = [];
+  if (DASH[kind] && x !== y && x in DATA.objectives && y in DATA.objectives) {
+    const shape = DATA.objectives[x] === "minimize" ? "hv" : "vh";
+    const line = {shape, color: paint, width: kind === "front" ? 2 : 1.2, dash: DASH[kind]};
+    lines.push({...base, ...place(staircase(points, x, y)), type: SCATTER, mode: "lines", line, hoverinfo: "skip"});
+  }
+  const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8}[kind];
+  return [...lines, {
+    ...base, ...place(points), mode: "markers", customdata: points.map(p => p.key), meta: kind,
+    type: SCATTER,
+    marker: {symbol: SYMBOL[kind], size, opacity: faint ? 0.4 : 1, ...paints(kind, points, z)},
+    error_x: errorBars(points, x, kind), error_y: errorBars(points, y, kind),
+    text: points.map(p => p.hover ??= hover(p)), hovertemplate: "%{text}<extra></extra>",
+  }];
+}
+
+function boundShapes(x, y) {
+  const shapes = [], annotations = [];
+  for (const bound of DATA.constraints) {
+    const line = {color: color("bound"), width: 1.2, dash: "dash"};
+    const font = {color: color("bound"), size: 12};
+    const label = {text: safe(bound.name + " " + bound.text), showarrow: false, font};
+    if (bound.name === x) {
+      shapes.push({type: "line", x0: bound.value, x1: bound.value, yref: "paper", y0: 0, y1: 1, line});
+      annotations.push({...label, x: bound.value, yref: "paper", y: 1, yanchor: "bottom"});
+    }
+    if (bound.name === y) {
+      shapes.push({type: "line", y0: bound.value, y1: bound.value, xref: "paper", x0: 0, x1: 1, line});
+      annotations.push({...label, y: bound.value, xref: "paper", x: 1, xanchor: "right", yanchor: "bottom"});
+    }
+  }
+  return {shapes, annotations};
+}
+
+function axis(name) {
+  return {
+    title: {text: safe(name), standoff: 8, font: {color: color("quiet"), size: 13}}, gridcolor: color("rule"),
+    zeroline: false, linecolor: color("rule"), tickfont: {color: color("quiet")}, automargin: true,
+    exponentformat: "SI", nticks: 8,
+  };
+}
+
+function frame(x, y) {
+  return {
+    xaxis: axis(x), yaxis: axis(y), hovermode: "closest", showlegend: false,
+    dragmode: TOUCH ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: {l: 20, r: 12, t: 28, b: 20},
+    font: {color: color("ink"), family: getComputedStyle(document.body).fontFamily, size: 12.5},
+    hoverlabel: {align: "left", bgcolor: color("panel"), bordercolor: color("rule"), font: {color: color("ink")}},
+  };
+}
+
+function draw() {
+  if (!window.Plotly) return;
+  const x = byId("x").value, y = byId("y").value, z = byId("z").value;
+  const ring = selected && selected.values[x] != null && selected.values[y] != null
+    ? {x: [selected.values[x]], y: [selected.values[y]]} : {x: [], y: []};
+  const bars = name => ({...errorBars(selected ? [selected] : [], name, "ring"), color: color("quiet")});
+  const ringTrace = {
+    ...ring, error_x: bars(x), error_y: bars(y), type: SCATTER, mode: "markers", showlegend: false, hoverinfo: "skip",
+    marker: {symbol: "circle-open", size: 20, color: color("ink"), line: {width: 1.5}},
+  };
+  const layout = {...frame(x, y), ...boundShapes(x, y), uirevision: x + "/" + y};
+  const all = DATA.series.flatMap(series => traces(series, x, y, z));
+  Plotly.react("plot", [...all, ringTrace], layout, CONFIG);
+}
+
+function swatch(kind) {
+  const mark = {
+    evaluated: '<circle cx="12" cy="8" r="2.5" fill="C" opacity=".6"/>',
+    off: '<circle cx="12" cy="8" r="4" fill="none" stroke="C" stroke-width="1.5"/>',
+    uniform: '<path d="M0 8H24" stroke="C" stroke-dasharray="4 2"/><path d="M9 5h6v6H9z" fill="C"/>',
+    random: '<path d="M0 8H24" stroke="C" stroke-dasharray="1 2"/><path d="M12 4l4 4-4 4-4-4z" fill="C"/>',
+    front: '<path d="M0 8H24" stroke="C" stroke-width="2"/><circle cx="12" cy="8" r="4.5" fill="C"/>',
+    parent: '<path d="M12 0l2.3 5.3 5.7.5-4.3 3.8 1.3 5.6-5-3-5 3 1.3-5.6L4 5.8l5.7-.5z" fill="C"/>',
+  }[kind];
+  const span = element("span", {"aria-hidden": "true"});
+  const paint = `var(--${kind === "off" ? "front" : kind})`;
+  span.innerHTML = `<svg viewBox="0 0 24 16">${mark.replaceAll("C\"", paint + "\"")}</svg>`;
+  return span.firstChild;
+}
+
+function legend() {
+  for (const {kind, name, points} of DATA.series) {
+    const label = points.length > 1 ? `${name} · ${points.length.toLocaleString("en")}` : name;
+    const button = element("button", {type: "button", "aria-pressed": "true"}, swatch(kind), label);
+    button.addEventListener("click", () => {
+      if (!hidden.delete(kind)) hidden.add(kind);
+      button.setAttribute("aria-pressed", String(!hidden.has(kind)));
+      draw();
+    });
+    byId("legend").append(element("li", {}, button));
+  }
+}
+
+const breakable = name => name.replaceAll("_", "_\u200b");
+
+/* Fields with one value a layer; one that repeats another, as of key and value heads without groups, is left out. */
+function distinct(subnet) {
+  const known = new Set();
+  return Object.keys(subnet).filter(name => {
+    if (name === "layers" || !Array.isArray(subnet[name])) return false;
+    const text = JSON.stringify(subnet[name]), fresh = !known.has(text) || name !== "num_key_value_heads";
+    known.add(text);
+    return fresh;
+  });
+}
+
+/* One row per layer of the parent: a bar for each value of a kept layer, an empty row for a dropped one. */
+function layerPicture(subnet) {
+  const fields = distinct(subnet);
+  const grid = element("div", {class: "layers"}, element("span"),
+    ...fields.map(name => element("span", {class: "quiet"}, breakable(name))));
+  grid.style.gridTemplateColumns = `auto repeat(${fields.length}, minmax(0, 1fr))`;
+  for (let layer = 0; layer < DATA.layers; layer++) {
+    const i = subnet.layers.indexOf(layer);
+    grid.append(element("span", {class: "quiet"}, "layer " + layer));
+    for (const field of fields) {
+      const value = i < 0 ? null : subnet[field][i];
+      const bar = element("div", {class: i < 0 || value === 0 ? "bar none" : "bar"});
+      if (value && Number.isFinite(value) && WIDEST[field]) {
+        const fill = element("i");
+        fill.style.width = 100 * value / WIDEST[field] + "%";
+        bar.append(fill);
+      }
+      bar.append(element("span", {}, i < 0 ? "dropped" : value === 0 ? "skipped" : String(value)));
+      grid.append(bar);
+    }
+  }
+  return grid;
+}
+
+function copy(text, button) {
+  const done = () => { button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500); };
+  const byHand = () => {
+    const area = element("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    done();
+  };
+  if (navigator.clipboard) navigator.clipboard.writeText(text).then(done, byHand); else byHand();
+}
+
+function exportCommand(point) {
+  if (point.source === "parent") return element("p", {class: "quiet"}, "The parent is a model folder of the run already.");
+  const command = DATA.export_command.replaceAll("{key}", point.key);
+  const button = element("button", {type: "button"}, "Copy");
+  button.addEventListener("click", () => copy(command, button));
+  return element("div", {class: "command"}, element("code", {}, command), button);
+}
+
+function show(point) {
+  selected = point;
+  const figures = Object.entries(point.text).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
+  const scalars = Object.entries(point.subnet).filter(([, v]) => !Array.isArray(v))
+    .flatMap(([n, v]) => [element("dt", {}, n), element("dd", {}, String(v))]);
+  const knee = point.key === DATA.selected ? " · knee of the front" : "";
+  const heading = element("h3", {}, element("span", {class: "key"}, point.key),
+    element("span", {class: point.measured ? "badge" : "badge predicted"}, point.measured ? "measured" : "predicted"),
+    element("span", {class: "quiet"}, ` ${point.source}${knee}${point.feasible ? "" : " · breaks a constraint"}`));
+  byId("panel").replaceChildren(heading,
+    element("dl", {class: "figures"}, ...figures, ...scalars),
+    element("h4", {}, `${point.subnet.layers.length} of ${DATA.layers} layers`),
+    layerPicture(point.subnet), element("h4", {}, "Export it"), exportCommand(point));
+  for (const row of document.querySelectorAll("tr[data-key]"))
+    row.setAttribute("aria-selected", String(row.dataset.key === point.key));
+  draw();
+}
+
+const POINTS = DATA.series.flatMap(s => s.points.map(p => ({kind: s.kind, p})));
+const find = (key, kind) => (POINTS.find(e => e.p.key === key && e.kind === kind) || {}).p;
+const WIDEST = {};
+for (const {p} of POINTS)
+  for (const [name, values] of Object.entries(p.subnet))
+    for (const value of Array.isArray(values) ? values : [])
+      if (Number.isFinite(value)) WIDEST[name] = Math.max(WIDEST[name] || 0, value);
+
+/* The quality of the knee beside the parent's. */
+function aside(knee, parent) {
+  const quality = byId("y").value, [mine, theirs] = [knee, parent].map(p => p.text[quality]?.split(" ± ")[0]);
+  return mine && theirs && quality !== "latency_ms" ? `, with ${quality} ${mine} against ${theirs}` : "";
+}
+
+/* What the knee gives for what it costs, in one sentence and a few figures. */
+function summary() {
+  const knee = DATA.selected && find(DATA.selected, "front"), parent = POINTS.find(e => e.kind === "parent")?.p;
+  if (!knee) return;
+  for (const name of DATA.figures) {
+    if (knee.text[name] == null) continue;
+    const [value, error] = knee.text[name].split(" ± ");
+    const beside = parent?.text[name] ? `parent ${parent.text[name].split(" ± ")[0]}` : "";
+    const note = [error && "± " + error, beside].filter(Boolean).join(" · ");
+    byId("headline").append(element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, note))));
+  }
+  if (parent && knee.values.latency_ms && parent.values.latency_ms) {
+    const times = parent.values.latency_ms / knee.values.latency_ms;
+    byId("summary").append("The knee of the front, ", element("b", {class: "key"}, knee.key), ", is ",
+      element("b", {}, times >= 1 ? times.toFixed(1) + " times faster" : (1 / times).toFixed(1) + " times slower"),
+      ` than its parent, both measured${aside(knee, parent)}.`);
+  }
+}
+
+for (const id of ["x", "y", "z"]) {
+  for (const name of DATA.figures) byId(id).append(element("option", {value: name}, name));
+  byId(id).addEventListener("change", draw);
+}
+const names = Object.keys(DATA.objectives);
+byId("x").value = names.find(n => DATA.objectives[n] === "minimize") || names[0];
+byId("y").value = names.find(n => n !== byId("x").value && DATA.objectives[n] === "maximize")
+  || names.find(n => n !== byId("x").value) || DATA.figures.find(n => n !== byId("x").value) || names[0];
+byId("z").value = names.find(n => n !== byId("x").value && n !== byId("y").value) || "";
+legend();
+summary();
+if (DATA.selected) show(find(DATA.selected, "front"));
+for (const row of document.querySelectorAll("tr[data-key]")) {
+  const open = () => { show(find(row.dataset.key, "front")); byId("panel").scrollIntoView({block: "nearest"}); };
+  row.tabIndex = 0;
+  row.addEventListener("click", open);
+  row.addEventListener("keydown", event => { if (event.key === "Enter") open(); });
+}
+
+/* Reading the chart library takes longest, so it waits until everything else is on the screen. */
+function startCharts() {
+  document.head.append(element("script", {}, byId("plotly").textContent));
+  draw();
+  byId("plot").on("plotly_click", event => {
+    const hit = event.points.find(p => p.customdata);
+    if (hit) show(find(hit.customdata, hit.data.meta));
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  watchHistory();
+  performance.mark("ready");
+  document.documentElement.dataset.ready = "true";
+}
+performance.mark("shown");
+requestAnimationFrame(() => setTimeout(startCharts));
