@@ -83,11 +83,10 @@ def test_a_click_selects_and_a_hover_tells(chromium: Any, report: Path) -> None:
     other = page.evaluate(
         "([knee]) => DATA.series.find(s => s.kind === 'front').points.findIndex(p => p.key !== knee)", [KNEE.key]
     )
-    x, y = place(page, "front", other)
-    page.mouse.move(x, y)
+    page.mouse.move(*place(page, "parent", 0))
     page.wait_for_selector(".hoverlayer .hovertext")
     assert "MEASURED" in page.locator(".hoverlayer").text_content()
-    page.mouse.click(x, y)
+    page.mouse.click(*place(page, "front", other))
     key = page.evaluate("i => DATA.series.find(s => s.kind === 'front').points[i].key", other)
     assert page.locator("#panel .key").inner_text() == key != KNEE.key
     assert page.locator("tr[aria-selected=true]").get_attribute("data-key") == key
