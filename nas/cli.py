@@ -73,6 +73,19 @@ def profile(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = No
 
 
 @app.command()
+def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
+    """Replace one block at a time and print what it costs in quality beside the time it saves."""
+    from nas.config import Recipe
+    from nas.progress import console, say
+    from nas.sensitivity import sensitivity as find_sensitivity
+    from nas.sensitivity import sensitivity_table
+
+    folder = run or default_run(recipe)
+    console.print(sensitivity_table(find_sensitivity(Recipe.load(recipe, overrides or []), folder)))
+    say(f"{folder / 'sensitivity.csv'}")
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",

@@ -49,6 +49,7 @@ class Run:
         self.front_file = self.folder / "front.json"
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
+        self.sensitivity = self.folder / "sensitivity.csv"
         self.trained = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
         self.from_weights = (*self.trained, *searched)

@@ -136,8 +136,8 @@ class SearchSpace:
         widths = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
         total = len(self.choices["hidden_size"])
         if self.scope == "uniform":
-            return total * widths * math.prod(len(self.choices[name]) for name in self._depth_names)
-        for name, layers in zip(self._depth_names, self.stacks, strict=True):
+            return total * widths * math.prod(len(self.choices[name]) for name in self.depth_names)
+        for name, layers in zip(self.depth_names, self.stacks, strict=True):
             total *= sum(math.comb(len(layers), depth) * widths**depth for depth in self.choices[name])
         return total
 
@@ -149,14 +149,15 @@ class SearchSpace:
         return [field for field in PER_LAYER if field not in closed]
 
     @property
-    def _depth_names(self) -> tuple[str, ...]:
+    def depth_names(self) -> tuple[str, ...]:
+        """Names of the depths of its stacks."""
         return DEPTHS[: len(self.depths)]
 
     def __contains__(self, subnet: SubnetConfig) -> bool:
         if not set(subnet.layers) <= set(self.parent.layers) or subnet.hidden_size not in self.choices["hidden_size"]:
             return False
         counts = self._counts(subnet)
-        if any(n not in self.choices[name] for n, name in zip(counts, self._depth_names, strict=True)):
+        if any(n not in self.choices[name] for n, name in zip(counts, self.depth_names, strict=True)):
             return False
         for block, fields in BLOCKS.items():
             if not set(zip(*(getattr(subnet, field) for field in fields), strict=True)) <= set(
@@ -205,7 +206,7 @@ class SearchSpace:
         """The uniform subnetwork of these values; numbers of key and value heads are mended."""
         heads = values["num_attention_heads"]
         return SubnetConfig.uniform(
-            self.kept([values[name] for name in self._depth_names]),
+            self.kept([values[name] for name in self.depth_names]),
             num_attention_heads=heads,
             num_key_value_heads=self._mended(heads, values["num_key_value_heads"]),
             intermediate_size=values["intermediate_size"],
@@ -240,7 +241,7 @@ class SearchSpace:
         """
         widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
         widths |= {rank: values[-1:] for rank, values in widths.items() if rank in RANKS}
-        depths = {name: self.choices[name] for name in self._depth_names}
+        depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         found = [
             self._uniform(
@@ -269,7 +270,7 @@ class SearchSpace:
         if self.scope == "uniform":
             return self._uniform({name: rng.choice(values) for name, values in self.choices.items()})
         layers: list[int] = []
-        for name, stack in zip(self._depth_names, self.stacks, strict=True):
+        for name, stack in zip(self.depth_names, self.stacks, strict=True):
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
         of_layers = [self._sample_widths(rng) for _ in layers]
         widths = {field: tuple(found[field] for found in of_layers) for field in PER_LAYER}
@@ -297,9 +298,9 @@ class SearchSpace:
         """Name of each open parameter -> its values in ascending order; what has one choice only is left out."""
         named: dict[str, tuple[Any, ...]] = {"hidden_size": self.choices["hidden_size"]}
         if self.scope == "uniform":
-            named |= {name: self.choices[name] for name in (*self._depth_names, *self.fields)}
+            named |= {name: self.choices[name] for name in (*self.depth_names, *self.fields)}
         else:
-            for name, stack in zip(self._depth_names, self.stacks, strict=True):
+            for name, stack in zip(self.depth_names, self.stacks, strict=True):
                 named |= {f"layers.{i}": (False, True) for i in stack if self.choices[name] != (len(stack),)}
             named |= {f"{field}.{i}": self.choices[field] for field in self.fields for i in self.parent.layers}
         return {name: values for name, values in named.items() if len(values) > 1}
@@ -357,7 +358,7 @@ class SearchSpace:
     def _kept_by(self, genomes: np.ndarray) -> np.ndarray:
         """Which layers stay (n, parent layers)."""
         kept = np.zeros((len(genomes), self.parent.num_hidden_layers), dtype=bool)
-        for name, stack in zip(self._depth_names, self.stacks, strict=True):
+        for name, stack in zip(self.depth_names, self.stacks, strict=True):
             order = [layer for layer in self.layer_order if layer in stack]
             if self.scope == "uniform":
                 rank, depth = np.arange(len(order)), self._values(genomes, name)
@@ -393,7 +394,7 @@ class SearchSpace:
         """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
         values: dict[str, Any] = {"hidden_size": subnet.hidden_size}
         if self.scope == "uniform":
-            values |= dict(zip(self._depth_names, self._counts(subnet), strict=True))
+            values |= dict(zip(self.depth_names, self._counts(subnet), strict=True))
             values |= {f: getattr(subnet, f)[0] for f in PER_LAYER}
         else:
             place = {layer: k for k, layer in enumerate(subnet.layers)}
@@ -420,7 +421,7 @@ class SearchSpace:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
-        names = (*self._depth_names, "hidden_size")
+        names = (*self.depth_names, "hidden_size")
         for values in product(*(self.choices[name] for name in names)):
             for widths in self.layer_widths:
                 yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *widths), strict=True)))
