@@ -3,10 +3,10 @@
     python experiments/rank-correlation/study.py RECIPE FOLDER [--seeds 3] [--subnets 20]
     python experiments/rank-correlation/study.py RECIPE FOLDER --table
 
-For each seed: one parent; one supernet a setting; the same subnetworks, spread over their numbers of parameters, scored
-on the held-out split with the weights they inherit; the same ones cut from the parent in importance order and trained
-alone, from the parent's outputs and labels, for as many epochs as the parent; and those of the default supernet trained
-on for some steps. Results go to FOLDER/results.jsonl, and what is there is not computed again.
+For each seed: one parent; one supernet a setting; the same subnetworks, spread over their numbers of parameters, with
+the weights they inherit, scored on the held-out split; the same ones cut from the parent in importance order and
+trained alone, from its outputs and the labels, for as many epochs as it was; and those of the default supernet after
+some more steps. Results go to FOLDER/results.jsonl, and what is there is not computed again.
 """
 
 from __future__ import annotations
