@@ -116,7 +116,7 @@ class Training(_Section):
 
 
 class SupernetTraining(Training):
-    """How all subnetworks of the space learn together; the defaults are those of `experiments/rank-correlation`."""
+    """How all subnetworks of the space learn together."""
 
     epochs: float = Field(DEFAULT_EPOCHS, gt=0)
     order: Order = Field("gradient", description="What importance is measured by, before the training.")
