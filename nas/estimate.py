@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from nas.config import Recipe
 from nas.pipeline import checked
 from nas.progress import quiet_libraries
 from nas.stages import search_space
+from nas.supernets.strategies import STRATEGIES
 from nas.supernets.supernet import evaluating
 from nas.task_types.base import model_inputs
 from nas.tasks.workbench import Workbench
@@ -32,7 +34,9 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     bench = checked(recipe)
     splits = bench.splits
     train_s, score_s = _seconds_per_example(bench)
-    subnets = 2 + recipe.supernet.sampled_subnets
+    settings, space = recipe.supernet, search_space(bench)
+    strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
+    subnets = len(strategy.lessons(0.0, Random(0)))
     seconds = {
         "parent": recipe.parent.num_train_epochs * len(splits.train) * train_s if bench.trains_parent else 0.0,
         "supernet": recipe.supernet.epochs * len(splits.train) * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
@@ -41,7 +45,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         "verify": VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 2 * MEASUREMENT_SECONDS),
     }
     return {
-        "subnetworks": search_space(bench).size,
+        "subnetworks": space.size,
         "minutes": {stage: value / 60 for stage, value in seconds.items()},
     }
 
