@@ -269,3 +269,15 @@ def test_importing_fronts_loads_nothing_heavy() -> None:
     code = "import sys, nas.fronts.front; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_row_of_the_table_says_of_every_part_what_it_is() -> None:
+    """A part that only some subnetworks have, such as a low rank, has its column in the others too."""
+    whole = SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=8, hidden_size=16)
+    low = SubnetConfig.uniform((0, 1), num_attention_heads=2, intermediate_size=8, hidden_size=16, mlp_rank=50)
+    points = [Point(s, {"accuracy": 1 - i / 10, "latency_ms": 9.0 - i}, {}) for i, s in enumerate((whole, low))]
+    table = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"}).table()
+    column = table.columns[-1]
+    parts = str(column.header).split(" · ")
+    rows = [dict(zip(parts, str(cell).split(" · "), strict=True)) for cell in column.cells]
+    assert [(row["heads"], row["mlp rank %"], row["hidden"]) for row in rows] == [("2", "50", "16"), ("4", "-", "16")]

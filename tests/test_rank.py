@@ -13,13 +13,17 @@ import torch
 from conftest import TOYS, logits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
 
 from nas.config import Recipe
 from nas.engine.study import open_studies, points
 from nas.pipeline import search
+from nas.run import Run
+from nas.stages import load_supernet
 from nas.supernets.basis import Activations, calibrate, output_basis
 from nas.supernets.elastic import factors
 from nas.supernets.supernet import Supernet
+from nas.tasks.workbench import Workbench
 from predictors.models import LeastSquares, feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.pruning import pruned
@@ -209,10 +213,24 @@ def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: py
     run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
     assert "attention_rank 2 left out" in capsys.readouterr().out
     assert any(50 in p.subnet.attention_rank for p in points(open_studies(run.study, run.recipe)["search"]))
-    stored, model = Activations.load(run.supernet), None
+    stored = Activations.load(run.supernet)
     assert stored is not None
-    from transformers import AutoModelForSequenceClassification
-
     model = AutoModelForSequenceClassification.from_pretrained(run.supernet)
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in stored.weights.items())
     assert isinstance(model.bert.encoder.layer[0].attention.self.query, nn.Linear)
+    assert_workers_score_ranks_alike(run)
+
+
+def assert_workers_score_ranks_alike(run: Run) -> None:
+    """What a Ray worker makes of the files it is sent scores a low rank as the driver does."""
+    from nas.engine.racing import Scorer
+    from nas.engine.ray_worker import Package
+
+    bench = Workbench(run.recipe)
+    supernet, space = load_supernet(run, bench)
+    here = Scorer(supernet, bench.splits.search, ["loss"])
+    package = Package.of(run.supernet, here)
+    assert "activations.safetensors" in package.digests
+    there = package.load(package.local_folder())
+    assert space.smallest.attention_rank == (50,) * 4
+    assert there(space.smallest, None).scores == here(space.smallest, None).scores

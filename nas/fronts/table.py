@@ -30,9 +30,10 @@ def rich_table(front: ParetoFront) -> Table:
     table.add_column("key", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(" · ".join(front.points[0].subnet.parts) if len(front) else "subnetwork", overflow="fold")
+    parts = list(dict.fromkeys(part for point in front for part in point.subnet.parts))
+    table.add_column(" · ".join(parts) or "subnetwork", overflow="fold")
     for point, (*cells, _) in zip(front, _rows(front, names), strict=True):
-        subnetwork = " · ".join(point.subnet.parts.values())
+        subnetwork = " · ".join(point.subnet.parts.get(part, "-") for part in parts)
         if len(subnetwork) > SUBNETWORK_WIDTH:
             subnetwork = subnetwork.replace(",", ", ")
         table.add_row(*cells, subnetwork, style="bold" if KNEE in cells[0] else None)

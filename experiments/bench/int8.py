@@ -1,0 +1,93 @@
+"""What int8 costs and saves: a run's parent, whole and of half rank, as float32 and int8 ONNX files.
+
+    python experiments/bench/int8.py RUN [--rounds 11]
+
+Size is that of the file. Quality is measured on the recipe's held-out split by running the very file, at the examples'
+own lengths; latency in ONNX Runtime on the recipe's workload, interleaved rounds, as a ratio to the whole parent in
+float32. Half rank is cut without further training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers.exporters.utils import onnx_feed
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from nas.progress import quiet_libraries
+from nas.run import Run
+from nas.stages import calibration_set
+from nas.supernets.basis import calibrate
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import score
+from nas.tasks.workbench import Workbench
+from predictors import Workload, measure
+from predictors.onnx_export import write_onnx
+from predictors.runtimes import onnx_call
+from search_spaces import SubnetConfig
+
+
+class OnnxClassifier(torch.nn.Module):
+    """An ONNX file of a classifier, called like the model it was written from."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, file: Path, config: transformers.PreTrainedConfig) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        self.session, self.config = onnxruntime.InferenceSession(str(file), options), config
+        self.names = [spec.name for spec in self.session.get_inputs()]
+
+    def forward(self, labels: torch.Tensor | None = None, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+        """Logits (batch, classes)."""
+        logits = torch.from_numpy(self.session.run(None, onnx_feed(self.names, inputs))[0])
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def half_rank(parent: SubnetConfig) -> SubnetConfig:
+    """The whole model with all linear layers of its layers at half of break-even."""
+    ranks = (50,) * parent.num_hidden_layers
+    return SubnetConfig(**{**vars(parent), "attention_rank": ranks, "mlp_rank": ranks})
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=11)
+    given = parser.parse_args()
+    quiet_libraries()
+    run = Run(given.run)
+    bench, quality = Workbench(run.recipe), run.recipe.quality
+    supernet = Supernet(bench.load_model(run.parent).eval())
+    supernet.activations = calibrate(supernet, calibration_set(bench).batches)
+    models = {"whole": supernet.extract(supernet.parent), "half rank": supernet.extract(half_rank(supernet.parent))}
+    workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
+    inputs = bench.dummy_inputs(workload)
+    table = Table("model", "numbers", "size MB", quality, "latency ratio", title=f"{workload}")
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
+        files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
+        for (name, numbers), file in files.items():
+            write_onnx(models[name], inputs, file, int8=numbers == "int8")
+        calls = {" ".join(kind): partial(onnx_call(file, inputs, workload)) for kind, file in files.items()}
+        timed = measure(calls, calls["whole float32"], workload, rounds=given.rounds)
+        for (name, numbers), file in files.items():
+            found = score(OnnxClassifier(file, models[name].config), bench.splits.test, [quality])[quality]  # type: ignore[arg-type]
+            cells = f"{file.stat().st_size / 1e6:.1f}", f"{found.value:.4f} ± {found.standard_error:.4f}"
+            table.add_row(name, numbers, *cells, f"{timed[f'{name} {numbers}'].ratio:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
