@@ -89,6 +89,7 @@ class Space(_Section):
     hidden_size: list[int] | None = None
     attention_rank: list[Rank] | None = None
     mlp_rank: list[Rank] | None = None
+    attention: list[str] | None = Field(None, description="`full`, `local:w` or `bigbird:w,g,r`.")
 
 
 Order = Literal["gradient", "activation", "none"]

@@ -16,13 +16,12 @@ from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
 from nas.progress import quiet_libraries, say
 from nas.run import Run, read_json
 from nas.samplers.by_name import check_sampler
-from nas.stages import load_supernet, make_parent, make_profile, make_supernet, search_space
+from nas.stages import load_supernet, make_parent, make_profile, make_supernet, paying, search_space
 from nas.tasks.workbench import Workbench
 from nas.verify import verify
 from predictors import AnalyticCosts, LatencyPredictor, device_name
 from predictors.analytic import COUNTED
 from search_spaces import InputError
-from search_spaces.pruning import pruned
 
 
 def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) -> Run:
@@ -110,7 +109,7 @@ def checked(recipe: Recipe) -> Workbench:
     recipe.workload.check_available()
     check_sampler(recipe)
     bench = Workbench(recipe)
-    for reason in pruned(recipe.space.model_dump())[1]:
+    for reason in paying(bench)[1]:
         say(f"space      {reason}")
     space = search_space(bench)
     if space.size < 10:

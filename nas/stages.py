@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,13 @@ MEASURED_TOGETHER = 8
 
 def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
     """The recipe's space over its parent, without choices that cannot pay."""
-    choices, _ = pruned(bench.recipe.space.model_dump())
-    return bench.layout.search_space(choices, layer_order)
+    return bench.layout.search_space(paying(bench)[0], layer_order)
+
+
+def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
+    """The choices of the recipe that can pay on its workload, and why others cannot."""
+    tokens = bench.layout.longest_sequence(bench.recipe.workload.sequence_length)
+    return pruned(bench.recipe.space.model_dump(), tokens)
 
 
 def make_parent(run: Run, bench: Workbench) -> None:

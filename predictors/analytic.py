@@ -115,8 +115,9 @@ class AnalyticCosts:
         number, _ = layout.stack_of(subnet.layers[position])
         is_encoder = len(layout.depths) > 1 and number == 0
         tokens = runs["source" if is_encoder else "token"]
-        keys = tokens + (runs["source"] if layout.has_cross_attention(number) else 0)
-        found = 2 * tokens * keys * width["num_attention_heads"] * layout.head_dim
+        crossed = tokens * runs["source"] if layout.has_cross_attention(number) else 0
+        pairs = layout.attention_pairs(subnet, position, tokens) + crossed
+        found = 2 * pairs * width["num_attention_heads"] * layout.head_dim
         extra = layout.family.extra_macs
         return found + (extra(layout, width, tokens) if extra is not None else 0)
 

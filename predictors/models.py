@@ -32,7 +32,7 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
             f"{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
             for name, f in zip(fields, space.fields, strict=True)
             for rank in _ranks(space, f)
-            for low, high in _steps(space, f)
+            for low, high in pairwise(space.choices[f])
         ]
         names += [depth, *fields, *steps]
     if len(space.choices["hidden_size"]) > 1:
@@ -44,7 +44,8 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     """What latency depends on; which layers are kept does not matter, only how many and how wide.
 
     A step's column says how far the layers climb it, summed over layers: a latency that is any piecewise linear
-    function of a layer's width, with knots at the choices, is a weighted sum of these columns.
+    function of a layer's width, with knots at the choices, is a weighted sum of these columns. Attention patterns are
+    counted by their place in the order of cost, times the heads that attend by them.
 
     Returns:
         (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
@@ -54,8 +55,14 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     for stack in space.stacks:
         kept, sums, climbs = batch.kept[:, stack], list[np.ndarray](), list[np.ndarray]()
         for field in space.fields:
-            largest, steps = max(space.choices[field]), _steps(space, field)
-            values = batch.widths[field][:, stack]
+            steps = list(pairwise(space.choices[field]))
+            if field == "attention":
+                heads = batch.widths["num_attention_heads"][:, stack] / max(space.choices["num_attention_heads"])
+                place = np.round(space.scaled(batch, field)[:, stack] * (len(steps) + 1))
+                sums.append((heads * place).sum(axis=1))
+                climbs += [(heads * (place > k)).sum(axis=1) for k in range(1, len(steps) + 1)]
+                continue
+            largest, values = max(space.choices[field]), batch.widths[field][:, stack]
             sums.append(values.sum(axis=1) / largest)
             for rank in _ranks(space, field):
                 here = kept if rank is None else batch.widths[RANK_OF[field]][:, stack] == rank
@@ -74,10 +81,6 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
 def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
     """The ranks under which a width costs differently; None where that does not depend on a rank."""
     return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.fields else (None,)
-
-
-def _steps(space: SearchSpace, field: str) -> list[tuple[int, int]]:
-    return list(pairwise(space.choices[field]))
 
 
 class LatencyModel(Protocol):

@@ -8,6 +8,7 @@ from typing import overload
 
 import numpy as np
 
+from search_spaces.attention import code_of, text_of
 from search_spaces.subnet import PER_LAYER, SubnetConfig
 
 
@@ -17,7 +18,8 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     Attributes:
         kept: Which layers of the parent stay (n, parent layers).
-        widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped.
+        widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped;
+            attention patterns as numbers (see `code_of`).
         hidden_size: Channels of the residual stream (n,).
     """
 
@@ -36,7 +38,8 @@ class SubnetBatch(Sequence[SubnetConfig]):
         kept[rows, columns] = True
         widths = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
         for field, values in widths.items():
-            values[rows, columns] = [value for subnet in subnets for value in getattr(subnet, field)]
+            of_layers = [value for subnet in subnets for value in getattr(subnet, field)]
+            values[rows, columns] = list(map(code_of, of_layers)) if field == "attention" else of_layers
         return cls(kept, widths, np.array([subnet.hidden_size for subnet in subnets], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -54,6 +57,7 @@ class SubnetBatch(Sequence[SubnetConfig]):
             return SubnetBatch(self.kept[index], widths, self.hidden_size[index])
         layers = np.flatnonzero(self.kept[index])
         of_layers = {field: tuple(values[index, layers].tolist()) for field, values in self.widths.items()}
+        of_layers["attention"] = tuple(map(text_of, of_layers["attention"]))
         return SubnetConfig(tuple(layers.tolist()), hidden_size=int(self.hidden_size[index]), **of_layers)
 
     def __iter__(self) -> Iterator[SubnetConfig]:

@@ -73,6 +73,8 @@ class Stack:
         wrappers: Module path below a layer -> class of `nas.exports.modeling_nas` mixed into it, in supernet and
             export alike.
         first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
+        attention: Path below a layer of the module whose self-attention goes through transformers' attention interface
+            with no position bias or cap of its scores; empty where none does.
     """
 
     layers: str
@@ -83,6 +85,7 @@ class Stack:
     leading: tuple[str, ...] = ()
     wrappers: Mapping[str, str] = field(default_factory=dict)
     first_lacks: Mapping[str, str] = field(default_factory=dict)
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ class Family:
         """Recipe keys of what may vary."""
         found = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
         found += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
-        return found + ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank"]
+        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank"]
+        return found + ["attention"] * all(stack.attention for stack in self.stacks)
 
     @property
     def skippable(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from search_spaces.attention import AttentionPattern
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
@@ -370,12 +371,41 @@ class Layout:
             for block, (field, *_) in BLOCKS.items():
                 if not width[field] and block not in self.family.skippable:
                     raise InputError(f"`{self.family.model_type}` cannot skip its {block}, but got {subnet}.")
+        for pattern in set(subnet.attention):
+            self.check_pattern(pattern)
         if self.family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
             raise InputError(f"the layers of `{self.family.model_type}` share their weights, but got {subnet}.")
         if self.family.fixed_hidden and subnet.hidden_size != self.parent.hidden_size:
             raise InputError(f"`hidden_size` of `{self.family.model_type}` is fixed: {self.family.fixed_hidden}.")
         if not all(self.kept(subnet)):
             raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
+
+    def check_pattern(self, text: str) -> None:
+        """Raises InputError unless layers of the parent can attend by a pattern."""
+        pattern = AttentionPattern.parse(text)
+        if pattern is None:
+            return
+        if "attention" not in self.family.dimensions:
+            raise InputError(
+                f"the attention of `{self.family.model_type}` is always full, because it does not go through "
+                f"transformers' attention interface as it is, but got `{text}`; leave it out."
+            )
+        slides = any("sliding" in kind for kind in getattr(self.sizes, "layer_types", None) or ())
+        slides = slides or getattr(self.sizes, "sliding_window", None) is not None
+        if (pattern.global_tokens or pattern.random_blocks) and slides and self.is_causal(0):
+            raise InputError(
+                f"a layer with a sliding window of its own keeps no other keys, but got `{text}`; use `local:w`."
+            )
+
+    def is_causal(self, stack: int) -> bool:
+        """Whether no token of a stack attends to a later one."""
+        return stack == 1 or (len(self.depths) == 1 and "text-generation" in self.family.tasks)
+
+    def attention_pairs(self, subnet: SubnetConfig, position: int, tokens: int) -> int:
+        """Pairs of query and key that self-attention of a layer computes."""
+        pattern = AttentionPattern.parse(subnet.attention[position])
+        causal = self.is_causal(self.stack_of(subnet.layers[position])[0])
+        return tokens * tokens if pattern is None else pattern.pairs(tokens, causal=causal)
 
     # -- configs ------------------------------------------------------------------------------------------------------
 
@@ -428,6 +458,8 @@ class Layout:
                 raise InputError(
                     f"`space.{field}` must be above 0: `{self.family.model_type}` cannot skip its {block}."
                 )
+        for pattern in choices.get("attention") or ():
+            self.check_pattern(pattern)
         return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
 
     # -- what the model reads -----------------------------------------------------------------------------------------
@@ -450,6 +482,11 @@ class Layout:
             "patch": self.num_patches,
             "frame": 2 * source,
         }
+
+    def longest_sequence(self, sequence_length: int | None) -> int:
+        """Tokens of one sample, in the stack that has more."""
+        runs = self.positions(sequence_length)
+        return max(runs["token"], runs["source"] if len(self.depths) > 1 else 0)
 
     def runs_on(self, place: Place) -> Position:
         """What a module of a layer runs on."""

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.errors import InputError
 from search_spaces.subnet import DENSE, RANKS
 
-FULL = "full"
-"""What a recipe calls a linear layer that stays one matrix."""
 
-
-def pruned(choices: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def pruned(choices: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], list[str]]:
     """The choices of a recipe as a `SearchSpace` takes them, and one line for each dimension that lost some.
 
-    Ranks are fractions of the break-even rank in a recipe, percent of it in a space.
+    Ranks are fractions of the break-even rank in a recipe, percent of it in a space; a recipe calls a linear layer
+    that stays one matrix ``full``.
+
+    Args:
+        choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
+        tokens: Of one sample of the workload, in the stack that has more.
 
     Raises:
-        InputError: If a rank is under a percent of break-even.
+        InputError: If a rank is under a percent of break-even, or an attention pattern is none.
     """
     found, reasons = dict(choices), list[str]()
     for rank in RANKS:
-        values = choices.get(rank)
-        if values is None:
-            continue
-        if wrong := [value for value in values if value != FULL and value < 0.01]:
-            raise InputError(f"`space.{rank}` must be `{FULL}` or at least 0.01 of break-even, but got {wrong}.")
-        paying = [value for value in values if value == FULL or value < 1]
-        left_out = [value for value in values if value not in paying]
-        if left_out:
-            reasons.append(
-                f"{rank} {', '.join(f'{value:g}' for value in left_out)} left out: from break-even on, two factors "
-                "cost as much as the one matrix"
-            )
-        found[rank] = [DENSE if value == FULL else int(round(100 * value, 6)) for value in paying or [FULL]]
+        if choices.get(rank) is not None:
+            found[rank], left_out = _paying_ranks(rank, choices[rank])
+            reasons += [f"{rank} {left_out}"] * bool(left_out)
+    if choices.get("attention") is not None:
+        found["attention"], left_out = _paying_patterns(choices["attention"], tokens)
+        reasons += [f"attention {left_out}"] * bool(left_out)
     return found, reasons
+
+
+def _paying_ranks(rank: str, values: Sequence[Any]) -> tuple[list[int], str]:
+    """Ranks below break-even, in percent, and why others are left out."""
+    if wrong := [value for value in values if value != FULL and value < 0.01]:
+        raise InputError(f"`space.{rank}` must be `{FULL}` or at least 0.01 of break-even, but got {wrong}.")
+    paying = [value for value in values if value == FULL or value < 1]
+    left_out = ", ".join(f"{value:g}" for value in values if value not in paying)
+    why = "left out: from break-even on, two factors cost as much as the one matrix"
+    percent = [DENSE if value == FULL else int(round(100 * value, 6)) for value in paying or [FULL]]
+    return percent, f"{left_out} {why}" if left_out else ""
+
+
+def _paying_patterns(values: Sequence[str], tokens: int) -> tuple[list[str], str]:
+    """Attention patterns that are faster than full attention of so many tokens, and why others are left out."""
+    parsed = {text: AttentionPattern.parse(text) for text in values}
+    late = {text: pattern.pays_from for text, pattern in parsed.items() if pattern and pattern.pays_from > tokens}
+    left_out = ", ".join(f"{text} (pays from {pays_from} tokens)" for text, pays_from in late.items())
+    why = f"left out: slower than full attention at {tokens} tokens"
+    return [text for text in values if text not in late] or [FULL] * bool(values), f"{left_out} {why}" if late else ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from search_spaces.attention import FULL, by_cost, code_of
 from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
 from search_spaces.subnet import BLOCKS, DENSE, PER_LAYER, RANKS, SubnetConfig, is_grouping
@@ -44,13 +45,14 @@ class SearchSpace:
         attention_rank: Allowed ranks of the linear layers of a layer's attention, in percent of break-even; `DENSE`
             keeps them whole (see `SubnetConfig`).
         mlp_rank: The same of its feed-forward block.
+        attention: Allowed attention patterns of a layer (see `AttentionPattern`).
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
             Defaults to first to last.
         depths: Layers of each stack of the parent; by default it has one.
 
     Raises:
-        InputError: If a list of choices is empty, or a choice is not within the parent's own value.
+        InputError: If a list of choices is empty, or a choice is not within the parent's own value or is no pattern.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SearchSpace:
         hidden_size: Sequence[int] | None = None,
         attention_rank: Sequence[int] | None = None,
         mlp_rank: Sequence[int] | None = None,
+        attention: Sequence[str] | None = None,
         scope: Scope = "per-layer",
         layer_order: Sequence[int] | None = None,
         depths: Sequence[int] = (),
@@ -83,7 +86,7 @@ class SearchSpace:
         heads, groups, width = map(max, sizes)
         lowest = int(scope == "uniform")
         counts = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
-        self.choices: dict[str, tuple[int, ...]] = {
+        self.choices: dict[str, tuple[Any, ...]] = {
             **{name: _checked(name, counts[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
             "num_attention_heads": _checked("num_attention_heads", num_attention_heads, heads, lowest),
             "num_key_value_heads": _checked("num_key_value_heads", num_key_value_heads, groups),
@@ -92,6 +95,8 @@ class SearchSpace:
             "attention_rank": _checked("attention_rank", attention_rank, DENSE),
             "mlp_rank": _checked("mlp_rank", mlp_rank, DENSE),
         }
+        if attention is not None:
+            self.choices["attention"] = by_cost(tuple(attention)) or _checked("attention", (), 0)
         self._per_group = heads // groups
         self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
 
@@ -111,20 +116,24 @@ class SearchSpace:
 
     # -- the space as a whole -------------------------------------------------------------------------------------
 
-    def block_widths(self, block: str) -> list[tuple[int, ...]]:
+    def block_widths(self, block: str) -> list[tuple[Any, ...]]:
         """Every choice for one block of a layer: values of its fields, in their order."""
         width, *others = BLOCKS[block]
-        found: list[tuple[int, ...]] = []
+        found: list[tuple[Any, ...]] = []
         for value in self.choices[width]:
             found += product([value], *(self._beside(field, value) for field in others))
         return found
 
-    def _beside(self, field: str, width: int) -> tuple[int, ...]:
+    def _beside(self, field: str, width: int) -> tuple[Any, ...]:
         """Choices of a further field of a block of some width."""
-        return self._groups[width] if field == "num_key_value_heads" else self.choices[field] if width else (0,)
+        if field == "num_key_value_heads":
+            return self._groups[width]
+        if field == "attention":
+            return self.choices.get(field, (FULL,)) if width else (FULL,)
+        return self.choices[field] if width else (0,)
 
     @property
-    def layer_widths(self) -> list[tuple[int, ...]]:
+    def layer_widths(self) -> list[tuple[Any, ...]]:
         """Every choice for one layer: values of `PER_LAYER`; never nothing at all."""
         of_blocks = product(*(self.block_widths(block) for block in BLOCKS))
         return [tuple(chain(*blocks)) for blocks in of_blocks if any(block[0] for block in blocks)]
@@ -143,8 +152,8 @@ class SearchSpace:
 
     @property
     def fields(self) -> list[str]:
-        """Widths of a layer that vary on their own, and ranks that are open."""
-        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1}
+        """Fields of a layer that vary on their own: widths, and ranks and attention that are open."""
+        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1} | ({"attention"} - self.choices.keys())
         closed |= set() if self.groups_open else {"num_key_value_heads"}
         return [field for field in PER_LAYER if field not in closed]
 
@@ -202,7 +211,7 @@ class SearchSpace:
 
     # -- points of interest ---------------------------------------------------------------------------------------
 
-    def _uniform(self, values: dict[str, int]) -> SubnetConfig:
+    def _uniform(self, values: dict[str, Any]) -> SubnetConfig:
         """The uniform subnetwork of these values; numbers of key and value heads are mended."""
         heads = values["num_attention_heads"]
         return SubnetConfig.uniform(
@@ -212,6 +221,7 @@ class SearchSpace:
             intermediate_size=values["intermediate_size"],
             hidden_size=values["hidden_size"],
             **{rank: values[rank] for rank in RANKS},
+            attention=values.get("attention", FULL),
         )
 
     def _mended(self, heads: int, groups: int) -> int:
@@ -219,28 +229,29 @@ class SearchSpace:
         return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
 
     @property
-    def _whole(self) -> dict[str, tuple[int, ...]]:
+    def _whole(self) -> dict[str, tuple[Any, ...]]:
         """The choices without those that skip a block."""
         return {name: tuple(v for v in values if v) for name, values in self.choices.items()}
 
     @property
     def largest(self) -> SubnetConfig:
         """Every dimension at its largest choice."""
-        return self._uniform({name: max(values) for name, values in self._whole.items()})
+        return self._uniform({name: values[-1] for name, values in self._whole.items()})
 
     @property
     def smallest(self) -> SubnetConfig:
         """Every dimension at its smallest choice, no block skipped."""
-        return self._uniform({name: min(values) for name, values in self._whole.items()})
+        return self._uniform({name: values[0] for name, values in self._whole.items()})
 
     def uniform_scalings(self) -> list[SubnetConfig]:
         """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
 
         Widths are taken at equal fractions of the way through their choices, as a model family such as BERT-mini,
-        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest.
+        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest, and attention
+        is as full as it may be.
         """
         widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
-        widths |= {rank: values[-1:] for rank, values in widths.items() if rank in RANKS}
+        widths |= {name: widths[name][-1:] for name in (*RANKS, "attention") if name in widths}
         depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         found = [
@@ -273,16 +284,17 @@ class SearchSpace:
         for name, stack in zip(self.depth_names, self.stacks, strict=True):
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
         of_layers = [self._sample_widths(rng) for _ in layers]
-        widths = {field: tuple(found[field] for found in of_layers) for field in PER_LAYER}
+        widths: dict[str, Any] = {field: tuple(found[field] for found in of_layers) for field in of_layers[0]}
         return SubnetConfig(tuple(layers), hidden_size=rng.choice(self.choices["hidden_size"]), **widths)
 
-    def _sample_widths(self, rng: Random) -> dict[str, int]:
+    def _sample_widths(self, rng: Random) -> dict[str, Any]:
         while True:
             widths = {fields[0]: rng.choice(self.choices[fields[0]]) for fields in BLOCKS.values()}
             if any(widths.values()):
                 break
         for width, *others in BLOCKS.values():
-            widths |= {field: rng.choice(self._beside(field, widths[width])) for field in others}
+            open_here = [field for field in others if field in self.choices]
+            widths |= {field: rng.choice(self._beside(field, widths[width])) for field in open_here}
         return widths
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
@@ -347,9 +359,10 @@ class SearchSpace:
     def _values(self, genomes: np.ndarray, name: str) -> np.ndarray:
         """Values (n,) of a parameter; of one that is not open, its only one."""
         if name not in self.parameters:
-            only = name.startswith("layers.") or self.choices[name.partition(".")[0]][0]
-            return np.full(len(genomes), only)
-        return np.array(self.parameters[name])[genomes[:, self._columns[name]]]
+            only = name.startswith("layers.") or self.choices.get(name.partition(".")[0], (FULL,))[0]
+            return np.full(len(genomes), code_of(only) if isinstance(only, str) else only)
+        values = [code_of(v) if isinstance(v, str) else v for v in self.parameters[name]]
+        return np.array(values)[genomes[:, self._columns[name]]]
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -379,6 +392,7 @@ class SearchSpace:
         heads = found["num_attention_heads"]
         rows, columns = (np.searchsorted(self.choices[f], found[f]) for f in BLOCKS["attention"][:2])
         found["num_key_value_heads"] = self._mended_groups[rows, columns]
+        found["attention"] *= heads > 0
         narrowest = min(self._whole["intermediate_size"])
         empty = (heads == 0) & (found["intermediate_size"] == 0)
         found["intermediate_size"] = np.where(empty, narrowest, found["intermediate_size"])
@@ -395,11 +409,11 @@ class SearchSpace:
         values: dict[str, Any] = {"hidden_size": subnet.hidden_size}
         if self.scope == "uniform":
             values |= dict(zip(self.depth_names, self._counts(subnet), strict=True))
-            values |= {f: getattr(subnet, f)[0] for f in PER_LAYER}
+            values |= {f: getattr(subnet, f)[0] for f in self.fields}
         else:
             place = {layer: k for k, layer in enumerate(subnet.layers)}
             values |= {f"layers.{i}": i in place for i in self.parent.layers}
-            for field in PER_LAYER:
+            for field in self.fields:
                 for i in self.parent.layers:
                     here = getattr(subnet, field)[place[i]] if i in place else self.choices[field][-1]
                     values[f"{field}.{i}"] = here if here in self.choices[field] else self.choices[field][-1]
@@ -413,9 +427,17 @@ class SearchSpace:
             dropped. Last the hidden size.
         """
         batch = SubnetBatch.of(subnets, self.parent.num_hidden_layers)
-        widths = [batch.widths[field] / max(getattr(self.parent, field)) for field in self.fields]
+        widths = [self.scaled(batch, field) for field in self.fields]
         hidden = batch.hidden_size[:, None] / self.parent.hidden_size
         return np.concatenate([batch.kept, *widths, hidden], axis=1)
+
+    def scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
+        """Values of a field (n, parent layers) over the parent's; of a pattern, its place among them by cost."""
+        if field != "attention":
+            return batch.widths[field] / max(getattr(self.parent, field))
+        codes = np.array([code_of(text) for text in self.choices[field]])
+        place = 1 + (batch.widths[field][..., None] == codes).argmax(axis=-1)
+        return np.where(batch.widths["num_attention_heads"] > 0, place / len(codes), 0.0)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
@@ -463,5 +485,7 @@ def _suggest(trial: optuna.Trial, name: str, values: tuple[Any, ...]) -> Any:
 
 def _step(values: tuple[Any, ...]) -> int | None:
     """The distance between evenly spaced integers, else None."""
+    if isinstance(values[0], bool | str):
+        return None
     steps = {b - a for a, b in pairwise(values)}
-    return None if isinstance(values[0], bool) or len(steps) > 1 else steps.pop()
+    return None if len(steps) > 1 else steps.pop()

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.errors import InputError
 
 BLOCKS: dict[str, tuple[str, ...]] = {
-    "attention": ("num_attention_heads", "num_key_value_heads", "attention_rank"),
+    "attention": ("num_attention_heads", "num_key_value_heads", "attention_rank", "attention"),
     "mlp": ("intermediate_size", "mlp_rank"),
 }
 """Block of a layer -> its fields, named as in Hugging Face configs: first its width, 0 where the block is skipped and
@@ -19,6 +20,9 @@ then so are the others."""
 
 PER_LAYER = tuple(field for fields in BLOCKS.values() for field in fields)
 """Fields that hold one value per kept layer."""
+
+WIDTHS = tuple(field for field in PER_LAYER if field != "attention")
+"""Those that are numbers of something."""
 
 DENSE = 100
 """The rank of linear layers that stay one matrix each."""
@@ -43,10 +47,12 @@ class SubnetConfig:
         attention_rank: Rank of the linear layers of each kept layer's attention, in percent of the break-even rank,
             out * in / (out + in), at which two factors hold as many numbers as the one matrix; by default `DENSE`.
         mlp_rank: The same of its feed-forward block.
+        attention: Whom the tokens of each kept layer attend to (see `AttentionPattern`); by default, and where its
+            attention is skipped, ``full``.
 
     Raises:
         InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
-            heads, a rank is not between 1 and `DENSE`, or nothing is kept.
+            heads, a rank is not between 1 and `DENSE`, an attention pattern is none, or nothing is kept.
     """
 
     layers: tuple[int, ...]
@@ -56,6 +62,7 @@ class SubnetConfig:
     num_key_value_heads: tuple[int, ...] = ()
     attention_rank: tuple[int, ...] = ()
     mlp_rank: tuple[int, ...] = ()
+    attention: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
@@ -66,17 +73,21 @@ class SubnetConfig:
             if len(ranks) == len(sizes):
                 ranks = tuple(percent if size else 0 for percent, size in zip(ranks, sizes, strict=True))
             object.__setattr__(self, rank, ranks)
+        patterns = map(AttentionPattern.parse, self.attention or (FULL,) * len(self.layers))
+        object.__setattr__(self, "attention", tuple(FULL if p is None else str(p) for p in patterns))
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
         if self.hidden_size < 1:
             raise InputError(f"`hidden_size` must be at least 1, but got {self.hidden_size}.")
         for field in PER_LAYER:
             values = getattr(self, field)
-            if len(values) != len(self.layers) or min(values) < 0:
+            if len(values) != len(self.layers) or (field in WIDTHS and min(values) < 0):
                 raise InputError(
                     f"`{field}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, "
                     f"but got {list(values)}."
                 )
+        attended = zip(self.attention, self.num_attention_heads, strict=True)
+        object.__setattr__(self, "attention", tuple(text if heads else FULL for text, heads in attended))
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -105,9 +116,9 @@ class SubnetConfig:
         intermediate_size: int,
         hidden_size: int,
         num_key_value_heads: int | None = None,
-        **others: int,
+        **others: Any,
     ) -> SubnetConfig:
-        """The subnetwork whose kept layers all have the same widths; ``others`` are further fields of `PER_LAYER`."""
+        """The subnetwork whose kept layers are all alike; ``others`` are further fields of `PER_LAYER`."""
         n = len(layers)
         groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
@@ -117,13 +128,14 @@ class SubnetConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
         """Reads back what `to_dict` wrote."""
-        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *PER_LAYER) if name in data}
-        return cls(hidden_size=int(data["hidden_size"]), **lists)
+        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *WIDTHS) if name in data}
+        return cls(hidden_size=int(data["hidden_size"]), attention=tuple(data.get("attention", ())), **lists)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, ready for JSON; ranks only where a layer is not dense."""
-        dense = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in dense}
+        """Plain numbers and lists, ready for JSON; ranks and attention only where a layer's are not as by default."""
+        usual = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
+        usual += [] if self.is_sparse else ["attention"]
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in usual}
 
     @cached_property
     def key(self) -> str:
@@ -136,13 +148,18 @@ class SubnetConfig:
         return len(self.layers)
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether the attention of a layer is not full."""
+        return any(pattern != FULL for pattern in self.attention)
+
+    @property
     def is_uniform(self) -> bool:
-        """Whether all kept layers have the same widths."""
+        """Whether all kept layers are alike."""
         return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
 
     def width(self, position: int) -> dict[str, int]:
         """Widths of the kept layer at a position of ``layers``: field -> value, ``hidden_size`` included."""
-        return {**{field: getattr(self, field)[position] for field in PER_LAYER}, "hidden_size": self.hidden_size}
+        return {**{field: getattr(self, field)[position] for field in WIDTHS}, "hidden_size": self.hidden_size}
 
     @property
     def parts(self) -> dict[str, str]:
@@ -153,6 +170,8 @@ class SubnetConfig:
         given = self.to_dict()
         widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANKS if rank in given}
         alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
+        if self.is_sparse:
+            alike["attention"] = self.attention[0] if len(set(self.attention)) == 1 else "; ".join(self.attention)
         return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
 
     def __str__(self) -> str:

@@ -1,5 +1,5 @@
 """Law 2 over every family: what is exported reloads in a fresh process with equal outputs; stock where a stock config
-suffices, with its one modelling file elsewhere."""
+suffices, with its modelling files elsewhere."""
 
 from __future__ import annotations
 
@@ -55,14 +55,20 @@ MODES = {
 
 
 def per_layer(layout: Layout) -> SubnetConfig:
-    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower."""
+    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower, and
+    attention sparse where it may be."""
     if layout.family.shared_layers:
-        return SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=40, hidden_size=36, mlp_rank=50)
+        widths = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
+        return SubnetConfig.uniform((0, 1), **widths, attention="local:4")
     groups, stacks = (0, 2, 4), len(layout.depths)
     heads = tuple(per_group(layout) * number for number in groups)
     layers = tuple(4 * stack + layer for stack in range(stacks) for layer in (1, 2, 3))
     ranks = (100, 40, 100) * stacks, (30, 100, 60) * stacks
-    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, hidden(layout, 36), groups * stacks, *ranks)
+    slides = getattr(layout.sizes, "sliding_window", None) is not None
+    sparse = ("full", "local:4", "local:3" if slides else "bigbird:2,1,1") * stacks
+    patterns = sparse if "attention" in layout.family.dimensions else ()
+    widths = hidden(layout, 36), groups * stacks, *ranks, patterns
+    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths)
 
 
 def narrower(layout: Layout) -> SubnetConfig:
@@ -152,7 +158,7 @@ def test_an_export_reloads_with_equal_outputs(exports: Exports, family: str, kin
     assert torch.allclose(found, exports.expected[name], atol=1e-5)
     first, again = load_file(folder / "model.safetensors"), load_file(folder / mode / "model.safetensors")
     assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
-    assert [file.name for file in folder.glob("*.py")] == [file.name for file in (folder / mode).glob("*.py")]
+    assert {file.name for file in folder.glob("*.py")} == {file.name for file in (folder / mode).glob("*.py")}
 
 
 @pytest.mark.slow
@@ -160,7 +166,7 @@ def test_an_export_reloads_with_equal_outputs(exports: Exports, family: str, kin
 @pytest.mark.parametrize("family", TOYS)
 def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, family: str, kind: str) -> None:
     name = f"{family}-{kind}"
-    files = [file.name for file in (exports.root / name).glob("*.py")]
+    files = sorted(file.name for file in (exports.root / name).glob("*.py"))
     model_type = json.loads((exports.root / name / "config.json").read_text())["model_type"]
     modules = [exports.modules[mode][name] for mode in ("trusted", "imported")]
     names = {"narrower": set(TOYS) - SCALED_BY_HIDDEN, "fewer-heads": HEADS_IN_CONFIG, "per-layer": set()}
@@ -168,7 +174,7 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
         assert not files and model_type == family
         assert all(module.startswith("transformers.models.") for module in modules)
     else:
-        assert files == ["modeling_nas.py"] and model_type == f"nas_{family}"
+        assert files == ["modeling_nas.py", "sparse_attention.py"] and model_type == f"nas_{family}"
         assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.exports.modeling_nas"
 
 

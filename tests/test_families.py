@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOYS, VARIANTS, Toy, logits
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nas.supernets.basis import calibrate
 from nas.supernets.elastic import Elastic
@@ -23,7 +27,7 @@ from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
 from search_spaces.subnet import RANKS
 
-CHOICES: dict[str, list[int]] = {
+CHOICES: dict[str, list[Any]] = {
     "num_hidden_layers": [1, 2, 4],
     "num_decoder_layers": [1, 3, 4],
     "num_attention_heads": [1, 2, 3, 4],
@@ -32,6 +36,7 @@ CHOICES: dict[str, list[int]] = {
     "hidden_size": [24, 36, 48],
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
+    "attention": ["full", "local:4", "bigbird:2,1,1"],
 }
 GROUPED_HEADS = [2, 4, 8]
 SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
@@ -39,6 +44,10 @@ DIMENSIONS = [
     *((name, dimension) for name, family in FAMILIES.items() for dimension in family.dimensions),
     *((name, f"skip {block}") for name, family in FAMILIES.items() for block in family.skippable),
 ]
+FUSED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
+"""What the counter of operations lacks: attention as the CPU fuses it."""
 TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
 OTHERS = [(name, task) for name, toy in VARIANTS.items() for task in FAMILIES[toy.model_type].tasks]
 TRAINED = [(name, task) for name, task in TASKS if task != "image-feature-extraction"]
@@ -55,6 +64,8 @@ def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> Sea
     """A space with some dimensions open, named as in a recipe or ``skip attention``, ``skip mlp``."""
     scope = "uniform" if supernet.family.shared_layers else scope
     choices: dict[str, Any] = {name: CHOICES[name] for name in names if name in CHOICES}
+    if "attention" in choices:
+        choices["attention"] = patterns(supernet.layout)
     grouped = "num_key_value_heads" in supernet.family.dimensions
     if grouped and choices.keys() & {"num_attention_heads", "num_key_value_heads"}:
         choices["num_attention_heads"] = GROUPED_HEADS
@@ -65,6 +76,12 @@ def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> Sea
     order = Random(1).sample(supernet.parent.layers, len(supernet.parent.layers))
     shared = supernet.family.shared_layers
     return supernet.layout.search_space({**choices, "scope": scope}, supernet.parent.layers if shared else order)
+
+
+def patterns(layout: Layout) -> list[str]:
+    """Attention patterns; layers that slide keep no keys for global tokens and random blocks."""
+    slides = layout.is_causal(0) and getattr(layout.sizes, "sliding_window", None) is not None
+    return CHOICES["attention"][: 2 if slides else 3]
 
 
 def everything(supernet: Supernet) -> list[str]:
@@ -124,7 +141,8 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        here = space(supernet, [d for d in supernet.family.dimensions if d not in ("hidden_size", *DEPTHS, *RANKS)])
+        others = ("hidden_size", "attention", *DEPTHS, *RANKS)
+        here = space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = here.sample(Random(k))
             reference = zeroed(parent, supernet.layout, subnet)
@@ -147,6 +165,48 @@ def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
                 kept[rows] = 1
                 parameter.data *= kept[:, None] if dim == 0 else kept
     return model
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "attention" in family.dimensions])
+def test_sparse_layers_equal_full_ones_under_the_mask_of_their_window(family: str) -> None:
+    """The reference computes attention densely, under the padding it is given and the window."""
+    toy = TOYS[family]
+    model = toy.model(attention=toy.attentions[0])
+    supernet = Supernet(copy.deepcopy(model))
+    layers = supernet.parent.num_hidden_layers
+    supernet.activate(replace(supernet.parent, attention=("local:3",) * layers))
+    for batch in (toy.inputs(), unpadded(toy.inputs())):
+        with masked_windows(model, 3):
+            expected = of_real_tokens(model, batch)
+        assert torch.allclose(of_real_tokens(supernet.model, batch), expected, atol=1e-5)
+
+
+def of_real_tokens(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model says of its samples, or of their tokens that are not padding."""
+    found = logits(model, batch)
+    real = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    if real is None or found.numel() % real.numel():
+        return found
+    return found.view(*real.shape, -1) * real[..., None]
+
+
+@contextmanager
+def masked_windows(model: Any, window: int) -> Iterator[None]:
+    """Dense self-attention of a stock model, with every key out of the window masked."""
+
+    def masked(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        if getattr(module, "is_cross_attention", False) or query.shape[2] != key.shape[2] or crosses(module):
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        q, k = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
+        near = (k <= q) & (q - k < window) if module.is_causal else (q - k).abs() <= window
+        return sdpa_attention_forward(module, query, key, value, near if mask is None else near & mask, **kwargs)
+
+    def crosses(module: Any) -> bool:
+        return any(name.endswith("encoder_attn") and module is found for name, found in model.named_modules())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", masked)
+        yield
 
 
 @pytest.mark.parametrize(("family", "task"), TASKS)
@@ -221,7 +281,7 @@ def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
     for number, subnet in enumerate(subnets(supernet)):
         model = supernet.extract(subnet).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
-        with FlopCounterMode(display=False) as flops, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
             model(**sample)
         assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
         if number in (2, 7, 8):

@@ -24,8 +24,11 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
     "layer 0 dropped": ((1, 2, 3), (4, 4, 4), (2, 2, 2), (96, 96, 96), 48),
     "first attention skipped": ((1, 2, 3), (0, 4, 4), (0, 2, 2), (96, 96, 40), 48),
     "per layer": ((0, 1, 3), (4, 1, 2), (1, 2, 1), (16, 0, 96), 36),
+    "sparse": ((0, 1, 2, 3), (4, 4, 2, 4), (2, 1, 2, 2), (96, 96, 40, 96), 48),
 }
 """Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
+PATTERNS = {"sparse": ("local:3", "bigbird:2,1,1", "full", "local:2")}
+"""Attention of each kept layer, where it is not full and may be sparse."""
 
 
 def toy(family: str, task: str) -> Any:
@@ -56,7 +59,15 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
         neurons * stacks,
         supernet.parent.hidden_size if supernet.family.fixed_hidden else hidden,
         groups * stacks,
+        patterns(supernet, case) * stacks,
     )
+
+
+def patterns(supernet: Supernet, case: str) -> tuple[str, ...]:
+    """Attention of each layer of a stack; one that slides keeps no keys for global tokens and random blocks."""
+    wanted = PATTERNS.get(case, ()) if "attention" in supernet.family.dimensions else ()
+    slides = getattr(supernet.layout.sizes, "sliding_window", None) is not None
+    return tuple("local:4" if slides and text.startswith("bigbird") else text for text in wanted)
 
 
 def active_and_extracted(supernet: Supernet, case: str) -> tuple[Any, Any]:

@@ -177,11 +177,11 @@ def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key(
 
 
 def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
-    choices, reasons = pruned({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]})
+    choices, reasons = pruned({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
     assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
     assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 left out: ")
     with pytest.raises(InputError, match=r"at least 0\.01"):
-        pruned({"mlp_rank": [0.001]})
+        pruned({"mlp_rank": [0.001]}, 64)
 
 
 def test_uniform_scaling_keeps_layers_whole() -> None:

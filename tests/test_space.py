@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import PER_LAYER, RANKS
+from search_spaces.subnet import PER_LAYER, RANKS, WIDTHS
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -112,7 +112,8 @@ def widths_of(here: SearchSpace) -> list[tuple[int, ...]]:
     """Attention heads, key and value heads and neurons of every choice for one layer, none of low rank."""
     named = [dict(zip(PER_LAYER, widths, strict=True)) for widths in here.layer_widths]
     assert all({widths[rank] for rank in RANKS} <= {0, 100} for widths in named)
-    return [tuple(value for field, value in widths.items() if field not in RANKS) for widths in named]
+    others = (*RANKS, "attention")
+    return [tuple(value for field, value in widths.items() if field not in others) for widths in named]
 
 
 def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> None:
@@ -169,14 +170,14 @@ def reference(here: SearchSpace, params: dict[str, int]) -> SubnetConfig:
     """What `SearchSpace.from_params` documents, one layer at a time."""
     if here.scope == "uniform":
         layers = sorted([layer for layer in here.layer_order][: params["num_hidden_layers"]])
-        values = {name: [params[name]] * len(layers) for name in PER_LAYER}
+        values = {name: [params[name]] * len(layers) for name in WIDTHS}
     else:
         wanted = [layer for layer in here.layer_order if params[f"layers.{layer}"]]
         spare = [layer for layer in here.layer_order if not params[f"layers.{layer}"]]
         allowed = here.choices["num_hidden_layers"]
         depth = max(allowed, key=lambda d: (-abs(d - len(wanted)), d))
         layers = sorted([*wanted, *spare][:depth])
-        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in PER_LAYER}
+        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in WIDTHS}
     for k in range(len(layers)):
         heads, groups = values["num_attention_heads"][k], values["num_key_value_heads"][k]
         fits = [g for g in here.choices["num_key_value_heads"] if heads and heads % g == 0 and heads // g <= 2]

@@ -1,8 +1,8 @@
 """Hugging Face models whose layers differ: a stock model plus the list of edits in ``config.nas_arch``.
 
-This file is copied beside the weights of an exported subnetwork and needs torch and transformers only. Any stock
-class has its counterpart here by name: ``NasBertForSequenceClassification`` is ``BertForSequenceClassification`` with
-the edits applied before the weights are loaded.
+This file and that of sparse attention are copied beside the weights of an exported subnetwork and need torch and
+transformers only. Any stock class has its counterpart here by name: ``NasBertForSequenceClassification`` is
+``BertForSequenceClassification`` with the edits applied before the weights are loaded.
 """
 
 import copy
@@ -14,6 +14,8 @@ import transformers
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
+
+from .sparse_attention import NAME
 
 PREFIX = "Nas"
 
@@ -158,6 +160,17 @@ def holder(root: nn.Module, path: str) -> Any:
     return module.config
 
 
+def set_attention(module: Any, graph: list[int] | None) -> None:
+    """Makes an attention module attend by a graph (see `sparse_attention.Graph`), or as the model does."""
+    if graph is not None:
+        if not isinstance(module.config, LayerConfig):
+            module.config = LayerConfig(module.config)
+        vars(module.config).update(_attn_implementation=NAME, nas_pattern=graph)
+    elif isinstance(module.config, LayerConfig):
+        for name in ("_attn_implementation", "nas_pattern"):
+            vars(module.config).pop(name, None)
+
+
 WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
 """Name in a family's table -> class mixed into a stock module's own."""
 
@@ -170,8 +183,8 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``low_rank``:
             linear layer -> inputs, outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
             ``attributes``: module, or its config -> {attribute: value}. ``skip``: module -> what it returns instead.
-            ``wrap``: module -> name in `WRAPPERS`. Paths are relative to the base model, so that every head shares
-            one list. ``head_shapes`` are those of the head it was exported with.
+            ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its graph. Paths are relative to the base
+            model, so that every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
@@ -197,6 +210,8 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
             setattr(holder(base, path), name, value)
+    for path, graph in arch.get("attention", {}).items():
+        set_attention(base.get_submodule(path), graph)
 
 
 def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:

@@ -129,7 +129,7 @@ def sparse_attention(
         scaling: Factor of the scores.
 
     Returns:
-        (batch, tokens, heads, channels); of padding, something finite.
+        (batch, tokens, heads, channels); padding attends to itself and to real tokens in its reach.
     """
     tokens, block = query.shape[2], graph.block
     start, length = _extent(graph, real, tokens)
@@ -139,7 +139,7 @@ def sparse_attention(
     else:
         aligned = _rows(query, (start[:, None] + every).clamp(max=tokens - 1)).transpose(1, 2)
     positions, listed, near = _keys(graph, every[None, ::block], block, length, reach, causal)
-    bias, index = _seen(positions, listed, near, real, start, key)
+    bias, index = _seen(positions, listed, near, real, start, reach, key)
     if graph.global_tokens or graph.random_blocks or torch.compiler.is_compiling():
         keys, values = _gathered(key, index), _gathered(value, index)
     else:
@@ -171,7 +171,7 @@ def _of_one_token(
     start, length = _extent(graph, real, key.shape[2])
     first = torch.zeros(1, 1, dtype=torch.long, device=query.device) + position
     first = first if start is None else first - start[:, None]
-    bias, index = _seen(*_keys(graph, first, 1, length, reach, True), real, start, key)
+    bias, index = _seen(*_keys(graph, first, 1, length, reach, True), real, start, reach, key)
     return _blockwise(query, _gathered(key, index), _gathered(value, index), bias, dropout, scaling)
 
 
@@ -252,18 +252,27 @@ def _hash(block: Tensor, draw: Tensor, seed: int) -> Tensor:
 
 
 def _seen(
-    positions: Tensor, listed: Tensor, near: Tensor, real: Tensor | None, start: Tensor | None, key: Tensor
+    positions: Tensor,
+    listed: Tensor,
+    near: Tensor,
+    real: Tensor | None,
+    start: Tensor | None,
+    reach: int,
+    key: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """What is added to the scores of blocks of queries, (batch x blocks, 1, queries, keys), and the index of each key.
 
-    The first three are what `_keys` returns.
+    The first three are what `_keys` returns. Padding attends to itself, so that no query is without a key.
     """
     batch, _, tokens, _ = key.shape
     index = positions if start is None else positions + start[:, None, None]
     index = index.clamp(0, tokens - 1).expand(batch, -1, -1)
+    listed = listed[:, :, None]
     if real is not None:
-        listed = listed & real.gather(1, index.flatten(1)).view(index.shape)
-    return _bias(near & listed[:, :, None], key.dtype).expand(batch, -1, -1, -1).flatten(0, 1)[:, None], index
+        queries, keys = (torch.arange(n, device=key.device) for n in near.shape[-2:])
+        itself = keys == queries[:, None] + reach
+        listed = listed & (real.gather(1, index.flatten(1)).view(index.shape)[:, :, None] | itself)
+    return _bias(near & listed, key.dtype).expand(batch, -1, -1, -1).flatten(0, 1)[:, None], index
 
 
 def _gathered(states: Tensor, index: Tensor) -> Tensor:
@@ -307,7 +316,7 @@ def _grouped_attention(
 
 
 def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores; finite, so that a query that may attend to nothing gives no NaN."""
+    """What is added to scores: 0, or the lowest number: a finite one, so that a query without a key gives no NaN."""
     hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=visible.device)
     return torch.where(visible, torch.zeros_like(hidden), hidden)
 

@@ -14,10 +14,11 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from nas.exports import modeling_nas
-from nas.exports.modeling_nas import WRAPPERS, holder
+from nas.exports.modeling_nas import WRAPPERS, holder, set_attention
 from nas.supernets.basis import Activations, output_basis
 from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
 from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.family import Axes
 from search_spaces.layout import factor_rank, is_under
 from search_spaces.stock import stock_update
@@ -37,6 +38,7 @@ class _Part:
     linear: dict[str, str] = field(default_factory=dict)
     numbered: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
+    attention: str = FULL
 
 
 class Supernet:
@@ -133,6 +135,7 @@ class Supernet:
             for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 part = self._layers[subnet.layers[position]]
                 self._show(part, stack, subnet.width(position))
+                self._attend(part, stack, subnet.attention[position])
                 for module in part.numbered:
                     module.__dict__["layer_idx"] = number  # the place in the cache
         self._show(self._outer, None, self.layout.outer_width(subnet))
@@ -160,6 +163,14 @@ class Supernet:
                 for name, formula in attributes.items():
                     setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
         part.width = width
+
+    def _attend(self, part: _Part, stack: int, text: str) -> None:
+        """Sets the attention pattern of one layer."""
+        if part.attention != text:
+            pattern = AttentionPattern.parse(text)
+            module = part.root.get_submodule(self.family.stacks[stack].attention)
+            set_attention(module, None if pattern is None else pattern.graph)
+            part.attention = text
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
         """Axes of the parameters that are not active whole with given widths -> their active entries."""
@@ -290,6 +301,7 @@ class Supernet:
             "wrap": {},
             "move": {},
             "low_rank": {},
+            "attention": {},
         }
         bare = self.model.base_model is self.model
         prefix = "" if bare else f"{self.model.base_model_prefix}."
@@ -318,6 +330,9 @@ class Supernet:
                 width, start = subnet.width(position), f"{stack.layers}.{index}."
                 skips = self.layout.skips(number, width)
                 arch["skip"] |= {start + path: what for path, what in skips.items()}
+                pattern = AttentionPattern.parse(subnet.attention[position])
+                if pattern is not None:
+                    arch["attention"][start + stack.attention] = pattern.graph
                 arch["wrap"] |= {start + p: name for p, name in stack.wrappers.items() if not is_under(p, skips)}
                 for path, formulas in stack.attributes.items():
                     if not is_under(path, skips):

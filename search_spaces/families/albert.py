@@ -12,6 +12,7 @@ ALBERT = Family(
     stacks=(
         Stack(
             layers="encoder.albert_layer_groups.0.albert_layers",
+            attention="attention",
             modules={
                 "attention.query": ("heads", "hidden"),
                 "attention.key": ("heads", "hidden"),

@@ -37,12 +37,14 @@ NO_FEED_FORWARD: dict[str, Skip] = {"fc1": "input", "fc2": "zeros", "final_layer
 BART_STACKS = (
     Stack(
         layers="encoder.layers",
+        attention="self_attn",
         modules=ENCODER,
         attributes={"self_attn": {"num_heads": "heads"}},
         skips={"attention": NO_SELF_ATTENTION, "mlp": NO_FEED_FORWARD},
     ),
     Stack(
         layers="decoder.layers",
+        attention="self_attn",
         modules=DECODER,
         attributes={"self_attn": {"num_heads": "heads"}, "encoder_attn": {"num_heads": "heads"}},
         skips={"attention": {**NO_SELF_ATTENTION, **NO_CROSS_ATTENTION}, "mlp": NO_FEED_FORWARD},

@@ -4,6 +4,7 @@ from search_spaces.family import Family, Stack
 
 BERT_LAYERS = Stack(
     layers="encoder.layer",
+    attention="attention.self",
     modules={
         "attention.self.query": ("heads", "hidden"),
         "attention.self.key": ("heads", "hidden"),

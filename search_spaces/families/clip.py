@@ -11,6 +11,7 @@ CLIP = Family(
     stacks=(
         Stack(
             layers="vision_model.encoder.layers",
+            attention="self_attn",
             modules={
                 "layer_norm1": ("hidden",),
                 "self_attn.q_proj": ("heads", "hidden"),

@@ -24,6 +24,7 @@ DINOV2 = replace(
     stacks=(
         Stack(
             layers="encoder.layer",
+            attention="attention",
             modules={
                 "norm1": ("hidden",),
                 "attention.q_proj": ("heads", "hidden"),

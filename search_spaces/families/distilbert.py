@@ -8,6 +8,7 @@ DISTILBERT = Family(
     stacks=(
         Stack(
             layers="transformer.layer",
+            attention="attention",
             modules={
                 "attention.q_lin": ("heads", "hidden"),
                 "attention.k_lin": ("heads", "hidden"),

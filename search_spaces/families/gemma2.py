@@ -45,6 +45,7 @@ GEMMA2 = replace(
                     "post_feedforward_layernorm": "identity",
                 },
             },
+            attention="",  # scores are capped
         ),
     ),
     per_layer=("layer_types",),

@@ -5,4 +5,9 @@ from dataclasses import replace
 
 from search_spaces.families.gemma2 import GEMMA2
 
-GEMMA3 = replace(GEMMA2, model_type="gemma3_text", tasks=("text-generation", "text-classification"))
+GEMMA3 = replace(
+    GEMMA2,
+    model_type="gemma3_text",
+    tasks=("text-generation", "text-classification"),
+    stacks=(replace(GEMMA2.stacks[0], attention="self_attn"),),
+)

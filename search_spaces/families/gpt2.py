@@ -8,6 +8,7 @@ GPT2 = Family(
     stacks=(
         Stack(
             layers="h",
+            attention="attn",
             modules={
                 "attn.c_attn": (("heads", "heads", "heads"), "hidden"),
                 "attn.c_proj": ("hidden", "heads"),

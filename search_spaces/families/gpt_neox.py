@@ -9,6 +9,7 @@ GPT_NEOX = Family(
     stacks=(
         Stack(
             layers="layers",
+            attention="attention",
             modules={
                 "attention.query_key_value": ("qkv_heads", "hidden"),
                 "attention.dense": ("hidden", "heads"),

@@ -4,6 +4,7 @@ from search_spaces.family import Family, Stack
 
 LLAMA_LAYERS = Stack(
     layers="layers",
+    attention="self_attn",
     modules={
         "self_attn.q_proj": ("heads", "hidden"),
         "self_attn.k_proj": ("kv_heads", "hidden"),

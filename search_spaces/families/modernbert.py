@@ -9,6 +9,7 @@ MODERNBERT = Family(
     stacks=(
         Stack(
             layers="layers",
+            attention="attn",
             modules={
                 "attn_norm": ("hidden",),
                 "attn.Wqkv": (("heads", "heads", "heads"), "hidden"),

@@ -8,6 +8,7 @@ OPT = Family(
     stacks=(
         Stack(
             layers="decoder.layers",
+            attention="self_attn",
             modules={
                 "self_attn.q_proj": ("heads", "hidden"),
                 "self_attn.k_proj": ("heads", "hidden"),

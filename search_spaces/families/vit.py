@@ -8,6 +8,7 @@ VIT = Family(
     stacks=(
         Stack(
             layers="layers",
+            attention="attention",
             modules={
                 "attention.q_proj": ("heads", "hidden"),
                 "attention.k_proj": ("heads", "hidden"),
