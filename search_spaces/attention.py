@@ -84,11 +84,11 @@ class AttentionPattern:
     def pays_from(self) -> int:
         """Tokens from which on it is faster than full attention.
 
-        A window pays from four of it, about where it computes 5/8 of all pairs; gathered keys are copied, and pay
-        where they are 2/5. Both are measured on a CPU (experiments/bench/attention.py).
+        A window pays from four of it, about where it computes 5/8 of all pairs; other keys are copied for each block,
+        and pay where they are a fifth of all. Both are measured on a CPU (experiments/bench/attention.py).
         """
         if self.global_tokens or self.random_blocks:
-            return -(-5 * self.keys(causal=False) // 2)
+            return 5 * self.keys(causal=False)
         return 4 * self.window
 
 
