@@ -109,6 +109,8 @@ def checked(recipe: Recipe) -> Workbench:
     recipe.workload.check_available()
     check_sampler(recipe)
     bench = Workbench(recipe)
+    if bench.lengthens:
+        say(f"positions  copied until there are {bench.layout.max_sequence_length}, as the recipe's texts need")
     for reason in paying(bench)[1]:
         say(f"space      {reason}")
     space = search_space(bench)

@@ -115,6 +115,7 @@ class Family:
         conv1d: Whether the layers store their linear weights input first, as GPT-2 does.
         special_tokens: Tokens that an image model puts before the patches.
         position_offset: Position embeddings that no token uses.
+        learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
         stock_if: Whether a stock config can describe a subnetwork whose widths it can; by default it can.
         folds: Config, new hidden size -> parameter path -> (factor, offset): a stock model of another hidden size
@@ -142,6 +143,7 @@ class Family:
     conv1d: bool = False
     special_tokens: int = 1
     position_offset: int = 0
+    learned_positions: str = ""
     sub_config: str = ""
     stock_if: Callable[[Layout, SubnetConfig], bool] | None = None
     folds: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None

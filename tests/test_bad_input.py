@@ -120,8 +120,6 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "override that is not YAML": (("search.evaluations=[3",), ("`search.evaluations`", "YAML", "[3")),
     "task of another family": (("task.type=image-classification",), ("`task.type`", "bert", "text-classification")),
     "unknown task": (("task.type=translation",), ("`task.type`", "text-classification", "translation")),
-    "texts above the positions": (("task.max_length=65",), ("`task.max_length`", "64", "65")),
-    "workload above the positions": (("workload.sequence_length=65",), ("`workload.sequence_length`", "64", "65")),
     "search slice of all data": (("task.search_examples=108",), ("`task.search_examples`", "108")),
 }
 

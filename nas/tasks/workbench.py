@@ -14,6 +14,7 @@ from nas.exports.registration import stock_classes
 from nas.task_types import TASK_TYPES, TaskType
 from nas.tasks.data import load_source
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.long_inputs import lengthened, lengthened_config, positions
 from predictors import Workload
 from search_spaces import AUTO_CLASSES, InputError, Layout
 
@@ -98,8 +99,17 @@ class Workbench:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The parent's Hugging Face config."""
-        return load_config(self.recipe.model)
+        """The parent's Hugging Face config; positions that it learns are as many as the recipe asks for."""
+        return lengthened_config(load_config(self.recipe.model), self._tokens)
+
+    @cached_property
+    def lengthens(self) -> bool:
+        """Whether the recipe's texts are longer than the model has position embeddings for, and those are copied."""
+        return positions(load_config(self.recipe.model)) != positions(self.config)
+
+    @property
+    def _tokens(self) -> int:
+        return max(self.recipe.task.max_length, self.recipe.workload.sequence_length or 0)
 
     @cached_property
     def layout(self) -> Layout:
@@ -125,7 +135,10 @@ class Workbench:
     @cached_property
     def processor(self) -> Any:
         """Tokenizer, image processor or both of a speech model."""
-        return load_processor(self.kind, self.recipe.model)
+        processor = load_processor(self.kind, self.recipe.model)
+        if self.lengthens:
+            processor.model_max_length = self.layout.max_sequence_length
+        return processor
 
     @cached_property
     def splits(self) -> Splits:
@@ -221,7 +234,8 @@ class Workbench:
         source = str(folder or self.recipe.model)
         try:
             auto = getattr(transformers, self.auto_class)
-            return auto.from_pretrained(source, **labels, dtype=torch.float32)
+            model = auto.from_pretrained(source, **labels, dtype=torch.float32)
+            return model if folder is not None else lengthened(model, self.config)
         except Exception as error:
             again = f"delete `{source}` and type the same command again to make them anew"
             raise InputError(

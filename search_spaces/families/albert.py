@@ -41,6 +41,7 @@ ALBERT = Family(
         "predictions.dense": "token",
         "predictions.decoder": "token",
     },
+    learned_positions="position_embeddings",
     head_dim_in_config=False,
     requires={"num_hidden_groups": 1, "inner_group_num": 1},
     shared_layers=True,

@@ -76,6 +76,7 @@ BART = Family(
         "lm_head": (None, "hidden"),
     },
     positions={"lm_head": "token"},
+    learned_positions="embed_positions",
     head_dim_in_config=False,
     config_names=BART_CONFIG_NAMES,
     stock_if=keeps_its_scale,

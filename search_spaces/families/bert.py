@@ -42,6 +42,7 @@ BERT = Family(
         "transform.dense": "token",
         "predictions.decoder": "token",
     },
+    learned_positions="position_embeddings",
     head_dim_in_config=False,
     requires={"add_cross_attention": False},
 )

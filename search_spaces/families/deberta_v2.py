@@ -40,6 +40,7 @@ def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> 
 DEBERTA_V2 = replace(
     BERT,
     model_type="deberta-v2",
+    learned_positions="",
     stacks=(
         Stack(
             layers="encoder.layer",

@@ -44,6 +44,7 @@ DISTILBERT = Family(
         "vocab_transform": "token",
         "vocab_projector": "token",
     },
+    learned_positions="position_embeddings",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("hidden_dim",)},
 )

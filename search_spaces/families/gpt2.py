@@ -34,6 +34,7 @@ GPT2 = Family(
         "qa_outputs": (None, "hidden"),
     },
     positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
+    learned_positions="wpe",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("n_inner",)},
     requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},

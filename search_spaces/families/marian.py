@@ -7,6 +7,7 @@ from search_spaces.families.bart import BART
 MARIAN = replace(
     BART,
     model_type="marian",
+    learned_positions="",
     outer={"shared": (None, "hidden"), "embed_tokens": (None, "hidden"), "lm_head": (None, "hidden")},
     fixed_hidden="its sinusoidal positions are computed channel by channel when a model is loaded, and not stored",
     stock_if=None,

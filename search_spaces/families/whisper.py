@@ -8,6 +8,7 @@ from search_spaces.families.bart import BART
 WHISPER = replace(
     BART,
     model_type="whisper",
+    learned_positions="",
     tasks=("automatic-speech-recognition",),
     outer={
         "conv1": ("hidden",),

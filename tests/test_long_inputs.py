@@ -1,0 +1,82 @@
+"""Longer texts than a model has learned positions for: the positions are copied, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import TOYS, WORDS, bert, logits
+
+from nas.config import Recipe
+from nas.pipeline import checked
+from nas.tasks.long_inputs import lengthened, lengthened_config
+from nas.tasks.workbench import Workbench
+from search_spaces import FAMILIES, InputError, Layout
+
+LEARNED = [name for name, family in FAMILIES.items() if family.learned_positions]
+
+
+def text(tokens: int) -> dict[str, torch.Tensor]:
+    """A random text of so many words."""
+    ids = torch.randint(5, len(WORDS), (1, tokens))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def rows(model: Any, end: str) -> torch.Tensor:
+    """Position embeddings that tokens use."""
+    name = next(n for n in model.state_dict() if n.endswith(f"{end}.weight"))
+    weight = model.state_dict()[name]
+    limit = Layout(model.config).max_sequence_length
+    assert limit is not None
+    return weight[len(weight) - limit :]
+
+
+def test_the_usual_families_learn_their_positions() -> None:
+    assert {"bert", "roberta", "distilbert", "electra", "albert", "gpt2", "opt", "bart"} <= set(LEARNED)
+    assert not {"llama", "t5", "marian", "whisper", "modernbert", "vit", "deberta-v2"} & set(LEARNED)
+
+
+@pytest.mark.parametrize("family", LEARNED)
+def test_positions_are_copied_and_shorter_texts_compute_the_same(family: str) -> None:
+    model = TOYS[family].model()
+    limit = Layout(model.config).max_sequence_length
+    assert limit is not None
+    config = lengthened_config(model.config, 150)
+    longer = lengthened(model, config)
+    assert Layout(longer.config).max_sequence_length == 150 and model.config.max_position_embeddings == 64
+    before, after = (rows(m, FAMILIES[family].learned_positions) for m in (model, longer))
+    assert torch.equal(after, before.repeat(3, 1)[:150])
+    batch = TOYS[family].inputs()
+    assert torch.equal(logits(longer, batch), logits(model, batch))
+    assert torch.isfinite(logits(longer, text(150))).all()
+
+
+def test_what_fits_or_cannot_be_copied_stays() -> None:
+    model = bert()
+    assert lengthened_config(model.config, 64) is model.config and lengthened(model, model.config) is model
+    rotary = TOYS["llama"].model().config
+    assert lengthened_config(rotary, 150) is rotary
+
+
+def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path, text_folder: Path) -> None:
+    transformers.set_seed(0)
+    bert().save_pretrained(text_folder / "model")
+    recipe = Recipe.load(text_recipe, ["task.max_length=100", "workload.sequence_length=100"])
+    bench = checked(recipe)
+    assert bench.lengthens and bench.processor.model_max_length == 100
+    model = bench.load_model()
+    assert model.config.max_position_embeddings == 100 and not model.training
+    stored = transformers.AutoModel.from_pretrained(text_folder / "model").state_dict()
+    found = model.base_model.state_dict()["embeddings.position_embeddings.weight"]
+    assert torch.equal(found[64:], stored["embeddings.position_embeddings.weight"][:36])
+    assert not Workbench(Recipe.load(text_recipe)).lengthens
+
+
+@pytest.mark.parametrize("key", ["task.max_length", "workload.sequence_length"])
+def test_positions_that_are_not_learned_still_end(key: str, text_recipe: Path, text_folder: Path) -> None:
+    TOYS["modernbert"].model().config.save_pretrained(text_folder / "model")
+    with pytest.raises(InputError, match=f"`{key}` must be at most the model's 64 positions, but got 65"):
+        checked(Recipe.load(text_recipe, [f"{key}=65"]))
