@@ -89,14 +89,48 @@ def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder 
 def show(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
+    pick: Annotated[str, typer.Option(help='Only one: knee, fastest, best, a key or "latency_ms <= 5".')] = "",
+    sort: Annotated[str, typer.Option(help="Figure to sort by, best first.")] = "",
+    form: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the front of a run."""
+    """Print the front of a run, or of it what is asked for."""
+    from nas.fronts.listing import listed, written
     from nas.fronts.summary import show as show_run
     from nas.run import Run
 
     found = Run(run)
-    front = found.front()
-    show_run(found, front.where(where) if where else front)
+    front = listed(found.front(), where, pick, sort)
+    if form == "table":
+        show_run(found, front)
+    else:
+        typer.echo(written(front, form), nl=False)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Print where it is and stop.")] = False,
+) -> None:
+    """Follow a running search from another terminal; it is only read."""
+    from nas.engine.watch import follow
+    from nas.run import Run
+
+    follow(Run(run), once)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),
+) -> None:
+    """Compare the fronts of runs: hypervolume from one reference, and what each costs at the same quality."""
+    from nas.fronts.compare import compare_runs
+    from nas.progress import console
+    from nas.run import Run
+
+    for table in compare_runs([Run(run) for run in runs], out):
+        console.print(table)
+    typer.echo(f"plot  {out}")
 
 
 @app.command()
@@ -104,9 +138,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
+    to: Annotated[str, typer.Option(help="Other formats beside it: onnx, int8, program, openvino.")] = "",
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
+    from nas.exports.formats import parse_formats
     from nas.fronts.pick import pick as pick_point
     from nas.progress import quiet_libraries, say
     from nas.run import Run
@@ -115,7 +151,38 @@ def export(
     found = Run(run)
     point = pick_point(found, pick)
     say(f"{point.subnet}")
-    say(f"{export_subnet(found, point, out)} reloads with equal outputs")
+    say(f"{export_subnet(found, point, out, parse_formats(to))} reloads with equal outputs")
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="onnx, int8, program, openvino; several by commas.")],
+) -> None:
+    """Write an export in other formats, into its folder."""
+    from nas.exports.formats import convert as convert_folder
+    from nas.exports.formats import parse_formats
+    from nas.progress import quiet_libraries, say
+
+    quiet_libraries()
+    for name, file in convert_folder(folder, parse_formats(to)).items():
+        say(f"{name}  {file}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
+    run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
+) -> None:
+    """Reload an export, compare, time and score it in every format; exit code 2 where a stated figure fails."""
+    from nas.exports.check import check_folder, checked_table, require_whole
+    from nas.progress import console, quiet_libraries
+    from nas.run import Run
+
+    quiet_libraries()
+    found, broken = check_folder(folder, Run(run))
+    console.print(checked_table(found))
+    require_whole(folder, broken)
 
 
 @app.command()

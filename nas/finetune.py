@@ -10,6 +10,8 @@ from typing import Any
 import transformers
 
 from nas.config import Recipe
+from nas.exports.card import write_card
+from nas.exports.formats import read_story
 from nas.figures import COSTS
 from nas.pipeline import checked
 from nas.progress import progress
@@ -34,11 +36,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     Raises:
         InputError: If the folder is not an export, or ``out`` holds something else.
     """
-    if not (folder / "subnet.json").is_file():
-        raise InputError(f"`{folder}` must be an export with a subnet.json; `nas export` writes one.")
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
-    story = read_json(folder / "subnet.json")
+    story = read_story(folder)
     bench, parent = checked(recipe), Run(run).parent
     model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
     before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
@@ -59,7 +59,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     after = score(model, bench.splits.test, recipe.qualities)
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)
-    write_json(work / "subnet.json", retold(story, after, recipe))
+    told = retold(story, after, recipe)
+    write_json(work / "subnet.json", told)
+    write_card(work, told)
     replace_folder(work, out)
     remove(out / "checkpoints")
     return before, after
@@ -76,7 +78,8 @@ def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> di
     figures = {part: {**costs[part], **new[part]} for part in new}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in figures["values"]}
     feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())
-    return {**story, **figures, "feasible": feasible, "inherited": inherited}
+    rest = {name: value for name, value in story.items() if name != "formats"}
+    return {**rest, **figures, "feasible": feasible, "inherited": inherited}
 
 
 def _begin(work: Path, identity: dict[str, str]) -> None:

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -15,6 +16,17 @@ console = Console(highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Prints one line."""
     console.print(text)
+
+
+class Bars(Progress):
+    """Bars whose notes stand on a line of their own, so that nothing is squeezed in a narrow terminal."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """A bar, then its note."""
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", overflow="fold")
 
 
 @contextmanager
@@ -27,9 +39,8 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
+    with Bars(*columns, console=console, transient=console.is_terminal) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def update(done: int, total: int, note: str) -> None:

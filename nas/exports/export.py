@@ -6,15 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nas.exports.card import licence_of, write_card
+from nas.exports.formats import convert
 from nas.exports.modeling_nas import PREFIX
 from nas.exports.registration import stock_classes
 from nas.exports.reload import logits_of
@@ -49,7 +53,7 @@ def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     model.config.auto_map = {"AutoModel": f"modeling_nas.{PREFIX}{bare.__name__}"}
 
 
-def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
+def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str] = ()) -> Path:
     """Exports one subnetwork of a run.
 
     The folder is written beside its place, loaded again by a separate Python process through the auto class, and
@@ -59,9 +63,10 @@ def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
         run: A run whose supernet is trained.
         point: What to export, with the figures that go into ``subnet.json``.
         out: The folder to write; one that is there must be an earlier export.
+        formats: Names in `nas.exports.formats.FORMATS`, written into the folder as well.
 
     Raises:
-        InputError: If the folder holds something else, or the reloaded model differs.
+        InputError: If the folder holds something else, the reloaded model differs, or a format cannot be written.
     """
     out = Path(out)
     if out.exists() and not (out / "subnet.json").exists():
@@ -73,13 +78,31 @@ def export_subnet(run: Run, point: Point, out: str | Path) -> Path:
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_subnet(supernet, point.subnet, bench, work)
-        origin = {"base_model": run.recipe.model, "workload": run.recipe.workload.to_dict()}
-        write_json(work / "subnet.json", {**origin, **point.to_dict()})
+        story = {**origin(run), **point.to_dict()}
+        write_json(work / "subnet.json", story)
         check_reload(work, supernet, point.subnet, bench)
+        convert(work, formats)
+        write_card(work, story)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def origin(run: Run) -> dict[str, Any]:
+    """Where an export comes from, and what its figures mean."""
+    recipe = run.recipe
+    verified = run.verified_points() if run.front_file.is_file() else []
+    parent = next((point for point in verified if point.source == "parent"), None)
+    return {
+        "base_model": recipe.model,
+        "license": licence_of(recipe.model),
+        "task": recipe.task.type,
+        "split": Path(recipe.task.test).name,
+        "workload": recipe.workload.to_dict(),
+        "device": run.device,
+        "parent": None if parent is None else {"values": parent.values, "errors": parent.errors},
+    }
 
 
 def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> None:
@@ -89,18 +112,41 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: 
         InputError: If they differ by more than 1e-5, or the folder does not load.
     """
     inputs, expected = active_outputs(supernet, subnet, bench)
-    inputs_file, outputs_file = folder / ".inputs.safetensors", folder / ".outputs.safetensors"
     try:
+        outputs, _ = outputs_elsewhere("torch", folder, bench.auto_class, inputs)
+    except ReloadError as error:
+        raise InputError(f"the export is refused: it does not reload ({error}).") from None
+    require_equal(outputs, expected, subnet)
+
+
+class ReloadError(Exception):
+    """A clean process could not load or run a model; its last line of error."""
+
+
+def outputs_elsewhere(
+    form: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Logits by name that a clean process computes with an export, and the memory in MB that it took to.
+
+    Args:
+        form: ``torch`` or a name in `nas.exports.formats.FORMATS`.
+        path: The model folder, or the format's file.
+        auto_class: The transformers auto class of the task.
+        inputs: What the model is called with.
+
+    Raises:
+        ReloadError: If that process fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs_file, outputs_file = Path(folder, "inputs.safetensors"), Path(folder, "outputs.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, inputs_file)
         script = str(files("nas.exports") / "reload.py")
-        command = [sys.executable, "-P", script, str(folder), bench.auto_class, str(inputs_file), str(outputs_file)]
+        command = [sys.executable, "-P", script, form, str(path), auto_class, str(inputs_file), str(outputs_file)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         if done.returncode:
-            raise InputError(f"the export is refused: it does not reload ({done.stderr.strip().splitlines()[-1]}).")
-        require_equal(load_file(outputs_file), expected, subnet)
-    finally:
-        inputs_file.unlink(missing_ok=True)
-        outputs_file.unlink(missing_ok=True)
+            raise ReloadError((done.stderr.strip().splitlines() or ["it was killed"])[-1])
+        with safe_open(outputs_file, "pt") as stored:
+            return load_file(outputs_file), float(stored.metadata()["memory_mb"])
 
 
 def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> PreTrainedModel:

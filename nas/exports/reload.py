@@ -1,12 +1,17 @@
 """Loads an exported folder as any user would and stores its logits; run as a script, imports nothing of ours."""
 
+import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 def logits_of(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -14,11 +19,77 @@ def logits_of(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in outputs.items() if name.endswith("logits")}
 
 
-def main(folder: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
-    """Runs the folder's model on stored inputs."""
-    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """A model folder, through its auto class."""
+    model = getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True).eval()
     with torch.inference_mode():
-        save_file(logits_of(model(**load_file(inputs_file))), outputs_file)
+        return logits_of(model(**inputs))
+
+
+def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """An ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {spec.name: inputs[spec.name].numpy() for spec in session.get_inputs()})
+    return logits_of({name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)})
+
+
+def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """A `torch.export` program."""
+    import transformers.modeling_outputs  # noqa: F401  (its classes are registered as outputs on import)
+
+    with torch.inference_mode():
+        return logits_of(torch.export.load(path).module()(**inputs))
+
+
+def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """An OpenVINO model, in float32."""
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    feed = {name: inputs[name].numpy() for port in model.inputs for name in port.get_names() if name in inputs}
+    found = {name: value for port, value in model(feed).items() for name in port.get_names()}
+    return logits_of({name: torch.from_numpy(value) for name, value in found.items()})
+
+
+RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
+    "torch": run_torch,
+    "onnx": run_onnx,
+    "int8": run_onnx,
+    "program": run_program,
+    "openvino": run_openvino,
+}
+
+
+def peak_mb() -> float:
+    """The most memory this process has had, in MB; on Linux, since `forget_peak`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def forget_peak() -> None:
+    """Sets the peak to what is held now, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def main(form: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
+    """Runs what a path holds on stored inputs; loading and running it took ``memory_mb``, noted beside the logits."""
+    if form in ("onnx", "int8"):
+        import onnxruntime  # noqa: F401  (libraries do not count)
+    if form == "openvino":
+        import openvino  # noqa: F401
+    inputs = load_file(inputs_file)
+    forget_peak()
+    before = peak_mb()
+    outputs = RUNNERS[form](path, auto_class, inputs)
+    save_file(outputs, outputs_file, metadata={"memory_mb": f"{peak_mb() - before:.1f}"})
 
 
 if __name__ == "__main__":

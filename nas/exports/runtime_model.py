@@ -1,0 +1,95 @@
+"""RuntimeModel: an ONNX file, a program or an OpenVINO model, called as a Hugging Face model is, so that it can be
+scored and timed as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import ModelOutput
+
+from nas.exports.formats import called_with
+from nas.tasks.workbench import Workbench
+from predictors import Workload
+from predictors.runtimes import onnx_call
+
+Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+
+
+class RuntimeModel(torch.nn.Module):
+    """What runs one format; it takes model inputs and returns logits by name."""
+
+    def __init__(self, run: Run, config: Any) -> None:
+        super().__init__()
+        self.run, self.config = run, config
+        self.device = torch.device("cpu")
+
+    @classmethod
+    def load(cls, form: str, path: Path, bench: Workbench) -> Any:
+        """The model of a format; of ``torch``, the Hugging Face model itself."""
+        if form == "torch":
+            auto = getattr(transformers, bench.auto_class)
+            return auto.from_pretrained(path, trust_remote_code=False).eval()
+        return cls(LOADERS[form](path), bench.config)
+
+    def forward(self, **inputs: Any) -> ModelOutput:
+        """Logits by name; other outputs are left out."""
+        outputs = self.run({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+        return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
+
+
+def runtime_call(
+    form: str, path: Path, inputs: Mapping[str, torch.Tensor], workload: Workload, bench: Workbench
+) -> Callable[[], object]:
+    """One pass of a format on inputs of a workload, with its threads."""
+    if form in ("onnx", "int8"):
+        return onnx_call(path, inputs, workload)
+    model = RuntimeModel.load(form, path, bench)
+    return partial(model, **(called_with(model, inputs) if form == "torch" else inputs))
+
+
+def _onnx(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names, taken = ([port.name for port in ports] for ports in (session.get_outputs(), session.get_inputs()))
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = session.run(names, {name: inputs[name].numpy() for name in taken})
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    return run
+
+
+def _program(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda inputs: module(**inputs)
+
+
+def _openvino(path: Path) -> Run:
+    import openvino
+
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(path), "CPU", threads)
+    taken = [name for port in model.inputs for name in port.get_names()]
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = model({name: inputs[name].numpy() for name in taken if name in inputs})
+        return {name: torch.from_numpy(value) for port, value in found.items() for name in port.get_names()}
+
+    return run
+
+
+LOADERS: dict[str, Callable[[Path], Run]] = {
+    "onnx": _onnx,
+    "int8": _onnx,
+    "program": _program,
+    "openvino": _openvino,
+}
+"""Format -> what loads its file."""

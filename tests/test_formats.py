@@ -1,0 +1,156 @@
+"""Every format of an export gives the outputs of its Hugging Face model, and its card says what it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOYS, logits
+from test_exports import narrower, per_layer
+
+from nas.exports.card import write_card
+from nas.exports.check import Checked, broken_promises, holds
+from nas.exports.export import ReloadError, describe_remote_code, outputs_elsewhere
+from nas.exports.formats import FORMATS, convert, parse_formats, present, size_mb
+from nas.exports.modeling_nas import PREFIX
+from nas.exports.reload import RUNNERS
+from nas.fronts.point import Point
+from nas.supernets.supernet import Supernet
+from predictors import Workload
+from search_spaces import AUTO_CLASSES, InputError
+
+TASKS = {
+    "bert": "text-classification",
+    "vit": "image-classification",
+    "llama": "text-generation",
+    "t5": "text2text-generation",
+}
+SUBNETS = {"uniform": narrower, "per-layer": per_layer}
+NEEDS = {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch", "openvino": "openvino"}
+LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4}
+"""How far an output may be; random toys have logits of about 1."""
+
+
+def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:
+    """An export of a random toy as `nas export` writes it; returns its subnet.json."""
+    supernet = Supernet(TOYS[family].model(TASKS[family]))
+    subnet = SUBNETS[kind](supernet.layout)
+    model = supernet.extract(subnet)
+    if type(model).__name__.startswith(PREFIX):
+        describe_remote_code(model, AUTO_CLASSES[TASKS[family]])
+    model.save_pretrained(folder)
+    workload = Workload(sequence_length=None if family == "vit" else 12)
+    values, errors = {"accuracy": 0.9, "latency_ms": 2.0, "size_mb": 1.0}, {"accuracy": 0.01, "latency_ms": 0.1}
+    point = Point(subnet, values, errors, measured=True)
+    story = {"base_model": "some/parent", "license": "mit", "task": TASKS[family], "split": "dev.csv"}
+    story |= {"workload": workload.to_dict(), "device": "a processor", "parent": {"values": values, "errors": errors}}
+    story |= point.to_dict()
+    (folder / "subnet.json").write_text(json.dumps(story))
+    return story
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", SUBNETS)
+@pytest.mark.parametrize("family", TASKS)
+def test_every_format_gives_the_outputs_of_the_model(tmp_path: Path, family: str, kind: str, form: str) -> None:
+    pytest.importorskip(NEEDS[form])
+    exported(tmp_path, family, kind)
+    file = convert(tmp_path, [form])[form]
+    inputs, auto = TOYS[family].inputs(), AUTO_CLASSES[TASKS[family]]
+    inputs.pop("decoder_attention_mask", None)
+    expected = RUNNERS["torch"](str(tmp_path), auto, inputs)
+    found = RUNNERS[form](str(file), auto, inputs)
+    assert found.keys() == expected.keys()
+    assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[form]
+
+
+def test_a_clean_process_runs_a_folder_and_weighs_it(tmp_path: Path) -> None:
+    exported(tmp_path)
+    inputs = TOYS["bert"].inputs()
+    found, memory_mb = outputs_elsewhere("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
+    expected = RUNNERS["torch"](str(tmp_path), "AutoModelForSequenceClassification", inputs)
+    assert torch.allclose(found["logits"], expected["logits"], atol=1e-5) and 0 < memory_mb < 1000
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ReloadError):
+        outputs_elsewhere("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
+
+
+@pytest.mark.parametrize("kind", SUBNETS)
+def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path, kind: str) -> None:
+    from huggingface_hub import ModelCard
+
+    story = exported(tmp_path, kind=kind)
+    found = Checked({"accuracy": 0.8, "latency_ms": 1.0, "memory_mb": 30.0}, {"accuracy": 0.01})
+    write_card(tmp_path, {**story, "formats": {"int8": {"values": found.values, "errors": found.errors}}})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit" and card.data.base_model == "some/parent"
+    assert card.data.pipeline_tag == "text-classification"
+    text = card.text
+    assert "| accuracy | 0.9000 ± 0.0100 | 0.9000 ± 0.0100 |" in text and "`dev.csv`" in text
+    assert "batch 1 · 12 tokens · 1 thread, a processor" in text and "| int8 | 0.8000 ± 0.0100 | 1.00 | 30.0 |" in text
+    assert ("trust_remote_code=True" in text) == (kind == "per-layer")
+    code = text.split("```python\n")[1].split("```")[0].replace("this-folder", str(tmp_path))
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert torch.equal(
+        logits(scope["model"].eval(), TOYS["bert"].inputs()) * 0, torch.zeros(scope["model"].config.num_labels * 3)
+    )
+
+
+def test_a_figure_that_does_not_hold_is_named(tmp_path: Path) -> None:
+    story = exported(tmp_path)
+    good = Checked({"accuracy": 0.902, "latency_ms": 2.3, "size_mb": 1.0}, difference=1e-6)
+    assert broken_promises(story, {"torch": good}) == []
+    slow = replace(good, values={**good.values, "latency_ms": 3.0})
+    assert broken_promises(story, {"torch": slow}) == ["torch states latency_ms 2.00, but it is 3.00"]
+    worse = replace(good, values={**good.values, "accuracy": 0.88})
+    assert broken_promises(story, {"torch": worse}) == ["torch states accuracy 0.9000, but it is 0.8800"]
+    (line,) = broken_promises(story, {"torch": good, "onnx": replace(good, difference=0.01)})
+    assert "onnx must give equal outputs" in line
+    (line,) = broken_promises(story, {"torch": Checked(failure="no file")})
+    assert line == "torch does not run: no file"
+    assert broken_promises(story, {"torch": replace(good, difference=float("nan"))})
+    assert not holds("accuracy", 0.9, float("nan"), 0.01) and holds("memory_mb", 30.0, 60.0, 0.0)
+
+
+def test_what_a_folder_holds(tmp_path: Path) -> None:
+    exported(tmp_path)
+    assert list(present(tmp_path)) == ["torch"]
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"0" * 2_000_000)
+    (tmp_path / "onnx" / "model.onnx.data").write_bytes(b"0" * 1_000_000)
+    (tmp_path / "onnx" / "model_int8.onnx").write_bytes(b"0" * 500_000)
+    assert list(present(tmp_path)) == ["torch", "onnx", "int8"]
+    assert size_mb("onnx", tmp_path / "onnx" / "model.onnx") == 3.0
+    assert size_mb("int8", tmp_path / "onnx" / "model_int8.onnx") == 0.5
+    assert parse_formats(" onnx, int8,onnx") == ["onnx", "int8"] and parse_formats("") == []
+    with pytest.raises(InputError, match="did you mean `onnx`"):
+        parse_formats("onxx")
+    with pytest.raises(InputError, match="nas export"):
+        convert(tmp_path / "none", ["onnx"])
+
+
+def test_an_export_is_pushed_to_the_hub_as_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the hub's two calls keeps what it is sent."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import hub
+
+    sent: dict[str, Any] = {}
+
+    class Made:
+        repo_id = "me/small"
+
+    monkeypatch.setattr(hub, "create_repo", lambda *_, **__: Made())
+    monkeypatch.setattr(hub, "create_branch", lambda *_, **__: None)
+    monkeypatch.setattr(
+        hub, "create_commit", lambda operations, **_: sent.update({o.path_in_repo: o for o in operations})
+    )
+    exported(tmp_path, kind="per-layer")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    model.push_to_hub("me/small")
+    assert {"config.json", "model.safetensors", "modeling_nas.py"} <= sent.keys()
