@@ -119,6 +119,18 @@ def watch(
 
 
 @app.command()
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+) -> None:
+    """Open the studies of a run in optuna-dashboard; the run itself is only read."""
+    from nas.dashboard import serve
+    from nas.run import Run
+
+    serve(Run(run), port)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),

@@ -174,6 +174,11 @@ class SubnetConfig:
             alike["attention"] = self.attention[0] if len(set(self.attention)) == 1 else "; ".join(self.attention)
         return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
 
+    def _repr_html_(self) -> str:
+        from search_spaces.picture import svg
+
+        return f"<p><code>{self.key}</code> {self}</p>{svg(self)}"
+
     def __str__(self) -> str:
         return " · ".join(f"{name} {value}" for name, value in self.parts.items())
 

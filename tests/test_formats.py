@@ -19,6 +19,7 @@ from nas.exports.formats import FORMATS, convert, parse_formats, present, size_m
 from nas.exports.modeling_nas import PREFIX
 from nas.exports.reload import RUNNERS
 from nas.fronts.point import Point
+from nas.supernets.basis import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
 from search_spaces import AUTO_CLASSES, InputError
@@ -38,6 +39,7 @@ LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4}
 def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:
     """An export of a random toy as `nas export` writes it; returns its subnet.json."""
     supernet = Supernet(TOYS[family].model(TASKS[family]))
+    supernet.activations = calibrate(supernet, [TOYS[family].inputs()])
     subnet = SUBNETS[kind](supernet.layout)
     model = supernet.extract(subnet)
     if type(model).__name__.startswith(PREFIX):

@@ -34,7 +34,8 @@ def test_the_space_and_the_command_line_need_no_torch() -> None:
 
 def test_help_lists_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "nas.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
-    commands = ("search", "profile", "show", "export", "finetune", "bench", "families")
+    commands = ["search", "profile", "show", "watch", "compare", "dashboard", "export", "convert", "verify"]
+    commands += ["finetune", "bench", "families"]
     assert done.returncode == 0 and all(f"  {command} " in done.stdout for command in commands)
 
 
@@ -55,7 +56,8 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"nas", "search_spaces", "predictors"}
-    assert {"nas/fronts/report.html", "nas/py.typed", "nas/exports/modeling_nas.py"} <= set(names)
+    shipped = {"nas/fronts/page/report.html", "nas/fronts/page/report.js", "nas/py.typed"}
+    assert shipped | {"nas/exports/modeling_nas.py"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -65,7 +65,7 @@ def _state(path: Path) -> str:
 
 def study_notes(run: Run) -> Iterator[tuple[str, str]]:
     """Study -> how many evaluations it has had and what they found."""
-    storage = _read_only(run)
+    storage = read_only(run)
     if storage is None:
         return
     reference = Reference()
@@ -81,7 +81,7 @@ def study_notes(run: Run) -> Iterator[tuple[str, str]]:
         yield short, f"{len(told)} evaluated · {standing.note()}"
 
 
-def _read_only(run: Run) -> BaseStorage | None:
+def read_only(run: Run) -> BaseStorage | None:
     """The studies' storage; a journal file is read without its lock and never mended."""
     if run.recipe.search.storage is not None:
         return open_storage(run.recipe.search.storage, run.study)

@@ -1,0 +1,132 @@
+"""What is printed of fronts: filtered, sorted, picked, as text for other programs; runs compared and watched."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from rich.console import Console
+
+from nas import progress as progress_module
+from nas.config import Recipe
+from nas.engine.watch import lines
+from nas.figures import Direction
+from nas.fronts.compare import attainment, attainment_table, compare_runs, hypervolume_table, plot
+from nas.fronts.front import ParetoFront
+from nas.fronts.listing import listed, written
+from nas.fronts.point import Point
+from nas.run import Run
+from search_spaces import InputError, SubnetConfig
+
+OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+
+
+def point(accuracy: float, latency_ms: float, heads: int) -> Point:
+    subnet = SubnetConfig.uniform((0, 2), num_attention_heads=heads, intermediate_size=64, hidden_size=48)
+    values = {"accuracy": accuracy, "latency_ms": latency_ms, "size_mb": 10.0 - heads}
+    return Point(subnet, values, {"accuracy": 0.01}, measured=True)
+
+
+@pytest.fixture
+def front() -> ParetoFront:
+    return ParetoFront.of([point(0.7, 1.0, 1), point(0.88, 2.0, 2), point(0.9, 5.0, 4)], OBJECTIVES)
+
+
+def latencies(front: ParetoFront) -> list[float]:
+    return [p.values["latency_ms"] for p in front]
+
+
+def test_a_front_is_filtered_sorted_and_picked(front: ParetoFront) -> None:
+    assert latencies(listed(front)) == [1.0, 2.0, 5.0]
+    assert latencies(listed(front, sort="accuracy")) == [5.0, 2.0, 1.0]
+    assert latencies(listed(front, sort="size_mb")) == [5.0, 2.0, 1.0]
+    assert latencies(listed(front, where="accuracy > 0.8", sort="latency_ms")) == [2.0, 5.0]
+    assert latencies(listed(front, pick="latency_ms <= 3")) == [2.0] and latencies(listed(front, pick="best")) == [5.0]
+    with pytest.raises(InputError, match="did you mean `accuracy`"):
+        listed(front, sort="acuracy")
+
+
+def test_other_programs_can_read_it(front: ParetoFront) -> None:
+    frame = pd.read_csv(io.StringIO(written(front, "csv")))
+    assert list(frame["latency_ms"]) == [1.0, 2.0, 5.0] and frame["key"][0] == front.points[0].key
+    assert ParetoFront.from_dict(json.loads(written(front, "json"))) == front
+    rows = [line.strip("| \n").split(" | ") for line in written(front, "markdown").splitlines()]
+    assert [row[1] for row in rows[2:]] == ["0.7000 ± 0.0100", "0.8800 ± 0.0100", "0.9000 ± 0.0100"]
+    with pytest.raises(InputError, match="csv, json, markdown"):
+        written(front, "xml")
+
+
+def shown(table: object, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_fronts_compare_by_one_reference_and_by_what_quality_costs(front: ParetoFront) -> None:
+    worse = ParetoFront.of([point(0.7, 2.0, 1), point(0.85, 6.0, 4)], OBJECTIVES)
+    assert attainment(front, "accuracy", "latency_ms", 0.8) == 2.0
+    assert attainment(worse, "accuracy", "latency_ms", 0.8) == 6.0
+    assert attainment(worse, "accuracy", "latency_ms", 0.9) == float("inf")
+    fronts = {"a": front, "b": worse}
+    volumes = [line.split()[-1] for line in shown(hypervolume_table(fronts)).splitlines() if line[:1] in "ab"]
+    reference = {"accuracy": 0.68, "latency_ms": 6.5}
+    assert volumes == [f"{f.hypervolume(reference):.4g}" for f in fronts.values()]
+    assert "never" in shown(attainment_table(fronts))
+    page = plot(fronts)
+    assert front.points[0].key in page and "cdn.plot.ly" not in page.split("<body>")[0]
+
+
+def run_of(folder: Path, recipe: Path, front: ParetoFront, **changed: str) -> Run:
+    folder.mkdir()
+    overrides = [f"{name}={value}" for name, value in changed.items()]
+    (folder / "recipe.yaml").write_text(Recipe.load(recipe, overrides).to_yaml())
+    (folder / "environment.json").write_text('{"device": "a processor"}')
+    (folder / "front.json").write_text(json.dumps({"front": front.to_dict()}))
+    return Run(folder)
+
+
+def test_only_runs_that_measure_the_same_compare(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:
+    a, b = (run_of(tmp_path / name, text_recipe, front) for name in "ab")
+    tables = compare_runs([a, b], tmp_path / "compare.html")
+    assert len(tables) == 2 and (tmp_path / "compare.html").stat().st_size > 1_000_000
+    other = run_of(tmp_path / "c", text_recipe, front, **{"workload.batch_size": "7"})
+    with pytest.raises(InputError, match="same `workload`"):
+        compare_runs([a, other], tmp_path / "none.html")
+    with pytest.raises(InputError, match="at least two"):
+        compare_runs([a], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:
+    run = run_of(tmp_path / "run", text_recipe, front)
+    run.front_file.unlink()
+    (run.folder / "supernet.partial" / "checkpoints" / "checkpoint-40").mkdir(parents=True)
+    run.parent.mkdir()
+    assert lines(run) == ["parent     done", "supernet   in training, past step 40", "profile    0 measured"]
+    storage = JournalStorage(JournalFileBackend(str(run.study)))
+    study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
+    for found in front:
+        attributes = {"point": found.to_dict()}
+        study.add_trial(optuna.create_trial(values=[found.values[n] for n in OBJECTIVES], user_attrs=attributes))
+    with run.study.open("a") as file:
+        file.write('{"op_code": 5, "half a rec')
+    before = run.study.read_bytes()
+    line = lines(run)[3]
+    assert line.startswith("search     3 evaluated · ") and "best accuracy 0.9000" in line
+    assert run.study.read_bytes() == before
+
+
+def test_bars_fit_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    monkeypatch.setattr(progress_module, "console", console)
+    with progress_module.progress("search") as report:
+        report(50, 100, "100 feasible · 18 on the front · hypervolume 2.391 · best accuracy 0.9533")
+    text = console.export_text()
+    assert "search" in text and "50/100" in text and "best accuracy 0.9533" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
