@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,14 +145,14 @@ def test_an_export_is_pushed_to_the_hub_as_any_model(tmp_path: Path, monkeypatch
 
     sent: dict[str, Any] = {}
 
-    class Made:
-        repo_id = "me/small"
+    class StandIn:
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return SimpleNamespace(repo_id=repo_id)
 
-    monkeypatch.setattr(hub, "create_repo", lambda *_, **__: Made())
-    monkeypatch.setattr(hub, "create_branch", lambda *_, **__: None)
-    monkeypatch.setattr(
-        hub, "create_commit", lambda operations, **_: sent.update({o.path_in_repo: o for o in operations})
-    )
+        def create_commit(self, *, operations: Any, **_: Any) -> None:
+            sent.update({operation.path_in_repo: operation for operation in operations})
+
+    monkeypatch.setattr(hub, "hf_api", StandIn)
     exported(tmp_path, kind="per-layer")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
     model.push_to_hub("me/small")
