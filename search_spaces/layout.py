@@ -43,6 +43,9 @@ RANK_OF_AXIS: dict[str, str] = {
 }
 """The field of a subnetwork that says the rank of a linear layer with such an axis."""
 
+RANK_STEP = 8
+"""Ranks are multiples of it: matrix products of other widths take up to half as long again."""
+
 FACTORS = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
 """Parameter of a linear layer -> those that take its place in two thin ones."""
 
@@ -515,8 +518,14 @@ class Layout:
 
 
 def factor_rank(outputs: int, inputs: int, percent: int) -> int | None:
-    """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `DENSE`."""
-    return None if percent in (0, DENSE) else max(1, percent * outputs * inputs // (100 * (outputs + inputs)))
+    """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `DENSE`.
+
+    It is rounded down to a multiple of `RANK_STEP`, unless it is smaller.
+    """
+    if percent in (0, DENSE):
+        return None
+    rank = percent * outputs * inputs // (100 * (outputs + inputs))
+    return max(1, rank - rank % RANK_STEP if rank > RANK_STEP else rank)
 
 
 def _rank_field(axes: Axes) -> str:

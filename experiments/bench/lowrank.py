@@ -4,20 +4,23 @@
     python experiments/bench/lowrank.py errors MODEL TEXTS.parquet [--column sentence]
 
 `times` runs extracted linear layers and a whole extracted encoder layer of MiniLM's and BERT base's shapes beside the
-dense ones: one thread, interleaved rounds, median ratio; below 1 the factors are faster. `errors` truncates matrices
-of a BERT on its activations on real texts, and compares with the optimum, found by another road in float64 (tail
-of the singular values of the outputs themselves), and with a singular value decomposition of the weight alone.
+dense ones: one thread, process CPU time, interleaved rounds, median ratio; below 1 the factors are faster. `errors`
+truncates matrices of a BERT on its activations on real texts, and compares with the optimum, found by another road in
+float64 (tail of the singular values of the outputs themselves), and with a singular value decomposition of the weight
+alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from elastic import ratio
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -25,9 +28,8 @@ from torch import nn
 from nas.exports.modeling_nas import LowRank
 from nas.supernets.basis import calibrate, output_basis
 from nas.supernets.supernet import Supernet
-from predictors import Workload, measure
 from search_spaces import SubnetConfig
-from search_spaces.layout import factor_rank
+from search_spaces.layout import RANK_STEP, factor_rank
 
 FRACTIONS = (25, 50, 75, 100)
 TOKENS = (128, 1024)
@@ -37,18 +39,29 @@ SIZES = {
     "MiniLM": {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
     "BERT base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+VISIT_S = 0.01
+"""CPU seconds of calls in a row that are timed as one."""
 MATRICES = ("attention.self.value", "intermediate.dense", "output.dense")
 
 
-def ratios(candidates: dict[str, nn.Module], dense: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
-    """Median latency of each module over that of the dense one."""
+def ratios(candidates: Sequence[nn.Module], dense: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
+    """CPU time of each module over that of the dense one."""
 
-    def run(module: nn.Module) -> Callable[[], Any]:
-        return partial(module.eval(), x)
+    def seconds(calls: int) -> float:
+        start = time.process_time()
+        for _ in range(calls):
+            dense(x)
+        return time.process_time() - start
 
     with torch.inference_mode():
-        timed = measure({n: run(m) for n, m in candidates.items()}, run(dense), Workload(), rounds=rounds)
-    return [f"{timed[name].ratio:.2f}" for name in candidates]
+        seconds(3)
+        calls = max(1, round(VISIT_S / (seconds(5) / 5)))
+
+        def run(module: nn.Module) -> None:
+            for _ in range(calls):
+                module(x)
+
+        return [f"{ratio(partial(run, low.eval()), partial(run, dense), rounds):.2f}" for low in candidates]
 
 
 def linear_layers(rounds: int) -> Table:
@@ -56,10 +69,11 @@ def linear_layers(rounds: int) -> Table:
     table = Table("outputs x inputs", "tokens", *(f"{percent} %" for percent in FRACTIONS), title="linear layer")
     for outputs, inputs in SHAPES:
         dense = nn.Linear(inputs, outputs)
-        ranks = {p: factor_rank(outputs, inputs, p) or outputs * inputs // (outputs + inputs) for p in FRACTIONS}
-        low = {str(percent): LowRank(dense, inputs, outputs, rank) for percent, rank in ranks.items()}
+        even = outputs * inputs // (outputs + inputs)
+        ranks = {p: factor_rank(outputs, inputs, p) or even - even % RANK_STEP for p in FRACTIONS}
+        low = [LowRank(dense, inputs, outputs, rank) for rank in ranks.values()]
         for tokens in TOKENS:
-            cells = ratios(dict(low), dense, torch.randn(1, tokens, inputs), rounds)
+            cells = ratios(low, dense, torch.randn(1, tokens, inputs), rounds)
             table.add_row(f"{outputs} x {inputs}", str(tokens), *cells)
     return table
 
@@ -74,7 +88,7 @@ def encoder_layers(rounds: int) -> Table:
         layers = {p: supernet.extract(with_rank(supernet.parent, p)).bert.encoder.layer[0] for p in FRACTIONS}
         for tokens in TOKENS:
             x = torch.randn(1, tokens, sizes["hidden_size"])
-            low = {str(percent): layers[percent] for percent in FRACTIONS[:-1]}
+            low = [layers[percent] for percent in FRACTIONS[:-1]]
             table.add_row(name, str(tokens), *ratios(low, layers[100], x, rounds))
     return table
 
@@ -145,6 +159,7 @@ def main() -> None:
     of_errors.add_argument("--examples", type=int, default=256)
     given = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     if given.kind == "times":
         Console().print(linear_layers(given.rounds), encoder_layers(given.rounds))
     else:

@@ -22,7 +22,7 @@ from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.family import Axes
 from search_spaces.layout import factor_rank, is_under
 from search_spaces.stock import stock_update
-from search_spaces.subnet import DENSE
+from search_spaces.subnet import DENSE, RANKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -153,8 +153,9 @@ class Supernet:
         for path, kinds in part.axes.items():
             views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
             part.modules[path].__dict__["views"] = views
+        low = stack is not None and any(width[rank] not in (0, DENSE) for rank in RANKS)
         for path, name in part.linear.items():
-            part.modules[path].__dict__["basis"] = self._basis(name, width)
+            part.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
         if stack is not None:
             skips = self.layout.skips(stack, width)
             for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
@@ -213,7 +214,7 @@ class Supernet:
             moment = take(self._activations.moments[name], (columns, columns))
             largest = factor_rank(weight.shape[0], weight.shape[1], DENSE - 1)
             assert largest is not None
-            self._bases[key] = output_basis(weight, moment, largest).float().contiguous()
+            self._bases[key] = output_basis(weight, moment, largest).to(self.model.device, self.model.dtype)
         return self._bases[key][:, :rank]
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
