@@ -16,7 +16,7 @@ from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
-from predictors import AnalyticCosts, LatencyPredictor
+from predictors import AnalyticCosts, SubnetPredictor
 from search_spaces import SearchSpace, SubnetConfig
 
 
@@ -27,7 +27,7 @@ class Evaluator:
     recipe: Recipe
     supernet: Supernet
     examples: EvaluationSet
-    predictor: LatencyPredictor
+    predictor: SubnetPredictor
 
     def __post_init__(self) -> None:
         self.counts = AnalyticCosts.of(self.supernet.model, self.supernet.layout)

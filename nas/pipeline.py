@@ -19,7 +19,7 @@ from nas.samplers.by_name import check_sampler
 from nas.stages import load_supernet, make_parent, make_profile, make_supernet, paying, search_space
 from nas.tasks.workbench import Workbench
 from nas.verify import verify
-from predictors import AnalyticCosts, LatencyPredictor, device_name
+from predictors import AnalyticCosts, SubnetPredictor, device_name
 from predictors.analytic import COUNTED
 from search_spaces import InputError
 
@@ -65,7 +65,7 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
     return run
 
 
-def profile(recipe: Recipe, folder: str | Path) -> LatencyPredictor:
+def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
     """Runs the stages up to this device's latency predictor."""
     quiet_libraries()
     bench, run = opened(recipe, folder)
@@ -126,7 +126,7 @@ def checked(recipe: Recipe) -> Workbench:
     return bench
 
 
-def make_report(run: Run, predictor: LatencyPredictor) -> None:
+def make_report(run: Run, predictor: SubnetPredictor) -> None:
     """Writes report.html."""
     recipe, results = run.recipe, run.results()
     command = f"nas export {run.folder} --pick {{key}} --out {{key}}"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nas.config import SupernetTraining
 from nas.progress import progress, say
@@ -28,10 +26,14 @@ from nas.supernets.training import (
 )
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore, Stage, Timing, measure
+from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing, measure
+from predictors.runtimes import prepared
 from search_spaces import SearchSpace, SubnetConfig
 from search_spaces.pruning import pruned
 from search_spaces.subnet import RANKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CALIBRATION_EXAMPLES = 512
 LAYER_EXAMPLES = 128
@@ -138,18 +140,18 @@ def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
     return supernet, search_space(bench, run.layer_order)
 
 
-def make_profile(run: Run, bench: Workbench) -> LatencyPredictor:
+def make_profile(run: Run, bench: Workbench) -> SubnetPredictor:
     """Measures sampled subnetworks, each extracted, and fits the latency predictor on them."""
     recipe = bench.recipe
     if any(run.predictor.glob("*")):
-        return LatencyPredictor.load(run.predictor, recipe.workload)
+        return SubnetPredictor.load(run.predictor, recipe.workload)
     supernet, space = load_supernet(run, bench)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     measured = measure_subnets(run, bench, supernet, subnets, "profile")
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    predictor = LatencyPredictor.fit(space, subnets, latency_ms, recipe.workload, macs=macs, seed=recipe.seed)
+    predictor = SubnetPredictor.fit(space, subnets, latency_ms, recipe.workload, macs=macs, seed=recipe.seed)
     with run.building(run.predictor) as work:
         predictor.save(work)
     return predictor
@@ -186,21 +188,14 @@ def measure_subnets(
 
 
 def time_models(
-    bench: Workbench, supernet: Supernet, models: dict[str, torch.nn.Module], store: MeasurementStore
+    bench: Workbench, supernet: Supernet, models: dict[str, PreTrainedModel], store: MeasurementStore
 ) -> dict[str, Timing]:
     """Times models beside the parent's architecture as the anchor, all on the scale of the first measurement."""
-    workload = bench.recipe.workload
-    inputs = {
-        name: tensor.to(workload.device, getattr(torch, workload.dtype) if tensor.is_floating_point() else None)
-        for name, tensor in bench.dummy_inputs(workload).items()
-    }
-
-    def runner(model: torch.nn.Module) -> partial[object]:
-        return partial(model.to(workload.device, getattr(torch, workload.dtype)).eval(), **inputs)
-
+    workload, inputs = bench.recipe.workload, bench.dummy_inputs(bench.recipe.workload)
     anchor_ms = store.anchor_ms(workload)
-    calls = {key: runner(model) for key, model in models.items()}
-    timed = measure(calls, runner(supernet.extract(supernet.parent)), workload, anchor_ms=anchor_ms)
+    calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
+    anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
+    timed = measure(calls, anchor, workload, anchor_ms=anchor_ms)
     if anchor_ms is None:
         store.add(supernet.parent, workload, "anchor", timed["anchor"])
     return timed

@@ -21,11 +21,11 @@ from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, LatencyPredictor, MeasurementStore
+from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor
 from search_spaces import InputError, SubnetConfig
 
 
-def verify(run: Run, bench: Workbench, predictor: LatencyPredictor) -> dict[str, Any]:
+def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, Any]:
     """Measures and scores every subnetwork on the front of a study, and writes front.json.
 
     The front is what no other of them beats, whichever study it comes from.
@@ -79,7 +79,7 @@ def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe
 
 
 def _measured(
-    run: Run, bench: Workbench, supernet: Supernet, predictor: LatencyPredictor, found: Sequence[Point]
+    run: Run, bench: Workbench, supernet: Supernet, predictor: SubnetPredictor, found: Sequence[Point]
 ) -> dict[str, dict[str, Any]]:
     """Key -> stored figures of each verified subnetwork; those in verified.jsonl are not done again."""
     done = _read_lines(run.verified)

@@ -3,15 +3,17 @@
 from predictors.analytic import AnalyticCosts
 from predictors.latency import LatencyPredictor, PredictorReport
 from predictors.measure import Timing, device_name, measure
-from predictors.models import BASELINES, MODELS, Errors, LatencyModel
+from predictors.models import MODELS, PRIOR_MODELS, Errors
 from predictors.onnx_export import write_onnx
+from predictors.regressions import LatencyModel
 from predictors.runtimes import RUNTIMES, prepared
 from predictors.store import Measurement, MeasurementStore, Stage
+from predictors.subnet_latency import SubnetPredictor
 from predictors.workload import Workload
 
 __all__ = [
-    "BASELINES",
     "MODELS",
+    "PRIOR_MODELS",
     "RUNTIMES",
     "AnalyticCosts",
     "Errors",
@@ -21,6 +23,7 @@ __all__ = [
     "MeasurementStore",
     "PredictorReport",
     "Stage",
+    "SubnetPredictor",
     "Timing",
     "Workload",
     "device_name",

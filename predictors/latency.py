@@ -1,30 +1,30 @@
-"""LatencyPredictor: subnetwork -> milliseconds, fitted on measurements and carrying its held-out error."""
+"""LatencyPredictor: features -> milliseconds, fitted on measurements of any device and carrying its held-out error."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from predictors.models import BASELINES, MODELS, Errors, LatencyModel, LeastSquares, errors, feature_names, features
-from predictors.store import Measurement
-from predictors.workload import Workload
-from search_spaces import InputError, SearchSpace, SubnetConfig
+from predictors.models import MODELS, PRIOR_MODELS, Errors, LeastSquares, errors
+from predictors.regressions import Blend, LatencyModel
+from search_spaces import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MIN_MEASUREMENTS = 10
-FOLDS = 5
+MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
+FOLDS, FOLDS_OF_FEW = 5, 10
+FEW = 30
+"""Up to so many measurements there are more folds, and models close to the best are averaged with it."""
+CLOSE = 1.25
 COVERAGE = 0.9
-FILE = "predictor.json"
+CURVE = (10, 30, 100, 300)
+"""Measurements that a learning curve is read at."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class PredictorReport:
     """How good a predictor is on measurements it has not seen.
 
     Attributes:
-        model: The chosen model, a name in `MODELS`.
+        model: The chosen models, names in `MODELS` and `PRIOR_MODELS` joined by ``+``.
         n_train: Measurements that models were fitted and chosen on.
         n_test: Measurements held out.
         cv_mape_percent: Model -> cross-validated error on the former, by which the model was chosen.
         held_out: Model or baseline -> errors on the latter.
-        residual_bound: The relative residual that 90 % of held-out measurements stay below, with the correction of
-            split conformal prediction.
+        residual_bound: The relative residual that 90 % of measurements stay below when they are left out, with the
+            correction of conformal prediction.
     """
 
     model: str
@@ -48,6 +48,11 @@ class PredictorReport:
     held_out: Mapping[str, Errors]
     residual_bound: float
 
+    @property
+    def chosen(self) -> Errors:
+        """Held-out errors of the predictor itself."""
+        return self.held_out[self.model]
+
     def table(self) -> Table:
         """Held-out errors of every model and baseline, the chosen one marked."""
         from rich.table import Table
@@ -56,7 +61,8 @@ class PredictorReport:
         for column in ("model", "MAPE %", "RMSE ms", "Kendall tau"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for name, e in self.held_out.items():
-            kind = "chosen" if name == self.model else "baseline" if name in BASELINES else ""
+            known = name in MODELS or name in PRIOR_MODELS
+            kind = "chosen" if name == self.model else "" if known else "baseline"
             shown = f"{name} ({kind})" if kind else name
             table.add_row(shown, f"{e.mape_percent:.1f}", f"{e.rmse_ms:.3g}", f"{e.kendall_tau:.3f}")
         return table
@@ -68,190 +74,210 @@ class PredictorReport:
 
 
 class LatencyPredictor:
-    """Predicts the latency of subnetworks of one space under one workload.
+    """Predicts latency from features, on any device and of any kind of model.
 
-    Made by `fit`, `from_measurements` or `load`; the constructor refits ``report.model`` on all measurements.
+    Made by `fit`; the constructor refits ``report.model`` on all measurements.
+
+    Example:
+        >>> xeon = LatencyPredictor.fit(features, xeon_ms)            # (n, d) numbers and (n,) milliseconds
+        >>> phone = LatencyPredictor.fit(few, few_ms, prior=[xeon])   # ten measurements suffice on another device
+        >>> phone.predict(others), phone.spread_ms(others), phone.report.table()
     """
 
     def __init__(
         self,
-        space: SearchSpace,
-        subnets: Sequence[SubnetConfig],
+        features: np.ndarray,
         latency_ms: np.ndarray,
-        workload: Workload,
         report: PredictorReport,
+        *,
+        names: Sequence[str],
+        prior: Sequence[LatencyPredictor] = (),
     ) -> None:
-        self.space, self.workload, self.report = space, workload, report
-        self.subnets, self.latency_ms = list(subnets), latency_ms
-        self._model = MODELS[report.model](feature_names(space)).fit(features(space, subnets), latency_ms)
+        self.report, self.names, self.prior = report, tuple(names), tuple(prior)
+        self.features, self.latency_ms = features, latency_ms
+        self._model = _blend(report.model.split("+"), _makers(names, prior)).fit(features, latency_ms)
 
     @classmethod
     def fit(
         cls,
-        space: SearchSpace,
-        subnets: Sequence[SubnetConfig],
-        latency_ms: Sequence[float] | np.ndarray,
-        workload: Workload,
+        features: Any,
+        latency_ms: Any,
         *,
-        macs: Sequence[float],
+        names: Sequence[str] | None = None,
+        prior: LatencyPredictor | Sequence[LatencyPredictor] = (),
+        baselines: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> LatencyPredictor:
-        """Chooses a model by 5-fold cross-validation on four fifths, reports on the held-out fifth, fits on all.
+        """Chooses a model by cross-validation on four fifths, reports on the held-out fifth, fits on all.
 
         Args:
-            space: Where the subnetworks come from.
-            subnets: What was measured.
-            latency_ms: How long each took, in milliseconds.
-            workload: On what all of them were measured.
-            macs: Multiply-accumulates of each, for the baseline of that name.
+            features: (n, d) numbers: an array, a list of rows or a data frame. What latency grows with is best given
+                as it is (layers, widths, counts of operations); columns that never vary do no harm.
+            latency_ms: (n,) milliseconds.
+            names: Of the columns; by default those of the data frame, or numbers.
+            prior: Predictors of other devices on the same features; with them, ten measurements suffice.
+            baselines: Name -> (n,) or (n, k) numbers in which a straight line is fitted, for comparison.
             seed: Which measurements are held out, and the folds.
 
         Raises:
-            InputError: If there are fewer than 10 measurements, lengths differ, or a latency is not above zero.
+            InputError: If there are fewer than 10 measurements (4 with a prior), lengths differ, something is no
+                finite number, a latency is not above zero, or a prior is of other features.
         """
-        measured, counted = np.asarray(latency_ms, dtype=float), np.asarray(macs, dtype=float)
-        _check(subnets, measured, counted)
+        prior = [prior] if isinstance(prior, LatencyPredictor) else list(prior)
+        table, found = _table(features)
+        names = tuple(found if names is None else names)
+        measured = _numbers(latency_ms, "latency_ms").reshape(-1)
+        lines = {name: _numbers(line, name).reshape(len(measured), -1) for name, line in (baselines or {}).items()}
+        _check(table, measured, names, prior)
         order = np.random.default_rng(seed).permutation(len(measured))
-        held_out = len(measured) // 5
-        report = _report(space, subnets, measured, counted, train=order[held_out:], test=order[:held_out])
-        return cls(space, subnets, measured, workload, report)
+        held_out = max(len(measured) // 5, 1)
+        makers = _makers(names, prior)
+        report = _report(table, measured, makers, lines, train=order[held_out:], test=order[:held_out])
+        return cls(table, measured, report, names=names, prior=prior)
 
-    @classmethod
-    def from_measurements(
-        cls, space: SearchSpace, measurements: Sequence[Measurement], *, macs: Sequence[float], seed: int = 0
-    ) -> LatencyPredictor:
-        """Fits on rows of a `MeasurementStore`.
+    def predict(self, features: Any) -> np.ndarray:
+        """Latencies of (n, d) features: (n,) milliseconds.
 
         Raises:
-            InputError: If they are not all of one workload and one device, and as `fit` does.
+            InputError: If there are other columns than were fitted.
         """
-        seen = {f"{m.workload} · {m.device_name}" for m in measurements}
-        if len(seen) > 1:
+        table, _ = _table(features, self.names)
+        if table.shape[1] != len(self.names):
             raise InputError(
-                f"a latency predictor needs measurements of one workload on one device, but got {len(seen)}: "
-                f"{'; '.join(sorted(seen))}; fit one predictor for each."
+                f"a prediction needs the {len(self.names)} features that were fitted, but got {table.shape[1]}."
             )
-        latency_ms = [m.timing.latency_ms for m in measurements]
-        workload = measurements[0].workload if measurements else Workload()
-        return cls.fit(space, [m.subnet for m in measurements], latency_ms, workload, macs=macs, seed=seed)
+        return self._model.predict(table)
 
-    def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """Latencies of subnetworks: (len(subnets),) milliseconds."""
-        return self._model.predict(features(self.space, subnets))
+    def spread_ms(self, features: Any) -> np.ndarray:
+        """Half the width of an interval around each prediction that covers 90 % of measurements: (n,) milliseconds.
 
-    def spread_ms(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """Half the width of an interval around each prediction that covers 90 % of measurements: (len(subnets),) ms.
-
-        Split conformal prediction on relative residuals (Vovk et al., 2005; Lei et al., 2018): the coverage needs no
-        assumption but that what is predicted is drawn like what was measured. With fewer than 9 held-out
-        measurements the largest residual stands in, and the coverage is a little lower.
+        Cross-conformal prediction on relative residuals (Vovk, 2015): each measurement is predicted by models that
+        have not seen it. It holds for what is drawn like what was measured. With fewer than 9 measurements the largest
+        residual stands in.
         """
-        return self.predict(subnets) * self.report.residual_bound
+        return self.predict(features) * self.report.residual_bound
 
-    def save(self, folder: str | Path) -> None:
-        """Writes ``predictor.json``: the measurements, the chosen model and its report; no pickled code."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = {
-            "workload": self.workload.to_dict(),
-            "space": _space_to_dict(self.space),
-            "subnets": [subnet.to_dict() for subnet in self.subnets],
-            "latency_ms": self.latency_ms.tolist(),
-            "report": asdict(self.report),
-        }
-        unfinished = folder / f"{FILE}.partial"
-        unfinished.write_text(json.dumps(data))
-        os.replace(unfinished, folder / FILE)
-
-    @classmethod
-    def load(cls, folder: str | Path, workload: Workload | None = None) -> LatencyPredictor:
-        """Reads back what `save` wrote and refits the chosen model, with the same predictions.
-
-        Args:
-            folder: Where ``predictor.json`` lies.
-            workload: What the predictor must be for, if given.
-
-        Raises:
-            InputError: If the file is missing, cut short, or for another workload.
-        """
-        path = Path(folder) / FILE
-        try:
-            data = json.loads(path.read_text())
-            found, space = Workload.from_dict(data["workload"]), _space_from_dict(data["space"])
-            subnets = [SubnetConfig.from_dict(subnet) for subnet in data["subnets"]]
-            report, latency_ms = PredictorReport.from_dict(data["report"]), np.array(data["latency_ms"], dtype=float)
-            _check(subnets, latency_ms, latency_ms)
-            predictor = cls(space, subnets, latency_ms, found, report)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"`{path}` must hold a whole saved predictor, but it does not ({error}); delete it and profile again."
-            ) from error
-        if workload is not None and workload != found:
-            raise InputError(f"`{path}` predicts for ({found}), but got the workload ({workload}); profile again.")
-        return predictor
+    def learning_curve(self, sizes: Sequence[int] = CURVE, *, seed: int = 0) -> dict[int, Errors]:
+        """Errors on a held-out fifth when only so many of the others are fitted; sizes beyond are left out."""
+        order = np.random.default_rng(seed).permutation(len(self.latency_ms))
+        test, rest = np.split(order, [len(order) // 5])
+        curve = {}
+        for size in (n for n in sizes if n <= len(rest)):
+            part = rest[:size]
+            fitted = LatencyPredictor.fit(
+                self.features[part], self.latency_ms[part], names=self.names, prior=self.prior, seed=seed
+            )
+            curve[size] = errors(self.latency_ms[test], fitted.predict(self.features[test]))
+        return curve
 
 
-def _check(subnets: Sequence[SubnetConfig], latency_ms: np.ndarray, macs: np.ndarray) -> None:
-    if len(subnets) < MIN_MEASUREMENTS:
+Maker = Callable[[], LatencyModel]
+
+
+def _makers(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str, Maker]:
+    """Every model that may be chosen."""
+    makers: dict[str, Maker] = {name: partial(make, names) for name, make in MODELS.items()}
+    devices = [device.predict for device in prior]
+    return makers | ({name: partial(make, devices) for name, make in PRIOR_MODELS.items()} if devices else {})
+
+
+def _blend(chosen: Sequence[str], makers: Mapping[str, Maker]) -> LatencyModel:
+    return makers[chosen[0]]() if len(chosen) == 1 else Blend([makers[name]() for name in chosen])
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"`{name}` must be numbers, but got something else; encode it as numbers first.") from None
+    if not np.isfinite(array).all():
+        raise InputError(f"`{name}` must be finite numbers, but got a NaN or an infinity; leave those rows out.")
+    return array
+
+
+def _table(features: Any, fitted: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
+    """Features as (n, d) numbers and the names of their columns; of a data frame those that were fitted, in order."""
+    columns = getattr(features, "columns", None)
+    if columns is not None and fitted:
+        missing = [name for name in fitted if name not in set(map(str, columns))]
+        if missing:
+            raise InputError(f"a prediction needs the features that were fitted, but got none named {missing}.")
+        features = features.rename(columns=str)[list(fitted)]
+        columns = fitted
+    table = _numbers(features, "features")
+    if table.ndim == 1:
+        table = table[:, None]
+    if table.ndim != 2:
+        raise InputError(f"`features` must be (measurements, features) numbers, but got the shape {table.shape}.")
+    return table, [f"{name}" for name in (range(table.shape[1]) if columns is None else columns)]
+
+
+def _check(table: np.ndarray, latency_ms: np.ndarray, names: Sequence[str], prior: Sequence[LatencyPredictor]) -> None:
+    if len(table) != len(latency_ms) or table.shape[1] != len(names):
         raise InputError(
-            f"a latency predictor needs at least {MIN_MEASUREMENTS} measurements, but got {len(subnets)}; "
-            "measure more."
+            f"every measurement needs one row of features and one latency, and every column a name, but got "
+            f"{len(table)} rows, {len(latency_ms)} latencies, {table.shape[1]} columns and {len(names)} names."
         )
-    if not len(subnets) == len(latency_ms) == len(macs):
+    least = MIN_WITH_PRIOR if prior else MIN_MEASUREMENTS
+    if len(table) < least:
         raise InputError(
-            f"every subnetwork needs one latency and one MAC count, but got {len(subnets)} subnetworks, "
-            f"{len(latency_ms)} latencies and {len(macs)} counts."
+            f"a latency predictor needs at least {least} measurements, but got {len(table)}; measure more"
+            f"{'' if prior else f', or give predictors of other devices as a prior, then {MIN_WITH_PRIOR} suffice'}."
         )
-    if not (np.isfinite(latency_ms) & (latency_ms > 0)).all():
+    if not (latency_ms > 0).all():
         raise InputError(f"latencies must be above zero, but got {latency_ms.min()} ms; measure again.")
+    for device in prior:
+        if len(device.names) != len(names):
+            raise InputError(
+                f"a prior must be fitted on the same features, but it has {len(device.names)} and there are "
+                f"{len(names)}; fit it on these columns."
+            )
 
 
 def _report(
-    space: SearchSpace,
-    subnets: Sequence[SubnetConfig],
+    x: np.ndarray,
     latency_ms: np.ndarray,
-    macs: np.ndarray,
+    makers: Mapping[str, Maker],
+    lines: Mapping[str, np.ndarray],
     *,
     train: np.ndarray,
     test: np.ndarray,
 ) -> PredictorReport:
     """Chooses a model on ``train`` and scores every model and baseline on ``test``, both row indices."""
-    x, names = features(space, subnets), feature_names(space)
-    cv = {n: _cross_validated(partial(make, names), x[train], latency_ms[train]) for n, make in MODELS.items()}
-    predicted = {n: make(names).fit(x[train], latency_ms[train]).predict(x[test]) for n, make in MODELS.items()}
-    for name, column in BASELINES.items():
-        line = column(x, macs)
-        predicted[name] = LeastSquares([0]).fit(line[train], latency_ms[train]).predict(line[test])
-    chosen = min(cv, key=lambda name: cv[name])
+    left_out = {name: _left_out(make, x[train], latency_ms[train]) for name, make in makers.items()}
+    cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
+    best = min(cv, key=lambda name: cv[name])
+    close = [name for name in sorted(cv, key=lambda name: cv[name]) if cv[name] <= CLOSE * cv[best]]
+    chosen = "+".join(close[:3] if len(train) <= FEW else [best])
+    predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}
+    if "+" in chosen:
+        predicted[chosen] = np.exp(np.mean([np.log(predicted[name]) for name in chosen.split("+")], axis=0))
+    for name, line in lines.items():
+        columns = range(line.shape[1])
+        predicted[name] = LeastSquares(columns).fit(line[train], latency_ms[train]).predict(line[test])
+    unseen = np.exp(np.mean([np.log(left_out[name]) for name in chosen.split("+")], axis=0))
+    pairs = ((latency_ms[train], unseen), (latency_ms[test], predicted[chosen]))
+    residuals = np.concatenate([np.abs(took - expected) / expected for took, expected in pairs])
     return PredictorReport(
         model=chosen,
         n_train=len(train),
         n_test=len(test),
         cv_mape_percent=cv,
         held_out={name: errors(latency_ms[test], p) for name, p in predicted.items()},
-        residual_bound=_conformal_bound(latency_ms[test], predicted[chosen]),
+        residual_bound=_conformal_bound(residuals),
     )
 
 
-def _cross_validated(make: Callable[[], LatencyModel], x: np.ndarray, latency_ms: np.ndarray) -> float:
-    """MAPE in percent over 5 folds of rows that are already in random order."""
-    fold = np.arange(len(x)) % FOLDS
-    off = np.zeros(len(x))
-    for k in range(FOLDS):
-        model = make().fit(x[fold != k], latency_ms[fold != k])
-        off[fold == k] = model.predict(x[fold == k]) / latency_ms[fold == k] - 1
-    return float(np.mean(np.abs(off)) * 100)
+def _left_out(make: Maker, x: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
+    """Predictions of rows, already in random order, by models fitted without them."""
+    folds = min(len(x), FOLDS_OF_FEW) if len(x) <= FEW else FOLDS
+    fold = np.arange(len(x)) % folds
+    predicted = np.zeros(len(x))
+    for k in range(folds):
+        predicted[fold == k] = make().fit(x[fold != k], latency_ms[fold != k]).predict(x[fold == k])
+    return np.maximum(predicted, 1e-9)
 
 
-def _conformal_bound(measured: np.ndarray, predicted: np.ndarray) -> float:
-    residuals = np.sort(np.abs(measured - predicted) / predicted)
+def _conformal_bound(residuals: np.ndarray) -> float:
     rank = math.ceil((len(residuals) + 1) * COVERAGE)
-    return float(residuals[min(rank, len(residuals)) - 1])
-
-
-def _space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    return {**space.arguments(), "parent": space.parent.to_dict()}
-
-
-def _space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
-    return SearchSpace(**{**data, "parent": SubnetConfig.from_dict(data["parent"])})
+    return float(np.sort(residuals)[min(rank, len(residuals)) - 1])

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 
+from predictors.regressions import (
+    LatencyModel,
+    LogGaussianProcess,
+    Network,
+    Predict,
+    PriorCorrected,
+    PriorMixture,
+    Products,
+)
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
 from search_spaces.subnet import RANKS
@@ -83,18 +91,6 @@ def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
     return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.fields else (None,)
 
 
-class LatencyModel(Protocol):
-    """A regression from features to milliseconds."""
-
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
-        """Fits (n, d) features to (n,) latencies and returns itself."""
-        ...
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n, d) features -> (n,) milliseconds."""
-        ...
-
-
 class LeastSquares:
     """A weighted sum of columns plus a constant, with the least squared *relative* error.
 
@@ -153,7 +149,12 @@ class GradientBoosting:
 
 
 def _additive(names: Sequence[str]) -> LatencyModel:
-    """t = t0 + sum over layers of f_heads(heads) + f_ffn(width), both f monotone and piecewise linear."""
+    """t = t0 + sum over layers of f_heads(heads) + f_ffn(width), both f monotone and piecewise linear.
+
+    Of columns that are not those of a space, a weighted sum in which nothing gets faster by growing.
+    """
+    if not any(":" in name for name in names):
+        return LeastSquares(range(len(names)), non_negative=True)
     columns = [i for i, name in enumerate(names) if ":" in name or name.removeprefix(HIDDEN) in DEPTHS]
     fields = [names[i].partition(":")[0] for i in columns]
     alike = [(i, i + 1) for i in range(len(columns) - 1) if fields[i] == fields[i + 1]]
@@ -163,15 +164,23 @@ def _additive(names: Sequence[str]) -> LatencyModel:
 MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
     "additive": _additive,
     "linear": lambda names: LeastSquares([i for i, name in enumerate(names) if ":" not in name]),
+    "products": lambda names: Products(),
     "gradient-boosting": lambda names: GradientBoosting(),
+    "gaussian-process": lambda names: LogGaussianProcess(),
+    "network": lambda names: Network(),
 }
 """Name -> model for columns of these names; `LatencyPredictor.fit` chooses among them."""
 
-BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "depth-only": lambda features, macs: features[:, :1],
-    "macs": lambda features, macs: macs[:, None],
+PRIOR_MODELS: dict[str, Callable[[Sequence[Predict]], LatencyModel]] = {
+    "prior-mixture": PriorMixture,
+    "prior-corrected": PriorCorrected,
 }
-"""Name -> the one column of a straight line, from (n, d) features and (n,) MACs; never chosen, only reported."""
+"""Name -> model that starts from what other devices take; `LatencyPredictor.fit` adds them where there are any."""
+
+
+def depth_only(features: np.ndarray) -> np.ndarray:
+    """The column of layers of (n, d) features of a space."""
+    return features[:, :1]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from nas.pipeline import search
 from nas.stages import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.workbench import Workbench
-from predictors import LatencyPredictor, Workload
+from predictors import SubnetPredictor, Workload
 from search_spaces import InputError
 
 
@@ -25,7 +25,7 @@ def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
     space, rng = search_space(bench), Random(0)
     subnets = distinct(iter(space.sample(rng) for _ in range(40)), 30)
     latency = [1.0 + sum(s.num_attention_heads) + sum(s.intermediate_size) / 24 for s in subnets]
-    predictor = LatencyPredictor.fit(space, subnets, latency, Workload(), macs=latency)
+    predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
     return Evaluator(recipe, Supernet(bench.load_model()), bench.splits.search, predictor)
 
 

@@ -29,7 +29,7 @@ from nas.evaluator import Evaluator
 from nas.progress import quiet_libraries
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
-from predictors import LatencyPredictor, Workload
+from predictors import SubnetPredictor, Workload
 from search_spaces import SearchSpace, SubnetConfig
 
 
@@ -83,7 +83,7 @@ def evaluator_of(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Evaluato
     )
     subnets = distinct(iter(space.sample(rng) for rng in [Random(0)] for _ in range(60)), 40)
     latency = [1.0 + sum(map(sum, subnet_widths(s))) / 50 for s in subnets]
-    predictor = LatencyPredictor.fit(space, subnets, latency, Workload(), macs=latency)
+    predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
     examples = EvaluationSet(cast(Any, None), (), ([[{}]] * 100,))
     return space, Evaluator(recipe, supernet, examples, predictor)
 

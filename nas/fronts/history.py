@@ -11,7 +11,7 @@ from nas.engine.study import finished, open_studies, point_of, short_name
 from nas.fronts.front import objective_costs, reference_point
 from nas.fronts.point import Point
 from nas.run import Run, read_json
-from predictors import LatencyPredictor
+from predictors import SubnetPredictor
 
 if TYPE_CHECKING:
     import optuna
@@ -21,7 +21,7 @@ IMPORTANCE_TRIALS = 300
 TREES = 32
 
 
-def history(run: Run, predictor: LatencyPredictor, verified: Sequence[Point]) -> dict[str, Any]:
+def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> dict[str, Any]:
     """Everything of a run that lies behind its front, as plain values.
 
     Returns:
@@ -102,7 +102,7 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def accounted(
-    studies: Iterable[optuna.Study], predictor: LatencyPredictor, verified: Sequence[Point]
+    studies: Iterable[optuna.Study], predictor: SubnetPredictor, verified: Sequence[Point]
 ) -> dict[str, Any]:
     """The predictor's held-out errors, and what it predicted of each subnetwork that was later measured.
 

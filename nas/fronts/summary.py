@@ -10,10 +10,10 @@ from nas.figures import format_figure
 from nas.fronts.front import ParetoFront
 from nas.progress import console, say
 from nas.run import Run
-from predictors import LatencyPredictor
+from predictors import SubnetPredictor
 
 
-def predictor_line(predictor: LatencyPredictor) -> str:
+def predictor_line(predictor: SubnetPredictor) -> str:
     """The held-out error of the predictor beside its baselines, in one line."""
     report = predictor.report
     chosen, others = report.held_out[report.model], ("depth-only", "macs")

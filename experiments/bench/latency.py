@@ -1,0 +1,127 @@
+"""Predicted latency beside measured: subnetworks of a BERT on this machine, 100 to fit on and 50 held out.
+
+    python experiments/bench/latency.py MODEL FOLDER --runtime torch
+    python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
+
+MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER; with ``--seconds`` a call stops early, and
+the same command goes on. Twenty of the held-out are measured a second time for the noise floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import transformers
+
+from nas import Supernet
+from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, measure, prepared, write_onnx
+from predictors.models import errors
+from predictors.runtimes import Call, onnx_call
+from search_spaces import Layout, SearchSpace, SubnetConfig
+
+CHOICES = {
+    "num_hidden_layers": [2, 3, 4, 5, 6],
+    "num_attention_heads": [2, 4, 6, 8, 10, 12],
+    "intermediate_size": [192, 384, 768, 1152, 1536],
+    "hidden_size": [256, 320, 384],
+}
+FITTED, HELD_OUT, REPEATED = 100, 50, 20
+TOGETHER = 6
+
+
+class Bench:
+    """A supernet, its space, the subnetworks to measure and where the measurements go."""
+
+    def __init__(self, model: str, folder: Path, workload: Workload, rounds: int) -> None:
+        self.folder, self.workload, self.rounds = folder, workload, rounds
+        self.supernet = Supernet(transformers.AutoModelForSequenceClassification.from_pretrained(model).eval())
+        self.space: SearchSpace = Layout(self.supernet.model.config).search_space({**CHOICES, "scope": "per-layer"})
+        rng = Random(0)
+        self.subnets = [self.space.sample(rng) for _ in range(FITTED + HELD_OUT)]
+        ids = torch.randint(1000, 30000, (workload.batch_size, workload.sequence_length or 1))
+        self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def call(self, subnet: SubnetConfig) -> Call:
+        """Runs a subnetwork once; its ONNX file is written before if it is not there."""
+        if self.workload.runtime != "onnxruntime":
+            return prepared(self.supernet.extract(subnet), self.inputs, self.workload)
+        return onnx_call(self.written(subnet), self.inputs, self.workload)
+
+    def written(self, subnet: SubnetConfig) -> Path:
+        """The ONNX file of a subnetwork."""
+        file = self.folder / "onnx" / f"{subnet.key}.onnx"
+        if not file.exists():
+            write_onnx(self.supernet.extract(subnet), self.inputs, file, dynamic=False)
+        return file
+
+    def measure(self, subnets: Sequence[SubnetConfig], name: str, until: float) -> list[float] | None:
+        """Latencies in milliseconds, or None where time ran out."""
+        store = MeasurementStore(self.folder / name)
+        missing = [s for s in subnets if store.get(s.key, self.workload, "profile") is None]
+        for start in range(0, len(missing), TOGETHER):
+            if time.monotonic() > until:
+                print(f"{name}: {len(missing) - start} of {len(subnets)} still to measure")
+                return None
+            group = missing[start : start + TOGETHER]
+            anchor_ms = store.anchor_ms(self.workload)
+            calls = {s.key: self.call(s) for s in group}
+            anchor = self.call(self.supernet.parent)
+            timed = measure(calls, anchor, self.workload, anchor_ms=anchor_ms, rounds=self.rounds)
+            if anchor_ms is None:
+                store.add(self.supernet.parent, self.workload, "anchor", timed["anchor"])
+            for subnet in group:
+                store.add(subnet, self.workload, "profile", timed[subnet.key])
+        found = [store.get(s.key, self.workload, "profile") for s in subnets]
+        return [timing.ratio for timing in found if timing is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--write-only", action="store_true", help="write ONNX files, measure nothing")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    until = time.monotonic() + arguments.seconds
+    workload = Workload(runtime=arguments.runtime)
+    bench = Bench(arguments.model, arguments.folder, workload, arguments.rounds)
+    if arguments.write_only:
+        for subnet in [bench.supernet.parent, *bench.subnets]:
+            bench.written(subnet)
+        return
+    measured = bench.measure(bench.subnets, "measurements.jsonl", until)
+    again = measured and bench.measure(bench.subnets[FITTED : FITTED + REPEATED], "repeats.jsonl", until)
+    if measured and again:
+        report(bench, np.array(measured), np.array(again))
+
+
+def report(bench: Bench, ratios: np.ndarray, again: np.ndarray) -> None:
+    """Prints held-out errors of predictions, and of a second measurement."""
+    anchor_ms = MeasurementStore(bench.folder / "measurements.jsonl").anchor_ms(bench.workload) or 1.0
+    latency_ms, counts = ratios * anchor_ms, AnalyticCosts.of(bench.supernet.model, bench.supernet.layout)
+    macs = [float(counts.macs(s, bench.workload.sequence_length)) for s in bench.subnets[:FITTED]]
+    predictor = SubnetPredictor.fit(
+        bench.space, bench.subnets[:FITTED], latency_ms[:FITTED], bench.workload, macs=macs
+    )
+    held_out, predicted = latency_ms[FITTED:], predictor.predict(bench.subnets[FITTED:])
+    inside = np.abs(predicted - held_out) <= predictor.spread_ms(bench.subnets[FITTED:])
+    print(f"{bench.workload}: parent {anchor_ms:.1f} ms, {FITTED} fitted, {HELD_OUT} held out")
+    for name, e in (
+        (f"predicted ({predictor.report.model})", errors(held_out, predicted)),
+        ("measured again", errors(held_out[:REPEATED], again * anchor_ms)),
+    ):
+        print(f"{name:32} MAPE {e.mape_percent:.2f} %  RMSE {e.rmse_ms:.3g} ms  Kendall tau {e.kendall_tau:.3f}")
+    print(f"{'inside the 90 % interval':32} {inside.mean():.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Regressions for few measurements: ridge with products, a Gaussian process, a small network, and priors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from predictors.gaussian_process import GaussianProcess
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths of a ridge to choose among; features are standardised and their number divided out."""
+
+MOST_PRODUCTS = 20
+"""Features beyond which no products are formed."""
+
+
+class LatencyModel(Protocol):
+    """A regression from features to milliseconds."""
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
+        """Fits (n, d) features to (n,) latencies and returns itself."""
+        ...
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        ...
+
+
+class Scaler:
+    """Features in units of their own spread; columns that never vary become zeros."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.centre, spread = features.mean(axis=0), features.std(axis=0)
+        varies = spread > 1e-12 * np.abs(self.centre) + 1e-300
+        self.scale = np.where(varies, 1 / np.where(varies, spread, 1.0), 0.0)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.centre) * self.scale
+
+
+def ridge(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of a ridge regression, and its squared error when each row in turn is left out.
+
+    Args:
+        design: (n, k).
+        target: (n,).
+        penalty: (k,) of each weight; 0 for none.
+    """
+    solved = np.linalg.solve(design.T @ design + np.diag(penalty + 1e-9), design.T)
+    weights = solved @ target
+    leverage = np.minimum(np.einsum("ij,ji->i", design, solved), 0.95)
+    return weights, float(np.mean(((target - design @ weights) / (1 - leverage)) ** 2))
+
+
+class Products:
+    """A weighted sum of features and their products, with the least squared relative error.
+
+    The strength of the ridge is the one with the least error when each measurement in turn is left out.
+    """
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Products:
+        """Fits (n, d) features to (n,) latencies."""
+        self._scaler = Scaler(features)
+        self._spread = Scaler(self._products(self._scaler(features)))
+        design = self._design(features) / latency_ms[:, None]
+        size = np.sqrt((design**2).sum(axis=0)[1:].mean())
+        fits = []
+        for strength in PENALTIES:
+            penalty = np.full(design.shape[1], strength * size**2)
+            penalty[0] = 0.0
+            fits.append(ridge(design, np.ones(len(design)), penalty))
+        self._weights = min(fits, key=lambda fit: fit[1])[0]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds, above zero."""
+        return np.maximum(self._design(features) @ self._weights, 1e-9)
+
+    def _design(self, features: np.ndarray) -> np.ndarray:
+        products = self._spread(self._products(self._scaler(features)))
+        return np.concatenate([np.ones((len(features), 1)), products], axis=1)
+
+    @staticmethod
+    def _products(scaled: np.ndarray) -> np.ndarray:
+        d = scaled.shape[1]
+        if d > MOST_PRODUCTS:
+            return scaled
+        first, second = np.triu_indices(d)
+        return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
+
+
+class LogGaussianProcess:
+    """A Gaussian process on the logarithm of the latency, with a relevance for each feature.
+
+    Of many measurements, the first 200 decide on the relevances, and the first 2,000 are conditioned on.
+    """
+
+    relevant, most = 200, 2000
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LogGaussianProcess:
+        """Fits (n, d) features to (n,) latencies."""
+        self._scaler = Scaler(features)
+        scaled, target = self._scaler(features)[: self.most], np.log(latency_ms)[: self.most]
+        self._process = GaussianProcess().fit(scaled[: self.relevant], target[: self.relevant])
+        if len(scaled) > self.relevant:
+            self._process.update(scaled, target)
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        parts = [self._process.predict(part)[0] for part in _parts(self._scaler(features))]
+        return np.exp(np.concatenate(parts)) if parts else np.zeros(0)
+
+
+def _parts(features: np.ndarray, rows: int = 10_000) -> list[np.ndarray]:
+    return [features[start : start + rows] for start in range(0, len(features), rows)]
+
+
+class Network:
+    """The mean of small networks with one hidden layer, on the logarithm of the latency."""
+
+    hidden, members, decay = 16, 3, 1e-2
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Network:
+        """Fits (n, d) features to (n,) latencies."""
+        import warnings
+
+        from sklearn.neural_network import MLPRegressor
+
+        self._scaler, target = Scaler(features), np.log(latency_ms)
+        self._centre, self._spread = target.mean(), max(float(target.std()), 1e-9)
+        kind = {"hidden_layer_sizes": (self.hidden,), "activation": "tanh", "solver": "lbfgs", "alpha": self.decay}
+        networks = [MLPRegressor(**kind, max_iter=200, random_state=seed) for seed in range(self.members)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            standard = (target - self._centre) / self._spread
+            self._networks = [network.fit(self._scaler(features), standard) for network in networks]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        if not len(features):
+            return np.zeros(0)
+        scaled = self._scaler(features)
+        mean = np.mean([network.predict(scaled) for network in self._networks], axis=0)
+        return np.exp(np.clip(mean * self._spread + self._centre, -50, 50))
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""What another device takes: (n, d) features -> (n,) milliseconds."""
+
+
+class PriorMixture:
+    """A sum of what other devices take, with weights of at least zero, and a constant: two weights suffice for one."""
+
+    def __init__(self, prior: Sequence[Predict]) -> None:
+        self.prior = prior
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorMixture:
+        """Fits (n, d) features to (n,) latencies."""
+        from scipy.optimize import nnls
+
+        design = self._design(features) / latency_ms[:, None]
+        self.scale = np.maximum(design.max(axis=0), 1e-300)
+        self._weights = nnls(design / self.scale, np.ones(len(design)))[0] / self.scale
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds, above zero."""
+        return np.maximum(self._design(features) @ self._weights, 1e-9)
+
+    def _design(self, features: np.ndarray) -> np.ndarray:
+        return np.stack([np.ones(len(features)), *(predict(features) for predict in self.prior)], axis=1)
+
+
+class PriorCorrected:
+    """The geometric mean of other devices, corrected in the logarithm by a ridge on each of them and on the features.
+
+    Nothing measured, it is that mean times a constant; every correction has to be paid for. The two strengths of the
+    ridge are those with the least error when each measurement in turn is left out.
+    """
+
+    def __init__(self, prior: Sequence[Predict]) -> None:
+        self.prior = prior
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorCorrected:
+        """Fits (n, d) features to (n,) latencies."""
+        self._scaler, devices = Scaler(features), self._devices(features)
+        self._centre = devices.mean()
+        design, base = self._design(features, devices)
+        target, fits = np.log(latency_ms) - base, []
+        for of_devices in PENALTIES:
+            for of_features in (*PENALTIES[1:], 1e3):
+                widths = (1, devices.shape[1] + 1, features.shape[1])
+                penalty = np.repeat([0.0, of_devices, of_features], widths)
+                fits.append(ridge(design, target, penalty))
+        self._weights = min(fits, key=lambda fit: fit[1])[0]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        design, base = self._design(features, self._devices(features))
+        return np.exp(np.clip(base + design @ self._weights, -50, 50))
+
+    def _devices(self, features: np.ndarray) -> np.ndarray:
+        return np.log(np.stack([predict(features) for predict in self.prior], axis=1))
+
+    def _design(self, features: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        base = devices.mean(axis=1)
+        scaled = self._scaler(features) / np.sqrt(features.shape[1])
+        ones = np.ones((len(base), 1))
+        return np.concatenate([ones, (base - self._centre)[:, None], devices - base[:, None], scaled], axis=1), base
+
+
+class Blend:
+    """The geometric mean of several models."""
+
+    def __init__(self, models: Sequence[LatencyModel]) -> None:
+        self.models = models
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Blend:
+        """Fits each of them."""
+        for model in self.models:
+            model.fit(features, latency_ms)
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        return np.exp(np.mean([np.log(model.predict(features)) for model in self.models], axis=0))

@@ -1,0 +1,111 @@
+"""Latency of tables of features: ten measurements with other devices as a prior, frames, intervals, and bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from predictors import LatencyPredictor
+from predictors.models import errors
+from search_spaces import InputError
+
+NAMES = ["layers", "width", "heads"]
+
+
+def rows(n: int, seed: int = 0) -> np.ndarray:
+    """Layers, width and heads of so many models."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(2, 13, n), rng.integers(1, 9, n) * 128, rng.integers(1, 13, n)], axis=1).astype(
+        float
+    )
+
+
+def device(x: np.ndarray, launch: float, product: float, attention: float, seed: int | None = None) -> np.ndarray:
+    """Milliseconds on a device: time for each launch, each product and each head, and 1 % of noise."""
+    layers, width, heads = x.T
+    exact = 1 + layers * (launch + product * width**2 / 1e5 + attention * heads)
+    return exact if seed is None else exact * np.random.default_rng(seed).normal(1, 0.01, len(x))
+
+
+def others() -> list[LatencyPredictor]:
+    laws = ((1.0, 0.2, 0.3), (0.1, 1.0, 0.1), (0.5, 0.5, 0.05))
+    return [LatencyPredictor.fit(rows(120, k), device(rows(120, k), *law, seed=k)) for k, law in enumerate(laws)]
+
+
+@pytest.fixture(scope="module")
+def prior() -> list[LatencyPredictor]:
+    return others()
+
+
+def test_ten_measurements_and_other_devices_beat_ten_measurements_and_a_line(prior: list[LatencyPredictor]) -> None:
+    law, x, unseen = (0.3, 0.6, 0.2), rows(10, 7), rows(400, 8)
+    truth = device(unseen, *law)
+    with_prior = errors(truth, LatencyPredictor.fit(x, device(x, *law, seed=7), prior=prior).predict(unseen))
+    alone = errors(truth, LatencyPredictor.fit(x, device(x, *law, seed=7)).predict(unseen))
+    volume = (x[:, 0] * x[:, 1] ** 2, unseen[:, 0] * unseen[:, 1] ** 2)
+    line = errors(truth, np.polyval(np.polyfit(volume[0], device(x, *law, seed=7), 1), volume[1]))
+    assert with_prior.mape_percent < 0.5 * line.mape_percent and with_prior.mape_percent < alone.mape_percent
+    assert with_prior.kendall_tau > line.kendall_tau
+
+
+def test_a_frame_gives_its_names_and_is_read_by_them() -> None:
+    frame = pd.DataFrame(rows(40), columns=NAMES)
+    predictor = LatencyPredictor.fit(frame, device(rows(40), 1, 1, 1))
+    assert predictor.names == tuple(NAMES)
+    mixed = frame[NAMES[::-1]].assign(more=1)
+    assert (predictor.predict(mixed) == predictor.predict(rows(40))).all()
+    with pytest.raises(InputError, match="heads"):
+        predictor.predict(frame[NAMES[:2]])
+
+
+def test_the_interval_covers_nine_in_ten() -> None:
+    predictor = LatencyPredictor.fit(rows(150), device(rows(150), 1, 0.5, 0.2, seed=1))
+    x = rows(400, 5)
+    inside = np.abs(device(x, 1, 0.5, 0.2, seed=2) - predictor.predict(x)) <= predictor.spread_ms(x)
+    assert 0.8 < inside.mean() <= 1
+
+
+def test_the_learning_curve_falls_and_ends_where_the_measurements_do() -> None:
+    curve = LatencyPredictor.fit(rows(130), device(rows(130), 1, 0.5, 0.2, seed=1)).learning_curve()
+    assert list(curve) == [10, 30, 100]
+    assert curve[100].mape_percent < curve[10].mape_percent
+
+
+@pytest.mark.parametrize("n", [10, 25])
+def test_constant_features_and_latencies_and_few_measurements_are_predicted(n: int) -> None:
+    x = np.column_stack([rows(n), np.full(n, 1e9), np.zeros(n)])
+    for latency_ms in (np.full(n, 5.0), device(x[:, :3], 1, 1, 1)):
+        predictor = LatencyPredictor.fit(x, latency_ms)
+        other = np.column_stack([rows(50, 3), np.full(50, 1e9), np.zeros(50)])
+        assert np.isfinite(predictor.predict(other)).all() and (predictor.predict(other) > 0).all()
+        assert np.isfinite(predictor.spread_ms(other)).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "latency_ms", "law"),
+    [
+        (rows(9), np.ones(9), "at least 10"),
+        (rows(12), np.ones(11), "one latency"),
+        (rows(12), np.zeros(12), "above zero"),
+        (np.full((12, 2), np.nan), np.ones(12), "finite"),
+        ([["a"]] * 12, np.ones(12), "numbers"),
+        (np.ones((12, 2, 2)), np.ones(12), "shape"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms: Any, law: str) -> None:
+    with pytest.raises(InputError, match=law):
+        LatencyPredictor.fit(features, latency_ms)
+
+
+def test_a_prior_of_other_features_is_refused_and_four_measurements_suffice_with_one(
+    prior: list[LatencyPredictor],
+) -> None:
+    x = rows(4, 9)
+    assert LatencyPredictor.fit(x, device(x, 1, 1, 1), prior=prior[0]).predict(x).shape == (4,)
+    with pytest.raises(InputError, match="same features"):
+        LatencyPredictor.fit(x[:, :2], device(x, 1, 1, 1), prior=prior)
+    with pytest.raises(InputError, match="at least 4"):
+        LatencyPredictor.fit(x[:3], np.ones(3), prior=prior)
