@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -10,11 +12,34 @@ from rich.table import Table
 from nas.config import Recipe
 from nas.tasks.workbench import Workbench
 from predictors import device_name, measure
+from predictors.measure import ANCHOR
 from predictors.runtimes import Call, prepared
 from search_spaces import AUTO_CLASSES, InputError
 
 
-def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
+@dataclass(frozen=True)
+class BenchRow:
+    """One model of a comparison; spreads are the 10th and 90th percentile over rounds.
+
+    Attributes:
+        model: Folder or hub id.
+        ratio: Its latency over the first model's, measured side by side.
+        samples_per_second: Throughput of calls one after the other.
+    """
+
+    model: str
+    latency_ms: float
+    latency_ms_p10: float
+    latency_ms_p90: float
+    ratio: float
+    ratio_p10: float
+    ratio_p90: float
+    samples_per_second: float
+    workload: str
+    device_name: str
+
+
+def bench_rows(models: Sequence[str], recipe: Recipe) -> list[BenchRow]:
     """Latency of each model and its ratio to the first, measured in interleaved rounds.
 
     Args:
@@ -22,18 +47,49 @@ def bench_table(models: Sequence[str], recipe: Recipe) -> Table:
         recipe: Gives the task and the workload.
 
     Raises:
-        InputError: If a model does not load.
+        InputError: If a model does not load, or the workload cannot run here.
     """
     workload = recipe.workload
     workload.check_available()
     calls = {name: _runner(name, recipe) for name in models}
     timed = measure(calls, calls[models[0]], workload)
-    table = Table("model", "latency_ms", "10-90 %", "ratio", title=f"{workload} · {device_name(workload)}")
+    reference = timed[ANCHOR].latency_ms
+    rows = []
     for name in models:
         t = timed[name]
-        spread = f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}"
-        table.add_row(name, f"{t.latency_ms:.3g}", spread, f"{t.ratio:.3f}")
+        row = BenchRow(
+            model=name,
+            latency_ms=t.latency_ms,
+            latency_ms_p10=t.latency_ms_p10,
+            latency_ms_p90=t.latency_ms_p90,
+            ratio=t.ratio,
+            ratio_p10=t.latency_ms_p10 / reference,
+            ratio_p90=t.latency_ms_p90 / reference,
+            samples_per_second=workload.batch_size / t.latency_ms * 1e3,
+            workload=str(workload),
+            device_name=device_name(workload),
+        )
+        rows.append(row)
+    return rows
+
+
+def bench_table(rows: Sequence[BenchRow]) -> Table:
+    """Rows as people read them."""
+    table = Table(title=f"{rows[0].workload} · {rows[0].device_name}")
+    for column in ("model", "latency_ms", "10-90 %", "ratio", "10-90 %", "samples/s"):
+        table.add_column(column)
+    for r in rows:
+        spread = f"{r.latency_ms_p10:.3g} - {r.latency_ms_p90:.3g}"
+        ratios = f"{r.ratio_p10:.3g} - {r.ratio_p90:.3g}"
+        table.add_row(r.model, f"{r.latency_ms:.3g}", spread, f"{r.ratio:.3f}", ratios, f"{r.samples_per_second:.3g}")
     return table
+
+
+def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
+    """Writes rows with every digit."""
+    import pandas as pd
+
+    pd.DataFrame([asdict(row) for row in rows]).to_csv(file, index=False)
 
 
 def _runner(name: str, recipe: Recipe) -> Call:

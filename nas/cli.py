@@ -70,6 +70,8 @@ def profile(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = No
 
     predictor = run_profile(Recipe.load(recipe, overrides or []), run or default_run(recipe))
     console.print(predictor.report.table())
+    for measured, found in predictor.latency.learning_curve().items():
+        console.print(f"{measured:4} fitted: MAPE {found.mape_percent:.1f} %, Kendall tau {found.kendall_tau:.3f}")
 
 
 @app.command()
@@ -222,14 +224,18 @@ def finetune(
 def bench(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
     workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option("--csv", help="File to write as well.")] = None,
 ) -> None:
     """Measure any Hugging Face models side by side on a recipe's workload."""
-    from nas.bench import bench_table
+    from nas.bench import bench_rows, bench_table, write_csv
     from nas.config import Recipe
     from nas.progress import console, quiet_libraries
 
     quiet_libraries()
-    console.print(bench_table(models, Recipe.load(workload)))
+    rows = bench_rows(models, Recipe.load(workload))
+    console.print(bench_table(rows))
+    if csv is not None:
+        write_csv(rows, csv)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from conftest import bert, text_inputs
 
 from nas import finetune as finetune_module
 from nas import stages
-from nas.bench import bench_table
+from nas.bench import bench_rows
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, save_subnet
 from nas.finetune import finetune, retold
@@ -203,7 +203,7 @@ def test_bench_runs_no_code_that_comes_with_a_model(run: Run, tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(InputError, match="cannot be loaded"):
-        bench_table([str(folder)], run.recipe)
+        bench_rows([str(folder)], run.recipe)
     assert not (tmp_path / "ran").exists()
 
 
@@ -219,3 +219,18 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
     nowhere = subprocess.DEVNULL
     done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
     assert done.stdout.strip() == "<class 'nas.exports.modeling_nas.NasBertConfig'>", done.stderr
+
+
+def test_bench_puts_models_side_by_side_and_writes_every_digit(run: Run, tmp_path: Path) -> None:
+    from nas.bench import bench_table, write_csv
+
+    other = tmp_path / "other"
+    shutil.copytree(run.parent, other)
+    rows = bench_rows([str(run.parent), str(other)], run.recipe)
+    assert bench_table(rows).row_count == 2 and all(row.ratio_p10 <= row.ratio <= row.ratio_p90 for row in rows)
+    write_csv(rows, tmp_path / "bench.csv")
+    import pandas as pd
+
+    table = pd.read_csv(tmp_path / "bench.csv")
+    assert table.latency_ms.tolist() == pytest.approx([row.latency_ms for row in rows])
+    assert (table.samples_per_second * table.latency_ms).tolist() == pytest.approx([1e3 * run.recipe.workload.batch_size] * 2)
