@@ -10,13 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import bert, text_inputs
 
 from nas import finetune as finetune_module
 from nas import stages
-from nas.bench import bench_rows
+from nas.bench import bench_rows, bench_table, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, save_subnet
 from nas.finetune import finetune, retold
@@ -222,15 +223,13 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
 
 
 def test_bench_puts_models_side_by_side_and_writes_every_digit(run: Run, tmp_path: Path) -> None:
-    from nas.bench import bench_table, write_csv
-
-    other = tmp_path / "other"
-    shutil.copytree(run.parent, other)
-    rows = bench_rows([str(run.parent), str(other)], run.recipe)
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for folder in folders:
+        bert().save_pretrained(folder)
+    rows = bench_rows(folders, run.recipe)
     assert bench_table(rows).row_count == 2 and all(row.ratio_p10 <= row.ratio <= row.ratio_p90 for row in rows)
     write_csv(rows, tmp_path / "bench.csv")
-    import pandas as pd
-
     table = pd.read_csv(tmp_path / "bench.csv")
     assert table.latency_ms.tolist() == pytest.approx([row.latency_ms for row in rows])
-    assert (table.samples_per_second * table.latency_ms).tolist() == pytest.approx([1e3 * run.recipe.workload.batch_size] * 2)
+    samples = table.samples_per_second * table.latency_ms / 1e3
+    assert samples.tolist() == pytest.approx([run.recipe.workload.batch_size] * 2)
