@@ -24,13 +24,15 @@ from nas.exports.sparse_attention import sparse_attention_forward
 from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
 from predictors.measure import ANCHOR
-from predictors.onnx_export import write_onnx
+from predictors.onnx_export import quiet_export, write_onnx
 from predictors.runtimes import onnx_call, prepared
 from search_spaces import SubnetConfig
 from search_spaces.attention import FULL, AttentionPattern
 
 TOKENS = (512, 1024, 2048, 4096)
 PATTERNS = ("local:64", "local:128", "local:256", "bigbird:64,1,2")
+TRACED = 1024
+"""Tokens that ONNX files are traced with: more than one block of every pattern, or the number of blocks is fixed."""
 HEADS, CHANNELS, FFN = 12, 32, 1536
 
 
@@ -65,7 +67,7 @@ def layers() -> dict[str, Any]:
     hidden = HEADS * CHANNELS
     sizes = {"hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": HEADS, "intermediate_size": FFN}
     config = transformers.BertConfig(**sizes, vocab_size=1000, max_position_embeddings=max(TOKENS))
-    supernet = Supernet(transformers.BertModel(config, add_pooling_layer=False).eval())
+    supernet = Supernet(transformers.BertForTokenClassification(config).eval())
     widths = {name: sizes[name] for name in ("num_attention_heads", "intermediate_size", "hidden_size")}
     return {t: supernet.extract(SubnetConfig.uniform((0,), **widths, attention=t)) for t in (FULL, *PATTERNS)}
 
@@ -80,9 +82,9 @@ def write_attention(model: Attention, file: Path) -> None:
     """Writes attention alone as an ONNX file for any number of tokens."""
     tokens = torch.export.Dim("tokens")
     shapes = {name: {1: tokens} for name in ("query", "key", "value")}
-    program = torch.onnx.export(
-        model, kwargs=states(64), dynamo=True, dynamic_shapes=shapes, input_names=list(shapes), verbose=False
-    )
+    names = {"input_names": list(shapes), "verbose": False}
+    with quiet_export(model, "ONNX"):  # type: ignore[arg-type]
+        program = torch.onnx.export(model, kwargs=states(TRACED), dynamo=True, dynamic_shapes=shapes, **names)  # type: ignore[call-overload]
     assert program is not None
     program.save(str(file))
 
@@ -98,7 +100,7 @@ def calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Workload,
                 found[text] = prepared(model, inputs, workload)
             continue
         if not file.exists():
-            write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(64), file)
+            write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(TRACED), file)
         found[text] = onnx_call(file, inputs, workload)
     return found
 
