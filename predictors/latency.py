@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_OF_FEW = 5, 10
 FEW = 30
-"""Up to so many measurements there are more folds, and models close to the best are averaged with it."""
+"""Up to so many measurements there are more folds, models close to the best are averaged with it, and where other
+devices are known, only models that start from them are eligible: so few measurements cannot tell the others apart."""
 CLOSE = 1.25
 COVERAGE = 0.9
 CURVE = (10, 30, 100, 300)
@@ -246,9 +247,10 @@ def _report(
     """Chooses a model on ``train`` and scores every model and baseline on ``test``, both row indices."""
     left_out = {name: _left_out(make, x[train], latency_ms[train]) for name, make in makers.items()}
     cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
-    best = min(cv, key=lambda name: cv[name])
-    close = [name for name in sorted(cv, key=lambda name: cv[name]) if cv[name] <= CLOSE * cv[best]]
-    chosen = "+".join(close[:3] if len(train) <= FEW else [best])
+    eligible = [name for name in cv if name in PRIOR_MODELS] if len(train) <= FEW else []
+    ranked = sorted(eligible or cv, key=lambda name: cv[name])
+    close = [name for name in ranked if cv[name] <= CLOSE * cv[ranked[0]]]
+    chosen = "+".join(close[:3] if len(train) <= FEW else ranked[:1])
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}
     if "+" in chosen:
         predicted[chosen] = np.exp(np.mean([np.log(predicted[name]) for name in chosen.split("+")], axis=0))
