@@ -19,7 +19,7 @@ from nas import finetune as finetune_module
 from nas import stages
 from nas.bench import bench_rows, bench_table, write_csv
 from nas.config import Recipe
-from nas.exports.export import describe_remote_code, save_subnet
+from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.finetune import finetune, retold
 from nas.fronts.point import Point
 from nas.run import Run, replace_folder, write_json
@@ -69,7 +69,7 @@ def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     bench = Workbench(run.recipe)
     save_subnet(Supernet(bench.load_model(run.parent)), subnet, bench, out)
     point = Point(subnet, {"accuracy": 7.0, "macs": 5.0}, {"accuracy": 0.7}, measured=True)
-    write_json(out / "subnet.json", point.to_dict())
+    write_json(out / "subnet.json", {**origin(run), **point.to_dict()})
     return out
 
 

@@ -59,7 +59,7 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
         neurons * stacks,
         supernet.parent.hidden_size if supernet.family.fixed_hidden else hidden,
         groups * stacks,
-        patterns(supernet, case) * stacks,
+        attention=patterns(supernet, case) * stacks,
     )
 
 

@@ -72,8 +72,10 @@ def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:
+    causal(tmp_path / "lm")
     tokenizer(tmp_path / "lm")
     assert lm_bench(tmp_path, "text-generation", "").processor.pad_token == "</s>"
+    causal(tmp_path / "padded")
     tokenizer(tmp_path / "padded", pad_token="[PAD]")
     assert lm_bench(tmp_path, "text-generation", "", "padded").processor.pad_token == "[PAD]"
 

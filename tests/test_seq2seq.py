@@ -220,7 +220,9 @@ def test_an_export_reloads_in_a_clean_process(tmp_path: Path) -> None:
     files_of = [str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
     save_file(inputs, files_of[0])
     script = str(files("nas.exports") / "reload.py")
-    subprocess.run([sys.executable, "-P", script, str(folder), auto_class, *files_of], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-P", script, "torch", str(folder), auto_class, *files_of], check=True, capture_output=True
+    )
     with torch.inference_mode():
         assert torch.allclose(load_file(files_of[1])["logits"], model(**inputs).logits, atol=1e-5)
 

@@ -38,8 +38,11 @@ def open_studies(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
 
 
 def _open(storage: optuna.storages.BaseStorage, name: str, recipe: Recipe) -> optuna.Study:
-    directions = list(recipe.objectives.values())
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)  # reads only: `create_study` would write first
+    except KeyError:
+        directions = list(recipe.objectives.values())
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     names = list(recipe.objectives)
     if study.metric_names is None:
         study.set_metric_names(names)
