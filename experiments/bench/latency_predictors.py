@@ -1,6 +1,6 @@
 """Latency predictors on devices that others measured: HAT (WMT14 en-de) and HW-GPT-Bench.
 
-    python -m experiments.bench.predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces]
+    python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces]
 
 FOLDER holds ``hat_latency/hat_wmt14ende.csv.gz`` and ``hwgptbench/{archs,latency}.parquet``: the latency datasets of
 github.com/mit-han-lab/hardware-aware-transformers (Wang et al., 2020) and github.com/automl/HW-GPT-Bench
