@@ -23,7 +23,6 @@ from rich.table import Table
 
 from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
-from search_spaces.subnet import PER_LAYER, RANKS
 
 TEXT = {"vocab_size": 30522, "max_position_embeddings": 512}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -65,7 +64,7 @@ SIZES = (
 def subnets(supernet: Supernet) -> dict[str, SubnetConfig]:
     """The whole parent, its heads and neurons halved, the hidden size cut as well, two thirds of the layers kept."""
     hidden, depth = supernet.parent.hidden_size, supernet.parent.num_hidden_layers
-    widths = set(PER_LAYER) - set(RANKS)
+    widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
     half = {field: getattr(supernet.parent, field)[0] // 2 for field in widths}
 
     def uniform(layers: int, hidden_size: int) -> SubnetConfig:
