@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from search_spaces.family import Axis
 from search_spaces.subnet import PER_LAYER
 
 Batch = Mapping[str, torch.Tensor]
+Key = TypeVar("Key")
 Scores = dict[str, list[torch.Tensor]]
 """Axis -> one float64 tensor (units,) per parent layer."""
 
@@ -99,32 +101,13 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     Absolute outputs, mean over tokens, root of the sum of squares over samples, summed over a head's channels
     (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
     """
-    squares: dict[tuple[Axis, int], torch.Tensor] = {}
-
-    def add_to(key: tuple[Axis, int]) -> Callable[..., None]:
-        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            per_sample = inputs[0].detach().double().abs().reshape(samples, -1, inputs[0].shape[-1]).mean(1).cpu()
-            squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
-
-        return add
-
-    handles = [
-        module.register_forward_pre_hook(add_to((axis, layer)))
-        for axis in SCORED
-        for layer in supernet.parent.layers
-        for module in _consumers(supernet, layer, axis)
-    ]
-    with evaluating(supernet.model):
-        for batch in batches:
-            samples = len(next(iter(batch.values())))
-            supernet.model(**_to(batch, supernet.model.device))
-    for handle in handles:
-        handle.remove()
+    watched = {(axis, layer): _consumers(supernet, layer, axis) for axis in SCORED for layer in supernet.parent.layers}
+    sizes = _sizes(supernet, batches, watched, lambda inputs, output: inputs[0])
     empty, found = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
     for axis in SCORED:
         unit = supernet.layout.unit(axis)
-        of_layers = [squares.get((axis, layer), empty) for layer in supernet.parent.layers]
-        found[axis] = [total.sqrt().view(-1, unit).sum(1) for total in of_layers]
+        of_layers = [sizes.get((axis, layer), empty) for layer in supernet.parent.layers]
+        found[axis] = [size.view(-1, unit).sum(1) for size in of_layers]
     return {axis: layers for axis, layers in found.items() if any(len(layer) for layer in layers)}
 
 
@@ -137,20 +120,44 @@ def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     Returns:
         (hidden_size,) float64.
     """
-    squares: dict[torch.nn.Module, torch.Tensor] = {}
+    watched = {norm: [norm] for norm in _norms(supernet)}
+    return torch.stack([*_sizes(supernet, batches, watched, lambda inputs, output: output).values()]).sum(0)
 
-    def add(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        per_sample = output.detach().double().abs().reshape(samples, -1, output.shape[-1]).mean(1).cpu()
-        squares[module] = squares.get(module, torch.zeros(1)) + (per_sample**2).sum(0)
 
-    handles = [norm.register_forward_hook(add) for norm in _norms(supernet)]
+def _sizes(
+    supernet: Supernet,
+    batches: Sequence[Batch],
+    watched: Mapping[Key, Sequence[torch.nn.Module]],
+    activations: Callable[[Any, Any], torch.Tensor],
+) -> dict[Key, torch.Tensor]:
+    """Size of activations by channel: absolute, mean over tokens, root of the sum of squares over samples.
+
+    Args:
+        supernet: Runs on the batches in evaluation mode.
+        batches: Model inputs.
+        watched: Key -> the modules whose activations are taken together.
+        activations: What is taken of a module, from its inputs and its output (samples, ..., channels).
+
+    Returns:
+        Key -> (channels,) float64, for every key whose modules ran.
+    """
+    squares: dict[Key, torch.Tensor] = {}
+
+    def add(key: Key, _: torch.nn.Module, inputs: Any, output: Any) -> None:
+        values = activations(inputs, output).detach().double().abs()
+        per_sample = values.reshape(samples, -1, values.shape[-1]).mean(1).cpu()
+        squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
+
+    handles = [
+        module.register_forward_hook(partial(add, key)) for key, modules in watched.items() for module in modules
+    ]
     with evaluating(supernet.model):
         for batch in batches:
             samples = len(next(iter(batch.values())))
             supernet.model(**_to(batch, supernet.model.device))
     for handle in handles:
         handle.remove()
-    return torch.stack([total.sqrt() for total in squares.values()]).sum(0)
+    return {key: total.sqrt() for key, total in squares.items()}
 
 
 def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]]:
