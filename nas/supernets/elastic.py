@@ -80,12 +80,18 @@ def factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     """The active entries of a tensor: a view where they are a prefix, a copy where they are not."""
+    tensor = _prefix(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
     for dim, rows in enumerate(index):
         if isinstance(rows, torch.Tensor):
             tensor = tensor.index_select(dim, rows.to(tensor.device))
-        elif rows.stop is not None:
-            tensor = tensor.narrow(dim, 0, rows.stop)
     return tensor
+
+
+def _prefix(tensor: torch.Tensor, stops: list[int | None]) -> torch.Tensor:
+    """The first entries along each dimension (None: all), as one view: its gradient is filled once, not once a cut."""
+    size = [length if stop is None else min(stop, length) for stop, length in zip(stops, tensor.shape, strict=False)]
+    size += tensor.shape[len(stops) :]
+    return tensor if size == list(tensor.shape) else tensor.as_strided(size, tensor.stride(), tensor.storage_offset())
 
 
 def as_index(rows: Rows) -> slice | torch.Tensor:
