@@ -122,13 +122,16 @@ class SupernetTraining(Training):
     epochs: float = Field(DEFAULT_EPOCHS, gt=0)
     order: Order = Field("gradient", description="What importance is measured by, before the training.")
     strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = "sandwich"
-    sampler: Literal["mixed", "uniform", "num_parameters", "macs"] = Field(
-        "mixed", description="Which subnetworks are sampled; a cost: spread evenly over it."
+    sampler: Literal["mixed", "uniform", "num_parameters", "macs", "latency_ms"] = Field(
+        "mixed", description="Which subnetworks are sampled; a cost: spread evenly over it, latency as predicted."
     )
     sampled_subnets: int = Field(2, ge=0)
     teacher: Literal["parent", "in-place"] = Field("parent", description="in-place: the largest subnetwork itself.")
     temperature: float = Field(1.0, gt=0)
-    relations: float = Field(0.0, ge=0, description="Weight of the loss on how tokens relate in the last layer.")
+    relations: float = Field(0.0, ge=0, description="Weight of the loss on how tokens relate.")
+    relations_of: Literal["last", "hidden", "attention"] = Field(
+        "last", description="In the last hidden states; in those of each kept layer; or in its queries, keys, values."
+    )
 
 
 class Profile(_Section):

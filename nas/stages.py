@@ -14,7 +14,7 @@ from nas.progress import progress, say
 from nas.run import Run, read_json, remove, write_json
 from nas.supernets.basis import Activations, calibrate
 from nas.supernets.importance import order_by_importance
-from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
+from nas.supernets.strategies import SAMPLES, STRATEGIES, Cost, Strategy, stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import (
@@ -76,31 +76,22 @@ def make_supernet(run: Run, bench: Workbench) -> None:
     """Orders the parent's weights by importance and trains all subnetworks of the space together."""
     if run.supernet.exists():
         return
-    recipe, splits = bench.recipe, bench.splits
+    settings, splits = bench.recipe.supernet, bench.splits
     supernet = Supernet(bench.load_model(run.parent).to(training_device()))
     with run.building(run.supernet) as work:
-        checkpoints, order_file = work / "checkpoints", work / "importance.json"
-        if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
-            remove(checkpoints)
-            examples = calibration_set(bench)
-            order = order_by_importance(
-                supernet,
-                examples.labelled_batches(CALIBRATION_EXAMPLES),
-                examples.labelled_batches(LAYER_EXAMPLES),
-                by=recipe.supernet.order,
-            )
-            _calibrate(supernet, bench, work)
-            write_json(order_file, order.to_dict())
-        supernet.activations = Activations.load(work)
-        settings = recipe.supernet
+        space = _ordered(supernet, bench, work)
+        profiled = make_profile(run, bench, (supernet, space)).predict if settings.sampler == "latency_ms" else None
         trainer = SupernetTrainer(
             supernet=supernet,
             task=splits.task,
             teacher=bench.load_model(run.parent) if settings.teacher == "parent" else None,
-            strategy=strategy_of(settings, supernet, search_space(bench, read_json(order_file)["layers"])),
+            strategy=strategy_of(settings, supernet, space, profiled),
             temperature=settings.temperature,
             relations=settings.relations,
-            args=training_arguments(settings, checkpoints, recipe.seed, "input_ids" in splits.train.column_names),
+            relations_of=settings.relations_of,
+            args=training_arguments(
+                settings, work / "checkpoints", bench.recipe.seed, "input_ids" in splits.train.column_names
+            ),
             train_dataset=splits.train,
         )
         with progress("supernet") as report:
@@ -111,14 +102,39 @@ def make_supernet(run: Run, bench: Workbench) -> None:
     say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
 
 
-def strategy_of(settings: SupernetTraining, supernet: Supernet, space: SearchSpace) -> Strategy:
-    """What a recipe's section says of which subnetworks learn in a step."""
+def _ordered(supernet: Supernet, bench: Workbench, work: Path) -> SearchSpace:
+    """Puts the weights in order, unless a checkpoint has them so already. Returns the space in that order."""
+    checkpoints, order_file = work / "checkpoints", work / "importance.json"
+    if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
+        remove(checkpoints)
+        examples = calibration_set(bench)
+        order = order_by_importance(
+            supernet,
+            examples.labelled_batches(CALIBRATION_EXAMPLES),
+            examples.labelled_batches(LAYER_EXAMPLES),
+            by=bench.recipe.supernet.order,
+        )
+        _calibrate(supernet, bench, work)
+        write_json(order_file, order.to_dict())
+    supernet.activations = Activations.load(work)
+    return search_space(bench, read_json(order_file)["layers"])
+
+
+def strategy_of(
+    settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: Cost | None = None
+) -> Strategy:
+    """What a recipe's section says of which subnetworks learn in a step; ``latency_ms`` predicts what they take."""
     if settings.sampler in SAMPLES:
         sample = SAMPLES[settings.sampler](space)
     else:
-        counts = AnalyticCosts.of(supernet.model, supernet.layout)
-        sample = stratified(space, lambda subnets: np.array([counts.count(settings.sampler, s) for s in subnets]))
+        sample = stratified(space, latency_ms or _counted(settings.sampler, supernet))
     return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
+
+
+def _counted(name: str, supernet: Supernet) -> Cost:
+    """An exact cost of subnetworks."""
+    counts = AnalyticCosts.of(supernet.model, supernet.layout)
+    return lambda subnets: np.array([counts.count(name, subnet) for subnet in subnets])
 
 
 def calibration_set(bench: Workbench) -> EvaluationSet:
@@ -140,12 +156,19 @@ def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
     return supernet, search_space(bench, run.layer_order)
 
 
-def make_profile(run: Run, bench: Workbench) -> SubnetPredictor:
-    """Measures sampled subnetworks, each extracted, and fits the latency predictor on them."""
+def make_profile(run: Run, bench: Workbench, elastic: tuple[Supernet, SearchSpace] | None = None) -> SubnetPredictor:
+    """Measures sampled subnetworks, each extracted, and fits the latency predictor on them.
+
+    Args:
+        run: Keeps the measurements and the predictor.
+        bench: Of its recipe.
+        elastic: A supernet in order of importance and its space; by default the trained one. No latency depends on
+            what the weights are.
+    """
     recipe = bench.recipe
     if any(run.predictor.glob("*")):
         return SubnetPredictor.load(run.predictor, recipe.workload)
-    supernet, space = load_supernet(run, bench)
+    supernet, space = elastic or load_supernet(run, bench)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     measured = measure_subnets(run, bench, supernet, subnets, "profile")

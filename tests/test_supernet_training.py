@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, bert, image_inputs, logits, text_inputs
+from conftest import bert, logits, text_inputs
 from transformers import TrainerCallback
 
+from nas import stages
 from nas.config import Recipe
-from nas.stages import strategy_of
+from nas.run import Run
+from nas.stages import load_supernet, make_parent, make_profile, make_supernet, profile_sample, strategy_of
 from nas.supernets.importance import order_by_importance
 from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, training_arguments
-from nas.tasks.losses import relation_loss
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
@@ -87,6 +88,22 @@ def test_a_recipe_names_the_strategy_and_the_sampler(text_recipe: Path) -> None:
         recipe = Recipe.load(text_recipe, ["supernet.strategy=single-path", f"supernet.sampler={sampler}"])
         (lesson,) = strategy_of(recipe.supernet, supernet, space_of(supernet)).lessons(0.0, Random(0))
         assert lesson.labels and lesson.subnet in space_of(supernet)
+
+
+def test_latencies_are_predicted_before_the_training_that_samples_by_them(
+    text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.load(text_recipe, ["supernet.sampler=latency_ms", "supernet.epochs=1", "parent.epochs=1"])
+    run, bench, costs = Run.open(tmp_path / "run", recipe), Workbench(recipe), []
+    monkeypatch.setattr(stages, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
+    make_parent(run, bench)
+    make_supernet(run, bench)
+    measured = run.measurements.read_bytes()
+    predictor, (_, space) = make_profile(run, bench), load_supernet(run, bench)
+    subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
+    assert run.measurements.read_bytes() == measured
+    assert [subnet.key for subnet in predictor.subnets] == [subnet.key for subnet in subnets]
+    assert costs[0](subnets) == pytest.approx(predictor.predict(subnets))
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -164,46 +181,6 @@ def test_a_single_path_learns_in_place_from_the_whole_model(bench: Workbench, tm
         made.supernet.activate(lesson.subnet)
         outputs = made.supernet.model(**batch)
     assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, whole)), rel=1e-5)
-
-
-def test_relations_ignore_rotations_and_padding_and_see_the_rest() -> None:
-    torch.manual_seed(0)
-    states, mask = torch.randn(2, 6, 8), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
-    rotation, _ = torch.linalg.qr(torch.randn(8, 8))
-    assert relation_loss(states @ rotation, states, mask).abs() < 1e-5
-    noisy = states.clone()
-    noisy[1, 4:] = 7.0
-    assert relation_loss(noisy, states, mask).abs() < 1e-6
-    other = torch.randn(2, 6, 3)
-    by_hand = []
-    for k, tokens in enumerate((6, 4)):
-        ours, theirs = ((s[k, :tokens] @ s[k, :tokens].T / s.shape[-1] ** 0.5).softmax(-1) for s in (other, states))
-        by_hand += (theirs * (theirs.log() - ours.log())).sum(-1).tolist()
-    assert float(relation_loss(other, states, mask)) == pytest.approx(np.mean(by_hand), rel=1e-4)
-    assert relation_loss(other, states, None) > 0
-
-
-@pytest.mark.parametrize("family", ["bert", "vit", "llama"])
-def test_the_last_states_of_a_narrowed_network_are_what_relations_are_of(family: str) -> None:
-    supernet = Supernet(TOYS[family].model().eval())
-    hidden = supernet.parent.hidden_size // 2
-    subnet = supernet.layout.search_space({"hidden_size": [hidden]}).largest
-    supernet.activate(subnet)
-    inputs = image_inputs() if family == "vit" else text_inputs()
-    with torch.no_grad():
-        states = supernet.model(**inputs, output_hidden_states=True).hidden_states
-        alone = supernet.extract(subnet).eval()(**inputs, output_hidden_states=True).hidden_states
-    assert states[-1].shape[-1] == hidden and len(states) == len(alone)
-    assert torch.allclose(states[-1], alone[-1], atol=1e-5)
-
-
-def test_a_step_adds_the_loss_on_relations_by_its_weight(bench: Workbench, tmp_path: Path) -> None:
-    batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
-    losses = []
-    for weight in (0.0, 1.0, 2.0):
-        made = trainer(bench, tmp_path, relations=weight)
-        losses.append(float(made.training_step(made.model, dict(batch))))
-    assert losses[1] > losses[0] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
 # -- whole trainings --------------------------------------------------------------------------------------------------

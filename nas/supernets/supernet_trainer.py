@@ -10,14 +10,16 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from nas.supernets.relations import Related, StateRecorder, States, detached, relation_loss
 from nas.supernets.strategies import Lesson, Strategy
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import DistillationTrainer
 from nas.task_types.base import model_inputs
-from nas.tasks.losses import Scored, relation_loss
+from nas.tasks.losses import Scored
+from search_spaces import InputError, SubnetConfig
 
-Said = tuple[list[Scored], torch.Tensor | None]
-"""What counts of a model's outputs, and the states of its last layer where they are learned from."""
+Said = tuple[list[Scored], States]
+"""What counts of a model's outputs, and the states whose relations are learned from."""
 
 
 class SupernetTrainer(DistillationTrainer):
@@ -33,13 +35,38 @@ class SupernetTrainer(DistillationTrainer):
         supernet: Its model is trained; its weights should be in importance order.
         strategy: Which subnetworks learn in a step.
         teacher: The parent; None: in place.
-        relations: Weight of the loss on how tokens relate in the last layer.
+        relations: Weight of the loss on how tokens relate.
+        relations_of: In which states of a subnetwork they relate as in the teacher's.
+
+    Raises:
+        InputError: If relations are of all layers while one process drives several GPUs.
     """
 
-    def __init__(self, *, supernet: Supernet, strategy: Strategy, relations: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        supernet: Supernet,
+        strategy: Strategy,
+        relations: float = 0.0,
+        relations_of: Related = "last",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=supernet.model, **kwargs)
         self.supernet, self.strategy, self.relations = supernet, strategy, relations
+        self._recorders: dict[int, StateRecorder] = {}
+        if relations:
+            self._record(relations_of)
         self._losses: dict[str, list[torch.Tensor]] = {}
+
+    def _record(self, of: Related) -> None:
+        """Makes the states of the subnetworks and of the teacher known."""
+        if of != "last" and self.args.n_gpu > 1:
+            raise InputError(
+                f"`supernet.relations_of` must be `last` where one process drives several GPUs, but got `{of}`; start "
+                "a process for each with `accelerate launch`."
+            )
+        models = [self.supernet.model, *([] if self.teacher is None else [self.teacher])]
+        self._recorders = {id(model): StateRecorder(model, self.supernet.layout, of) for model in models}
 
     def lessons(self, step: int) -> list[Lesson]:
         """What is learned in one step."""
@@ -59,8 +86,7 @@ class SupernetTrainer(DistillationTrainer):
         for lesson in lessons:
             self.supernet.activate(lesson.subnet)
             with self.compute_loss_context_manager():
-                outputs = self._called(model, inputs)
-                said = self._said(outputs, inputs)
+                outputs, said = self._called(model, inputs, lesson.subnet)
                 parts = [outputs.loss.mean()] if lesson.labels else []  # DataParallel gives one loss a device
                 parts += [] if taught is None else [self._divergence(said, taught, inputs)]
                 loss = torch.stack(parts).sum()
@@ -79,36 +105,38 @@ class SupernetTrainer(DistillationTrainer):
             self._losses = {}
         super().log(logs, *args, **kwargs)
 
-    def _called(self, model: Any, inputs: dict[str, Any]) -> Any:
-        return model(**inputs, **({"output_hidden_states": True} if self.relations else {}))
-
-    def _said(self, outputs: Any, inputs: dict[str, Any]) -> Said:
+    def _called(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, Said]:
+        """The outputs of a model of which ``subnet`` is active, and what it says."""
+        taught = model is self.teacher
+        given = model_inputs(inputs) if taught else inputs
         if not self.relations:
-            return self.said(outputs, inputs), None
-        states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
-        return self.said(outputs, inputs), states[-1]
+            outputs = model(**given)
+            return outputs, (self.said(outputs, inputs), {})
+        recorder = self._recorders[id(self.teacher if taught else self.supernet.model)]
+        outputs, states = recorder.run(model, given, subnet)
+        return outputs, (self.said(outputs, inputs), states)
 
     def _from_teacher(
         self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, lessons: Sequence[Lesson]
     ) -> Said | None:
         """What the teacher says; None where the first lesson, the largest subnetwork, will be the teacher."""
+        whole = self.supernet.parent
         if self.teacher is None:
             if lessons[0].role == "largest":
                 return None
-            self.supernet.activate(self.supernet.parent)
+            self.supernet.activate(whole)
             with torch.no_grad():
-                return _fixed(self._said(self._called(model, inputs), inputs))
+                return _fixed(self._called(model, inputs, whole)[1])
         if not self.relations:
-            return self.taught(inputs, rows), None
+            return self.taught(inputs, rows), {}
         with torch.no_grad():
-            return self._said(self._called(self.teacher, model_inputs(inputs)), inputs)
+            return self._called(self.teacher, inputs, whole)[1]
 
     def _divergence(self, student: Said, teacher: Said, inputs: dict[str, Any]) -> torch.Tensor:
         loss = self.divergence(student[0], teacher[0])
-        if student[1] is None or teacher[1] is None:
+        if not self.relations:
             return loss
-        mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-        return loss + self.relations * relation_loss(student[1], teacher[1], mask)
+        return loss + self.relations * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
 
     def _average_gradients(self) -> None:
         """Takes the mean over processes, once the gradients of a step are complete.
@@ -126,4 +154,4 @@ class SupernetTrainer(DistillationTrainer):
 def _fixed(said: Said) -> Said:
     """The same outside the graph."""
     scored, states = said
-    return [(logits.detach(), labels) for logits, labels in scored], None if states is None else states.detach()
+    return [(logits.detach(), labels) for logits, labels in scored], detached(states)

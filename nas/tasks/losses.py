@@ -34,31 +34,6 @@ def divergence(
     return torch.stack(parts).mean()
 
 
-def relation_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """How differently the tokens of each example relate in two models, whatever their hidden sizes.
-
-    The relations of a token are the softmax of its scaled products with all tokens; the loss is KL(teacher || student)
-    of them, mean over tokens (of queries, keys and values in MiniLMv2, Wang et al. 2021, arXiv 2012.15828; here of the
-    last hidden states, so that no model needs to have attention of the other's shape).
-
-    Args:
-        student: Hidden states (examples, tokens, channels).
-        teacher: The same of the teacher, of any number of channels.
-        mask: (examples, tokens), 0 where a token is padding; where it is of another shape there is none.
-    """
-    if mask is None or mask.shape != student.shape[:2]:
-        mask = student.new_ones(student.shape[:2])
-    real = mask.bool()
-    ours, theirs = (_relations(states.float(), real)[real] for states in (student, teacher))
-    return (theirs.exp() * (theirs - ours)).nan_to_num(0.0).sum(-1).mean()
-
-
-def _relations(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Logarithms (examples, tokens, tokens); padding is no one's relation."""
-    scores = states @ states.transpose(1, 2) / states.shape[-1] ** 0.5
-    return F.log_softmax(scores.masked_fill(~real[:, None, :], -torch.inf), -1)
-
-
 def loss_by_example(scored: Sequence[Scored], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each example on its labels, summed over what is scored, and how many scores that is.
 
