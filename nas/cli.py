@@ -54,11 +54,12 @@ def search(
         minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
         typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
         return
+    from nas.fronts.finetuned import front_beside
     from nas.fronts.summary import show as show_run
     from nas.pipeline import search as run_pipeline
 
     done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
-    show_run(done, done.front())
+    show_run(done, front_beside(done))
 
 
 @app.command()
@@ -96,12 +97,13 @@ def show(
     form: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
     """Print the front of a run, or of it what is asked for."""
+    from nas.fronts.finetuned import front_beside
     from nas.fronts.listing import listed, written
     from nas.fronts.summary import show as show_run
     from nas.run import Run
 
     found = Run(run)
-    front = listed(found.front(), where, pick, sort)
+    front = listed(front_beside(found), where, pick, sort)
     if form == "table":
         show_run(found, front)
     else:

@@ -19,7 +19,7 @@ from nas.tasks.labels import ProblemType
 from predictors import Workload
 from search_spaces import InputError, Scope
 
-PATHS = ("model", "task.train", "task.test", "search.sampler")
+PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment")
 """Keys that may hold a local path; the values of ``task.metrics`` may as well."""
 
 OPTUNA_SAMPLERS = (
@@ -109,6 +109,10 @@ class Training(_Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     activation_checkpointing: bool = False
     bf16: bool = False
+    augment: str | None = Field(
+        None,
+        description="file.py:function that makes a datasets.Dataset of training examples of one: the same columns.",
+    )
 
     @property
     def num_train_epochs(self) -> float:

@@ -33,13 +33,14 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     quiet_libraries()
     bench = checked(recipe)
     splits = bench.splits
+    examples = [len(bench.training_set(training)) for training in (recipe.parent, recipe.supernet)]
     train_s, score_s = _seconds_per_example(bench)
     settings, space = recipe.supernet, search_space(bench)
     strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
     subnets = len(strategy.lessons(0.0, Random(0)))
     seconds = {
-        "parent": recipe.parent.num_train_epochs * len(splits.train) * train_s if bench.trains_parent else 0.0,
-        "supernet": recipe.supernet.epochs * len(splits.train) * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
+        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if bench.trains_parent else 0.0,
+        "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
         "verify": VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 2 * MEASUREMENT_SECONDS),

@@ -33,6 +33,9 @@ QUALITIES: dict[str, Direction] = {
 DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
 """Every figure of ours and the direction that improves it; a recipe's ``task.metrics`` adds others."""
 
+FINETUNED = "_finetuned"
+"""End of the name of a quality after fine-tuning, which stands beside the inherited one."""
+
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,

@@ -13,16 +13,20 @@ from nas.config import Recipe
 from nas.exports.card import write_card
 from nas.exports.formats import read_story
 from nas.figures import COSTS
-from nas.pipeline import checked
-from nas.progress import progress
+from nas.fronts.finetuned import Finetuned, note_finetuned
+from nas.pipeline import checked, make_report
+from nas.progress import progress, say
 from nas.run import Run, read_json, remove, replace_folder, write_json
 from nas.supernets.training import plain_trainer, train, training_device
 from nas.tasks.evaluation import Score, score
+from predictors import SubnetPredictor
 from search_spaces import InputError
 
 
 def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Score]]:
     """Trains an export for the recipe's ``parent`` epochs and writes it to another folder.
+
+    What it reaches is kept in the run, whose report and tables then show it beside what it inherited.
 
     Args:
         folder: What `nas export` wrote.
@@ -49,7 +53,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         model,
         recipe.parent,
         checkpoints,
-        bench.splits.train,
+        bench.training_set(recipe.parent),
         bench.splits.task,
         recipe.seed,
         teacher=bench.load_model(parent),
@@ -64,15 +68,23 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     write_card(work, told)
     replace_folder(work, out)
     remove(out / "checkpoints")
+    _tell(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
     return before, after
+
+
+def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
+    """Notes in the run what its export reaches, if that was scored on the run's own held-out split."""
+    if recipe.task.test != run.recipe.task.test:
+        say(f"not shown in {run.folder}: it reports on {run.recipe.task.test}, this on {recipe.task.test}")
+        return
+    note_finetuned(run, found)
+    if run.report.is_file():
+        make_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
 
 
 def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> dict[str, Any]:
     """A subnet.json with the qualities after fine-tuning; those it came with are kept as ``inherited``."""
-    new = {
-        "values": {name: found.value for name, found in after.items()},
-        "errors": {name: found.standard_error for name, found in after.items()},
-    }
+    new = {"values": values_of(after), "errors": errors_of(after)}
     inherited = {part: {n: v for n, v in story[part].items() if n not in COSTS} for part in new}
     costs = {part: {n: v for n, v in story[part].items() if n in COSTS} for part in new}
     figures = {part: {**costs[part], **new[part]} for part in new}
@@ -80,6 +92,16 @@ def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> di
     feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())
     rest = {name: value for name, value in story.items() if name != "formats"}
     return {**rest, **figures, "feasible": feasible, "inherited": inherited}
+
+
+def values_of(scores: dict[str, Score]) -> dict[str, float]:
+    """Quality -> value."""
+    return {name: found.value for name, found in scores.items()}
+
+
+def errors_of(scores: dict[str, Score]) -> dict[str, float]:
+    """Quality -> standard error."""
+    return {name: found.standard_error for name, found in scores.items()}
 
 
 def _begin(work: Path, identity: dict[str, str]) -> None:

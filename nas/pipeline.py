@@ -10,6 +10,7 @@ from nas.engine.search_loop import run_search
 from nas.engine.study import open_studies, points, write_trials
 from nas.evaluator import Evaluator
 from nas.exports.export import export_subnet
+from nas.fronts.finetuned import beside, finetuned, front_beside
 from nas.fronts.history import history
 from nas.fronts.report import write_report
 from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
@@ -121,21 +122,22 @@ def checked(recipe: Recipe) -> Workbench:
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
-    _ = bench.splits
+    for settings in (recipe.parent, recipe.supernet):
+        bench.training_set(settings)
     _ = bench.has_head
     return bench
 
 
 def make_report(run: Run, predictor: SubnetPredictor) -> None:
     """Writes report.html."""
-    recipe, results = run.recipe, run.results()
+    recipe, results, tuned = run.recipe, run.results(), finetuned(run)
     command = f"nas export {run.folder} --pick {{key}} --out {{key}}"
     evaluated = [p for study in open_studies(run.study, recipe).values() for p in points(study)]
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",
-        front=run.front(),
-        verified=run.verified_points(),
+        front=front_beside(run),
+        verified=beside(run.verified_points(), tuned),
         evaluated=evaluated,
         constraints=recipe.bounds,
         facts={
@@ -155,6 +157,7 @@ def make_report(run: Run, predictor: SubnetPredictor) -> None:
             "The front is what no other verified subnetwork, baselines included, beats in "
             f"{' and '.join(recipe.objectives)}; with standard errors this wide, neighbours may be equal.",
             "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
+            *(f"Fine-tuned: {found}." for found in tuned.values()),
         ],
         export_command=command,
         history=history(run, predictor, run.verified_points()),

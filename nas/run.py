@@ -49,10 +49,11 @@ class Run:
         self.front_file = self.folder / "front.json"
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
+        self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
         self.trained = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
-        self.from_weights = (*self.trained, *searched)
+        self.from_weights = (*self.trained, *searched, self.finetuned)
 
     @classmethod
     def open(cls, folder: str | Path, recipe: Recipe) -> Run:

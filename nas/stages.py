@@ -60,10 +60,9 @@ def make_parent(run: Run, bench: Workbench) -> None:
     with run.building(run.parent) as work:
         log = []
         if bench.trains_parent:
-            splits, settings = bench.splits, bench.recipe.parent
-            trainer = plain_trainer(
-                model, settings, work / "checkpoints", splits.train, splits.task, bench.recipe.seed
-            )
+            settings, task = bench.recipe.parent, bench.splits.task
+            examples = bench.training_set(settings)
+            trainer = plain_trainer(model, settings, work / "checkpoints", examples, task, bench.recipe.seed)
             with progress("parent") as report:
                 log = train(trainer, report)
         model.save_pretrained(work)
@@ -76,23 +75,24 @@ def make_supernet(run: Run, bench: Workbench) -> None:
     """Orders the parent's weights by importance and trains all subnetworks of the space together."""
     if run.supernet.exists():
         return
-    settings, splits = bench.recipe.supernet, bench.splits
+    settings = bench.recipe.supernet
     supernet = Supernet(bench.load_model(run.parent).to(training_device()))
     with run.building(run.supernet) as work:
         space = _ordered(supernet, bench, work)
+        examples = bench.training_set(settings)
         profiled = make_profile(run, bench, (supernet, space)).predict if settings.sampler == "latency_ms" else None
         trainer = SupernetTrainer(
             supernet=supernet,
-            task=splits.task,
+            task=bench.splits.task,
             teacher=bench.load_model(run.parent) if settings.teacher == "parent" else None,
             strategy=strategy_of(settings, supernet, space, profiled),
             temperature=settings.temperature,
             relations=settings.relations,
             relations_of=settings.relations_of,
             args=training_arguments(
-                settings, work / "checkpoints", bench.recipe.seed, "input_ids" in splits.train.column_names
+                settings, work / "checkpoints", bench.recipe.seed, "input_ids" in examples.column_names
             ),
-            train_dataset=splits.train,
+            train_dataset=examples,
         )
         with progress("supernet") as report:
             log = train(trainer, report)

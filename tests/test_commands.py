@@ -56,6 +56,9 @@ def test_the_commands_of_a_finished_run(
     assert "accuracy" in capsys.readouterr().out
     tuned = json.loads((tmp_path / "small-finetuned" / "subnet.json").read_text())
     assert tuned["key"] == fastest.key and "accuracy" in tuned["inherited"]["values"]
+    nas(monkeypatch, "show", finished.folder, "--where", "accuracy_finetuned >= 0")
+    assert fastest.key in (out := capsys.readouterr().out) and "fine-tuned   " in out
+    assert "accuracy_finetuned" in finished.report.read_text()
     assert (small / "model.safetensors").read_bytes() != (tmp_path / "small-finetuned/model.safetensors").read_bytes()
 
     nas(monkeypatch, "profile", text_recipe, "--run", finished.folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import bert, text_inputs
+from rich.console import Console
 
 from nas import finetune as finetune_module
 from nas import stages
@@ -21,6 +24,9 @@ from nas.bench import bench_rows, bench_table, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.finetune import finetune, retold
+from nas.fronts.finetuned import Finetuned, finetuned, front_beside, note_finetuned
+from nas.fronts.front import ParetoFront
+from nas.fronts.listing import listed
 from nas.fronts.point import Point
 from nas.run import Run, replace_folder, write_json
 from nas.stages import load_supernet, make_parent, search_space
@@ -47,6 +53,7 @@ RESULTS = (
     "front.json",
     "report.html",
     "exports",
+    "finetuned.json",
 )
 KEPT = ("measurements.jsonl", "predictor")
 
@@ -93,6 +100,47 @@ def test_a_killed_finetuning_goes_on_only_with_the_same_export(
     story = json.loads((out / "subnet.json").read_text())
     assert story["values"] == {"accuracy": after["accuracy"].value, "macs": 5.0} and story["key"] == UNEVEN.key
     assert story["inherited"] == {"values": {"accuracy": 7.0}, "errors": {"accuracy": 0.7}}
+    told = finetuned(run)[UNEVEN.key]
+    assert told.values == {"accuracy": after["accuracy"].value} and Path(told.folder) == fresh.resolve()
+
+
+def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> None:
+    points = [
+        Point(SMALL, {"accuracy": 0.8, "latency_ms": 1.0, "macs": 3.0}, {"accuracy": 0.02}, measured=True),
+        Point(UNEVEN, {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0}, {"accuracy": 0.02}, measured=True),
+    ]
+    write_json(run.front_file, {"front": ParetoFront.of(points, run.recipe.objectives).to_dict()})
+    assert front_beside(run) == run.front()
+    for value in (0.84, 0.88):
+        note_finetuned(
+            run, Finetuned(SMALL.key, "small-finetuned", {"accuracy": value, "loss": 0.3}, {"accuracy": 0.01})
+        )
+    front = front_beside(run)
+    assert front.figures == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
+    assert front.points[0].values["accuracy_finetuned"] == 0.88 and front.points[1] == points[1]
+    assert list(front.points[0].values) == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
+    text = _shown(front)
+    assert "accuracy_finetuned" in text and "0.8800 ± 0.0100" in text and "nas finetune" in text
+    assert "accuracy_finetuned" not in _shown(run.front())
+    note_finetuned(run, Finetuned(UNEVEN.key, "uneven-finetuned", {"accuracy": 0.95}, {"accuracy": 0.01}))
+    both = listed(front_beside(run), where="accuracy_finetuned > 0.8", sort="accuracy_finetuned")
+    assert [point.key for point in both] == [UNEVEN.key, SMALL.key]
+
+
+def _shown(front: ParetoFront) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(front.table())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_only_figures_of_the_run_s_own_split_stand_beside_others(run: Run, tmp_path: Path) -> None:
+    shutil.copy(run.recipe.task.test, tmp_path / "other.csv")
+    told = Finetuned(SMALL.key, "small-finetuned", {"accuracy": 0.9}, {})
+    task = run.recipe.task.model_copy(update={"test": str(tmp_path / "other.csv")})
+    finetune_module._tell(run, run.recipe.model_copy(update={"task": task}), told)
+    assert not finetuned(run)
+    finetune_module._tell(run, run.recipe, told)
+    assert finetuned(run)[SMALL.key].values == {"accuracy": 0.9}
 
 
 def test_a_finetuned_export_tells_its_own_qualities(text_recipe: Path) -> None:

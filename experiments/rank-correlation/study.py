@@ -175,7 +175,7 @@ class Study:
         """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
         checkpoints, teacher = run.folder / "alone", bench.load_model(run.parent)
         settings, splits = bench.recipe.parent, bench.splits
-        trainer = plain_trainer(model, settings, checkpoints, splits.train, splits.task, seed, teacher)
+        trainer = plain_trainer(model, settings, checkpoints, bench.training_set(settings), splits.task, seed, teacher)
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
         trainer.train()
         return model.eval()

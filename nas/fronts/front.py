@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.figures import COSTS, OPERATORS, Bound, Direction, excess, parse_condition, reached
+from nas.figures import COSTS, FINETUNED, OPERATORS, Bound, Direction, excess, parse_condition, reached
 from nas.fronts.pareto import Array, hypervolume, non_dominated
 from nas.fronts.point import Point
 from nas.fronts.table import html_table, rich_table
@@ -111,9 +111,10 @@ class ParetoFront:
 
     @property
     def figures(self) -> list[str]:
-        """Every known figure: the objectives first, the others in alphabetical order."""
-        others = {name for point in self.points for name in point.values} - set(self.objectives)
-        return [*self.objectives, *sorted(others)]
+        """Every known figure: the objectives first, fine-tuned beside inherited, the others in alphabetical order."""
+        known = {name for point in self.points for name in point.values}
+        first = [n for name in self.objectives for n in (name, *({name + FINETUNED} & known))]
+        return [*first, *sorted(known - set(first))]
 
     @property
     def quality(self) -> str:

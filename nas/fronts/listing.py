@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from nas.figures import DIRECTIONS, format_figure
+from nas.figures import DIRECTIONS, FINETUNED, format_figure
 from nas.fronts.front import ParetoFront
 from search_spaces.errors import InputError, did_you_mean
 
@@ -32,7 +32,8 @@ def listed(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") 
         return front
     if sort not in front.figures:
         raise InputError(f"`--sort` needs a known figure, but got `{sort}`; {did_you_mean(sort, front.figures)}.")
-    sign = -1 if {**DIRECTIONS, **front.objectives}.get(sort) == "maximize" else 1
+    direction = {**DIRECTIONS, **front.objectives}.get(sort.removesuffix(FINETUNED))
+    sign = -1 if direction == "maximize" else 1
     order = sorted(front.points, key=lambda point: sign * point.values.get(sort, sign * math.inf))
     return replace(front, points=tuple(order))
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 
 from nas.figures import format_figure
+from nas.fronts.finetuned import finetuned
 from nas.fronts.front import ParetoFront
 from nas.progress import console, say
 from nas.run import Run
@@ -44,7 +45,9 @@ def show(run: Run, front: ParetoFront) -> None:
     results = run.results()
     parent = next(point for point in run.verified_points() if point.source == "parent")
     figures = " · ".join(
-        f"{name} {format_figure(name, parent.values[name], parent.errors.get(name))}" for name in front.figures
+        f"{name} {format_figure(name, parent.values[name], parent.errors.get(name))}"
+        for name in front.figures
+        if name in parent.values
     )
     console.print(Group(front.table()))
     say(f"parent       {figures}")
@@ -53,3 +56,5 @@ def show(run: Run, front: ParetoFront) -> None:
     say(f"report       {run.report}")
     for folder in sorted(run.exports.glob("[!.]*")):
         say(f"export       {folder}")
+    for found in finetuned(run).values():
+        say(f"fine-tuned   {found}")

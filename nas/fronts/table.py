@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nas.figures import format_figure
+from nas.figures import FINETUNED, format_figure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,7 @@ def rich_table(front: ParetoFront) -> Table:
     """For the terminal: key, objectives, size and subnetwork; from 80 columns on nothing is cut off."""
     from rich.table import Table
 
-    names = list(dict.fromkeys([*front.objectives, *(n for n in TERMINAL_FIGURES if n in front.figures)]))
+    names = [n for n in front.figures if n in (*front.objectives, *TERMINAL_FIGURES) or n.endswith(FINETUNED)]
     table = Table(box=None, padding=(0, 2, 0, 0), caption=_caption(front), caption_justify="left")
     table.add_column("key", no_wrap=True)
     for name in names:
@@ -72,4 +72,5 @@ def _caption(front: ParetoFront) -> str:
         how = "latency measured on the exported model, quality on the held-out split"
     else:
         how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"
-    return f"{KNEE.strip()} knee. Figures: {how}."
+    tuned = f" {FINETUNED}: after `nas finetune`." if any(n.endswith(FINETUNED) for n in front.figures) else ""
+    return f"{KNEE.strip()} knee. Figures: {how}.{tuned}"

@@ -42,7 +42,7 @@ def load_source(source: str, folder: str = "imagefolder") -> Dataset:
     name, part = split_source(source)
     path = Path(name)
     if path.suffix == ".py":
-        return _from_python(path, part)
+        return made_by(path, part, "data source")
     if path.suffix in BUILDERS or path.is_dir():
         return _from_local(path, part, folder)
     return _from_hub(name, part)
@@ -144,18 +144,36 @@ def python_function(path: Path, name: str, what: str) -> Callable[..., Any]:
     return found
 
 
-def _from_python(path: Path, function: str) -> Dataset:
+def made_by(path: Path, function: str, what: str, *given: Dataset) -> Dataset:
+    """The dataset that a function of a Python file makes, of another one if one is given.
+
+    Raises:
+        InputError: If there is no such function, it fails, or it makes something else.
+    """
     from datasets import Dataset
 
-    make = python_function(path, function, "data source")
+    make = python_function(path, function, what)
     try:
-        made = make()
+        made = make(*given)
     except Exception as error:
-        raise InputError(
-            f"data source `{path}:{function}` fails: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise InputError(f"{what} `{path}:{function}` fails: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(made, Dataset):
         raise InputError(f"`{path}:{function}` must give a datasets.Dataset, but got {type(made).__name__}.")
+    return made
+
+
+def augmented(examples: Dataset, source: str) -> Dataset:
+    """What ``file.py:function`` makes of training examples.
+
+    Raises:
+        InputError: If it cannot be called, or gives no examples with the columns they had.
+    """
+    place, name = split_source(source)
+    made = made_by(Path(place), name, "augmentation", examples)
+    missing = [column for column in examples.column_names if column not in made.column_names]
+    if missing or not len(made):
+        got = f"lack `{missing[0]}`" if missing else "are none"
+        raise InputError(f"`{source}` must give training examples with all their columns, but its own {got}.")
     return made
 
 

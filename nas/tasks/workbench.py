@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nas.config import Recipe
+from nas.config import Recipe, Training
 from nas.exports.registration import stock_classes
 from nas.task_types import TASK_TYPES, TaskType
-from nas.tasks.data import load_source
+from nas.tasks.data import augmented, load_source
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.long_inputs import lengthened, lengthened_config, positions
 from predictors import Workload
@@ -80,12 +80,14 @@ class Splits:
 
     Attributes:
         task: The task with its data: collates, and knows what of the outputs counts.
-        train: What the parent and the supernet learn from.
+        examples: What the parent and the supernet learn from, not yet processed.
+        train: The same as model inputs with labels.
         search: Slice of the training data that the search scores on.
         test: Held-out split that is reported.
     """
 
     task: TaskType
+    examples: Dataset
     train: Dataset
     search: EvaluationSet
     test: EvaluationSet
@@ -96,6 +98,7 @@ class Workbench:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._augmented: dict[str, Dataset] = {}
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -159,10 +162,29 @@ class Workbench:
         train = shuffled.select(range(settings.search_examples, min(end or len(shuffled), len(shuffled))))
         return Splits(
             task=task,
+            examples=train,
             train=task.process(train, settings.train),
             search=EvaluationSet.of(task.process(search, settings.train), task),
             test=EvaluationSet.of(task.process(task.test, settings.test), task),
         )
+
+    def training_set(self, settings: Training) -> Dataset:
+        """What one training learns from: the training data, or what the section's ``augment`` makes of it.
+
+        The same seed gives the same examples, so that a training can be taken up again.
+
+        Raises:
+            InputError: If the function fails, or does not give examples like those it got.
+        """
+        source = settings.augment
+        if source is None:
+            return self.splits.train
+        if source not in self._augmented:
+            from transformers import set_seed
+
+            set_seed(self.recipe.seed)
+            self._augmented[source] = self.splits.task.process(augmented(self.splits.examples, source), source)
+        return self._augmented[source]
 
     @cached_property
     def has_head(self) -> bool:

@@ -1,0 +1,110 @@
+"""Augmentation: what a recipe's own function makes of the training examples is what is learned from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_data import image_bench
+from test_finetune import SMALL, export
+
+from nas import finetune as finetune_module
+from nas import stages
+from nas.config import Recipe
+from nas.finetune import finetune
+from nas.pipeline import checked
+from nas.run import Run
+from nas.stages import make_parent, make_supernet
+from nas.tasks.workbench import Workbench
+from search_spaces import InputError
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+CODE = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "def drop_words" in code)
+
+
+class Seen(Exception):
+    """Stands for a training; holds how many examples it was given."""
+
+
+def given(*args: Any, **kwargs: Any) -> Any:
+    raise Seen(next(len(value) for value in (*args, *kwargs.values()) if hasattr(value, "column_names")))
+
+
+@pytest.fixture
+def recipe(text_recipe: Path) -> Recipe:
+    """The toy recipe with the README's function for both sections."""
+    file = text_recipe.parent / "augment.py"
+    file.write_text(CODE)
+    return Recipe.load(text_recipe, [f"{name}.augment={file}:drop_words" for name in ("parent", "supernet")])
+
+
+def test_words_are_dropped_from_copies_and_the_same_ones_each_time(recipe: Recipe) -> None:
+    bench = Workbench(recipe)
+    plain, more = bench.splits.train, bench.training_set(recipe.parent)
+    count = len(plain)
+    assert len(more) == 2 * count and more[:count]["input_ids"] == plain[:]["input_ids"]
+    pairs = list(zip(more[count:]["input_ids"], plain[:]["input_ids"], strict=True))
+    assert all(set(fewer) <= set(words) for fewer, words in pairs)
+    assert sum(len(fewer) < len(words) for fewer, words in pairs) > 0 and more[count:]["labels"] == plain[:]["labels"]
+    again = Workbench(recipe)
+    assert again.training_set(recipe.supernet)[:] == more[:]
+    assert len(again.splits.search) == recipe.task.search_examples  # never of it
+
+
+def test_images_are_cropped(tmp_path: Path) -> None:
+    (tmp_path / "augment.py").write_text(
+        "def crop(data):\n    return data.map(lambda row: {'image': row['image'].crop((5, 0, 15, 6))})\n"
+    )
+    bench = image_bench(tmp_path, channels=3)
+    settings = bench.recipe.parent.model_copy(update={"augment": f"{tmp_path}/augment.py:crop"})
+    cropped, whole = bench.training_set(settings), bench.splits.train
+    assert len(cropped) == len(whole)
+    for mine, theirs in zip(cropped, whole, strict=True):
+        assert mine["labels"] == theirs["labels"]
+        assert torch.allclose(mine["pixel_values"][..., :3], theirs["pixel_values"][..., :3])
+        assert (mine["pixel_values"][..., 5:] == -1).all()  # what lies beside an image is black
+
+
+def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, bench = Run.open(tmp_path / "run", recipe), Workbench(recipe)
+    twice = 2 * len(bench.splits.train)
+    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
+        patch.setattr(stages, "plain_trainer", given)
+        make_parent(run, bench)
+    bench.load_model().save_pretrained(run.parent)
+    bench.processor.save_pretrained(run.parent)
+    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
+        patch.setattr(stages, "SupernetTrainer", given)
+        make_supernet(run, bench)
+    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
+        patch.setattr(finetune_module, "plain_trainer", given)
+        finetune(export(run, SMALL, tmp_path / "small"), recipe, run.folder, tmp_path / "out")
+
+
+WRONG = {
+    "no function": ("", "must define a function `change`"),
+    "one that fails": ("def change(data): return data[3 ** 9]", "augmentation .* fails: IndexError"),
+    "no dataset": ("def change(data): return list(data)", "must give a datasets.Dataset, but got list"),
+    "no examples": ("def change(data): return data.select([])", "all their columns, but its own are none"),
+    "other columns": ("def change(data): return data.remove_columns('sentence')", "lack `sentence`"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_augmentation_is_refused_before_anything_is_written(name: str, text_recipe: Path) -> None:
+    code, message = WRONG[name]
+    (text_recipe.parent / "own.py").write_text(code)
+    recipe = Recipe.load(text_recipe, [f"supernet.augment={text_recipe.parent}/own.py:change"])
+    with pytest.raises(InputError, match=message):
+        checked(recipe)
+
+
+def test_a_path_in_a_recipe_is_read_from_the_recipe(text_recipe: Path) -> None:
+    (text_recipe.parent / "own.py").touch()
+    text_recipe.write_text(text_recipe.read_text() + "\n")
+    data = text_recipe.read_text().replace("supernet:", "supernet:\n  augment: own.py:change")
+    text_recipe.write_text(data)
+    assert Recipe.load(text_recipe).supernet.augment == f"{text_recipe.parent.resolve()}/own.py:change"
