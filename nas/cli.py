@@ -211,14 +211,16 @@ def finetune(
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
     from nas.config import Recipe
+    from nas.figures import format_figure
     from nas.finetune import finetune as finetune_folder
     from nas.progress import quiet_libraries, say
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
-    before, after = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
-    for name in before:
-        say(f"{name}  {before[name].value:.4f} -> {after[name].value:.4f} ± {after[name].standard_error:.4f}")
+    before, told = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
+    for name in (*before, "latency_ms", "size_mb"):
+        was = f"{before[name].value:.4f} -> " if name in before else ""
+        say(f"{name}  {was}{format_figure(name, told['values'][name], told['errors'].get(name))}")
     say(f"{target}")
 
 

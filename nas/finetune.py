@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import transformers
 
 from nas.config import Recipe
 from nas.exports.card import write_card
-from nas.exports.formats import read_story
+from nas.exports.formats import read_story, size_mb
+from nas.exports.runtime_model import PARENT, timed_beside
 from nas.figures import COSTS
 from nas.fronts.finetuned import Finetuned, note_finetuned
 from nas.pipeline import checked, make_report
@@ -19,23 +21,24 @@ from nas.progress import progress, say
 from nas.run import Run, read_json, remove, replace_folder, write_json
 from nas.supernets.training import plain_trainer, train, training_device
 from nas.tasks.evaluation import Score, score
-from predictors import SubnetPredictor
+from nas.tasks.workbench import Workbench
+from predictors import SubnetPredictor, Workload, device_name
 from search_spaces import InputError
 
 
-def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Score]]:
-    """Trains an export for the recipe's ``parent`` epochs and writes it to another folder.
+def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Trains an export for the recipe's ``parent`` epochs, measures it anew and writes it to another folder.
 
     What it reaches is kept in the run, whose report and tables then show it beside what it inherited.
 
     Args:
         folder: What `nas export` wrote.
         recipe: Gives the data and the training settings.
-        run: The run it came from; its parent is the teacher.
+        run: The run it came from; its parent is the teacher, and latencies are measured beside it.
         out: Folder to write; replaced if it is an earlier export.
 
     Returns:
-        Qualities on the held-out split before and after.
+        Qualities on the held-out split before, and the new subnet.json with all that was measured after.
 
     Raises:
         InputError: If the folder is not an export, or ``out`` holds something else.
@@ -47,12 +50,11 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
     before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
-    checkpoints = work / "checkpoints"
     _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
     trainer = plain_trainer(
         model,
         recipe.parent,
-        checkpoints,
+        work / "checkpoints",
         bench.training_set(recipe.parent),
         bench.splits.task,
         recipe.seed,
@@ -60,16 +62,16 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     )
     with progress("finetune") as report:
         train(trainer, report)
-    after = score(model, bench.splits.test, recipe.qualities)
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)
-    told = retold(story, after, recipe)
+    after = score(model, bench.splits.test, recipe.qualities)
+    told = retold(story, remeasured(work, parent, story, after, bench), recipe)
     write_json(work / "subnet.json", told)
     write_card(work, told)
     replace_folder(work, out)
     remove(out / "checkpoints")
     _tell(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
-    return before, after
+    return before, told
 
 
 def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
@@ -82,24 +84,50 @@ def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
         make_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
 
 
-def retold(story: dict[str, Any], after: dict[str, Score], recipe: Recipe) -> dict[str, Any]:
-    """A subnet.json with the qualities after fine-tuning; those it came with are kept as ``inherited``."""
-    new = {"values": values_of(after), "errors": errors_of(after)}
-    inherited = {part: {n: v for n, v in story[part].items() if n not in COSTS} for part in new}
-    costs = {part: {n: v for n, v in story[part].items() if n in COSTS} for part in new}
-    figures = {part: {**costs[part], **new[part]} for part in new}
-    bounds = {name: bound for name, bound in recipe.bounds.items() if name in figures["values"]}
-    feasible = all(bound.violation(figures["values"][name]) <= 0 for name, bound in bounds.items())
+def remeasured(
+    folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], bench: Workbench
+) -> dict[str, Any]:
+    """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
+
+    On another device than that of its story, the parent's latency is told anew as well.
+    """
+    here = device_name(Workload.from_dict(story["workload"]))
+    told = story["parent"] or {"values": {}, "errors": {}}
+    stated = told["values"].get("latency_ms") if here == story["device"] else None
+    timed = timed_beside(parent, {"torch": folder}, story, bench, stated)
+    (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
+    values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
+    beside = {
+        "values": {**told["values"], "latency_ms": parent_ms},
+        "errors": {**told["errors"], "latency_ms": parent_spread},
+    }
+    return {
+        "values": values | values_of(scores),
+        "errors": {"latency_ms": spread} | errors_of(scores),
+        "measured": True,
+        "device": here,
+        "split": Path(bench.recipe.task.test).name,
+        "parent": told if stated is not None else beside,
+    }
+
+
+def retold(story: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A subnet.json with what `remeasured` found; the figures it came with are kept as ``inherited``."""
+    counts = {name: value for name, value in story["values"].items() if name in COSTS}
+    values = {**counts, **new["values"]}
+    bounds = {name: bound for name, bound in recipe.bounds.items() if name in values}
+    feasible = all(bound.violation(values[name]) <= 0 for name, bound in bounds.items())
     rest = {name: value for name, value in story.items() if name != "formats"}
-    return {**rest, **figures, "feasible": feasible, "inherited": inherited}
+    inherited = {part: story[part] for part in ("values", "errors")}
+    return {**rest, **new, "values": values, "feasible": feasible, "inherited": inherited}
 
 
-def values_of(scores: dict[str, Score]) -> dict[str, float]:
+def values_of(scores: Mapping[str, Score]) -> dict[str, float]:
     """Quality -> value."""
     return {name: found.value for name, found in scores.items()}
 
 
-def errors_of(scores: dict[str, Score]) -> dict[str, float]:
+def errors_of(scores: Mapping[str, Score]) -> dict[str, float]:
     """Quality -> standard error."""
     return {name: found.standard_error for name, found in scores.items()}
 

@@ -61,6 +61,17 @@ def test_the_commands_of_a_finished_run(
     assert "accuracy_finetuned" in finished.report.read_text()
     assert (small / "model.safetensors").read_bytes() != (tmp_path / "small-finetuned/model.safetensors").read_bytes()
 
+    nas(monkeypatch, "convert", small, "--to", "program")
+    nas(monkeypatch, "verify", small, "--run", finished.folder)
+    checked = json.loads((small / "subnet.json").read_text())["formats"]
+    assert set(checked) == {"torch", "program"} and "program" in capsys.readouterr().out
+    assert set(checked["program"]["values"]) == {"accuracy", "latency_ms", "size_mb", "memory_mb"}
+    story["values"]["accuracy"] = 0.123
+    (small / "subnet.json").write_text(json.dumps(story))
+    with pytest.raises(SystemExit, match="2"):
+        nas(monkeypatch, "verify", small, "--run", finished.folder)
+    assert "torch states accuracy 0.1230" in capsys.readouterr().err
+
     nas(monkeypatch, "profile", text_recipe, "--run", finished.folder)
     assert "depth-only" in capsys.readouterr().out
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS
+from conftest import TOYS, logits
 
 from nas.exports.export import describe_remote_code
 from nas.supernets.supernet import Supernet
@@ -36,6 +37,31 @@ def test_an_export_trains_and_reloads_as_any_model(tmp_path: Path) -> None:
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained", trust_remote_code=True)
     with torch.inference_mode():
         assert torch.equal(model.eval()(**batch).logits, again.eval()(**batch).logits)
+
+
+def test_the_trainer_of_the_readme_runs(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, with a local dataset in place of the hub's."""
+    import datasets
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    files = {"train": str(text_folder / "train.parquet"), "validation": str(text_folder / "train.parquet")}
+    local = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "load_dataset", {"stanfordnlp/sst2": local}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    exported = Supernet(TOYS["bert"].model()).extract(UNEVEN)
+    describe_remote_code(exported, "AutoModelForSequenceClassification")
+    exported.save_pretrained("small")
+    AutoTokenizer.from_pretrained(text_folder / "model").save_pretrained("small")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.split("`push_to_hub` pushes it as any other:")[1].split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    trained = scope["trainer"].model.eval().cpu()
+    again = AutoModelForSequenceClassification.from_pretrained("tuned", trust_remote_code=True).eval()
+    batch = TOYS["bert"].inputs()
+    assert torch.equal(logits(trained, batch), logits(again, batch))
+    assert not torch.equal(logits(exported, batch), logits(again, batch))
+    assert list(Path("tuned").rglob("events.out.tfevents*")) and Path("tuned", "tokenizer.json").exists()
 
 
 @pytest.mark.slow

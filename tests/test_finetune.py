@@ -17,13 +17,15 @@ import pytest
 import torch
 from conftest import bert, text_inputs
 from rich.console import Console
+from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
 from nas import stages
 from nas.bench import bench_rows, bench_table, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
-from nas.finetune import finetune, retold
+from nas.figures import format_figure
+from nas.finetune import finetune, remeasured, retold
 from nas.fronts.finetuned import Finetuned, finetuned, front_beside, note_finetuned
 from nas.fronts.front import ParetoFront
 from nas.fronts.listing import listed
@@ -35,7 +37,7 @@ from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, training_arguments
-from nas.tasks.evaluation import Score
+from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from search_spaces import InputError, SubnetConfig
 
@@ -75,7 +77,8 @@ def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     """A subnetwork of the parent as `nas export` writes it, with made-up figures."""
     bench = Workbench(run.recipe)
     save_subnet(Supernet(bench.load_model(run.parent)), subnet, bench, out)
-    point = Point(subnet, {"accuracy": 7.0, "macs": 5.0}, {"accuracy": 0.7}, measured=True)
+    values = {"accuracy": 7.0, "latency_ms": 9.0, "macs": 5.0}
+    point = Point(subnet, values, {"accuracy": 0.7}, measured=True)
     write_json(out / "subnet.json", {**origin(run), **point.to_dict()})
     return out
 
@@ -93,15 +96,13 @@ def test_a_killed_finetuning_goes_on_only_with_the_same_export(
             finetune(folder, run.recipe, run.folder, out)
     with monkeypatch.context() as patch:  # its trained weights are there: nothing is trained again
         patch.setattr(DistillationTrainer, "training_step", kill)
-        _, after = finetune(uneven, run.recipe, run.folder, out)
+        _, told = finetune(uneven, run.recipe, run.folder, out)
     finetune(uneven, run.recipe, run.folder, fresh)
     assert (out / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
     assert not (out / "checkpoints").exists() and not list(tmp_path.glob(".*.partial"))
-    story = json.loads((out / "subnet.json").read_text())
-    assert story["values"] == {"accuracy": after["accuracy"].value, "macs": 5.0} and story["key"] == UNEVEN.key
-    assert story["inherited"] == {"values": {"accuracy": 7.0}, "errors": {"accuracy": 0.7}}
-    told = finetuned(run)[UNEVEN.key]
-    assert told.values == {"accuracy": after["accuracy"].value} and Path(told.folder) == fresh.resolve()
+    assert json.loads((out / "subnet.json").read_text()) == told
+    noted = finetuned(run)[UNEVEN.key]
+    assert noted.values == {"accuracy": told["values"]["accuracy"]} and Path(noted.folder) == fresh.resolve()
 
 
 def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> None:
@@ -143,14 +144,44 @@ def test_only_figures_of_the_run_s_own_split_stand_beside_others(run: Run, tmp_p
     assert finetuned(run)[SMALL.key].values == {"accuracy": 0.9}
 
 
-def test_a_finetuned_export_tells_its_own_qualities(text_recipe: Path) -> None:
+@pytest.mark.slow
+def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Path) -> None:
+    """Its qualities, its latency beside the parent's and its size; what it came with is kept beside them."""
+    bench = Workbench(run.recipe)
+    make_parent(run, bench)
+    small, out = export(run, SMALL, tmp_path / "small"), tmp_path / "out"
+    before, told = finetune(small, run.recipe, run.folder, out)
+    values, parent = told["values"], told["parent"]["values"]
+    assert values["macs"] == 5.0 and told["key"] == SMALL.key and told["inherited"]["values"]["latency_ms"] == 9.0
+    tuned = BertForSequenceClassification.from_pretrained(out)
+    assert values["accuracy"] == score(tuned, bench.splits.test, ["accuracy"])["accuracy"].value != 7.0
+    assert values["size_mb"] == (out / "model.safetensors").stat().st_size / 1e6
+    assert before["accuracy"].value != 7.0 and told["errors"]["latency_ms"] >= 0
+    text = (out / "README.md").read_text()
+    rows = {name: format_figure(name, value, told["errors"].get(name)) for name, value in values.items()}
+    assert all(f"| {name} | {row} |" in text for name, row in rows.items())
+    assert values["latency_ms"] > 0 and parent["latency_ms"] > 0
+    scale = {**told, "parent": {"values": {"latency_ms": 1000.0}, "errors": {}}}
+    here, elsewhere = (
+        remeasured(out, run.parent, {**scale, "device": device}, {}, bench)
+        for device in (told["device"], "another processor")
+    )
+    assert here["values"]["latency_ms"] > 10 * values["latency_ms"], "not on the scale of the stated parent"
+    assert here["parent"] == scale["parent"]
+    assert elsewhere["device"] == told["device"] and elsewhere["parent"]["values"]["latency_ms"] < 1000
+
+
+def test_a_finetuned_export_keeps_counts_and_is_judged_anew(text_recipe: Path) -> None:
     recipe = Recipe.load(text_recipe, ["constraints.accuracy='>= 0.8'"])
-    values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0}, {"accuracy": 0.1, "latency_ms": 1.0}
-    story = {"key": "k", "feasible": False, "measured": True, "values": values, "errors": errors}
-    told = retold(story, {"accuracy": Score(0.9, 0.05)}, recipe)
-    assert told["values"] == {"accuracy": 0.9, "latency_ms": 3.0} and told["feasible"]
-    assert told["errors"] == {"accuracy": 0.05, "latency_ms": 1.0}
-    assert told["inherited"] == {"values": {"accuracy": 0.7, "f1": 0.6}, "errors": {"accuracy": 0.1}}
+    values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0, "macs": 5.0}, {"accuracy": 0.1}
+    story = {"key": "k", "feasible": False, "measured": False, "values": values, "errors": errors, "formats": {}}
+    new = {"values": {"accuracy": 0.9, "latency_ms": 2.0}, "errors": {"accuracy": 0.05}, "measured": True}
+    told = retold(story, new, recipe)
+    assert told["values"] == {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0} and told["feasible"]
+    assert told["errors"] == new["errors"] and told["inherited"] == {"values": values, "errors": errors}
+    assert told["measured"] and "formats" not in told
+    worse = {**new, "values": {**new["values"], "accuracy": 0.75}}
+    assert not retold(story, worse, recipe)["feasible"]
 
 
 def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(

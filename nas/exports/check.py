@@ -6,26 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from nas.exports.card import write_card
 from nas.exports.export import TOLERANCE, ReloadError, active_outputs, outputs_elsewhere
-from nas.exports.formats import present, read_story, size_mb, story_inputs
-from nas.exports.runtime_model import RuntimeModel, runtime_call
+from nas.exports.formats import present, read_story, size_mb
+from nas.exports.runtime_model import RuntimeModel, timed_beside
 from nas.figures import format_figure
 from nas.run import Run, write_json
 from nas.stages import load_supernet
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
-from predictors import measure
 from predictors.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SLOWER = 1.25
 """How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""
@@ -142,16 +138,10 @@ def _time(
     working: Mapping[str, Path], story: Mapping[str, Any], run: Run, bench: Workbench, found: dict[str, Checked]
 ) -> None:
     """Latencies beside the parent's, on the scale of its stated one."""
-    workload = bench.recipe.workload
-    parent: PreTrainedModel = bench.load_model(run.parent)
-    inputs = story_inputs(story, parent.config)
-    calls = {form: runtime_call(form, path, inputs, workload, bench) for form, path in working.items()}
     stated = (story.get("parent") or {"values": {}})["values"].get("latency_ms")
-    anchor = runtime_call("torch", run.parent, inputs, workload, bench)
-    for form, timing in measure(calls, anchor, workload, anchor_ms=stated).items():
+    for form, (latency_ms, error) in timed_beside(run.parent, working, story, bench, stated).items():
         if form in found:
-            found[form].values["latency_ms"] = timing.latency_ms
-            found[form].errors["latency_ms"] = (timing.latency_ms_p90 - timing.latency_ms_p10) / 2
+            found[form].values["latency_ms"], found[form].errors["latency_ms"] = latency_ms, error
 
 
 def _state(folder: Path, story: dict[str, Any], found: Mapping[str, Checked]) -> None:

@@ -12,10 +12,11 @@ import torch
 import transformers
 from transformers.utils import ModelOutput
 
-from nas.exports.formats import called_with
-from nas.tasks.workbench import Workbench
-from predictors import Workload
-from predictors.runtimes import onnx_call
+from nas.exports.formats import story_inputs
+from nas.tasks.workbench import Workbench, load_config
+from predictors import Workload, measure
+from predictors.measure import ANCHOR
+from predictors.runtimes import onnx_call, prepared
 
 Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -42,14 +43,41 @@ class RuntimeModel(torch.nn.Module):
         return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
 
 
-def runtime_call(
+PARENT = ANCHOR
+"""The name under which `timed_beside` returns the parent."""
+
+
+def timed_beside(
+    parent: Path, files: Mapping[str, Path], story: Mapping[str, Any], bench: Workbench, parent_ms: float | None
+) -> dict[str, tuple[float, float]]:
+    """Latencies of an export's formats on its workload, measured in rounds beside its parent.
+
+    Args:
+        parent: Model folder of the parent.
+        files: Format -> its file, as `nas.exports.formats.present` finds them.
+        story: The subnet.json of the export.
+        bench: Its task.
+        parent_ms: What the parent takes on this device, as stated before; None to state what it takes now.
+
+    Returns:
+        Format, and `PARENT` -> milliseconds, and half of their 10-90 % spread.
+    """
+    workload = Workload.from_dict(story["workload"])
+    inputs = story_inputs(story, load_config(str(parent)))
+    calls = {form: _call(form, path, inputs, workload, bench) for form, path in files.items()}
+    anchor = _call("torch", parent, inputs, workload, bench)
+    timed = measure(calls, anchor, workload, anchor_ms=parent_ms)
+    return {name: (t.latency_ms, (t.latency_ms_p90 - t.latency_ms_p10) / 2) for name, t in timed.items()}
+
+
+def _call(
     form: str, path: Path, inputs: Mapping[str, torch.Tensor], workload: Workload, bench: Workbench
 ) -> Callable[[], object]:
-    """One pass of a format on inputs of a workload, with its threads."""
+    """One pass of a format on inputs of a workload, with its threads; a model folder runs as the workload says."""
     if form in ("onnx", "int8"):
         return onnx_call(path, inputs, workload)
     model = RuntimeModel.load(form, path, bench)
-    return partial(model, **(called_with(model, inputs) if form == "torch" else inputs))
+    return prepared(model, inputs, workload) if form == "torch" else partial(model, **inputs)
 
 
 def _onnx(path: Path) -> Run:
@@ -68,8 +96,9 @@ def _onnx(path: Path) -> Run:
 
 
 def _program(path: Path) -> Run:
-    module = torch.export.load(path).module()
-    return lambda inputs: module(**inputs)
+    program = torch.export.load(path)
+    module, taken = program.module(), program.graph_signature.user_inputs
+    return lambda inputs: module(**{name: value for name, value in inputs.items() if name in taken})
 
 
 def _openvino(path: Path) -> Run:

@@ -183,11 +183,15 @@ class TextTask(TaskType):
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random tokens and their mask."""
+        """Random tokens, their mask and, of a model that tells two texts apart, the second from the middle on."""
         import torch
 
         ids = random_tokens(config, workload, generator)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if getattr(config, "type_vocab_size", 0) > 1:
+            length = ids.shape[1]
+            inputs["token_type_ids"] = (torch.arange(length) >= (length + 1) // 2).long().repeat(len(ids), 1)
+        return inputs
 
     def padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """What of the rows a tokenizer made, as long as the longest."""
