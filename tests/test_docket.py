@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 
 from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
 from nas.config import OPTUNA_SAMPLERS, Recipe
-from nas.engine.docket import Docket, Ticket
+from nas.engine.book import Ticket
+from nas.engine.docket import Docket
 from nas.engine.racing import Evaluate, Outcome, Race
 from nas.engine.rivals import Rivals
 from nas.engine.search_loop import Dispatcher, dockets_of, run_here

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import optuna
 from optuna.trial import TrialState
 
+from nas.engine.book import Book, Ticket
 from nas.engine.racing import Outcome, Race
 from nas.engine.rivals import Rivals
-from nas.engine.standing import Reference, Standing
+from nas.engine.standing import Standing
 from nas.engine.stopping import Clock, has_had_enough
 from nas.engine.storage import together
 from nas.engine.study import finished, point_of, short_name
@@ -24,44 +24,6 @@ FAILURES = 5
 
 Phase = Callable[[Mapping[str, Point]], Sequence[SubnetConfig]]
 """What was found so far -> subnetworks to evaluate next; asked once everything before it is finished."""
-
-
-@dataclass
-class Book:
-    """What all studies of a run know together, so that no subnetwork is evaluated twice.
-
-    Attributes:
-        known: Key -> figures of each subnetwork that was evaluated in full.
-        partial: Key -> figures and number of examples of each whose evaluation was stopped early.
-        failed: Key -> traceback.
-        in_flight: Key -> the trials that wait for its evaluation.
-        failures: Evaluations that failed since the last one that did not.
-        reference: Where hypervolumes are measured from.
-    """
-
-    known: dict[str, Point] = field(default_factory=dict)
-    partial: dict[str, tuple[Point, int]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    in_flight: dict[str, list[Ticket]] = field(default_factory=dict)
-    failures: int = 0
-    reference: Reference = field(default_factory=Reference)
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """One evaluation to make.
-
-    Attributes:
-        docket: Who asked for it.
-        trial: The running trial that it will finish.
-        subnet: What to evaluate.
-        race: What it must beat to be finished; None: evaluate it in full.
-    """
-
-    docket: Docket
-    trial: optuna.Trial
-    subnet: SubnetConfig
-    race: Race | None
 
 
 class Docket:

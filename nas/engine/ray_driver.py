@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from nas.config import Search
-from nas.engine.docket import Ticket
+from nas.engine.book import Ticket
 from nas.engine.racing import Outcome
 from nas.engine.ray_worker import Package, Task, Worker
 from nas.progress import say

@@ -14,7 +14,8 @@ from typing import Any
 import optuna
 
 from nas.config import Recipe
-from nas.engine.docket import Book, Docket, Phase, Ticket
+from nas.engine.book import Book, Ticket
+from nas.engine.docket import Docket, Phase
 from nas.engine.plan import corners, distinct, feasible_samples, plan
 from nas.engine.racing import Evaluate, Outcome, attempt
 from nas.engine.rivals import Rivals
