@@ -2,105 +2,179 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 
 from nas.config import Recipe
 from nas.tasks.workbench import Workbench
-from predictors import device_name, measure
-from predictors.measure import ANCHOR
-from predictors.runtimes import Call, prepared
+from predictors import Timing, Workload, device_name, measure
+from predictors.plan import Plan, load
+from predictors.runtimes import check_runtime, write_onnx_workload
+from predictors.timing import ANCHOR, doubts, joined
 from search_spaces import AUTO_CLASSES, InputError
+
+PRECISION = 0.02
+"""Wanted half-width of the confidence interval of a ratio, relative, unless another is asked for."""
+PASSES = 2
+FOOTPRINT = """
+import json, pathlib, sys
+import nas
+from predictors.plan import footprint
+print(json.dumps(footprint(pathlib.Path(sys.argv[1]), sys.argv[2])))
+"""
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One model of a comparison; spreads are the 10th and 90th percentile over rounds.
+    """One model of a comparison.
 
     Attributes:
-        model: Folder or hub id.
-        ratio: Its latency over the first model's, measured side by side.
-        samples_per_second: Throughput of calls one after the other.
+        model: Folder or hub id; the first of a comparison is what the ratios are to.
+        timing: Its latency, its ratio to the first model's and their intervals; each model is loaded twice, and the
+            intervals cover both.
+        memory_mb: What loading and running it added at most to a clean process; on a GPU, what it took there. None:
+            not measured.
+        energy_mj: Of one pass, above the idle device. None: no counter could be read.
     """
 
     model: str
-    latency_ms: float
-    latency_ms_p10: float
-    latency_ms_p90: float
-    ratio: float
-    ratio_p10: float
-    ratio_p90: float
-    samples_per_second: float
-    workload: str
+    timing: Timing
+    memory_mb: float | None
+    energy_mj: float | None
+    workload: Workload
     device_name: str
 
+    @property
+    def samples_per_second(self) -> float:
+        """Throughput of calls one after the other."""
+        return self.workload.batch_size / self.timing.latency_ms * 1e3
 
-def bench_rows(models: Sequence[str], recipe: Recipe) -> list[BenchRow]:
-    """Latency of each model and its ratio to the first, measured in interleaved rounds.
+    def to_dict(self) -> dict[str, Any]:
+        """One flat row with every figure and the workload."""
+        row = {"model": self.model, **asdict(self.timing), "samples_per_second": self.samples_per_second}
+        row |= {"memory_mb": self.memory_mb, "energy_mj": self.energy_mj}
+        return row | self.workload.to_dict() | {"device_name": self.device_name}
+
+
+def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISION) -> list[BenchRow]:
+    """Measures models in interleaved rounds beside the first, then each alone in a clean process.
 
     Args:
         models: Folders or hub ids that the task's auto class loads.
         recipe: Gives the task and the workload.
+        precision: Wanted half-width of the confidence interval of each ratio, relative; see `doubts_of`.
 
     Raises:
         InputError: If a model does not load, or the workload cannot run here.
     """
     workload = recipe.workload
     workload.check_available()
-    calls = {name: _runner(name, recipe) for name in models}
-    timed = measure(calls, calls[models[0]], workload)
-    reference = timed[ANCHOR].latency_ms
-    rows = []
-    for name in models:
-        t = timed[name]
-        row = BenchRow(
-            model=name,
-            latency_ms=t.latency_ms,
-            latency_ms_p10=t.latency_ms_p10,
-            latency_ms_p90=t.latency_ms_p90,
-            ratio=t.ratio,
-            ratio_p10=t.latency_ms_p10 / reference,
-            ratio_p90=t.latency_ms_p90 / reference,
-            samples_per_second=workload.batch_size / t.latency_ms * 1e3,
-            workload=str(workload),
-            device_name=device_name(workload),
-        )
-        rows.append(row)
-    return rows
+    check_runtime(workload)
+    with tempfile.TemporaryDirectory(prefix="nas-bench-") as work:
+        folder, plan = Path(work), _plan(models, recipe, precision, Path(work))
+        timings = _timings(plan, folder)
+        footprints = {name: _footprint(folder, name) for name in plan.models}
+    return [
+        BenchRow(n, timings[n], **footprints[n], workload=workload, device_name=device_name(workload)) for n in timings
+    ]
+
+
+def doubts_of(rows: Sequence[BenchRow], precision: float) -> str:
+    """What must be said of rows that were to have a precision; empty where all is well."""
+    return doubts({row.model: row.timing for row in rows[1:]}, precision)
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Rows as people read them."""
-    table = Table(title=f"{rows[0].workload} · {rows[0].device_name}")
-    for column in ("model", "latency_ms", "10-90 %", "ratio", "10-90 %", "samples/s"):
-        table.add_column(column)
-    for r in rows:
-        spread = f"{r.latency_ms_p10:.3g} - {r.latency_ms_p90:.3g}"
-        ratios = f"{r.ratio_p10:.3g} - {r.ratio_p90:.3g}"
-        table.add_row(r.model, f"{r.latency_ms:.3g}", spread, f"{r.ratio:.3f}", ratios, f"{r.samples_per_second:.3g}")
+    columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", "memory_mb", "energy_mj"]
+    notes = ["10-90 %: of rounds. 95 %: confidence interval of the ratio over two loadings of each model."]
+    for name in ("memory_mb", "energy_mj"):
+        if all(getattr(row, name) is None for row in rows):
+            columns.remove(name)
+            notes.append(f"{name}: not measured, no counter can be read here.")
+    title = f"{rows[0].workload} · {rows[0].device_name}"
+    table = Table(title=title, caption=" ".join(notes), caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model")
+    for row in rows:
+        cells = _cells(row)
+        table.add_row(*(cells[name] for name in columns))
     return table
+
+
+def _cells(row: BenchRow) -> dict[str, str]:
+    t = row.timing
+    alone = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
+    return {
+        "model": row.model,
+        "latency_ms": f"{t.latency_ms:.3g}",
+        "10-90 %": f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}",
+        "ratio": f"{t.ratio:.3f}",
+        "95 %": f"{t.ratio_low:.3f} - {t.ratio_high:.3f}",
+        "samples/s": f"{row.samples_per_second:.3g}",
+        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in alone.items()},
+    }
 
 
 def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
     """Writes rows with every digit."""
     import pandas as pd
 
-    pd.DataFrame([asdict(row) for row in rows]).to_csv(file, index=False)
+    pd.DataFrame([row.to_dict() for row in rows]).to_csv(file, index=False)
 
 
-def _runner(name: str, recipe: Recipe) -> Call:
+def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) -> Plan:
+    """Inputs of every model and, for ONNX Runtime, its file; other runtimes load the model from where it is."""
     import transformers
 
-    workload = recipe.workload
-    bench = Workbench(recipe.model_copy(update={"model": name}))
-    auto = getattr(transformers, AUTO_CLASSES[recipe.task.type])
-    inputs = bench.dummy_inputs(workload)
-    try:
-        model = auto.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
-    return prepared(model, inputs, workload)
+    auto, models, inputs = AUTO_CLASSES[recipe.task.type], {}, {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        arrays = Workbench(recipe.model_copy(update={"model": name})).dummy_inputs(recipe.workload)
+        fed = {key: tensor.numpy() for key, tensor in arrays.items()}
+        models[name], inputs[name] = str(Path(name).resolve()) if Path(name).exists() else name, f"{number}.npz"
+        if recipe.workload.runtime == "onnxruntime":
+            try:
+                model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+            except (OSError, ValueError) as error:
+                raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+            target = folder / f"{number}"
+            target.mkdir()
+            file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
+            models[name] = str(file)
+        np.savez(folder / inputs[name], **fed)  # type: ignore[arg-type]
+    plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision)
+    plan.write(folder)
+    return plan
+
+
+def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
+    """Each model beside the first, in passes that load all of them anew."""
+    found: dict[str, Timing] = {}
+    for number in range(plan.passes):
+        first, *others = [load(folder, plan, name) for name in plan.models]
+        calls = dict(zip(list(plan.models)[1:], others, strict=True))
+        anchor_ms = found[plan.anchor].latency_ms if found else None
+        timed = measure(calls, first, plan.workload, anchor_ms=anchor_ms, precision=plan.precision, seed=number)
+        timed = {plan.anchor: replace(timed[ANCHOR], ratio=1.0, ratio_low=1.0, ratio_high=1.0)} | {
+            name: timed[name] for name in calls
+        }
+        found = {name: joined(found[name], timing) if found else timing for name, timing in timed.items()}
+    return found
+
+
+def _footprint(folder: Path, name: str) -> dict[str, float | None]:
+    done = subprocess.run([sys.executable, "-c", FOOTPRINT, str(folder), name], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for its memory"])[-1]
+        raise InputError(f"`{name}` must run alone in a clean process, but it does not: {last[:160]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -63,13 +63,35 @@ def search(
 
 
 @app.command()
-def profile(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
-    """Fit this device's latency predictor and print its held-out error."""
+def profile(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write what to measure on another device into this new folder.")
+    ] = None,
+    take: Annotated[
+        Path | None, typer.Option("--import", help="Take the results of such a folder back into the run.")
+    ] = None,
+) -> None:
+    """Fit the device's latency predictor and print its held-out error.
+
+    For another device: --export FOLDER, then `python measure.py` in the folder there, then --import FOLDER here. The
+    run's latencies are then that device's, and none is measured here. After `nas search`, the same two steps measure
+    the front there; until then its latencies are predicted.
+    """
     from nas.config import Recipe
     from nas.pipeline import profile as run_profile
-    from nas.progress import console
+    from nas.progress import console, say
+    from nas.remote import export_plan, import_results
 
-    predictor = run_profile(Recipe.load(recipe, overrides or []), run or default_run(recipe))
+    loaded, folder = Recipe.load(recipe, overrides or []), run or default_run(recipe)
+    if export is not None and take is not None:
+        raise InputError("`--export` and `--import` are two steps, but got both; the device measures in between.")
+    if export is not None:
+        say(export_plan(loaded, folder, export))
+        return
+    predictor = run_profile(loaded, folder) if take is None else import_results(loaded, folder, take)
     console.print(predictor.report.table())
     for measured, found in predictor.latency.learning_curve().items():
         console.print(f"{measured:4} fitted: MAPE {found.mape_percent:.1f} %, Kendall tau {found.kendall_tau:.3f}")
@@ -229,17 +251,31 @@ def bench(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
     workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],
     csv: Annotated[Path | None, typer.Option("--csv", help="File to write as well.")] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Half-width of the ratios' intervals to reach, such as 0.01; exit code 2 if it is not."),
+    ] = None,
 ) -> None:
-    """Measure any Hugging Face models side by side on a recipe's workload."""
-    from nas.bench import bench_rows, bench_table, write_csv
+    """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
+    from nas.bench import PRECISION, bench_rows, bench_table, doubts_of, write_csv
     from nas.config import Recipe
-    from nas.progress import console, quiet_libraries
+    from nas.progress import console, quiet_libraries, say
 
     quiet_libraries()
-    rows = bench_rows(models, Recipe.load(workload))
+    if precision is not None and not 0 < precision < 1:
+        raise InputError(f"`--precision` must be between 0 and 1, such as 0.01 for 1 %, but got {precision:g}.")
+    rows = bench_rows(models, Recipe.load(workload), precision or PRECISION)
     console.print(bench_table(rows))
     if csv is not None:
         write_csv(rows, csv)
+    said = doubts_of(rows, precision or PRECISION)
+    if said and precision is not None:
+        raise InputError(
+            f"`--precision {precision:g}` must be reached, but on this machine it is not: {said}. Stop other work, or "
+            "ask for less."
+        )
+    if said:
+        say(f"noisy: {said}")
 
 
 @app.command()

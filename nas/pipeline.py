@@ -22,6 +22,7 @@ from nas.tasks.workbench import Workbench
 from nas.verify import verify
 from predictors import AnalyticCosts, SubnetPredictor, device_name
 from predictors.analytic import COUNTED
+from predictors.runtimes import check_runtime
 from search_spaces import InputError
 
 
@@ -58,12 +59,17 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
                 raise
             write_trials(run.trials, run.study, recipe)
             verify(run, bench, predictor)
-        if not run.report.exists():
-            make_report(run, predictor)
-        knee = run.front().knee()
-        if not (run.exports / knee.key).exists():
-            export_subnet(run, knee, run.exports / knee.key)
+        finish(run, predictor)
     return run
+
+
+def finish(run: Run, predictor: SubnetPredictor) -> None:
+    """The report and the knee's export, where they are not there yet."""
+    if not run.report.exists():
+        make_report(run, predictor)
+    knee = run.front().knee()
+    if not (run.exports / knee.key).exists():
+        export_subnet(run, knee, run.exports / knee.key)
 
 
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
@@ -76,13 +82,21 @@ def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
         return make_profile(run, bench)
 
 
-def opened(recipe: Recipe, folder: str | Path) -> tuple[Workbench, Run]:
-    """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well."""
-    bench = checked(recipe)
-    if not Path(folder, "recipe.yaml").exists():
+def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tuple[Workbench, Run]:
+    """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well.
+
+    Args:
+        recipe: Of the run.
+        folder: The run.
+        elsewhere: Whether a new run's latencies are measured on another device; an old one knows.
+    """
+    found = Run(folder) if Path(folder, "recipe.yaml").exists() else None
+    elsewhere = found.elsewhere if found else elsewhere
+    bench = checked(recipe, elsewhere=elsewhere)
+    if found is None:
         _check_exact_constraints(bench, AnalyticCosts.of(bench.load_model(), bench.layout))
-    run = Run.open(folder, recipe)
-    here = device_name(recipe.workload)
+    run = Run.open(folder, recipe, elsewhere=elsewhere)
+    here = run.device if elsewhere else device_name(recipe.workload)
     if here != run.device:
         raise InputError(f"`{folder}` was begun on {run.device}, but this is {here}; give another folder with --run.")
     return bench, run
@@ -101,13 +115,17 @@ def _check_exact_constraints(bench: Workbench, counts: AnalyticCosts) -> None:
                 )
 
 
-def checked(recipe: Recipe) -> Workbench:
+def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
     """Loads what a recipe names and checks it against each other, before anything is written.
+
+    The workload is not looked for on this machine if its device is ``elsewhere``.
 
     Raises:
         InputError: With the first thing that does not fit.
     """
-    recipe.workload.check_available()
+    if not elsewhere:
+        recipe.workload.check_available()
+        check_runtime(recipe.workload)
     check_sampler(recipe)
     bench = Workbench(recipe)
     if bench.lengthens:
@@ -153,6 +171,7 @@ def make_report(run: Run, predictor: SubnetPredictor) -> None:
         },
         notes=[
             "Measured: latency of the exported model beside the parent as anchor, quality on the held-out split.",
+            "± of a latency holds nine in ten repetitions in a new process, of a quality it is one standard error.",
             "Predicted: latency by the predictor, quality on the search slice of the training data.",
             "The front is what no other verified subnetwork, baselines included, beats in "
             f"{' and '.join(recipe.objectives)}; with standard errors this wide, neighbours may be equal.",

@@ -15,7 +15,7 @@ from typing import Any
 from nas.config import Recipe
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
-from predictors import device_name
+from predictors import MeasurementStore, device_name
 from search_spaces import InputError
 
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -56,8 +56,13 @@ class Run:
         self.from_weights = (*self.trained, *searched, self.finetuned)
 
     @classmethod
-    def open(cls, folder: str | Path, recipe: Recipe) -> Run:
+    def open(cls, folder: str | Path, recipe: Recipe, *, elsewhere: bool = False) -> Run:
         """Makes the folder of a recipe, or finds it again.
+
+        Args:
+            folder: Where it is.
+            recipe: What the run does.
+            elsewhere: Whether the latencies of a new run are measured on another device (see `nas.remote`).
 
         Raises:
             InputError: If the folder holds a run of another recipe.
@@ -73,7 +78,7 @@ class Run:
                 )
             return run
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(recipe))
+        write_json(folder / "environment.json", environment(None if elsewhere else device_name(recipe.workload)))
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         return cls(folder)
 
@@ -134,7 +139,25 @@ class Run:
     @property
     def device(self) -> str:
         """The processor or GPU that every latency of this run was measured on."""
-        return str(read_json(self.folder / "environment.json").get("device", "an unknown device"))
+        return str(self._environment.get("device") or "a device elsewhere, not measured yet")
+
+    @device.setter
+    def device(self, name: str) -> None:
+        write_json(self.folder / "environment.json", {**self._environment, "device": name})
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether latencies are measured on another device and brought here."""
+        return bool(self._environment.get("elsewhere", False))
+
+    @property
+    def store(self) -> MeasurementStore:
+        """What was measured on the run's device."""
+        return MeasurementStore(self.measurements, self.device)
+
+    @property
+    def _environment(self) -> dict[str, Any]:
+        return dict(read_json(self.folder / "environment.json"))
 
     def results(self) -> dict[str, Any]:
         """What the search ended with, as stored in front.json.
@@ -155,10 +178,11 @@ class Run:
         return [Point.from_dict(point) for point in self.results()["verified"]]
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its recipe."""
+def environment(device: str | None) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe; without a device, latencies come from elsewhere."""
     return {
-        "device": device_name(recipe.workload),
+        "device": device,
+        "elsewhere": device is None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,10 @@ from nas.supernets.training import (
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing, measure
+from predictors.measure import groups
 from predictors.runtimes import prepared
-from search_spaces import SearchSpace, SubnetConfig
+from predictors.timing import ANCHOR, doubts
+from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.pruning import pruned
 from search_spaces.subnet import RANKS
 
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 CALIBRATION_EXAMPLES = 512
 LAYER_EXAMPLES = 128
 """Examples to order layers on, fewer than for heads and neurons: this takes about L*L/2 passes, not one."""
-MEASURED_TOGETHER = 8
+PRECISION = 0.03
+"""Wanted half-width of the confidence interval of a latency over its rounds, relative; repetitions differ by more."""
 
 
 def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
@@ -196,18 +199,30 @@ def measure_subnets(
     run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], stage: Stage
 ) -> dict[str, Timing]:
     """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again."""
-    workload, store = bench.recipe.workload, MeasurementStore(run.measurements)
+    workload, store = bench.recipe.workload, run.store
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
+    if missing and run.elsewhere:
+        raise InputError(
+            f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
+            "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
+        )
     with progress("profile") as report:
-        for start in range(0, len(missing), MEASURED_TOGETHER):
-            group = missing[start : start + MEASURED_TOGETHER]
+        for start, group in groups(missing):
             models = {subnet.key: supernet.extract(subnet) for subnet in group}
             timed = time_models(bench, supernet, models, store)
             for subnet in group:
                 store.add(subnet, workload, stage, timed[subnet.key])
             report(start + len(group), len(missing), "")
     found = {subnet.key: store.get(subnet.key, workload, stage) for subnet in subnets}
-    return {key: timing for key, timing in found.items() if timing is not None}
+    timings = {key: timing for key, timing in found.items() if timing is not None}
+    say_doubts(timings if missing else {})
+    return timings
+
+
+def say_doubts(timings: Mapping[str, Timing]) -> None:
+    """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
+    if said := doubts(timings, PRECISION):
+        say(f"noisy      {said}")
 
 
 def time_models(
@@ -218,7 +233,7 @@ def time_models(
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
-    timed = measure(calls, anchor, workload, anchor_ms=anchor_ms)
+    timed = measure(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)
     if anchor_ms is None:
-        store.add(supernet.parent, workload, "anchor", timed["anchor"])
+        store.add(supernet.parent, workload, "anchor", timed[ANCHOR])
     return timed

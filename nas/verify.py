@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.config import Recipe
 from nas.engine.study import STUDIES, open_studies, points
-from nas.evaluator import Evaluator
 from nas.exports.export import reload_here, save_subnet
 from nas.figures import COSTS, excess, reached
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.progress import progress
 from nas.run import Run, write_json
-from nas.stages import MEASURED_TOGETHER, load_supernet, time_models
+from nas.stages import load_supernet, say_doubts, time_models
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor
+from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
+from predictors.measure import groups
+from predictors.timing import Stated, stated
 from search_spaces import InputError, SubnetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PASSES: tuple[Stage, ...] = ("export", "repeat")
+"""Stages of the measurements of an exported model; how far they lie apart is how far a repetition may."""
+
+PARENT = "parent"
 
 
 def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, Any]:
-    """Measures and scores every subnetwork on the front of a study, and writes front.json.
+    """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
     The front is what no other of them beats, whichever study it comes from.
 
     A subnetwork is saved as a model folder, reloaded, compared with the supernet, and it is the reloaded model that is
-    measured and scored. Constraints are judged on these figures.
+    scored and measured, twice: the second time loaded anew, among other models. Constraints are judged on these
+    figures.
 
     Returns:
         What front.json holds.
@@ -45,14 +55,15 @@ def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, 
     candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
         _refuse_infeasible(run, points(studies["search"]))
-    figures = _measured(run, bench, supernet, predictor, [p for found in candidates.values() for p in found])
+    subnets = {point.key: point.subnet for found in candidates.values() for point in found}
+    figures = _figures(run, bench, supernet, predictor, subnets)
     verified = [
         _point(figures[point.key], name, recipe.bounds)
         for name, study in studies.items()
         for point in points(study)
         if point.key in figures
     ]
-    parent = _parent_point(run, bench, supernet)
+    parent = _point(figures[PARENT], PARENT, recipe.bounds)
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _refuse_infeasible(run, verified)
@@ -78,76 +89,99 @@ def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe
     return {name: ParetoFront.of(found, recipe.objectives).hypervolume(reference) for name, found in by_study.items()}
 
 
-def _measured(
-    run: Run, bench: Workbench, supernet: Supernet, predictor: SubnetPredictor, found: Sequence[Point]
+def _figures(
+    run: Run, bench: Workbench, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
 ) -> dict[str, dict[str, Any]]:
-    """Key -> stored figures of each verified subnetwork; those in verified.jsonl are not done again."""
-    done = _read_lines(run.verified)
-    evaluator = Evaluator(run.recipe, supernet, bench.splits.test, predictor)
-    subnets = {point.key: point.subnet for point in found if point.key not in done}
-    order = list(subnets.values())
+    """Key -> every figure of a verified subnetwork and of the parent; what is stored is not done again.
+
+    A device elsewhere has its front measured there (see `nas.remote`); until then the figures are the predictor's.
+    """
     with progress("verify") as report:
-        for start in range(0, len(order), MEASURED_TOGETHER):
-            group = order[start : start + MEASURED_TOGETHER]
-            for line in _verify_group(run, bench, evaluator, group):
-                done[line["key"]] = line
-                _append_line(run.verified, line)
-            report(start + len(group), len(order), "")
-    return done
-
-
-def _verify_group(
-    run: Run, bench: Workbench, evaluator: Evaluator, group: Sequence[SubnetConfig]
-) -> list[dict[str, Any]]:
-    """Exports, reloads, measures (unless stored) and scores some subnetworks."""
-    store, workload, models = MeasurementStore(run.measurements), run.recipe.workload, {}
-    for subnet in group:
-        with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
-            save_subnet(evaluator.supernet, subnet, bench, Path(folder))
-            models[subnet.key] = reload_here(Path(folder), evaluator.supernet, subnet, bench)
-    scores = {key: score(model, bench.splits.test, run.recipe.qualities) for key, model in models.items()}
-    missing = {s.key: models[s.key] for s in group if store.get(s.key, workload, "export") is None}
-    timed = time_models(bench, evaluator.supernet, missing, store) if missing else {}
-    for subnet in group:
-        if subnet.key in timed:
-            store.add(subnet, workload, "export", timed[subnet.key])
-    lines = []
-    for subnet in group:
-        timing = store.get(subnet.key, workload, "export")
-        assert timing is not None
-        values = {**evaluator.costs(subnet), "latency_ms": timing.latency_ms}
-        errors = {"latency_ms": (timing.latency_ms_p90 - timing.latency_ms_p10) / 2}
-        for name, found in scores[subnet.key].items():
-            values[name], errors[name] = found.value, found.standard_error
-        lines.append({"key": subnet.key, "subnet": subnet.to_dict(), "values": values, "errors": errors})
+        lines = _scored(run, bench, supernet, {**subnets, PARENT: supernet.parent}, report)
+        for number, stage in enumerate(() if run.elsewhere else PASSES, 1):
+            _measure(run, bench, supernet, [*subnets.values(), supernet.parent], stage, number, report)
+    for key, line in lines.items():
+        subnet = SubnetConfig.from_dict(line["subnet"])
+        measured = run.store.stated(subnet.key, run.recipe.workload)
+        found = measured or (_anchor(run) if key == PARENT else _predicted(predictor, subnet))
+        line["values"]["latency_ms"], line["errors"]["latency_ms"] = found.latency_ms, found.error_ms
+        line["predicted"] = measured is None
     return lines
 
 
-def _parent_point(run: Run, bench: Workbench, supernet: Supernet) -> Point:
-    """The fine-tuned parent itself: its own weights, measured and scored like everything else."""
-    done = _read_lines(run.verified)
-    if "parent" not in done:
-        model = bench.load_model(run.parent).to(supernet.model.device).eval()
-        scores = score(model, bench.splits.test, run.recipe.qualities)
-        store = MeasurementStore(run.measurements)
-        timed = store.get(supernet.parent.key, run.recipe.workload, "export")
-        if timed is None:
-            timed = time_models(bench, supernet, {"parent": model}, store)["parent"]
-            store.add(supernet.parent, run.recipe.workload, "export", timed)
-        counts, length = AnalyticCosts.of(supernet.model, supernet.layout), run.recipe.workload.sequence_length
-        values = {name: counts.count(name, supernet.parent, length) for name in COSTS if name != "latency_ms"}
-        values |= {"latency_ms": timed.latency_ms, **{n: s.value for n, s in scores.items()}}
-        errors = {"latency_ms": (timed.latency_ms_p90 - timed.latency_ms_p10) / 2}
-        errors |= {name: s.standard_error for name, s in scores.items()}
-        done["parent"] = {"key": "parent", "subnet": supernet.parent.to_dict(), "values": values, "errors": errors}
-        _append_line(run.verified, done["parent"])
-    return _point(done["parent"], "parent", run.recipe.bounds)
+def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> Stated:
+    return Stated(float(predictor.predict([subnet])[0]), float(predictor.spread_ms([subnet])[0]))
+
+
+def _anchor(run: Run) -> Stated:
+    """The parent's latency when it was first measured as the anchor."""
+    timing = run.store.anchor(run.recipe.workload)
+    assert timing is not None
+    return stated(timing, None, [])
+
+
+Report = Callable[[int, int, str], None]
+
+
+def _scored(
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Mapping[str, SubnetConfig], report: Report
+) -> dict[str, dict[str, Any]]:
+    """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
+    done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
+    length = run.recipe.workload.sequence_length
+    for number, (key, subnet) in enumerate(subnets.items(), 1):
+        if key not in done:
+            model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
+            scores = score(model, bench.splits.test, run.recipe.qualities)
+            values = {name: counts.count(name, subnet, length) for name in COSTS if name != "latency_ms"}
+            values |= {name: found.value for name, found in scores.items()}
+            errors = {name: found.standard_error for name, found in scores.items()}
+            done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
+            _append_line(run.verified, done[key])
+        report(number, len(subnets) * (1 + len(PASSES)), "")
+    return {key: done[key] for key in subnets}
+
+
+def _measure(
+    run: Run,
+    bench: Workbench,
+    supernet: Supernet,
+    subnets: Sequence[SubnetConfig],
+    stage: Stage,
+    number: int,
+    report: Report,
+) -> None:
+    """Measures exported models that are not stored yet, the second time in other groups."""
+    store, workload = run.store, run.recipe.workload
+    missing = [s for s in {s.key: s for s in subnets}.values() if store.get(s.key, workload, stage) is None]
+    timings: dict[str, Timing] = {}
+    for start, group in groups(missing, seed=number):
+        models = {subnet.key: reloaded(run, bench, supernet, subnet) for subnet in group}
+        timed = time_models(bench, supernet, models, store)
+        for subnet in group:
+            store.add(subnet, workload, stage, timed[subnet.key])
+        timings |= timed
+        report(number * len(subnets) + start + len(group), len(subnets) * (1 + len(PASSES)), "")
+    say_doubts(timings)
+
+
+def reloaded(run: Run, bench: Workbench, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+    """An exported subnetwork as it loads from its folder, compared with the supernet's."""
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
+        save_subnet(supernet, subnet, bench, Path(folder))
+        return reload_here(Path(folder), supernet, subnet, bench)
+
+
+def _parent(run: Run, supernet: Supernet, bench: Workbench) -> PreTrainedModel:
+    """The fine-tuned parent itself, with its own weights."""
+    return bench.load_model(run.parent).to(supernet.model.device).eval()
 
 
 def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
     feasible = all(bound.violation(line["values"][name]) <= 0 for name, bound in bounds.items())
     subnet = SubnetConfig.from_dict(line["subnet"])
-    return Point(subnet, line["values"], line["errors"], source, measured=True, feasible=feasible)  # type: ignore[arg-type]
+    kind = {"measured": True, "feasible": feasible, "predicted": line["predicted"]}
+    return Point(subnet, line["values"], line["errors"], source, **kind)  # type: ignore[arg-type]
 
 
 def _refuse_infeasible(run: Run, tried: Sequence[Point]) -> None:

@@ -2,14 +2,15 @@
 
 from predictors.analytic import AnalyticCosts
 from predictors.latency import LatencyPredictor, PredictorReport
-from predictors.measure import Timing, device_name, measure
+from predictors.measure import measure
 from predictors.models import MODELS, PRIOR_MODELS, Errors
 from predictors.onnx_export import write_onnx
 from predictors.regressions import LatencyModel
 from predictors.runtimes import RUNTIMES, prepared
 from predictors.store import Measurement, MeasurementStore, Stage
 from predictors.subnet_latency import SubnetPredictor
-from predictors.workload import Workload
+from predictors.timing import Timing
+from predictors.workload import Workload, device_name
 
 __all__ = [
     "MODELS",

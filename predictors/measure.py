@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 
-from predictors.workload import Workload, fitting_in_memory
-from search_spaces import InputError
-
-ANCHOR = "anchor"
-"""The name under which `measure` returns the anchor itself."""
+from predictors.timing import ANCHOR, Timing, median_interval
+from predictors.workload import Workload, one_line_errors
+from search_spaces.errors import InputError
 
 WARM_UP_CALLS = 3
 MIN_CALLS, MAX_CALLS = 3, 50
 VISIT_NS = 5_000_000
-MAX_DRIFT = 0.25
+MAX_STRAY = 0.25
 MIN_KEPT = 5
+TOGETHER = 8
+"""Models in one call of `measure`: all of them are in memory at once."""
 
-
-@dataclass(frozen=True)
-class Timing:
-    """What one model took.
-
-    Attributes:
-        ratio: Median over rounds of this model's latency over the anchor's, measured side by side.
-        latency_ms: ``ratio`` times the reference latency of the anchor, so free of the machine's drift.
-        latency_ms_p10: 10th percentile over rounds, corrected in the same way.
-        latency_ms_p90: 90th percentile over rounds, corrected in the same way.
-        raw_ms: Median of all timed calls, uncorrected.
-        rounds: Rounds that counted.
-    """
-
-    ratio: float
-    latency_ms: float
-    latency_ms_p10: float
-    latency_ms_p90: float
-    raw_ms: float
-    rounds: int
+T = TypeVar("T")
 
 
 def measure(
@@ -55,13 +34,16 @@ def measure(
     *,
     anchor_ms: float | None = None,
     rounds: int = 11,
+    precision: float | None = None,
+    max_rounds: int = 60,
     seed: int = 0,
 ) -> dict[str, Timing]:
     """Times models against an anchor, in rounds of random order.
 
     The anchor is visited before and after every candidate, and a candidate is divided by the mean of these two
     neighbours; a visit is one untimed call, then at least 3 timed ones (more for short calls), of which the fastest
-    counts. A visit whose neighbours stray by more than 25 % from the median anchor is dropped, if 5 are left.
+    counts. A visit whose neighbours stray by more than 25 % from the median anchor is dropped, if 5 are left. Where a
+    precision is wanted, rounds go on with the models that have not reached it.
 
     Chosen on 2 shared CPU cores with BERTs of MiniLM shapes. Over 11 rounds, four identical models spread (largest
     minus smallest) by 2.0 %, standard deviation 0.9 %; with medians instead of minima by 2.5 %, with one anchor for
@@ -74,25 +56,35 @@ def measure(
         workload: Where the calls run; its threads are set for the duration.
         anchor_ms: Reference latency of the anchor in milliseconds, as stored with earlier measurements; by default
             the median of this very call.
-        rounds: Visits of each candidate.
+        rounds: Visits of each candidate, at least.
+        precision: Wanted half-width of the confidence interval of each ratio, relative; None: no more than ``rounds``.
+        max_rounds: Where rounds end even if a precision is not reached (see `doubts`).
         seed: Order of the candidates in each round.
 
     Returns:
         Name -> timing, the anchor's own under ``"anchor"``.
 
     Raises:
-        InputError: If the device is not there, a candidate is named ``anchor``, or ``rounds`` is below 1.
+        InputError: If the device is not there or gets lost, memory runs out, a candidate is named ``anchor``, or
+            ``rounds`` is below 1.
     """
     if ANCHOR in candidates:
         raise InputError(f"`{ANCHOR}` names the reference and no candidate, but got {sorted(candidates)}; rename it.")
     if rounds < 1:
         raise InputError(f"`rounds` must be at least 1, but got {rounds}.")
     workload.check_available()
-    with _quiet(workload), fitting_in_memory(workload):
+    with quiet(workload), one_line_errors(workload):
         models = {ANCHOR: anchor, **candidates}
         calls = {name: _warm(call, workload) for name, call in models.items()}
-        visits = _rounds(models, calls, workload, rounds, Random(seed))
+        most = rounds if precision is None else max(rounds, max_rounds)
+        visits = _visits(models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0)
     return _timings(visits, anchor_ms)
+
+
+def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequence[T]]]:
+    """Models that share their rounds, each group with the number of models before it; shuffled by a seed, if given."""
+    order = models if seed is None else Random(seed).sample(models, len(models))
+    return [(start, order[start : start + TOGETHER]) for start in range(0, len(order), TOGETHER)]
 
 
 @dataclass(frozen=True)
@@ -106,21 +98,30 @@ class _Visit:
 
 
 @contextmanager
-def _quiet(workload: Workload) -> Iterator[None]:
+def quiet(workload: Workload) -> Iterator[None]:
     """The workload's threads, no autograd, no garbage collection; all as before on leaving."""
-    import torch
-
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(workload.threads)
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    try:
+        with _quiet_torch(workload) if workload.needs_torch else nullcontext():
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def _quiet_torch(workload: Workload) -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(workload.threads)
     try:
         with torch.inference_mode():
             yield
     finally:
         torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()
 
 
 def _time(call: Callable[[], object], calls: int, workload: Workload) -> list[int]:
@@ -138,7 +139,7 @@ def _time(call: Callable[[], object], calls: int, workload: Workload) -> list[in
 
 
 def _synchronize(workload: Workload) -> Callable[[], None]:
-    if not workload.on_cuda:
+    if not (workload.on_cuda and workload.needs_torch):
         return lambda: None
     import torch
 
@@ -151,19 +152,32 @@ def _warm(call: Callable[[], object], workload: Workload) -> int:
     return min(max(-(-VISIT_NS // fastest), MIN_CALLS), MAX_CALLS)
 
 
-def _rounds(
-    models: Mapping[str, Callable[[], object]], calls: Mapping[str, int], workload: Workload, rounds: int, rng: Random
+def _visits(
+    models: Mapping[str, Callable[[], object]],
+    calls: Mapping[str, int],
+    workload: Workload,
+    rng: Random,
+    *,
+    least: int,
+    most: int,
+    precision: float,
 ) -> list[_Visit]:
-    """Visits every candidate once per round; neighbours share the anchor visit between them."""
+    """Visits every candidate once per round, those of the wanted precision no more after the least number of rounds;
+    neighbours share the anchor visit between them."""
     visits = []
-    names = [name for name in models if name != ANCHOR] or [ANCHOR]
+    wanting = [name for name in models if name != ANCHOR] or [ANCHOR]
     before = _time(models[ANCHOR], calls[ANCHOR], workload)
-    for _ in range(rounds):
-        for name in rng.sample(names, len(names)):
+    for done in range(1, most + 1):
+        for name in rng.sample(wanting, len(wanting)):
             here = _time(models[name], calls[name], workload)
             after = _time(models[ANCHOR], calls[ANCHOR], workload)
             visits.append(_Visit(name, before, here, after))
             before = after
+        if done >= least:
+            reached = _timings(visits, None)
+            wanting = [name for name in wanting if reached[name].precision > precision]
+        if not wanting:
+            break
     return visits
 
 
@@ -172,11 +186,13 @@ def _timings(visits: list[_Visit], anchor_ms: float | None) -> dict[str, Timing]
     own = np.array([min(visit.before) for visit in visits]) / 1e6
     centre = float(np.median(own))
     reference = centre if anchor_ms is None else anchor_ms
-    timings = {ANCHOR: _timing(own / centre, [ns for visit in visits for ns in visit.before], reference)}
+    third = -(-len(own) // 3)
+    drift = float(np.median(own[-third:]) / np.median(own[:third])) - 1
+    timings = {ANCHOR: _timing(own / centre, [ns for visit in visits for ns in visit.before], reference, drift)}
     for name in dict.fromkeys(visit.name for visit in visits if visit.name != ANCHOR):
         kept = _steady([visit for visit in visits if visit.name == name], centre)
         ratios = np.array([2 * min(v.here) / (min(v.before) + min(v.after)) for v in kept])
-        timings[name] = _timing(ratios, [ns for v in kept for ns in v.here], reference)
+        timings[name] = _timing(ratios, [ns for v in kept for ns in v.here], reference, drift)
     return timings
 
 
@@ -184,14 +200,15 @@ def _steady(visits: list[_Visit], centre_ms: float) -> list[_Visit]:
     """The visits whose two anchors are near the median anchor; all of them where too few are."""
 
     def strays(calls: list[int]) -> bool:
-        return abs(min(calls) / 1e6 / centre_ms - 1) > MAX_DRIFT
+        return abs(min(calls) / 1e6 / centre_ms - 1) > MAX_STRAY
 
     kept = [visit for visit in visits if not (strays(visit.before) or strays(visit.after))]
     return kept if len(kept) >= MIN_KEPT else visits
 
 
-def _timing(ratios: np.ndarray, calls_ns: list[int], reference_ms: float) -> Timing:
+def _timing(ratios: np.ndarray, calls_ns: list[int], reference_ms: float, drift: float) -> Timing:
     p10, p50, p90 = (float(p) for p in np.percentile(ratios, [10, 50, 90]))
+    low, high = median_interval(ratios)
     return Timing(
         ratio=p50,
         latency_ms=p50 * reference_ms,
@@ -199,24 +216,7 @@ def _timing(ratios: np.ndarray, calls_ns: list[int], reference_ms: float) -> Tim
         latency_ms_p90=p90 * reference_ms,
         raw_ms=float(np.median(calls_ns)) / 1e6,
         rounds=len(ratios),
+        ratio_low=low,
+        ratio_high=high,
+        drift=drift,
     )
-
-
-@lru_cache
-def device_name(workload: Workload) -> str:
-    """The processor or GPU that a workload runs on, as its maker names it.
-
-    Raises:
-        InputError: If the device is not on this machine.
-    """
-    workload.check_available()
-    if workload.on_cuda:
-        import torch
-
-        return str(torch.cuda.get_device_name(workload.device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (named or [platform.processor() or platform.machine()])[0]

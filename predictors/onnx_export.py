@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import InputError
+from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir

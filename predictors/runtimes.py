@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors.onnx_export import quiet_export, require, write_onnx
-from predictors.workload import Runtime, Workload, fitting_in_memory
-from search_spaces import InputError
+from predictors.workload import Runtime, Workload, one_line_errors
+from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,13 +47,8 @@ def prepared(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], workloa
     check_runtime(workload)
     import torch
 
-    if workload.phase != "encode" and not model.can_generate():
-        raise InputError(
-            f"`workload.phase={workload.phase}` is for models that generate, but `{type(model).__name__}` does not; "
-            "set `workload.phase=encode`."
-        )
     model = model.eval()
-    with fitting_in_memory(workload), torch.inference_mode():
+    with one_line_errors(workload), torch.inference_mode():
         return RUNTIMES[workload.runtime](model, inputs, workload)
 
 
@@ -83,6 +78,11 @@ def check_runtime(workload: Workload) -> None:
 
 def _phased(model: PreTrainedModel, inputs: Inputs, workload: Workload) -> dict[str, Any]:
     """What a model is called with in a phase."""
+    if workload.phase != "encode" and not model.can_generate():
+        raise InputError(
+            f"`workload.phase={workload.phase}` is for models that generate, but `{type(model).__name__}` does not; "
+            "set `workload.phase=encode`."
+        )
     if workload.phase == "encode":
         return {**inputs, "use_cache": False} if model.can_generate() else dict(inputs)
     if workload.phase == "prefill":
@@ -168,28 +168,43 @@ def _compiled(model: PreTrainedModel, inputs: Inputs, workload: Workload) -> Cal
 
 
 def _onnxruntime(model: PreTrainedModel, inputs: Inputs, workload: Workload) -> Call:
-    model, placed = _placed(model, inputs, replace(workload, device="cpu"))
     with tempfile.TemporaryDirectory(prefix="nas-onnx-") as folder:
-        file = Path(folder) / "model.onnx"
-        write_onnx(model, placed, file, int8=workload.dtype == "int8", dynamic=False)
-        return onnx_call(file, placed, workload)
+        return onnx_call(*write_onnx_workload(model, inputs, workload, Path(folder)), workload)
 
 
-def onnx_call(file: Path, inputs: Inputs, workload: Workload) -> Call:
-    """A call that runs an ONNX file with a workload's threads and device.
+def write_onnx_workload(
+    model: PreTrainedModel, inputs: Inputs, workload: Workload, folder: Path
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """Writes the ONNX file of a model for the phase and shapes of a workload; also returns what it is fed with."""
+    from transformers.exporters.utils import onnx_feed
+
+    model, placed = _placed(model, inputs, replace(workload, device="cpu"))
+    file = folder / "model.onnx"
+    write_onnx(model, placed, file, int8=workload.dtype == "int8", dynamic=False)
+    return file, onnx_feed(input_names(file), placed)
+
+
+def input_names(file: Path) -> list[str]:
+    """What an ONNX file is fed with."""
+    import onnxruntime
+
+    return [spec.name for spec in onnxruntime.InferenceSession(str(file)).get_inputs()]
+
+
+def onnx_call(file: Path, feed: Mapping[str, np.ndarray], workload: Workload) -> Call:
+    """A call that runs an ONNX file with a workload's threads and device; needs only ONNX Runtime and NumPy.
 
     Inputs are bound once, outputs are made anew by each call.
     """
     import onnxruntime
-    from transformers.exporters.utils import onnx_feed
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = workload.threads, 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=_providers(workload))
-    device, index = ("cuda", int(workload.device.partition(":")[2] or 0)) if workload.on_cuda else ("cpu", 0)
+    device, index = ("cuda", workload.device_index) if workload.on_cuda else ("cpu", 0)
     binding = session.io_binding()
-    for name, array in onnx_feed([spec.name for spec in session.get_inputs()], inputs).items():
+    for name, array in feed.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, index))
     for spec in session.get_outputs():
         binding.bind_output(spec.name, device, index)
@@ -212,7 +227,7 @@ def _providers(workload: Workload) -> list[Any]:
             f"`workload.runtime=onnxruntime` on `{workload.device}` needs ONNX Runtime for GPUs, but this one is for "
             "the cpu; `pip uninstall onnxruntime && pip install onnxruntime-gpu` brings it."
         )
-    return [("CUDAExecutionProvider", {"device_id": int(workload.device.partition(":")[2] or 0)})]
+    return [("CUDAExecutionProvider", {"device_id": workload.device_index})]
 
 
 def _openvino(model: PreTrainedModel, inputs: Inputs, workload: Workload) -> Call:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from predictors.measure import Timing, device_name
-from predictors.workload import Workload
+from predictors.timing import Stated, Timing, stated
+from predictors.workload import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
-Stage = Literal["profile", "export", "anchor"]
+Stage = Literal["profile", "export", "repeat", "anchor"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Measurement:
         subnet: What was measured; for stage ``anchor``, the anchor.
         workload: Shapes, precision and threads.
         device_name: The processor or GPU, as its maker names it.
-        stage: ``profile`` for a subnetwork inside the supernet, ``export`` for an exported model, ``anchor``.
+        stage: ``profile`` for a subnetwork inside the supernet, ``export`` for an exported model, ``repeat`` for the
+            same loaded and measured again, ``anchor``.
         timing: How long it took.
     """
 
@@ -42,7 +43,7 @@ class Measurement:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Measurement:
         """Reads back what `to_dict` wrote."""
-        timing = Timing(**{field.name: row[field.name] for field in fields(Timing)})
+        timing = Timing(**{field.name: row[field.name] for field in fields(Timing) if field.name in row})
         subnet, workload = SubnetConfig.from_dict(row["subnet"]), Workload.from_dict(row["workload"])
         return cls(subnet, workload, row["device_name"], row["stage"], timing)
 
@@ -51,21 +52,22 @@ class MeasurementStore:
     """Measurements on disk: append-only, one JSON line each, for one writer at a time.
 
     A last line that a kill cut short is ignored, and removed by the next append. What was measured on another
-    processor or GPU stays in the file, but answers no question asked on this one.
+    processor or GPU stays in the file, but answers no question asked of this one.
 
     Args:
         path: The file; it need not exist yet.
+        device: Name of the processor or GPU that is asked about; default: the one of this machine.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, device: str | None = None) -> None:
+        self.path, self.device = Path(path), device
         self._measurements: list[Measurement] = []
         self._read_to = 0
 
     def add(self, subnet: SubnetConfig, workload: Workload, stage: Stage, timing: Timing) -> None:
-        """Appends one measurement made on this machine; it is on the disk when this returns."""
+        """Appends one measurement made on the device; it is on the disk when this returns."""
         self._refresh()
-        row = Measurement(subnet, workload, device_name(workload), stage, timing).to_dict()
+        row = Measurement(subnet, workload, self._device(workload), stage, timing).to_dict()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             file.truncate(self._read_to)
@@ -74,24 +76,38 @@ class MeasurementStore:
             os.fsync(file.fileno())
 
     def get(self, key: str, workload: Workload, stage: Stage) -> Timing | None:
-        """The latest timing of a subnetwork on this machine, or None."""
+        """The latest timing of a subnetwork on the device, or None."""
         found = [m.timing for m in self._found(workload, stage) if m.subnet.key == key]
         return found[-1] if found else None
 
     def rows(self, workload: Workload, stage: Stage) -> list[Measurement]:
-        """Everything measured on this machine under a workload in a stage, oldest first; the latest of each key."""
+        """Everything measured on the device under a workload in a stage, oldest first; the latest of each key."""
         found = self._found(workload, stage)
         latest = {m.subnet.key: m for m in found}
         return [m for m in found if m is latest[m.subnet.key]]
 
     def anchor_ms(self, workload: Workload) -> float | None:
         """The reference latency of the anchor in milliseconds: the first one stored, so the scale never moves."""
-        anchors = self._found(workload, "anchor")
-        return anchors[0].timing.latency_ms if anchors else None
+        first = self.anchor(workload)
+        return None if first is None else first.latency_ms
+
+    def anchor(self, workload: Workload) -> Timing | None:
+        """The first timing of the anchor on the device."""
+        return next((m.timing for m in self._found(workload, "anchor")), None)
+
+    def stated(self, key: str, workload: Workload) -> Stated | None:
+        """The latency of an exported model and its interval, or None where it was not measured on the device."""
+        first, again = ({m.subnet.key: m.timing for m in self.rows(workload, stage)} for stage in ("export", "repeat"))
+        if key not in first:
+            return None
+        return stated(first[key], again.get(key), [(first[k], again[k]) for k in first.keys() & again.keys()])
+
+    def _device(self, workload: Workload) -> str:
+        return self.device or device_name(workload)
 
     def _found(self, workload: Workload, stage: Stage) -> list[Measurement]:
         self._refresh()
-        here = (workload, device_name(workload), stage)
+        here = (workload, self._device(workload), stage)
         return [m for m in self._measurements if (m.workload, m.device_name, m.stage) == here]
 
     def _refresh(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from search_spaces import InputError
-from search_spaces.errors import did_you_mean
+from search_spaces.errors import InputError, did_you_mean
 
 Runtime = Literal["torch", "compile", "onnxruntime", "openvino"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
@@ -65,6 +68,16 @@ class Workload:
         """Whether the device is a GPU."""
         return self.device.startswith("cuda")
 
+    @property
+    def device_index(self) -> int:
+        """Which GPU of a machine."""
+        return int(self.device.partition(":")[2] or 0)
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether PyTorch runs the model; an ONNX file runs without it."""
+        return self.runtime != "onnxruntime"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Workload:
         """Reads back what `to_dict` wrote; fields left out take their defaults.
@@ -88,13 +101,12 @@ class Workload:
         Raises:
             InputError: If it is not; the message says what is.
         """
-        if not self.on_cuda:
+        if not (self.on_cuda and self.needs_torch):
             return
         import torch
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(self.device.partition(":")[2] or 0)
-        if index >= count:
+        if self.device_index >= count:
             there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
             raise InputError(
                 f"`workload.device` must be on this machine, but got `{self.device}` and there is only: {there}; "
@@ -108,22 +120,63 @@ class Workload:
         return f"{self.runtime} · {self.device} · {self.dtype} · {phase}batch {self.batch_size} · {shapes}"
 
 
+@lru_cache
+def device_name(workload: Workload) -> str:
+    """The processor or GPU that a workload runs on, as its maker names it.
+
+    Raises:
+        InputError: If the device is not on this machine.
+    """
+    workload.check_available()
+    if workload.on_cuda:
+        return _gpu_name(workload)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (named or [platform.processor() or platform.machine()])[0]
+
+
+def _gpu_name(workload: Workload) -> str:
+    if workload.needs_torch:
+        import torch
+
+        return str(torch.cuda.get_device_name(workload.device))
+    command = ["nvidia-smi", f"--id={workload.device_index}", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        raise InputError(
+            f"`workload.device` must be on this machine, but got `{workload.device}` and nvidia-smi finds none."
+        ) from None
+
+
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "failed to allocate", "bad_alloc", "out of memory")
 """What PyTorch, its CPU allocator and ONNX Runtime say when memory ran out."""
 
+LOST = ("cuda error", "cuda driver", "cuda failure", "nvml", "no cuda-capable device")
+"""What PyTorch and ONNX Runtime say when a GPU is gone."""
+
 
 @contextmanager
-def fitting_in_memory(workload: Workload) -> Iterator[None]:
-    """Makes one line of what a workload that does not fit in memory raises.
+def one_line_errors(workload: Workload) -> Iterator[None]:
+    """Makes one line of what a workload raises that does not fit in memory, or whose device is gone.
 
     Raises:
-        InputError: If memory ran out.
+        InputError: If memory ran out or the device was lost.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
-            raise
-        raise InputError(
-            f"the workload must fit in memory, but ({workload}) does not; set a smaller `workload.batch_size`."
-        ) from error
+    except Exception as error:  # ONNX Runtime's derive from nothing narrower
+        said = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or any(text in said.lower() for text in OUT_OF_MEMORY):
+            raise InputError(
+                f"the workload must fit in memory, but ({workload}) does not; set a smaller `workload.batch_size`."
+            ) from error
+        if workload.on_cuda and any(text in said.lower() for text in LOST):
+            raise InputError(
+                f"`{workload.device}` must stay until all is measured, but it was lost ({said[:100]}); what was "
+                "measured is kept: bring the device back and type the same command again."
+            ) from error
+        raise

@@ -20,6 +20,10 @@ from filelock import FileLock
 from nas.cli import main
 from nas.config import Recipe
 from nas.pipeline import search
+from nas.run import Run
+from nas.tasks.workbench import Workbench
+from nas.verify import verify
+from predictors import SubnetPredictor
 
 Refused = Callable[..., str]
 
@@ -417,6 +421,29 @@ def test_costs_that_nothing_reaches(finished: tuple[Path, Path], refused: Refuse
 
 
 @pytest.mark.slow
+def test_a_latency_constraint_is_judged_on_the_measured_exports(finished: tuple[Path, Path]) -> None:
+    """Everything is within the constraint as predicted, half of it as measured."""
+    _, run = finished
+    measured = {point.key: point.values["latency_ms"] for point in Run(run).verified_points()}
+    bound = sorted(measured.values())[len(measured) // 2]
+    forget(run, "front.json", "report.html", "exports")
+    loaded = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**loaded, "constraints": {"latency_ms": f"<= {bound}"}}))
+    verify(Run(run), Workbench(Run(run).recipe), SubnetPredictor.load(run / "predictor"))
+    found = {point.key: point for point in Run(run).verified_points()}
+    assert {point.values["latency_ms"] <= bound for point in Run(run).front()} == {True}
+    assert {key: p.values["latency_ms"] for key, p in found.items()} == measured
+    assert {p.feasible for p in found.values()} == {True, False}
+    assert all(p.feasible == (p.values["latency_ms"] <= bound) for p in found.values())
+
+
+def test_a_runtime_that_is_not_installed(not_started: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predictors.onnx_export.find_spec", lambda name: None)
+    says = ("onnxruntime", 'pip install "paretoformer[onnx]"')
+    not_started("workload.runtime=onnxruntime", says=says)
+
+
+@pytest.mark.slow
 def test_a_quality_that_nothing_reaches(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     forget(run, *SEARCHED)
@@ -443,6 +470,11 @@ def test_a_quality_that_nothing_reaches(finished: tuple[Path, Path], refused: Re
         (("export", "{run}", "--out", "{empty}"), ("is not an export", "--out")),
         (("finetune", "{empty}", "{recipe}", "--run", "{run}"), ("must be an export", "subnet.json")),
         (("bench", "no-such/bert", "--workload", "{recipe}"), ("no-such/bert", "spelling")),
+        (("bench", "no-such/bert", "--workload", "{recipe}", "--precision", "2"), ("between 0 and 1", "got 2")),
+        (("profile", "{recipe}", "--run", "{run}", "--export", "{new}"), ("is measured on this device", "--run")),
+        (("profile", "{recipe}", "--export", "{new}", "--import", "{empty}"), ("two steps", "in between")),
+        (("profile", "{recipe}", "--run", "{none}", "--import", "{empty}"), ("recipe.yaml", "nas search")),
+        (("profile", "{recipe}", "--run", "{run}", "--import", "{empty}"), ("plan.json", "--export")),
     ],
 )
 def test_folders_and_picks_that_cannot_be(

@@ -49,8 +49,11 @@ def test_the_commands_of_a_finished_run(
     assert story["key"] == fastest.key and story["workload"]["threads"] == 1 and story["measured"]
     assert (small / "tokenizer.json").exists() and "reloads with equal outputs" in capsys.readouterr().out
 
-    nas(monkeypatch, "bench", small, finished.parent, "--workload", text_recipe)
-    assert "ratio" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        nas(monkeypatch, "bench", small, finished.parent, "--workload", text_recipe, "--precision", 1e-9)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and "ratio" in printed.out and "memory_mb" in printed.out
+    assert printed.err.count("\n") == 1 and "`--precision 1e-09` must be reached" in printed.err
 
     nas(monkeypatch, "finetune", small, text_recipe, "--run", finished.folder)
     assert "accuracy" in capsys.readouterr().out

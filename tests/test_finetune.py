@@ -21,7 +21,7 @@ from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
 from nas import stages
-from nas.bench import bench_rows, bench_table, write_csv
+from nas.bench import bench_rows, bench_table, doubts_of, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.figures import format_figure
@@ -306,9 +306,14 @@ def test_bench_puts_models_side_by_side_and_writes_every_digit(run: Run, tmp_pat
     for folder in folders:
         bert().save_pretrained(folder)
     rows = bench_rows(folders, run.recipe)
-    assert bench_table(rows).row_count == 2 and all(row.ratio_p10 <= row.ratio <= row.ratio_p90 for row in rows)
+    assert bench_table(rows).row_count == 2 and rows[0].timing.ratio == 1
+    for timing in (row.timing for row in rows):
+        assert timing.ratio_low <= timing.ratio <= timing.ratio_high
+    assert all(row.memory_mb is not None and row.memory_mb > 0 for row in rows)
+    assert "latencies" in doubts_of(rows, 0.0) and not doubts_of(rows, 1e9)
     write_csv(rows, tmp_path / "bench.csv")
     table = pd.read_csv(tmp_path / "bench.csv")
-    assert table.latency_ms.tolist() == pytest.approx([row.latency_ms for row in rows])
+    assert table.latency_ms.tolist() == pytest.approx([row.timing.latency_ms for row in rows])
+    assert table.runtime.tolist() == ["torch"] * 2 and {"ratio_low", "ratio_high", "energy_mj"} <= {*table.columns}
     samples = table.samples_per_second * table.latency_ms / 1e3
     assert samples.tolist() == pytest.approx([run.recipe.workload.batch_size] * 2)

@@ -6,12 +6,16 @@ import gc
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from predictors import MeasurementStore, Timing, Workload, measure
+from predictors import MeasurementStore, Timing, Workload, energy, measure
 from predictors import measure as measure_function
+from predictors.memory import peak_memory_mb
+from predictors.timing import ANCHOR, doubts, joined, median_interval, stated
+from predictors.workload import one_line_errors
 from search_spaces import InputError, SubnetConfig
 
 SUBNET = SubnetConfig((0, 2), (4, 2), (64, 32), 48)
@@ -95,6 +99,113 @@ def test_rounds_whose_anchor_strays_do_not_count():
     assert few.rounds == 6
 
 
+def visits_of(precision: float) -> tuple[int, Timing]:
+    calls: list[int] = []
+    spy = lambda: calls.append(0)  # noqa: E731
+    timing = measure({"spy": spy}, product(8), Workload(), rounds=6, max_rounds=9, precision=precision)["spy"]
+    return timing.rounds, timing
+
+
+def test_rounds_go_on_until_the_precision_is_reached_or_the_limit():
+    assert visits_of(math.inf)[0] == 6
+    rounds, timing = visits_of(0.0)
+    assert rounds == 9 and "worst, spy" in doubts({"spy": timing}, 0.0)
+
+
+def test_the_interval_of_a_median_covers_it_whatever_the_distribution():
+    values = np.random.default_rng(0).lognormal(size=(4000, 11))
+    inside = [low <= 1.0 <= high for low, high in map(median_interval, values)]
+    assert 0.94 < np.mean(inside) < 0.99
+    assert median_interval([1.0, 2.0, 3.0]) == (0.0, math.inf)
+    assert median_interval(range(1, 7)) == (1, 6)
+
+
+def spread_timing(latency_ms: float, low: float, high: float, drift: float = 0.0) -> Timing:
+    return Timing(1.0, latency_ms, latency_ms * 0.9, latency_ms * 1.1, latency_ms, 11, low, high, drift)
+
+
+def test_what_is_imprecise_or_drifted_is_said():
+    good, bad = spread_timing(1.0, 0.99, 1.01), spread_timing(1.0, 0.9, 1.1)
+    assert doubts({"a": good, ANCHOR: bad}, 0.02) == ""
+    said = doubts({"a": good, "b": bad}, 0.02)
+    assert "1 of 2" in said and "the worst, b, within 10.0%" in said and "10-90 % spread 10%" in said
+    assert doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02) == "the anchor drifted by -20%"
+
+
+def test_nine_in_ten_repetitions_lie_within_the_stated_interval():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        true = rng.uniform(1, 10, 20)
+        first, again, third = ([timing(x) for x in true * np.exp(rng.normal(0, 0.03, 20))] for _ in range(3))
+        pairs = list(zip(first, again, strict=True))
+        found = [stated(one, two, pairs) for one, two in pairs]
+        inside += [abs(t.latency_ms - s.latency_ms) <= s.error_ms for t, s in zip(third, found, strict=True)]
+    assert 0.9 < np.mean(inside) < 0.99
+    assert stated(timing(2.0), None, []).error_ms == pytest.approx(0.2)
+
+
+def test_two_loadings_are_joined_to_intervals_that_cover_both():
+    both = joined(spread_timing(1.0, 0.95, 1.0, 0.01), spread_timing(4.0, 0.99, 1.2, -0.05))
+    assert (both.latency_ms, both.ratio_low, both.ratio_high, both.rounds) == (2.0, 0.95, 1.2, 22)
+    assert both.drift == -0.05 and both.latency_ms_p90 == pytest.approx(4.4)
+
+
+def test_a_device_that_is_lost_is_one_line():
+    def lost() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with (
+        pytest.raises(InputError, match=r"`cuda:0` must stay.*was lost.*kept"),
+        one_line_errors(Workload(device="cuda:0")),
+    ):
+        lost()
+    with pytest.raises(RuntimeError, match="CUDA error"), one_line_errors(Workload()):
+        lost()
+
+
+def test_memory_that_runs_out_is_one_line_whatever_the_runtime_raises():
+    class Fail(Exception):
+        """ONNX Runtime's errors derive from nothing narrower."""
+
+    with pytest.raises(InputError, match=r"fit in memory.*batch_size"), one_line_errors(Workload()):
+        raise Fail("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer")
+
+
+# -- memory and energy --------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_what_a_model_adds():
+    def load():
+        held = np.ones(8_000_000)
+        return lambda: held.sum()
+
+    found = peak_memory_mb(load, Workload())
+    assert found is not None and 60 < found < 200
+
+
+def test_energy_is_read_from_the_counters_of_all_packages_and_outlives_their_wrapping(tmp_path):
+    assert energy.counter(Workload(), tmp_path) is None
+    for zone, microjoules in (("intel-rapl:0", 900), ("intel-rapl:1", 500), ("intel-rapl:0:0", 7)):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "max_energy_range_uj").write_text("1000\n")
+        (tmp_path / zone / "energy_uj").write_text(f"{microjoules}\n")
+    joules = energy.counter(Workload(), tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100\n")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("550\n")
+    assert joules is not None and joules() == pytest.approx(250e-6)
+
+
+def test_energy_of_a_pass_is_above_the_idle_device(monkeypatch):
+    joules = iter([0.0, 0.0, 10.0, 16.0])
+    monkeypatch.setattr(energy, "counter", lambda workload: lambda: next(joules))
+    passes: list[int] = []
+    found = energy.energy_mj(lambda: passes.append(0), Workload(), seconds=0.01)
+    assert found == pytest.approx(6e3 / len(passes))
+    monkeypatch.setattr(energy, "counter", lambda workload: None)
+    assert energy.energy_mj(lambda: None, Workload()) is None
+
+
 @pytest.mark.parametrize("arguments", [{"rounds": 0}, {"candidates": {"anchor": product(8)}}])
 def test_what_cannot_be_measured_is_refused(arguments):
     with pytest.raises(InputError):
@@ -157,6 +268,34 @@ def test_the_first_anchor_stays_the_reference(tmp_path):
     store.add(SUBNET, Workload(), "anchor", timing(11.0))
     assert store.anchor_ms(Workload()) == 10.0
     assert store.anchor_ms(Workload(batch_size=2)) is None
+
+
+def test_an_exported_model_is_stated_from_both_of_its_measurements(tmp_path):
+    store = MeasurementStore(tmp_path / "m.jsonl")
+    store.add(SUBNET, Workload(), "export", timing(1.0))
+    assert store.stated(OTHER.key, Workload()) is None
+    assert store.stated(SUBNET.key, Workload()).error_ms == pytest.approx(0.1)
+    store.add(SUBNET, Workload(), "repeat", timing(1.21))
+    found = store.stated(SUBNET.key, Workload())
+    assert found.latency_ms == pytest.approx(1.1) and found.error_ms == pytest.approx(1.1 * math.log(1.21))
+
+
+def test_a_row_of_before_there_were_intervals_can_be_read(tmp_path):
+    store = MeasurementStore(tmp_path / "m.jsonl")
+    store.add(SUBNET, Workload(), "export", timing(1.0))
+    row = json.loads(store.path.read_text())
+    for name in ("ratio_low", "ratio_high", "drift"):
+        del row[name]
+    store.path.write_text(json.dumps(row) + "\n")
+    assert MeasurementStore(store.path).stated(SUBNET.key, Workload()).latency_ms == 1.0
+
+
+def test_measurements_of_another_device_are_asked_for_by_its_name(tmp_path):
+    there = MeasurementStore(tmp_path / "m.jsonl", device="abacus")
+    there.add(SUBNET, Workload(device="cuda:7"), "profile", timing(1.0))
+    assert there.get(SUBNET.key, Workload(device="cuda:7"), "profile") == timing(1.0)
+    there.add(SUBNET, Workload(), "profile", timing(1.0))
+    assert MeasurementStore(there.path).get(SUBNET.key, Workload(), "profile") is None
 
 
 def test_measuring_again_replaces_the_old_answer(tmp_path):

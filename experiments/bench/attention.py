@@ -23,9 +23,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from nas.exports.sparse_attention import sparse_attention_forward
 from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
-from predictors.measure import ANCHOR
 from predictors.onnx_export import quiet_export, write_onnx
 from predictors.runtimes import onnx_call, prepared
+from predictors.timing import ANCHOR
 from search_spaces import SubnetConfig
 from search_spaces.attention import FULL, AttentionPattern
 

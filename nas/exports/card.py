@@ -73,11 +73,11 @@ def _figures(story: Mapping[str, Any]) -> str:
         beside = "" if theirs is None else format_figure(name, theirs, parent["errors"].get(name))
         lines.append(f"| {name} | {mine} | {beside} |")
     workload = Workload.from_dict(story["workload"])
-    how = "measured on this exported model" if story["measured"] else "predicted"
+    how = "measured on this exported model" if story["measured"] and not story.get("predicted") else "predicted"
     split = story["split"] if story["measured"] else f"a slice of the training data, not on {story['split']}"
     return "\n".join(lines) + (
-        f"\n\nQuality ± its standard error on `{split}`. Latency {how}: {workload}, {story['device']}; ± is half of "
-        "its spread."
+        f"\n\nQuality ± its standard error on `{split}`. Latency {how}: {workload}, {story['device']}; nine in ten "
+        "repetitions in a new process lie within ±."
     )
 
 

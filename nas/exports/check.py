@@ -137,7 +137,10 @@ def _score(working: Mapping[str, Path], bench: Workbench, found: dict[str, Check
 def _time(
     working: Mapping[str, Path], story: Mapping[str, Any], run: Run, bench: Workbench, found: dict[str, Checked]
 ) -> None:
-    """Latencies beside the parent's, on the scale of its stated one."""
+    """Latencies beside the parent's, on the scale of its stated one; not where the stated ones are of a device
+    elsewhere."""
+    if run.elsewhere:
+        return
     stated = (story.get("parent") or {"values": {}})["values"].get("latency_ms")
     for form, (latency_ms, error) in timed_beside(run.parent, working, story, bench, stated).items():
         if form in found:

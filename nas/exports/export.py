@@ -38,11 +38,17 @@ TOLERANCE = 1e-5
 
 def save_subnet(supernet: Supernet, subnet: SubnetConfig, bench: Workbench, folder: Path) -> None:
     """Writes the extracted model, its tokenizer or image processor and, unless it is stock, its modelling file."""
-    model = supernet.extract(subnet)
+    save_model(supernet.extract(subnet), bench, folder)
+    bench.processor.save_pretrained(folder)
+
+
+def save_model(model: PreTrainedModel, bench: Workbench, folder: Path, *, weights: bool = True) -> None:
+    """Writes a model, its modelling file unless it is stock, and its weights if they are wanted."""
     if type(model).__name__.startswith(PREFIX):
         describe_remote_code(model, bench.auto_class)
     model.save_pretrained(folder)
-    bench.processor.save_pretrained(folder)
+    for file in () if weights else folder.glob("*.safetensors*"):
+        file.unlink()
 
 
 def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:

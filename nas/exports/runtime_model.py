@@ -15,8 +15,8 @@ from transformers.utils import ModelOutput
 from nas.exports.formats import story_inputs
 from nas.tasks.workbench import Workbench, load_config
 from predictors import Workload, measure
-from predictors.measure import ANCHOR
-from predictors.runtimes import onnx_call, prepared
+from predictors.runtimes import input_names, onnx_call, prepared
+from predictors.timing import ANCHOR
 
 Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -67,7 +67,7 @@ def timed_beside(
     calls = {form: _call(form, path, inputs, workload, bench) for form, path in files.items()}
     anchor = _call("torch", parent, inputs, workload, bench)
     timed = measure(calls, anchor, workload, anchor_ms=parent_ms)
-    return {name: (t.latency_ms, (t.latency_ms_p90 - t.latency_ms_p10) / 2) for name, t in timed.items()}
+    return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
 
 
 def _call(
@@ -75,7 +75,7 @@ def _call(
 ) -> Callable[[], object]:
     """One pass of a format on inputs of a workload, with its threads; a model folder runs as the workload says."""
     if form in ("onnx", "int8"):
-        return onnx_call(path, inputs, workload)
+        return onnx_call(path, {name: inputs[name].numpy() for name in input_names(path)}, workload)
     model = RuntimeModel.load(form, path, bench)
     return prepared(model, inputs, workload) if form == "torch" else partial(model, **inputs)
 

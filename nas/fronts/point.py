@@ -17,13 +17,15 @@ class Point:
     Attributes:
         subnet: The subnetwork.
         values: Figure name to value, e.g. ``accuracy``, ``latency_ms``, ``num_parameters``, ``macs``, ``size_mb``.
-        errors: Spread of a figure in its own unit: the standard error of a quality; of a measured latency, half the
-            width of its 10-90 % interval; of a predicted one, half the width of its 90 % conformal interval. A figure
-            that is exact, or whose spread is unknown, is absent.
+        errors: Spread of a figure in its own unit: the standard error of a quality; of a latency, half the
+            width of the interval that nine in ten repetitions in a new process fall into (measured), or nine in ten
+            measurements (predicted). A figure that is exact, or whose spread is unknown, is absent.
         source: Who proposed it: the search, a baseline (``uniform``, ``random``), or the ``parent`` itself.
         measured: True: latency measured on the exported model, quality on the held-out split. False: latency
             predicted, quality on the search split.
         feasible: Whether it keeps every constraint.
+        predicted: Whether the latency of a measured point is a prediction nonetheless: of a run whose device is
+            elsewhere, until its front is measured there.
     """
 
     subnet: SubnetConfig
@@ -32,6 +34,7 @@ class Point:
     source: Source = "search"
     measured: bool = False
     feasible: bool = True
+    predicted: bool = False
 
     @property
     def key(self) -> str:

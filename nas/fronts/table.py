@@ -68,7 +68,9 @@ def _caption(front: ParetoFront) -> str:
     """What the mark of the knee means, and how many points are measured."""
     if not len(front):
         return "The front is empty: no feasible point."
-    if all(point.measured for point in front):
+    if any(point.predicted for point in front):
+        how = "latency predicted, to be measured on its device (nas profile --export); quality on the held-out split"
+    elif all(point.measured for point in front):
         how = "latency measured on the exported model, quality on the held-out split"
     else:
         how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"

@@ -30,7 +30,7 @@ function hover(point) {
     name === "layers" ? `${value.length} of ${DATA.layers} layers kept: ${value.join(", ")}`
       : `${name}: ${Array.isArray(value) ? compact(value) : value}`);
   const figures = Object.entries(point.text).map(([name, text]) => `${name}: ${text}`);
-  const state = (point.measured ? "MEASURED" : "PREDICTED") + " · " + point.source
+  const state = (point.measured && !point.predicted ? "MEASURED" : "PREDICTED") + " · " + point.source
     + (point.feasible ? "" : " · breaks a constraint");
   return `<b>${safe(point.key)}</b> · ${safe(state)}<br>` + [...figures, ...subnet].map(safe).join("<br>");
 }
@@ -231,12 +231,13 @@ function exportCommand(point) {
 
 function show(point) {
   selected = point;
+  const measured = point.measured && !point.predicted;
   const figures = Object.entries(point.text).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
   const scalars = Object.entries(point.subnet).filter(([, v]) => !Array.isArray(v))
     .flatMap(([n, v]) => [element("dt", {}, n), element("dd", {}, String(v))]);
   const knee = point.key === DATA.selected ? " · knee of the front" : "";
   const heading = element("h3", {}, element("span", {class: "key"}, point.key),
-    element("span", {class: point.measured ? "badge" : "badge predicted"}, point.measured ? "measured" : "predicted"),
+    element("span", {class: measured ? "badge" : "badge predicted"}, measured ? "measured" : "predicted"),
     element("span", {class: "quiet"}, ` ${point.source}${knee}${point.feasible ? "" : " · breaks a constraint"}`));
   byId("panel").replaceChildren(heading,
     element("dl", {class: "figures"}, ...figures, ...scalars),

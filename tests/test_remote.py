@@ -1,0 +1,206 @@
+"""Measuring elsewhere: a folder that needs nothing of ours is measured by a bare Python, and its results come back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas.config import Recipe
+from nas.pipeline import search
+from nas.remote import export_plan, import_results
+from nas.run import Run, write_json
+from predictors import Workload, device_name
+from predictors.plan import Plan, measure_plan, read_results
+from search_spaces import InputError
+
+GUARD = """
+import runpy, sys
+for name in {refused!r} + ("nas", "search_spaces.space", "predictors.latency"):
+    sys.modules[name] = None
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+"""Runs a script as a device would that lacks our packages, and others by name."""
+
+
+def on_device(folder: Path, *refused: str) -> subprocess.CompletedProcess[str]:
+    """Measures a folder in an isolated Python, from another directory."""
+    command = [sys.executable, "-I", "-c", GUARD.format(refused=refused), str(folder / "measure.py")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=500)
+
+
+def small(text_recipe: Path, *overrides: str) -> Recipe:
+    quick = ["profile.samples=10", "search.evaluations=8", "parent.epochs=1", "supernet.epochs=1"]
+    return Recipe.load(text_recipe, [*quick, *overrides])
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def exported(shelf: Path, text_recipe: Path, text_folder: Path, tmp_path: Path) -> tuple[Recipe, Path, Path]:
+    """A run whose device is elsewhere, and its folder with stand-in results, made once for all tests."""
+    if not (shelf / "device").exists():
+        shutil.copytree(text_folder, shelf / "text")
+        export_plan(small(shelf / "text" / text_recipe.name), shelf / "run", shelf / "device")
+        measured_by("abacus", shelf / "device")
+    for name in ("run", "device"):
+        shutil.copytree(shelf / name, tmp_path / name)
+    return small(shelf / "text" / text_recipe.name), tmp_path / "run", tmp_path / "device"
+
+
+def measured_by(name: str, folder: Path) -> None:
+    """Measures a folder here and says that another device did."""
+    measure_plan(folder)
+    rename(folder, name)
+
+
+def rename(folder: Path, name: str) -> None:
+    rows = [replace(result, device_name=name).to_dict() for result in read_results(folder)]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_path: Path) -> None:
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    recipe = small(text_recipe, f"workload.runtime={runtime}")
+    said = export_plan(recipe, tmp_path / "run", tmp_path / "device")
+    assert "10 models" in said and "--import" in said
+    done = on_device(tmp_path / "device", *(("torch", "transformers") if runtime == "onnxruntime" else ()))
+    assert done.returncode == 0, done.stderr
+    predictor = import_results(recipe, tmp_path / "run", tmp_path / "device")
+    assert len(predictor.subnets) == 10 and predictor.workload.runtime == runtime
+    again = on_device(tmp_path / "device")
+    assert again.returncode == 0 and again.stdout == "" and "Traceback" not in again.stderr
+
+
+@pytest.mark.slow
+def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe, Path, Path], tmp_path: Path) -> None:
+    recipe, folder, device = exported
+    with pytest.raises(InputError, match=r"another device.*10 are not here.*--export"):
+        search(recipe, folder)
+    import_results(recipe, folder, device)
+    run = search(recipe, folder)
+    assert run.device == "abacus" and run.elsewhere
+    assert all(point.predicted and point.measured for point in run.front())
+    stages = {row["stage"] for row in map(json.loads, run.measurements.read_text().splitlines())}
+    assert stages == {"anchor", "profile"}
+
+    export_plan(recipe, folder, tmp_path / "front")
+    plan = Plan.read(tmp_path / "front")
+    assert plan.passes == 2 and plan.anchor_ms == run.store.anchor_ms(recipe.workload) and not plan.untrained
+    measured_by("abacus", tmp_path / "front")
+    import_results(recipe, folder, tmp_path / "front")
+    results = {(r.name, r.number): r.timing.latency_ms for r in read_results(tmp_path / "front")}
+    for point in Run(folder).front():
+        assert not point.predicted
+        mean = (results[point.key, 0] * results[point.key, 1]) ** 0.5
+        assert point.values["latency_ms"] == pytest.approx(mean) and point.errors["latency_ms"] > 0
+    assert all(row["device_name"] == "abacus" for row in map(json.loads, run.measurements.read_text().splitlines()))
+    with pytest.raises(InputError, match="every measurement it needs"):
+        export_plan(recipe, folder, tmp_path / "more")
+
+
+def test_what_a_kill_left_is_not_measured_again(exported: tuple[Recipe, Path, Path]) -> None:
+    _, _, device = exported
+    whole = (device / "results.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (device / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
+    measure_plan(device)
+    assert (device / "results.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
+    assert {r.name for r in read_results(device)} == {json.loads(line)["name"] for line in lines}
+
+
+def incomplete(folder: Path, device: Path) -> None:
+    rows = (device / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (device / "results.jsonl").write_bytes(b"".join(rows[:-2]))
+
+
+def other_workload(folder: Path, device: Path) -> None:
+    plan = Plan.read(device)
+    replace(plan, workload=Workload(threads=7)).write(device)
+
+
+def mixed_workload(folder: Path, device: Path) -> None:
+    rows = [result.to_dict() for result in read_results(device)]
+    rows[3]["workload"]["batch_size"] = 64
+    (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def two_devices(folder: Path, device: Path) -> None:
+    rows = [result.to_dict() for result in read_results(device)]
+    rows[3]["device_name"] = "calculator"
+    (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def other_run(folder: Path, device: Path) -> None:
+    plan = Plan.read(device)
+    replace(plan, models={"0123456789": "models/x", **dict(list(plan.models.items())[1:])}).write(device)
+
+
+def damaged(folder: Path, device: Path) -> None:
+    (device / "results.jsonl").write_text("{}\n" + (device / "results.jsonl").read_text())
+
+
+def no_plan(folder: Path, device: Path) -> None:
+    (device / "plan.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (incomplete, r"all its 11 measurements, but 2 are missing.*measure\.py"),
+        (other_workload, r"of the run's workload.*7 threads.*export and measure again"),
+        (mixed_workload, r"of the run's workload.*batch 64.*export and measure again"),
+        (two_devices, r"one device.*abacus and calculator"),
+        (other_run, r"exported by another run"),
+        (damaged, r"results\.jsonl` is damaged.*delete it"),
+        (no_plan, r"whole plan\.json.*--export"),
+    ],
+)
+def test_results_that_do_not_belong_are_refused(spoil: object, says: str, exported: tuple[Recipe, Path, Path]) -> None:
+    recipe, folder, device = exported
+    spoil(folder, device)  # type: ignore[operator]
+    with pytest.raises(InputError, match=says):
+        import_results(recipe, folder, device)
+    assert not (folder / "measurements.jsonl").exists() and not (folder / "predictor").exists()
+
+
+def test_a_second_device_is_refused(exported: tuple[Recipe, Path, Path]) -> None:
+    recipe, folder, device = exported
+    import_results(recipe, folder, device)
+    rename(device, "calculator")
+    with pytest.raises(InputError, match="measured on calculator, and the run on abacus"):
+        import_results(recipe, folder, device)
+
+
+def test_a_run_of_this_device_is_not_exported(exported: tuple[Recipe, Path, Path], tmp_path: Path) -> None:
+    recipe, folder, _ = exported
+    environment = json.loads((folder / "environment.json").read_text())
+    here = {"elsewhere": False, "device": device_name(recipe.workload)}
+    write_json(folder / "environment.json", {**environment, **here})
+    with pytest.raises(InputError, match=r"measured on this device.*--run"):
+        export_plan(recipe, folder, tmp_path / "new")
+    with pytest.raises(InputError, match="exists"):
+        export_plan(recipe, folder, folder)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_device_that_lacks_a_package_or_gpu_says_so_in_one_line(exported: tuple[Recipe, Path, Path]) -> None:
+    _, _, device = exported
+    for changed, says in (
+        (Workload(runtime="openvino", sequence_length=16), "pip install"),
+        (replace(Plan.read(device).workload, device="cuda:9"), "must be on this machine"),
+    ):
+        replace(Plan.read(device), workload=changed).write(device)
+        done = on_device(device, "openvino")
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
