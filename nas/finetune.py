@@ -46,6 +46,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     story = read_story(folder)
+    Workload.from_dict(story["workload"]).check_available()
     bench, parent = checked(recipe), Run(run).parent
     model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
     before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
@@ -105,6 +106,7 @@ def remeasured(
         "values": values | values_of(scores),
         "errors": {"latency_ms": spread} | errors_of(scores),
         "measured": True,
+        "predicted": False,
         "device": here,
         "split": Path(bench.recipe.task.test).name,
         "parent": told if stated is not None else beside,
