@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,17 +33,21 @@ class Evaluator:
         self.counts = AnalyticCosts.of(self.supernet.model, self.supernet.layout)
         self._costs: dict[str, dict[str, float]] = {}
 
+    def known(self, names: Iterable[str], subnets: Sequence[SubnetConfig]) -> dict[str, np.ndarray]:
+        """Those of some figures that are costs: name -> (n,), known without running the subnetworks."""
+        costs = [name for name in COSTS if name in names]
+        found = self.counts.count([n for n in costs if n != "latency_ms"], subnets, self.recipe.workload)
+        return found | ({"latency_ms": self.predictor.predict(subnets)} if "latency_ms" in costs else {})
+
     def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """One cost of many subnetworks (n,), known without running them."""
-        if name == "latency_ms":
-            return self.predictor.predict(subnets)
-        length = self.recipe.workload.sequence_length
-        return np.array([self.counts.count(name, subnet, length) for subnet in subnets])
+        """One cost of many subnetworks (n,)."""
+        return self.known([name], subnets)[name]
 
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
         """Every cost of one subnetwork."""
         if subnet.key not in self._costs:
-            self._costs[subnet.key] = {name: float(self.cost(name, [subnet])[0]) for name in COSTS}
+            found = self.known(COSTS, [subnet])
+            self._costs[subnet.key] = {name: float(found[name][0]) for name in COSTS}
         return self._costs[subnet.key]
 
     def violations(self, figures: dict[str, float]) -> dict[str, float]:
@@ -52,7 +56,7 @@ class Evaluator:
 
     def feasible(self, subnet: SubnetConfig) -> bool:
         """Whether the constraints on costs hold."""
-        bounded = {n: float(self.cost(n, [subnet])[0]) for n in COSTS if n in self.recipe.constraints}
+        bounded = {n: float(v[0]) for n, v in self.known(self.recipe.constraints, [subnet]).items()}
         return all(v <= 0 for v in self.violations(bounded).values())
 
     @property
@@ -93,7 +97,7 @@ class SpaceProblem:
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
         recipe, subnets = self.evaluator.recipe, self.space.batch(genomes)
-        columns = {name: self.evaluator.cost(name, subnets) for name in COSTS if name in recipe.figures}
+        columns = self.evaluator.known(recipe.figures, subnets)
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}

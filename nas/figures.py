@@ -13,7 +13,7 @@ from search_spaces.errors import InputError
 
 Direction = Literal["maximize", "minimize"]
 
-COSTS = ("latency_ms", "num_parameters", "macs", "size_mb")
+COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
 QUALITIES: dict[str, Direction] = {
     "accuracy": "maximize",
     "f1": "maximize",

@@ -104,10 +104,11 @@ def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tu
 
 def _check_exact_constraints(bench: Workbench, counts: AnalyticCosts) -> None:
     """Refuses a bound on an exact cost that neither end of the space meets, before anything is trained."""
-    space, length = search_space(bench), bench.recipe.workload.sequence_length
+    space = search_space(bench)
+    found = counts.count(COUNTED, [space.smallest, space.largest], bench.recipe.workload)
     for name, bound in bench.recipe.bounds.items():
         if name in COUNTED:
-            ends = [counts.count(name, subnet, length) for subnet in (space.smallest, space.largest)]
+            ends = found[name].tolist()
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(
                     f"`constraints.{name}` is `{bound}`, but the space reaches from {ends[0]:.4g} to {ends[1]:.4g}; "
@@ -135,6 +136,10 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
+    if "kv_cache_mb" in recipe.figures and not bench.layout.is_causal(len(bench.layout.depths) - 1):
+        raise InputError(
+            f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
+        )
     limit = bench.layout.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():

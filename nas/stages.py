@@ -7,8 +7,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nas.config import SupernetTraining
 from nas.progress import progress, say
 from nas.run import Run, read_json, remove, write_json
@@ -137,7 +135,7 @@ def strategy_of(
 def _counted(name: str, supernet: Supernet) -> Cost:
     """An exact cost of subnetworks."""
     counts = AnalyticCosts.of(supernet.model, supernet.layout)
-    return lambda subnets: np.array([counts.count(name, subnet) for subnet in subnets])
+    return lambda subnets: counts.count([name], subnets)[name]
 
 
 def calibration_set(bench: Workbench) -> EvaluationSet:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nas.config import Recipe
 from nas.engine.study import STUDIES, open_studies, points
 from nas.exports.export import reload_here, save_subnet
-from nas.figures import COSTS, excess, reached
+from nas.figures import excess, reached
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.progress import progress
@@ -21,6 +21,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
+from predictors.analytic import COUNTED
 from predictors.measure import groups
 from predictors.timing import Stated, stated
 from search_spaces import InputError, SubnetConfig
@@ -128,12 +129,12 @@ def _scored(
 ) -> dict[str, dict[str, Any]]:
     """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
     done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
-    length = run.recipe.workload.sequence_length
     for number, (key, subnet) in enumerate(subnets.items(), 1):
         if key not in done:
             model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
             scores = score(model, bench.splits.test, run.recipe.qualities)
-            values = {name: counts.count(name, subnet, length) for name in COSTS if name != "latency_ms"}
+            counted = counts.count(COUNTED, [subnet], run.recipe.workload)
+            values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: found.value for name, found in scores.items()}
             errors = {name: found.standard_error for name, found in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}

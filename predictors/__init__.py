@@ -6,6 +6,7 @@ from predictors.measure import measure
 from predictors.models import MODELS, PRIOR_MODELS, Errors
 from predictors.onnx_export import write_onnx
 from predictors.regressions import LatencyModel
+from predictors.roofline import Ceilings, roofline_ms
 from predictors.runtimes import RUNTIMES, prepared
 from predictors.store import Measurement, MeasurementStore, Stage
 from predictors.subnet_latency import SubnetPredictor
@@ -17,6 +18,7 @@ __all__ = [
     "PRIOR_MODELS",
     "RUNTIMES",
     "AnalyticCosts",
+    "Ceilings",
     "Errors",
     "LatencyModel",
     "LatencyPredictor",
@@ -30,5 +32,6 @@ __all__ = [
     "device_name",
     "measure",
     "prepared",
+    "roofline_ms",
     "write_onnx",
 ]

@@ -1,31 +1,33 @@
-"""Analytic costs of a subnetwork: parameters, multiply-accumulates and file size, counted exactly from the table."""
+"""Analytic costs of subnetworks: parameters, multiply-accumulates, memory and file size, counted from the table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from search_spaces import Layout, SubnetConfig
-from search_spaces.family import Position
+import numpy as np
+
+from predictors.part_table import PartTable
+from predictors.parts import Parts, Pieces, Shape, pieces_of
+from predictors.workload import Workload
+from search_spaces import Layout, SubnetBatch, SubnetConfig
 from search_spaces.layout import FACTORS
 from search_spaces.subnet import PER_LAYER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Shape = tuple[int, ...]
-Pieces = dict[str, dict[str, tuple[int, ...]]]
-"""Parent name -> the tensors that the extracted model holds of it: name in their module -> shape."""
-Found = TypeVar("Found")
-
 LEADING = -1
 """Stands for the modules of a first layer that serve its whole stack."""
 
-COUNTED = ("num_parameters", "macs", "size_mb")
-"""What is counted exactly."""
+COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
+"""What is counted; all exactly but ``peak_activation_mb``."""
+
+AT_ONCE = 2**18
+"""Subnetworks that are counted together, so that a million do not fill the memory."""
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 """Name of a torch type -> its name in a safetensors header."""
@@ -45,11 +47,13 @@ class Stored:
     itemsize: int
 
 
+File = tuple[tuple[str, str], Stored, Shape]
+"""A tensor in the file: what stands before and after the number of its layer in its name, and its shape."""
+
+
 @dataclass(frozen=True)
 class AnalyticCosts:
     """Counts any subnetwork of one parent; needs no torch once it is made.
-
-    A layer counts the same wherever it occurs, so each is counted once and remembered.
 
     Attributes:
         layout: Table of the parent.
@@ -83,10 +87,14 @@ class AnalyticCosts:
             label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
         )
 
+    @cached_property
+    def parts(self) -> Parts:
+        """Counts what each block of each layer costs."""
+        return Parts(self.layout, self.parameters, self.multiplied, self.label_tokens)
+
     def num_parameters(self, subnet: SubnetConfig) -> int:
         """Parameters of the extracted model, tied ones once."""
-        parts = self._by_part("parameters", subnet, lambda part: sum(map(_numbers, part.values())))
-        return sum(count for _, count in parts)
+        return sum(part.num_parameters for part in self.parts(subnet, None))
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
@@ -98,41 +106,45 @@ class AnalyticCosts:
             subnet: What to count.
             sequence_length: Tokens of the sample; an image model ignores it.
         """
-        runs = self.layout.positions(sequence_length, label_tokens=self.label_tokens)
-        repeated = subnet.num_hidden_layers if self.layout.family.shared_layers else 1
-        total = 0
-        for position, macs in self._by_part(
-            "multiplied", subnet, lambda part: self._product_macs(part, runs), sequence_length
-        ):
-            total += macs * (1 if position is None else repeated)
-        for position in range(len(subnet.layers)):
-            key = ("scores", sequence_length, *_layer_key(subnet, position))
-            total += self._remembered(key, partial(self._attention_macs, subnet, position, runs))
-        return total
+        return sum(part.macs for part in self.parts(subnet, sequence_length))
 
-    def _product_macs(self, part: Pieces, runs: Mapping[Position, int]) -> int:
-        """Of the weights of one part: outside the layers, or of a layer."""
-        layout, total = self.layout, 0
-        for name, shapes in part.items():
-            place, module = layout.locate(name), name.removesuffix(".weight")
-            if place.stack is None:
-                on = [p for path, p in layout.family.positions.items() if f".{module}".endswith(f".{path}")]
-                total += sum(runs[position] for position in on) * _numbers(shapes)
-            elif len(place.axes) == 2 and None not in place.axes:
-                total += runs[layout.runs_on(place)] * _numbers(shapes)
-        return total
+    def count(
+        self, names: Sequence[str], subnets: Sequence[SubnetConfig], workload: Workload | None = None
+    ) -> dict[str, np.ndarray]:
+        """Figures of many subnetworks at once: each name -> (n,) floats.
 
-    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
-        """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
-        layout, width = self.layout, subnet.width(position)
-        number, _ = layout.stack_of(subnet.layers[position])
-        is_encoder = len(layout.depths) > 1 and number == 0
-        tokens = runs["source" if is_encoder else "token"]
-        crossed = tokens * runs["source"] if layout.has_cross_attention(number) else 0
-        pairs = layout.attention_pairs(subnet, position, tokens) + crossed
-        found = 2 * pairs * width["num_attention_heads"] * layout.head_dim
-        extra = layout.family.extra_macs
-        return found + (extra(layout, width, tokens) if extra is not None else 0)
+        Megabytes are of 10^6 bytes. A million of a `SubnetBatch` take seconds; ``size_mb``, whose file names every
+        tensor, is counted one by one.
+
+        Args:
+            names: Of figures, in `COUNTED`. ``peak_activation_mb`` is what the workload's batch needs beside the
+                weights in eager PyTorch, ``kv_cache_mb`` the keys and values of its tokens.
+            subnets: What to count.
+            workload: Batch, tokens and precision.
+        """
+        workload, found = workload or Workload(), {name: [np.zeros(0)] for name in names}
+        batch = SubnetBatch.of(subnets, self.layout.parent.num_hidden_layers)
+        for start in range(0, len(batch), AT_ONCE):
+            here = batch[start : start + AT_ONCE]
+            for name, values in self._counted(names, here, workload).items():
+                found[name].append(values)
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def _counted(self, names: Sequence[str], batch: SubnetBatch, workload: Workload) -> dict[str, np.ndarray]:
+        whole = PartTable(self.parts, batch, workload.sequence_length)
+        mb = workload.batch_size * workload.activation_bytes / 1e6
+        counts = {
+            "num_parameters": lambda: whole.sum(lambda part: part.num_parameters),
+            "macs": lambda: whole.sum(lambda part: part.macs),
+            "size_mb": lambda: np.array([self.size_bytes(subnet) for subnet in batch]) / 1e6,
+            "peak_activation_mb": lambda: self.step(whole, workload).max(lambda part: part.live) * mb,
+            "kv_cache_mb": lambda: whole.sum(lambda part: part.cached) * mb,
+        }
+        return {name: counts[name]() for name in names}
+
+    def step(self, whole: PartTable, workload: Workload) -> PartTable:
+        """The parts of one call of a workload: of the whole sequence, or of its last token."""
+        return PartTable(self.parts, whole.batch, 1) if workload.phase == "decode" else whole
 
     def size_bytes(self, subnet: SubnetConfig) -> int:
         """Size of the exported ``model.safetensors`` to the byte, header included.
@@ -140,7 +152,7 @@ class AnalyticCosts:
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
         tensors: dict[str, tuple[Stored, Shape]] = {}
-        for position, files in self._by_part("stored", subnet, self._files_of):
+        for position, files in self._files(subnet):
             index = "" if position is None else str(self._index(subnet, position))
             for (before, after), stored, shape in files:
                 disk_name = f"{before}{index}{after}"
@@ -156,8 +168,8 @@ class AnalyticCosts:
             )
         return 8 + math.ceil(header / 8) * 8 + end
 
-    def _files_of(self, part: Pieces) -> list[tuple[tuple[str, str], Stored, Shape]]:
-        """Tensors in the file: what stands before and after the number of their layer in its name, and their shape."""
+    def _files_of(self, part: Pieces) -> list[File]:
+        """Some of the parent's tensors as they lie in the file."""
         found = []
         for name, shapes in part.items():
             place, stored = self.layout.locate(name), self.stored[name]
@@ -175,76 +187,39 @@ class AnalyticCosts:
         stack, _ = self.layout.stack_of(subnet.layers[position])
         return self.layout.index_in_stack(subnet, stack, position)
 
-    # -- parts --------------------------------------------------------------------------------------------------------
+    def _files(self, subnet: SubnetConfig) -> Iterator[tuple[int | None, list[File]]]:
+        """Tensors in the file outside the layers (None), then those of each layer, by its position.
 
-    def _by_part(
-        self, which: str, subnet: SubnetConfig, count: Callable[[Pieces], Found], *given: Any
-    ) -> Iterator[tuple[int | None, Found]]:
-        """Something counted of what lies outside the layers (None), then of each layer, by its position.
-
-        Args:
-            which: ``parameters``, ``multiplied`` or ``stored``.
-            subnet: What to count.
-            count: Counts a part.
-            given: What else the count depends on.
+        A layer has the same wherever it occurs, so each is looked up once and remembered.
         """
-        names = self._names[which]
         outer = (subnet.hidden_size, max(subnet.num_attention_heads))
-        yield None, self._remembered((which, given, outer), lambda: count(self._pieces(subnet, which, names[None])))
-        for position, layer in enumerate(subnet.layers):
-            pieces = partial(self._pieces, subnet, which, names.get(layer, []))
-            key = (which, given, *_layer_key(subnet, position))
-            yield position, self._remembered(key, partial(_applied, count, pieces))
-        for name in names[LEADING]:
+        keys: dict[int | None, Any] = {None: outer, **{k: _layer_key(subnet, k) for k in range(len(subnet.layers))}}
+        for position, key in keys.items():
+            if key not in self._known:
+                names = self._names.get(None if position is None else subnet.layers[position], [])
+                self._known[key] = self._files_of(self._pieces(subnet, names))
+            yield position, self._known[key]
+        for name in self._names[LEADING]:
             first = self.layout.position_of(subnet, self.layout.locate(name))
             if first is not None:
-                yield first, count(self._pieces(subnet, which, [name]))
+                yield first, self._files_of(self._pieces(subnet, [name]))
 
-    def _remembered(self, key: Any, count: Callable[[], Found]) -> Found:
-        if key not in self._known:
-            self._known[key] = count()
-        return cast(Found, self._known[key])
+    def _pieces(self, subnet: SubnetConfig, names: Sequence[str]) -> Pieces:
+        return pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names})
 
     @cached_property
-    def _names(self) -> dict[str, dict[int | None, list[str]]]:
-        """Names of each kind by the layer of the parent they lie in; None: in no layer, `LEADING`: in a first one."""
-        found: dict[str, dict[int | None, list[str]]] = {}
-        for which in ("parameters", "multiplied", "stored"):
-            found[which] = {None: [], LEADING: []}
-            for name in getattr(self, which):
-                place = self.layout.locate(name)
-                layer = LEADING if self.layout.is_leading(place) else place.layer
-                found[which].setdefault(layer, []).append(name)
+    def _names(self) -> dict[int | None, list[str]]:
+        """Names of what is stored by the layer of the parent; None: in no layer, `LEADING`: in a first one."""
+        found: dict[int | None, list[str]] = {None: [], LEADING: []}
+        for name in self.stored:
+            place = self.layout.locate(name)
+            found.setdefault(LEADING if self.layout.is_leading(place) else place.layer, []).append(name)
         return found
-
-    def _pieces(self, subnet: SubnetConfig, which: str, names: Iterable[str]) -> Pieces:
-        """What the extracted model holds of some of the parent's tensors."""
-        full, found = getattr(self, which), Pieces()
-        for name in names:
-            width, shape = self.layout.width_of(subnet, name), full[name]
-            if width is not None:
-                shape = shape.shape if isinstance(shape, Stored) else shape
-                found[name] = self.layout.pieces(self.layout.locate(name), name.rpartition(".")[2], width, shape)
-        return found
-
-    def count(self, name: str, subnet: SubnetConfig, sequence_length: int | None = None) -> float:
-        """One figure by name: ``num_parameters``, ``macs``, or ``size_mb`` in megabytes of 10^6 bytes."""
-        if name == "size_mb":
-            return self.size_bytes(subnet) / 1e6
-        return float(self.macs(subnet, sequence_length) if name == "macs" else self.num_parameters(subnet))
-
-
-def _applied(count: Callable[[Pieces], Found], pieces: Callable[[], Pieces]) -> Found:
-    return count(pieces())
 
 
 def _layer_key(subnet: SubnetConfig, position: int) -> tuple[Any, ...]:
-    """What a kept layer is counted by."""
+    """What a kept layer's tensors depend on."""
     return subnet.layers[position], subnet.hidden_size, *(getattr(subnet, name)[position] for name in PER_LAYER)
-
-
-def _numbers(shapes: Mapping[str, Shape]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:

@@ -15,9 +15,12 @@ from predictors.latency import LatencyPredictor, PredictorReport
 from predictors.models import depth_only, feature_names, features
 from predictors.store import Measurement
 from predictors.workload import Workload
-from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
 
 FILE = "predictor.json"
+
+AT_ONCE = 16_384
+"""Subnetworks whose features are made together: a million would fill the memory."""
 
 
 class SubnetPredictor:
@@ -108,11 +111,13 @@ class SubnetPredictor:
 
     def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Latencies of subnetworks: (len(subnets),) milliseconds; fastest for a `SubnetBatch`."""
-        return self.latency.predict(features(self.space, subnets))
+        batch = SubnetBatch.of(subnets, self.space.parent.num_hidden_layers)
+        parts = [batch[start : start + AT_ONCE] for start in range(0, len(batch), AT_ONCE)]
+        return np.concatenate([np.zeros(0), *(self.latency.predict(features(self.space, part)) for part in parts)])
 
     def spread_ms(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Half the width of an interval that covers 90 % of measurements: (len(subnets),) milliseconds."""
-        return self.latency.spread_ms(features(self.space, subnets))
+        return self.predict(subnets) * self.latency.report.residual_bound
 
     def save(self, folder: str | Path) -> None:
         """Writes ``predictor.json``: the measurements, the chosen model and its report; no pickled code."""

@@ -78,6 +78,16 @@ class Workload:
         """Whether PyTorch runs the model; an ONNX file runs without it."""
         return self.runtime != "onnxruntime"
 
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of a number between layers and in a cache; int8 quantizes products only."""
+        return 2 if self.dtype in ("bfloat16", "float16") else 4
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a number in a weight that multiplies."""
+        return 1 if self.dtype == "int8" else self.activation_bytes
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Workload:
         """Reads back what `to_dict` wrote; fields left out take their defaults.

@@ -410,6 +410,12 @@ class Layout:
         causal = self.is_causal(self.stack_of(subnet.layers[position])[0])
         return tokens * tokens if pattern is None else pattern.pairs(tokens, causal=causal)
 
+    def cached_tokens(self, layer: int, tokens: int) -> int:
+        """Tokens whose keys and values a decoder's layer keeps: of a sliding window, all but the next one's place."""
+        kinds, window = getattr(self.sizes, "layer_types", None), getattr(self.sizes, "sliding_window", None)
+        slides = "sliding" in kinds[layer] if kinds else window is not None
+        return min(tokens, window - 1) if slides and window is not None else tokens
+
     # -- configs ------------------------------------------------------------------------------------------------------
 
     def depth_update(self, subnet: SubnetConfig) -> dict[str, Any]:

@@ -113,6 +113,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no direction": (("objectives.accuracy=up",), ("`objectives.accuracy`", "maximize", "up")),
     "objectives without a cost": (("objectives={accuracy: maximize}",), ("`objectives`", "a cost", "latency_ms")),
     "unknown constraint": (("constraints.size='<= 3'",), ("`constraints.size`", "size_mb")),
+    "cache of an encoder": (("constraints.kv_cache_mb='<= 3'",), ("`kv_cache_mb`", "models that generate", "leave")),
     "unreadable constraint": (("constraints.size_mb=small",), ("`constraints.size_mb`", "small", "<= 40")),
     "unknown sampler": (("search.sampler=TPE",), ("`search.sampler`", "TPE", "TPESampler")),
     "unknown sampler option": (("search.sampler_options.gama=3",), ("`search.sampler_options`", "gama")),

@@ -38,7 +38,7 @@ def tabulate(folder: Path) -> None:
     for number, subnet in enumerate(subnets(space), start=1):
         supernet.activate(subnet)
         loss = score(supernet.model, bench.splits.search, ["loss"])["loss"].value
-        rows[subnet.key] = [loss, counts.count("macs", subnet, recipe.workload.sequence_length)]
+        rows[subnet.key] = [loss, counts.macs(subnet)]
         if number % 500 == 0:
             print(f"{number} of {space.size}", flush=True)
     described = {**space.arguments(), "parent": space.parent.to_dict()}

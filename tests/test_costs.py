@@ -1,0 +1,197 @@
+"""Analytic costs of many subnetworks at once: beside one by one, beside real caches and allocations, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOYS, Toy
+
+from nas import Supernet
+from predictors import AnalyticCosts, Workload
+from predictors.analytic import COUNTED
+from predictors.part_table import distinct
+from predictors.roofline import Ceilings, roofline_ms
+from search_spaces import Layout, SearchSpace
+
+WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}
+LOOSE = {"t5": 0.35, "gemma2": 0.3, "dinov3_vit": 0.25}
+"""Families whose attention is written in ways of its own: how far the count of their activations may be off."""
+
+SIZE_OF_FIELD = {
+    **dict.fromkeys(("hidden_size", "dim", "d_model"), WIDE["hidden"]),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff", "ffn_dim", "n_inner"), WIDE["ffn"]),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), WIDE["ffn"]),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "num_layers"), WIDE["layers"]),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), WIDE["layers"]),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "num_heads"), WIDE["heads"]),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), WIDE["heads"]),
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+    "d_kv": 32,
+    "vocab_size": 400,
+    "max_position_embeddings": 256,
+    "max_source_positions": 64,
+    "max_target_positions": 256,
+    "image_size": 32,
+    "mlp_ratio": 4,
+}
+"""Sizes at which what a formula leaves out no longer counts."""
+
+
+def wide(toy: Toy) -> Toy:
+    """A toy with real proportions."""
+
+    def grown(config: dict[str, Any]) -> dict[str, Any]:
+        found = {name: SIZE_OF_FIELD.get(name, value) for name, value in config.items()}
+        nested = {name: grown(value) for name, value in found.items() if isinstance(value, dict)}
+        lists = {name: found[name][:2] for name in ("layer_types", "no_rope_layers") if name in found}
+        return found | nested | lists
+
+    config = grown(toy.config)
+    return replace(toy, config=config | ({"n_inner": WIDE["ffn"]} if toy.model_type == "gpt2" else {}))
+
+
+def inputs_of(toy: Toy, batch: int) -> dict[str, torch.Tensor]:
+    """Inputs of 128 tokens each, or of a picture or sound of the size that the config says."""
+    shapes = {"pixel_values": (batch, 3, 32, 32), "input_features": (batch, 8, 128)}
+    found = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
+    texts = [name for name in toy.inputs() if name not in shapes]
+    return found | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
+
+
+def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
+    """Some of everything that varies in a family, but for what is closed."""
+    parent, family = layout.parent, layout.family
+    heads, groups = max(parent.num_attention_heads), max(parent.num_key_value_heads)
+    choices: dict[str, Any] = {"num_hidden_layers": [2, parent.num_hidden_layers // len(layout.depths)]}
+    choices |= {"num_attention_heads": [heads // groups, heads], "intermediate_size": [24, 96]}
+    choices |= {"attention_rank": [50, 100], "mlp_rank": [25, 100], "hidden_size": [24, 48]}
+    choices |= {"attention": ["local:4", "full"], "num_decoder_layers": [1, 2]}
+    known = {name: values for name, values in choices.items() if name in family.dimensions and name not in closed}
+    scope = "uniform" if family.shared_layers else "per-layer"
+    for block, field in (("attention", "num_attention_heads"), ("mlp", "intermediate_size")):
+        if block in family.skippable and scope == "per-layer":
+            known[field] = [0, *known[field]]
+    return layout.search_space({**known, "scope": scope})
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
+    supernet = Supernet(TOYS[family].model())
+    costs, space, rng = AnalyticCosts.of(supernet.model, supernet.layout), open_space(supernet.layout), Random(0)
+    subnets = [space.sample(rng) for _ in range(40)]
+    found = costs.count(COUNTED, subnets, Workload(sequence_length=12, batch_size=2))
+    assert found["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
+    assert found["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
+    assert found["size_mb"].tolist() == [costs.size_bytes(s) / 1e6 for s in subnets]
+    for name in ("peak_activation_mb", "kv_cache_mb"):
+        alone = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
+        assert found[name].tolist() == alone
+
+
+@pytest.mark.parametrize("family", [n for n, toy in TOYS.items() if toy.model().can_generate()])
+def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
+    toy = TOYS[family]
+    supernet = Supernet(toy.model())
+    costs, rng = AnalyticCosts.of(supernet.model, supernet.layout), Random(1)
+    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank"))
+    for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
+        model = supernet.extract(subnet)
+        with torch.inference_mode():
+            cache = model(**toy.inputs(), use_cache=True).past_key_values
+        halves = [getattr(cache, n) for n in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, n)]
+        layers = [layer for half in halves or [cache] for layer in half.layers]
+        held = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+        real = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        found = costs.count(["kv_cache_mb"], [subnet], Workload(sequence_length=12, batch_size=3))["kv_cache_mb"]
+        assert found[0] * 1e6 == pytest.approx(real), str(subnet)
+
+
+def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+    """Bytes that PyTorch's allocator holds at most during a forward pass, beside weights and inputs."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with torch.inference_mode():
+        model(**inputs)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            model(**inputs)
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> None:
+    toy = wide(TOYS[family])
+    supernet = Supernet(toy.model())
+    costs, parent = AnalyticCosts.of(supernet.model, supernet.layout), supernet.layout.parent
+    narrow = replace(parent, intermediate_size=tuple(w // 6 for w in parent.intermediate_size))
+    step = {"use_cache": False} if supernet.model.can_generate() else {}
+    for subnet in (parent, narrow):
+        real = allocated(supernet.extract(subnet), {**inputs_of(toy, 2), **step})
+        workload = Workload(sequence_length=WIDE["tokens"], batch_size=2)
+        found = costs.count(["peak_activation_mb"], [subnet], workload)["peak_activation_mb"][0] * 1e6
+        assert found == pytest.approx(real, rel=LOOSE.get(family, 0.17)), str(subnet)
+
+
+def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
+    supernet = Supernet(TOYS["llama"].model())
+    costs, parent = AnalyticCosts.of(supernet.model, supernet.layout), [supernet.layout.parent]
+    prefill, decode = (Workload(sequence_length=128, phase=phase) for phase in ("prefill", "decode"))
+    names = ["peak_activation_mb", "kv_cache_mb"]
+    whole, step = (costs.count(names, parent, workload) for workload in (prefill, decode))
+    assert step["peak_activation_mb"][0] < whole["peak_activation_mb"][0] / 50
+    assert step["kv_cache_mb"] == whole["kv_cache_mb"]
+    slow_memory, slow_products = Ceilings(1e15, 1e6), Ceilings(1e6, 1e15)
+    cache = 1e3 * 1e6 * step["kv_cache_mb"] / 1e6
+    weights = sum(part.weights for part in costs.parts(parent[0], 128))
+    assert roofline_ms(costs, parent, decode, slow_memory)[0] > cache[0] + 1e3 * 4 * weights / 1e6
+    macs = costs.macs(parent[0], 128)
+    assert roofline_ms(costs, parent, prefill, slow_products)[0] == pytest.approx(1e3 * macs / 1e6)
+
+
+def test_ceilings_are_measured() -> None:
+    found = Ceilings.measure(Workload())
+    assert found.macs_per_second > 1e8 and found.bytes_per_second > 1e8
+
+
+def test_distinct_rows_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    columns = [rng.integers(0, high, 500) for high in (2, 3, 2**60, 1)]
+    columns[2] = columns[2][rng.integers(0, 4, 500)]
+    which, rows = distinct(columns)
+    table = np.stack(columns, axis=1)
+    assert (table[np.array(rows)[which]] == table).all()
+    assert len(rows) == len(np.unique(table, axis=0))
+
+
+def test_nothing_at_all_is_counted() -> None:
+    supernet = Supernet(TOYS["bert"].model())
+    found = AnalyticCosts.of(supernet.model, supernet.layout).count(COUNTED, [])
+    assert all(values.shape == (0,) for values in found.values())
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import math
+from transformers import BertConfig
+from predictors import AnalyticCosts, Workload
+from search_spaces import Layout, SubnetConfig
+layout = Layout(BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=4, intermediate_size=96))
+shapes = {f"bert.encoder.layer.{k}.attention.self.query.weight": (48, 48) for k in range(4)}
+costs = AnalyticCosts(layout, {}, shapes, shapes, False)
+half = SubnetConfig((0, 2), (2, 4), (96, 96), 48)
+found = costs.count(["num_parameters", "macs"], [layout.parent, half], Workload(sequence_length=1))
+assert found["num_parameters"].tolist() == [4 * 48 * 48, 24 * 48 + 48 * 48]
+"""
+
+
+def test_counting_needs_no_torch() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, timeout=120)
