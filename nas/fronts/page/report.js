@@ -48,8 +48,8 @@ function hasWebGL() {
 }
 const TOUCH = matchMedia("(pointer: coarse)").matches;  // on a touch screen a drag scrolls
 
-/* All series go through WebGL or none does: a WebGL series would cover the others. */
-const SCATTER = DATA.series.some(s => s.points.length > 1000) && hasWebGL() ? "scattergl" : "scatter";
+/* Thousands of marks go through WebGL; its canvas lies below all others. */
+const scatter = points => points.length > 1000 && hasWebGL() ? "scattergl" : "scatter";
 
 function errorBars(points, name, kind) {
   const [thickness, width] = kind === "front" || kind === "parent" ? [1.2, 3] : [0.7, 0];
@@ -79,12 +79,12 @@ function traces(series, x, y, z) {
   if (DASH[kind] && x !== y && x in DATA.objectives && y in DATA.objectives) {
     const shape = DATA.objectives[x] === "minimize" ? "hv" : "vh";
     const line = {shape, color: paint, width: kind === "front" ? 2 : 1.2, dash: DASH[kind]};
-    lines.push({...base, ...place(staircase(points, x, y)), type: SCATTER, mode: "lines", line, hoverinfo: "skip"});
+    lines.push({...base, ...place(staircase(points, x, y)), type: "scatter", mode: "lines", line, hoverinfo: "skip"});
   }
   const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8}[kind];
   return [...lines, {
     ...base, ...place(points), mode: "markers", customdata: points.map(p => p.key), meta: kind,
-    type: SCATTER,
+    type: scatter(points),
     marker: {symbol: SYMBOL[kind], size, opacity: faint ? 0.4 : 1, ...paints(kind, points, z)},
     error_x: errorBars(points, x, kind), error_y: errorBars(points, y, kind),
     text: points.map(p => p.hover ??= hover(p)), hovertemplate: "%{text}<extra></extra>",
@@ -127,19 +127,20 @@ function frame(x, y) {
   };
 }
 
-function draw() {
+/* Draws the chart anew, as a promise; without the evaluated cloud where it is to be on the screen sooner. */
+function draw(cloud = true) {
   if (!window.Plotly) return;
   const x = byId("x").value, y = byId("y").value, z = byId("z").value;
   const ring = selected && selected.values[x] != null && selected.values[y] != null
     ? {x: [selected.values[x]], y: [selected.values[y]]} : {x: [], y: []};
   const bars = name => ({...errorBars(selected ? [selected] : [], name, "ring"), color: color("quiet")});
   const ringTrace = {
-    ...ring, error_x: bars(x), error_y: bars(y), type: SCATTER, mode: "markers", showlegend: false, hoverinfo: "skip",
+    ...ring, error_x: bars(x), error_y: bars(y), type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip",
     marker: {symbol: "circle-open", size: 20, color: color("ink"), line: {width: 1.5}},
   };
   const layout = {...frame(x, y), ...boundShapes(x, y), uirevision: x + "/" + y};
-  const all = DATA.series.flatMap(series => traces(series, x, y, z));
-  Plotly.react("plot", [...all, ringTrace], layout, CONFIG);
+  const shown = DATA.series.filter(series => cloud || series.kind !== "evaluated");
+  return Plotly.react("plot", [...shown.flatMap(series => traces(series, x, y, z)), ringTrace], layout, CONFIG);
 }
 
 function swatch(kind) {
@@ -172,20 +173,12 @@ function legend() {
 
 const breakable = name => name.replaceAll("_", "_\u200b");
 
-/* Fields with one value a layer; one that repeats another, as of key and value heads without groups, is left out. */
-function distinct(subnet) {
-  const known = new Set();
-  return Object.keys(subnet).filter(name => {
-    if (name === "layers" || !Array.isArray(subnet[name])) return false;
-    const text = JSON.stringify(subnet[name]), fresh = !known.has(text) || name !== "num_key_value_heads";
-    known.add(text);
-    return fresh;
-  });
-}
+/* Fields with one value a layer. */
+const layered = subnet => Object.keys(subnet).filter(name => name !== "layers" && Array.isArray(subnet[name]));
 
 /* One row per layer of the parent: a bar for each value of a kept layer, an empty row for a dropped one. */
 function layerPicture(subnet) {
-  const fields = distinct(subnet);
+  const fields = layered(subnet);
   const grid = element("div", {class: "layers"}, element("span"),
     ...fields.map(name => element("span", {class: "quiet"}, breakable(name))));
   grid.style.gridTemplateColumns = `auto repeat(${fields.length}, minmax(0, 1fr))`;
@@ -283,7 +276,7 @@ function summary() {
 
 for (const id of ["x", "y", "z"]) {
   for (const name of DATA.figures) byId(id).append(element("option", {value: name}, name));
-  byId(id).addEventListener("change", draw);
+  byId(id).addEventListener("change", () => draw());
 }
 const names = Object.keys(DATA.objectives);
 byId("x").value = names.find(n => DATA.objectives[n] === "minimize") || names[0];
@@ -300,18 +293,24 @@ for (const row of document.querySelectorAll("tr[data-key]")) {
   row.addEventListener("keydown", event => { if (event.key === "Enter") open(); });
 }
 
-/* Reading the chart library takes longest, so it waits until everything else is on the screen. */
-function startCharts() {
+const painted = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+
+/* Reading the chart library takes longest, so it waits until all text is on the screen, and the cloud for the front. */
+async function startCharts() {
+  await painted();
   document.head.append(element("script", {}, byId("plotly").textContent));
-  draw();
+  await draw(false);
+  performance.mark("drawn");
+  await painted();
+  await draw();
   byId("plot").on("plotly_click", event => {
     const hit = event.points.find(p => p.customdata);
     if (hit) show(find(hit.customdata, hit.data.meta));
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
   watchHistory();
   performance.mark("ready");
   document.documentElement.dataset.ready = "true";
 }
 performance.mark("shown");
-requestAnimationFrame(() => setTimeout(startCharts));
+startCharts();

@@ -10,8 +10,7 @@ function parallel() {
     return Array.isArray(value) ? (value.every(Number.isFinite) ? mean(value) : null) : value;
   });
   const columns = [["layers kept", points.map(p => p.subnet.layers.length)]];
-  const fields = new Set(points.flatMap(p => [...distinct(p.subnet), ...Object.keys(p.subnet)
-    .filter(name => name !== "layers" && !Array.isArray(p.subnet[name]))]));
+  const fields = new Set(points.flatMap(p => Object.keys(p.subnet).filter(name => name !== "layers")));
   for (const name of fields) columns.push([Array.isArray(points[0].subnet[name]) ? "mean " + name : name, numbers(name)]);
   for (const name of DATA.figures) columns.push([name, points.map(p => p.values[name])]);
   const shown = columns.filter(([, values]) => new Set(values).size > 1 && values.every(v => Number.isFinite(v)));
