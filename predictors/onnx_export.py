@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from search_spaces.errors import InputError
 
@@ -140,7 +141,8 @@ def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
 def _traced(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> onnx_ir.Model:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    with quiet_export(model, "ONNX"):
+    tracing = mock.patch("torch.onnx.is_in_onnx_export", lambda: True)  # it traces before it calls torch.onnx
+    with quiet_export(model, "ONNX"), tracing:
         return OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=dynamic)).program
 
 

@@ -191,6 +191,7 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
         mask = real[:, None, None].expand(-1, 1, query.shape[2], -1)
+        mask = mask & mask.new_ones(mask.shape[-2:]).tril() if self.inner.is_causal else mask
         return sparse_attention_forward(self.inner, query, key, value, mask)[0]
 
 
@@ -201,14 +202,19 @@ def onnxruntime() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["local", "bigbird"])
-def test_onnx_runtime_computes_the_same_at_any_length(name: str, onnxruntime: Any, tmp_path: Any) -> None:
+@pytest.mark.parametrize(("name", "causal"), [("local", False), ("local-uneven", True), ("bigbird", False)])
+def test_onnx_runtime_computes_the_same_at_any_length(
+    name: str, causal: bool, onnxruntime: Any, tmp_path: Any
+) -> None:
     inputs = [x.detach() for x in states(24, groups=2)]
-    model, batch, tokens = Attention(GRAPHS[name], False).eval(), torch.export.Dim("batch"), torch.export.Dim("tokens")
+    model, batch, tokens = Attention(GRAPHS[name], causal).eval(), torch.export.Dim("batch"), torch.export.Dim("tokens")
     shapes = (*({0: batch, 2: tokens},) * 3, {0: batch, 1: tokens})
     given = (*inputs, real_tokens(24, "right"))
     program = torch.onnx.export(model, given, dynamo=True, dynamic_shapes=shapes, input_names=[*"qkvr"], verbose=False)
     program.save(tmp_path / "model.onnx")
+    gathered = [node.outputs[0] for node in program.model.graph if node.op_type == "Gather"]
+    of_states = [found.shape.rank() for found in gathered if found.shape and found.dtype.name == "FLOAT"]
+    assert set(of_states) == ({3} if name == "bigbird" else {5})  # token by token, or whole blocks
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for length in (24, 37):
         real = real_tokens(length, "right")

@@ -140,11 +140,16 @@ def sparse_attention(
         aligned = _rows(query, (start[:, None] + every).clamp(max=tokens - 1)).transpose(1, 2)
     positions, listed, near = _keys(graph, every[None, ::block], block, length, reach, causal)
     bias, index = _seen(positions, listed, near, real, start, reach, key)
-    if graph.global_tokens or graph.random_blocks or torch.compiler.is_compiling():
-        keys, values = _gathered(key, index), _gathered(value, index)
+    only_windows = not (graph.global_tokens or graph.random_blocks)
+    if only_windows and torch.onnx.is_in_onnx_export():
+        keys, values = (_copied(states, block, reach, index.shape[-1]) for states in (key, value))
+        out = _products(aligned.unflatten(2, (-1, block)), keys, values, bias, scaling)
+    elif not only_windows or torch.compiler.is_compiling():
+        out = _blockwise(aligned, _gathered(key, index), _gathered(value, index), bias, dropout, scaling)
     else:
         keys, values = (_windows(states, block, reach, index.shape[-1]) for states in (key, value))
-    out = _blockwise(aligned, keys, values, bias, dropout, scaling)[:, :tokens]
+        out = _blockwise(aligned, keys, values, bias, dropout, scaling)
+    out = out[:, :tokens]
     if graph.global_tokens and not causal:
         asked = aligned[:, :, : min(graph.global_tokens, tokens)]
         hidden = None if real is None else _bias(real[:, None, None], query.dtype)
@@ -260,7 +265,7 @@ def _seen(
     reach: int,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What is added to the scores of blocks of queries, (batch x blocks, 1, queries, keys), and the index of each key.
+    """What is added to the scores of blocks of queries, (batch, blocks, queries, keys), and the index of each key.
 
     The first three are what `_keys` returns. Padding attends to itself, so that no query is without a key.
     """
@@ -272,7 +277,7 @@ def _seen(
         queries, keys = (torch.arange(n, device=key.device) for n in near.shape[-2:])
         itself = keys == queries[:, None] + reach
         listed = listed & (real.gather(1, index.flatten(1)).view(index.shape)[:, :, None] | itself)
-    return _bias(near & listed, key.dtype).expand(batch, -1, -1, -1).flatten(0, 1)[:, None], index
+    return _bias(near & listed, key.dtype).expand(batch, -1, -1, -1), index
 
 
 def _gathered(states: Tensor, index: Tensor) -> Tensor:
@@ -291,13 +296,38 @@ def _windows(states: Tensor, block: int, reach: int, keys: int) -> Tensor:
     return rows.unfold(0, keys, block).transpose(2, 3)
 
 
+def _copied(states: Tensor, block: int, reach: int, keys: int) -> Tensor:
+    """The same for an ONNX graph, which has no views: (batch, heads, blocks, keys, channels).
+
+    Whole blocks are copied, heads first as they are, so that nothing is gathered token by token or transposed.
+    """
+    tokens, pieces = states.shape[2], -(-keys // block)
+    blocks = (tokens + block - 1) // block
+    after = (blocks + pieces - 1) * block - reach - tokens
+    rows = pad(states, (0, 0, reach, after)).unflatten(2, (-1, block))
+    first, piece = torch.arange(blocks, device=rows.device), torch.arange(pieces, device=rows.device)
+    found = rows.index_select(2, (first[:, None] + piece).flatten()).unflatten(2, (-1, pieces)).flatten(3, 4)
+    return found if keys == pieces * block else found[:, :, :, :keys]
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
+    """Attention of blocks of queries (batch, heads, blocks, queries, channels), written out.
+
+    ONNX Runtime fuses these products with the transposition of the keys, which a traced SDPA copies first.
+    """
+    asked = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    asked = asked.unflatten(1, (key.shape[1], -1))
+    weights = (asked @ key[:, :, None].transpose(-1, -2) + bias[:, None, None]).softmax(-1)
+    return (weights @ value[:, :, None]).flatten(1, 2).flatten(2, 3).transpose(1, 2)
+
+
 def _blockwise(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
     """Attention of blocks of queries (batch, heads, blocks x queries, channels), each to keys of its own."""
     batch, span = query.shape[0], bias.shape[2]
     asked = query.unflatten(2, (-1, span)).transpose(1, 2).flatten(0, 1)
-    out = _grouped_attention(asked, key, value, bias, dropout, scaling)
+    out = _grouped_attention(asked, key, value, bias.flatten(0, 1)[:, None], dropout, scaling)
     return out.unflatten(0, (batch, -1)).transpose(2, 3).flatten(1, 2)
 
 
