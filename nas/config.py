@@ -90,6 +90,9 @@ class Space(_Section):
     attention_rank: list[Rank] | None = None
     mlp_rank: list[Rank] | None = None
     attention: list[str] | None = Field(None, description="`full`, `local:w` or `bigbird:w,g,r`.")
+    bits: list[str] | None = Field(
+        None, description="`float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`, of the linear layers."
+    )
 
 
 Order = Literal["gradient", "activation", "none"]

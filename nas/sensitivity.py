@@ -116,9 +116,9 @@ def replaceable(supernet: Supernet, space: SearchSpace) -> SearchSpace:
 
 
 def described(block: Block) -> tuple[str, str]:
-    """The block of a layer that a replacement concerns, and the replacement in words."""
+    """The block of a layer that a replacement concerns, or the whole layer, and the replacement in words."""
     field = block.name.partition(".")[0]
-    name = next(name for name, of_block in BLOCKS.items() if field in of_block)
+    name = next((name for name, of_block in BLOCKS.items() if field in of_block), "layer")
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 
 

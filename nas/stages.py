@@ -26,9 +26,11 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing, measure
 from predictors.measure import groups
+from predictors.precision import why_not
 from predictors.runtimes import prepared
 from predictors.timing import ANCHOR, doubts
 from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
 from search_spaces.subnet import RANKS
 
@@ -49,8 +51,10 @@ def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> 
 
 def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can pay on its workload, and why others cannot."""
-    tokens = bench.layout.longest_sequence(bench.recipe.workload.sequence_length)
-    return pruned(bench.recipe.space.model_dump(), tokens)
+    workload, figures = bench.recipe.workload, bench.recipe.figures
+    tokens = bench.layout.longest_sequence(workload.sequence_length)
+    refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
+    return pruned(bench.recipe.space.model_dump(), tokens, refused)
 
 
 def make_parent(run: Run, bench: Workbench) -> None:

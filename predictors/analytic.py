@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from predictors.part_table import PartTable
-from predictors.parts import Parts, Pieces, Shape, pieces_of
+from predictors.parts import Parts, Shape, pieces_of
 from predictors.workload import Workload
 from search_spaces import Layout, SubnetBatch, SubnetConfig
-from search_spaces.layout import FACTORS
+from search_spaces.bits import InFile
+from search_spaces.layout import ALSO_NAMED
 from search_spaces.subnet import PER_LAYER
 
 if TYPE_CHECKING:
@@ -32,13 +33,16 @@ AT_ONCE = 2**18
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 """Name of a torch type -> its name in a safetensors header."""
 
+TYPES = ("BOOL", "U8", "I8", "F16", "BF16", "F32", "I64")
+"""Types in a file; tensors of the last stand first in it."""
+
 
 @dataclass(frozen=True)
 class Stored:
     """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
 
     The file holds tensors of one name there as one, concatenated along their first dimension. ``disk_names`` has the
-    names of its factors as well, by what `Layout.pieces` calls them.
+    names of its factors and of its rounded numbers as well, by what `Layout.pieces` and `stored_pieces` call them.
     """
 
     shape: Shape
@@ -47,8 +51,8 @@ class Stored:
     itemsize: int
 
 
-File = tuple[tuple[str, str], Stored, Shape]
-"""A tensor in the file: what stands before and after the number of its layer in its name, and its shape."""
+File = tuple[tuple[str, str], InFile]
+"""A tensor in the file: what stands before and after the number of its layer in its name, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -147,39 +151,40 @@ class AnalyticCosts:
         return PartTable(self.parts, whole.batch, 1) if workload.phase == "decode" else whole
 
     def size_bytes(self, subnet: SubnetConfig) -> int:
-        """Size of the exported ``model.safetensors`` to the byte, header included.
+        """Size of the exported ``model.safetensors`` to the byte, header and rounded weights included.
 
         Source: the safetensors format, github.com/huggingface/safetensors#format.
         """
-        tensors: dict[str, tuple[Stored, Shape]] = {}
+        tensors: dict[str, InFile] = {}
         for position, files in self._files(subnet):
             index = "" if position is None else str(self._index(subnet, position))
-            for (before, after), stored, shape in files:
+            for (before, after), (shape, dtype, itemsize) in files:
                 disk_name = f"{before}{index}{after}"
                 if disk_name in tensors:
-                    shape = (tensors[disk_name][1][0] + shape[0], *shape[1:])
-                tensors[disk_name] = stored, shape
+                    shape = (tensors[disk_name][0][0] + shape[0], *shape[1:])
+                tensors[disk_name] = shape, dtype, itemsize
         header, end = len('{"__metadata__":{"format":"pt"}}'), 0
-        for disk_name, (stored, shape) in sorted(tensors.items()):
-            start, end = end, end + math.prod(shape) * stored.itemsize
+        for disk_name in sorted(tensors, key=lambda name: (-TYPES.index(tensors[name][1]), name)):
+            shape, dtype, itemsize = tensors[disk_name]
+            start, end = end, end + math.prod(shape) * itemsize
             sizes = ",".join(map(str, shape))
-            header += len(
-                f',"{disk_name}":{{"dtype":"{stored.dtype}","shape":[{sizes}],"data_offsets":[{start},{end}]}}'
-            )
+            header += len(f',"{disk_name}":{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{start},{end}]}}')
         return 8 + math.ceil(header / 8) * 8 + end
 
-    def _files_of(self, part: Pieces) -> list[File]:
+    def _files_of(self, subnet: SubnetConfig, names: Sequence[str]) -> list[File]:
         """Some of the parent's tensors as they lie in the file."""
         found = []
-        for name, shapes in part.items():
+        for name, pieces in pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names}).items():
             place, stored = self.layout.locate(name), self.stored[name]
-            for kind, shape in shapes.items():
+            rounded = self.layout.stored_pieces(place, pieces, self.layout.bits_of(subnet, place))
+            whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
+            for kind, tensor in (rounded or whole).items():
                 before, after = stored.disk_names[kind], ""
                 if place.layer is not None:
                     number = f".{self.layout.stack_of(place.layer)[1]}."
                     before, _, after = before.partition(number)
                     before, after = f"{before}.", f".{after}"
-                found.append(((before, after), stored, shape))
+                found.append(((before, after), tensor))
         return found
 
     def _index(self, subnet: SubnetConfig, position: int) -> int:
@@ -197,15 +202,12 @@ class AnalyticCosts:
         for position, key in keys.items():
             if key not in self._known:
                 names = self._names.get(None if position is None else subnet.layers[position], [])
-                self._known[key] = self._files_of(self._pieces(subnet, names))
+                self._known[key] = self._files_of(subnet, names)
             yield position, self._known[key]
         for name in self._names[LEADING]:
             first = self.layout.position_of(subnet, self.layout.locate(name))
             if first is not None:
-                yield first, self._files_of(self._pieces(subnet, [name]))
-
-    def _pieces(self, subnet: SubnetConfig, names: Sequence[str]) -> Pieces:
-        return pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names})
+                yield first, self._files_of(subnet, [name])
 
     @cached_property
     def _names(self) -> dict[int | None, list[str]]:
@@ -242,7 +244,7 @@ def _kinds(layout: Layout, name: str) -> dict[str, str]:
     module, _, kind = name.rpartition(".")
     kinds = {kind: name}
     if layout.linear_axes(layout.locate(name)):
-        kinds |= {new: f"{module}.{new}" for new in FACTORS[kind]}
+        kinds |= {new: f"{module}.{new}" for new in ALSO_NAMED[kind]}
     return kinds
 
 

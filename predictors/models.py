@@ -23,6 +23,7 @@ from search_spaces.subnet import RANKS
 
 SMOOTHNESS = 0.05
 RANK_OF = {width: rank for rank, width in RANKS.items()}
+BLOCK_WIDTHS = tuple(RANK_OF)
 HIDDEN = "hidden_size*"
 """Begins the name of a column that is multiplied by the hidden size."""
 
@@ -39,10 +40,13 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
         steps = [
             f"{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
             for name, f in zip(fields, space.fields, strict=True)
+            if f != "bits"
             for rank in _ranks(space, f)
             for low, high in pairwise(space.choices[f])
         ]
-        names += [depth, *fields, *steps]
+        sums = [name for name in fields if not name.endswith("bits")]
+        kinds = [f"{'decoder ' * stack}bits*{of}:{kind}" for kind in _kinds(space) for of in ("layers", *BLOCK_WIDTHS)]
+        names += [depth, *sums, *steps, *kinds]
     if len(space.choices["hidden_size"]) > 1:
         names += [f"{HIDDEN}{name}" for name in names]
     return tuple(names)
@@ -53,7 +57,8 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
 
     A step's column says how far the layers climb it, summed over layers: a latency that is any piecewise linear
     function of a layer's width, with knots at the choices, is a weighted sum of these columns. Attention patterns are
-    counted by their place in the order of cost, times the heads that attend by them.
+    counted by their place in the order of cost, times the heads that attend by them; of each kind of bits, the layers
+    in it are, and what all of them together have of each width.
 
     Returns:
         (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
@@ -62,7 +67,7 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     columns: list[np.ndarray] = []
     for stack in space.stacks:
         kept, sums, climbs = batch.kept[:, stack], list[np.ndarray](), list[np.ndarray]()
-        for field in space.fields:
+        for field in (field for field in space.fields if field != "bits"):
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
                 heads = batch.widths["num_attention_heads"][:, stack] / max(space.choices["num_attention_heads"])
@@ -78,12 +83,22 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
                     floor = low if k else -np.inf
                     ceiling = high if k < len(steps) - 1 else np.inf
                     climbs.append(((np.clip(values, floor, ceiling) - low) * here).sum(axis=1) / largest)
+        for number, _ in enumerate(_kinds(space), 1):
+            here = np.round(space.scaled(batch, "bits")[:, stack] * len(_kinds(space))) == number
+            climbs.append(here.sum(axis=1))
+            for width in BLOCK_WIDTHS:
+                climbs.append((batch.widths[width][:, stack] * here).sum(axis=1) / max(space.choices[width]))
         columns += [kept.sum(axis=1), *sums, *climbs]
     table = np.stack(columns, axis=1, dtype=float)
     if len(space.choices["hidden_size"]) == 1:
         return table
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
     return np.concatenate([table, table * hidden[:, None]], axis=1)
+
+
+def _kinds(space: SearchSpace) -> Sequence[str]:
+    """The kinds of bits that layers may be in, where that is open."""
+    return space.choices["bits"] if "bits" in space.fields else ()
 
 
 def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from predictors.precision import has_vnni
+from search_spaces.bits import ROUND_INPUTS
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ def write_onnx(
 ) -> float:
     """Writes a model as one ONNX file whose batch and sequence may have any size.
 
-    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch.
+    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch,
+    unless layers round what they are given, which runtimes do differently.
 
     Args:
         model: What `from_pretrained` returns; it stays where it is, in evaluation mode.
@@ -56,7 +59,7 @@ def write_onnx(
         dynamic: Whether other batches and lengths than those of the inputs may run; tracing takes longer.
 
     Returns:
-        The largest difference of an output from PyTorch; of int8, the error of the quantization.
+        The largest difference of an output from PyTorch; of int8 and of such layers, the error of the rounding.
 
     Raises:
         InputError: If packages are missing, the model cannot be traced, or its outputs differ by more than 1e-4.
@@ -69,7 +72,8 @@ def write_onnx(
         cases = [inputs, _shorter(inputs)] if dynamic and not any(name in inputs for name in CACHES) else [inputs]
         _save(_traced(model, _several(inputs) if len(cases) > 1 else inputs, dynamic), plain)
         difference = _difference(model, cases, plain)
-        if not difference <= TOLERANCE:
+        rounds = any(getattr(module, "bits", "") in ROUND_INPUTS for module in model.modules())
+        if not (rounds or difference <= TOLERANCE):
             raise InputError(
                 f"an ONNX file must give the outputs of the model within {TOLERANCE:g}, but they differ by "
                 f"{difference:.3g}; nothing is written."
@@ -101,17 +105,8 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
         onnx.save(proto, str(cleaned), save_as_external_data=large)
         quantize_dynamic(
-            cleaned, Path(target), per_channel=True, reduce_range=not _has_vnni(), use_external_data_format=large
+            cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
         )
-
-
-def _has_vnni() -> bool:
-    """Whether the processor adds int8 products without overflow."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "vnni" in flags or "asimddp" in flags
 
 
 @contextmanager

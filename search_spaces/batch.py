@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
 
 from search_spaces.attention import code_of, text_of
-from search_spaces.subnet import PER_LAYER, SubnetConfig
+from search_spaces.bits import BITS
+from search_spaces.subnet import NAMED, PER_LAYER, SubnetConfig
+
+CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {
+    "attention": (code_of, text_of),
+    "bits": (BITS.index, BITS.__getitem__),
+}
+"""Field that holds names -> what makes numbers of them, and names of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class SubnetBatch(Sequence[SubnetConfig]):
     Attributes:
         kept: Which layers of the parent stay (n, parent layers).
         widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped;
-            attention patterns as numbers (see `code_of`).
+            names as numbers (see `CODES`).
         hidden_size: Channels of the residual stream (n,).
     """
 
@@ -39,7 +46,7 @@ class SubnetBatch(Sequence[SubnetConfig]):
         widths = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
         for field, values in widths.items():
             of_layers = [value for subnet in subnets for value in getattr(subnet, field)]
-            values[rows, columns] = list(map(code_of, of_layers)) if field == "attention" else of_layers
+            values[rows, columns] = list(map(CODES[field][0], of_layers)) if field in NAMED else of_layers
         return cls(kept, widths, np.array([subnet.hidden_size for subnet in subnets], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -57,7 +64,7 @@ class SubnetBatch(Sequence[SubnetConfig]):
             return SubnetBatch(self.kept[index], widths, self.hidden_size[index])
         layers = np.flatnonzero(self.kept[index])
         of_layers = {field: tuple(values[index, layers].tolist()) for field, values in self.widths.items()}
-        of_layers["attention"] = tuple(map(text_of, of_layers["attention"]))
+        of_layers |= {field: tuple(map(CODES[field][1], of_layers[field])) for field in NAMED}
         return SubnetConfig(tuple(layers.tolist()), hidden_size=int(self.hidden_size[index]), **of_layers)
 
     def __iter__(self) -> Iterator[SubnetConfig]:

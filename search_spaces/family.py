@@ -164,7 +164,7 @@ class Family:
         """Recipe keys of what may vary."""
         found = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
         found += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
-        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank"]
+        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank", "bits"]
         return found + ["attention"] * all(stack.attention for stack in self.stacks)
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_spaces.attention import AttentionPattern
+from search_spaces.bits import WHOLE, InFile, stored_weight
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
@@ -48,6 +49,13 @@ RANK_STEP = 8
 
 FACTORS = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
 """Parameter of a linear layer -> those that take its place in two thin ones."""
+
+ROUNDED = ("qweight", "scales")
+ALSO_NAMED = {
+    "weight": (*ROUNDED, *(f"{end}.{name}" for end in ("down", "up") for name in ("weight", *ROUNDED))),
+    "bias": ("up.bias",),
+}
+"""Parameter of a linear layer -> every other name that something of it can have in the extracted model."""
 
 FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "heads": lambda width, head_dim: width["num_attention_heads"],
@@ -328,6 +336,24 @@ class Layout:
         outputs, inputs = (self.size(axis, width) for axis in self.linear_axes(place))  # type: ignore[arg-type]
         shapes = {"down.weight": (rank, inputs), "up.weight": (outputs, rank), "up.bias": (outputs,)}
         return {factor: shapes[factor] for factor in FACTORS[kind]}
+
+    def bits_of(self, subnet: SubnetConfig, place: Place) -> str:
+        """In what numbers a module that a subnetwork has is stored; all but linear layers in those of the parent."""
+        if not self.linear_axes(place):
+            return WHOLE
+        position = self.position_of(subnet, place)
+        assert position is not None
+        return subnet.bits[position]
+
+    def stored_pieces(self, place: Place, pieces: Mapping[str, Shape], bits: str) -> dict[str, InFile]:
+        """What stands in a file for those of the `pieces` of a module that are in other numbers than the parent's."""
+        found: dict[str, InFile] = {}
+        for kind in pieces if bits != WHOLE and self.linear_axes(place) else ():
+            start, weight, end = kind.rpartition("weight")
+            if weight and not end:
+                outputs, inputs = pieces[kind][::-1] if self.family.conv1d and not start else pieces[kind]
+                found |= {f"{start}{name}": one for name, one in stored_weight(outputs, inputs, bits).items()}
+        return found
 
     # -- active entries -----------------------------------------------------------------------------------------------
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.attention import FULL, AttentionPattern
+from search_spaces.bits import WHOLE, checked
 from search_spaces.errors import InputError
 from search_spaces.subnet import DENSE, RANKS
 
 
-def pruned(choices: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], list[str]]:
+def pruned(
+    choices: Mapping[str, Any], tokens: int, refused: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The choices of a recipe as a `SearchSpace` takes them, and one line for each dimension that lost some.
 
     Ranks are fractions of the break-even rank in a recipe, percent of it in a space; a recipe calls a linear layer
@@ -19,9 +22,10 @@ def pruned(choices: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], lis
     Args:
         choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
         tokens: Of one sample of the workload, in the stack that has more.
+        refused: Kind of bits -> why it cannot run or pay there.
 
     Raises:
-        InputError: If a rank is under a percent of break-even, or an attention pattern is none.
+        InputError: If a rank is under a percent of break-even, or an attention pattern or kind of bits is none.
     """
     found, reasons = dict(choices), list[str]()
     for rank in RANKS:
@@ -31,6 +35,11 @@ def pruned(choices: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], lis
     if choices.get("attention") is not None:
         found["attention"], left_out = _paying_patterns(choices["attention"], tokens)
         reasons += [f"attention {left_out}"] * bool(left_out)
+    if choices.get("bits") is not None:
+        given = [checked(kind) for kind in choices["bits"]]
+        without = {kind: why for kind, why in (refused or {}).items() if kind in given}
+        found["bits"] = [kind for kind in given if kind not in without] or [WHOLE] * bool(given)
+        reasons += [f"bits {kind} left out: {why}" for kind, why in without.items()]
     return found, reasons
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from search_spaces.attention import FULL, by_cost, code_of
-from search_spaces.batch import SubnetBatch
+from search_spaces.attention import FULL, by_cost
+from search_spaces.batch import CODES, SubnetBatch
+from search_spaces.bits import by_fidelity
 from search_spaces.errors import InputError
-from search_spaces.subnet import BLOCKS, DENSE, PER_LAYER, RANKS, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, DENSE, NAMED, PER_LAYER, RANKS, SubnetConfig, is_grouping
 
 if TYPE_CHECKING:
     import optuna
@@ -46,13 +47,14 @@ class SearchSpace:
             keeps them whole (see `SubnetConfig`).
         mlp_rank: The same of its feed-forward block.
         attention: Allowed attention patterns of a layer (see `AttentionPattern`).
+        bits: Allowed numbers of a layer (see `search_spaces.bits.BITS`).
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
             Defaults to first to last.
         depths: Layers of each stack of the parent; by default it has one.
 
     Raises:
-        InputError: If a list of choices is empty, or a choice is not within the parent's own value or is no pattern.
+        InputError: If a list of choices is empty, or a choice is not within the parent's own value or is unknown.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SearchSpace:
         attention_rank: Sequence[int] | None = None,
         mlp_rank: Sequence[int] | None = None,
         attention: Sequence[str] | None = None,
+        bits: Sequence[str] | None = None,
         scope: Scope = "per-layer",
         layer_order: Sequence[int] | None = None,
         depths: Sequence[int] = (),
@@ -97,6 +100,8 @@ class SearchSpace:
         }
         if attention is not None:
             self.choices["attention"] = by_cost(tuple(attention)) or _checked("attention", (), 0)
+        if bits is not None:
+            self.choices["bits"] = by_fidelity(tuple(bits)) or _checked("bits", (), 0)
         self._per_group = heads // groups
         self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
 
@@ -129,20 +134,26 @@ class SearchSpace:
         if field == "num_key_value_heads":
             return self._groups[width]
         if field == "attention":
-            return self.choices.get(field, (FULL,)) if width else (FULL,)
+            return self._named(field) if width else (FULL,)
         return self.choices[field] if width else (0,)
 
     @property
     def layer_widths(self) -> list[tuple[Any, ...]]:
         """Every choice for one layer: values of `PER_LAYER`; never nothing at all."""
         of_blocks = product(*(self.block_widths(block) for block in BLOCKS))
-        return [tuple(chain(*blocks)) for blocks in of_blocks if any(block[0] for block in blocks)]
+        whole = [tuple(chain(*blocks)) for blocks in of_blocks if any(block[0] for block in blocks)]
+        return [(*widths, bits) for widths in whole for bits in self._named("bits")]
+
+    def _named(self, field: str) -> tuple[str, ...]:
+        """Choices of a field that holds names; the one that changes nothing where it is not open."""
+        return self.choices.get(field, (NAMED[field],))
 
     @property
     def size(self) -> int:
         """Number of distinct subnetworks, exact."""
         choices = [self.block_widths(block) for block in BLOCKS]
         widths = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
+        widths *= len(self._named("bits"))
         total = len(self.choices["hidden_size"])
         if self.scope == "uniform":
             return total * widths * math.prod(len(self.choices[name]) for name in self.depth_names)
@@ -152,8 +163,8 @@ class SearchSpace:
 
     @property
     def fields(self) -> list[str]:
-        """Fields of a layer that vary on their own: widths, and ranks and attention that are open."""
-        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1} | ({"attention"} - self.choices.keys())
+        """Fields of a layer that vary on their own: widths, and ranks and names that are open."""
+        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1} | (NAMED.keys() - self.choices.keys())
         closed |= set() if self.groups_open else {"num_key_value_heads"}
         return [field for field in PER_LAYER if field not in closed]
 
@@ -173,6 +184,8 @@ class SearchSpace:
                 self.block_widths(block)
             ):
                 return False
+        if not set(subnet.bits) <= set(self._named("bits")):
+            return False
         return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.kept(counts))
 
     def with_layer_order(self, layer_order: Sequence[int]) -> SearchSpace:
@@ -221,7 +234,7 @@ class SearchSpace:
             intermediate_size=values["intermediate_size"],
             hidden_size=values["hidden_size"],
             **{rank: values[rank] for rank in RANKS},
-            attention=values.get("attention", FULL),
+            **{name: values.get(name, default) for name, default in NAMED.items()},
         )
 
     def _mended(self, heads: int, groups: int) -> int:
@@ -247,11 +260,11 @@ class SearchSpace:
         """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
 
         Widths are taken at equal fractions of the way through their choices, as a model family such as BERT-mini,
-        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest, and attention
-        is as full as it may be.
+        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest, attention
+        is as full and numbers are as fine as they may be.
         """
         widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
-        widths |= {name: widths[name][-1:] for name in (*RANKS, "attention") if name in widths}
+        widths |= {name: widths[name][-1:] for name in (*RANKS, *NAMED) if name in widths}
         depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         found = [
@@ -295,7 +308,7 @@ class SearchSpace:
         for width, *others in BLOCKS.values():
             open_here = [field for field in others if field in self.choices]
             widths |= {field: rng.choice(self._beside(field, widths[width])) for field in open_here}
-        return widths
+        return widths | ({"bits": rng.choice(self.choices["bits"])} if "bits" in self.choices else {})
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
         """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
@@ -358,11 +371,12 @@ class SearchSpace:
 
     def _values(self, genomes: np.ndarray, name: str) -> np.ndarray:
         """Values (n,) of a parameter; of one that is not open, its only one."""
-        if name not in self.parameters:
-            only = name.startswith("layers.") or self.choices.get(name.partition(".")[0], (FULL,))[0]
-            return np.full(len(genomes), code_of(only) if isinstance(only, str) else only)
-        values = [code_of(v) if isinstance(v, str) else v for v in self.parameters[name]]
-        return np.array(values)[genomes[:, self._columns[name]]]
+        field = name.partition(".")[0]
+        known = {"layers": (True,), **{named: (default,) for named, default in NAMED.items()}, **self.choices}
+        values = self.parameters.get(name, known[field][:1])
+        numbers = np.array([CODES[field][0](value) for value in values] if field in NAMED else values)
+        column = self._columns.get(name)
+        return np.full(len(genomes), numbers[0]) if column is None else numbers[genomes[:, column]]
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -432,12 +446,13 @@ class SearchSpace:
         return np.concatenate([batch.kept, *widths, hidden], axis=1)
 
     def scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
-        """Values of a field (n, parent layers) over the parent's; of a pattern, its place among them by cost."""
-        if field != "attention":
+        """Values of a field (n, parent layers) over the parent's; of a name, its place among the choices."""
+        if field not in NAMED:
             return batch.widths[field] / max(getattr(self.parent, field))
-        codes = np.array([code_of(text) for text in self.choices[field]])
+        codes = np.array([CODES[field][0](name) for name in self.choices[field]])
         place = 1 + (batch.widths[field][..., None] == codes).argmax(axis=-1)
-        return np.where(batch.widths["num_attention_heads"] > 0, place / len(codes), 0.0)
+        there = batch.widths["num_attention_heads"] > 0 if field == "attention" else batch.kept
+        return np.where(there, place / len(codes), 0.0)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""

@@ -13,11 +13,12 @@ from search_spaces.subnet import DENSE, RANKS, SubnetConfig
 def stock_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
     """Fields that make the parent's stock config describe a subnetwork, or None where a stock config cannot.
 
-    A stock config has one width for all layers of a stack, full attention, no skipped blocks, no factors and no layers
-    of another structure; and where it cannot give ``head_dim``, heads times their width make the hidden size.
+    A stock config has one width for all layers of a stack, full attention, no skipped blocks, no factors, one kind of
+    numbers and no layers of another structure; and where it cannot give ``head_dim``, heads times their width make
+    the hidden size.
     """
     family, update = layout.family, layout.depth_update(subnet)
-    if subnet.is_sparse:
+    if subnet.is_sparse or subnet.is_quantized:
         return None
     for number, positions in enumerate(layout.kept(subnet)):
         widths = [subnet.width(position) for position in positions]

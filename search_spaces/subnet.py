@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from search_spaces.attention import FULL, AttentionPattern
+from search_spaces.bits import WHOLE, checked
 from search_spaces.errors import InputError
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -18,10 +19,13 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 """Block of a layer -> its fields, named as in Hugging Face configs: first its width, 0 where the block is skipped and
 then so are the others."""
 
-PER_LAYER = tuple(field for fields in BLOCKS.values() for field in fields)
+PER_LAYER = (*(field for fields in BLOCKS.values() for field in fields), "bits")
 """Fields that hold one value per kept layer."""
 
-WIDTHS = tuple(field for field in PER_LAYER if field != "attention")
+NAMED = {"attention": FULL, "bits": WHOLE}
+"""Those that are names -> the name that changes nothing."""
+
+WIDTHS = tuple(field for field in PER_LAYER if field not in NAMED)
 """Those that are numbers of something."""
 
 DENSE = 100
@@ -49,10 +53,13 @@ class SubnetConfig:
         mlp_rank: The same of its feed-forward block.
         attention: Whom the tokens of each kept layer attend to (see `AttentionPattern`); by default, and where its
             attention is skipped, ``full``.
+        bits: In what numbers the linear layers of each kept layer are stored and multiplied, one of
+            `search_spaces.bits.BITS`; by default those of the parent.
 
     Raises:
         InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
-            heads, a rank is not between 1 and `DENSE`, an attention pattern is none, or nothing is kept.
+            heads, a rank is not between 1 and `DENSE`, an attention pattern or kind of bits is none, or nothing is
+            kept.
     """
 
     layers: tuple[int, ...]
@@ -63,6 +70,7 @@ class SubnetConfig:
     attention_rank: tuple[int, ...] = ()
     mlp_rank: tuple[int, ...] = ()
     attention: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
@@ -75,6 +83,7 @@ class SubnetConfig:
             object.__setattr__(self, rank, ranks)
         patterns = map(AttentionPattern.parse, self.attention or (FULL,) * len(self.layers))
         object.__setattr__(self, "attention", tuple(FULL if p is None else str(p) for p in patterns))
+        object.__setattr__(self, "bits", tuple(map(checked, self.bits or (WHOLE,) * len(self.layers))))
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
         if self.hidden_size < 1:
@@ -128,13 +137,16 @@ class SubnetConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
         """Reads back what `to_dict` wrote."""
-        lists = {name: tuple(int(v) for v in data[name]) for name in ("layers", *WIDTHS) if name in data}
-        return cls(hidden_size=int(data["hidden_size"]), attention=tuple(data.get("attention", ())), **lists)
+        lists: dict[str, Any] = {
+            name: tuple(int(v) for v in data[name]) for name in ("layers", *WIDTHS) if name in data
+        }
+        names: dict[str, Any] = {name: tuple(data.get(name, ())) for name in NAMED}
+        return cls(hidden_size=int(data["hidden_size"]), **lists, **names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, ready for JSON; ranks and attention only where a layer's are not as by default."""
+        """Plain numbers and lists, ready for JSON; what is not a width only where it is not as by default."""
         usual = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
-        usual += [] if self.is_sparse else ["attention"]
+        usual += [name for name, default in NAMED.items() if set(getattr(self, name)) == {default}]
         return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in usual}
 
     @cached_property
@@ -151,6 +163,11 @@ class SubnetConfig:
     def is_sparse(self) -> bool:
         """Whether the attention of a layer is not full."""
         return any(pattern != FULL for pattern in self.attention)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a layer is stored in other numbers than the parent's."""
+        return any(bits != WHOLE for bits in self.bits)
 
     @property
     def is_uniform(self) -> bool:
@@ -170,8 +187,9 @@ class SubnetConfig:
         given = self.to_dict()
         widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANKS if rank in given}
         alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
-        if self.is_sparse:
-            alike["attention"] = self.attention[0] if len(set(self.attention)) == 1 else "; ".join(self.attention)
+        for name in (name for name in NAMED if name in given):
+            values = getattr(self, name)
+            alike[name] = values[0] if len(set(values)) == 1 else "; ".join(values)
         return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
 
     def _repr_html_(self) -> str:

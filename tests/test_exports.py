@@ -55,11 +55,11 @@ MODES = {
 
 
 def per_layer(layout: Layout) -> SubnetConfig:
-    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower, and
-    attention sparse where it may be."""
+    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower, of
+    other numbers, and attention sparse where it may be."""
     if layout.family.shared_layers:
         widths = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
-        return SubnetConfig.uniform((0, 1), **widths, attention="local:4")
+        return SubnetConfig.uniform((0, 1), **widths, attention="local:4", bits="int4-weight")
     groups, stacks = (0, 2, 4), len(layout.depths)
     heads = tuple(per_group(layout) * number for number in groups)
     layers = tuple(4 * stack + layer for stack in range(stacks) for layer in (1, 2, 3))
@@ -67,8 +67,9 @@ def per_layer(layout: Layout) -> SubnetConfig:
     slides = getattr(layout.sizes, "sliding_window", None) is not None
     sparse = ("full", "local:4", "local:3" if slides else "bigbird:2,1,1") * stacks
     patterns = sparse if "attention" in layout.family.dimensions else ()
-    widths = hidden(layout, 36), groups * stacks, *ranks, patterns
-    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths)
+    widths = hidden(layout, 36), groups * stacks, *ranks
+    bits = ("int8", "bfloat16", "int4-weight") * stacks
+    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths, attention=patterns, bits=bits)
 
 
 def narrower(layout: Layout) -> SubnetConfig:
@@ -174,7 +175,7 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
         assert not files and model_type == family
         assert all(module.startswith("transformers.models.") for module in modules)
     else:
-        assert files == ["modeling_nas.py", "sparse_attention.py"] and model_type == f"nas_{family}"
+        assert files == ["modeling_nas.py", "quantized.py", "sparse_attention.py"] and model_type == f"nas_{family}"
         assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.exports.modeling_nas"
 
 

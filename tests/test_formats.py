@@ -23,7 +23,7 @@ from nas.fronts.point import Point
 from nas.supernets.basis import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
-from search_spaces import AUTO_CLASSES, InputError
+from search_spaces import AUTO_CLASSES, InputError, SubnetConfig
 
 TASKS = {
     "bert": "text-classification",
@@ -31,12 +31,18 @@ TASKS = {
     "llama": "text-generation",
     "t5": "text2text-generation",
 }
-SUBNETS = {"uniform": narrower, "per-layer": per_layer}
+SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(layout))}
 NEEDS = {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch", "openvino": "openvino"}
 LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4}
 """How far an output may be; random toys have logits of about 1."""
 UNCONVERTED = {("llama", "per-layer", "openvino")}
 """What OpenVINO's frontend has no operation for; the user gets one line."""
+
+
+def unrounded(subnet: SubnetConfig) -> SubnetConfig:
+    """The same without layers that round their inputs, which runtimes do differently."""
+    kinds = [kind if kind.endswith("weight") else "int8-weight" for kind in subnet.bits]
+    return replace(subnet, bits=tuple(kinds))
 
 
 def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:

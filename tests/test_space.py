@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import combinations, product
 from random import Random
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import PER_LAYER, RANKS, WIDTHS
+from search_spaces.subnet import NAMED, PER_LAYER, RANKS, WIDTHS
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -112,7 +113,7 @@ def widths_of(here: SearchSpace) -> list[tuple[int, ...]]:
     """Attention heads, key and value heads and neurons of every choice for one layer, none of low rank."""
     named = [dict(zip(PER_LAYER, widths, strict=True)) for widths in here.layer_widths]
     assert all({widths[rank] for rank in RANKS} <= {0, 100} for widths in named)
-    others = (*RANKS, "attention")
+    others = (*RANKS, *NAMED)
     return [tuple(value for field, value in widths.items() if field not in others) for widths in named]
 
 
@@ -166,18 +167,18 @@ def test_an_encoder_decoder_has_two_depths() -> None:
         SearchSpace(parent, num_decoder_layers=[1])
 
 
-def reference(here: SearchSpace, params: dict[str, int]) -> SubnetConfig:
+def reference(here: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
     """What `SearchSpace.from_params` documents, one layer at a time."""
     if here.scope == "uniform":
         layers = sorted([layer for layer in here.layer_order][: params["num_hidden_layers"]])
-        values = {name: [params[name]] * len(layers) for name in WIDTHS}
+        values = {name: [params[name]] * len(layers) for name in (*WIDTHS, "bits")}
     else:
         wanted = [layer for layer in here.layer_order if params[f"layers.{layer}"]]
         spare = [layer for layer in here.layer_order if not params[f"layers.{layer}"]]
         allowed = here.choices["num_hidden_layers"]
         depth = max(allowed, key=lambda d: (-abs(d - len(wanted)), d))
         layers = sorted([*wanted, *spare][:depth])
-        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in WIDTHS}
+        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in (*WIDTHS, "bits")}
     for k in range(len(layers)):
         heads, groups = values["num_attention_heads"][k], values["num_key_value_heads"][k]
         fits = [g for g in here.choices["num_key_value_heads"] if heads and heads % g == 0 and heads // g <= 2]
@@ -204,6 +205,7 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
         hidden_size=[24, 48],
         attention_rank=[50, 100],
         mlp_rank=[25, 50, 100],
+        bits=["float32", "int8", "int4-weight"],
         scope=scope,  # type: ignore[arg-type]
         layer_order=[2, 0, 1],
     )

@@ -207,7 +207,11 @@ def test_onnx_runtime_computes_the_same_at_any_length(
     name: str, causal: bool, onnxruntime: Any, tmp_path: Any
 ) -> None:
     inputs = [x.detach() for x in states(24, groups=2)]
-    model, batch, tokens = Attention(GRAPHS[name], causal).eval(), torch.export.Dim("batch"), torch.export.Dim("tokens")
+    model, batch, tokens = (
+        Attention(GRAPHS[name], causal).eval(),
+        torch.export.Dim("batch"),
+        torch.export.Dim("tokens"),
+    )
     shapes = (*({0: batch, 2: tokens},) * 3, {0: batch, 1: tokens})
     given = (*inputs, real_tokens(24, "right"))
     program = torch.onnx.export(model, given, dynamo=True, dynamic_shapes=shapes, input_names=[*"qkvr"], verbose=False)

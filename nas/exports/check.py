@@ -22,6 +22,7 @@ from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from predictors.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
+from search_spaces.bits import ROUND_INPUTS
 
 SLOWER = 1.25
 """How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""
@@ -75,9 +76,10 @@ def broken_promises(story: Mapping[str, Any], found: Mapping[str, Checked]) -> l
     lines = []
     for form, checked in found.items():
         limit = TOLERANCE if form == "torch" else ONNX_TOLERANCE
+        rounds = form == "int8" or (form != "torch" and {*story["subnet"].get("bits", ())} & {*ROUND_INPUTS})
         if checked.failure:
             lines.append(f"{form} does not run: {checked.failure}")
-        elif checked.difference is not None and form != "int8" and not checked.difference <= limit:
+        elif checked.difference is not None and not (rounds or checked.difference <= limit):
             lines.append(
                 f"{form} must give equal outputs within {limit:g}, but they differ by {checked.difference:.3g}"
             )

@@ -1,8 +1,9 @@
 """Hugging Face models whose layers differ: a stock model plus the list of edits in ``config.nas_arch``.
 
-This file and that of sparse attention are copied beside the weights of an exported subnetwork and need torch and
-transformers only. Any stock class has its counterpart here by name: ``NasBertForSequenceClassification`` is
-``BertForSequenceClassification`` with the edits applied before the weights are loaded.
+This file and those of sparse attention and of fewer bits are copied beside the weights of an exported subnetwork and
+need torch and transformers only. Any stock class has its counterpart here by name:
+``NasBertForSequenceClassification`` is ``BertForSequenceClassification`` with the edits applied before the weights are
+loaded.
 """
 
 import copy
@@ -15,6 +16,7 @@ from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
+from .quantized import QuantizedLinear
 from .sparse_attention import NAME
 
 PREFIX = "Nas"
@@ -183,8 +185,9 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``low_rank``:
             linear layer -> inputs, outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
             ``attributes``: module, or its config -> {attribute: value}. ``skip``: module -> what it returns instead.
-            ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its graph. Paths are relative to the base
-            model, so that every head shares one list. ``head_shapes`` are those of the head it was exported with.
+            ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its graph. ``bits``: linear layer -> in
+            what numbers it, or each of the two that replace it, is stored. Paths are relative to the base model, so
+            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
@@ -207,11 +210,25 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
         _reshape(base, name, tuple(shape))
     for name, shape in arch.get("head_shapes", {}).items():
         _reshape(model, name, tuple(shape))
+    for path, bits in arch.get("bits", {}).items():
+        _store_in(base, path, bits)
     for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
             setattr(holder(base, path), name, value)
     for path, graph in arch.get("attention", {}).items():
         set_attention(base.get_submodule(path), graph)
+
+
+def _store_in(base: Any, path: str, bits: str) -> None:
+    """Replaces a linear layer, or each of two that took its place."""
+    module = base.get_submodule(path)
+    if isinstance(module, LowRank):
+        for factor in ("down", "up"):
+            _store_in(base, f"{path}.{factor}", bits)
+        return
+    parent, _, name = path.rpartition(".")
+    outputs, inputs = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+    setattr(base.get_submodule(parent), name, QuantizedLinear(module, inputs, outputs, bits))
 
 
 def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:

@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from nas.exports.modeling_nas import SHAPED, skipped
+from nas.exports.quantized import rounded_linear
+from search_spaces.bits import WHOLE
 
 if TYPE_CHECKING:
     from search_spaces.layout import Rows
@@ -30,11 +32,13 @@ class Elastic(nn.Module):
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
         basis: Of a linear layer of low rank, the orthonormal directions that its outputs keep (outputs, rank), else
             None.
+        bits: In what numbers a linear layer is stored and multiplied.
     """
 
     views: dict[str, Index]
     skip: str | None
     basis: torch.Tensor | None
+    bits: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock module computes, unless its block is skipped."""
@@ -44,8 +48,15 @@ class Elastic(nn.Module):
             return self._looked_up(*args, **kwargs)
         if self.basis is not None:
             up, down = factors(matrix(self), self.basis)
-            return functional.linear(functional.linear(args[0], down), up, self.bias)
+            return self._product(self._product(args[0], down, None), up, self.bias)
+        if self.bits != WHOLE:
+            return self._product(args[0], matrix(self), self.bias)
         return super().forward(*args, **kwargs)
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.bits == WHOLE:
+            return functional.linear(x, weight, bias)
+        return rounded_linear(x, weight, bias, self.bits)
 
     def _looked_up(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What an embedding looks up, cut afterwards: the gradient of a sliced vocabulary would be dear."""
@@ -142,6 +153,6 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
-        module.views, module.skip, module.basis = {}, None, None  # type: ignore[assignment]
+        module.views, module.skip, module.basis, module.bits = {}, None, None, WHOLE  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

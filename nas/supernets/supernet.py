@@ -15,10 +15,12 @@ from transformers.initialization import no_init_weights
 
 from nas.exports import modeling_nas
 from nas.exports.modeling_nas import WRAPPERS, holder, set_attention
+from nas.exports.quantized import quantize
 from nas.supernets.basis import Activations, output_basis
 from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.attention import FULL, AttentionPattern
+from search_spaces.bits import WHOLE
 from search_spaces.family import Axes
 from search_spaces.layout import factor_rank, is_under
 from search_spaces.stock import stock_update
@@ -39,6 +41,7 @@ class _Part:
     numbered: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
     attention: str = FULL
+    bits: str = WHOLE
 
 
 class Supernet:
@@ -136,6 +139,7 @@ class Supernet:
                 part = self._layers[subnet.layers[position]]
                 self._show(part, stack, subnet.width(position))
                 self._attend(part, stack, subnet.attention[position])
+                self._store_in(part, subnet.bits[position])
                 for module in part.numbered:
                     module.__dict__["layer_idx"] = number  # the place in the cache
         self._show(self._outer, None, self.layout.outer_width(subnet))
@@ -172,6 +176,13 @@ class Supernet:
             module = part.root.get_submodule(self.family.stacks[stack].attention)
             set_attention(module, None if pattern is None else pattern.graph)
             part.attention = text
+
+    def _store_in(self, part: _Part, bits: str) -> None:
+        """Sets in what numbers one layer is stored."""
+        if part.bits != bits:
+            for path in part.linear:
+                part.modules[path].__dict__["bits"] = bits
+            part.bits = bits
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
         """Axes of the parameters that are not active whole with given widths -> their active entries."""
@@ -242,7 +253,7 @@ class Supernet:
 
     def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
         """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
-        state = {}
+        state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
             width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
             if width is not None:
@@ -251,13 +262,17 @@ class Supernet:
                 module, _, kind = new_name.rpartition(".")
                 if self.layout.linear_axes(place):
                     basis = self._basis(f"{name.removesuffix(kind)}weight", width)
-                if basis is None:
-                    state[new_name] = take(tensor, index)
-                elif kind == "weight":
-                    up, down = factors(take(tensor, index).T if self.family.conv1d else take(tensor, index), basis)
-                    state |= {f"{module}.up.weight": up, f"{module}.down.weight": down}
-                else:
-                    state[f"{module}.up.{kind}"] = take(tensor, index)
+                bits = self.layout.bits_of(subnet, place)
+                found = take(tensor, index)
+                if kind != "weight" or (basis is None and bits == WHOLE):
+                    state[new_name if basis is None else f"{module}.up.{kind}"] = found
+                    continue
+                matrices = {"": found.T if self.family.conv1d else found}
+                if basis is not None:
+                    matrices = dict(zip((".up", ".down"), factors(matrices[""], basis), strict=True))
+                for end, one in matrices.items():
+                    stored = {"weight": one} if bits == WHOLE else quantize(one, bits)
+                    state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
         return state
 
     def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
@@ -303,6 +318,7 @@ class Supernet:
             "move": {},
             "low_rank": {},
             "attention": {},
+            "bits": {},
         }
         bare = self.model.base_model is self.model
         prefix = "" if bare else f"{self.model.base_model_prefix}."
@@ -313,9 +329,11 @@ class Supernet:
                 if self.layout.is_leading(place):
                     moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
                     arch["move"] |= {moved: origin} if moved != origin else {}
-                rank = self.layout.rank(place, width)
+                rank, path = self.layout.rank(place, width), new_name.removeprefix(prefix).rpartition(".")[0]
+                bits = self.layout.bits_of(subnet, place)
+                if bits != WHOLE:
+                    arch["bits"][path] = bits
                 if rank is not None:
-                    path = new_name.removeprefix(prefix).rpartition(".")[0]
                     factors_of = self.layout.pieces(place, "weight", width, tuple(parameter.shape))
                     arch["low_rank"][path] = [factors_of["down.weight"][1], factors_of["up.weight"][0], rank]
                     continue
