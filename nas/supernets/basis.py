@@ -7,6 +7,8 @@ changes these outputs least. It is what a singular value decomposition of the we
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,24 +39,51 @@ class Activations:
     weights: Mapping[str, torch.Tensor]
 
     def save(self, folder: Path) -> None:
-        """Writes `FILE`."""
+        """Writes `FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
+
+        Layers that read the same inputs, as queries, keys and values do, have equal moments.
+        """
         from safetensors.torch import save_file
 
-        named = {f"{kind}:{n}": t for kind in ("moments", "weights") for n, t in getattr(self, kind).items()}
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / FILE)
+        halves: dict[str, torch.Tensor] = {}
+        same: dict[str, str] = {}
+        for name, moment in self.moments.items():
+            half = _half(moment)
+            first = next((other for other in list(halves)[-2:] if torch.equal(halves[other], half)), name)
+            halves[first], same[name] = half, first
+        named = {f"halves:{name}": half for name, half in halves.items()}
+        named |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
+        save_file(named, folder / FILE, metadata={"moments": json.dumps(same)})
 
     @classmethod
     def load(cls, folder: Path) -> Activations | None:
         """Reads back what `save` wrote; None where there is nothing."""
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
         if not (folder / FILE).exists():
             return None
-        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "weights": {}}
-        for name, tensor in load_file(folder / FILE).items():
-            kind, _, weight = name.partition(":")
-            found[kind][weight] = tensor
-        return cls(**found)
+        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}}
+        with safe_open(folder / FILE, "pt") as stored:
+            same = json.loads((stored.metadata() or {}).get("moments", "{}"))
+            for name in stored.keys():  # noqa: SIM118
+                kind, _, weight = name.partition(":")
+                found[kind][weight] = stored.get_tensor(name)
+        wholes = {name: _whole(half) for name, half in found["halves"].items()}
+        return cls(found["moments"] | {name: wholes[first] for name, first in same.items()}, found["weights"])
+
+
+def _half(moment: torch.Tensor) -> torch.Tensor:
+    """The upper triangle of a symmetric matrix, row by row, in float32."""
+    return moment[tuple(torch.triu_indices(*moment.shape))].float()
+
+
+def _whole(half: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix, float64, of which `_half` made this."""
+    size = (math.isqrt(8 * len(half) + 1) - 1) // 2
+    found = torch.zeros(size, size, dtype=torch.float64)
+    rows, columns = torch.triu_indices(size, size)
+    found[rows, columns] = found[columns, rows] = half.double()
+    return found
 
 
 def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
