@@ -167,12 +167,11 @@ def test_onnx_runtime_multiplies_whole_numbers_in_the_chosen_layers_alone(tmp_pa
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     given = {port.name: batch[port.name].numpy() for port in session.get_inputs()}
     found = torch.from_numpy(session.run(["logits"], given)[0]).flatten()
-    expected, whole = logits(model, batch), logits(supernet.model, batch)
-    assert (found - expected).abs().max() < 0.1 and (found - expected).abs().mean() < (found - whole).abs().mean() * 2
+    assert (found - logits(model, batch)).abs().max() < 0.02
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["space.bits=[float32, int8, int4-weight]", "space.num_hidden_layers=[2, 4]"]
     overrides += ["objectives={accuracy: maximize, size_mb: minimize}", "search.evaluations=30", "parent.epochs=1"]
     recipe = Recipe.load(text_recipe, overrides)
@@ -186,7 +185,6 @@ def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path, capsys: pyt
     file = out / "model.safetensors"
     assert file.stat().st_size / 1e6 == pytest.approx(small["values"]["size_mb"], abs=1e-6)
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}
-    assert capsys.readouterr().out.count("bits") == 0
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
     kept, reasons = paying(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]

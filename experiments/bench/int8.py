@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -80,7 +79,7 @@ def main() -> None:
         files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
         for (name, numbers), file in files.items():
             write_onnx(models[name], inputs, file, int8=numbers == "int8")
-        calls = {" ".join(kind): partial(onnx_call(file, inputs, workload)) for kind, file in files.items()}
+        calls = {" ".join(kind): onnx_call(file, inputs, workload) for kind, file in files.items()}
         timed = measure(calls, calls["whole float32"], workload, rounds=given.rounds)
         for (name, numbers), file in files.items():
             found = score(OnnxClassifier(file, models[name].config), bench.splits.test, [quality])[quality]  # type: ignore[arg-type]
