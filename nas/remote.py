@@ -25,8 +25,18 @@ from predictors.timing import ANCHOR
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 TRAVELS = {
-    "search_spaces": ("errors",),
-    "predictors": ("energy", "measure", "memory", "onnx_export", "plan", "runtimes", "timing", "workload"),
+    "search_spaces": ("bits", "errors"),
+    "predictors": (
+        "energy",
+        "measure",
+        "memory",
+        "onnx_export",
+        "plan",
+        "precision",
+        "runtimes",
+        "timing",
+        "workload",
+    ),
 }
 """Modules that measure, copied whole; they import each other, NumPy and what runs the models."""
 

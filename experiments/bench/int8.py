@@ -1,4 +1,5 @@
-"""What int8 costs and saves: a run's parent, whole and of half rank, as float32 and int8 ONNX files.
+"""What int8 costs and saves: a run's parent, whole and of half rank, as float32 and int8 ONNX files, and with
+its layers in fewer bits, embeddings as they are.
 
     python experiments/bench/int8.py RUN [--rounds 11]
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -32,6 +34,7 @@ from predictors import Workload, measure
 from predictors.onnx_export import write_onnx
 from predictors.runtimes import onnx_call
 from search_spaces import SubnetConfig
+from search_spaces.bits import BITS
 
 
 class OnnxClassifier(torch.nn.Module):
@@ -56,7 +59,12 @@ class OnnxClassifier(torch.nn.Module):
 def half_rank(parent: SubnetConfig) -> SubnetConfig:
     """The whole model with all linear layers of its layers at half of break-even."""
     ranks = (50,) * parent.num_hidden_layers
-    return SubnetConfig(**{**vars(parent), "attention_rank": ranks, "mlp_rank": ranks})
+    return replace(parent, attention_rank=ranks, mlp_rank=ranks)
+
+
+def in_bits(parent: SubnetConfig, bits: str) -> SubnetConfig:
+    """The whole model with all linear layers of its layers in a kind of bits."""
+    return replace(parent, bits=(bits,) * parent.num_hidden_layers)
 
 
 def main() -> None:
@@ -71,11 +79,13 @@ def main() -> None:
     supernet = Supernet(bench.load_model(run.parent).eval())
     supernet.activations = calibrate(supernet, calibration_set(bench).batches)
     models = {"whole": supernet.extract(supernet.parent), "half rank": supernet.extract(half_rank(supernet.parent))}
+    kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
+    models |= {f"layers {bits}": supernet.extract(in_bits(supernet.parent, bits)) for bits in BITS[2:]}
+    kinds += [(name, "float32") for name in models if name.startswith("layers")]
     workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
     inputs = bench.dummy_inputs(workload)
     table = Table("model", "numbers", "size MB", quality, "latency ratio", title=f"{workload}")
     with tempfile.TemporaryDirectory() as folder:
-        kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
         files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
         for (name, numbers), file in files.items():
             write_onnx(models[name], inputs, file, int8=numbers == "int8")
