@@ -101,7 +101,7 @@ def calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Workload,
             continue
         if not file.exists():
             write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(TRACED), file)
-        found[text] = onnx_call(file, inputs, workload)
+        found[text] = onnx_call(file, {name: tensor.numpy() for name, tensor in inputs.items()}, workload)
     return found
 
 

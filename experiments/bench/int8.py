@@ -89,7 +89,8 @@ def main() -> None:
         files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
         for (name, numbers), file in files.items():
             write_onnx(models[name], inputs, file, int8=numbers == "int8")
-        calls = {" ".join(kind): onnx_call(file, inputs, workload) for kind, file in files.items()}
+        feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+        calls = {" ".join(kind): onnx_call(file, feed, workload) for kind, file in files.items()}
         timed = measure(calls, calls["whole float32"], workload, rounds=given.rounds)
         for (name, numbers), file in files.items():
             found = score(OnnxClassifier(file, models[name].config), bench.splits.test, [quality])[quality]  # type: ignore[arg-type]

@@ -51,7 +51,8 @@ class Bench:
         """Runs a subnetwork once; its ONNX file is written before if it is not there."""
         if self.workload.runtime != "onnxruntime":
             return prepared(self.supernet.extract(subnet), self.inputs, self.workload)
-        return onnx_call(self.written(subnet), self.inputs, self.workload)
+        feed = {name: tensor.numpy() for name, tensor in self.inputs.items()}
+        return onnx_call(self.written(subnet), feed, self.workload)
 
     def written(self, subnet: SubnetConfig) -> Path:
         """The ONNX file of a subnetwork."""
