@@ -159,7 +159,7 @@ def test_onnx_runtime_multiplies_whole_numbers_in_the_chosen_layers_alone(tmp_pa
     pytest.importorskip("onnxscript")
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     supernet = Supernet(TOYS["bert"].model())
-    subnet = replace(supernet.parent, bits=("int8", "float32", "int8-weight", "float32"))
+    subnet = replace(supernet.parent, bits=("int8", "float32", "int8-weight", "int4-weight"))
     model, batch = supernet.extract(subnet), TOYS["bert"].inputs()
     write_onnx(model, batch, tmp_path / "model.onnx")
     products = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "MatMulInteger"]

@@ -42,8 +42,9 @@ def integers(qweight: Tensor, inputs: int) -> Tensor:
     """The whole numbers (outputs, inputs) that a ``qweight`` holds."""
     if qweight.dtype != torch.uint8:
         return qweight
-    both = torch.stack([qweight & 15, qweight >> 4], -1).flatten(1)
-    return both[:, :inputs].to(torch.int8) - 8
+    both = qweight.float()  # not every runtime shifts bytes
+    high = (both / 16).floor()
+    return torch.stack([both - 16 * high, high], -1).flatten(1)[:, :inputs] - 8
 
 
 def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str) -> Tensor:
