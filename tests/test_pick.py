@@ -1,0 +1,90 @@
+"""A pick is what trying all points would give: on the front by name or condition, anywhere by its whole key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nas.config import Recipe
+from nas.figures import Direction
+from nas.fronts.front import ParetoFront
+from nas.fronts.pick import pick
+from nas.fronts.point import Point
+from nas.run import Run, write_json
+from search_spaces import InputError, SubnetConfig
+
+OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+
+
+def points(seed: int) -> list[Point]:
+    """Twenty subnetworks with figures of few digits, so that many are tied."""
+    rng = Random(seed)
+    subnets = [SubnetConfig((0,), (4,), (8 * n,), 48) for n in range(1, 21)]
+    return [
+        Point(s, {"accuracy": rng.randint(1, 8) / 8, "latency_ms": float(rng.randint(1, 8))}, measured=True)
+        for s in subnets
+    ]
+
+
+def made(folder: Path, recipe: Path, found: list[Point]) -> Run:
+    """A run that ended with these verified points."""
+    run = Run.open(folder, Recipe.load(recipe))
+    front = ParetoFront.of(found, OBJECTIVES)
+    write_json(run.front_file, {"front": front.to_dict(), "verified": [point.to_dict() for point in found]})
+    return run
+
+
+def best(found: list[Point]) -> tuple[float, float]:
+    """Accuracy and latency of the most accurate, the fastest of these if several are."""
+    return max((p.values["accuracy"], -p.values["latency_ms"]) for p in found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pick_is_what_trying_all_points_gives(text_recipe: Path, tmp_path: Path, seed: int) -> None:
+    found = points(seed)
+    run = made(tmp_path / "run", text_recipe, found)
+
+    def figures(what: str) -> tuple[float, float]:
+        values = pick(run, what).values
+        return values["accuracy"], -values["latency_ms"]
+
+    fastest = min(p.values["latency_ms"] for p in found)
+    assert figures("best") == best(found)
+    assert figures("fastest") == best([p for p in found if p.values["latency_ms"] == fastest])
+    for bound in (fastest, 4.5, 8.0):
+        assert figures(f"latency_ms <= {bound}") == best([p for p in found if p.values["latency_ms"] <= bound])
+    front = list(run.front())
+    ends = [[p.values[name] for p in front] for name in ("accuracy", "latency_ms")]
+    spans = [max(max(values) - min(values), 1e-9) for values in ends]
+    gain = [p.values["accuracy"] / spans[0] - p.values["latency_ms"] / spans[1] for p in front]
+    knee = pick(run, "knee")
+    assert gain[[p.key for p in front].index(knee.key)] == pytest.approx(max(gain))
+    for point in found:
+        assert pick(run, point.key) == point
+
+
+def test_what_cannot_be_picked_is_said(text_recipe: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "run", text_recipe, points(0))
+    for what, told in (
+        ("latency_ms <= 0.5", "the closest"),
+        ("latency <= 5", "did you mean `latency_ms`"),
+        ("fastes", "did you mean `fastest`"),
+        ("0" * 10, "A pick is a name, a key or a condition"),
+        ("", "A pick is a name, a key or a condition"),
+    ):
+        with pytest.raises(InputError, match=told):
+            pick(run, what)
+    empty = made(tmp_path / "empty", text_recipe, [])
+    for what in ("knee", "best", "fastest", "latency_ms <= 5"):
+        with pytest.raises(InputError, match="no feasible one exists"):
+            pick(empty, what)
+
+
+def test_the_parent_is_no_pick(text_recipe: Path, tmp_path: Path) -> None:
+    (first, *others) = points(0)
+    parent = Point(first.subnet, {"accuracy": 0.1, "latency_ms": 99.0}, source="parent", measured=True)
+    run = made(tmp_path / "run", text_recipe, [*others, parent])
+    with pytest.raises(InputError, match="A pick is a name"):
+        pick(run, parent.key)
