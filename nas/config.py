@@ -36,8 +36,11 @@ SAMPLERS = ("SurrogateSampler", "BlockSearch", *OPTUNA_SAMPLERS)
 
 STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
 
-PLACE = ("search.workers", "search.cpus_per_worker", "search.gpus_per_worker")
-"""Keys that say where a search runs and not what it does: they may change while it is under way."""
+PLACE = (
+    "search.workers",
+    *(f"{part}.{kind}_per_worker" for part in ("search", "parent", "supernet") for kind in ("cpus", "gpus")),
+)
+"""Keys that say where a run takes place and not what it does: they may change while it is under way."""
 
 
 DEFAULT_EPOCHS = 3.0
@@ -112,6 +115,11 @@ class Training(_Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     activation_checkpointing: bool = False
     bf16: bool = False
+    workers: int | None = Field(
+        None, ge=1, description="Processes that learn together, each on batches of its own; default: those there are."
+    )
+    cpus_per_worker: float = Field(1, ge=0, description="Of a Ray cluster.")
+    gpus_per_worker: float = Field(0, ge=0, description="Of a Ray cluster.")
     augment: str | None = Field(
         None,
         description="file.py:function that makes a datasets.Dataset of training examples of one: the same columns.",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from nas import processes
 from nas.config import Recipe
 from nas.engine.search_loop import run_search
 from nas.engine.study import open_studies, points, write_trials
@@ -17,8 +19,9 @@ from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
 from nas.progress import quiet_libraries, say
 from nas.run import Run, read_json
 from nas.samplers.by_name import check_sampler
-from nas.stages import load_supernet, make_parent, make_profile, make_supernet, paying, search_space
+from nas.stages import load_supernet, make_profile, paying, search_space
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
 from nas.verify import verify
 from predictors import AnalyticCosts, SubnetPredictor, device_name
 from predictors.analytic import COUNTED
@@ -32,8 +35,8 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
     Args:
         recipe: What to do.
         folder: The run. Calling again with the same recipe resumes; a finished run is only shown.
-        cluster: Address of a Ray cluster whose workers share the evaluations of the search, or ``auto``; everything
-            else, the measuring of latencies above all, stays on this machine.
+        cluster: Address of a Ray cluster whose workers share the evaluations of the search, or ``auto``, and train
+            where the recipe asks for several; everything else, the measuring of latencies above all, stays here.
 
     Returns:
         The finished run, its knee exported.
@@ -42,10 +45,7 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
     """
     quiet_libraries()
-    bench, run = opened(recipe, folder)
-    with run.locked():
-        make_parent(run, bench)
-        make_supernet(run, bench)
+    with _trained(recipe, folder, cluster) as (bench, run):
         predictor = make_profile(run, bench)
         say(f"predictor  {predictor_line(predictor)}")
         if not run.front_file.exists():
@@ -75,11 +75,23 @@ def finish(run: Run, predictor: SubnetPredictor) -> None:
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
     """Runs the stages up to this device's latency predictor."""
     quiet_libraries()
-    bench, run = opened(recipe, folder)
-    with run.locked():
-        make_parent(run, bench)
-        make_supernet(run, bench)
+    with _trained(recipe, folder) as (bench, run):
         return make_profile(run, bench)
+
+
+@contextmanager
+def _trained(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[Workbench, Run]]:
+    """The open run of a recipe with its parent and supernet; of several processes, the main one goes on with it."""
+    if not processes.is_main():
+        processes.wait()  # until the run is there and held
+    bench, run = opened(recipe, folder)
+    with run.locked() if processes.is_main() else nullcontext():
+        if processes.is_main():
+            processes.wait()
+        make_parent(run, bench, cluster)
+        make_supernet(run, bench, cluster)
+        processes.end_others()
+        yield bench, run
 
 
 def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tuple[Workbench, Run]:

@@ -10,7 +10,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+from nas import processes
+
+console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
 
 def say(text: str) -> None:

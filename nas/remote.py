@@ -14,9 +14,10 @@ from nas.exports.export import save_model
 from nas.pipeline import finish, opened
 from nas.progress import progress, quiet_libraries
 from nas.run import Run, partial_of, remove
-from nas.stages import PRECISION, load_supernet, make_parent, make_profile, make_supernet, profile_sample
+from nas.stages import PRECISION, load_supernet, make_profile, profile_sample
 from nas.supernets.supernet import Supernet
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
 from nas.verify import PASSES, verify
 from predictors import MeasurementStore, Stage, SubnetPredictor
 from predictors.plan import NEEDS, Plan, Result, read_results

@@ -20,7 +20,7 @@ from nas.pipeline import opened
 from nas.progress import progress, quiet_libraries
 from nas.run import Run, write_text
 from nas.samplers.block_search import Block, blocks
-from nas.stages import calibration_set, make_parent, measure_subnets, search_space
+from nas.stages import calibration_set, measure_subnets, search_space
 from nas.supernets.basis import calibrate
 from nas.supernets.importance import gradient_scores, permute, unit_orders
 from nas.supernets.supernet import Supernet, evaluating
@@ -28,6 +28,7 @@ from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.losses import Scored, divergence
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent
 from search_spaces import SearchSpace
 from search_spaces.subnet import BLOCKS
 

@@ -1,27 +1,17 @@
-"""The stages before the search: parent, supernet, profile. Each is skipped once its result is there."""
+"""What a search starts from: its space, the trained supernet, and the latency profile of this device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from nas.config import SupernetTraining
 from nas.progress import progress, say
-from nas.run import Run, read_json, remove, write_json
+from nas.run import Run
 from nas.supernets.basis import Activations, calibrate
-from nas.supernets.importance import order_by_importance
-from nas.supernets.strategies import SAMPLES, STRATEGIES, Cost, Strategy, stratified
 from nas.supernets.supernet import Supernet
-from nas.supernets.supernet_trainer import SupernetTrainer
-from nas.supernets.training import (
-    last_complete_checkpoint,
-    plain_trainer,
-    train,
-    training_arguments,
-    training_device,
-)
+from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing, measure
@@ -38,10 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CALIBRATION_EXAMPLES = 512
-LAYER_EXAMPLES = 128
-"""Examples to order layers on, fewer than for heads and neurons: this takes about L*L/2 passes, not one."""
 PRECISION = 0.03
 """Wanted half-width of the confidence interval of a latency over its rounds, relative; repetitions differ by more."""
+
+Load = Callable[[Run, Workbench], tuple[Supernet, SearchSpace]]
 
 
 def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
@@ -57,98 +47,13 @@ def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
     return pruned(bench.recipe.space.model_dump(), tokens, refused)
 
 
-def make_parent(run: Run, bench: Workbench) -> None:
-    """Stores the parent: the recipe's model if it already does the task, else fine-tuned on it."""
-    if run.parent.exists():
-        return
-    model = bench.load_model()
-    with run.building(run.parent) as work:
-        log = []
-        if bench.trains_parent:
-            settings, task = bench.recipe.parent, bench.splits.task
-            examples = bench.training_set(settings)
-            trainer = plain_trainer(model, settings, work / "checkpoints", examples, task, bench.recipe.seed)
-            with progress("parent") as report:
-                log = train(trainer, report)
-        model.save_pretrained(work)
-        bench.processor.save_pretrained(work)
-        write_json(work / "training.json", log)
-    say(f"parent     {'fine-tuned' if bench.trains_parent else 'as it came'}: {run.parent}")
-
-
-def make_supernet(run: Run, bench: Workbench) -> None:
-    """Orders the parent's weights by importance and trains all subnetworks of the space together."""
-    if run.supernet.exists():
-        return
-    settings = bench.recipe.supernet
-    supernet = Supernet(bench.load_model(run.parent).to(training_device()))
-    with run.building(run.supernet) as work:
-        space = _ordered(supernet, bench, work)
-        examples = bench.training_set(settings)
-        profiled = make_profile(run, bench, (supernet, space)).predict if settings.sampler == "latency_ms" else None
-        trainer = SupernetTrainer(
-            supernet=supernet,
-            task=bench.splits.task,
-            teacher=bench.load_model(run.parent) if settings.teacher == "parent" else None,
-            strategy=strategy_of(settings, supernet, space, profiled),
-            temperature=settings.temperature,
-            relations=settings.relations,
-            relations_of=settings.relations_of,
-            args=training_arguments(
-                settings, work / "checkpoints", bench.recipe.seed, "input_ids" in examples.column_names
-            ),
-            train_dataset=examples,
-        )
-        with progress("supernet") as report:
-            log = train(trainer, report)
-        supernet.model.save_pretrained(work)
-        _calibrate(supernet, bench, work)
-        write_json(work / "training.json", log)
-    say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
-
-
-def _ordered(supernet: Supernet, bench: Workbench, work: Path) -> SearchSpace:
-    """Puts the weights in order, unless a checkpoint has them so already. Returns the space in that order."""
-    checkpoints, order_file = work / "checkpoints", work / "importance.json"
-    if not (order_file.exists() and last_complete_checkpoint(checkpoints)):
-        remove(checkpoints)
-        examples = calibration_set(bench)
-        order = order_by_importance(
-            supernet,
-            examples.labelled_batches(CALIBRATION_EXAMPLES),
-            examples.labelled_batches(LAYER_EXAMPLES),
-            by=bench.recipe.supernet.order,
-        )
-        _calibrate(supernet, bench, work)
-        write_json(order_file, order.to_dict())
-    supernet.activations = Activations.load(work)
-    return search_space(bench, read_json(order_file)["layers"])
-
-
-def strategy_of(
-    settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: Cost | None = None
-) -> Strategy:
-    """What a recipe's section says of which subnetworks learn in a step; ``latency_ms`` predicts what they take."""
-    if settings.sampler in SAMPLES:
-        sample = SAMPLES[settings.sampler](space)
-    else:
-        sample = stratified(space, latency_ms or _counted(settings.sampler, supernet))
-    return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
-
-
-def _counted(name: str, supernet: Supernet) -> Cost:
-    """An exact cost of subnetworks."""
-    counts = AnalyticCosts.of(supernet.model, supernet.layout)
-    return lambda subnets: counts.count([name], subnets)[name]
-
-
 def calibration_set(bench: Workbench) -> EvaluationSet:
     """A few hundred examples of the training data, to see what matters in the parent."""
     train = bench.splits.train
     return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), bench.splits.task, 32)
 
 
-def _calibrate(supernet: Supernet, bench: Workbench, folder: Path) -> None:
+def store_activations(supernet: Supernet, bench: Workbench, folder: Path) -> None:
     """Stores what bases of low ranks are made from, where a rank is open."""
     if any(rank in search_space(bench).fields for rank in RANKS):
         calibrate(supernet, calibration_set(bench).batches).save(folder)
@@ -161,19 +66,19 @@ def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
     return supernet, search_space(bench, run.layer_order)
 
 
-def make_profile(run: Run, bench: Workbench, elastic: tuple[Supernet, SearchSpace] | None = None) -> SubnetPredictor:
+def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> SubnetPredictor:
     """Measures sampled subnetworks, each extracted, and fits the latency predictor on them.
 
     Args:
         run: Keeps the measurements and the predictor.
         bench: Of its recipe.
-        elastic: A supernet in order of importance and its space; by default the trained one. No latency depends on
-            what the weights are.
+        load: Gives the supernet and its space, both in order of importance; no latency depends on whether the weights
+            are trained.
     """
     recipe = bench.recipe
     if any(run.predictor.glob("*")):
         return SubnetPredictor.load(run.predictor, recipe.workload)
-    supernet, space = elastic or load_supernet(run, bench)
+    supernet, space = load(run, bench)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     measured = measure_subnets(run, bench, supernet, subnets, "profile")

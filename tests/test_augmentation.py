@@ -12,13 +12,13 @@ from test_data import image_bench
 from test_finetune import SMALL, export
 
 from nas import finetune as finetune_module
-from nas import stages
+from nas import trainings
 from nas.config import Recipe
 from nas.finetune import finetune
 from nas.pipeline import checked
 from nas.run import Run
-from nas.stages import make_parent, make_supernet
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
 from search_spaces import InputError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -72,12 +72,12 @@ def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch
     run, bench = Run.open(tmp_path / "run", recipe), Workbench(recipe)
     twice = 2 * len(bench.splits.train)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(stages, "plain_trainer", given)
+        patch.setattr(trainings, "plain_trainer", given)
         make_parent(run, bench)
     bench.load_model().save_pretrained(run.parent)
     bench.processor.save_pretrained(run.parent)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(stages, "SupernetTrainer", given)
+        patch.setattr(trainings, "SupernetTrainer", given)
         make_supernet(run, bench)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(finetune_module, "plain_trainer", given)

@@ -62,8 +62,9 @@ def test_the_manifest_runs_the_ray_that_is_pinned() -> None:
 
 def test_the_recipe_and_the_commands_of_the_page_are_real() -> None:
     text = (PAGE / "README.md").read_text()
-    (section,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    assert Recipe.parse({**BASE, **yaml.safe_load(section)}).search.gpus_per_worker == 0.25
+    sections = [yaml.safe_load(section) for section in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    recipe = Recipe.parse({**BASE, **dict(item for section in sections for item in section.items())})
+    assert (recipe.search.gpus_per_worker, recipe.supernet.workers) == (0.25, 4)
     for key in re.findall(r"`search\.(\w+)", text):
         assert key in Search.model_fields
     from nas.cli import search

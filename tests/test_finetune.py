@@ -31,7 +31,7 @@ from nas.fronts.front import ParetoFront
 from nas.fronts.listing import listed
 from nas.fronts.point import Point
 from nas.run import Run, replace_folder, write_json
-from nas.stages import load_supernet, make_parent, search_space
+from nas.stages import load_supernet, search_space
 from nas.supernets.importance import layer_order, order_by_importance
 from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
@@ -39,6 +39,7 @@ from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent
 from search_spaces import InputError, SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)

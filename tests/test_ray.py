@@ -206,7 +206,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
-    code = f"from nas.engine.ray_driver import connected\nwith connected({cluster[0]!r}): pass"
+    code = f"from nas.engine.ray_cluster import connected\nwith connected({cluster[0]!r}): pass"
     env = {k: v for k, v in environment(tmp_path / "stranger").items() if not k.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "RAY_AUTH_MODE=token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
@@ -217,7 +217,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.engine.ray_driver import connected
+    from nas.engine.ray_cluster import connected
 
     with (
         pytest.raises(InputError, match=r"`127.0.0.1:\d+` does not answer .*ray start --head"),

@@ -19,9 +19,9 @@ from nas.config import Recipe
 from nas.engine.study import STUDIES, open_studies, points
 from nas.pipeline import search
 from nas.run import Run
-from nas.stages import make_supernet
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_supernet
 
 pytestmark = pytest.mark.slow
 

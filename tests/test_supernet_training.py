@@ -16,16 +16,17 @@ import torch
 from conftest import bert, logits, text_inputs
 from transformers import TrainerCallback
 
-from nas import stages
+from nas import trainings
 from nas.config import Recipe
 from nas.run import Run
-from nas.stages import load_supernet, make_parent, make_profile, make_supernet, profile_sample, strategy_of
+from nas.stages import load_supernet, make_profile, profile_sample
 from nas.supernets.importance import order_by_importance
 from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, training_arguments
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet, strategy_of
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
 
@@ -95,7 +96,7 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
 ) -> None:
     recipe = Recipe.load(text_recipe, ["supernet.sampler=latency_ms", "supernet.epochs=1", "parent.epochs=1"])
     run, bench, costs = Run.open(tmp_path / "run", recipe), Workbench(recipe), []
-    monkeypatch.setattr(stages, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
+    monkeypatch.setattr(trainings, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
     make_parent(run, bench)
     make_supernet(run, bench)
     measured = run.measurements.read_bytes()

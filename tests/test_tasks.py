@@ -13,12 +13,13 @@ from toy_tasks import CASES, Make
 from nas.config import Recipe
 from nas.exports.export import check_reload, save_subnet
 from nas.run import Run
-from nas.stages import load_supernet, make_parent, make_supernet
+from nas.stages import load_supernet
 from nas.task_types import TASK_TYPES
 from nas.task_types.base import model_inputs
 from nas.tasks.evaluation import score
 from nas.tasks.losses import divergence
 from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
 from search_spaces import InputError
 
 

@@ -13,8 +13,9 @@ from problems import subnets
 
 from nas.config import Recipe
 from nas.pipeline import opened
-from nas.stages import load_supernet, make_parent, make_supernet
+from nas.stages import load_supernet
 from nas.tasks.evaluation import score
+from nas.trainings import make_parent, make_supernet
 from predictors import AnalyticCosts
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"

@@ -27,13 +27,14 @@ from nas.config import Recipe
 from nas.pipeline import opened
 from nas.progress import quiet_libraries
 from nas.run import Run
-from nas.stages import CALIBRATION_EXAMPLES, LAYER_EXAMPLES, load_supernet, make_parent, make_supernet, search_space
+from nas.stages import CALIBRATION_EXAMPLES, load_supernet, search_space
 from nas.supernets.importance import order_by_importance
 from nas.supernets.strategies import stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import plain_trainer
 from nas.tasks.evaluation import EvaluationSet, score
 from nas.tasks.workbench import Workbench
+from nas.trainings import LAYER_EXAMPLES, make_parent, make_supernet
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace, SubnetConfig
 

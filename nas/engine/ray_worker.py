@@ -43,6 +43,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def of_other_versions(drivers: dict[str, str]) -> str | None:
+    """In what this worker differs from the driver; None where it does not."""
+    mine = versions()
+    different = [f"{n} {mine.get(n)} against {version}" for n, version in drivers.items() if mine.get(n) != version]
+    return f"a worker on {socket.gethostname()} has {', '.join(different)}" if different else None
+
+
 @dataclass(frozen=True)
 class Package:
     """What a worker needs to evaluate subnetworks.
@@ -144,10 +151,8 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any], package: Package) -> None:
         """Loads what evaluates, unless this worker is of another version."""
         self._task: Task = config["task"]
-        mine = versions()
-        different = [f"{n} {mine[n]} against {v}" for n, v in package.versions.items() if mine.get(n) != v]
-        self._refusal = f"a worker on {socket.gethostname()} has {', '.join(different)}" if different else None
-        if not different:
+        self._refusal = of_other_versions(package.versions)
+        if self._refusal is None:
             self._evaluate = package.load(package.local_folder())
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -45,6 +45,11 @@ class ImportanceOrder:
         """Plain lists, ready for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ImportanceOrder:
+        """Reads back what `to_dict` wrote."""
+        return cls(tuple(data["layers"]), data["units"], data["hidden"])
+
 
 def order_by_importance(
     supernet: Supernet,

@@ -1,0 +1,124 @@
+"""Trainings in several processes: torchrun's and Ray Train's learn the same, and a lost one costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from test_supernet_training import free_port
+
+from nas import processes
+from nas.config import Recipe
+from nas.run import Run
+from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
+from search_spaces import InputError
+
+ROOT = Path(__file__).parent.parent
+HOOK = """
+import os, signal, threading, time
+from pathlib import Path
+
+here = Path(__file__).parent
+
+def examples(data):
+    if os.environ.get("RANK") == "1" and (here / "lose-one").exists():
+        threading.Thread(target=die, daemon=True).start()
+    return data
+
+def die():
+    while not list(here.glob("*/supernet.partial/checkpoints/checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    (here / "lose-one").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def recipe(text_recipe: Path) -> Path:
+    """The toy recipe with two processes for each training; its examples can cost one of them its life."""
+    data = yaml.safe_load(text_recipe.read_text())
+    (text_recipe.parent / "own.py").write_text(HOOK)
+    data["parent"]["workers"] = data["supernet"]["workers"] = 2
+    data["supernet"] |= {"augment": "own.py:examples", "epochs": 6}
+    text_recipe.write_text(yaml.safe_dump(data))
+    return text_recipe
+
+
+def torchrun(*words: object) -> str:
+    """What `nas` prints as two processes."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    done = subprocess.run(
+        [sys.executable, *launch, f"--master-port={free_port()}", "-m", "--", "nas.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    log = json.loads((folder / "training.json").read_text())
+    return [{name: value for name, value in entry.items() if "loss" in name or name == "step"} for entry in log]
+
+
+@pytest.mark.slow
+def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    here = recipe.parent
+    said = torchrun("profile", recipe, "--run", here / "launched")
+    assert said.count("supernet   ") == 1 and "depth-only" in said
+    launched = Run(here / "launched")
+    assert not (launched.supernet / "checkpoints").exists() and any(launched.predictor.iterdir())
+
+    loaded = Recipe.load(recipe)
+    clustered, bench = Run.open(here / "clustered", loaded), Workbench(loaded)
+    (here / "lose-one").touch()
+    for name, value in {"RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+    try:
+        make_parent(clustered, bench, "auto")
+        make_supernet(clustered, bench, "auto")
+    finally:
+        ray.shutdown()
+    assert not (here / "lose-one").exists(), "no worker was lost"
+    for stage in ("parent", "supernet"):
+        mine, theirs = clustered.folder / stage, launched.folder / stage
+        assert losses(mine) == losses(theirs) and losses(mine)
+        expected = load_file(theirs / "model.safetensors")
+        assert all(value.equal(expected[name]) for name, value in load_file(mine / "model.safetensors").items())
+    assert not (clustered.folder / ".ray-train").exists()
+
+
+def test_processes_that_are_asked_for_must_be_there(recipe: Path) -> None:
+    run, bench = Run.open(recipe.parent / "run", Recipe.load(recipe)), Workbench(Recipe.load(recipe))
+    with pytest.raises(InputError, match=r"`parent.workers` is 2, but there is 1 process; add --ray, or start"):
+        make_parent(run, bench)
+
+
+def test_a_launcher_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.count() == 1 and processes.is_main()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes.count() == 1  # some machines set it for jobs of their own
+    monkeypatch.setenv("RANK", "2")
+    assert processes.count() == 4 and not processes.is_main()
+    monkeypatch.setenv("RANK", "0")
+    assert processes.is_main()
+
+
+def test_where_workers_run_may_change_and_how_many_may_not(recipe: Path) -> None:
+    first = Recipe.load(recipe)
+    assert not first.differences(Recipe.load(recipe, ["supernet.cpus_per_worker=4", "parent.gpus_per_worker=1"]))
+    assert first.differences(Recipe.load(recipe, ["supernet.workers=4"])) == ["supernet.workers: 2 against 4"]
