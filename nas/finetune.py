@@ -10,6 +10,7 @@ from typing import Any
 
 import transformers
 
+from nas import processes
 from nas.config import Recipe
 from nas.exports.card import write_card
 from nas.exports.formats import read_story, size_mb
@@ -51,7 +52,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
     before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
-    _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
+    if processes.is_main():
+        _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
+    processes.wait()
     trainer = plain_trainer(
         model,
         recipe.parent,
@@ -63,6 +66,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     )
     with progress("finetune") as report:
         train(trainer, report)
+    processes.end_others()
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)
     after = score(model, bench.splits.test, recipe.qualities)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from test_finetune import SMALL, export
 from test_supernet_training import free_port
 
 from nas import processes
@@ -82,23 +84,25 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
     launched = Run(here / "launched")
     assert not (launched.supernet / "checkpoints").exists() and any(launched.predictor.iterdir())
 
+    torchrun("finetune", export(launched, SMALL, here / "small"), recipe, "--run", launched.folder)
+    assert load_file(here / "small-finetuned" / "model.safetensors").keys()
+
     loaded = Recipe.load(recipe)
     clustered, bench = Run.open(here / "clustered", loaded), Workbench(loaded)
+    shutil.copytree(launched.parent, clustered.parent)
     (here / "lose-one").touch()
     for name, value in {"RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(name, value)
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
     try:
-        make_parent(clustered, bench, "auto")
         make_supernet(clustered, bench, "auto")
     finally:
         ray.shutdown()
     assert not (here / "lose-one").exists(), "no worker was lost"
-    for stage in ("parent", "supernet"):
-        mine, theirs = clustered.folder / stage, launched.folder / stage
-        assert losses(mine) == losses(theirs) and losses(mine)
-        expected = load_file(theirs / "model.safetensors")
-        assert all(value.equal(expected[name]) for name, value in load_file(mine / "model.safetensors").items())
+    assert losses(clustered.supernet) == losses(launched.supernet) and losses(launched.supernet)
+    expected = load_file(launched.supernet / "model.safetensors")
+    found = load_file(clustered.supernet / "model.safetensors")
+    assert all(value.equal(expected[name]) for name, value in found.items())
     assert not (clustered.folder / ".ray-train").exists()
 
 
