@@ -97,16 +97,26 @@ def _figures(
 
     A device elsewhere has its front measured there (see `nas.remote`); until then the figures are the predictor's.
     """
+    passes: tuple[Stage, ...] = () if run.elsewhere else PASSES
+    scored = {**subnets, PARENT: supernet.parent}
+    measured = list({subnet.key: subnet for subnet in scored.values()}.values())
+    done, total = 0, len(scored) + len(passes) * len(measured)
     with progress("verify") as report:
-        lines = _scored(run, bench, supernet, {**subnets, PARENT: supernet.parent}, report)
-        for number, stage in enumerate(() if run.elsewhere else PASSES, 1):
-            _measure(run, bench, supernet, [*subnets.values(), supernet.parent], stage, number, report)
+
+        def advance(models: int) -> None:
+            nonlocal done
+            done += models
+            report(done, total, "")
+
+        lines = _scored(run, bench, supernet, scored, advance)
+        for number, stage in enumerate(passes, 1):
+            _measure(run, bench, supernet, measured, stage, number, advance)
     for key, line in lines.items():
         subnet = SubnetConfig.from_dict(line["subnet"])
-        measured = run.store.stated(subnet.key, run.recipe.workload)
-        found = measured or (_anchor(run) if key == PARENT else _predicted(predictor, subnet))
+        as_measured = run.store.stated(subnet.key, run.recipe.workload)
+        found = as_measured or (_anchor(run) if key == PARENT else _predicted(predictor, subnet))
         line["values"]["latency_ms"], line["errors"]["latency_ms"] = found.latency_ms, found.error_ms
-        line["predicted"] = measured is None
+        line["predicted"] = as_measured is None
     return lines
 
 
@@ -121,15 +131,16 @@ def _anchor(run: Run) -> Stated:
     return stated(timing, None, [])
 
 
-Report = Callable[[int, int, str], None]
+Advance = Callable[[int], None]
+"""Told how many models more are done."""
 
 
 def _scored(
-    run: Run, bench: Workbench, supernet: Supernet, subnets: Mapping[str, SubnetConfig], report: Report
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
     """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
     done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
-    for number, (key, subnet) in enumerate(subnets.items(), 1):
+    for key, subnet in subnets.items():
         if key not in done:
             model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
             scores = score(model, bench.splits.test, run.recipe.qualities)
@@ -139,7 +150,7 @@ def _scored(
             errors = {name: found.standard_error for name, found in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
             _append_line(run.verified, done[key])
-        report(number, len(subnets) * (1 + len(PASSES)), "")
+        advance(1)
     return {key: done[key] for key in subnets}
 
 
@@ -150,19 +161,20 @@ def _measure(
     subnets: Sequence[SubnetConfig],
     stage: Stage,
     number: int,
-    report: Report,
+    advance: Advance,
 ) -> None:
     """Measures exported models that are not stored yet, the second time in other groups."""
     store, workload = run.store, run.recipe.workload
-    missing = [s for s in {s.key: s for s in subnets}.values() if store.get(s.key, workload, stage) is None]
+    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
+    advance(len(subnets) - len(missing))
     timings: dict[str, Timing] = {}
-    for start, group in groups(missing, seed=number):
+    for _, group in groups(missing, seed=number):
         models = {subnet.key: reloaded(run, bench, supernet, subnet) for subnet in group}
         timed = time_models(bench, supernet, models, store)
         for subnet in group:
             store.add(subnet, workload, stage, timed[subnet.key])
         timings |= timed
-        report(number * len(subnets) + start + len(group), len(subnets) * (1 + len(PASSES)), "")
+        advance(len(group))
     say_doubts(timings)
 
 
