@@ -14,8 +14,8 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing, measure
-from predictors.measure import groups
+from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing
+from predictors.measure import groups, measure_in_calm
 from predictors.precision import why_not
 from predictors.runtimes import prepared
 from predictors.timing import ANCHOR, doubts
@@ -140,7 +140,7 @@ def time_models(
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
-    timed = measure(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)
+    timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)
     if anchor_ms is None:
         store.add(supernet.parent, workload, "anchor", timed[ANCHOR])
     return timed

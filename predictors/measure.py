@@ -21,6 +21,7 @@ MIN_CALLS, MAX_CALLS = 3, 50
 VISIT_NS = 5_000_000
 MAX_STRAY = 0.25
 MIN_KEPT = 5
+ATTEMPTS = 2
 TOGETHER = 8
 """Models in one call of `measure`: all of them are in memory at once."""
 
@@ -79,6 +80,22 @@ def measure(
         most = rounds if precision is None else max(rounds, max_rounds)
         visits = _visits(models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0)
     return _timings(visits, anchor_ms)
+
+
+def measure_in_calm(
+    candidates: Mapping[str, Callable[[], object]],
+    anchor: Callable[[], object],
+    workload: Workload,
+    *,
+    anchor_ms: float | None,
+    precision: float,
+) -> dict[str, Timing]:
+    """As `measure`, once more where the anchor drifted by over 25 %, as when others take turns on the cores."""
+    for _ in range(ATTEMPTS):
+        timed = measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision)
+        if abs(timed[ANCHOR].drift) <= MAX_STRAY:
+            break
+    return timed
 
 
 def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequence[T]]]:
@@ -187,7 +204,8 @@ def _timings(visits: list[_Visit], anchor_ms: float | None) -> dict[str, Timing]
     centre = float(np.median(own))
     reference = centre if anchor_ms is None else anchor_ms
     third = -(-len(own) // 3)
-    drift = float(np.median(own[-third:]) / np.median(own[:third])) - 1
+    within, away = np.median(own[-third:]) / np.median(own[:third]) - 1, centre / reference - 1
+    drift = float(max(within, away, key=abs))
     timings = {ANCHOR: _timing(own / centre, [ns for visit in visits for ns in visit.before], reference, drift)}
     for name in dict.fromkeys(visit.name for visit in visits if visit.name != ANCHOR):
         kept = _steady([visit for visit in visits if visit.name == name], centre)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from predictors.energy import energy_mj
-from predictors.measure import groups, measure, quiet
+from predictors.measure import groups, measure_in_calm, quiet
 from predictors.memory import peak_memory_mb
 from predictors.runtimes import Call, onnx_call, prepared
 from predictors.timing import ANCHOR, Timing, doubts
@@ -134,7 +134,7 @@ def measure_plan(folder: Path) -> None:
             calls = {name: load(folder, plan, name) for name in group}
             anchor_ms = plan.anchor_ms or getattr(done.get((ANCHOR, 0)), "latency_ms", None)
             anchor = load(folder, plan, plan.anchor)
-            timed = measure(calls, anchor, plan.workload, anchor_ms=anchor_ms, precision=plan.precision)
+            timed = measure_in_calm(calls, anchor, plan.workload, anchor_ms=anchor_ms, precision=plan.precision)
             new = {(name, number): timing for name, timing in timed.items() if name != ANCHOR or anchor_ms is None}
             _append(folder, plan.workload, new)
             done |= new

@@ -29,7 +29,8 @@ class Timing:
         rounds: Rounds that counted.
         ratio_low: Lower end of the 95 % confidence interval of ``ratio``; by default, nothing is known.
         ratio_high: Its upper end.
-        drift: How much slower the anchor was in the last third of the rounds than in the first, relative.
+        drift: How much slower the anchor was in the last third of the rounds than in the first, or in all of them than
+            its reference; relative, whichever is more.
     """
 
     ratio: float
@@ -114,8 +115,9 @@ def stated(first: Timing, again: Timing | None, repeated: Iterable[tuple[Timing,
 def doubts(timings: Mapping[str, Timing], precision: float) -> str:
     """What must be said of timings that were to have a precision; empty where all is well.
 
-    An anchor that drifted by more than `MAX_DRIFT` over the rounds is named too: ratios are to anchors nearby, but a
-    machine that changes so much may treat models unevenly.
+    An anchor that drifted by more than `MAX_DRIFT` is named too: ratios are to anchors nearby, but a machine that
+    changes so much treats models unevenly. Where others take turns on its cores, short calls fit between them and
+    long ones do not: a ratio is then as wrong as it is repeatable.
     """
     said = []
     models = {name: timing for name, timing in timings.items() if name != ANCHOR} or timings

@@ -99,6 +99,25 @@ def test_rounds_whose_anchor_strays_do_not_count():
     assert few.rounds == 6
 
 
+def test_an_anchor_that_is_not_what_it_was_is_a_drift():
+    module = __import__("sys").modules[measure_function.__module__]
+    steady = [module._Visit("a", [100], [50], [100])] * 9
+    assert module._timings(steady, 1e-4)["a"].drift == pytest.approx(0)
+    assert module._timings(steady, 0.5e-4)["a"].drift == pytest.approx(1.0)
+    slower = [module._Visit("a", [n], [n], [n]) for n in (100, 100, 100, 110, 120, 130, 140, 150, 150)]
+    assert module._timings(slower, None)["anchor"].drift == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("drifts", "measured"), [((0.0,), 1), ((-0.9, 0.0), 2), ((0.9, 0.9), 2)])
+def test_a_disturbed_measurement_is_made_once_more(drifts, measured, monkeypatch):
+    module = __import__("sys").modules[measure_function.__module__]
+    found = [{ANCHOR: spread_timing(1.0, 0.9, 1.1, drift)} for drift in drifts]
+    left = iter(found)
+    monkeypatch.setattr(module, "measure", lambda *_, **__: next(left))
+    kept = module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=None, precision=0.1)
+    assert kept is found[measured - 1] and next(left, None) is None
+
+
 def visits_of(precision: float) -> tuple[int, Timing]:
     calls: list[int] = []
     spy = lambda: calls.append(0)  # noqa: E731
