@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from predictors.models import MODELS, PRIOR_MODELS, Errors, LeastSquares, errors
-from predictors.regressions import Blend, LatencyModel
+from predictors.regressions import Blend, LatencyModel, geometric_mean
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_OF_FEW = 5, 10
 FEW = 30
-"""Up to so many measurements there are more folds, models close to the best are averaged with it, and where other
-devices are known, only models that start from them are eligible: so few measurements cannot tell the others apart."""
-CLOSE = 1.25
+"""Up to so many measurements there are more folds, the best models are averaged, and where other devices are known,
+only models that start from them are eligible: so few measurements cannot tell the others apart."""
+BLENDED, SHARPNESS = 3, 4
+"""How many models are averaged at most, each weighted by its cross-validated error to the power of -`SHARPNESS`."""
 COVERAGE = 0.9
 CURVE = (10, 30, 100, 300)
 """Measurements that a learning curve is read at."""
@@ -96,7 +97,7 @@ class LatencyPredictor:
     ) -> None:
         self.report, self.names, self.prior = report, tuple(names), tuple(prior)
         self.features, self.latency_ms = features, latency_ms
-        self._model = _blend(report.model.split("+"), _makers(names, prior)).fit(features, latency_ms)
+        self._model = _blend(report, _makers(names, prior)).fit(features, latency_ms)
 
     @classmethod
     def fit(
@@ -182,8 +183,15 @@ def _makers(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str
     return makers | ({name: partial(make, devices) for name, make in PRIOR_MODELS.items()} if devices else {})
 
 
-def _blend(chosen: Sequence[str], makers: Mapping[str, Maker]) -> LatencyModel:
-    return makers[chosen[0]]() if len(chosen) == 1 else Blend([makers[name]() for name in chosen])
+def _blend(report: PredictorReport, makers: Mapping[str, Maker]) -> LatencyModel:
+    chosen = report.model.split("+")
+    return Blend([makers[name]() for name in chosen], _weights(chosen, report.cv_mape_percent))
+
+
+def _weights(chosen: Sequence[str], cv_mape_percent: Mapping[str, float]) -> list[float]:
+    """How much each of the chosen models counts."""
+    best = min(cv_mape_percent[name] for name in chosen)
+    return [((best + 1e-9) / (cv_mape_percent[name] + 1e-9)) ** SHARPNESS for name in chosen]
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
@@ -249,23 +257,22 @@ def _report(
     cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
     eligible = [name for name in cv if name in PRIOR_MODELS] if len(train) <= FEW else []
     ranked = sorted(eligible or cv, key=lambda name: cv[name])
-    close = [name for name in ranked if cv[name] <= CLOSE * cv[ranked[0]]]
-    chosen = "+".join(close[:3] if len(train) <= FEW else ranked[:1])
+    chosen = ranked[: BLENDED if len(train) <= FEW else 1]
+    name, weights = "+".join(chosen), _weights(chosen, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}
-    if "+" in chosen:
-        predicted[chosen] = np.exp(np.mean([np.log(predicted[name]) for name in chosen.split("+")], axis=0))
-    for name, line in lines.items():
+    predicted[name] = geometric_mean([predicted[model] for model in chosen], weights)
+    for baseline, line in lines.items():
         columns = range(line.shape[1])
-        predicted[name] = LeastSquares(columns).fit(line[train], latency_ms[train]).predict(line[test])
-    unseen = np.exp(np.mean([np.log(left_out[name]) for name in chosen.split("+")], axis=0))
-    pairs = ((latency_ms[train], unseen), (latency_ms[test], predicted[chosen]))
+        predicted[baseline] = LeastSquares(columns).fit(line[train], latency_ms[train]).predict(line[test])
+    unseen = geometric_mean([left_out[model] for model in chosen], weights)
+    pairs = ((latency_ms[train], unseen), (latency_ms[test], predicted[name]))
     residuals = np.concatenate([np.abs(took - expected) / expected for took, expected in pairs])
     return PredictorReport(
-        model=chosen,
+        model=name,
         n_train=len(train),
         n_test=len(test),
         cv_mape_percent=cv,
-        held_out={name: errors(latency_ms[test], p) for name, p in predicted.items()},
+        held_out={model: errors(latency_ms[test], p) for model, p in predicted.items()},
         residual_bound=_conformal_bound(residuals),
     )
 

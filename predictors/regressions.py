@@ -215,10 +215,10 @@ class PriorCorrected:
 
 
 class Blend:
-    """The geometric mean of several models."""
+    """The geometric mean of several models, each with a weight."""
 
-    def __init__(self, models: Sequence[LatencyModel]) -> None:
-        self.models = models
+    def __init__(self, models: Sequence[LatencyModel], weights: Sequence[float]) -> None:
+        self.models, self.weights = models, weights
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Blend:
         """Fits each of them."""
@@ -228,4 +228,9 @@ class Blend:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        return np.exp(np.mean([np.log(model.predict(features)) for model in self.models], axis=0))
+        return geometric_mean([model.predict(features) for model in self.models], self.weights)
+
+
+def geometric_mean(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The weighted geometric mean of arrays of one shape."""
+    return np.exp(np.average(np.log(values), axis=0, weights=weights))

@@ -133,6 +133,7 @@ def gpt(folder: Path, seeds: int, few: int) -> pd.DataFrame:
             made |= {
                 "ours, other devices as a prior": ours(x[new], y[new], prior),
                 "line in FLOPs": line(x[new], y[new], 0),
+                f"ours, {DEVICES_ROWS} of the device itself": others[device].predict,
             }
             rows += [{"case": device, "model": n, **scored(y[test], p(x[test]))} for n, p in made.items()]
     return pd.DataFrame(rows)
