@@ -19,7 +19,7 @@ from nas.tasks.labels import ProblemType
 from predictors import Workload
 from search_spaces import InputError, Scope
 
-PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment")
+PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
 """Keys that may hold a local path; the values of ``task.metrics`` may as well."""
 
 OPTUNA_SAMPLERS = (
@@ -153,6 +153,10 @@ class Profile(_Section):
     """How many subnetworks the latency predictor is fitted on."""
 
     samples: int = Field(60, ge=10)
+    earlier: list[str] = Field(
+        default_factory=list,
+        description="Runs of the model and space: reused on the same device and workload, else a prior.",
+    )
 
 
 class Search(_Section):
@@ -334,6 +338,8 @@ def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
     if isinstance(value, dict):
         return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
     is_path = dotted in PATHS or dotted.startswith("task.metrics.")
+    if is_path and isinstance(value, list):
+        return [_absolute(source, base) if isinstance(source, str) else source for source in value]
     return _absolute(value, base) if is_path and isinstance(value, str) else value
 
 

@@ -152,6 +152,8 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
         raise InputError(
             f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
         )
+    for folder in recipe.profile.earlier:
+        Run(folder)
     limit = bench.layout.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from nas.earlier import priors, reused
 from nas.progress import progress, say
 from nas.run import Run
 from nas.supernets.basis import Activations, calibrate
@@ -80,20 +81,28 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
         return SubnetPredictor.load(run.predictor, recipe.workload)
     supernet, space = load(run, bench)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
-    subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
+    subnets = profile_sample(space, recipe.profile.samples, recipe.seed, reused(run, space))
     measured = measure_subnets(run, bench, supernet, subnets, "profile")
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    predictor = SubnetPredictor.fit(space, subnets, latency_ms, recipe.workload, macs=macs, seed=recipe.seed)
+    prior = priors(run)
+    predictor = SubnetPredictor.fit(
+        space, subnets, latency_ms, recipe.workload, macs=macs, prior=prior, seed=recipe.seed
+    )
     with run.building(run.predictor) as work:
         predictor.save(work)
     return predictor
 
 
-def profile_sample(space: SearchSpace, samples: int, seed: int) -> list[SubnetConfig]:
-    """Distinct subnetworks to measure: the corners, then uniform and per-layer ones; all of a small space."""
+def profile_sample(
+    space: SearchSpace, samples: int, seed: int, known: Sequence[SubnetConfig] = ()
+) -> list[SubnetConfig]:
+    """Distinct subnetworks to measure: the corners, then uniform and per-layer ones; all of a small space.
+
+    What is measured already comes before what is sampled, and counts.
+    """
     rng = Random(f"{seed}/profile")
-    found = {subnet.key: subnet for subnet in (space.largest, space.smallest)}
+    found = {subnet.key: subnet for subnet in (space.largest, space.smallest, *known)}
     for _ in range(100 * samples):
         if len(found) >= min(samples, space.size):
             break

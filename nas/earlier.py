@@ -1,0 +1,49 @@
+"""Earlier runs: what was measured in them, reused on the same device and workload, and a prior on any other."""
+
+from __future__ import annotations
+
+from nas.run import Run
+from predictors import MeasurementStore, SubnetPredictor
+from search_spaces import SearchSpace, SubnetConfig
+
+
+def reused(run: Run, space: SearchSpace) -> list[SubnetConfig]:
+    """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
+
+    They count only beside the same anchor, because every latency is a multiple of the anchor's.
+    """
+    workload, store, found = run.recipe.workload, run.store, dict[str, SubnetConfig]()
+    for earlier in _earlier(run):
+        if not _is_alike(earlier, run):
+            continue
+        theirs = MeasurementStore(earlier.measurements, run.device)
+        anchors = theirs.rows(workload, "anchor")
+        if not anchors or anchors[0].subnet != space.parent:
+            continue
+        if store.anchor(workload) is None:
+            store.add(space.parent, workload, "anchor", anchors[0].timing)
+        elif store.anchor_ms(workload) != theirs.anchor_ms(workload):
+            continue
+        for row in theirs.rows(workload, "profile"):
+            if row.subnet in space:
+                found[row.subnet.key] = row.subnet
+                if store.get(row.subnet.key, workload, "profile") is None:
+                    store.add(row.subnet, workload, "profile", row.timing)
+    return list(found.values())
+
+
+def priors(run: Run) -> list[SubnetPredictor]:
+    """Predictors of earlier runs on other devices or workloads.
+
+    Raises:
+        InputError: If a folder is no run, or holds no whole predictor.
+    """
+    return [SubnetPredictor.load(earlier.predictor) for earlier in _earlier(run) if not _is_alike(earlier, run)]
+
+
+def _earlier(run: Run) -> list[Run]:
+    return [Run(folder) for folder in run.recipe.profile.earlier]
+
+
+def _is_alike(earlier: Run, run: Run) -> bool:
+    return (earlier.device, earlier.recipe.workload) == (run.device, run.recipe.workload)

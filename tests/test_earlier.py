@@ -1,0 +1,32 @@
+"""What earlier runs measured: nothing is measured twice on a device and workload, and elsewhere it is a prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import read_lines
+
+from nas.config import Recipe
+from nas.pipeline import profile
+from search_spaces import InputError
+
+QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]
+
+
+def test_measurements_are_reused_and_other_workloads_are_a_prior(text_recipe: Path, tmp_path: Path) -> None:
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    profile(Recipe.load(text_recipe, QUICK), first)
+    told = [*QUICK, f"profile.earlier=[{first}]"]
+    same = profile(Recipe.load(text_recipe, told), again)
+    kept = {"profile", "anchor"}
+    rows = [[r for r in read_lines(run / "measurements.jsonl") if r["stage"] in kept] for run in (first, again)]
+    assert rows[1] == rows[0] and not same.latency.prior
+    elsewhere = profile(Recipe.load(text_recipe, [*told, "workload.batch_size=2", "profile.samples=10"]), other)
+    assert len(elsewhere.latency.prior) == 1 and "prior" in elsewhere.report.model
+    assert len(elsewhere.subnets) == 10
+
+
+def test_a_folder_that_is_no_run_is_refused(text_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a run must be a folder"):
+        profile(Recipe.load(text_recipe, [*QUICK, f"profile.earlier=[{tmp_path}]"]), tmp_path / "run")
