@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,30 @@ def test_a_model_knows_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> Non
     waiting = [study.ask(SPACE) for _ in range(4)]
     monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", spy)
     run(study.sampler, 5, study)
+    for trial in waiting:
+        study.tell(trial, objectives(trial.params))
+    study.ask(SPACE)  # nothing else runs: it waits for the model
     assert asked[0] == KNOWN.encoding.decode(KNOWN.encoding.encode([trial.params for trial in waiting]))
     assert asked[1][0] != asked[1][1]
+
+
+def test_a_trial_is_asked_for_at_once_while_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, fitted = Event(), []
+
+    def slow(*given: Any) -> Any:
+        gate.wait(60)
+        fitted.append(gate.is_set())
+        return propose(*given)
+
+    study = run(knowing(), 10)
+    running = study.ask(SPACE)
+    monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", slow)
+    run(study.sampler, 6, study)
+    assert not fitted
+    gate.set()
+    study.tell(running, objectives(running.params))
+    study.ask(SPACE)
+    assert fitted == [True]
 
 
 def test_a_point_is_taken_before_the_study_shows_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from threading import Lock
 from typing import Any
@@ -38,8 +39,9 @@ class SurrogateSampler(BaseSampler):
     of what each is expected to add to the hypervolume of the front, of those before it and of those that are running.
 
     Everything follows from the finished trials of the study and the seed: a new sampler over the same study goes on
-    as the old one would have. Any number of trials may run at once, in threads or elsewhere. A trial that failed may
-    be proposed once more.
+    as the old one would have. Any number of trials may run at once, in threads or elsewhere: while some do, models are
+    fitted beside them and a trial is asked for at once, from the model before. A trial that failed may be proposed
+    once more.
 
     Args:
         space: The parameters: integers and categoricals.
@@ -125,16 +127,26 @@ class _Search:
         self._boundary, self._next_boundary = 0, next(self._boundaries)
         self._tuned = 0
         self._model: Model | None = None
+        self._thread = ThreadPoolExecutor(1, "surrogate")
+        self._thinking: Future[Iterator[dict[str, Any]]] | None = None
         self._offer(self._startup())
 
     def next(self, study: Study, number: int) -> dict[str, Any]:
         """Parameters for a trial; known ones only where nothing new turns up."""
         self.ledger.read(study)
-        if self._next_boundary <= len(self.ledger.done):
-            self._offer(self._batch())
+        self._think()
         params = next((params for key, params in self._offered if not self.ledger.taken(key)), None) or self._draw()
         self.ledger.hand_out(number, params)
         return params
+
+    def _think(self) -> None:
+        """Fits a model once enough trials have finished; waits for it only where no other trial runs."""
+        if self._thinking is None and self._next_boundary <= len(self.ledger.done):
+            running = self.encoding.encode(list(self.ledger.running.values()))
+            self._thinking = self._thread.submit(self._batch, list(self.ledger.done), running)
+        if self._thinking is not None and (self._thinking.done() or not self.ledger.running):
+            self._offer(self._thinking.result())
+            self._thinking = None
 
     def _draw(self) -> dict[str, Any]:
         """The next proposal that is new; after many that are not, as in a small space, the last of them."""
@@ -173,21 +185,22 @@ class _Search:
             genomes = rng.integers(0, self.encoding.cardinalities, (64, len(self.encoding.names)))
             yield from self.encoding.decode(self.encoding.canonical(genomes))
 
-    def _batch(self) -> Iterator[dict[str, Any]]:
-        """Proposals of a model of all trials up to the last boundary."""
-        done, tuned = self.ledger.done, self._tuned
-        while self._next_boundary <= len(done):
-            self._boundary, self._next_boundary = self._next_boundary, next(self._boundaries)
-            if self._boundary >= GROWTH * tuned:
-                tuned = self._boundary
+    def _batch(self, done: Sequence[Evaluated], running: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Proposals of a model of all trials up to the last boundary, beside the genomes that are running."""
+        tuned = self._tuned
+        boundary, following = self._boundary, self._next_boundary
+        while following <= len(done):
+            boundary, following = following, next(self._boundaries)
+            if boundary >= GROWTH * tuned:
+                tuned = boundary
         if self._model is None or tuned != self._tuned:
             self._tuned = tuned
             self._model = Model(self.problem, self.ledger.signs, representative(done[:tuned], LEARNED_FROM), self.seed)
-        used = done[: self._boundary]
+        used = done[:boundary]
         self._model.update(representative(used, LEARNED_FROM))
-        rng = np.random.default_rng((self.seed, self._boundary))
-        running = self.encoding.encode(list(self.ledger.running.values()))
-        return propose(self._model, self.encoding, used, running, rng)
+        found = propose(self._model, self.encoding, used, running, np.random.default_rng((self.seed, boundary)))
+        self._boundary, self._next_boundary = boundary, following
+        return found
 
 
 def representative(done: Sequence[Evaluated], size: int) -> Sequence[Evaluated]:
