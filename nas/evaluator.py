@@ -44,10 +44,11 @@ class Evaluator:
         return self.known([name], subnets)[name]
 
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
-        """Every cost of one subnetwork."""
+        """Every cost of one subnetwork; that of a cache only where the model keeps one."""
         if subnet.key not in self._costs:
-            found = self.known(COSTS, [subnet])
-            self._costs[subnet.key] = {name: float(found[name][0]) for name in COSTS}
+            found = {name: float(values[0]) for name, values in self.known(COSTS, [subnet]).items()}
+            kept = [name for name in COSTS if name != "kv_cache_mb" or found[name] > 0]
+            self._costs[subnet.key] = {name: found[name] for name in kept}
         return self._costs[subnet.key]
 
     def violations(self, figures: dict[str, float]) -> dict[str, float]:
