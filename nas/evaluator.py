@@ -44,11 +44,10 @@ class Evaluator:
         return self.known([name], subnets)[name]
 
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
-        """Every cost of one subnetwork; that of a cache only where the model keeps one."""
+        """Every cost of one subnetwork."""
         if subnet.key not in self._costs:
-            found = {name: float(values[0]) for name, values in self.known(COSTS, [subnet]).items()}
-            kept = [name for name in COSTS if name != "kv_cache_mb" or found[name] > 0]
-            self._costs[subnet.key] = {name: found[name] for name in kept}
+            found = self.known(("latency_ms", *self.counts.counted), [subnet])
+            self._costs[subnet.key] = {name: float(values[0]) for name, values in found.items()}
         return self._costs[subnet.key]
 
     def violations(self, figures: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,6 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
-from predictors.analytic import COUNTED
 from predictors.measure import groups
 from predictors.timing import Stated, stated
 from search_spaces import InputError, SubnetConfig
@@ -144,7 +143,7 @@ def _scored(
         if key not in done:
             model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
             scores = score(model, bench.splits.test, run.recipe.qualities)
-            counted = counts.count(COUNTED, [subnet], run.recipe.workload)
+            counted = counts.count(counts.counted, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: found.value for name, found in scores.items()}
             errors = {name: found.standard_error for name, found in scores.items()}

@@ -114,6 +114,14 @@ def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
         assert found[0] * 1e6 == pytest.approx(real), str(subnet)
 
 
+@pytest.mark.parametrize("family", TOYS)
+def test_a_cache_is_a_cost_of_models_that_have_one(family: str) -> None:
+    supernet = Supernet(TOYS[family].model())
+    costs = AnalyticCosts.of(supernet.model, supernet.layout)
+    held = costs.count(["kv_cache_mb"], [supernet.parent], Workload(sequence_length=8))["kv_cache_mb"][0]
+    assert ("kv_cache_mb" in costs.counted) == (held > 0)
+
+
 def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     """Bytes that PyTorch's allocator holds at most during a forward pass, beside weights and inputs."""
     from torch.profiler import ProfilerActivity, profile
