@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -44,8 +45,6 @@ class Elastic(nn.Module):
         """What the stock module computes, unless its block is skipped."""
         if self.skip is not None:
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
-        if isinstance(self, nn.Embedding) and self.views:
-            return self._looked_up(*args, **kwargs)
         if self.basis is not None:
             up, down = factors(matrix(self), self.basis)
             return self._product(self._product(args[0], down, None), up, self.bias)
@@ -58,20 +57,52 @@ class Elastic(nn.Module):
             return functional.linear(x, weight, bias)
         return rounded_linear(x, weight, bias, self.bits)
 
-    def _looked_up(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What an embedding looks up, cut afterwards: the gradient of a sliced vocabulary would be dear."""
-        views, self.views = self.views, {}
-        try:
-            found = super().forward(*args, **kwargs)
-        finally:
-            self.views = views
-        return take(found, (slice(None),) * (found.dim() - 1) + views["weight"][1:])
-
     def __getattr__(self, name: str) -> Any:
         """A parameter is read as its active entries, by the module itself and by others."""
         found: Any = super().__getattr__(name)
         index = self.__dict__["views"].get(name)
         return found if index is None else take(found, index)
+
+
+class ElasticEmbedding(nn.Embedding):
+    """Stands below a stock embedding: looks up the active channels of the whole table."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Rows of the table (..., active channels)."""
+        table = self._parameters["weight"]
+        assert table is not None and self.max_norm is None and not self.scale_grad_by_freq
+        _, columns = self.__dict__["views"].get("weight", (slice(None), slice(None)))
+        stop = columns.stop if isinstance(columns, slice) else None
+        found: torch.Tensor = _LookUp.apply(table, input, stop, self.padding_idx)
+        return found if isinstance(columns, slice) else take(found, (slice(None),) * input.dim() + (columns,))
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of a table, cut to their first channels.
+
+    A vocabulary's gradient is as large as the vocabulary, and few of its rows are not zero: on a CPU its memory comes
+    from ``calloc``, so that what is never written costs nothing. Filling it takes as long as a layer's backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor, stop: int | None, padding_idx: int | None) -> Any:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.padding_idx = table, padding_idx
+        return functional.embedding(ids, table)[..., :stop]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        (ids,), table = ctx.saved_tensors, ctx.table
+        if table.device.type != "cpu" or table.dtype != torch.float32:
+            whole = functional.pad(gradient, (0, table.shape[1] - gradient.shape[-1]))
+            padding = -1 if ctx.padding_idx is None else ctx.padding_idx
+            return torch.ops.aten.embedding_dense_backward(whole, ids, len(table), padding, False), None, None, None
+        found = torch.from_numpy(np.zeros(table.shape, dtype=np.float32))
+        active = found[:, : gradient.shape[-1]]
+        active.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
+        if ctx.padding_idx is not None:
+            active[ctx.padding_idx] = 0
+        return found, None, None, None
 
 
 def matrix(module: nn.Module) -> torch.Tensor:
@@ -147,7 +178,10 @@ def elastic_class(stock: type, *wrappers: type) -> type:
     """The elastic subclass of a module's class, with further mixins before it."""
     shaped = {name: _of_weight(of_shape) for cls, (name, of_shape) in SHAPED.items() if issubclass(stock, cls)}
     members = {"__module__": stock.__module__, **shaped}
-    return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, stock), members)
+    bases: tuple[type, ...] = (stock,)
+    if issubclass(stock, nn.Embedding):
+        bases = (ElasticEmbedding,) if stock is nn.Embedding else (stock, ElasticEmbedding)
+    return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, *bases), members)
 
 
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
