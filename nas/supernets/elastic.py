@@ -64,7 +64,7 @@ class Elastic(nn.Module):
         return found if index is None else take(found, index)
 
 
-class ElasticEmbedding(nn.Embedding):
+class ActiveEmbedding(nn.Embedding):
     """Stands below a stock embedding: looks up the active channels of the whole table."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class _LookUp(torch.autograd.Function):
         return functional.embedding(ids, table)[..., :stop]
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (ids,), table = ctx.saved_tensors, ctx.table
         if table.device.type != "cpu" or table.dtype != torch.float32:
             whole = functional.pad(gradient, (0, table.shape[1] - gradient.shape[-1]))
@@ -180,7 +180,7 @@ def elastic_class(stock: type, *wrappers: type) -> type:
     members = {"__module__": stock.__module__, **shaped}
     bases: tuple[type, ...] = (stock,)
     if issubclass(stock, nn.Embedding):
-        bases = (ElasticEmbedding,) if stock is nn.Embedding else (stock, ElasticEmbedding)
+        bases = (ActiveEmbedding,) if stock is nn.Embedding else (stock, ActiveEmbedding)
     return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, *bases), members)
 
 
