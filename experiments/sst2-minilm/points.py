@@ -1,0 +1,156 @@
+"""The best subnetworks under 0.27, 0.62 and 1.0 GMACs on the whole of SST-2, fine-tuned, one seed a call.
+
+    python experiments/sst2-minilm/points.py FOLDER [section.key=value ...] --seed 0
+    python experiments/sst2-minilm/points.py FOLDER --table
+
+Accuracy against multiply-accumulates at 128 tokens; no latency is measured. A subnetwork is picked by what it scores
+on the search slice, and only the picked ones see the development set: once with the weights they inherit, once
+fine-tuned with the parent as the teacher. Results go to FOLDER/points.jsonl, one line a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.config import Recipe, Training
+from nas.engine.search_loop import run_search
+from nas.engine.study import open_studies, points
+from nas.evaluator import Evaluator
+from nas.pipeline import opened
+from nas.progress import quiet_libraries
+from nas.stages import load_supernet
+from nas.supernets.training import plain_trainer
+from nas.tasks.evaluation import score
+from nas.trainings import make_parent, make_supernet
+from search_spaces import SubnetConfig
+
+RECIPE = Path(__file__).parent / "recipe.yaml"
+WHOLE = [
+    "objectives={accuracy: maximize, macs: minimize}",
+    "space.attention=null",
+    "parent={epochs: 3, learning_rate: 1.0e-4, batch_size: 128}",
+    "supernet={epochs: 5, learning_rate: 2.0e-4, batch_size: 128, sampled_subnets: 2}",
+]
+"""What differs from the recipe: every phrase, larger batches, no attention patterns, which do not pay here."""
+FINETUNE = Training(epochs=5, learning_rate=1e-4, batch_size=128)
+BUDGETS = (0.27e9, 0.62e9, 1.0e9)
+
+
+class Unmeasured:
+    """Stands where the latency predictor does: no latency counts here."""
+
+    def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+        """Zeros (n,)."""
+        return np.zeros(len(subnets))
+
+    spread_ms = predict
+
+
+def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune: Training) -> dict[str, Any]:
+    """Everything of one seed."""
+    recipe = Recipe.load(RECIPE, [*WHOLE, f"seed={seed}", *overrides])
+    seconds, start = {}, time.perf_counter()
+
+    def took(stage: str) -> None:
+        nonlocal start
+        seconds[stage], start = round(time.perf_counter() - start, 1), time.perf_counter()
+        print(f"seed {seed}: {stage} {seconds[stage]} s", flush=True)
+
+    bench, run = opened(recipe, folder / f"seed{seed}")
+    examples = bench.training_set(finetune)
+    took("data")
+    make_parent(run, bench)
+    took("parent")
+    make_supernet(run, bench)
+    took("supernet")
+    supernet, space = load_supernet(run, bench)
+    evaluator = Evaluator(recipe, supernet, bench.splits.search, Unmeasured())  # type: ignore[arg-type]
+    run_search(run, recipe, space, evaluator)
+    took("search")
+    found = points(open_studies(run.study, recipe)["search"])
+    teacher = bench.load_model(run.parent).to(supernet.model.device)
+    whole = supernet.extract(supernet.parent)
+    picked = {}
+    for budget in BUDGETS:
+        best = max(
+            (p for p in found if p.values["macs"] <= budget), key=lambda p: (p.values["accuracy"], -p.values["macs"])
+        )
+        model = supernet.extract(best.subnet)
+        inherited = score(model, bench.splits.test, ["accuracy"])["accuracy"].value
+        trainer = plain_trainer(model, finetune, run.folder / "finetune", examples, bench.splits.task, seed, teacher)
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        tuned = score(model.eval(), bench.splits.test, ["accuracy"])["accuracy"].value
+        picked[f"{budget / 1e9:g}"] = {
+            "subnet": best.subnet.to_dict(),
+            "macs": best.values["macs"],
+            "num_parameters": best.values["num_parameters"],
+            "on search slice": best.values["accuracy"],
+            "inherited": inherited,
+            "fine-tuned": tuned,
+        }
+        took(f"fine-tuning {budget / 1e9:g}")
+    ends = {"parent": teacher, "supernet, whole": whole}
+    return {
+        "seed": seed,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "examples": len(examples),
+        "accuracy": {
+            name: score(model, bench.splits.test, ["accuracy"])["accuracy"].value for name, model in ends.items()
+        },
+        "picked": picked,
+        "seconds": seconds,
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Development accuracy, mean and standard deviation over seeds."""
+
+    def over(values: Sequence[float]) -> str:
+        return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+
+    print(f"seeds {[row['seed'] for row in rows]}, {rows[0]['examples']} training phrases, {rows[0]['device']}")
+    print("| | GMACs at 128 tokens | parameters M | inherited | fine-tuned |\n|---|---|---|---|---|")
+    for name in rows[0]["accuracy"]:
+        print(f"| {name} | | | {over([row['accuracy'][name] for row in rows])} | |")
+    for budget in rows[0]["picked"]:
+        found = [row["picked"][budget] for row in rows]
+        sizes = [
+            f"{mean([each[what] / unit for each in found]):.2f}"
+            for what, unit in (("macs", 1e9), ("num_parameters", 1e6))
+        ]
+        cells = [*sizes, *(over([each[what] for each in found]) for what in ("inherited", "fine-tuned"))]
+        print(f"| at most {budget} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Runs a seed, or prints the table of those that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--finetune-epochs", type=float, default=FINETUNE.epochs)
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    results = given.folder / "points.jsonl"
+    if not given.table:
+        quiet_libraries()
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+        finetune = FINETUNE.model_copy(update={"epochs": given.finetune_epochs})
+        row = run_seed(given.folder, given.seed, given.overrides, finetune)
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print_table([json.loads(line) for line in results.read_text().splitlines()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""On a GPU: what is measured there, and what is trained and compared there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOYS, logits
+
+from nas.config import Recipe
+from nas.pipeline import search
+from nas.supernets.elastic import make_elastic
+from nas.supernets.supernet import Supernet
+from predictors import Workload
+from predictors.energy import energy_mj
+from predictors.measure import measure
+from predictors.memory import peak_memory_mb
+from predictors.runtimes import prepared
+from predictors.timing import ANCHOR
+from search_spaces import SubnetConfig
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GPU = Workload(device="cuda", batch_size=3, sequence_length=12)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "t5", "vit"])
+def test_the_supernet_computes_what_the_extracted_model_does(model_type: str) -> None:
+    toy = TOYS[model_type]
+    supernet = Supernet(toy.model().cuda())
+    heads = supernet.parent.num_attention_heads[0] // 2
+    subnet = SubnetConfig.from_dict(
+        {**supernet.parent.to_dict(), "num_attention_heads": [heads] * len(supernet.parent.layers)}
+    )
+    inputs = {name: value.cuda() for name, value in toy.inputs().items()}
+    supernet.activate(subnet)
+    torch.testing.assert_close(
+        logits(supernet.model, inputs), logits(supernet.extract(subnet), inputs), rtol=0, atol=1e-5
+    )
+
+
+def test_a_vocabulary_gets_the_gradient_of_its_stock_module() -> None:
+    ids, stock = torch.randint(0, 50, (4, 7), device="cuda"), torch.nn.Embedding(50, 6, padding_idx=0).cuda()
+    elastic = torch.nn.Embedding(50, 6, padding_idx=0).cuda()
+    table = elastic.weight
+    elastic.load_state_dict(stock.state_dict())
+    make_elastic(elastic).__dict__["views"] = {"weight": (slice(None), slice(0, 4))}
+    stock(ids)[..., :4].square().sum().backward()
+    elastic(ids).square().sum().backward()
+    torch.testing.assert_close(table.grad, stock.weight.grad)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype"), [("torch", "float32"), ("torch", "bfloat16"), ("torch", "float16"), ("compile", "float32")]
+)
+def test_latencies_are_of_finished_passes(runtime: str, dtype: str) -> None:
+    large = torch.randn(8192, 8192, device="cuda")
+    workload = Workload(runtime=runtime, device="cuda", dtype=dtype, batch_size=3, sequence_length=12)
+    model = TOYS["bert"].model()
+    call = prepared(model, TOYS["bert"].inputs(), workload)
+    timed = measure({"product": lambda: large @ large}, call, workload)
+    assert timed["product"].latency_ms > 5  # 1.1e12 operations, queued in microseconds
+    assert 0 < timed[ANCHOR].latency_ms < 100
+
+
+def test_memory_and_energy_are_the_gpus() -> None:
+    def load() -> object:
+        weights = torch.ones(64, 1024, 1024, device="cuda")  # 268 MB
+        return lambda: weights + 1  # and as much again
+
+    memory = peak_memory_mb(load, GPU)  # type: ignore[arg-type]
+    assert memory is not None and 500 < memory < 700
+    if find_spec("pynvml") is None:
+        pytest.skip("needs nvidia-ml-py")
+    matrix = torch.randn(8192, 8192, device="cuda")
+
+    def call() -> None:
+        torch.mm(matrix, matrix)
+        torch.cuda.synchronize()
+
+    energy = energy_mj(call, GPU, seconds=1.0)
+    assert energy is not None and 500 < energy < 100_000  # 1.1e12 operations at some hundred watts
+
+
+@pytest.mark.parametrize("changes", [[], ["supernet.bf16=true", "workload.dtype=bfloat16"]])
+def test_a_search_ends_in_a_front_measured_there(changes: list[str], text_recipe: Path, tmp_path: Path) -> None:
+    run = search(Recipe.load(text_recipe, ["workload.device=cuda", *changes]), tmp_path / "run")
+    assert run.device == torch.cuda.get_device_name()
+    assert all(point.measured and point.values["latency_ms"] > 0 for point in run.front())
