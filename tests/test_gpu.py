@@ -32,10 +32,9 @@ GPU = Workload(device="cuda", batch_size=3, sequence_length=12)
 def test_the_supernet_computes_what_the_extracted_model_does(model_type: str) -> None:
     toy = TOYS[model_type]
     supernet = Supernet(toy.model().cuda())
-    heads = supernet.parent.num_attention_heads[0] // 2
-    subnet = SubnetConfig.from_dict(
-        {**supernet.parent.to_dict(), "num_attention_heads": [heads] * len(supernet.parent.layers)}
-    )
+    widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    half = {field: [width // 2 for width in getattr(supernet.parent, field)] for field in widths}
+    subnet = SubnetConfig.from_dict({**supernet.parent.to_dict(), **half})
     inputs = {name: value.cuda() for name, value in toy.inputs().items()}
     supernet.activate(subnet)
     torch.testing.assert_close(

@@ -99,6 +99,7 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune: Traini
             "fine-tuned": tuned,
         }
         took(f"fine-tuning {budget / 1e9:g}")
+        print(f"seed {seed}: at most {budget / 1e9:g} GMACs {inherited:.4f} -> {tuned:.4f}", flush=True)
     ends = {"parent": teacher, "supernet, whole": whole}
     return {
         "seed": seed,
