@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -202,6 +203,24 @@ def test_a_trial_is_asked_for_at_once_while_others_run(monkeypatch: pytest.Monke
     study.tell(running, objectives(running.params))
     study.ask(SPACE)
     assert fitted == [True]
+
+
+def test_the_more_trials_run_at_once_the_rarer_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[int] = []
+
+    def spy(model: Any, encoding: Encoding, done: Any, *given: Any) -> Any:
+        known.append(len(done))
+        return propose(model, encoding, done, *given)
+
+    monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", spy)
+    study = run(knowing(), 14)
+    waiting = deque(study.ask(SPACE) for _ in range(12))
+    for _ in range(40):
+        done = waiting.popleft()
+        study.tell(done, objectives(done.params))
+        waiting.append(study.ask(SPACE))
+        study.sampler._at_work._thread.submit(int).result()  # type: ignore[attr-defined]  # what it fits is there
+    assert np.diff(known[1:]).min() > 4 and len(known) >= 4  # alone, it fits one every four trials
 
 
 def test_a_point_is_taken_before_the_study_shows_it() -> None:

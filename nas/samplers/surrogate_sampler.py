@@ -48,7 +48,8 @@ class SurrogateSampler(BaseSampler):
         problem: What is known beyond the study; by default nothing.
         conditions: Parameters that only count with certain values of others.
         n_startup_trials: Finished trials before the first model, at least 8.
-        batch_size: Finished trials between two models; a tenth of all trials in a long search.
+        batch_size: Finished trials between two models; more where more run at once, and a tenth of all in a long
+            search.
         seed: Source of all randomness.
 
     Raises:
@@ -141,7 +142,8 @@ class _Search:
 
     def _think(self) -> None:
         """Fits a model once enough trials have finished; waits for it only where no other trial runs."""
-        if self._thinking is None and self._next_boundary <= len(self.ledger.done):
+        due = max(self._next_boundary, self._boundary + len(self.ledger.running))
+        if self._thinking is None and due <= len(self.ledger.done):
             running = self.encoding.encode(list(self.ledger.running.values()))
             self._thinking = self._thread.submit(self._batch, list(self.ledger.done), running)
         if self._thinking is not None and (self._thinking.done() or not self.ledger.running):
