@@ -204,6 +204,13 @@ def test_a_teacher_is_asked_about_each_example_once(bench: Workbench, tmp_path: 
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
+def test_sixteen_bits_train_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(text_recipe, ["parent.bf16=true", "parent.epochs=1"])
+    run, bench = Run.open(tmp_path / "run", recipe), Workbench(recipe)
+    make_parent(run, bench)
+    assert all(parameter.isfinite().all() for parameter in bench.load_model(run.parent).parameters())
+
+
 def test_an_interrupted_training_has_the_same_losses(bench: Workbench, tmp_path: Path) -> None:
     class Interrupt(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

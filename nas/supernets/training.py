@@ -134,6 +134,7 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         activation_checkpointing=settings.activation_checkpointing,
         bf16=settings.bf16,
+        use_cpu=training_device() == "cpu",
         warmup_steps=0.06,
         save_strategy="steps",
         save_steps=0.1,
