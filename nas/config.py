@@ -92,6 +92,7 @@ class Space(_Section):
     hidden_size: list[int] | None = None
     attention_rank: list[Rank] | None = None
     mlp_rank: list[Rank] | None = None
+    embedding_rank: list[Rank] | None = None
     attention: list[str] | None = Field(None, description="`full`, `local:w` or `bigbird:w,g,r`.")
     bits: list[str] | None = Field(
         None, description="`float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`, of the linear layers."

@@ -44,8 +44,8 @@ class Replacement:
     """One block of the largest subnetwork replaced, all else as it was.
 
     Attributes:
-        layer: Parent layer.
-        block: ``attention`` or ``mlp``.
+        layer: Parent layer; None for the embeddings.
+        block: ``attention``, ``mlp``, ``layer`` where all of it is replaced, or ``embedding``.
         change: What replaces it.
         loss_change: Loss on the labels, less that of the whole.
         divergence: How far the outputs are from the whole's: KL for classes, see `nas.tasks.losses.divergence`.
@@ -54,7 +54,7 @@ class Replacement:
         saved_percent: The same in percent of the whole's latency.
     """
 
-    layer: int
+    layer: int | None
     block: str
     change: str
     loss_change: float
@@ -91,10 +91,10 @@ def _replacements(run: Run, bench: Workbench) -> list[Replacement]:
     saved = _saved_ms(run, bench, supernet, space, found)
     scored = _scored(supernet, bench.splits.search.first(EXAMPLES), space, found)
     rows = [
-        Replacement(int(block.layer), *described(block), *scores, *saved[kind_of(space, block)])
+        Replacement(layer_of(block), *described(block), *scores, *saved[kind_of(space, block)])
         for block, scores in zip(found, scored, strict=True)
     ]
-    return sorted(rows, key=lambda row: (row.layer, row.block))
+    return sorted(rows, key=lambda row: (-1 if row.layer is None else row.layer, row.block))
 
 
 def csv_of(rows: Sequence[Replacement]) -> str:
@@ -116,16 +116,23 @@ def replaceable(supernet: Supernet, space: SearchSpace) -> SearchSpace:
     return SearchSpace(**{**arguments, **depths, "scope": "per-layer"})
 
 
+def layer_of(block: Block) -> int | None:
+    """The parent layer that a replacement concerns; None for the embeddings."""
+    return int(block.layer) if block.layer.isdigit() else None
+
+
 def described(block: Block) -> tuple[str, str]:
-    """The block of a layer that a replacement concerns, or the whole layer, and the replacement in words."""
+    """What a replacement concerns (a block of a layer, the whole layer, the embeddings), and it in words."""
     field = block.name.partition(".")[0]
-    name = next((name for name, of_block in BLOCKS.items() if field in of_block), "layer")
+    parts = {**BLOCKS, "embedding": ("embedding_rank",)}
+    name = next((name for name, of_block in parts.items() if field in of_block), "layer")
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 
 
 def kind_of(space: SearchSpace, block: Block) -> tuple[int, str, object]:
     """What replacements have in common that take the same time: the stack and the choice."""
-    stack = next(number for number, layers in enumerate(space.stacks) if int(block.layer) in layers)
+    layer = layer_of(block) or 0
+    stack = next(number for number, layers in enumerate(space.stacks) if layer in layers)
     return stack, block.name.partition(".")[0], block.value
 
 
@@ -189,7 +196,7 @@ def sensitivity_table(rows: Sequence[Replacement]) -> Table:
     table = Table("layer", "block", "replaced by", "loss", "divergence", "saved ms", "saved %", box=None)
     for row in rows:
         figures = f"{row.loss_change:+.4f}", f"{row.divergence:.4f}", f"{row.saved_ms:.3g}", f"{row.saved_percent:.1f}"
-        table.add_row(str(row.layer), row.block, row.change, *figures)
+        table.add_row("–" if row.layer is None else str(row.layer), row.block, row.change, *figures)
     for column in table.columns[3:]:
         column.justify = "right"
     return table

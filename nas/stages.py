@@ -23,7 +23,6 @@ from predictors.timing import ANCHOR, doubts
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
-from search_spaces.subnet import RANKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 CALIBRATION_EXAMPLES = 512
 PRECISION = 0.03
 """Wanted half-width of the confidence interval of a latency over its rounds, relative; repetitions differ by more."""
+
+THIN_TABLE_PAYS_IN = ("num_parameters", "size_mb")
+"""Figures that a rank of the embeddings can improve: looking rows up costs no time, the product after it does."""
 
 Load = Callable[[Run, Workbench], tuple[Supernet, SearchSpace]]
 
@@ -45,7 +47,16 @@ def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
     workload, figures = bench.recipe.workload, bench.recipe.figures
     tokens = bench.layout.longest_sequence(workload.sequence_length)
     refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
-    return pruned(bench.recipe.space.model_dump(), tokens, refused)
+    return pruned(bench.recipe.space.model_dump(), tokens, refused, whole_embedding(bench))
+
+
+def whole_embedding(bench: Workbench) -> str:
+    """Why the table of embeddings must stay whole or cannot pay otherwise; empty where it can."""
+    if bench.layout.ties_embedding(bench.recipe.task.type):
+        return "the output head shares the embeddings' table"
+    if not {*THIN_TABLE_PAYS_IN} & {*bench.recipe.figures}:
+        return f"it pays in {' and '.join(THIN_TABLE_PAYS_IN)} only, which no objective or constraint names"
+    return ""
 
 
 def calibration_set(bench: Workbench) -> EvaluationSet:
@@ -56,7 +67,7 @@ def calibration_set(bench: Workbench) -> EvaluationSet:
 
 def store_activations(supernet: Supernet, bench: Workbench, folder: Path) -> None:
     """Stores what bases of low ranks are made from, where a rank is open."""
-    if any(rank in search_space(bench).fields for rank in RANKS):
+    if search_space(bench).has_low_ranks:
         calibrate(supernet, calibration_set(bench).batches).save(folder)
 
 

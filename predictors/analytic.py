@@ -97,14 +97,16 @@ class AnalyticCosts:
         return Parts(self.layout, self.parameters, self.multiplied, self.label_tokens)
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
-        """Parameters of the extracted model, tied ones once."""
+        """Parameters of the extracted model, tied ones once; as many whatever bits they are stored in, scales not
+        among them."""
         return sum(part.num_parameters for part in self.parts(subnet, None))
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
 
         Counts matrix products and convolutions, attention scores and their weighted sum included; not norms,
-        activations or additions. An encoder-decoder reads and writes ``sequence_length`` tokens.
+        activations or additions. An encoder-decoder reads and writes ``sequence_length`` tokens. A product counts one
+        whatever the bits of its numbers.
 
         Args:
             subnet: What to count.
@@ -203,7 +205,7 @@ class AnalyticCosts:
 
         A layer has the same wherever it occurs, so each is looked up once and remembered.
         """
-        outer = (subnet.hidden_size, max(subnet.num_attention_heads))
+        outer = (subnet.hidden_size, subnet.embedding_rank, max(subnet.num_attention_heads))
         keys: dict[int | None, Any] = {None: outer, **{k: _layer_key(subnet, k) for k in range(len(subnet.layers))}}
         for position, key in keys.items():
             if key not in self._known:
@@ -249,7 +251,8 @@ def _kinds(layout: Layout, name: str) -> dict[str, str]:
     """Every name that a parameter or its factors can have in the extracted model, by its part within the module."""
     module, _, kind = name.rpartition(".")
     kinds = {kind: name}
-    if layout.linear_axes(layout.locate(name)):
+    place = layout.locate(name)
+    if layout.linear_axes(place) or layout.is_embedding(place):
         kinds |= {new: f"{module}.{new}" for new in ALSO_NAMED[kind]}
     return kinds
 

@@ -19,7 +19,7 @@ from predictors.regressions import (
 )
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import RANKS
+from search_spaces.subnet import DENSE, RANKS
 
 SMOOTHNESS = 0.05
 RANK_OF = {width: rank for rank, width in RANKS.items()}
@@ -32,7 +32,8 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """Columns of `features`.
 
     For each stack its depth, the sum of each width over its layers, then each step between two choices of a width, one
-    for each rank that the block may have; and all of them again times the hidden size, where that is open.
+    for each rank that the block may have; then the rank of the embeddings and each choice of it, where that is open;
+    and all of them again times the hidden size, where that is open.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
@@ -47,6 +48,8 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
         sums = [name for name in fields if not name.endswith("bits")]
         kinds = [f"{'decoder ' * stack}bits*{of}:{kind}" for kind in _kinds(space) for of in ("layers", *BLOCK_WIDTHS)]
         names += [depth, *sums, *steps, *kinds]
+    thin = _thin_tables(space)
+    names += ["embedding_rank"] * bool(thin) + [f"embedding_rank:{rank}" for rank in thin]
     if len(space.choices["hidden_size"]) > 1:
         names += [f"{HIDDEN}{name}" for name in names]
     return tuple(names)
@@ -89,6 +92,9 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
             for width in BLOCK_WIDTHS:
                 climbs.append((batch.widths[width][:, stack] * here).sum(axis=1) / max(space.choices[width]))
         columns += [kept.sum(axis=1), *sums, *climbs]
+    percent, thin = batch.embedding_rank, _thin_tables(space)
+    columns += [np.where(percent < DENSE, percent / DENSE, 0.0)] * bool(thin)
+    columns += [np.equal(percent, choice) for choice in thin]
     table = np.stack(columns, axis=1, dtype=float)
     if len(space.choices["hidden_size"]) == 1:
         return table
@@ -99,6 +105,11 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
 def _kinds(space: SearchSpace) -> Sequence[str]:
     """The kinds of bits that layers may be in, where that is open."""
     return space.choices["bits"] if "bits" in space.fields else ()
+
+
+def _thin_tables(space: SearchSpace) -> Sequence[int]:
+    """The ranks with which embeddings take a product more, in percent, where that is open."""
+    return [rank for rank in space.parameters.get("embedding_rank", ()) if rank < DENSE]
 
 
 def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:

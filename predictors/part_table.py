@@ -9,7 +9,7 @@ import numpy as np
 
 from predictors.parts import Blocks, Part, Parts
 from search_spaces import SubnetBatch
-from search_spaces.subnet import BLOCKS
+from search_spaces.subnet import BLOCKS, OF_ALL
 
 Value = Callable[[Part], np.ndarray]
 """Something of parts that are given as arrays: (k,) of k parts."""
@@ -53,7 +53,7 @@ class PartTable:
     def _outer(self) -> tuple[Part, np.ndarray]:
         heads, starts = self.batch.widths["num_attention_heads"], np.cumsum([0, *self._parts.layout.depths])
         most = [heads[:, a:b].max(axis=1) for a, b in pairwise(starts)]
-        which, rows = distinct([self.batch.hidden_size, *most])
+        which, rows = distinct([*(getattr(self.batch, name) for name in OF_ALL), *most])
         return _stacked([self._parts.outer(self.batch[row], self._length) for row in rows]), which
 
     def _of_layer(self, layer: int, blocks: Blocks) -> tuple[Part, np.ndarray]:

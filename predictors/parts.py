@@ -12,7 +12,7 @@ from predictors.activations import cached_numbers, live_numbers
 from search_spaces import Layout, SubnetConfig
 from search_spaces.family import Position
 from search_spaces.layout import FIELD_OF_AXIS, Place, is_under
-from search_spaces.subnet import BLOCKS
+from search_spaces.subnet import BLOCKS, OF_ALL
 
 Shape = tuple[int, ...]
 Pieces = dict[str, dict[str, Shape]]
@@ -70,9 +70,9 @@ class Parts:
                 yield self.of_layer(subnet, position, blocks, sequence_length)
 
     def outer(self, subnet: SubnetConfig, sequence_length: int | None) -> Part:
-        """All outside the layers; it depends on the hidden size and on the most heads of each stack."""
+        """All outside the layers; it depends on what holds for all layers and on the most heads of each stack."""
         heads = [max(subnet.num_attention_heads[k] for k in kept) for kept in self.layout.kept(subnet)]
-        key = (sequence_length, subnet.hidden_size, *heads)
+        key = (sequence_length, *(getattr(subnet, name) for name in OF_ALL), *heads)
         return self._remembered(key, lambda: self._outer(subnet, sequence_length))
 
     def of_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> Part:
@@ -89,10 +89,12 @@ class Parts:
     def _outer(self, subnet: SubnetConfig, sequence_length: int | None) -> Part:
         runs, held = self._runs(sequence_length), self._held[OUTER]
         found = pieces_of(self.layout, subnet, {name: self.parameters[name] for name in held})
+        family = self.layout.family
+        runs_on: dict[str, Position] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
         macs = weights = moved = largest = 0
         for name, shapes in self._products(subnet, OUTER):
             module, numbers = name.removesuffix(".weight"), sum(map(math.prod, shapes))
-            for path, position in self.layout.family.positions.items():
+            for path, position in {**family.positions, **runs_on}.items():
                 if f".{module}".endswith(f".{path}"):
                     flow = runs[position] * sum(map(_flow, shapes))
                     macs, weights, moved = macs + runs[position] * numbers, weights + numbers, moved + flow
@@ -119,10 +121,12 @@ class Parts:
         return Part(_numbers(found), macs, weights, moved, live, cached)
 
     def _products(self, subnet: SubnetConfig, where: Any) -> Iterator[tuple[str, list[Shape]]]:
-        """Weights that multiply in a part, and the shapes of what is left of them."""
+        """Weights that multiply in a part, and the shapes of what is left of them; no table that is looked up in."""
         names = self._used.get(where, [])
         found = pieces_of(self.layout, subnet, {name: self.multiplied[name] for name in names})
-        return ((name, list(shapes.values())) for name, shapes in found.items())
+        for name, shapes in found.items():
+            looked_up = {"weight", "down.weight"} if self.layout.is_embedding(self.layout.locate(name)) else ()
+            yield name, [shape for kind, shape in shapes.items() if kind not in looked_up]
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
         """Scores and their weighted sum in one layer, of self-attention and cross-attention."""

@@ -74,6 +74,7 @@ def roofline_ms(
     """The sum over the parts of a subnetwork of the longer of its arithmetic and its traffic: (n,) milliseconds.
 
     Weights are read once; what products read and write goes to memory, and so does the cache when a token is decoded.
+    All are in the workload's precision: what the bits of a layer save is not in it.
     """
     batch = SubnetBatch.of(subnets, costs.layout.parent.num_hidden_layers)
     whole = PartTable(costs.parts, batch, workload.sequence_length)

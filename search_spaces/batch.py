@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from search_spaces.attention import code_of, text_of
 from search_spaces.bits import BITS
-from search_spaces.subnet import NAMED, PER_LAYER, SubnetConfig
+from search_spaces.subnet import NAMED, OF_ALL, PER_LAYER, SubnetConfig
 
 CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {
     "attention": (code_of, text_of),
@@ -28,11 +28,13 @@ class SubnetBatch(Sequence[SubnetConfig]):
         widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped;
             names as numbers (see `CODES`).
         hidden_size: Channels of the residual stream (n,).
+        embedding_rank: Rank of the table of token embeddings in percent of break-even (n,).
     """
 
     kept: np.ndarray
     widths: Mapping[str, np.ndarray]
     hidden_size: np.ndarray
+    embedding_rank: np.ndarray
 
     @classmethod
     def of(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
@@ -47,7 +49,8 @@ class SubnetBatch(Sequence[SubnetConfig]):
         for field, values in widths.items():
             of_layers = [value for subnet in subnets for value in getattr(subnet, field)]
             values[rows, columns] = list(map(CODES[field][0], of_layers)) if field in NAMED else of_layers
-        return cls(kept, widths, np.array([subnet.hidden_size for subnet in subnets], dtype=np.int64))
+        of_all = (np.array([getattr(subnet, name) for subnet in subnets], dtype=np.int64) for name in OF_ALL)
+        return cls(kept, widths, *of_all)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -61,17 +64,18 @@ class SubnetBatch(Sequence[SubnetConfig]):
     def __getitem__(self, index: int | slice) -> SubnetConfig | SubnetBatch:
         if isinstance(index, slice):
             widths = {field: values[index] for field, values in self.widths.items()}
-            return SubnetBatch(self.kept[index], widths, self.hidden_size[index])
+            return SubnetBatch(self.kept[index], widths, self.hidden_size[index], self.embedding_rank[index])
         layers = np.flatnonzero(self.kept[index])
-        of_layers = {field: tuple(values[index, layers].tolist()) for field, values in self.widths.items()}
-        of_layers |= {field: tuple(map(CODES[field][1], of_layers[field])) for field in NAMED}
-        return SubnetConfig(tuple(layers.tolist()), hidden_size=int(self.hidden_size[index]), **of_layers)
+        fields: dict[str, Any] = {name: tuple(values[index, layers].tolist()) for name, values in self.widths.items()}
+        fields |= {name: tuple(map(CODES[name][1], fields[name])) for name in NAMED}
+        fields |= {name: int(getattr(self, name)[index]) for name in OF_ALL}
+        return SubnetConfig(tuple(layers.tolist()), **fields)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         return (self[index] for index in range(len(self)))
 
     def fingerprints(self) -> list[bytes]:
         """The same for subnetworks that are equal, and for no others."""
-        columns = [self.kept, *self.widths.values(), self.hidden_size[:, None]]
+        columns = [self.kept, *self.widths.values(), *(getattr(self, name)[:, None] for name in OF_ALL)]
         rows = np.concatenate(columns, axis=1).astype(np.int64)
         return [row.tobytes() for row in rows]

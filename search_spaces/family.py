@@ -110,6 +110,8 @@ class Family:
         unused: Module outside the layers that no task uses -> attribute of its parent and field of the config that are
             False without it.
         fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
+        embedding: Path, in ``outer``, of the table of token embeddings, where it may become two thin ones.
+        whole_embedding: Why it may not, where there is one.
         shared_layers: Whether all layers are one set of weights, applied again and again.
         shared_heads: Whether a head must keep its place in every layer, because position biases are shared.
         conv1d: Whether the layers store their linear weights input first, as GPT-2 does.
@@ -138,6 +140,8 @@ class Family:
     requires: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     fixed_hidden: str = ""
+    embedding: str = ""
+    whole_embedding: str = ""
     shared_layers: bool = False
     shared_heads: bool = False
     conv1d: bool = False
@@ -164,7 +168,8 @@ class Family:
         """Recipe keys of what may vary."""
         found = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
         found += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
-        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank", "bits"]
+        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank"]
+        found += ["embedding_rank"] * bool(self.embedding) + ["bits"]
         return found + ["attention"] * all(stack.attention for stack in self.stacks)
 
     @property

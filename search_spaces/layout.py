@@ -18,7 +18,7 @@ from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
 from search_spaces.space import SearchSpace
-from search_spaces.subnet import BLOCKS, DENSE, RANKS, SubnetConfig
+from search_spaces.subnet import BLOCKS, DENSE, OF_ALL, RANKS, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -270,7 +270,8 @@ class Layout:
     def outer_width(self, subnet: SubnetConfig) -> dict[str, int]:
         """Widths outside the layers: what all layers share is as wide as the widest of them needs."""
         heads = max(subnet.num_attention_heads)
-        return {**self.widths[0], "num_attention_heads": heads, "hidden_size": subnet.hidden_size}
+        of_all = {name: getattr(subnet, name) for name in OF_ALL}
+        return {**self.widths[0], "num_attention_heads": heads, **of_all}
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -310,8 +311,20 @@ class Layout:
         axes = table.get(place.path, ())
         return axes if len(axes) == 2 and None not in axes and _rank_field(axes) else ()
 
+    def is_embedding(self, place: Place) -> bool:
+        """Whether a module is the table of token embeddings, which may become a thin one and a linear layer."""
+        path = self.family.embedding
+        return bool(path) and place.stack is None and f".{place.path}".endswith(f".{path}")
+
+    def ties_embedding(self, task: str) -> bool:
+        """Whether the output head of a task shares the table of token embeddings."""
+        return task in ("fill-mask", "text-generation") and self.config.tie_word_embeddings
+
     def rank(self, place: Place, width: Mapping[str, int]) -> int | None:
-        """Rank of the two factors of a linear layer in a layer of these widths; None where it is one matrix."""
+        """Rank of the two factors of a module where these widths hold; None where it is one matrix."""
+        if self.is_embedding(place):
+            tokens, channels = self.shape(place.axes, width, (self.sizes.vocab_size, 0))
+            return factor_rank(channels, tokens, width["embedding_rank"])
         axes = self.linear_axes(place)
         if not axes:
             return None
@@ -333,6 +346,9 @@ class Layout:
         rank = self.rank(place, width)
         if rank is None:
             return {kind: self.shape(place.axes, width, full)}
+        if self.is_embedding(place):
+            tokens, channels = self.shape(place.axes, width, full)
+            return {"down.weight": (tokens, rank), "up.weight": (channels, rank)}
         outputs, inputs = (self.size(axis, width) for axis in self.linear_axes(place))  # type: ignore[arg-type]
         shapes = {"down.weight": (rank, inputs), "up.weight": (outputs, rank), "up.bias": (outputs,)}
         return {factor: shapes[factor] for factor in FACTORS[kind]}
@@ -406,6 +422,8 @@ class Layout:
             raise InputError(f"the layers of `{self.family.model_type}` share their weights, but got {subnet}.")
         if self.family.fixed_hidden and subnet.hidden_size != self.parent.hidden_size:
             raise InputError(f"`hidden_size` of `{self.family.model_type}` is fixed: {self.family.fixed_hidden}.")
+        if subnet.embedding_rank != DENSE and not self.family.embedding:
+            raise InputError(f"the embeddings of `{self.family.model_type}` must stay whole, but got {subnet}.")
         if not all(self.kept(subnet)):
             raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
 
@@ -479,7 +497,8 @@ class Layout:
         """
         for name, values in choices.items():
             if name != "scope" and values is not None and name not in self.family.dimensions:
-                why = f" ({self.family.fixed_hidden})" if name == "hidden_size" else ""
+                known = {"hidden_size": self.family.fixed_hidden, "embedding_rank": self.family.whole_embedding}
+                why = f" ({known[name]})" if known.get(name) else ""
                 raise InputError(
                     f"`space.{name}` does not vary in `{self.family.model_type}`{why}, only "
                     f"{', '.join(self.family.dimensions)}; leave it out."

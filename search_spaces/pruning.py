@@ -12,7 +12,7 @@ from search_spaces.subnet import DENSE, RANKS
 
 
 def pruned(
-    choices: Mapping[str, Any], tokens: int, refused: Mapping[str, str] | None = None
+    choices: Mapping[str, Any], tokens: int, refused: Mapping[str, str] | None = None, whole_embedding: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
     """The choices of a recipe as a `SearchSpace` takes them, and one line for each dimension that lost some.
 
@@ -23,15 +23,19 @@ def pruned(
         choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
         tokens: Of one sample of the workload, in the stack that has more.
         refused: Kind of bits -> why it cannot run or pay there.
+        whole_embedding: Why the table of token embeddings must stay whole or cannot pay otherwise.
 
     Raises:
         InputError: If a rank is under a percent of break-even, or an attention pattern or kind of bits is none.
     """
     found, reasons = dict(choices), list[str]()
-    for rank in RANKS:
+    for rank in (*RANKS, "embedding_rank"):
         if choices.get(rank) is not None:
             found[rank], left_out = _paying_ranks(rank, choices[rank])
             reasons += [f"{rank} {left_out}"] * bool(left_out)
+    if whole_embedding and (low := [n for n in found.get("embedding_rank") or () if n != DENSE]):
+        found["embedding_rank"] = [DENSE]
+        reasons += [f"embedding_rank {', '.join(f'{n / 100:g}' for n in low)} left out: {whole_embedding}"]
     if choices.get("attention") is not None:
         found["attention"], left_out = _paying_patterns(choices["attention"], tokens)
         reasons += [f"attention {left_out}"] * bool(left_out)

@@ -15,7 +15,7 @@ from search_spaces.attention import FULL, by_cost
 from search_spaces.batch import CODES, SubnetBatch
 from search_spaces.bits import by_fidelity
 from search_spaces.errors import InputError
-from search_spaces.subnet import BLOCKS, DENSE, NAMED, PER_LAYER, RANKS, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, DENSE, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig, is_grouping
 
 if TYPE_CHECKING:
     import optuna
@@ -48,6 +48,7 @@ class SearchSpace:
         mlp_rank: The same of its feed-forward block.
         attention: Allowed attention patterns of a layer (see `AttentionPattern`).
         bits: Allowed numbers of a layer (see `search_spaces.bits.BITS`).
+        embedding_rank: Allowed ranks of the table of token embeddings, in percent of break-even.
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
             Defaults to first to last.
@@ -71,6 +72,7 @@ class SearchSpace:
         mlp_rank: Sequence[int] | None = None,
         attention: Sequence[str] | None = None,
         bits: Sequence[str] | None = None,
+        embedding_rank: Sequence[int] | None = None,
         scope: Scope = "per-layer",
         layer_order: Sequence[int] | None = None,
         depths: Sequence[int] = (),
@@ -102,6 +104,8 @@ class SearchSpace:
             self.choices["attention"] = by_cost(tuple(attention)) or _checked("attention", (), 0)
         if bits is not None:
             self.choices["bits"] = by_fidelity(tuple(bits)) or _checked("bits", (), 0)
+        if embedding_rank is not None:
+            self.choices["embedding_rank"] = _checked("embedding_rank", embedding_rank, DENSE)
         self._per_group = heads // groups
         self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
 
@@ -154,12 +158,22 @@ class SearchSpace:
         choices = [self.block_widths(block) for block in BLOCKS]
         widths = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
         widths *= len(self._named("bits"))
-        total = len(self.choices["hidden_size"])
+        total = math.prod(len(self.choices[name]) for name in self.of_all)
         if self.scope == "uniform":
             return total * widths * math.prod(len(self.choices[name]) for name in self.depth_names)
         for name, layers in zip(self.depth_names, self.stacks, strict=True):
             total *= sum(math.comb(len(layers), depth) * widths**depth for depth in self.choices[name])
         return total
+
+    @property
+    def of_all(self) -> list[str]:
+        """Those of `OF_ALL` that have choices."""
+        return [name for name in OF_ALL if name in self.choices]
+
+    @property
+    def has_low_ranks(self) -> bool:
+        """Whether a module of one of its subnetworks is two thin ones."""
+        return any(self.choices[rank][0] < DENSE for rank in (*RANKS, "embedding_rank") if rank in self.choices)
 
     @property
     def fields(self) -> list[str]:
@@ -174,7 +188,10 @@ class SearchSpace:
         return DEPTHS[: len(self.depths)]
 
     def __contains__(self, subnet: SubnetConfig) -> bool:
-        if not set(subnet.layers) <= set(self.parent.layers) or subnet.hidden_size not in self.choices["hidden_size"]:
+        if not set(subnet.layers) <= set(self.parent.layers):
+            return False
+        known = {"embedding_rank": (DENSE,), **self.choices}
+        if any(getattr(subnet, name) not in known[name] for name in OF_ALL):
             return False
         counts = self._counts(subnet)
         if any(n not in self.choices[name] for n, name in zip(counts, self.depth_names, strict=True)):
@@ -232,7 +249,7 @@ class SearchSpace:
             num_attention_heads=heads,
             num_key_value_heads=self._mended(heads, values["num_key_value_heads"]),
             intermediate_size=values["intermediate_size"],
-            hidden_size=values["hidden_size"],
+            **{name: values[name] for name in self.of_all},
             **{rank: values[rank] for rank in RANKS},
             **{name: values.get(name, default) for name, default in NAMED.items()},
         )
@@ -264,7 +281,7 @@ class SearchSpace:
         is as full and numbers are as fine as they may be.
         """
         widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
-        widths |= {name: widths[name][-1:] for name in (*RANKS, *NAMED) if name in widths}
+        widths |= {name: widths[name][-1:] for name in (*RANKS, *NAMED, "embedding_rank") if name in widths}
         depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         found = [
@@ -298,7 +315,8 @@ class SearchSpace:
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
         of_layers = [self._sample_widths(rng) for _ in layers]
         widths: dict[str, Any] = {field: tuple(found[field] for found in of_layers) for field in of_layers[0]}
-        return SubnetConfig(tuple(layers), hidden_size=rng.choice(self.choices["hidden_size"]), **widths)
+        of_all = {name: rng.choice(self.choices[name]) for name in self.of_all}
+        return SubnetConfig(tuple(layers), **of_all, **widths)
 
     def _sample_widths(self, rng: Random) -> dict[str, Any]:
         while True:
@@ -321,7 +339,7 @@ class SearchSpace:
     @cached_property
     def parameters(self) -> dict[str, tuple[Any, ...]]:
         """Name of each open parameter -> its values in ascending order; what has one choice only is left out."""
-        named: dict[str, tuple[Any, ...]] = {"hidden_size": self.choices["hidden_size"]}
+        named: dict[str, tuple[Any, ...]] = {name: self.choices[name] for name in self.of_all}
         if self.scope == "uniform":
             named |= {name: self.choices[name] for name in (*self.depth_names, *self.fields)}
         else:
@@ -367,12 +385,13 @@ class SearchSpace:
         """
         kept = self._kept_by(genomes)
         widths = {field: values * kept for field, values in self._widths_by(genomes).items()}
-        return SubnetBatch(kept, widths, self._values(genomes, "hidden_size"))
+        return SubnetBatch(kept, widths, *(self._values(genomes, name) for name in OF_ALL))
 
     def _values(self, genomes: np.ndarray, name: str) -> np.ndarray:
         """Values (n,) of a parameter; of one that is not open, its only one."""
         field = name.partition(".")[0]
-        known = {"layers": (True,), **{named: (default,) for named, default in NAMED.items()}, **self.choices}
+        closed = {"layers": (True,), "embedding_rank": (DENSE,)}
+        known = {**closed, **{named: (default,) for named, default in NAMED.items()}, **self.choices}
         values = self.parameters.get(name, known[field][:1])
         numbers = np.array([CODES[field][0](value) for value in values] if field in NAMED else values)
         column = self._columns.get(name)
@@ -420,7 +439,7 @@ class SearchSpace:
 
     def to_params(self, subnet: SubnetConfig) -> dict[str, Any]:
         """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
-        values: dict[str, Any] = {"hidden_size": subnet.hidden_size}
+        values: dict[str, Any] = {name: getattr(subnet, name) for name in OF_ALL}
         if self.scope == "uniform":
             values |= dict(zip(self.depth_names, self._counts(subnet), strict=True))
             values |= {f: getattr(subnet, f)[0] for f in self.fields}
@@ -437,13 +456,13 @@ class SearchSpace:
         """Subnetworks as features for a surrogate, all in [0, 1].
 
         Returns:
-            (n, k x parent layers + 1): for each layer whether it stays and its k - 1 `fields`, zeros where it is
-            dropped. Last the hidden size.
+            (n, k x parent layers + m): for each layer whether it stays and its k - 1 `fields`, zeros where it is
+            dropped. Last the m fields `of_all` layers.
         """
         batch = SubnetBatch.of(subnets, self.parent.num_hidden_layers)
         widths = [self.scaled(batch, field) for field in self.fields]
-        hidden = batch.hidden_size[:, None] / self.parent.hidden_size
-        return np.concatenate([batch.kept, *widths, hidden], axis=1)
+        of_all = [getattr(batch, name)[:, None] / getattr(self.parent, name) for name in self.of_all]
+        return np.concatenate([batch.kept, *widths, *of_all], axis=1)
 
     def scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
         """Values of a field (n, parent layers) over the parent's; of a name, its place among the choices."""
@@ -458,7 +477,7 @@ class SearchSpace:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
-        names = (*self.depth_names, "hidden_size")
+        names = (*self.depth_names, *self.of_all)
         for values in product(*(self.choices[name] for name in names)):
             for widths in self.layer_widths:
                 yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *widths), strict=True)))

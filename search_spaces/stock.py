@@ -18,7 +18,7 @@ def stock_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
     the hidden size.
     """
     family, update = layout.family, layout.depth_update(subnet)
-    if subnet.is_sparse or subnet.is_quantized:
+    if subnet.is_sparse or subnet.is_quantized or subnet.embedding_rank != DENSE:
         return None
     for number, positions in enumerate(layout.kept(subnet)):
         widths = [subnet.width(position) for position in positions]

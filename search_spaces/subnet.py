@@ -34,6 +34,9 @@ DENSE = 100
 RANKS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
 """Rank of the linear layers of a block -> the width of that block."""
 
+OF_ALL = ("hidden_size", "embedding_rank")
+"""Fields that hold one value for all layers."""
+
 
 @dataclass(frozen=True)
 class SubnetConfig:
@@ -55,6 +58,8 @@ class SubnetConfig:
             attention is skipped, ``full``.
         bits: In what numbers the linear layers of each kept layer are stored and multiplied, one of
             `search_spaces.bits.BITS`; by default those of the parent.
+        embedding_rank: Rank of the table of token embeddings, in percent of the break-even rank,
+            vocabulary * channels / (vocabulary + channels); by default `DENSE`.
 
     Raises:
         InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
@@ -71,6 +76,7 @@ class SubnetConfig:
     mlp_rank: tuple[int, ...] = ()
     attention: tuple[str, ...] = ()
     bits: tuple[str, ...] = ()
+    embedding_rank: int = DENSE
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
@@ -111,8 +117,10 @@ class SubnetConfig:
                     f"`num_key_value_heads` must divide `num_attention_heads`, but layer {layer} has {groups} and "
                     f"{heads}."
                 )
+        given = {"embedding_rank": [self.embedding_rank]}
         for rank, name in RANKS.items():
-            ranks = [percent for percent, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
+            given[rank] = [n for n, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
+        for rank, ranks in given.items():
             if any(not 1 <= percent <= DENSE for percent in ranks):
                 raise InputError(f"`{rank}` must lie between 1 and {DENSE} percent of break-even, but got {ranks}.")
 
@@ -125,6 +133,7 @@ class SubnetConfig:
         intermediate_size: int,
         hidden_size: int,
         num_key_value_heads: int | None = None,
+        embedding_rank: int = DENSE,
         **others: Any,
     ) -> SubnetConfig:
         """The subnetwork whose kept layers are all alike; ``others`` are further fields of `PER_LAYER`."""
@@ -132,7 +141,7 @@ class SubnetConfig:
         groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
         further: dict[str, Any] = {field: (value,) * n for field, value in others.items()}
-        return cls(tuple(sorted(layers)), *widths, **further)
+        return cls(tuple(sorted(layers)), *widths, **further, embedding_rank=embedding_rank)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
@@ -141,12 +150,14 @@ class SubnetConfig:
             name: tuple(int(v) for v in data[name]) for name in ("layers", *WIDTHS) if name in data
         }
         names: dict[str, Any] = {name: tuple(data.get(name, ())) for name in NAMED}
-        return cls(hidden_size=int(data["hidden_size"]), **lists, **names)
+        of_all: dict[str, Any] = {name: int(data[name]) for name in OF_ALL if name in data}
+        return cls(**of_all, **lists, **names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON; what is not a width only where it is not as by default."""
         usual = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
         usual += [name for name, default in NAMED.items() if set(getattr(self, name)) == {default}]
+        usual += ["embedding_rank"] * (self.embedding_rank == DENSE)
         return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in usual}
 
     @cached_property
@@ -190,7 +201,10 @@ class SubnetConfig:
         for name in (name for name in NAMED if name in given):
             values = getattr(self, name)
             alike[name] = values[0] if len(set(values)) == 1 else "; ".join(values)
-        return {"layers": ",".join(map(str, self.layers)), **alike, "hidden": str(self.hidden_size)}
+        alike["hidden"] = str(self.hidden_size)
+        if self.embedding_rank != DENSE:
+            alike["embedding rank %"] = str(self.embedding_rank)
+        return {"layers": ",".join(map(str, self.layers)), **alike}
 
     def _repr_html_(self) -> str:
         from search_spaces.picture import svg

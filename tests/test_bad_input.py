@@ -93,6 +93,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "skips in a uniform space": (("space.scope=uniform", "space.num_attention_heads=[0, 2]"), ("between 1", "[0]")),
     "hidden size above the parent's": (("space.hidden_size=[96]",), ("space.hidden_size", "48", "96")),
     "a dimension of other families": (("space.num_key_value_heads=[1, 2]",), ("space.num_key_value_heads", "bert")),
+    "a rank of no embeddings": (("space.embedding_rank=[0.001]",), ("space.embedding_rank", "at least 0.01", "0.001")),
     "negative choice": (("space.intermediate_size=[-8, 24]",), ("space.intermediate_size", "[-8]")),
     "not a list": (("space.intermediate_size=24",), ("`space.intermediate_size`", "valid list", "24")),
     "tiny space": (("space.scope=uniform", "space.num_hidden_layers=[4]"), ("`space`", "at least 10", "6")),

@@ -72,8 +72,14 @@ def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
     heads, groups = max(parent.num_attention_heads), max(parent.num_key_value_heads)
     choices: dict[str, Any] = {"num_hidden_layers": [2, parent.num_hidden_layers // len(layout.depths)]}
     choices |= {"num_attention_heads": [heads // groups, heads], "intermediate_size": [24, 96]}
-    choices |= {"attention_rank": [50, 100], "mlp_rank": [25, 100], "hidden_size": [24, 48]}
+    choices |= {
+        "attention_rank": [50, 100],
+        "mlp_rank": [25, 100],
+        "hidden_size": [24, 48],
+        "embedding_rank": [50, 100],
+    }
     choices |= {"attention": ["local:4", "full"], "num_decoder_layers": [1, 2]}
+    closed = (*closed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
     known = {name: values for name, values in choices.items() if name in family.dimensions and name not in closed}
     scope = "uniform" if family.shared_layers else "per-layer"
     for block, field in (("attention", "num_attention_heads"), ("mlp", "intermediate_size")):
@@ -101,7 +107,7 @@ def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     costs, rng = AnalyticCosts.of(supernet.model, supernet.layout), Random(1)
-    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank"))
+    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank", "embedding_rank"))
     for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
         model = supernet.extract(subnet)
         with torch.inference_mode():

@@ -56,7 +56,7 @@ MODES = {
 
 def per_layer(layout: Layout) -> SubnetConfig:
     """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower, of
-    other numbers, and attention sparse where it may be."""
+    other numbers, attention sparse and the embeddings of low rank where they may be."""
     if layout.family.shared_layers:
         widths = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
         return SubnetConfig.uniform((0, 1), **widths, attention="local:4", bits="int4-weight")
@@ -69,7 +69,9 @@ def per_layer(layout: Layout) -> SubnetConfig:
     patterns = sparse if "attention" in layout.family.dimensions else ()
     widths = hidden(layout, 36), groups * stacks, *ranks
     bits = ("int8", "bfloat16", "int4-weight") * stacks
-    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths, attention=patterns, bits=bits)
+    thin = bool(layout.family.embedding) and not layout.ties_embedding(layout.family.tasks[0])
+    others = {"attention": patterns, "bits": bits, "embedding_rank": 60 if thin else 100}
+    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths, **others)
 
 
 def narrower(layout: Layout) -> SubnetConfig:

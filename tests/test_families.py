@@ -36,6 +36,7 @@ CHOICES: dict[str, list[Any]] = {
     "hidden_size": [24, 36, 48],
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
+    "embedding_rank": [40, 80, 100],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
@@ -85,14 +86,19 @@ def patterns(layout: Layout) -> list[str]:
     return CHOICES["attention"][: 2 if slides else 3]
 
 
+def dimensions(supernet: Supernet) -> list[str]:
+    """The dimensions of a family; embeddings that an output head shares stay whole."""
+    return [name for name in supernet.family.dimensions if name != "embedding_rank" or supernet.embedding is not None]
+
+
 def everything(supernet: Supernet) -> list[str]:
-    """Every dimension of a family."""
-    return [*supernet.family.dimensions, *(f"skip {block}" for block in supernet.family.skippable)]
+    """Every dimension of a model, and every block that it may skip."""
+    return [*dimensions(supernet), *(f"skip {block}" for block in supernet.family.skippable)]
 
 
 def subnets(supernet: Supernet) -> Iterator[SubnetConfig]:
     """The ends, and uniform and per-layer subnetworks with every dimension open."""
-    uniform = space(supernet, supernet.family.dimensions, "uniform")
+    uniform = space(supernet, dimensions(supernet), "uniform")
     yield from (uniform.largest, uniform.smallest, *(uniform.sample(Random(k)) for k in range(3)))
     if not supernet.family.shared_layers:
         yield from (space(supernet, everything(supernet)).sample(Random(k)) for k in range(5))
@@ -118,8 +124,9 @@ def test_every_family_has_a_toy() -> None:
 
 @pytest.mark.parametrize(("family", "dimension"), DIMENSIONS)
 def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) -> None:
+    task = "text-classification" if dimension == "embedding_rank" else ""
     for attention in TOYS[family].attentions:
-        supernet = calibrated(TOYS[family].model(attention=attention), TOYS[family])
+        supernet = calibrated(TOYS[family].model(task, attention=attention), TOYS[family])
         here, rng = space(supernet, [dimension]), Random(0)
         found = {here.sample(rng).key: None for _ in range(20)}
         assert len(found) > 1, "the dimension does not vary"
@@ -142,7 +149,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        others = ("hidden_size", "attention", "bits", *DEPTHS, *RANKS)
+        others = ("hidden_size", "embedding_rank", "attention", "bits", *DEPTHS, *RANKS)
         here = space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = here.sample(Random(k))

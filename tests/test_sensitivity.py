@@ -19,6 +19,7 @@ from nas.tasks.workbench import Workbench
 from search_spaces import InputError
 
 OVERRIDES = ["space.attention_rank=[full, 0.5]", "space.mlp_rank=[full, 0.25]", "parent.epochs=1"]
+OVERRIDES += ["space.embedding_rank=[full, 0.5]", "constraints={size_mb: <= 100}"]
 
 
 @pytest.fixture
@@ -30,9 +31,9 @@ def test_every_block_is_replaced_and_skipped(rows: list[Replacement], tmp_path: 
     attention = {"skipped", "num_attention_heads 1", "num_attention_heads 2", "attention_rank 50"}
     mlp = {"skipped", "intermediate_size 24", "mlp_rank 25"}
     expected = {(i, "attention", change) for i in range(4) for change in attention}
-    expected |= {(i, "mlp", change) for i in range(4) for change in mlp}
+    expected |= {(i, "mlp", change) for i in range(4) for change in mlp} | {(None, "embedding", "embedding_rank 50")}
     assert {(row.layer, row.block, row.change) for row in rows} == expected and len(rows) == len(expected)
-    assert sensitivity_table(rows).row_count == len(rows)
+    assert sensitivity_table(rows).row_count == len(rows) and rows[0].layer is None and rows[0].divergence > 0
     with open(tmp_path / "run" / "sensitivity.csv") as file:
         read = list(csv.DictReader(file))
     assert [float(line["divergence"]) for line in read] == [row.divergence for row in rows]

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import NAMED, PER_LAYER, RANKS, WIDTHS
+from search_spaces.subnet import NAMED, OF_ALL, PER_LAYER, RANKS, WIDTHS
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -185,9 +185,8 @@ def reference(here: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
         values["num_key_value_heads"][k] = min(fits, key=lambda g: (abs(g - groups), -g)) if fits else 0
         if not heads and not values["intermediate_size"][k]:
             values["intermediate_size"][k] = min(v for v in here.choices["intermediate_size"] if v)
-    return SubnetConfig(
-        tuple(layers), hidden_size=params["hidden_size"], **{name: tuple(found) for name, found in values.items()}
-    )
+    of_all = {name: params[name] for name in OF_ALL}
+    return SubnetConfig(tuple(layers), **of_all, **{name: tuple(found) for name, found in values.items()})
 
 
 @pytest.mark.parametrize("scope", ["uniform", "per-layer"])
@@ -205,6 +204,7 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
         hidden_size=[24, 48],
         attention_rank=[50, 100],
         mlp_rank=[25, 50, 100],
+        embedding_rank=[25, 50, 100],
         bits=["float32", "int8", "int4-weight"],
         scope=scope,  # type: ignore[arg-type]
         layer_order=[2, 0, 1],

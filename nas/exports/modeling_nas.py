@@ -92,6 +92,27 @@ class LowRank(nn.Module):
         return self.up(self.down(hidden_states))
 
 
+class LowRankEmbedding(nn.Module):
+    """Takes the place of an embedding as a thin one and a linear layer: ids -> (.., rank) -> (.., outputs)."""
+
+    def __init__(self, like: Any, outputs: int, rank: int) -> None:
+        super().__init__()
+        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
+        self.down = like  # of the stock class, which may scale what it looks up
+        self.down.weight = nn.Parameter(like.weight.data.new_empty(like.num_embeddings, rank))
+        self.down.embedding_dim = rank
+        self.up = nn.Linear(rank, outputs, bias=False, **kind)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What stock code asks for the type of its numbers."""
+        return self.up.weight
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """What the thin table holds of each token, times the matrix."""
+        return self.up(self.down(input))
+
+
 class SlicedPositionBias:
     """Mixed into an attention module that is given one position bias for all layers, with the heads of the widest.
 
@@ -183,7 +204,8 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
         arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``low_rank``:
-            linear layer -> inputs, outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
+            linear layer -> inputs, outputs and rank of the two that replace it. ``embedding``: table of tokens ->
+            outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
             ``attributes``: module, or its config -> {attribute: value}. ``skip``: module -> what it returns instead.
             ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its graph. ``bits``: linear layer -> in
             what numbers it, or each of the two that replace it, is stored. Paths are relative to the base model, so
@@ -206,6 +228,9 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     for path, sizes in arch.get("low_rank", {}).items():
         parent, _, name = path.rpartition(".")
         setattr(base.get_submodule(parent), name, LowRank(base.get_submodule(path), *sizes))
+    for path, sizes in arch.get("embedding", {}).items():
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, LowRankEmbedding(base.get_submodule(path), *sizes))
     for name, shape in arch.get("shapes", {}).items():
         _reshape(base, name, tuple(shape))
     for name, shape in arch.get("head_shapes", {}).items():

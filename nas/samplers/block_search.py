@@ -27,7 +27,10 @@ CORRECTIONS = 8
 
 @dataclass(frozen=True)
 class Block:
-    """One choice of one parameter of one layer, or the layer's absence (False), in the largest subnetwork."""
+    """One choice of one parameter of one layer, or the layer's absence (False), in the largest subnetwork.
+
+    The embeddings are a layer here, of the name that their rank has.
+    """
 
     layer: str
     name: str
@@ -51,7 +54,7 @@ def blocks(space: SearchSpace) -> list[Block]:
             f"`search.sampler: BlockSearch` needs `space.scope: per-layer`, but got `{space.scope}`; "
             "let each layer have widths of its own, or use another sampler."
         )
-    whole, kept = space.to_params(space.largest), {str(i) for i in space.largest.layers}
+    whole, kept = space.to_params(space.largest), {*map(str, space.largest.layers), "embedding_rank"}
     found = []
     for name, distribution in space.distributions().items():
         layer = name.rpartition(".")[2]

@@ -2,7 +2,8 @@
 
 With the leading eigenvectors U_r of the second moment of a layer's outputs, U_r U_r^T W is the matrix of rank r that
 changes these outputs least. It is what a singular value decomposition of the weight finds once the inputs are whitened
-(Wang et al. 2024, SVD-LLM, arXiv 2403.07378); the ranks are nested, and gradients reach W.
+(Wang et al. 2024, SVD-LLM, arXiv 2403.07378); the ranks are nested, and gradients reach W. A table of embeddings is
+such a layer too: its inputs are tokens, one in a row, and how often each occurs says what matters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
 
 FILE = "activations.safetensors"
+UNSEEN = 0.1
+"""Times that every token is taken to have occurred besides: calibration sees a part of a vocabulary only."""
+AT_ONCE = 8192
+"""Rows of a table that are made float64 together."""
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -33,10 +38,13 @@ class Activations:
     Attributes:
         moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float64.
         weights: Name of a weight -> a copy of it (outputs, inputs).
+        embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None where the table
+            stays whole.
     """
 
     moments: Mapping[str, torch.Tensor]
     weights: Mapping[str, torch.Tensor]
+    embedding: torch.Tensor | None = None
 
     def save(self, folder: Path) -> None:
         """Writes `FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
@@ -53,6 +61,8 @@ class Activations:
             halves[first], same[name] = half, first
         named = {f"halves:{name}": half for name, half in halves.items()}
         named |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
+        if self.embedding is not None:
+            named["embedding:"] = _half(self.embedding)
         save_file(named, folder / FILE, metadata={"moments": json.dumps(same)})
 
     @classmethod
@@ -62,14 +72,15 @@ class Activations:
 
         if not (folder / FILE).exists():
             return None
-        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}}
+        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
         with safe_open(folder / FILE, "pt") as stored:
             same = json.loads((stored.metadata() or {}).get("moments", "{}"))
             for name in stored.keys():  # noqa: SIM118
                 kind, _, weight = name.partition(":")
                 found[kind][weight] = stored.get_tensor(name)
         wholes = {name: _whole(half) for name, half in found["halves"].items()}
-        return cls(found["moments"] | {name: wholes[first] for name, first in same.items()}, found["weights"])
+        moments = found["moments"] | {name: wholes[first] for name, first in same.items()}
+        return cls(moments, found["weights"], next((_whole(half) for half in found["embedding"].values()), None))
 
 
 def _half(moment: torch.Tensor) -> torch.Tensor:
@@ -87,7 +98,7 @@ def _whole(half: torch.Tensor) -> torch.Tensor:
 
 
 def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
-    """Runs the whole parent over batches and sums up what its linear layers are given; padding is left out.
+    """Runs the whole parent over batches and sums up what its modules are given; padding is left out.
 
     Args:
         supernet: Its full model is active afterwards.
@@ -104,15 +115,17 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
         runs_on = layout.runs_on(layout.locate(name))
 
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x, mask = inputs[0].detach(), masks[runs_on]
-            rows = x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
-            rows = rows.double()
+            rows = _real(inputs[0].detach(), masks[runs_on]).double()
             totals[name] = totals.get(name, 0.0) + (rows.T @ rows).cpu()
             counts[name] = counts.get(name, 0) + len(rows)
 
         return add
 
-    with _hooked({module: summing(name) for name, module in linear.items()}), torch.inference_mode():
+    hooks = {module: summing(name) for name, module in linear.items()}
+    table, seen = supernet.embedding, list[torch.Tensor]()
+    if table is not None:
+        hooks[table] = lambda module, inputs: seen.append(_real(inputs[0][..., None], masks["token"])[:, 0].cpu())
+    with _hooked(hooks), torch.inference_mode():
         was_training = model.training
         model.eval()
         for batch in batches:
@@ -121,7 +134,31 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
             model(**inputs)
         model.train(was_training)
     moments = {name: totals[name] / counts[name] for name in linear if name in totals}
-    return Activations(moments, {name: matrix(linear[name]).detach().cpu().clone() for name in moments})
+    weights = {name: matrix(linear[name]).detach().cpu().clone() for name in moments}
+    return Activations(moments, weights, None if table is None else row_moment(table.weight, torch.cat(seen)))
+
+
+def _real(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Rows (n, channels) of real tokens; all where the mask is of others."""
+    return x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
+
+
+def row_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean of e e^T over the rows e of a table that tokens look up, those that none looked up not forgotten.
+
+    Args:
+        table: (vocabulary, channels).
+        tokens: Indices of rows (n,), one for each time that a token occurred.
+
+    Returns:
+        (channels, channels) float64. Each row counts as often as its token occurred, and `UNSEEN` times more.
+    """
+    counts = torch.bincount(tokens, minlength=len(table)).double() + UNSEEN
+    total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows, count in zip(table.detach().cpu().split(AT_ONCE), counts.split(AT_ONCE), strict=True):
+        wide = rows.double()
+        total += wide.T @ (wide * count[:, None])
+    return total / counts.sum()
 
 
 def _masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
@@ -157,6 +194,10 @@ def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch
     frame = None
     if weight.shape[0] > weight.shape[1]:  # the outputs span no more dimensions than there are inputs
         frame, weight = torch.linalg.qr(weight)
-    _, vectors = torch.linalg.eigh(weight @ moment @ weight.T)
-    leading = vectors.flip(1)[:, :size]
-    return leading if frame is None else frame @ leading
+    found = leading(weight @ moment @ weight.T, size)
+    return found if frame is None else frame @ found
+
+
+def leading(moment: torch.Tensor, size: int) -> torch.Tensor:
+    """So many eigenvectors of a symmetric matrix (n, n) as columns (n, size), those of the largest values first."""
+    return torch.linalg.eigh(moment)[1].flip(1)[:, :size]

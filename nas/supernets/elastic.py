@@ -31,8 +31,8 @@ class Elastic(nn.Module):
     Attributes:
         views: Parameter name -> its active entries, for those that are not active whole.
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
-        basis: Of a linear layer of low rank, the orthonormal directions that its outputs keep (outputs, rank), else
-            None.
+        basis: Of a linear layer or embedding of low rank, the orthonormal directions that its outputs keep
+            (outputs, rank), else None.
         bits: In what numbers a linear layer is stored and multiplied.
     """
 
@@ -45,7 +45,7 @@ class Elastic(nn.Module):
         """What the stock module computes, unless its block is skipped."""
         if self.skip is not None:
             return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
-        if self.basis is not None:
+        if self.basis is not None and not isinstance(self, nn.Embedding):
             up, down = factors(matrix(self), self.basis)
             return self._product(self._product(args[0], down, None), up, self.bias)
         if self.bits != WHOLE:
@@ -65,7 +65,7 @@ class Elastic(nn.Module):
 
 
 class ActiveEmbedding(nn.Embedding):
-    """Stands below a stock embedding: looks up the active channels of the whole table."""
+    """Stands below a stock embedding: looks up active channels in the whole table, and projects them on a basis."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Rows of the table (..., active channels)."""
@@ -74,7 +74,10 @@ class ActiveEmbedding(nn.Embedding):
         _, columns = self.__dict__["views"].get("weight", (slice(None), slice(None)))
         stop = columns.stop if isinstance(columns, slice) else None
         found: torch.Tensor = _LookUp.apply(table, input, stop, self.padding_idx)
-        return found if isinstance(columns, slice) else take(found, (slice(None),) * input.dim() + (columns,))
+        if isinstance(columns, torch.Tensor):
+            found = take(found, (slice(None),) * input.dim() + (columns,))
+        basis = self.__dict__["basis"]
+        return found if basis is None else found @ basis @ basis.T
 
 
 class _LookUp(torch.autograd.Function):

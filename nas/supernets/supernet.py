@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from nas.exports import modeling_nas
 from nas.exports.modeling_nas import WRAPPERS, holder, set_attention
 from nas.exports.quantized import quantize
-from nas.supernets.basis import Activations, output_basis
+from nas.supernets.basis import Activations, leading, output_basis
 from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.attention import FULL, AttentionPattern
@@ -37,7 +37,7 @@ class _Part:
     root: nn.Module
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
-    linear: dict[str, str] = field(default_factory=dict)
+    ranked: dict[str, str] = field(default_factory=dict)
     numbered: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
     attention: str = FULL
@@ -70,6 +70,7 @@ class Supernet:
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
         self._layers = [_Part(self.layer(index)) for index in distinct]
         self._outer = _Part(model)
+        self.embedding: nn.Embedding | None = None
         self._find_modules()
         self._indices = lru_cache(4096)(self._indices_of)
         self.activations = activations
@@ -98,6 +99,7 @@ class Supernet:
         return cast(ElasticModuleList, layers)
 
     def _find_modules(self) -> None:
+        tied = {*self.model.all_tied_weights_keys, *self.model.all_tied_weights_keys.values()}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             place = self.layout.locate(name)
             part = self._outer if place.layer is None else self._layers[place.layer]
@@ -111,7 +113,10 @@ class Supernet:
             part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
             part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
             if self.layout.linear_axes(place) and name.endswith(".weight"):
-                part.linear[place.path] = name
+                part.ranked[place.path] = name
+            if self.layout.is_embedding(place) and name not in tied:
+                self.embedding = cast(nn.Embedding, part.modules[place.path])
+                part.ranked[place.path] = name
         for index, part in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.wrappers.items():
@@ -125,13 +130,22 @@ class Supernet:
                 for layer in layers[1:]:  # seen by every layer, a child of the first one only
                     layer.get_submodule(parent).__dict__[name] = layers[0].get_submodule(path)
 
+    def check(self, subnet: SubnetConfig) -> None:
+        """Raises InputError unless the parent contains a subnetwork."""
+        self.layout.check(subnet)
+        if subnet.embedding_rank != DENSE and self.embedding is None:
+            raise InputError(
+                f"`embedding_rank` must be {DENSE} where the output head shares the embeddings' table, as that of "
+                f"{self._class.__name__} does, but got {subnet.embedding_rank}."
+            )
+
     def activate(self, subnet: SubnetConfig) -> None:
         """Makes ``subnet`` the network that ``self.model`` computes. Costs attribute assignments only.
 
         Raises:
             InputError: If the parent does not contain it.
         """
-        self.layout.check(subnet)
+        self.check(subnet)
         for stack, positions in enumerate(self.layout.kept(subnet)):
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
             self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
@@ -157,8 +171,8 @@ class Supernet:
         for path, kinds in part.axes.items():
             views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
             part.modules[path].__dict__["views"] = views
-        low = stack is not None and any(width[rank] not in (0, DENSE) for rank in RANKS)
-        for path, name in part.linear.items():
+        low = any(width.get(rank, DENSE) not in (0, DENSE) for rank in (*RANKS, "embedding_rank"))
+        for path, name in part.ranked.items():
             part.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
         if stack is not None:
             skips = self.layout.skips(stack, width)
@@ -180,7 +194,7 @@ class Supernet:
     def _store_in(self, part: _Part, bits: str) -> None:
         """Sets in what numbers one layer is stored."""
         if part.bits != bits:
-            for path in part.linear:
+            for path in part.ranked:
                 part.modules[path].__dict__["bits"] = bits
             part.bits = bits
 
@@ -202,10 +216,10 @@ class Supernet:
     @property
     def linear(self) -> dict[str, nn.Module]:
         """Name of the weight of each linear layer in the layers -> its module."""
-        return {name: part.modules[path] for part in self._layers for path, name in part.linear.items()}
+        return {name: part.modules[path] for part in self._layers for path, name in part.ranked.items()}
 
     def _basis(self, name: str, width: Mapping[str, int]) -> torch.Tensor | None:
-        """Basis (outputs, rank) of a linear layer in a layer of these widths; None where it is one matrix.
+        """Basis (outputs, rank) of a module where these widths hold; None where it is one matrix.
 
         It is that of the active entries alone, and the same until there are other activations.
         """
@@ -213,20 +227,26 @@ class Supernet:
         rank = self.layout.rank(place, width)
         if rank is None:
             return None
-        if self._activations is None or name not in self._activations.moments:
+        axes, full = self.layout.linear_axes(place) or place.axes, self.layout.widths[place.stack or 0]
+        index = self._index(axes, width, full)
+        key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
+        if key not in self._bases:
+            self._bases[key] = self._found_basis(name, index).to(self.model.device, self.model.dtype)
+        return self._bases[key][:, :rank]
+
+    def _found_basis(self, name: str, index: Index) -> torch.Tensor:
+        """Basis of the active entries of a module, for its largest rank below break-even."""
+        known = self._activations
+        place = self.layout.locate(name)
+        if known is not None and self.layout.is_embedding(place) and known.embedding is not None:
+            moment = take(known.embedding, (index[1], index[1]))
+            return leading(moment, _largest(len(moment), self.layout.sizes.vocab_size))
+        if known is None or name not in known.moments:
             raise InputError(
                 f"`{name}` must be calibrated to have a rank; set `activations` to `basis.calibrate(...)`."
             )
-        axes, full = self.layout.linear_axes(place), self.layout.widths[place.stack or 0]
-        rows, columns = self._index(axes, width, full)
-        key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in (rows, columns)))
-        if key not in self._bases:
-            weight = take(self._activations.weights[name], (rows, columns))
-            moment = take(self._activations.moments[name], (columns, columns))
-            largest = factor_rank(weight.shape[0], weight.shape[1], DENSE - 1)
-            assert largest is not None
-            self._bases[key] = output_basis(weight, moment, largest).to(self.model.device, self.model.dtype)
-        return self._bases[key][:, :rank]
+        weight = take(known.weights[name], index)
+        return output_basis(weight, take(known.moments[name], (index[1], index[1])), _largest(*weight.shape))
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
         """A model of its own that computes what the supernet computes with ``subnet`` active.
@@ -237,7 +257,7 @@ class Supernet:
         Raises:
             InputError: If the parent does not contain the subnetwork.
         """
-        self.layout.check(subnet)
+        self.check(subnet)
         update = stock_update(self.layout, subnet)
         model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
@@ -260,16 +280,18 @@ class Supernet:
                 index = self._index(place.axes, width, self.layout.widths[place.stack or 0])
                 new_name, basis = self.layout.name_of(subnet, name), None
                 module, _, kind = new_name.rpartition(".")
-                if self.layout.linear_axes(place):
+                is_table = self.layout.is_embedding(place)
+                if self.layout.linear_axes(place) or is_table:
                     basis = self._basis(f"{name.removesuffix(kind)}weight", width)
                 bits = self.layout.bits_of(subnet, place)
                 found = take(tensor, index)
                 if kind != "weight" or (basis is None and bits == WHOLE):
                     state[new_name if basis is None else f"{module}.up.{kind}"] = found
                     continue
-                matrices = {"": found.T if self.family.conv1d else found}
+                matrices = {"": found.T if self.family.conv1d or is_table else found}
                 if basis is not None:
-                    matrices = dict(zip((".up", ".down"), factors(matrices[""], basis), strict=True))
+                    up, down = factors(matrices[""], basis)
+                    matrices = {".up": up, ".down": down.T if is_table else down}
                 for end, one in matrices.items():
                     stored = {"weight": one} if bits == WHOLE else quantize(one, bits)
                     state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
@@ -304,6 +326,8 @@ class Supernet:
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
+        if subnet.embedding_rank != DENSE:
+            described.tie_word_embeddings = False  # no head can share a table of another width
         return nas_model, described
 
     def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
@@ -317,6 +341,7 @@ class Supernet:
             "wrap": {},
             "move": {},
             "low_rank": {},
+            "embedding": {},
             "attention": {},
             "bits": {},
         }
@@ -335,7 +360,11 @@ class Supernet:
                     arch["bits"][path] = bits
                 if rank is not None:
                     factors_of = self.layout.pieces(place, "weight", width, tuple(parameter.shape))
-                    arch["low_rank"][path] = [factors_of["down.weight"][1], factors_of["up.weight"][0], rank]
+                    outputs, inputs = factors_of["up.weight"][0], factors_of["down.weight"][1]
+                    if self.layout.is_embedding(place):
+                        arch["embedding"][path] = [outputs, rank]
+                    else:
+                        arch["low_rank"][path] = [inputs, outputs, rank]
                     continue
                 shape = self.layout.shape(place.axes, width, tuple(parameter.shape))
                 if shape != tuple(parameter.shape):
@@ -358,6 +387,13 @@ class Supernet:
                         values = {name: self.layout.attribute_value(f, width) for name, f in formulas.items()}
                         arch["attributes"][start + path] = values
         return {section: edits for section, edits in arch.items() if edits}
+
+
+def _largest(outputs: int, inputs: int) -> int:
+    """The largest rank of two factors below break-even."""
+    rank = factor_rank(outputs, inputs, DENSE - 1)
+    assert rank is not None
+    return rank
 
 
 @contextmanager

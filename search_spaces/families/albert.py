@@ -42,6 +42,7 @@ ALBERT = Family(
         "predictions.decoder": "token",
     },
     learned_positions="position_embeddings",
+    whole_embedding="its embeddings are projected to the hidden size already",
     head_dim_in_config=False,
     requires={"num_hidden_groups": 1, "inner_group_num": 1},
     shared_layers=True,

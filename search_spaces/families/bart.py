@@ -77,6 +77,7 @@ BART = Family(
     },
     positions={"lm_head": "token"},
     learned_positions="embed_positions",
+    whole_embedding="its encoder, decoder and output head share one table",
     head_dim_in_config=False,
     config_names=BART_CONFIG_NAMES,
     stock_if=keeps_its_scale,

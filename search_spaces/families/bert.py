@@ -43,6 +43,7 @@ BERT = Family(
         "predictions.decoder": "token",
     },
     learned_positions="position_embeddings",
+    embedding="embeddings.word_embeddings",
     head_dim_in_config=False,
     requires={"add_cross_attention": False},
 )

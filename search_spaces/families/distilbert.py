@@ -45,6 +45,7 @@ DISTILBERT = Family(
         "vocab_projector": "token",
     },
     learned_positions="position_embeddings",
+    embedding="embeddings.word_embeddings",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("hidden_dim",)},
 )

@@ -30,5 +30,7 @@ ELECTRA = replace(
         "generator_predictions.dense": "token",
         "generator_lm_head": "token",
     },
+    embedding="",
+    whole_embedding="its embeddings are projected to the hidden size already",
     config_names={"embedding_size": ("embedding_size",)},
 )

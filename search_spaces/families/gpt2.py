@@ -35,6 +35,7 @@ GPT2 = Family(
     },
     positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
     learned_positions="wpe",
+    embedding="wte",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("n_inner",)},
     requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},

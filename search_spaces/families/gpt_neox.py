@@ -33,5 +33,6 @@ GPT_NEOX = Family(
         "qa_outputs": (None, "hidden"),
     },
     positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
+    embedding="embed_in",
     head_dim_in_config=False,
 )

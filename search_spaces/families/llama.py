@@ -35,5 +35,6 @@ LLAMA = Family(
         "qa_outputs": (None, "hidden"),
     },
     positions={"lm_head": "token", "score": "token", "qa_outputs": "token"},
+    embedding="embed_tokens",
     head_dim_in_config=True,
 )

@@ -35,6 +35,7 @@ MODERNBERT = Family(
         "decoder": (None, "hidden"),
     },
     positions={"head.dense": "label", "classifier": "label", "decoder": "token"},
+    embedding="embeddings.tok_embeddings",
     head_dim_in_config=False,
     per_layer=("layer_types",),
 )

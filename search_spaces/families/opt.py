@@ -44,6 +44,7 @@ OPT = Family(
         "qa_outputs": "token",
     },
     learned_positions="embed_positions",
+    embedding="embed_tokens",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("ffn_dim",), "embedding_size": ("word_embed_proj_dim",)},
     requires={"layer_norm_elementwise_affine": True},

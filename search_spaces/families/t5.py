@@ -91,6 +91,7 @@ T5 = Family(
         "lm_head": (None, "hidden"),
     },
     positions={"lm_head": "token"},
+    whole_embedding="its encoder, decoder and output head share one table",
     head_dim_in_config=True,
     config_names={"num_hidden_layers": ("num_layers", "num_decoder_layers"), "intermediate_size": ("d_ff",)},
     cache_depth="decoder_layers",
