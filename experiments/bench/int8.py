@@ -1,11 +1,11 @@
-"""What int8 costs and saves: a run's parent, whole and of half rank, as float32 and int8 ONNX files, and with
-its layers in fewer bits, embeddings as they are.
+"""What int8 costs and saves: a run's parent, whole, of half rank and with embeddings of half rank, as float32 and int8
+ONNX files, and with its layers in fewer bits, embeddings as they are.
 
     python experiments/bench/int8.py RUN [--rounds 11]
 
 Size is that of the file. Quality is measured on the recipe's held-out split by running the very file, at the examples'
 own lengths; latency in ONNX Runtime on the recipe's workload, interleaved rounds, as a ratio to the whole parent in
-float32. Half rank is cut without further training.
+float32. Half ranks are cut without further training.
 """
 
 from __future__ import annotations
@@ -78,9 +78,11 @@ def main() -> None:
     bench, quality = Workbench(run.recipe), run.recipe.quality
     supernet = Supernet(bench.load_model(run.parent).eval())
     supernet.activations = calibrate(supernet, calibration_set(bench).batches)
-    models = {"whole": supernet.extract(supernet.parent), "half rank": supernet.extract(half_rank(supernet.parent))}
+    parent = supernet.parent
+    subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": replace(parent, embedding_rank=50)}
+    models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}
     kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
-    models |= {f"layers {bits}": supernet.extract(in_bits(supernet.parent, bits)) for bits in BITS[2:]}
+    models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in BITS[2:]}
     kinds += [(name, "float32") for name in models if name.startswith("layers")]
     workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
     inputs = bench.dummy_inputs(workload)

@@ -2,12 +2,14 @@
 
     python experiments/bench/lowrank.py times [--rounds 21]
     python experiments/bench/lowrank.py errors MODEL TEXTS.parquet [--column sentence]
+    python experiments/bench/lowrank.py embedding RUN
 
 `times` runs extracted linear layers and a whole extracted encoder layer of MiniLM's and BERT base's shapes beside the
 dense ones: one thread, process CPU time, interleaved rounds, median ratio; below 1 the factors are faster. `errors`
 truncates matrices of a BERT on its activations on real texts, and compares with the optimum, found by another road in
 float64 (tail of the singular values of the outputs themselves), and with a singular value decomposition of the weight
-alone.
+alone. `embedding` cuts the table of token embeddings of a run's parent, calibrated on training data and judged without
+further training on the held-out split, whose own tokens the optimum is of.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +30,13 @@ from rich.table import Table
 from torch import nn
 
 from nas.exports.modeling_nas import LowRank
-from nas.supernets.basis import calibrate, output_basis
+from nas.progress import quiet_libraries
+from nas.run import Run
+from nas.stages import calibration_set
+from nas.supernets.basis import calibrate, leading, output_basis
 from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import score
+from nas.tasks.workbench import Workbench
 from search_spaces import SubnetConfig
 from search_spaces.layout import RANK_STEP, factor_rank
 
@@ -123,6 +132,38 @@ def errors(model: str, texts: list[str]) -> Table:
     return table
 
 
+def embeddings(run: Run) -> Table:
+    """Relative squared error of the embeddings of held-out tokens, and held-out quality, with tables of low rank."""
+    bench, quality = Workbench(run.recipe), run.recipe.quality
+    supernet = Supernet(bench.load_model(run.parent).eval())
+    activations = calibrate(supernet, calibration_set(bench).batches)
+    assert activations.embedding is not None and supernet.embedding is not None
+    table = supernet.embedding.weight.detach().double()
+    rows = torch.cat(
+        [table[batch["input_ids"][batch["attention_mask"].bool()]] for batch in bench.splits.test.batches]
+    )
+    moments = {"ours": activations.embedding, "optimum": rows.T @ rows, "plain SVD": table.T @ table}
+    kinds = (*(f"error {name}" for name in moments), f"{quality} ours", f"{quality} plain SVD")
+    found = Table("rank", "of break-even", "numbers", *kinds, title=f"{len(rows)} held-out tokens")
+    for percent in reversed(FRACTIONS):
+        subnet = replace(supernet.parent, embedding_rank=percent)
+        tokens, channels = table.shape
+        rank = factor_rank(channels, tokens, percent)
+        numbers = table.numel() if rank is None else rank * (tokens + channels)
+        cells = [f"{rank or 'full'}", f"{percent} %" if rank else "–", f"{numbers / 1e6:.2f}M"]
+        for moment in moments.values():
+            u = leading(moment, rank or channels)
+            cells.append(f"{(((rows - rows @ u @ u.T) ** 2).sum() / (rows**2).sum()).item():.5f}")
+        for name in ("ours", "plain SVD"):
+            supernet.activations = replace(activations, embedding=moments[name])
+            supernet.activate(supernet.parent)
+            supernet.activate(subnet)
+            scored = score(supernet.model, bench.splits.test, [quality])[quality]
+            cells.append(f"{scored.value:.4f} ± {scored.standard_error:.4f}")
+        found.add_row(*cells)
+    return found
+
+
 def real_inputs(model: Any, module: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """What a module is given for all tokens that are no padding (tokens, inputs), float64."""
     seen: list[torch.Tensor] = []
@@ -157,11 +198,15 @@ def main() -> None:
     of_errors.add_argument("texts")
     of_errors.add_argument("--column", default="sentence")
     of_errors.add_argument("--examples", type=int, default=256)
+    kinds.add_parser("embedding").add_argument("run", type=Path)
     given = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     if given.kind == "times":
         Console().print(linear_layers(given.rounds), encoder_layers(given.rounds))
+    elif given.kind == "embedding":
+        quiet_libraries()
+        Console(width=140).print(embeddings(Run(given.run)))
     else:
         import pandas as pd
 
