@@ -15,7 +15,7 @@ from nas.exports.export import export_subnet
 from nas.fronts.finetuned import beside, finetuned, front_beside
 from nas.fronts.history import history
 from nas.fronts.report import write_report
-from nas.fronts.summary import hypervolume_line, predictor_line, workload_line
+from nas.fronts.summary import hypervolume_line, near_line, predictor_line, workload_line
 from nas.progress import quiet_libraries, say
 from nas.run import Run, read_json
 from nas.samplers.by_name import check_sampler
@@ -48,6 +48,7 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
     with _trained(recipe, folder, cluster) as (bench, run):
         predictor = make_profile(run, bench)
         say(f"predictor  {predictor_line(predictor)}")
+        say(f"near       {near_line(predictor)}")
         if not run.front_file.exists():
             supernet, space = load_supernet(run, bench)
             evaluator = Evaluator(recipe, supernet, bench.splits.search, predictor)
@@ -180,6 +181,7 @@ def make_report(run: Run, predictor: SubnetPredictor) -> None:
         facts={
             "Workload": workload_line(run),
             "Latency predictor": predictor_line(predictor),
+            "Where it matters": near_line(predictor),
             "Hypervolume": hypervolume_line(results),
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
             "Reported on": Path(recipe.task.test).name,

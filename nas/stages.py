@@ -15,7 +15,7 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, MeasurementStore, Stage, SubnetPredictor, Timing
+from predictors import AnalyticCosts, Ceilings, MeasurementStore, Stage, SubnetPredictor, Timing, roofline_ms
 from predictors.measure import groups, measure_in_calm
 from predictors.precision import why_not
 from predictors.runtimes import prepared
@@ -96,9 +96,18 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
     measured = measure_subnets(run, bench, supernet, subnets, "profile")
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    prior = priors(run)
+    bound = recipe.bounds.get("latency_ms")
+    ceilings = None if run.elsewhere else Ceilings.measure(recipe.workload)
     predictor = SubnetPredictor.fit(
-        space, subnets, latency_ms, recipe.workload, macs=macs, prior=prior, seed=recipe.seed
+        space,
+        subnets,
+        latency_ms,
+        recipe.workload,
+        macs=macs,
+        baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, ceilings)} if ceilings else {},
+        prior=priors(run),
+        around_ms=bound.value if bound else None,
+        seed=recipe.seed,
     )
     with run.building(run.predictor) as work:
         predictor.save(work)

@@ -1,10 +1,12 @@
 """What a subnetwork costs: measurement on a device, and latency predictors fitted on what was measured."""
 
+from predictors.accuracy import Errors
 from predictors.analytic import AnalyticCosts
-from predictors.latency import LatencyPredictor, PredictorReport
+from predictors.latency import LatencyPredictor
 from predictors.measure import measure
-from predictors.models import MODELS, PRIOR_MODELS, Errors
+from predictors.models import MODELS, PRIOR_MODELS
 from predictors.onnx_export import write_onnx
+from predictors.predictor_report import PredictorReport
 from predictors.regressions import LatencyModel
 from predictors.roofline import Ceilings, roofline_ms
 from predictors.runtimes import RUNTIMES, prepared

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from predictors.models import MODELS, PRIOR_MODELS, Errors, LeastSquares, errors
+from predictors.accuracy import Errors, count_near, errors, errors_near
+from predictors.models import MODELS, PRIOR_MODELS, LeastSquares
+from predictors.predictor_report import PredictorReport
 from predictors.regressions import Blend, LatencyModel, geometric_mean
 from search_spaces import InputError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_OF_FEW = 5, 10
@@ -27,52 +25,6 @@ BLENDED, SHARPNESS = 3, 4
 COVERAGE = 0.9
 CURVE = (10, 30, 100, 300)
 """Measurements that a learning curve is read at."""
-
-
-@dataclass(frozen=True)
-class PredictorReport:
-    """How good a predictor is on measurements it has not seen.
-
-    Attributes:
-        model: The chosen models, names in `MODELS` and `PRIOR_MODELS` joined by ``+``.
-        n_train: Measurements that models were fitted and chosen on.
-        n_test: Measurements held out.
-        cv_mape_percent: Model -> cross-validated error on the former, by which the model was chosen.
-        held_out: Model or baseline -> errors on the latter.
-        residual_bound: The relative residual that 90 % of measurements stay below when they are left out, with the
-            correction of conformal prediction.
-    """
-
-    model: str
-    n_train: int
-    n_test: int
-    cv_mape_percent: Mapping[str, float]
-    held_out: Mapping[str, Errors]
-    residual_bound: float
-
-    @property
-    def chosen(self) -> Errors:
-        """Held-out errors of the predictor itself."""
-        return self.held_out[self.model]
-
-    def table(self) -> Table:
-        """Held-out errors of every model and baseline, the chosen one marked."""
-        from rich.table import Table
-
-        table = Table(title=f"latency predictor: {self.n_test} held out of {self.n_train + self.n_test} measurements")
-        for column in ("model", "MAPE %", "RMSE ms", "Kendall tau"):
-            table.add_column(column, justify="left" if column == "model" else "right")
-        for name, e in self.held_out.items():
-            known = name in MODELS or name in PRIOR_MODELS
-            kind = "chosen" if name == self.model else "" if known else "baseline"
-            shown = f"{name} ({kind})" if kind else name
-            table.add_row(shown, f"{e.mape_percent:.1f}", f"{e.rmse_ms:.3g}", f"{e.kendall_tau:.3f}")
-        return table
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PredictorReport:
-        """Reads back ``dataclasses.asdict``."""
-        return cls(**{**data, "held_out": {name: Errors(**e) for name, e in data["held_out"].items()}})
 
 
 class LatencyPredictor:
@@ -108,6 +60,8 @@ class LatencyPredictor:
         names: Sequence[str] | None = None,
         prior: LatencyPredictor | Sequence[LatencyPredictor] = (),
         baselines: Mapping[str, Any] | None = None,
+        around_ms: float | None = None,
+        chosen: int = 0,
         seed: int = 0,
     ) -> LatencyPredictor:
         """Chooses a model by cross-validation on four fifths, reports on the held-out fifth, fits on all.
@@ -119,6 +73,8 @@ class LatencyPredictor:
             names: Of the columns; by default those of the data frame, or numbers.
             prior: Predictors of other devices on the same features; with them, ten measurements suffice.
             baselines: Name -> (n,) or (n, k) numbers in which a straight line is fitted, for comparison.
+            around_ms: A bound on the latency, near which errors are reported as well.
+            chosen: How many of the last rows were chosen, not drawn at random; none of them is held out.
             seed: Which measurements are held out, and the folds.
 
         Raises:
@@ -131,10 +87,10 @@ class LatencyPredictor:
         measured = _numbers(latency_ms, "latency_ms").reshape(-1)
         lines = {name: _numbers(line, name).reshape(len(measured), -1) for name, line in (baselines or {}).items()}
         _check(table, measured, names, prior)
-        order = np.random.default_rng(seed).permutation(len(measured))
-        held_out = max(len(measured) // 5, 1)
-        makers = _makers(names, prior)
-        report = _report(table, measured, makers, lines, train=order[held_out:], test=order[:held_out])
+        test, train = held_out_rows(len(measured), chosen, seed)
+        report = _report(
+            table, measured, _makers(names, prior), lines, train=train, test=test, around_ms=around_ms, chosen=chosen
+        )
         return cls(table, measured, report, names=names, prior=prior)
 
     def predict(self, features: Any) -> np.ndarray:
@@ -161,8 +117,7 @@ class LatencyPredictor:
 
     def learning_curve(self, sizes: Sequence[int] = CURVE, *, seed: int = 0) -> dict[int, Errors]:
         """Errors on a held-out fifth when only so many of the others are fitted; sizes beyond are left out."""
-        order = np.random.default_rng(seed).permutation(len(self.latency_ms))
-        test, rest = np.split(order, [len(order) // 5])
+        test, rest = held_out_rows(len(self.latency_ms), self.report.n_chosen, seed)
         curve = {}
         for size in (n for n in sizes if n <= len(rest)):
             part = rest[:size]
@@ -171,6 +126,17 @@ class LatencyPredictor:
             )
             curve[size] = errors(self.latency_ms[test], fitted.predict(self.features[test]))
         return curve
+
+
+def held_out_rows(n: int, chosen: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a fifth of n measurements that are held out, and the others.
+
+    The last ``chosen`` rows were not drawn at random: what is held out is among those before, so that the errors are
+    those of random subnetworks.
+    """
+    drawn = np.random.default_rng(seed).permutation(n - chosen)
+    test, rest = np.split(drawn, [max(min(n // 5, len(drawn) // 2), 1)])
+    return test, np.concatenate([rest, np.arange(n - chosen, n)])
 
 
 Maker = Callable[[], LatencyModel]
@@ -251,29 +217,36 @@ def _report(
     *,
     train: np.ndarray,
     test: np.ndarray,
+    around_ms: float | None,
+    chosen: int,
 ) -> PredictorReport:
     """Chooses a model on ``train`` and scores every model and baseline on ``test``, both row indices."""
     left_out = {name: _left_out(make, x[train], latency_ms[train]) for name, make in makers.items()}
     cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
     eligible = [name for name in cv if name in PRIOR_MODELS] if len(train) <= FEW else []
     ranked = sorted(eligible or cv, key=lambda name: cv[name])
-    chosen = ranked[: BLENDED if len(train) <= FEW else 1]
-    name, weights = "+".join(chosen), _weights(chosen, cv)
+    best = ranked[: BLENDED if len(train) <= FEW else 1]
+    name, weights = "+".join(best), _weights(best, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}
-    predicted[name] = geometric_mean([predicted[model] for model in chosen], weights)
+    for found in (left_out, predicted):
+        found[name] = geometric_mean([found[model] for model in best], weights)
     for baseline, line in lines.items():
-        columns = range(line.shape[1])
-        predicted[baseline] = LeastSquares(columns).fit(line[train], latency_ms[train]).predict(line[test])
-    unseen = geometric_mean([left_out[model] for model in chosen], weights)
-    pairs = ((latency_ms[train], unseen), (latency_ms[test], predicted[name]))
-    residuals = np.concatenate([np.abs(took - expected) / expected for took, expected in pairs])
+        make = partial(LeastSquares, range(line.shape[1]))
+        left_out[baseline] = _left_out(make, line[train], latency_ms[train])
+        predicted[baseline] = make().fit(line[train], latency_ms[train]).predict(line[test])
+    measured = np.concatenate([latency_ms[train], latency_ms[test]])
+    unseen = {model: np.concatenate([left_out[model], p]) for model, p in predicted.items()}
     return PredictorReport(
         model=name,
         n_train=len(train),
         n_test=len(test),
         cv_mape_percent=cv,
         held_out={model: errors(latency_ms[test], p) for model, p in predicted.items()},
-        residual_bound=_conformal_bound(residuals),
+        residual_bound=_conformal_bound(np.abs(measured - unseen[name]) / unseen[name]),
+        n_chosen=chosen,
+        around_ms=around_ms,
+        n_near=count_near(measured, around_ms),
+        near={model: errors_near(measured, p, around_ms) for model, p in unseen.items()},
     )
 
 

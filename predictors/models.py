@@ -1,9 +1,8 @@
-"""Latency models: the features of subnetworks they read, the regressions themselves, and how far off they are."""
+"""Latency models: the features of subnetworks they read, and the regressions to choose among."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -207,22 +206,3 @@ PRIOR_MODELS: dict[str, Callable[[Sequence[Predict]], LatencyModel]] = {
 def depth_only(features: np.ndarray) -> np.ndarray:
     """The column of layers of (n, d) features of a space."""
     return features[:, :1]
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How far predictions are from measurements; ``kendall_tau`` is 0 where all values are equal."""
-
-    mape_percent: float
-    rmse_ms: float
-    kendall_tau: float
-
-
-def errors(measured: np.ndarray, predicted: np.ndarray) -> Errors:
-    """Compares (n,) measured with (n,) predicted milliseconds."""
-    from scipy.stats import kendalltau
-
-    off = predicted - measured
-    constant = len(set(measured.tolist())) < 2 or len(set(predicted.tolist())) < 2
-    tau = 0.0 if constant else float(kendalltau(measured, predicted).statistic)
-    return Errors(float(np.mean(np.abs(off) / measured) * 100), float(np.sqrt(np.mean(off**2))), tau)

@@ -24,7 +24,7 @@ class Measurement:
         subnet: What was measured; for stage ``anchor``, the anchor.
         workload: Shapes, precision and threads.
         device_name: The processor or GPU, as its maker names it.
-        stage: ``profile`` for a subnetwork inside the supernet, ``export`` for an exported model, ``repeat`` for the
+        stage: ``profile`` for a sampled subnetwork, extracted, ``export`` for an exported model, ``repeat`` for the
             same loaded and measured again, ``anchor``.
         timing: How long it took.
     """

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from predictors.latency import LatencyPredictor, PredictorReport
+from predictors.latency import LatencyPredictor
 from predictors.models import depth_only, feature_names, features
+from predictors.predictor_report import PredictorReport
 from predictors.store import Measurement
 from predictors.workload import Workload
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
@@ -49,6 +50,8 @@ class SubnetPredictor:
         macs: Sequence[float],
         baselines: Mapping[str, Sequence[float] | np.ndarray] | None = None,
         prior: Sequence[SubnetPredictor] = (),
+        around_ms: float | None = None,
+        chosen: int = 0,
         seed: int = 0,
     ) -> SubnetPredictor:
         """Fits a `LatencyPredictor` on what the latency of a subnetwork depends on.
@@ -61,6 +64,8 @@ class SubnetPredictor:
             macs: Multiply-accumulates of each, for the baseline of that name.
             baselines: Further ones: name -> a number for each.
             prior: Predictors of the same space on other devices or workloads.
+            around_ms: A bound on the latency, near which errors are reported as well.
+            chosen: How many of the last subnetworks were chosen, not drawn at random; none of them is held out.
             seed: Which measurements are held out, and the folds.
 
         Raises:
@@ -77,7 +82,8 @@ class SubnetPredictor:
                 raise InputError("a prior must be of the same space, but its columns differ; leave it out.")
         lines = {"depth-only": depth_only(table), "macs": macs, **(baselines or {})}
         devices = [device.latency for device in prior]
-        latency = LatencyPredictor.fit(table, latency_ms, names=names, prior=devices, baselines=lines, seed=seed)
+        about: dict[str, Any] = {"baselines": lines, "around_ms": around_ms, "chosen": chosen}
+        latency = LatencyPredictor.fit(table, latency_ms, names=names, prior=devices, **about, seed=seed)
         return cls(space, subnets, workload, latency)
 
     @classmethod

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from predictors import MODELS, Measurement, SubnetPredictor, Timing, Workload
-from predictors.models import errors, feature_names, features
+from predictors.accuracy import errors
+from predictors.models import feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536, hidden_size=384)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from predictors import LatencyPredictor
-from predictors.models import errors
+from predictors.accuracy import errors
 from search_spaces import InputError
 
 NAMES = ["layers", "width", "heads"]

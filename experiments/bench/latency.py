@@ -20,16 +20,22 @@ import torch
 import transformers
 
 from nas import Supernet
+from nas.supernets.basis import calibrate
 from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, measure, prepared, write_onnx
-from predictors.models import errors
+from predictors.accuracy import errors
 from predictors.runtimes import Call, onnx_call
 from search_spaces import Layout, SearchSpace, SubnetConfig
+from search_spaces.subnet import DENSE
 
 CHOICES = {
     "num_hidden_layers": [2, 3, 4, 5, 6],
-    "num_attention_heads": [2, 4, 6, 8, 10, 12],
-    "intermediate_size": [192, 384, 768, 1152, 1536],
+    "num_attention_heads": [0, 2, 4, 6, 8, 10, 12],
+    "intermediate_size": [0, 192, 384, 768, 1152, 1536],
     "hidden_size": [256, 320, 384],
+    "attention_rank": [25, 50, 75, DENSE],
+    "mlp_rank": [25, 50, 75, DENSE],
+    "attention": ["local:16", "local:32", "full"],
+    "bits": ["float32", "int8"],
 }
 FITTED, HELD_OUT, REPEATED = 100, 50, 20
 TOGETHER = 6
@@ -46,6 +52,7 @@ class Bench:
         self.subnets = [self.space.sample(rng) for _ in range(FITTED + HELD_OUT)]
         ids = torch.randint(1000, 30000, (workload.batch_size, workload.sequence_length or 1))
         self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.supernet.activations = calibrate(self.supernet, [self.inputs])
 
     def call(self, subnet: SubnetConfig) -> Call:
         """Runs a subnetwork once; its ONNX file is written before if it is not there."""
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", default="torch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--write-only", action="store_true", help="write ONNX files, measure nothing")
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -11,18 +12,39 @@ from nas.fronts.finetuned import finetuned
 from nas.fronts.front import ParetoFront
 from nas.progress import console, say
 from nas.run import Run
-from predictors import SubnetPredictor
+from predictors import Errors, SubnetPredictor
+
+BASELINES = ("depth-only", "macs", "linear", "roofline")
 
 
 def predictor_line(predictor: SubnetPredictor) -> str:
     """The held-out error of the predictor beside its baselines, in one line."""
     report = predictor.report
-    chosen, others = report.held_out[report.model], ("depth-only", "macs")
-    beside = ", ".join(f"{name} {report.held_out[name].mape_percent:.1f} %" for name in others)
+    e = report.chosen
     return (
-        f"{report.model}: error {chosen.mape_percent:.1f} % and Kendall tau {chosen.kendall_tau:.2f} "
-        f"on {report.n_test} held-out of {report.n_train + report.n_test} measured ({beside})"
+        f"{report.model}: error {e.mape_percent:.1f} %, RMSE {e.rmse_ms:.2g} ms and Kendall tau {e.kendall_tau:.2f} "
+        f"on {report.n_test} held-out of {report.n_train + report.n_test} measured, each extracted "
+        f"({_beside(report.held_out, lambda e: f'{e.mape_percent:.1f} %')})"
     )
+
+
+def near_line(predictor: SubnetPredictor) -> str:
+    """The same near the bound on the latency, or the order of near-equal subnetworks where there is no bound."""
+    report = predictor.report
+    if not report.near or not report.n_near:
+        return f"{report.whereabouts}, so nothing is known of the error there"
+    e, tau = report.near[report.model], f"Kendall tau {report.near[report.model].kendall_tau:.2f}"
+    if report.around_ms is None:
+        return f"{tau} of {report.whereabouts} ({_beside(report.near, lambda e: f'{e.kendall_tau:.2f}')})"
+    return (
+        f"error {e.mape_percent:.1f} %, RMSE {e.rmse_ms:.2g} ms and {tau} of {report.whereabouts} "
+        f"({_beside(report.near, lambda e: f'{e.mape_percent:.1f} % {e.kendall_tau:.2f}')})"
+    )
+
+
+def _beside(found: Mapping[str, Errors], shown: Callable[[Errors], str]) -> str:
+    """A figure of each baseline."""
+    return ", ".join(f"{name} {shown(found[name])}" for name in BASELINES if name in found)
 
 
 def hypervolume_line(results: dict[str, Any]) -> str:
