@@ -145,8 +145,10 @@ Maker = Callable[[], LatencyModel]
 def _makers(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str, Maker]:
     """Every model that may be chosen."""
     makers: dict[str, Maker] = {name: partial(make, names) for name, make in MODELS.items()}
-    devices = [device.predict for device in prior]
-    return makers | ({name: partial(make, devices) for name, make in PRIOR_MODELS.items()} if devices else {})
+    if not prior:
+        return makers
+    devices, known = [device.predict for device in prior], np.concatenate([device.features for device in prior])
+    return makers | {name: partial(make, devices, known) for name, make in PRIOR_MODELS.items()}
 
 
 def _blend(report: PredictorReport, makers: Mapping[str, Maker]) -> LatencyModel:

@@ -7,15 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from predictors.regressions import (
-    LatencyModel,
-    LogGaussianProcess,
-    Network,
-    Predict,
-    PriorCorrected,
-    PriorMixture,
-    Products,
-)
+from predictors.prior_process import Predict, PriorProcess
+from predictors.regressions import LatencyModel, LogGaussianProcess, Network, Products
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
 from search_spaces.subnet import DENSE, RANKS
@@ -196,11 +189,9 @@ MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
 }
 """Name -> model for columns of these names; `LatencyPredictor.fit` chooses among them."""
 
-PRIOR_MODELS: dict[str, Callable[[Sequence[Predict]], LatencyModel]] = {
-    "prior-mixture": PriorMixture,
-    "prior-corrected": PriorCorrected,
-}
-"""Name -> model that starts from what other devices take; `LatencyPredictor.fit` adds them where there are any."""
+PRIOR_MODELS: dict[str, Callable[[Sequence[Predict], np.ndarray], LatencyModel]] = {"prior-process": PriorProcess}
+"""Name -> model that starts from what other devices take, and the features on which that is known;
+`LatencyPredictor.fit` adds them where there are any."""
 
 
 def depth_only(features: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Regressions for few measurements: ridge with products, a Gaussian process, a small network, and priors."""
+"""Regressions for few measurements: ridge with products, a Gaussian process, a small network, and their mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +54,15 @@ def ridge(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> tuple[
     return weights, float(np.mean(((target - design @ weights) / (1 - leverage)) ** 2))
 
 
+def products(scaled: np.ndarray) -> np.ndarray:
+    """Features and, unless there are many, their products."""
+    d = scaled.shape[1]
+    if d > MOST_PRODUCTS:
+        return scaled
+    first, second = np.triu_indices(d)
+    return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
+
+
 class Products:
     """A weighted sum of features and their products, with the least squared relative error.
 
@@ -63,7 +72,7 @@ class Products:
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Products:
         """Fits (n, d) features to (n,) latencies."""
         self._scaler = Scaler(features)
-        self._spread = Scaler(self._products(self._scaler(features)))
+        self._spread = Scaler(products(self._scaler(features)))
         design = self._design(features) / latency_ms[:, None]
         size = np.sqrt((design**2).sum(axis=0)[1:].mean())
         fits = []
@@ -79,16 +88,8 @@ class Products:
         return np.maximum(self._design(features) @ self._weights, 1e-9)
 
     def _design(self, features: np.ndarray) -> np.ndarray:
-        products = self._spread(self._products(self._scaler(features)))
-        return np.concatenate([np.ones((len(features), 1)), products], axis=1)
-
-    @staticmethod
-    def _products(scaled: np.ndarray) -> np.ndarray:
-        d = scaled.shape[1]
-        if d > MOST_PRODUCTS:
-            return scaled
-        first, second = np.triu_indices(d)
-        return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
+        spread = self._spread(products(self._scaler(features)))
+        return np.concatenate([np.ones((len(features), 1)), spread], axis=1)
 
 
 class LogGaussianProcess:
@@ -146,72 +147,6 @@ class Network:
         scaled = self._scaler(features)
         mean = np.mean([network.predict(scaled) for network in self._networks], axis=0)
         return np.exp(np.clip(mean * self._spread + self._centre, -50, 50))
-
-
-Predict = Callable[[np.ndarray], np.ndarray]
-"""What another device takes: (n, d) features -> (n,) milliseconds."""
-
-
-class PriorMixture:
-    """A sum of what other devices take, with weights of at least zero, and a constant: two weights suffice for one."""
-
-    def __init__(self, prior: Sequence[Predict]) -> None:
-        self.prior = prior
-
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorMixture:
-        """Fits (n, d) features to (n,) latencies."""
-        from scipy.optimize import nnls
-
-        design = self._design(features) / latency_ms[:, None]
-        self.scale = np.maximum(design.max(axis=0), 1e-300)
-        self._weights = nnls(design / self.scale, np.ones(len(design)))[0] / self.scale
-        return self
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n, d) features -> (n,) milliseconds, above zero."""
-        return np.maximum(self._design(features) @ self._weights, 1e-9)
-
-    def _design(self, features: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones(len(features)), *(predict(features) for predict in self.prior)], axis=1)
-
-
-class PriorCorrected:
-    """The geometric mean of other devices, corrected in the logarithm by a ridge on each of them and on the features.
-
-    Nothing measured, it is that mean times a constant; every correction has to be paid for. The two strengths of the
-    ridge are those with the least error when each measurement in turn is left out.
-    """
-
-    def __init__(self, prior: Sequence[Predict]) -> None:
-        self.prior = prior
-
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorCorrected:
-        """Fits (n, d) features to (n,) latencies."""
-        self._scaler, devices = Scaler(features), self._devices(features)
-        self._centre = devices.mean()
-        design, base = self._design(features, devices)
-        target, fits = np.log(latency_ms) - base, []
-        for of_devices in PENALTIES:
-            for of_features in (*PENALTIES[1:], 1e3):
-                widths = (1, devices.shape[1] + 1, features.shape[1])
-                penalty = np.repeat([0.0, of_devices, of_features], widths)
-                fits.append(ridge(design, target, penalty))
-        self._weights = min(fits, key=lambda fit: fit[1])[0]
-        return self
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n, d) features -> (n,) milliseconds."""
-        design, base = self._design(features, self._devices(features))
-        return np.exp(np.clip(base + design @ self._weights, -50, 50))
-
-    def _devices(self, features: np.ndarray) -> np.ndarray:
-        return np.log(np.stack([predict(features) for predict in self.prior], axis=1))
-
-    def _design(self, features: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        base = devices.mean(axis=1)
-        scaled = self._scaler(features) / np.sqrt(features.shape[1])
-        ones = np.ones((len(base), 1))
-        return np.concatenate([ones, (base - self._centre)[:, None], devices - base[:, None], scaled], axis=1), base
 
 
 class Blend:

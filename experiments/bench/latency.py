@@ -21,8 +21,9 @@ import transformers
 
 from nas import Supernet
 from nas.supernets.basis import calibrate
-from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, measure, prepared, write_onnx
+from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, prepared, write_onnx
 from predictors.accuracy import errors
+from predictors.measure import groups, measure_in_calm
 from predictors.runtimes import Call, onnx_call
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.subnet import DENSE
@@ -38,14 +39,14 @@ CHOICES = {
     "bits": ["float32", "int8"],
 }
 FITTED, HELD_OUT, REPEATED = 100, 50, 20
-TOGETHER = 6
+PRECISION = 0.02
 
 
 class Bench:
     """A supernet, its space, the subnetworks to measure and where the measurements go."""
 
-    def __init__(self, model: str, folder: Path, workload: Workload, rounds: int) -> None:
-        self.folder, self.workload, self.rounds = folder, workload, rounds
+    def __init__(self, model: str, folder: Path, workload: Workload) -> None:
+        self.folder, self.workload = folder, workload
         self.supernet = Supernet(transformers.AutoModelForSequenceClassification.from_pretrained(model).eval())
         self.space: SearchSpace = Layout(self.supernet.model.config).search_space({**CHOICES, "scope": "per-layer"})
         rng = Random(0)
@@ -72,15 +73,14 @@ class Bench:
         """Latencies in milliseconds, or None where time ran out."""
         store = MeasurementStore(self.folder / name)
         missing = [s for s in subnets if store.get(s.key, self.workload, "profile") is None]
-        for start in range(0, len(missing), TOGETHER):
+        for start, group in groups(missing):
             if time.monotonic() > until:
                 print(f"{name}: {len(missing) - start} of {len(subnets)} still to measure")
                 return None
-            group = missing[start : start + TOGETHER]
             anchor_ms = store.anchor_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
             anchor = self.call(self.supernet.parent)
-            timed = measure(calls, anchor, self.workload, anchor_ms=anchor_ms, rounds=self.rounds)
+            timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
             if anchor_ms is None:
                 store.add(self.supernet.parent, self.workload, "anchor", timed["anchor"])
             for subnet in group:
@@ -94,14 +94,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", default="torch")
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--write-only", action="store_true", help="write ONNX files, measure nothing")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     until = time.monotonic() + arguments.seconds
     workload = Workload(runtime=arguments.runtime)
-    bench = Bench(arguments.model, arguments.folder, workload, arguments.rounds)
+    bench = Bench(arguments.model, arguments.folder, workload)
     if arguments.write_only:
         for subnet in [bench.supernet.parent, *bench.subnets]:
             bench.written(subnet)

@@ -1,0 +1,92 @@
+"""PriorProcess: a regression that starts from what other devices take, for ten measurements of a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from predictors.regressions import Scaler, products
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""What another device takes: (n, d) features -> (n,) milliseconds."""
+
+
+class PriorProcess:
+    """A Gaussian process on the logarithm whose mean and covariance are learned from other devices.
+
+    The mean is that of the devices. Each departs from it by a weighted sum of features and their products; the weights
+    of a new device are drawn like theirs, the more freely the better that explains what was measured, and so is its
+    noise (by the evidence; Rasmussen & Williams 2006, 2.7 and 5.4). A constant costs nothing: devices differ in speed.
+
+    Args:
+        prior: What other devices take.
+        known: (m, d) features on which they are known.
+    """
+
+    own, free = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+    """Variances to choose among: of each weight by itself, in those that it has among devices; of all weights."""
+    slope, constant = 0.1, 100.0
+    noises = 10.0 ** np.arange(-6, -1.4, 0.5)
+
+    def __init__(self, prior: Sequence[Predict], known: np.ndarray) -> None:
+        self.prior, self.known = prior, known
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorProcess:
+        """Fits (n, d) features to (n,) latencies."""
+        reference = np.concatenate([self.known, features])
+        self._scaler = Scaler(reference)
+        self._spread = Scaler(products(self._scaler(reference)))
+        devices = self._devices(self.known)
+        self._centre = devices.mean()
+        departures, learned = _weights_of(self._design(self.known, devices.mean(axis=1)), devices)
+        base = self._devices(features).mean(axis=1)
+        design, target = self._design(features, base), np.log(latency_ms) - base
+        always = np.zeros(design.shape[1])
+        always[:2] = self.constant, self.slope
+        fits = []
+        for own in self.own:
+            for free in self.free:
+                single = np.sqrt(own * learned + free / len(always) + always)
+                root = np.concatenate([departures, np.diag(single)], axis=1)
+                fits.append(_most_evident(design, target, root, self.noises))
+        self._weights = max(fits, key=lambda fit: fit[0])[1]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        base = self._devices(features).mean(axis=1)
+        return np.exp(np.clip(base + self._design(features, base) @ self._weights, -50, 50))
+
+    def _devices(self, features: np.ndarray) -> np.ndarray:
+        return np.log(np.stack([predict(features) for predict in self.prior], axis=1))
+
+    def _design(self, features: np.ndarray, base: np.ndarray) -> np.ndarray:
+        spread = self._spread(products(self._scaler(features)))
+        return np.concatenate([np.ones((len(base), 1)), (base - self._centre)[:, None], spread], axis=1)
+
+
+def _weights_of(design: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What makes each device of its mean: a root (k, devices) of the weights' covariance, and their variances (k,)."""
+    residual = devices - devices.mean(axis=1, keepdims=True)
+    gram = design.T @ design + 1e-3 * len(design) * np.eye(design.shape[1])
+    weights = np.linalg.solve(gram, design.T @ residual)
+    return weights / np.sqrt(devices.shape[1]), (weights**2).mean(axis=1)
+
+
+def _most_evident(
+    design: np.ndarray, target: np.ndarray, root: np.ndarray, noises: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Log evidence and mean weights of a linear model whose weights have the covariance ``root @ root.T``.
+
+    Of several variances of the noise, the one with the most evidence.
+    """
+    left, size, right = np.linalg.svd(design @ root, full_matrices=False)
+    along = left.T @ target
+    beyond = max(float(target @ target - along @ along), 0.0)
+    power = size[:, None] ** 2 + noises
+    rest = len(target) - len(size)
+    misfit = (along[:, None] ** 2 / power).sum(axis=0) + beyond / noises
+    evidence = -(misfit + np.log(power).sum(axis=0) + rest * np.log(noises)) / 2
+    best = int(evidence.argmax())
+    return float(evidence[best]), root @ (right.T @ (size * along / power[:, best]))
