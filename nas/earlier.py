@@ -7,16 +7,23 @@ from predictors import MeasurementStore, SubnetPredictor
 from search_spaces import SearchSpace, SubnetConfig
 
 
-def reused(run: Run, space: SearchSpace) -> list[SubnetConfig]:
+def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
     """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
 
     They count only beside the same anchor, because every latency is a multiple of the anchor's.
+
+    Returns:
+        Those drawn at random, and those that an earlier run chose (see `nas.stages.make_profile`).
     """
-    workload, store, found = run.recipe.workload, run.store, dict[str, SubnetConfig]()
+    workload, store, found, chosen = run.recipe.workload, run.store, dict[str, SubnetConfig](), set[str]()
     for earlier in _earlier(run):
         if not _is_alike(earlier, run):
             continue
         theirs = MeasurementStore(earlier.measurements, run.device)
+        if any(earlier.predictor.glob("*")):
+            predictor = SubnetPredictor.load(earlier.predictor)
+            drawn = len(predictor.subnets) - predictor.report.n_chosen
+            chosen |= {subnet.key for subnet in predictor.subnets[drawn:]}
         anchors = theirs.rows(workload, "anchor")
         if not anchors or anchors[0].subnet != space.parent:
             continue
@@ -29,7 +36,7 @@ def reused(run: Run, space: SearchSpace) -> list[SubnetConfig]:
                 found[row.subnet.key] = row.subnet
                 if store.get(row.subnet.key, workload, "profile") is None:
                     store.add(row.subnet, workload, "profile", row.timing)
-    return list(found.values())
+    return [s for s in found.values() if s.key not in chosen], [s for s in found.values() if s.key in chosen]
 
 
 def priors(run: Run) -> list[SubnetPredictor]:

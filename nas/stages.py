@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nas.earlier import priors, reused
 from nas.progress import progress, say
 from nas.run import Run
@@ -16,7 +18,9 @@ from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
 from predictors import AnalyticCosts, Ceilings, MeasurementStore, Stage, SubnetPredictor, Timing, roofline_ms
-from predictors.measure import groups, measure_in_calm
+from predictors.active import least_sure
+from predictors.measure import TOGETHER, groups, measure_in_calm
+from predictors.models import features
 from predictors.precision import why_not
 from predictors.runtimes import prepared
 from predictors.timing import ANCHOR, doubts
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CALIBRATION_EXAMPLES = 512
+POOL = 512
+"""Sampled subnetworks of which some are chosen to be measured."""
 PRECISION = 0.03
 """Wanted half-width of the confidence interval of a latency over its rounds, relative; repetitions differ by more."""
 
@@ -79,7 +85,11 @@ def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
 
 
 def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> SubnetPredictor:
-    """Measures sampled subnetworks, each extracted, and fits the latency predictor on them.
+    """Measures subnetworks, each extracted, and fits the latency predictor on them.
+
+    Where the latency is bounded and measured here, only half of them are sampled; the others follow in groups, chosen
+    where those before leave the predictor least sure near the bound.
+    Spread over all latencies, choosing did not beat sampling (experiments/bench).
 
     Args:
         run: Keeps the measurements and the predictor.
@@ -92,11 +102,12 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
         return SubnetPredictor.load(run.predictor, recipe.workload)
     supernet, space = load(run, bench)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
-    subnets = profile_sample(space, recipe.profile.samples, recipe.seed, reused(run, space))
-    measured = measure_subnets(run, bench, supernet, subnets, "profile")
+    bound = recipe.bounds.get("latency_ms")
+    around_ms = bound.value if bound else None
+    drawn, chosen, measured = _measured(run, bench, supernet, space, around_ms)
+    subnets = [*drawn, *chosen]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    bound = recipe.bounds.get("latency_ms")
     ceilings = None if run.elsewhere else Ceilings.measure(recipe.workload)
     predictor = SubnetPredictor.fit(
         space,
@@ -106,7 +117,8 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
         macs=macs,
         baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, ceilings)} if ceilings else {},
         prior=priors(run),
-        around_ms=bound.value if bound else None,
+        around_ms=around_ms,
+        chosen=len(chosen),
         seed=recipe.seed,
     )
     with run.building(run.predictor) as work:
@@ -114,21 +126,63 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
     return predictor
 
 
+def _measured(
+    run: Run, bench: Workbench, supernet: Supernet, space: SearchSpace, around_ms: float | None
+) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
+    """What is sampled, what is chosen because of what was measured before, and what all of them took."""
+    samples, seed = bench.recipe.profile.samples, bench.recipe.seed
+    known, chosen = reused(run, space)
+    active = around_ms is not None and not run.elsewhere
+    drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
+    measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], "profile")
+    while around_ms is not None and active and len(measured) < samples:
+        count = min(TOGETHER, samples - len(measured))
+        following = next_subnets(space, [*drawn, *chosen], measured, count, around_ms, seed)
+        if not following:
+            break
+        measured |= measure_subnets(run, bench, supernet, following, "profile")
+        chosen += following
+    return drawn, chosen, measured
+
+
 def profile_sample(
-    space: SearchSpace, samples: int, seed: int, known: Sequence[SubnetConfig] = ()
+    space: SearchSpace,
+    samples: int,
+    seed: int,
+    known: Sequence[SubnetConfig] = (),
+    chosen: Sequence[SubnetConfig] = (),
 ) -> list[SubnetConfig]:
     """Distinct subnetworks to measure: the corners, then uniform and per-layer ones; all of a small space.
 
-    What is measured already comes before what is sampled, and counts.
+    What is measured already comes before what is sampled, and counts; so does what was chosen, which is left out.
     """
     rng = Random(f"{seed}/profile")
-    found = {subnet.key: subnet for subnet in (space.largest, space.smallest, *known)}
+    apart = {subnet.key for subnet in chosen}
+    found = {s.key: s for s in (space.largest, space.smallest, *known) if s.key not in apart}
     for _ in range(100 * samples):
-        if len(found) >= min(samples, space.size):
+        if len(found) + len(apart) >= min(samples, space.size):
             break
         subnet = space.sample_mixed(rng)
-        found[subnet.key] = subnet
+        if subnet.key not in apart:
+            found[subnet.key] = subnet
     return list(found.values())
+
+
+def next_subnets(
+    space: SearchSpace,
+    known: Sequence[SubnetConfig],
+    measured: Mapping[str, Timing],
+    count: int,
+    around_ms: float,
+    seed: int,
+) -> list[SubnetConfig]:
+    """Subnetworks to measure next, of some sampled ones: the same after the same measurements."""
+    rng = Random(f"{seed}/profile/{len(known)}")
+    sampled = {subnet.key: subnet for subnet in (space.sample_mixed(rng) for _ in range(POOL))}
+    pool = [subnet for key, subnet in sampled.items() if key not in measured]
+    latency_ms = np.array([measured[subnet.key].latency_ms for subnet in known])
+    table = features(space, known), latency_ms, features(space, pool)
+    return [pool[k] for k in least_sure(*table, min(count, len(pool)), around_ms=around_ms)]
 
 
 def measure_subnets(

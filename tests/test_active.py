@@ -1,0 +1,91 @@
+"""Active profiling: near a bound on the latency, chosen subnetworks teach a predictor more than random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from conftest import read_lines
+
+from nas.config import Recipe
+from nas.pipeline import profile
+from predictors.active import least_sure
+from predictors.latency import held_out_rows
+from predictors.models import features
+from predictors.regressions import LogGaussianProcess
+from search_spaces import SearchSpace, SubnetConfig
+
+PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536, hidden_size=384)
+SPACE = SearchSpace(
+    PARENT,
+    num_hidden_layers=[2, 3, 4, 5, 6],
+    num_attention_heads=[2, 4, 8, 12],
+    intermediate_size=[192, 384, 768, 1152, 1536],
+    hidden_size=[256, 320, 384],
+)
+BOUND = 8.0
+
+
+def law(subnet: SubnetConfig) -> float:
+    """Milliseconds by a roofline: in each layer the longer of arithmetic and traffic, and a launch."""
+    per_layer = zip(subnet.num_attention_heads, subnet.intermediate_size, strict=True)
+    work = [(128 * h + 2 * u) * subnet.hidden_size / 1.5e6 for h, u in per_layer]
+    return 0.5 + sum(0.3 + max(3 * w, 0.5 + w) for w in work)
+
+
+def made(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = Random(seed)
+    subnets = [SPACE.sample_mixed(rng) for _ in range(n)]
+    noise = np.random.default_rng(seed).normal(1, 0.01, n)
+    return features(SPACE, subnets), np.array([law(s) for s in subnets]) * noise
+
+
+def error_near(rows: list[int], x: np.ndarray, y: np.ndarray, near: np.ndarray) -> float:
+    """Mean relative error near the bound of a process that knows some rows."""
+    predicted = LogGaussianProcess().fit(x[rows], y[rows]).predict(x[near])
+    return float(np.mean(np.abs(predicted / y[near] - 1)))
+
+
+def test_near_the_bound_chosen_measurements_teach_more_than_random_ones() -> None:
+    ratios = []
+    for seed in range(4):
+        x, y = made(700, seed)
+        near = 400 + np.flatnonzero(np.abs(y[400:] / BOUND - 1) < 0.2)
+        random, chosen = list(range(20)), list(range(20))
+        for start in (20, 140):
+            random += range(start, start + 10)
+            pool = np.arange(start, start + 120)
+            chosen += pool[least_sure(x[chosen], y[chosen], x[pool], 10, around_ms=BOUND)].tolist()
+        assert len(set(chosen)) == 40
+        ratios.append(error_near(chosen, x, y, near) / error_near(random, x, y, near))
+    assert np.exp(np.mean(np.log(ratios))) < 0.9
+
+
+def test_what_is_chosen_is_never_held_out() -> None:
+    test, train = held_out_rows(60, 30, seed=0)
+    assert len(test) == 12 and test.max() < 30
+    assert sorted([*test, *train]) == list(range(60))
+    few, _ = held_out_rows(60, 56, seed=0)
+    assert len(few) == 2 and few.max() < 4
+
+
+def test_a_bounded_latency_is_profiled_where_it_matters_and_resumes(text_recipe: Path, tmp_path: Path) -> None:
+    told = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=22"]
+    bound = 1.1 * profile(Recipe.load(text_recipe, told), tmp_path / "free").latency_ms.min()
+    recipe, run = Recipe.load(text_recipe, [*told, f"constraints.latency_ms='<= {bound}'"]), tmp_path / "run"
+    predictor = profile(recipe, run)
+    report = predictor.report
+    assert (report.n_chosen, report.around_ms, len(predictor.subnets)) == (11, bound, 22)
+    drawn, chosen = np.split(np.abs(predictor.latency_ms / bound - 1), [11])
+    assert chosen.mean() < drawn.mean()
+    rows = (run / "measurements.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "measurements.jsonl").write_bytes(b"".join(rows[:-2]))
+    (run / "predictor" / "predictor.json").unlink()
+    assert profile(recipe, run).subnets == predictor.subnets
+    assert [r["key"] for r in read_lines(run / "measurements.jsonl")] == [s.key for s in kept(predictor.subnets)]
+
+
+def kept(subnets: list[SubnetConfig]) -> list[SubnetConfig]:
+    """In the order of measuring, the anchor first."""
+    return subnets
