@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from predictors.file_size import FileSizes, Stored
 from predictors.part_table import PartTable
-from predictors.parts import Parts, Shape, pieces_of
+from predictors.parts import Parts, Shape
 from predictors.workload import Workload
 from search_spaces import Layout, SubnetBatch, SubnetConfig
-from search_spaces.bits import InFile
 from search_spaces.layout import ALSO_NAMED
-from search_spaces.subnet import PER_LAYER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LEADING = -1
-"""Stands for the modules of a first layer that serve its whole stack."""
 
 COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
 """What is counted; all exactly but ``peak_activation_mb``."""
@@ -32,27 +27,6 @@ AT_ONCE = 2**18
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 """Name of a torch type -> its name in a safetensors header."""
-
-TYPES = ("BOOL", "U8", "I8", "F16", "BF16", "F32", "I64")
-"""Types in a file; tensors of the last stand first in it."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
-
-    The file holds tensors of one name there as one, concatenated along their first dimension. ``disk_names`` has the
-    names of its factors and of its rounded numbers as well, by what `Layout.pieces` and `stored_pieces` call them.
-    """
-
-    shape: Shape
-    disk_names: Mapping[str, str]
-    dtype: str
-    itemsize: int
-
-
-File = tuple[tuple[str, str], InFile]
-"""A tensor in the file: what stands before and after the number of its layer in its name, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,6 @@ class AnalyticCosts:
     parameters: Mapping[str, Shape]
     multiplied: Mapping[str, Shape]
     label_tokens: bool
-    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
@@ -95,6 +68,11 @@ class AnalyticCosts:
     def parts(self) -> Parts:
         """Counts what each block of each layer costs."""
         return Parts(self.layout, self.parameters, self.multiplied, self.label_tokens)
+
+    @cached_property
+    def files(self) -> FileSizes:
+        """Counts the bytes of exported files."""
+        return FileSizes(self.layout, self.stored)
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
         """Parameters of the extracted model, tied ones once; as many whatever bits they are stored in, scales not
@@ -125,8 +103,7 @@ class AnalyticCosts:
     ) -> dict[str, np.ndarray]:
         """Figures of many subnetworks at once: each name -> (n,) floats.
 
-        Megabytes are of 10^6 bytes. A million of a `SubnetBatch` take seconds; ``size_mb``, whose file names every
-        tensor, is counted one by one.
+        Megabytes are of 10^6 bytes. A million of a `SubnetBatch` take seconds.
 
         Args:
             names: Of figures, in `COUNTED`. ``peak_activation_mb`` is what the workload's batch needs beside the
@@ -148,7 +125,7 @@ class AnalyticCosts:
         counts = {
             "num_parameters": lambda: whole.sum(lambda part: part.num_parameters),
             "macs": lambda: whole.sum(lambda part: part.macs),
-            "size_mb": lambda: np.array([self.size_bytes(subnet) for subnet in batch]) / 1e6,
+            "size_mb": lambda: self.files(batch) / 1e6,
             "peak_activation_mb": lambda: self.step(whole, workload).max(lambda part: part.live) * mb,
             "kv_cache_mb": lambda: whole.sum(lambda part: part.cached) * mb,
         }
@@ -159,77 +136,8 @@ class AnalyticCosts:
         return PartTable(self.parts, whole.batch, 1) if workload.phase == "decode" else whole
 
     def size_bytes(self, subnet: SubnetConfig) -> int:
-        """Size of the exported ``model.safetensors`` to the byte, header and rounded weights included.
-
-        Source: the safetensors format, github.com/huggingface/safetensors#format.
-        """
-        tensors: dict[str, InFile] = {}
-        for position, files in self._files(subnet):
-            index = "" if position is None else str(self._index(subnet, position))
-            for (before, after), (shape, dtype, itemsize) in files:
-                disk_name = f"{before}{index}{after}"
-                if disk_name in tensors:
-                    shape = (tensors[disk_name][0][0] + shape[0], *shape[1:])
-                tensors[disk_name] = shape, dtype, itemsize
-        header, end = len('{"__metadata__":{"format":"pt"}}'), 0
-        for disk_name in sorted(tensors, key=lambda name: (-TYPES.index(tensors[name][1]), name)):
-            shape, dtype, itemsize = tensors[disk_name]
-            start, end = end, end + math.prod(shape) * itemsize
-            sizes = ",".join(map(str, shape))
-            header += len(f',"{disk_name}":{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{start},{end}]}}')
-        return 8 + math.ceil(header / 8) * 8 + end
-
-    def _files_of(self, subnet: SubnetConfig, names: Sequence[str]) -> list[File]:
-        """Some of the parent's tensors as they lie in the file."""
-        found = []
-        for name, pieces in pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names}).items():
-            place, stored = self.layout.locate(name), self.stored[name]
-            rounded = self.layout.stored_pieces(place, pieces, self.layout.bits_of(subnet, place))
-            whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
-            for kind, tensor in (rounded or whole).items():
-                before, after = stored.disk_names[kind], ""
-                if place.layer is not None:
-                    number = f".{self.layout.stack_of(place.layer)[1]}."
-                    before, _, after = before.partition(number)
-                    before, after = f"{before}.", f".{after}"
-                found.append(((before, after), tensor))
-        return found
-
-    def _index(self, subnet: SubnetConfig, position: int) -> int:
-        """Which of the layers of its stack one is."""
-        stack, _ = self.layout.stack_of(subnet.layers[position])
-        return self.layout.index_in_stack(subnet, stack, position)
-
-    def _files(self, subnet: SubnetConfig) -> Iterator[tuple[int | None, list[File]]]:
-        """Tensors in the file outside the layers (None), then those of each layer, by its position.
-
-        A layer has the same wherever it occurs, so each is looked up once and remembered.
-        """
-        outer = (subnet.hidden_size, subnet.embedding_rank, max(subnet.num_attention_heads))
-        keys: dict[int | None, Any] = {None: outer, **{k: _layer_key(subnet, k) for k in range(len(subnet.layers))}}
-        for position, key in keys.items():
-            if key not in self._known:
-                names = self._names.get(None if position is None else subnet.layers[position], [])
-                self._known[key] = self._files_of(subnet, names)
-            yield position, self._known[key]
-        for name in self._names[LEADING]:
-            first = self.layout.position_of(subnet, self.layout.locate(name))
-            if first is not None:
-                yield first, self._files_of(subnet, [name])
-
-    @cached_property
-    def _names(self) -> dict[int | None, list[str]]:
-        """Names of what is stored by the layer of the parent; None: in no layer, `LEADING`: in a first one."""
-        found: dict[int | None, list[str]] = {None: [], LEADING: []}
-        for name in self.stored:
-            place = self.layout.locate(name)
-            found.setdefault(LEADING if self.layout.is_leading(place) else place.layer, []).append(name)
-        return found
-
-
-def _layer_key(subnet: SubnetConfig, position: int) -> tuple[Any, ...]:
-    """What a kept layer's tensors depend on."""
-    return subnet.layers[position], subnet.hidden_size, *(getattr(subnet, name)[position] for name in PER_LAYER)
+        """Size of the exported ``model.safetensors`` to the byte, header and rounded weights included."""
+        return int(self.files(SubnetBatch.of([subnet], self.layout.parent.num_hidden_layers))[0])
 
 
 def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:

@@ -255,9 +255,10 @@ class Layout:
             found = self.kept(subnet)[place.stack]
         else:
             found = [subnet.layers.index(place.layer)] if place.layer in subnet.layers else []
-        return next((position for position in found if not self._is_skipped(subnet, position, place)), None)
+        return next((position for position in found if not self.is_skipped(subnet, position, place)), None)
 
-    def _is_skipped(self, subnet: SubnetConfig, position: int, place: Place) -> bool:
+    def is_skipped(self, subnet: SubnetConfig, position: int, place: Place) -> bool:
+        """Whether a kept layer skips the block that a module belongs to."""
         if subnet.num_attention_heads[position] and subnet.intermediate_size[position]:
             return False
         assert place.stack is not None
