@@ -91,7 +91,9 @@ class FileSizes:
             sizes[here] = self._sizes(self._outer(batch[row]), spans, [of_stack[here] for of_stack in codes])
         return sizes
 
-    def _sizes(self, outer: Mapping[Run, _Span], spans: Sequence[Mapping[Run, _Span]], codes: list) -> np.ndarray:
+    def _sizes(
+        self, outer: Mapping[Run, _Span], spans: Sequence[Mapping[Run, _Span]], codes: Sequence[np.ndarray]
+    ) -> np.ndarray:
         """Sizes of files whose tensors outside the layers are the same.
 
         Args:
@@ -99,6 +101,7 @@ class FileSizes:
             spans: What distinct layers have.
             codes: For each stack, which of them stands in each place (n, depth).
         """
+        slots: list[tuple[int, str, Run, int | None, int]]
         slots = [(-TYPES.index(run[0]), run[1], run, None, 0) for run in outer]
         for stack, of_stack in enumerate(codes):
             runs = {run for code in np.unique(of_stack) for run in spans[code]}

@@ -9,12 +9,12 @@ import numpy as np
 
 from predictors.prior_process import Predict, PriorProcess
 from predictors.regressions import LatencyModel, LogGaussianProcess, Network, Products
+from predictors.work import RANK_OF, WORK, work, work_names
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import DENSE, RANKS
+from search_spaces.subnet import DENSE
 
 SMOOTHNESS = 0.05
-RANK_OF = {width: rank for rank, width in RANKS.items()}
 BLOCK_WIDTHS = tuple(RANK_OF)
 HIDDEN = "hidden_size*"
 """Begins the name of a column that is multiplied by the hidden size."""
@@ -25,7 +25,7 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
 
     For each stack its depth, the sum of each width over its layers, then each step between two choices of a width, one
     for each rank that the block may have; then the rank of the embeddings and each choice of it, where that is open;
-    and all of them again times the hidden size, where that is open.
+    and all of them again times the hidden size, where that is open. Last, the columns of `work`.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
@@ -44,7 +44,7 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     names += ["embedding_rank"] * bool(thin) + [f"embedding_rank:{rank}" for rank in thin]
     if len(space.choices["hidden_size"]) > 1:
         names += [f"{HIDDEN}{name}" for name in names]
-    return tuple(names)
+    return (*names, *work_names(space))
 
 
 def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
@@ -89,9 +89,9 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     columns += [np.equal(percent, choice) for choice in thin]
     table = np.stack(columns, axis=1, dtype=float)
     if len(space.choices["hidden_size"]) == 1:
-        return table
+        return np.concatenate([table, work(space, batch)], axis=1)
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
-    return np.concatenate([table, table * hidden[:, None]], axis=1)
+    return np.concatenate([table, table * hidden[:, None], work(space, batch)], axis=1)
 
 
 def _kinds(space: SearchSpace) -> Sequence[str]:
@@ -173,14 +173,22 @@ def _additive(names: Sequence[str]) -> LatencyModel:
     """
     if not any(":" in name for name in names):
         return LeastSquares(range(len(names)), non_negative=True)
-    columns = [i for i, name in enumerate(names) if ":" in name or name.removeprefix(HIDDEN) in DEPTHS]
+    steps = [":" in name and not name.startswith(WORK) for name in names]
+    columns = [i for i, name in enumerate(names) if steps[i] or name.removeprefix(HIDDEN) in DEPTHS]
     fields = [names[i].partition(":")[0] for i in columns]
     alike = [(i, i + 1) for i in range(len(columns) - 1) if fields[i] == fields[i + 1]]
     return LeastSquares(columns, alike=alike, non_negative=True)
 
 
+def _work(names: Sequence[str]) -> LatencyModel:
+    """A weighted sum of the columns of `work`; of columns that are not those of a space, of all."""
+    columns = [i for i, name in enumerate(names) if name.startswith(WORK)]
+    return LeastSquares(columns or range(len(names)), non_negative=True)
+
+
 MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
     "additive": _additive,
+    "work": _work,
     "linear": lambda names: LeastSquares([i for i, name in enumerate(names) if ":" not in name]),
     "products": lambda names: Products(),
     "gradient-boosting": lambda names: GradientBoosting(),

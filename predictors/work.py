@@ -1,0 +1,75 @@
+"""Work: what the blocks of a subnetwork compute, as columns of which latency is a weighted sum.
+
+A block takes time for each call, each product and each number that it moves, of its own in each kind of bits, and
+attention for each head, by its pattern. The weights are those of a device and runtime, all of at least zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from search_spaces import SearchSpace, SubnetBatch
+from search_spaces.attention import FULL
+from search_spaces.bits import BITS, WHOLE
+from search_spaces.subnet import DENSE, RANKS
+
+WORK = "work:"
+"""Begins the names of its columns."""
+
+RANK_OF = {width: rank for rank, width in RANKS.items()}
+PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
+
+
+def work_names(space: SearchSpace) -> tuple[str, ...]:
+    """Names of the columns of `work`."""
+    names: list[str] = []
+    for stack in range(len(space.stacks)):
+        names += [f"{stack} layers", f"{stack} hidden"]
+        for kind in space.choices.get("bits", (WHOLE,)):
+            names += [f"{stack} {kind} {field} {what}" for field in RANK_OF for what in PER_BLOCK]
+            names += [f"{stack} {kind} key and value products"]
+        names += [
+            f"{stack} {p} {what}" for p in space.choices.get("attention", (FULL,)) for what in ("blocks", "heads")
+        ]
+    names += [f"thin table {what}" for what in ("blocks", "products") if "embedding_rank" in space.parameters]
+    return tuple(f"{WORK} {name}" for name in names)
+
+
+def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
+    """The columns of a batch: (n, len(work_names(space))) floats, widths as fractions of the parent's."""
+    columns = [column for stack in space.stacks for column in _of_stack(space, batch, stack)]
+    if "embedding_rank" in space.parameters:
+        thin = batch.embedding_rank < DENSE
+        columns += [thin.astype(float), thin * batch.embedding_rank / DENSE * batch.hidden_size]
+    return np.stack(columns, axis=1)
+
+
+def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: slice) -> Iterator[np.ndarray]:
+    parent, kept = space.parent, batch.kept[:, stack]
+    hidden = batch.hidden_size[:, None] / parent.hidden_size
+    yield kept.sum(axis=1, dtype=float)
+    yield (kept * hidden).sum(axis=1)
+    for kind in space.choices.get("bits", (WHOLE,)):
+        stored = kept & (batch.widths["bits"][:, stack] == BITS.index(kind))
+        for field, of_rank in RANK_OF.items():
+            largest = max(getattr(parent, field))
+            share = parent.hidden_size if field == "num_attention_heads" else largest
+            width = batch.widths[field][:, stack] / largest
+            rank = np.where(batch.widths[of_rank][:, stack] < DENSE, batch.widths[of_rank][:, stack] / DENSE, 1.0)
+            here, thin = stored & (width > 0), stored & (width > 0) & (rank < 1)
+            outputs, inputs = width * share, hidden * parent.hidden_size
+            factor = rank * outputs * inputs / (outputs + inputs) / parent.hidden_size
+            columns = here, thin, here * width * hidden * rank, here * width, thin * factor, here * (width + hidden)
+            yield from (column.sum(axis=1, dtype=float) for column in columns)
+        groups = batch.widths["num_key_value_heads"][:, stack] / max(parent.num_key_value_heads)
+        rank = np.minimum(batch.widths["attention_rank"][:, stack] / DENSE, 1.0)
+        yield (stored * groups * hidden * rank).sum(axis=1)
+    heads = batch.widths["num_attention_heads"][:, stack] / max(parent.num_attention_heads)
+    patterns = space.choices.get("attention", (FULL,))
+    place = np.round(space.scaled(batch, "attention")[:, stack] * len(patterns)) if len(patterns) > 1 else kept
+    for number, _ in enumerate(patterns, 1):
+        here = kept & (heads > 0) & (place == number)
+        yield here.sum(axis=1, dtype=float)
+        yield (here * heads).sum(axis=1)
