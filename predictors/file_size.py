@@ -108,12 +108,12 @@ class FileSizes:
             for run in runs:
                 slots += [(-TYPES.index(run[0]), f"{run[1]}{k}.", run, stack, k) for k in range(of_stack.shape[1])]
         end, header = np.zeros(len(codes[0]), dtype=np.int64), np.full(len(codes[0]), HEADER)
-        for _, _, run, stack, place in sorted(slots, key=lambda slot: slot[:2]):
-            found = [outer[run]] if stack is None else [layer.get(run, NOTHING) for layer in spans]
-            code = np.zeros(len(end), dtype=np.int64) if stack is None else codes[stack][:, place]
+        for _, _, run, of, place in sorted(slots, key=lambda slot: slot[:2]):
+            found = [outer[run]] if of is None else [layer.get(run, NOTHING) for layer in spans]
+            code = np.zeros(len(end), dtype=np.int64) if of is None else codes[of][:, place]
             tensors = np.array([len(span.ends) for span in found])
             taken = np.array([span.ends[-1] if len(span.ends) else 0 for span in found])[code]
-            number = 0 if stack is None else len(str(place))
+            number = 0 if of is None else len(str(place))
             header += (np.array([span.header for span in found]) + number * tensors)[code]
             header += _digits_of_offsets(end, taken, found, tensors, code)
             end += taken
@@ -152,7 +152,7 @@ class FileSizes:
         names = self._names.get(layer, [])
         if leading:
             return _by_run(self._files_of(subnet, [*names, *leading]))
-        key = (layer, subnet.hidden_size, *(getattr(subnet, name)[position] for name in PER_LAYER))
+        key = (self._alike[layer], subnet.hidden_size, *(getattr(subnet, name)[position] for name in PER_LAYER))
         if key not in self._known:
             self._known[key] = _by_run(self._files_of(subnet, names))
         return self._known[key]
@@ -191,6 +191,21 @@ class FileSizes:
 
     def _holds(self, subnet: SubnetConfig, layer: int, place: Any) -> bool:
         return layer in subnet.layers and not self.layout.is_skipped(subnet, subnet.layers.index(layer), place)
+
+    @cached_property
+    def _alike(self) -> dict[int, int]:
+        """Layer of the parent -> the first one whose tensors differ from its own in the number of the layer only."""
+        first: dict[Any, int] = {}
+        return {layer: first.setdefault(self._tensors(layer), layer) for layer in self.layout.parent.layers}
+
+    def _tensors(self, layer: int) -> tuple[Any, ...]:
+        """What a layer of the parent has in the file, but for its number."""
+        stack, number = self.layout.stack_of(layer)
+        named = [(self.layout.locate(name).path, self.stored[name]) for name in self._names.get(layer, [])]
+        return stack, *(
+            (path, one.shape, one.dtype, *(name.replace(f".{number}.", ".*.", 1) for name in one.disk_names.values()))
+            for path, one in named
+        )
 
     @cached_property
     def _names(self) -> dict[int | None, list[str]]:

@@ -46,7 +46,7 @@ def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: slice) -> Iterator[np.ndarray]:
+def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
     parent, kept = space.parent, batch.kept[:, stack]
     hidden = batch.hidden_size[:, None] / parent.hidden_size
     yield kept.sum(axis=1, dtype=float)
