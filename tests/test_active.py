@@ -6,7 +6,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from conftest import read_lines
 
 from nas.config import Recipe
 from nas.pipeline import profile
@@ -70,22 +69,13 @@ def test_what_is_chosen_is_never_held_out() -> None:
     assert len(few) == 2 and few.max() < 4
 
 
-def test_a_bounded_latency_is_profiled_where_it_matters_and_resumes(text_recipe: Path, tmp_path: Path) -> None:
-    told = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=22"]
-    bound = 1.1 * profile(Recipe.load(text_recipe, told), tmp_path / "free").latency_ms.min()
-    recipe, run = Recipe.load(text_recipe, [*told, f"constraints.latency_ms='<= {bound}'"]), tmp_path / "run"
+def test_a_bounded_latency_is_profiled_near_the_bound_and_resumes_alike(text_recipe: Path, tmp_path: Path) -> None:
+    told = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12", "constraints.latency_ms='<= 1'"]
+    recipe, run = Recipe.load(text_recipe, told), tmp_path / "run"
     predictor = profile(recipe, run)
-    report = predictor.report
-    assert (report.n_chosen, report.around_ms, len(predictor.subnets)) == (11, bound, 22)
-    drawn, chosen = np.split(np.abs(predictor.latency_ms / bound - 1), [11])
-    assert chosen.mean() < drawn.mean()
+    assert (predictor.report.n_chosen, predictor.report.around_ms) == (6, 1.0)
+    assert len({subnet.key for subnet in predictor.subnets}) == 12
     rows = (run / "measurements.jsonl").read_bytes().splitlines(keepends=True)
-    (run / "measurements.jsonl").write_bytes(b"".join(rows[:-2]))
+    (run / "measurements.jsonl").write_bytes(b"".join(rows[:-1]))
     (run / "predictor" / "predictor.json").unlink()
     assert profile(recipe, run).subnets == predictor.subnets
-    assert [r["key"] for r in read_lines(run / "measurements.jsonl")] == [s.key for s in kept(predictor.subnets)]
-
-
-def kept(subnets: list[SubnetConfig]) -> list[SubnetConfig]:
-    """In the order of measuring, the anchor first."""
-    return subnets
