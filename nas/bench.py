@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from nas.alone import alone
 from nas.config import Recipe
 from nas.tasks.workbench import Workbench
 from predictors import Timing, Workload, device_name, measure
@@ -26,12 +24,6 @@ from search_spaces import AUTO_CLASSES, InputError
 PRECISION = 0.02
 """Wanted half-width of the confidence interval of a ratio, relative, unless another is asked for."""
 PASSES = 2
-FOOTPRINT = """
-import json, pathlib, sys
-import nas
-from predictors.plan import footprint
-print(json.dumps(footprint(pathlib.Path(sys.argv[1]), sys.argv[2])))
-"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,8 @@ class BenchRow:
         model: Folder or hub id; the first of a comparison is what the ratios are to.
         timing: Its latency, its ratio to the first model's and their intervals; each model is loaded twice, and the
             intervals cover both.
-        memory_mb: What loading and running it added at most to a clean process; on a GPU, what it took there. None:
-            not measured.
+        memory_mb: What loading it and running the workload's input added at most to a clean process, libraries not
+            counted; on a GPU, what it took there. None: not measured.
         energy_mj: Of one pass, above the idle device. None: no counter could be read.
     """
 
@@ -83,7 +75,9 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
     with tempfile.TemporaryDirectory(prefix="nas-bench-") as work:
         folder, plan = Path(work), _plan(models, recipe, precision, Path(work))
         timings = _timings(plan, folder)
-        footprints = {name: _footprint(folder, name) for name in plan.models}
+        footprints = {
+            name: alone("predictors.plan", "footprint", str(folder), name, what=name) for name in plan.models
+        }
     return [
         BenchRow(n, timings[n], **footprints[n], workload=workload, device_name=device_name(workload)) for n in timings
     ]
@@ -170,11 +164,3 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
         }
         found = {name: joined(found[name], timing) if found else timing for name, timing in timed.items()}
     return found
-
-
-def _footprint(folder: Path, name: str) -> dict[str, float | None]:
-    done = subprocess.run([sys.executable, "-c", FOOTPRINT, str(folder), name], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for its memory"])[-1]
-        raise InputError(f"`{name}` must run alone in a clean process, but it does not: {last[:160]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -99,7 +99,7 @@ def remeasured(
     here = device_name(Workload.from_dict(story["workload"]))
     told = story["parent"] or {"values": {}, "errors": {}}
     stated = told["values"].get("latency_ms") if here == story["device"] else None
-    timed = timed_beside(parent, {"torch": folder}, story, bench, stated)
+    timed = timed_beside(parent, {"torch": folder}, story, stated)
     (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
     values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
     beside = {

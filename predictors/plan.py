@@ -196,32 +196,31 @@ def check_device(workload: Workload) -> None:
     workload.check_available()
 
 
-def footprint(folder: Path, name: str) -> dict[str, float | None]:
+def footprint(folder: str, name: str) -> dict[str, float | None]:
     """Peak memory and energy of one model of a plan; for a process that does nothing else."""
-    plan = Plan.read(folder)
+    plan = Plan.read(Path(folder))
     calls: list[Call] = []
 
     def first() -> Call:
-        calls.append(load(folder, plan, name))
+        calls.append(load(Path(folder), plan, name))
         return calls[0]
 
-    _import_libraries(folder, plan, name)
+    import_libraries(plan.workload, plan.source(Path(folder), name), plan.auto_class, plan.remote_code)
     with quiet(plan.workload):
         memory_mb = peak_memory_mb(first, plan.workload)
         return {"memory_mb": memory_mb, "energy_mj": energy_mj(calls[0], plan.workload)}
 
 
-def _import_libraries(folder: Path, plan: Plan, name: str) -> None:
+def import_libraries(workload: Workload, source: str, auto_class: str, remote_code: bool = False) -> None:
     """Imports what runs a model; libraries are no part of what the model takes."""
-    for package in NEEDS[plan.workload.runtime]:
+    for package in NEEDS[workload.runtime]:
         __import__(package)
-    if plan.workload.needs_torch:
+    if workload.needs_torch:
         import transformers
 
-        source = plan.source(folder, name)
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=plan.remote_code)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=remote_code)
         with suppress(KeyError):  # a class that comes with the model is no library
-            getattr(transformers, plan.auto_class)._model_mapping[type(config)]
+            getattr(transformers, auto_class)._model_mapping[type(config)]
 
 
 def main(folder: Path) -> None:

@@ -93,7 +93,8 @@ def _runtimes(story: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {form} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
-        "\n\nMeasured side by side on the same workload; memory is what loading and one pass added to a clean process."
+        "\n\nMeasured side by side on the same workload; memory is what loading the model and running the workload's "
+        "input adds at most to a clean process, libraries not counted."
     )
 
 

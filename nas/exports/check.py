@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from nas.alone import alone
 from nas.exports.card import write_card
 from nas.exports.export import TOLERANCE, ReloadError, active_outputs, outputs_elsewhere
 from nas.exports.formats import present, read_story, size_mb
@@ -62,7 +63,7 @@ def check_folder(folder: Path, run: Run) -> tuple[dict[str, Checked], list[str]]
     _reload(folder, story, run, bench, found)
     working = {form: path for form, path in present(folder).items() if not found[form].failure}
     _score(working, bench, found)
-    _time(working, story, run, bench, found)
+    _measure(folder, working, story, run, found)
     for form, path in working.items():
         found[form].values["size_mb"] = size_mb(form, path)
     broken = broken_promises(story, found)
@@ -111,17 +112,16 @@ def holds(name: str, stated: float, found: float, error: float) -> bool:
 
 
 def _reload(folder: Path, story: Mapping[str, Any], run: Run, bench: Workbench, found: dict[str, Checked]) -> None:
-    """Runs each format in a clean process; notes its memory and how far its outputs are from their reference."""
+    """Runs each format in a clean process; notes how far its outputs are from their reference."""
     supernet, _ = load_supernet(run, bench)
     inputs, active = active_outputs(supernet, SubnetConfig.from_dict(story["subnet"]), bench)
     reference: dict[str, torch.Tensor] | None = None if "inherited" in story else active
     for form, path in present(folder).items():
         try:
-            outputs, memory_mb = outputs_elsewhere(form, path, bench.auto_class, inputs)
+            outputs = outputs_elsewhere(form, path, bench.auto_class, inputs)
         except ReloadError as error:
             found[form].failure = str(error)
             continue
-        found[form].values["memory_mb"] = memory_mb
         if reference is not None:
             found[form].difference = max(float((outputs[n] - reference[n]).abs().max()) for n in reference)
         if form == "torch":
@@ -136,15 +136,19 @@ def _score(working: Mapping[str, Path], bench: Workbench, found: dict[str, Check
             found[form].values[name], found[form].errors[name] = scored.value, scored.standard_error
 
 
-def _time(
-    working: Mapping[str, Path], story: Mapping[str, Any], run: Run, bench: Workbench, found: dict[str, Checked]
+def _measure(
+    folder: Path, working: Mapping[str, Path], story: Mapping[str, Any], run: Run, found: dict[str, Checked]
 ) -> None:
-    """Latencies beside the parent's, on the scale of its stated one; not where the stated ones are of a device
-    elsewhere."""
+    """Memory, and latencies beside the parent's on the scale of its stated one; not where the stated ones are of a
+    device elsewhere."""
     if run.elsewhere:
         return
+    for form in working:
+        memory_mb = alone("nas.exports.runtime_model", "memory_mb", str(folder), form, what=f"{folder} ({form})")
+        if memory_mb is not None:
+            found[form].values["memory_mb"] = memory_mb
     stated = (story.get("parent") or {"values": {}})["values"].get("latency_ms")
-    for form, (latency_ms, error) in timed_beside(run.parent, working, story, bench, stated).items():
+    for form, (latency_ms, error) in timed_beside(run.parent, working, story, stated).items():
         if form in found:
             found[form].values["latency_ms"], found[form].errors["latency_ms"] = latency_ms, error
 

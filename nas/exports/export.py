@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nas.exports.card import licence_of, write_card
@@ -119,7 +118,7 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: 
     """
     inputs, expected = active_outputs(supernet, subnet, bench)
     try:
-        outputs, _ = outputs_elsewhere("torch", folder, bench.auto_class, inputs)
+        outputs = outputs_elsewhere("torch", folder, bench.auto_class, inputs)
     except ReloadError as error:
         raise InputError(f"the export is refused: it does not reload ({error}).") from None
     require_equal(outputs, expected, subnet)
@@ -131,8 +130,8 @@ class ReloadError(Exception):
 
 def outputs_elsewhere(
     form: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Logits by name that a clean process computes with an export, and the memory in MB that it took to.
+) -> dict[str, torch.Tensor]:
+    """Logits by name that a clean process computes with an export.
 
     Args:
         form: ``torch`` or a name in `nas.exports.formats.FORMATS`.
@@ -151,8 +150,7 @@ def outputs_elsewhere(
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         if done.returncode:
             raise ReloadError((done.stderr.strip().splitlines() or ["it was killed"])[-1])
-        with safe_open(outputs_file, "pt") as stored:
-            return load_file(outputs_file), float(stored.metadata()["memory_mb"])
+        return load_file(outputs_file)
 
 
 def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> PreTrainedModel:

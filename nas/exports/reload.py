@@ -1,10 +1,7 @@
 """Loads an exported folder as any user would and stores its logits; run as a script, imports nothing of ours."""
 
-import resource
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,33 +60,9 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
 }
 
 
-def peak_mb() -> float:
-    """The most memory this process has had, in MB; on Linux, since `forget_peak`."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1e3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def forget_peak() -> None:
-    """Sets the peak to what is held now, where the system can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def main(form: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
-    """Runs what a path holds on stored inputs; loading and running it took ``memory_mb``, noted beside the logits."""
-    if form in ("onnx", "int8"):
-        import onnxruntime  # noqa: F401  (libraries do not count)
-    if form == "openvino":
-        import openvino  # noqa: F401
-    inputs = load_file(inputs_file)
-    forget_peak()
-    before = peak_mb()
-    outputs = RUNNERS[form](path, auto_class, inputs)
-    save_file(outputs, outputs_file, metadata={"memory_mb": f"{peak_mb() - before:.1f}"})
+    """Runs what a path holds on stored inputs."""
+    save_file(RUNNERS[form](path, auto_class, load_file(inputs_file)), outputs_file)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ scored and timed as one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 import transformers
 from transformers.utils import ModelOutput
 
-from nas.exports.formats import story_inputs
+from nas.exports.formats import load_model, present, read_story, story_inputs
 from nas.tasks.workbench import Workbench, load_config
 from predictors import Workload, measure
+from predictors.measure import quiet
+from predictors.memory import peak_memory_mb
+from predictors.plan import import_libraries
 from predictors.runtimes import input_names, onnx_call, prepared
 from predictors.timing import ANCHOR
+from search_spaces import AUTO_CLASSES
 
 Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -43,12 +48,20 @@ class RuntimeModel(torch.nn.Module):
         return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
 
 
+RUNS_AS: dict[str, dict[str, Any]] = {
+    "onnx": {"runtime": "onnxruntime"},
+    "int8": {"runtime": "onnxruntime"},
+    "program": {"runtime": "torch", "device": "cpu"},
+    "openvino": {"runtime": "openvino", "device": "cpu"},
+}
+"""Format -> in what it differs from the workload that its model was measured on."""
+
 PARENT = ANCHOR
 """The name under which `timed_beside` returns the parent."""
 
 
 def timed_beside(
-    parent: Path, files: Mapping[str, Path], story: Mapping[str, Any], bench: Workbench, parent_ms: float | None
+    parent: Path, files: Mapping[str, Path], story: Mapping[str, Any], parent_ms: float | None
 ) -> dict[str, tuple[float, float]]:
     """Latencies of an export's formats on its workload, measured in rounds beside its parent.
 
@@ -56,7 +69,6 @@ def timed_beside(
         parent: Model folder of the parent.
         files: Format -> its file, as `nas.exports.formats.present` finds them.
         story: The subnet.json of the export.
-        bench: Its task.
         parent_ms: What the parent takes on this device, as stated before; None to state what it takes now.
 
     Returns:
@@ -64,20 +76,37 @@ def timed_beside(
     """
     workload = Workload.from_dict(story["workload"])
     inputs = story_inputs(story, load_config(str(parent)))
-    calls = {form: _call(form, path, inputs, workload, bench) for form, path in files.items()}
-    anchor = _call("torch", parent, inputs, workload, bench)
+    calls = {form: _call(form, path, story, inputs, workload) for form, path in files.items()}
+    anchor = _call("torch", parent, story, inputs, workload)
     timed = measure(calls, anchor, workload, anchor_ms=parent_ms)
     return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
 
 
+def memory_mb(folder: str, form: str) -> float | None:
+    """What loading a format and running it on its workload's input adds at most to this process, in MB.
+
+    Libraries do not count. For a process that does nothing else; None where `peak_memory_mb` has no counter, or where
+    a model folder would be converted first.
+    """
+    story, path = read_story(Path(folder)), present(Path(folder))[form]
+    workload = replace(Workload.from_dict(story["workload"]), **RUNS_AS.get(form, {}))
+    if form == "torch" and workload.runtime not in ("torch", "compile"):
+        return None
+    inputs = story_inputs(story, load_config(folder))
+    import_libraries(workload, folder, AUTO_CLASSES[story["task"]])
+    with quiet(workload):
+        return peak_memory_mb(lambda: _call(form, path, story, inputs, workload), workload)
+
+
 def _call(
-    form: str, path: Path, inputs: Mapping[str, torch.Tensor], workload: Workload, bench: Workbench
+    form: str, path: Path, story: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], workload: Workload
 ) -> Callable[[], object]:
     """One pass of a format on inputs of a workload, with its threads; a model folder runs as the workload says."""
     if form in ("onnx", "int8"):
         return onnx_call(path, {name: inputs[name].numpy() for name in input_names(path)}, workload)
-    model = RuntimeModel.load(form, path, bench)
-    return prepared(model, inputs, workload) if form == "torch" else partial(model, **inputs)
+    if form == "torch":
+        return prepared(load_model(path, story), inputs, workload)
+    return partial(LOADERS[form](path), inputs)
 
 
 def _onnx(path: Path) -> Run:
