@@ -39,8 +39,9 @@ STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
 PLACE = (
     "search.workers",
     *(f"{part}.{kind}_per_worker" for part in ("search", "parent", "supernet") for kind in ("cpus", "gpus")),
+    *(f"{part}.report_to" for part in ("parent", "supernet")),
 )
-"""Keys that say where a run takes place and not what it does: they may change while it is under way."""
+"""Keys that say where a run takes place and is followed, not what it does: they may change while it is under way."""
 
 
 DEFAULT_EPOCHS = 3.0
@@ -124,6 +125,9 @@ class Training(_Section):
     augment: str | None = Field(
         None,
         description="file.py:function that makes a datasets.Dataset of training examples of one: the same columns.",
+    )
+    report_to: list[Literal["tensorboard", "mlflow"]] = Field(
+        default_factory=list, description="What else shows the losses, from the run's `logs`."
     )
 
     @property

@@ -65,7 +65,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         teacher=bench.load_model(parent),
     )
     with progress("finetune") as report:
-        train(trainer, report)
+        train(trainer, report, Run(run).logs / out.name)
     processes.end_others()
     model.save_pretrained(work)
     bench.processor.save_pretrained(work)

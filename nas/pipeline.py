@@ -20,6 +20,7 @@ from nas.progress import quiet_libraries, say
 from nas.run import Run, read_json
 from nas.samplers.by_name import check_sampler
 from nas.stages import load_supernet, make_profile, paying, search_space
+from nas.supernets.reporting import check_reporting
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent, make_supernet
 from nas.verify import verify
@@ -161,6 +162,7 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
         if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
     for settings in (recipe.parent, recipe.supernet):
+        check_reporting(settings)
         bench.training_set(settings)
     _ = bench.has_head
     return bench

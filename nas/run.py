@@ -51,6 +51,7 @@ class Run:
         self.exports = self.folder / "exports"
         self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
+        self.logs = self.folder / "logs"
         self.trained = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
         self.from_weights = (*self.trained, *searched, self.finetuned)

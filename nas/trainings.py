@@ -125,7 +125,7 @@ def train_parent(run: Run, bench: Workbench, report: Report) -> None:
     work, settings, task = partial_of(run.parent), bench.recipe.parent, bench.splits.task
     model, examples = bench.load_model(), bench.training_set(settings)
     trainer = plain_trainer(model, settings, work / "checkpoints", examples, task, bench.recipe.seed)
-    _store(model, train(trainer, report), work)
+    _store(model, train(trainer, report, run.logs / "parent"), work)
 
 
 # -- the supernet -----------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def train_supernet(run: Run, bench: Workbench, report: Report) -> None:
         args=training_arguments(settings, checkpoints, bench.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
     )
-    log = train(trainer, report)
+    log = train(trainer, report, run.logs / "supernet")
     if processes.is_main():
         store_activations(supernet, bench, work)
     _store(supernet.model, log, work)

@@ -130,4 +130,4 @@ def test_thousands_of_evaluations_are_drawn(chromium: Any, report: Path, tmp_pat
     page = opened(chromium, write(tmp_path / "large.html", evaluated=5000))
     assert page.evaluate("DATA.series[0].points.length") == 5000 and page.errors == []
     page.locator("#parallel").scroll_into_view_if_needed()
-    page.wait_for_selector("#parallel[data-drawn=true] canvas")
+    page.wait_for_selector("#parallel[data-drawn=true] canvas", timeout=60_000)

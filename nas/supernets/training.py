@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.config import Training
+from nas.supernets.reporting import keep_logs
 from nas.task_types import TaskType
 from nas.task_types.base import model_inputs
 from nas.tasks.losses import Scored, divergence
@@ -142,7 +143,7 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         logging_steps=10,
         seed=seed,
         data_seed=seed,
-        report_to="none",
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         train_sampling_strategy="group_by_length" if by_length else "random",
         remove_unused_columns=False,
@@ -155,14 +156,20 @@ def training_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def train(trainer: Trainer, report: Report) -> list[dict[str, float]]:
+def train(trainer: Trainer, report: Report, logs: Path) -> list[dict[str, float]]:
     """Runs a training from its last complete checkpoint, if there is one.
+
+    Args:
+        trainer: Has everything else.
+        report: Told how far it is.
+        logs: Folder of what TensorBoard and MLflow are to show, if they are asked for.
 
     Returns:
         The logged losses: one mapping a logging step.
     """
     trainer.remove_callback(_printer())
     trainer.add_callback(_Reporter(report))
+    keep_logs(trainer, logs)
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,0 +1,69 @@
+"""What a training reports to shows its losses, is kept in the run, and is asked for before anything is trained."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from nas.config import Recipe
+from nas.pipeline import checked
+from nas.run import Run
+from nas.supernets.training import training_arguments
+from nas.tasks.workbench import Workbench
+from nas.trainings import make_parent, make_supernet
+from search_spaces import InputError
+
+ROLES = {"loss", "loss_largest", "loss_sampled", "loss_smallest"}
+
+
+def trained(text_recipe: Path, folder: Path, name: str) -> Run:
+    """A run up to its supernet whose trainings reported."""
+    both = [f"{part}.report_to=[{name}]" for part in ("parent", "supernet")]
+    recipe = Recipe.load(text_recipe, both)
+    run, bench = Run.open(folder, recipe), Workbench(recipe)
+    make_parent(run, bench)
+    make_supernet(run, bench)
+    return run
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_losses_of_the_roles(text_recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained(text_recipe, tmp_path / "run", "tensorboard")
+    for name, expected in (("parent", {"loss"}), ("supernet", ROLES)):
+        events = EventAccumulator(str(run.logs / name)).Reload()
+        assert {f"train/{loss}" for loss in expected} <= set(events.Tags()["scalars"])
+        assert all(event.value > 0 for event in events.Scalars("train/loss"))
+    assert not list(run.folder.rglob("checkpoints"))
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_run_of_each_training(text_recipe: Path, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    run = trained(text_recipe, tmp_path / "run", "mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{run.logs}/mlflow.db")
+    found = {each.info.run_name: each.data for each in client.search_runs(["0"])}
+    assert found.keys() == {"parent", "supernet"} and found["supernet"].metrics.keys() >= ROLES
+    assert found["parent"].params["model_type"] == "bert"
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="it is there")
+def test_what_is_not_installed_is_said_before_anything_is_trained(text_recipe: Path) -> None:
+    with pytest.raises(InputError, match=r'`pip install "paretoformer\[mlflow\]"` brings it'):
+        checked(Recipe.load(text_recipe, ["supernet.report_to=[mlflow]"]))
+
+
+def test_other_integrations_are_refused_and_a_started_run_may_change_them(text_recipe: Path) -> None:
+    with pytest.raises(InputError, match=r"parent\.report_to"):
+        Recipe.load(text_recipe, ["parent.report_to=[pigeon]"])
+    plain = Recipe.load(text_recipe)
+    assert plain.differences(Recipe.load(text_recipe, ["parent.report_to=[tensorboard]"])) == []
+
+
+def test_a_processor_trains_in_bfloat16(text_recipe: Path, tmp_path: Path) -> None:
+    settings = Recipe.load(text_recipe, ["parent.bf16=true"]).parent
+    assert training_arguments(settings, tmp_path, 0, by_length=True).bf16
