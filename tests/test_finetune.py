@@ -84,6 +84,12 @@ def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     return out
 
 
+def test_an_export_names_a_local_parent_but_not_its_place(run: Run) -> None:
+    told = origin(run)
+    assert told["name"] == Path(run.recipe.model).name and told["base_model"] is None
+    assert str(Path(run.recipe.model).parent) not in str(told)
+
+
 @pytest.mark.slow
 def test_a_killed_finetuning_goes_on_only_with_the_same_export(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

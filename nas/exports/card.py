@@ -20,11 +20,11 @@ def write_card(folder: Path, story: Mapping[str, Any]) -> None:
     """Writes README.md: what it is, its figures with split, error and workload, how to load it, its licence."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    name = Path(story["base_model"]).name
+    name = story["name"]
     data = ModelCardData(
         library_name="transformers",
         license=story.get("license"),
-        base_model=None if Path(story["base_model"]).is_absolute() else story["base_model"],
+        base_model=story["base_model"],
         pipeline_tag=story["task"],
         tags=["paretoformer", "neural-architecture-search"],
     )

@@ -95,12 +95,13 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
 
 
 def origin(run: Run) -> dict[str, Any]:
-    """Where an export comes from, and what its figures mean."""
+    """Where an export comes from, and what its figures mean; of a local folder only the name, as exports travel."""
     recipe = run.recipe
     verified = run.verified_points() if run.front_file.is_file() else []
     parent = next((point for point in verified if point.source == "parent"), None)
     return {
-        "base_model": recipe.model,
+        "base_model": None if Path(recipe.model).exists() else recipe.model,
+        "name": Path(recipe.model).name,
         "license": licence_of(recipe.model),
         "task": recipe.task.type,
         "split": Path(recipe.task.test).name,
