@@ -58,7 +58,13 @@ def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[
     workload = Workload(sequence_length=None if family == "vit" else 12)
     values, errors = {"accuracy": 0.9, "latency_ms": 2.0, "size_mb": 1.0}, {"accuracy": 0.01, "latency_ms": 0.1}
     point = Point(subnet, values, errors, measured=True)
-    story = {"base_model": "some/parent", "name": "parent", "license": "mit", "task": TASKS[family], "split": "dev.csv"}
+    story = {
+        "base_model": "some/parent",
+        "name": "parent",
+        "license": "mit",
+        "task": TASKS[family],
+        "split": "dev.csv",
+    }
     story |= {"workload": workload.to_dict(), "device": "a processor", "parent": {"values": values, "errors": errors}}
     story |= point.to_dict()
     (folder / "subnet.json").write_text(json.dumps(story))
