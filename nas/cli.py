@@ -151,8 +151,10 @@ def dashboard(
 ) -> None:
     """Open the studies of a run in optuna-dashboard; the run itself is only read."""
     from nas.dashboard import serve
+    from nas.progress import quiet_libraries
     from nas.run import Run
 
+    quiet_libraries()
     serve(Run(run), port)
 
 
