@@ -104,9 +104,14 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
         proto.graph.value_info.extend(described)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
         onnx.save(proto, str(cleaned), save_as_external_data=large)
-        quantize_dynamic(
-            cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
-        )
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it advises to optimize the graph first, which makes none faster
+        try:
+            quantize_dynamic(
+                cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
+            )
+        finally:
+            logging.disable(disabled)
 
 
 @contextmanager

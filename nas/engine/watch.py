@@ -42,7 +42,7 @@ def lines(run: Run) -> list[str]:
     found = [f"{stage.name:<10} {_state(stage)}" for stage in run.trained]
     rows = run.measurements.read_bytes().count(b"\n") if run.measurements.exists() else 0
     done = any(run.predictor.glob("*")) if run.predictor.exists() else False
-    found.append(f"{'profile':<10} {'done, ' if done else ''}{rows} measured")
+    found.append(f"{'profile':<10} {'done' if done else f'{rows} measured'}")
     found += [f"{name:<10} {note}" for name, note in study_notes(run)]
     if run.verified.exists():
         verified = run.verified.read_bytes().count(b"\n")
