@@ -10,7 +10,6 @@ import pytest
 from nas.config import Recipe
 from nas.pipeline import checked
 from nas.run import Run
-from nas.supernets.training import training_arguments
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent, make_supernet
 from search_spaces import InputError
@@ -62,8 +61,3 @@ def test_other_integrations_are_refused_and_a_started_run_may_change_them(text_r
         Recipe.load(text_recipe, ["parent.report_to=[pigeon]"])
     plain = Recipe.load(text_recipe)
     assert plain.differences(Recipe.load(text_recipe, ["parent.report_to=[tensorboard]"])) == []
-
-
-def test_a_processor_trains_in_bfloat16(text_recipe: Path, tmp_path: Path) -> None:
-    settings = Recipe.load(text_recipe, ["parent.bf16=true"]).parent
-    assert training_arguments(settings, tmp_path, 0, by_length=True).bf16
