@@ -53,11 +53,16 @@ def recipe(text_recipe: Path) -> Path:
     return text_recipe
 
 
-def torchrun(*words: object) -> str:
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port", "-m", "--")
+ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port", "-m")
+
+
+def launched_by(launcher: tuple[str, ...], *words: object) -> str:
     """What `nas` prints as two processes."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    at = next(i for i, option in enumerate(launcher) if option.endswith("port")) + 1
+    launch = [*launcher[:at], str(free_port()), *launcher[at:]]
     done = subprocess.run(
-        [sys.executable, *launch, f"--master-port={free_port()}", "-m", "--", "nas.cli", *map(str, words)],
+        [sys.executable, "-m", *launch, "nas.cli", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -79,12 +84,12 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
 ) -> None:
     ray = pytest.importorskip("ray")
     here = recipe.parent
-    said = torchrun("profile", recipe, "--run", here / "launched")
+    said = launched_by(TORCHRUN, "profile", recipe, "--run", here / "launched")
     assert said.count("supernet   ") == 1 and "depth-only" in said
     launched = Run(here / "launched")
     assert not (launched.supernet / "checkpoints").exists() and any(launched.predictor.iterdir())
 
-    torchrun("finetune", export(launched, SMALL, here / "small"), recipe, "--run", launched.folder)
+    launched_by(ACCELERATE, "finetune", export(launched, SMALL, here / "small"), recipe, "--run", launched.folder)
     assert load_file(here / "small-finetuned" / "model.safetensors").keys()
 
     loaded = Recipe.load(recipe)
