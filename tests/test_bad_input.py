@@ -529,11 +529,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         ("700k", ()),
         ("900k", ("parent",)),
         ("800k", ("parent", "supernet", "measurements.jsonl", "predictor")),
-        pytest.param(
-            "2m",
-            ("parent", "supernet", "measurements.jsonl", "predictor", *SEARCHED[:4]),
-            marks=pytest.mark.xfail(reason="failed once on a busy machine, cause not found", strict=False),
-        ),
+        ("2m", ("parent", "supernet", "measurements.jsonl", "predictor", *SEARCHED[:4])),
     ],
 )
 def test_a_full_disk(
