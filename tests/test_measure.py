@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -118,17 +119,17 @@ def test_a_disturbed_measurement_is_made_once_more(drifts, measured, monkeypatch
     assert kept is found[measured - 1] and next(left, None) is None
 
 
-def visits_of(precision: float) -> tuple[int, Timing]:
-    calls: list[int] = []
-    spy = lambda: calls.append(0)  # noqa: E731
-    timing = measure({"spy": spy}, product(8), Workload(), rounds=6, max_rounds=9, precision=precision)["spy"]
-    return timing.rounds, timing
-
-
 def test_rounds_go_on_until_the_precision_is_reached_or_the_limit():
-    assert visits_of(math.inf)[0] == 6
-    rounds, timing = visits_of(0.0)
-    assert rounds == 9 and "worst, spy" in doubts({"spy": timing}, 0.0)
+    module = __import__("sys").modules[measure_function.__module__]
+    models = {ANCHOR: product(8), "spy": product(8)}
+
+    def rounds(precision: float) -> int:
+        limits = {"least": 6, "most": 9, "precision": precision}
+        return len(module._visits(models, dict.fromkeys(models, 1), Workload(), Random(0), **limits))
+
+    assert (rounds(math.inf), rounds(0.0)) == (6, 9)
+    timing = measure({"spy": product(8)}, product(8), Workload(), rounds=6, max_rounds=9, precision=0.0)["spy"]
+    assert "worst, spy" in doubts({"spy": timing}, 0.0)
 
 
 def test_the_interval_of_a_median_covers_it_whatever_the_distribution():
