@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from test_latency_predictor import SPACE as WIDTHS
 
 from nas.config import Recipe
 from nas.pipeline import profile
@@ -15,14 +16,7 @@ from predictors.models import features
 from predictors.regressions import LogGaussianProcess
 from search_spaces import SearchSpace, SubnetConfig
 
-PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536, hidden_size=384)
-SPACE = SearchSpace(
-    PARENT,
-    num_hidden_layers=[2, 3, 4, 5, 6],
-    num_attention_heads=[2, 4, 8, 12],
-    intermediate_size=[192, 384, 768, 1152, 1536],
-    hidden_size=[256, 320, 384],
-)
+SPACE = SearchSpace(**{**WIDTHS.arguments(), "hidden_size": [256, 320, 384]})
 BOUND = 8.0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOYS, VARIANTS, logits
+from test_rank import assert_features_explain
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -26,7 +27,6 @@ from nas.stages import calibration_set, load_supernet, paying
 from nas.supernets.basis import UNSEEN, Activations, calibrate, leading, row_moment
 from nas.supernets.supernet import Supernet
 from nas.tasks.workbench import Workbench
-from predictors.models import LeastSquares, feature_names, features
 from search_spaces import FAMILIES, InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
@@ -249,11 +249,7 @@ def test_latency_features_tell_what_a_thin_table_costs() -> None:
     subnets = [space.sample(Random(k)) for k in range(300)]
     extra = {25: 0.3, 50: 0.5, 100: 0.0}
     law = np.array([1 + len(s.layers) + extra[s.embedding_rank] * (1 + s.hidden_size / 24) for s in subnets])
-    table, names = features(space, subnets), feature_names(space)
-    assert table.shape == (300, len(names))
-    columns = [i for i, name in enumerate(names) if ":" in name or name == "num_hidden_layers"]
-    model = LeastSquares(columns).fit(table[:200], law[:200])
-    assert np.allclose(model.predict(table[200:]), law[200:], rtol=1e-3)
+    assert_features_explain(space, subnets, law)
 
 
 @pytest.mark.slow

@@ -207,6 +207,15 @@ def test_uniform_scaling_keeps_layers_whole() -> None:
     assert {*space.smallest.attention_rank} == {25} and {*space.largest.mlp_rank} == {100}
 
 
+def assert_features_explain(space: SearchSpace, subnets: list[SubnetConfig], law: np.ndarray) -> None:
+    """A law of 300 subnetworks is a weighted sum of the features: it is found on those it was not fitted on."""
+    table, names = features(space, subnets), feature_names(space)
+    assert table.shape == (300, len(names))
+    columns = [i for i, name in enumerate(names) if ":" in name or name == "num_hidden_layers"]
+    model = LeastSquares(columns).fit(table[:200], law[:200])
+    assert np.allclose(model.predict(table[200:]), law[200:], rtol=1e-3)
+
+
 def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
     """A law that multiplies a width by its rank is a sum of the features, on subnetworks it was not fitted on."""
     parent = SubnetConfig.uniform(tuple(range(4)), num_attention_heads=8, intermediate_size=64, hidden_size=48)
@@ -216,11 +225,7 @@ def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
     law = np.array(
         [1 + sum(0.5 + u * r / 1600 for u, r in zip(s.intermediate_size, s.mlp_rank, strict=True)) for s in subnets]
     )
-    table, names = features(space, subnets), feature_names(space)
-    assert table.shape == (300, len(names))
-    columns = [i for i, name in enumerate(names) if ":" in name or name == "num_hidden_layers"]
-    model = LeastSquares(columns).fit(table[:200], law[:200])
-    assert np.allclose(model.predict(table[200:]), law[200:], rtol=1e-3)
+    assert_features_explain(space, subnets, law)
 
 
 @pytest.mark.slow

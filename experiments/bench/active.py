@@ -13,14 +13,12 @@ from random import Random
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
 
-from experiments.bench.costs import CHOICES, SHAPES
-from predictors import MODELS, AnalyticCosts, Ceilings, Workload, roofline_ms
+from experiments.bench.costs import CHOICES, minilm
+from predictors import MODELS, Ceilings, Workload, roofline_ms
 from predictors.active import least_sure
 from predictors.measure import TOGETHER
 from predictors.models import feature_names, features
-from search_spaces import Layout
 
 WIDTHS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size", "scope")
 SPACES = {"widths": {name: CHOICES[name] for name in WIDTHS}, "all dimensions": CHOICES}
@@ -34,9 +32,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
-    model, workload = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPES)), Workload()
-    layout = Layout(model.config)
-    costs = AnalyticCosts.of(model, layout)
+    (layout, costs), workload = minilm(), Workload()
     for label, choices in SPACES.items():
         space, rng = layout.search_space(choices), Random(0)
         subnets = list({s.key: s for s in (space.sample_mixed(rng) for _ in range(6000))}.values())

@@ -35,6 +35,13 @@ CHOICES = {
 FITTED = 100
 
 
+def minilm() -> tuple[Layout, AnalyticCosts]:
+    """What is elastic in a random model of these shapes, and what it costs."""
+    model = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPES))
+    layout = Layout(model.config)
+    return layout, AnalyticCosts.of(model, layout)
+
+
 def fitted(space: SearchSpace, costs: AnalyticCosts, workload: Workload) -> SubnetPredictor:
     """A predictor of a made-up device."""
     rng = Random(0)
@@ -50,9 +57,8 @@ def main() -> None:
     parser.add_argument("--subnetworks", type=int, default=1_000_000)
     n = parser.parse_args().subnetworks
     torch.set_num_threads(1)
-    model, workload = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPES)), Workload()
-    layout = Layout(model.config)
-    costs, space = AnalyticCosts.of(model, layout), layout.search_space(CHOICES)
+    (layout, costs), workload = minilm(), Workload()
+    space = layout.search_space(CHOICES)
     predictor, ceilings = fitted(space, costs, workload), Ceilings.measure(workload)
     rng, choices = np.random.default_rng(0), [len(values) for values in space.parameters.values()]
     genomes = np.stack([rng.integers(0, size, n) for size in choices], axis=1)
