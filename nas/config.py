@@ -382,6 +382,8 @@ def _explain(error: ValidationError) -> str:
         return f"`{dotted}` is not a recipe key; {hint}known: {', '.join(known)}."
     if first["type"] == "missing":
         return f"`{dotted}` must be given; the recipe has no such key."
+    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
+        return str(refusal)
     return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
 
 

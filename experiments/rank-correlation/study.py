@@ -1,6 +1,6 @@
 """Does a supernet rank its subnetworks as training each alone would? Inherited against stand-alone quality.
 
-    python experiments/rank-correlation/study.py RECIPE FOLDER [--seeds 3] [--subnets 20]
+    python experiments/rank-correlation/study.py RECIPE FOLDER [section.key=value ...] [--seeds 3] [--processes 1]
     python experiments/rank-correlation/study.py RECIPE FOLDER --table
 
 For each seed: one parent; one supernet a setting; the same subnetworks, spread over their numbers of parameters, with
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +33,7 @@ from nas.stages import CALIBRATION_EXAMPLES, load_supernet, search_space
 from nas.supernets.importance import order_by_importance
 from nas.supernets.strategies import stratified
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import plain_trainer
+from nas.supernets.training import plain_trainer, training_device
 from nas.tasks.evaluation import EvaluationSet, score
 from nas.tasks.workbench import Workbench
 from nas.trainings import LAYER_EXAMPLES, make_parent, make_supernet
@@ -44,6 +46,7 @@ SETTINGS: dict[str, list[str]] = {
     "order: activation": ["supernet.order=activation"],
     "teacher: in-place": ["supernet.teacher=in-place"],
     "relations 1": ["supernet.relations=1.0"],
+    "relations 1 of attention": ["supernet.relations=1.0", "supernet.relations_of=attention"],
     "sampler: uniform": ["supernet.sampler=uniform"],
     "sampler: num_parameters": ["supernet.sampler=num_parameters"],
     "strategy: single-path": ["supernet.strategy=single-path"],
@@ -64,12 +67,13 @@ class Study:
 
     Args:
         recipe: A recipe file.
+        overrides: Of the recipe, in all settings.
         folder: Runs and results.
         subnets: How many subnetworks are compared.
     """
 
-    def __init__(self, recipe: Path, folder: Path, subnets: int) -> None:
-        self.recipe, self.folder, self.count = recipe, folder, subnets
+    def __init__(self, recipe: Path, overrides: Sequence[str], folder: Path, subnets: int) -> None:
+        self.recipe, self.overrides, self.folder, self.count = recipe, overrides, folder, subnets
         self.path = folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.path.touch()
@@ -87,24 +91,38 @@ class Study:
         """Whether a figure is known."""
         return any(all(found.get(name) == value for name, value in row.items()) for found in self.rows())
 
-    def run_seed(self, seed: int) -> None:
-        """Everything of one seed."""
-        bench, base = self.opened("default", seed, [])
-        make_parent(base, bench)
-        subnets = self.subnets(bench, seed)
-        self.stand_alone(base, bench, subnets, seed)
-        for name, overrides in SETTINGS.items():
-            self.inherited(name, overrides, subnets, seed)
+    def run_seed(self, seed: int, pool: Executor) -> None:
+        """Everything of one seed, as many figures at once as the pool has processes."""
+        pool.submit(self.begin, seed).result()
+        default = pool.submit(self.inherited, "default", seed)
+        jobs = [pool.submit(self.stand_alone, seed)]
+        default.result()
+        jobs += [pool.submit(self.after_steps, steps, seed) for steps in reversed(STEPS[1:])]
+        trained = {name: pool.submit(self.inherited, name, seed) for name in SETTINGS if name != "default"}
+        trained["strategy: single-path"].result()
+        jobs += [*trained.values(), pool.submit(self.inherited, PLAIN, seed)]
+        for job in jobs:
+            job.result()
+
+    def begin(self, seed: int) -> None:
+        """The parent and the costs of the subnetworks."""
+        bench, run = self.opened("default", seed)
+        make_parent(run, bench)
+        self.subnets(bench, seed)
+
+    def settings(self, name: str, seed: int) -> list[str]:
+        """Overrides of a setting."""
+        if name != PLAIN:
+            return SETTINGS[name]
         seconds = {row["setting"]: row["cpu_s"] for row in self.rows() if "cpu_s" in row and row["seed"] == seed}
         share = seconds["default"] / seconds["strategy: single-path"]
-        epochs = Recipe.load(self.recipe).supernet.epochs * share
-        plain = ["supernet.strategy=single-path", "supernet.order=none", f"supernet.epochs={epochs:.2f}"]
-        self.inherited(PLAIN, plain, subnets, seed)
-        self.after_steps(base, bench, subnets, seed)
+        epochs = Recipe.load(self.recipe, self.overrides).supernet.epochs * share
+        return ["supernet.strategy=single-path", "supernet.order=none", f"supernet.epochs={epochs:.2f}"]
 
-    def opened(self, name: str, seed: int, overrides: Sequence[str]) -> tuple[Workbench, Run]:
+    def opened(self, name: str, seed: int) -> tuple[Workbench, Run]:
         """The run of one setting; all settings of a seed share its parent."""
-        recipe = Recipe.load(self.recipe, [*overrides, f"seed={seed}", "constraints={}"])
+        overrides = [*self.overrides, *self.settings(name, seed), f"seed={seed}", "constraints={}"]
+        recipe = Recipe.load(self.recipe, overrides)
         folder = self.folder / f"seed{seed}" / name.replace(" ", "-").replace(":", "").replace(",", "")
         bench, run = opened(recipe, folder)
         parent = self.folder / f"seed{seed}" / "default" / "parent"
@@ -130,51 +148,53 @@ class Study:
             )
         return list(found.values())
 
-    def inherited(self, name: str, overrides: Sequence[str], subnets: Sequence[SubnetConfig], seed: int) -> None:
+    def inherited(self, name: str, seed: int) -> None:
         """Trains the supernet of a setting and scores the subnetworks in it."""
         if self.has(seed=seed, setting=name):
             return
-        bench, run = self.opened(name, seed, overrides)
+        bench, run = self.opened(name, seed)
         start = time.process_time()
         make_supernet(run, bench)
         seconds = time.process_time() - start
         supernet, space = load_supernet(run, bench)
         found = {}
-        for subnet in subnets:
+        for subnet in self.subnets(bench, seed):
             supernet.activate(placed(subnet, space))
             found[subnet.key] = quality(supernet.model, bench)
         self.add(seed=seed, setting=name, cpu_s=seconds, quality=found)
 
-    def stand_alone(self, run: Run, bench: Workbench, subnets: Sequence[SubnetConfig], seed: int) -> None:
+    def stand_alone(self, seed: int) -> None:
         """Trains each subnetwork alone, cut from the parent in importance order."""
         if self.has(seed=seed, setting="alone"):
             return
-        supernet = Supernet(bench.load_model(run.parent))
+        bench, run = self.opened("default", seed)
+        supernet = Supernet(bench.load_model(run.parent).to(training_device()))
         train, task = bench.splits.train, bench.splits.task
         calibration = EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
         batches = calibration.labelled_batches(CALIBRATION_EXAMPLES)
         order = order_by_importance(supernet, batches, calibration.labelled_batches(LAYER_EXAMPLES))
         space, found = search_space(bench, order.layers), {}
-        for subnet in subnets:
+        for subnet in self.subnets(bench, seed):
             model = supernet.extract(placed(subnet, space))
-            found[subnet.key] = quality(self.trained(model, bench, run, seed), bench)
+            found[subnet.key] = quality(self.trained(model, bench, run, "alone", seed), bench)
         self.add(seed=seed, setting="alone", quality=found)
 
-    def after_steps(self, run: Run, bench: Workbench, subnets: Sequence[SubnetConfig], seed: int) -> None:
+    def after_steps(self, steps: int, seed: int) -> None:
         """Trains what the default supernet gives each subnetwork for some steps more."""
+        name = f"default, {steps} steps"
+        if self.has(seed=seed, setting=name):
+            return
+        bench, run = self.opened("default", seed)
         supernet, space = load_supernet(run, bench)
-        for steps in STEPS[1:]:
-            if self.has(seed=seed, setting=f"default, {steps} steps"):
-                continue
-            found = {}
-            for subnet in subnets:
-                model = supernet.extract(placed(subnet, space))
-                found[subnet.key] = quality(self.trained(model, bench, run, seed, steps), bench)
-            self.add(seed=seed, setting=f"default, {steps} steps", quality=found)
+        found = {}
+        for subnet in self.subnets(bench, seed):
+            model = supernet.extract(placed(subnet, space))
+            found[subnet.key] = quality(self.trained(model, bench, run, f"after-{steps}", seed, steps), bench)
+        self.add(seed=seed, setting=name, quality=found)
 
-    def trained(self, model: Any, bench: Workbench, run: Run, seed: int, steps: int = -1) -> Any:
+    def trained(self, model: Any, bench: Workbench, run: Run, name: str, seed: int, steps: int = -1) -> Any:
         """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
-        checkpoints, teacher = run.folder / "alone", bench.load_model(run.parent)
+        checkpoints, teacher = run.folder / name, bench.load_model(run.parent)
         settings, splits = bench.recipe.parent, bench.splits
         trainer = plain_trainer(model, settings, checkpoints, bench.training_set(settings), splits.task, seed, teacher)
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
@@ -247,19 +267,31 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{deviation}"
 
 
+def quiet_process() -> None:
+    """Sets up a process that computes figures."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--subnets", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    quiet_libraries()
-    torch.set_num_threads(1)
-    study = Study(given.recipe, given.folder, given.subnets)
-    for seed in [] if given.table else range(given.seeds):
-        study.run_seed(seed)
+    study = Study(given.recipe, given.overrides, given.folder, given.subnets)
+    if not given.table:
+        spawn = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(given.processes, spawn, quiet_process) as pool,
+            ThreadPoolExecutor(given.seeds) as seeds,
+        ):
+            list(seeds.map(lambda seed: study.run_seed(seed, pool), range(given.seeds)))
     print_tables(study.rows())
 
 
