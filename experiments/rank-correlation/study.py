@@ -181,7 +181,7 @@ class Study:
 
     def after_steps(self, steps: int, seed: int) -> None:
         """Trains what the default supernet gives each subnetwork for some steps more."""
-        name = f"default, {steps} steps"
+        name = after(steps)
         if self.has(seed=seed, setting=name):
             return
         bench, run = self.opened("default", seed)
@@ -200,6 +200,11 @@ class Study:
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
         trainer.train()
         return model.eval()
+
+
+def after(steps: int) -> str:
+    """What subnetworks of the default supernet are called that were trained on."""
+    return f"default, {steps} steps"
 
 
 def parameters(counts: AnalyticCosts) -> Callable[[Sequence[SubnetConfig]], np.ndarray]:
@@ -225,8 +230,10 @@ def print_tables(rows: Sequence[Row]) -> None:
     print(f"seeds {sorted(alone)}, {len(next(iter(alone.values())))} subnetworks each")
     columns = ("", "mean quality", "mean loss", "Kendall tau", "Spearman", "tau among near-equal", "CPU s")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    settings = list(dict.fromkeys(row["setting"] for row in rows if "setting" in row))
-    for name in settings:
+    there = {row.get("setting") for row in rows}
+    for name in ("alone", *SETTINGS, PLAIN, *map(after, STEPS[1:])):
+        if name not in there:
+            continue
         mine = {row["seed"]: row for row in rows if row.get("setting") == name and row["seed"] in alone}
         keys = {seed: list(alone[seed]) for seed in mine}
         loss = {s: np.array([row["quality"][k]["loss"] for k in keys[s]]) for s, row in mine.items()}
