@@ -1,13 +1,15 @@
-"""Compares a run with all dimensions open with the same one restricted, at equal evaluations and seed.
+"""Compares runs with all dimensions open with the same ones restricted, at equal evaluations and seeds.
 
-python experiments/imdb/compare.py RUN RESTRICTED      # two folders that `nas search` has finished
+python experiments/imdb/compare.py RUN RESTRICTED [RUN RESTRICTED ...]      # folders that `nas search` has finished
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from rich.console import Console
@@ -15,9 +17,12 @@ from rich.table import Table
 
 from nas.fronts.pareto import hypervolume
 from nas.run import Run
+from search_spaces import SubnetConfig
 
 REFERENCE = np.array([0.5, 1.0])
 """Errors of a coin, latency of the parent: what a front must beat to count at all."""
+NAMES = ("attention", "attention_rank", "mlp_rank", "bits")
+"""Fields whose choices are counted; of widths, the mean is shown."""
 
 
 def costs(run: Run) -> np.ndarray:
@@ -27,28 +32,34 @@ def costs(run: Run) -> np.ndarray:
     return np.array(front, dtype=float)
 
 
-def patterns(run: Run) -> dict[int, Counter[str]]:
-    """Layer of the parent -> how often each attention pattern stands there on the front, ``dropped`` included."""
-    subnets = [point.subnet for point in run.front().points]
-    kept = [dict(zip(subnet.layers, subnet.attention, strict=True)) for subnet in subnets]
-    last = max(subnet.layers[-1] for subnet in subnets)
-    return {layer: Counter(layers.get(layer, "dropped") for layers in kept) for layer in range(last + 1)}
+def choices(subnets: Sequence[SubnetConfig]) -> Table:
+    """What each layer of the parent chose, over many subnetworks."""
+    table = Table("layer", "kept", "heads", "neurons", *NAMES)
+    for layer in range(1 + max(subnet.layers[-1] for subnet in subnets)):
+        found = [(subnet, subnet.layers.index(layer)) for subnet in subnets if layer in subnet.layers]
+        widths = [
+            f"{mean(getattr(subnet, field)[place] for subnet, place in found):.0f}" if found else ""
+            for field in ("num_attention_heads", "intermediate_size")
+        ]
+        counts = [Counter(getattr(subnet, field)[place] for subnet, place in found) for field in NAMES]
+        cells = [", ".join(f"{name} x {times}" for name, times in count.most_common()) for count in counts]
+        table.add_row(str(layer), f"{len(found)} of {len(subnets)}", *widths, *cells)
+    return table
 
 
 def main() -> None:
-    """Prints both hypervolumes, then which layers of the first front chose what."""
+    """Prints the hypervolumes, then what the layers of the fronts with all dimensions open chose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs=2)
+    parser.add_argument("runs", type=Path, nargs="+")
     runs = [Run(folder) for folder in parser.parse_args().runs]
     table = Table("run", "evaluations", "seed", "on the front", "hypervolume")
     for run in runs:
         found, recipe = costs(run), run.recipe
         row = (recipe.search.evaluations, recipe.seed, len(found), f"{hypervolume(found, REFERENCE):.4f}")
         table.add_row(run.name, *map(str, row))
-    chosen = Table("layer", "attention on the front")
-    for layer, counts in patterns(runs[0]).items():
-        chosen.add_row(str(layer), ", ".join(f"{text} x {n}" for text, n in counts.most_common()))
-    Console().print(table, chosen)
+    subnets = [point.subnet for run in runs[::2] for point in run.front().points]
+    sizes = Counter(subnet.hidden_size for subnet in subnets)
+    Console().print(table, choices(subnets), "hidden_size", sizes)
 
 
 if __name__ == "__main__":
