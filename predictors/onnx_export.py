@@ -72,18 +72,23 @@ def write_onnx(
         cases = [inputs, _shorter(inputs)] if dynamic and not any(name in inputs for name in CACHES) else [inputs]
         _save(_traced(model, _several(inputs) if len(cases) > 1 else inputs, dynamic), plain)
         difference = _difference(model, cases, plain)
-        rounds = any(getattr(module, "bits", "") in ROUND_INPUTS for module in model.modules())
-        if not (rounds or difference <= TOLERANCE):
-            raise InputError(
-                f"an ONNX file must give the outputs of the model within {TOLERANCE:g}, but they differ by "
-                f"{difference:.3g}; nothing is written."
-            )
+        require_close(model, difference, "an ONNX file")
         if int8:
             quantize_onnx(plain, file)
             return _difference(model, cases, file)
         for written in Path(folder).iterdir():
             written.replace(file.parent / written.name)
     return difference
+
+
+def require_close(model: PreTrainedModel, difference: float, what: str) -> None:
+    """Raises InputError if outputs differ by more than 1e-4, unless layers round what they are given."""
+    rounds = any(getattr(module, "bits", "") in ROUND_INPUTS for module in model.modules())
+    if not (rounds or difference <= TOLERANCE):
+        raise InputError(
+            f"{what} must give the outputs of the model within {TOLERANCE:g}, but they differ by {difference:.3g}; "
+            "nothing is written."
+        )
 
 
 def quantize_onnx(source: str | Path, target: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, logits
+from conftest import TOYS, bert, logits, text_inputs
 from test_exports import narrower, per_layer
 
 from nas.alone import alone
@@ -20,6 +20,7 @@ from nas.exports.export import ReloadError, describe_remote_code, outputs_elsewh
 from nas.exports.formats import FORMATS, convert, parse_formats, present, size_mb
 from nas.exports.modeling_nas import PREFIX
 from nas.exports.reload import RUNNERS
+from nas.exports.runtime_model import LOADERS
 from nas.fronts.point import Point
 from nas.supernets.basis import calibrate
 from nas.supernets.supernet import Supernet
@@ -33,8 +34,8 @@ TASKS = {
     "t5": "text2text-generation",
 }
 SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(layout))}
-NEEDS = {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch", "openvino": "openvino"}
-LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4}
+NEEDS = {form: form for form in FORMATS} | {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch"}
+LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4, "executorch": 1e-4}
 """How far an output may be; random toys have logits of about 1."""
 UNCONVERTED = {(family, "per-layer", "openvino") for family in TASKS}
 """What OpenVINO's frontend has no operation for, as of sparse attention; the user gets one line."""
@@ -91,6 +92,28 @@ def test_every_format_gives_the_outputs_of_the_model(tmp_path: Path, family: str
     found = RUNNERS[form](str(file), auto, inputs)
     assert found.keys() == expected.keys()
     assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[form]
+
+
+@pytest.mark.slow
+def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    from executorch.extension.pybindings import portable_lib
+
+    model, inputs = bert(num_hidden_layers=1), text_inputs()
+    model.save_pretrained(tmp_path)
+    workload = Workload(batch_size=2, sequence_length=8).to_dict()
+    story = {"task": "text-classification", "max_length": 12, "workload": workload}
+    (tmp_path / "subnet.json").write_text(json.dumps(story))
+    file = convert(tmp_path, ["executorch"])["executorch"]
+    assert b"XnnpackBackend" in file.read_bytes()
+    torch.set_num_threads(2)
+    run = LOADERS["executorch"](file)
+    assert portable_lib._threadpool_get_thread_count() == 2
+    for length in (12, 5, 1):
+        shorter = {name: tensor[:, :length] for name, tensor in inputs.items()}
+        assert torch.allclose(run(shorter)["logits"].flatten(), logits(model, shorter), atol=1e-5)
+    with pytest.raises(InputError, match="up to 12 tokens, but got 13"):
+        run({name: torch.ones(1, 13, dtype=torch.long) for name in inputs})
 
 
 def test_a_clean_process_runs_a_folder(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def origin(run: Run) -> dict[str, Any]:
         "license": licence_of(recipe.model),
         "task": recipe.task.type,
         "split": Path(recipe.task.test).name,
+        "max_length": recipe.task.max_length,
         "workload": recipe.workload.to_dict(),
         "device": run.device,
         "parent": None if parent is None else {"values": parent.values, "errors": parent.errors},

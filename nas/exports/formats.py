@@ -3,60 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
+from nas.exports.reload import logits_of
 from nas.run import read_json
 from nas.task_types import TASK_TYPES
 from predictors import Workload
-from predictors.onnx_export import quiet_export, require, write_onnx
+from predictors.onnx_export import quiet_export, require, require_close, write_onnx
 from search_spaces import AUTO_CLASSES, InputError
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Inputs = Mapping[str, torch.Tensor]
+Story = Mapping[str, Any]
+"""The subnet.json of an export."""
 
 
-def _onnx(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
-    write_onnx(model, called_with(model, inputs), file)
+def _onnx(model: PreTrainedModel, story: Story, file: Path) -> None:
+    write_onnx(model, two_samples(model, story), file)
 
 
-def _int8(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
-    write_onnx(model, called_with(model, inputs), file, int8=True)
+def _int8(model: PreTrainedModel, story: Story, file: Path) -> None:
+    write_onnx(model, two_samples(model, story), file, int8=True)
 
 
-def _program(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+def _program(model: PreTrainedModel, story: Story, file: Path) -> None:
     """A `torch.export` program whose batch and sequence may have any size."""
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with quiet_export(model, "torch.export"):
-        exported = DynamoExporter().export(model, called_with(model, inputs), DynamoConfig(dynamic=True))
+        exported = DynamoExporter().export(model, two_samples(model, story), DynamoConfig(dynamic=True))
         torch.export.save(getattr(exported, "program", exported), file)
 
 
-def _openvino(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+def _openvino(model: PreTrainedModel, story: Story, file: Path) -> None:
     require("openvino", extra="openvino", what="an OpenVINO model")
     import openvino
     from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
     with quiet_export(model, "OpenVINO"):
         exporter = OpenVINOExporter()
-        graph = exporter.export(
-            model, called_with(model, inputs), OpenVINOConfig(stateful=False, dynamic=True)
-        ).program
+        graph = exporter.export(model, two_samples(model, story), OpenVINOConfig(stateful=False, dynamic=True)).program
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
-FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, Inputs, Path], None]]] = {
+def _executorch(model: PreTrainedModel, story: Story, file: Path) -> None:
+    """A program for ExecuTorch's XNNPACK kernels, and beside it a manifest that names its inputs and outputs.
+
+    Its memory is planned for a largest batch, the workload's, and a largest length, the longer of the workload's and
+    of what texts are cut to.
+    """
+    require("executorch", extra="executorch", what="an ExecuTorch program")
+    from torch.export import Dim
+    from transformers.exporters import ExecutorchConfig, ExecutorchExporter
+
+    workload = Workload.from_dict(story["workload"])
+    if workload.sequence_length is not None:
+        longest = max(workload.sequence_length, story.get("max_length", 1))
+        workload = replace(workload, sequence_length=longest)
+    inputs = _inputs(story, model.config, workload)
+    sizes = {name: tensor.shape[: 2 if tensor.ndim == 2 else 1] for name, tensor in inputs.items()}  # batch, length
+    bounds = {
+        name: {axis: Dim.AUTO(min=1, max=size) for axis, size in enumerate(shape) if size > 1}
+        for name, shape in sizes.items()
+    }
+    with quiet_export(model, "ExecuTorch"), torch.inference_mode():
+        config = ExecutorchConfig(dynamic_shapes=bounds)
+        exported = ExecutorchExporter().export(model, called_with(model, inputs), config)
+        found, expected = (logits_of(run(**called_with(model, inputs))) for run in (exported, model))
+    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    require_close(model, difference, "an ExecuTorch program")
+    exported.config = exported.generation_config = None  # they stand in the folder above
+    exported.save_pretrained(file.parent)
+
+
+FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, Story, Path], None]]] = {
     "onnx": ("onnx/model.onnx", _onnx),
     "int8": ("onnx/model_int8.onnx", _int8),
     "program": ("program/model.pt2", _program),
     "openvino": ("openvino/openvino_model.xml", _openvino),
+    "executorch": ("executorch/model.pte", _executorch),
 }
 """Name -> the file in the folder, and what writes it."""
 
@@ -79,7 +111,7 @@ def parse_formats(text: str) -> list[str]:
 def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     """Writes an exported folder's model in other formats, into the same folder.
 
-    ONNX files are run in ONNX Runtime and compared with the model (see `write_onnx`); `nas verify` compares all.
+    Those for ONNX Runtime and ExecuTorch are run there and compared with the model; `nas verify` compares all.
 
     Raises:
         InputError: If the folder is not an export, a package is missing, or the model cannot be traced.
@@ -88,12 +120,11 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     if not formats:
         return {}
     model = load_model(folder, story)
-    inputs = story_inputs(story, model.config, batch_size=2)
     written = {}
     for name in formats:
         file = folder / FORMATS[name][0]
         file.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[name][1](model, inputs, file)
+        FORMATS[name][1](model, story, file)
         written[name] = file
     return written
 
@@ -121,21 +152,27 @@ def read_story(folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / "subnet.json"))
 
 
-def load_model(folder: Path, story: Mapping[str, Any]) -> PreTrainedModel:
+def load_model(folder: Path, story: Story) -> PreTrainedModel:
     """The model of an export, for the task it was exported for."""
     auto = getattr(transformers, AUTO_CLASSES[story["task"]])
     return auto.from_pretrained(folder, trust_remote_code=False).eval()
 
 
-def story_inputs(story: Mapping[str, Any], config: Any, batch_size: int | None = None) -> dict[str, torch.Tensor]:
+def story_inputs(story: Story, config: Any) -> dict[str, torch.Tensor]:
     """Random inputs of the workload that an export was measured on."""
-    workload = dict(story["workload"])
-    if batch_size is not None:
-        workload["batch_size"] = batch_size
-    generator = torch.Generator().manual_seed(0)
-    return TASK_TYPES[story["task"]].dummy_inputs(config, Workload.from_dict(workload), generator)
+    return _inputs(story, config, Workload.from_dict(story["workload"]))
 
 
-def called_with(model: PreTrainedModel, inputs: Inputs) -> dict[str, Any]:
+def two_samples(model: PreTrainedModel, story: Story) -> dict[str, Any]:
+    """What a model is traced with: a batch of one would be taken for a constant."""
+    workload = replace(Workload.from_dict(story["workload"]), batch_size=2)
+    return called_with(model, _inputs(story, model.config, workload))
+
+
+def called_with(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Inputs of one pass; a model that generates keeps no keys and values in it."""
     return {**inputs, "use_cache": False} if model.can_generate() else dict(inputs)
+
+
+def _inputs(story: Story, config: Any, workload: Workload) -> dict[str, torch.Tensor]:
+    return TASK_TYPES[story["task"]].dummy_inputs(config, workload, torch.Generator().manual_seed(0))

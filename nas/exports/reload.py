@@ -1,5 +1,6 @@
 """Loads an exported folder as any user would and stores its logits; run as a script, imports nothing of ours."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,12 +52,23 @@ def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch
     return logits_of({name: torch.from_numpy(value) for name, value in found.items()})
 
 
+def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """An ExecuTorch program, sample by sample: it may take no more at once."""
+    from transformers.exporters import ExportedModel
+
+    program = ExportedModel.from_pretrained(os.path.dirname(path))
+    samples = zip(*(tensor.split(1) for tensor in inputs.values()), strict=True)
+    found = [logits_of(program(**dict(zip(inputs, sample, strict=True)))) for sample in samples]
+    return {name: torch.cat([logits[name] for logits in found]) for name in found[0]}
+
+
 RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
     "torch": run_torch,
     "onnx": run_onnx,
     "int8": run_onnx,
     "program": run_program,
     "openvino": run_openvino,
+    "executorch": run_executorch,
 }
 
 

@@ -1,5 +1,5 @@
-"""RuntimeModel: an ONNX file, a program or an OpenVINO model, called as a Hugging Face model is, so that it can be
-scored and timed as one."""
+"""RuntimeModel: an ONNX file, a program or the model of another runtime, called as a Hugging Face model is, so that it
+can be scored and timed as one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from predictors.memory import peak_memory_mb
 from predictors.plan import import_libraries
 from predictors.runtimes import input_names, onnx_call, prepared
 from predictors.timing import ANCHOR
-from search_spaces import AUTO_CLASSES
+from search_spaces import AUTO_CLASSES, InputError
 
 Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -53,6 +53,7 @@ RUNS_AS: dict[str, dict[str, Any]] = {
     "int8": {"runtime": "onnxruntime"},
     "program": {"runtime": "torch", "device": "cpu"},
     "openvino": {"runtime": "openvino", "device": "cpu"},
+    "executorch": {"runtime": "torch", "device": "cpu"},
 }
 """Format -> in what it differs from the workload that its model was measured on."""
 
@@ -76,7 +77,8 @@ def timed_beside(
     """
     workload = Workload.from_dict(story["workload"])
     inputs = story_inputs(story, load_config(str(parent)))
-    calls = {form: _call(form, path, story, inputs, workload) for form, path in files.items()}
+    with quiet(workload):  # some take their threads when they are loaded
+        calls = {form: _call(form, path, story, inputs, workload) for form, path in files.items()}
     anchor = _call("torch", parent, story, inputs, workload)
     timed = measure(calls, anchor, workload, anchor_ms=parent_ms)
     return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
@@ -94,6 +96,8 @@ def memory_mb(folder: str, form: str) -> float | None:
         return None
     inputs = story_inputs(story, load_config(folder))
     import_libraries(workload, folder, AUTO_CLASSES[story["task"]])
+    if form == "executorch":
+        import transformers.exporters.exporter_executorch  # noqa: F401
     with quiet(workload):
         return peak_memory_mb(lambda: _call(form, path, story, inputs, workload), workload)
 
@@ -144,10 +148,36 @@ def _openvino(path: Path) -> Run:
     return run
 
 
+def _executorch(path: Path) -> Run:
+    from executorch.extension.pybindings import portable_lib
+    from transformers.exporters import ExportedModel
+
+    if portable_lib._threadpool_get_thread_count() != torch.get_num_threads():
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # of the process: ends what was loaded before
+    program = ExportedModel.from_pretrained(path.parent)
+    runner = program.runners["model"]
+    shapes = [runner.method.metadata.input_tensor_meta(i).sizes() for i in range(len(runner.metadata.kwargs))]
+    largest = dict(zip(runner.metadata.kwargs, shapes, strict=True))
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for name, (_, tokens, *_) in largest.items():
+            if inputs[name].shape[1] > tokens:
+                raise InputError(
+                    f"`{path}` takes up to {tokens} tokens, but got {inputs[name].shape[1]} of `{name}`; set "
+                    "`max_length` in subnet.json, and `nas convert` writes it anew."
+                )
+        pieces = zip(*(inputs[name].split(shape[0]) for name, shape in largest.items()), strict=True)
+        found = [program(**dict(zip(largest, piece, strict=True))) for piece in pieces]
+        return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
+
+    return run
+
+
 LOADERS: dict[str, Callable[[Path], Run]] = {
     "onnx": _onnx,
     "int8": _onnx,
     "program": _program,
     "openvino": _openvino,
+    "executorch": _executorch,
 }
 """Format -> what loads its file."""

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn import functional as F
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 NAME = "nas_sparse"
@@ -252,7 +253,7 @@ def _hash(block: Tensor, draw: Tensor, seed: int) -> Tensor:
     state = block * 7919 + draw * 104729 + seed * 1299709 + 1
     for _ in range(3):
         state = (state * 1103515245 + 12345) % 2**31
-        state = state ^ (state >> 15)
+        state = state ^ (state // 2**15)  # a shift, which not every runtime has
     return state
 
 
@@ -342,7 +343,8 @@ def _grouped_attention(
     asked = query.reshape(query.shape[0], key.shape[1], shared * query.shape[2], query.shape[3])
     if bias is not None and bias.shape[2] > 1 and shared > 1:
         bias = bias.repeat(1, 1, shared, 1)
-    return scaled_dot_product_attention(asked, key, value, bias, dropout, scale=scaling).reshape(query.shape)
+    out = F.scaled_dot_product_attention(asked, key, value, bias, dropout, scale=scaling)  # exporters patch it there
+    return out.reshape(query.shape)
 
 
 def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
