@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def quiet_libraries() -> None:
     """Silences the bars and notices of the libraries underneath, so that ours can be read."""
+    for name in ("torchao", "torch.utils._pytree"):  # it comes with ExecuTorch and warns of what only others use
+        logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import optuna
     import transformers

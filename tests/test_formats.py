@@ -100,6 +100,7 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_
     from executorch.extension.pybindings import portable_lib
 
     model, inputs = bert(num_hidden_layers=1), text_inputs()
+    inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
     model.save_pretrained(tmp_path)
     workload = Workload(batch_size=2, sequence_length=8).to_dict()
     story = {"task": "text-classification", "max_length": 12, "workload": workload}
