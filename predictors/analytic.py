@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
 """What is counted; all exactly but ``peak_activation_mb``."""
 
-AT_ONCE = 2**18
+AT_ONCE = 2**16
 """Subnetworks that are counted together, so that a million do not fill the memory."""
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}

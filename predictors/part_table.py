@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 
-from predictors.parts import Blocks, Part, Parts
+from predictors.parts import OUTER, Blocks, Part, Parts
 from search_spaces import SubnetBatch
 from search_spaces.subnet import BLOCKS, OF_ALL
+
+Made = TypeVar("Made")
 
 Value = Callable[[Part], np.ndarray]
 """Something of parts that are given as arrays: (k,) of k parts."""
@@ -53,27 +56,49 @@ class PartTable:
     def _outer(self) -> tuple[Part, np.ndarray]:
         heads, starts = self.batch.widths["num_attention_heads"], np.cumsum([0, *self._parts.layout.depths])
         most = [heads[:, a:b].max(axis=1) for a, b in pairwise(starts)]
-        which, rows = distinct([*(getattr(self.batch, name) for name in OF_ALL), *most])
-        return _stacked([self._parts.outer(self.batch[row], self._length) for row in rows]), which
+        columns = [*(getattr(self.batch, name) for name in OF_ALL), *most]
+        return self._counted((OUTER,), columns, lambda row: self._parts.outer(self.batch[row], self._length))
 
     def _of_layer(self, layer: int, blocks: Blocks) -> tuple[Part, np.ndarray]:
-        kept, fields = self.batch.kept[:, layer], [field for block in blocks for field in BLOCKS[block]]
-        columns = [self.batch.widths[field][:, layer] for field in fields]
-        which, rows = distinct([kept, self.batch.hidden_size, *columns])
-        found = []
-        for subnet in (self.batch[row] for row in rows):
-            position = subnet.layers.index(layer) if layer in subnet.layers else None
-            here = Part() if position is None else self._parts.of_layer(subnet, position, blocks, self._length)
-            found.append(here)
-        return _stacked(found), which
+        def count(row: int) -> Part:
+            subnet = self.batch[row]
+            if layer not in subnet.layers:
+                return Part()
+            return self._parts.of_layer(subnet, subnet.layers.index(layer), blocks, self._length)
 
+        widths = [self.batch.widths[field][:, layer] for block in blocks for field in BLOCKS[block]]
+        return self._counted((layer, blocks), [self.batch.kept[:, layer], self.batch.hidden_size, *widths], count)
 
-def _stacked(parts: list[Part]) -> Part:
-    return Part(*np.array(parts, dtype=float).T)
+    def _counted(self, key: Any, columns: list[np.ndarray], count: Callable[[int], Part]) -> tuple[Part, np.ndarray]:
+        found, which = made_once(self._parts.tabled, (self._length, key), columns, count)
+        return Part(*np.array(found, dtype=float).T), which
 
 
 def _taken(values: np.ndarray, which: np.ndarray) -> np.ndarray:
     return values[0] if len(values) == 1 else values[which]
+
+
+def made_once(
+    known: dict[Any, Made], key: Any, columns: list[np.ndarray], make: Callable[[int], Made]
+) -> tuple[list[Made], np.ndarray]:
+    """What is made of each distinct row of a table, from one such row.
+
+    Args:
+        known: What was made before, of other tables too, by ``key`` and all values of the row; what is made is added.
+        key: Tells tables of other columns apart.
+        columns: As those of `distinct`.
+        make: Number of a row -> what is made of it.
+
+    Returns:
+        What was made of the distinct rows, and which of them each row is (n,).
+    """
+    which, rows = distinct(columns)
+    found = []
+    for row, values in zip(rows, zip(*(column[rows].tolist() for column in columns), strict=True), strict=True):
+        if (key, values) not in known:
+            known[key, values] = make(row)
+        found.append(known[key, values])
+    return found, which
 
 
 def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:

@@ -54,12 +54,14 @@ class Parts:
         parameters: Name -> shape of each parameter; tied ones once.
         multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
         label_tokens: Whether every token gets a label or a score, not every sample.
+        tabled: What a `PartTable` has counted.
     """
 
     layout: Layout
     parameters: Mapping[str, Shape]
     multiplied: Mapping[str, Shape]
     label_tokens: bool
+    tabled: dict[Any, Part] = field(default_factory=dict, repr=False, compare=False)
     _known: dict[Any, Part] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, subnet: SubnetConfig, sequence_length: int | None) -> Iterator[Part]:

@@ -407,13 +407,14 @@ class SearchSpace:
         for name, stack in zip(self.depth_names, self.stacks, strict=True):
             order = [layer for layer in self.layer_order if layer in stack]
             if self.scope == "uniform":
-                rank, depth = np.arange(len(order)), self._values(genomes, name)
+                place, depth = np.arange(1, 1 + len(order)), self._values(genomes, name)
             else:
                 wanted = np.stack([self._values(genomes, f"layers.{layer}") for layer in order], axis=1)
-                rank = np.argsort(np.argsort(~wanted, axis=1, kind="stable"), axis=1)
+                first, then = wanted.cumsum(axis=1), (~wanted).cumsum(axis=1)
+                place = np.where(wanted, first, first[:, -1:] + then)
                 nearest = [min(self.choices[name], key=lambda d: (abs(d - n), -d)) for n in range(len(order) + 1)]
-                depth = np.array(nearest)[wanted.sum(axis=1)]
-            kept[:, order] = rank < depth[:, None]
+                depth = np.array(nearest)[first[:, -1]]
+            kept[:, order] = place <= depth[:, None]
         return kept
 
     def _widths_by(self, genomes: np.ndarray) -> dict[str, np.ndarray]:
