@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from predictors.timing import ANCHOR, Timing, median_interval
+from predictors.timing import ANCHOR, MAX_DRIFT, Timing, median_interval
 from predictors.workload import Workload, one_line_errors
 from search_spaces.errors import InputError
 
@@ -90,12 +90,16 @@ def measure_in_calm(
     anchor_ms: float | None,
     precision: float,
 ) -> dict[str, Timing]:
-    """As `measure`, once more where the anchor drifted by over 25 %, as when others take turns on the cores."""
+    """As `measure`, once more where the anchor drifted, as when others take turns on the cores; the calmer counts.
+
+    A drift of `MAX_DRIFT` is one: where it was 24 %, six latencies of MiniLM's subnetworks were 11 to 14 % too long.
+    """
+    attempts = []
     for _ in range(ATTEMPTS):
-        timed = measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision)
-        if abs(timed[ANCHOR].drift) <= MAX_STRAY:
+        attempts.append(measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision))
+        if abs(attempts[-1][ANCHOR].drift) <= MAX_DRIFT:
             break
-    return timed
+    return min(attempts, key=lambda timed: abs(timed[ANCHOR].drift))
 
 
 def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequence[T]]]:

@@ -1,7 +1,8 @@
 """Work: what the blocks of a subnetwork compute, as columns of which latency is a weighted sum.
 
 A block takes time for each call, each product and each number that it moves, of its own in each kind of bits, and
-attention for each head, by its pattern. The weights are those of a device and runtime, all of at least zero.
+attention for each head, by its pattern; what lies outside the layers takes it for each channel. The weights are those
+of a device and runtime, all of at least zero.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "move
 
 def work_names(space: SearchSpace) -> tuple[str, ...]:
     """Names of the columns of `work`."""
-    names: list[str] = []
+    names = ["hidden"]
     for stack in range(len(space.stacks)):
         names += [f"{stack} layers", f"{stack} hidden"]
         for kind in space.choices.get("bits", (WHOLE,)):
@@ -39,7 +40,8 @@ def work_names(space: SearchSpace) -> tuple[str, ...]:
 
 def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     """The columns of a batch: (n, len(work_names(space))) floats, widths as fractions of the parent's."""
-    columns = [column for stack in space.stacks for column in _of_stack(space, batch, stack)]
+    columns = [batch.hidden_size / space.parent.hidden_size]
+    columns += [column for stack in space.stacks for column in _of_stack(space, batch, stack)]
     if "embedding_rank" in space.parameters:
         thin = batch.embedding_rank < DENSE
         columns += [thin.astype(float), thin * batch.embedding_rank / DENSE * batch.hidden_size]

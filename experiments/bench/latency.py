@@ -45,11 +45,11 @@ PRECISION = 0.02
 class Bench:
     """A supernet, its space, the subnetworks to measure and where the measurements go."""
 
-    def __init__(self, model: str, folder: Path, workload: Workload) -> None:
+    def __init__(self, model: str, folder: Path, workload: Workload, seed: int) -> None:
         self.folder, self.workload = folder, workload
         self.supernet = Supernet(transformers.AutoModelForSequenceClassification.from_pretrained(model).eval())
         self.space: SearchSpace = Layout(self.supernet.model.config).search_space({**CHOICES, "scope": "per-layer"})
-        rng = Random(0)
+        rng = Random(seed)
         self.subnets = [self.space.sample(rng) for _ in range(FITTED + HELD_OUT)]
         ids = torch.randint(1000, 30000, (workload.batch_size, workload.sequence_length or 1))
         self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -73,13 +73,13 @@ class Bench:
         """Latencies in milliseconds, or None where time ran out."""
         store = MeasurementStore(self.folder / name)
         missing = [s for s in subnets if store.get(s.key, self.workload, "profile") is None]
+        anchor = self.call(self.supernet.parent)
         for start, group in groups(missing):
             if time.monotonic() > until:
                 print(f"{name}: {len(missing) - start} of {len(subnets)} still to measure")
                 return None
             anchor_ms = store.anchor_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
-            anchor = self.call(self.supernet.parent)
             timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
             if anchor_ms is None:
                 store.add(self.supernet.parent, self.workload, "anchor", timed["anchor"])
@@ -94,13 +94,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--seed", type=int, default=0, help="of the subnetworks")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--write-only", action="store_true", help="write ONNX files, measure nothing")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     until = time.monotonic() + arguments.seconds
     workload = Workload(runtime=arguments.runtime)
-    bench = Bench(arguments.model, arguments.folder, workload)
+    bench = Bench(arguments.model, arguments.folder, workload, arguments.seed)
     if arguments.write_only:
         for subnet in [bench.supernet.parent, *bench.subnets]:
             bench.written(subnet)
