@@ -12,7 +12,7 @@ from predictors.regressions import LatencyModel, LogGaussianProcess, Network, Pr
 from predictors.work import RANK_OF, WORK, work, work_names
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import DENSE
+from search_spaces.subnet import DENSE, WIDTHS
 
 SMOOTHNESS = 0.05
 BLOCK_WIDTHS = tuple(RANK_OF)
@@ -61,37 +61,39 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     batch = SubnetBatch.of(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
     for stack in space.stacks:
-        kept, sums, climbs = batch.kept[:, stack], list[np.ndarray](), list[np.ndarray]()
+        kept, sums, climbs = batch.kept[:, stack].T, list[np.ndarray](), list[np.ndarray]()
+        widths = {field: np.ascontiguousarray(batch.widths[field][:, stack].T) for field in WIDTHS}
         for field in (field for field in space.fields if field != "bits"):
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
-                heads = batch.widths["num_attention_heads"][:, stack] / max(space.choices["num_attention_heads"])
-                place = np.round(space.scaled(batch, field)[:, stack] * (len(steps) + 1))
-                sums.append((heads * place).sum(axis=1))
-                climbs += [(heads * (place > k)).sum(axis=1) for k in range(1, len(steps) + 1)]
+                heads = widths["num_attention_heads"] / max(space.choices["num_attention_heads"])
+                place = np.round(space.scaled(batch, field)[:, stack].T * (len(steps) + 1))
+                sums.append((heads * place).sum(axis=0))
+                climbs += [(heads * (place > k)).sum(axis=0) for k in range(1, len(steps) + 1)]
                 continue
-            largest, values = max(space.choices[field]), batch.widths[field][:, stack]
-            sums.append(values.sum(axis=1) / largest)
+            largest, values = max(space.choices[field]), widths[field]
+            sums.append(values.sum(axis=0) / largest)
+            ends = [-np.inf, *space.choices[field][1:-1], np.inf]
+            climbed = [
+                np.clip(values, *between) - low for (low, _), between in zip(steps, pairwise(ends), strict=False)
+            ]
             for rank in _ranks(space, field):
-                here = kept if rank is None else batch.widths[RANK_OF[field]][:, stack] == rank
-                for k, (low, high) in enumerate(steps):
-                    floor = low if k else -np.inf
-                    ceiling = high if k < len(steps) - 1 else np.inf
-                    climbs.append(((np.clip(values, floor, ceiling) - low) * here).sum(axis=1) / largest)
+                here = kept if rank is None else widths[RANK_OF[field]] == rank
+                climbs += [(climb * here).sum(axis=0) / largest for climb in climbed]
         for number, _ in enumerate(_kinds(space), 1):
-            here = np.round(space.scaled(batch, "bits")[:, stack] * len(_kinds(space))) == number
-            climbs.append(here.sum(axis=1))
+            here = np.round(space.scaled(batch, "bits")[:, stack].T * len(_kinds(space))) == number
+            climbs.append(here.sum(axis=0))
             for width in BLOCK_WIDTHS:
-                climbs.append((batch.widths[width][:, stack] * here).sum(axis=1) / max(space.choices[width]))
-        columns += [kept.sum(axis=1), *sums, *climbs]
+                climbs.append((widths[width] * here).sum(axis=0) / max(space.choices[width]))
+        columns += [kept.sum(axis=0), *sums, *climbs]
     percent, thin = batch.embedding_rank, _thin_tables(space)
     columns += [np.where(percent < DENSE, percent / DENSE, 0.0)] * bool(thin)
     columns += [np.equal(percent, choice) for choice in thin]
-    table = np.stack(columns, axis=1, dtype=float)
+    table, of_work = np.stack(columns, dtype=float), work(space, batch).T
     if len(space.choices["hidden_size"]) == 1:
-        return np.concatenate([table, work(space, batch)], axis=1)
+        return np.concatenate([table, of_work]).T
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
-    return np.concatenate([table, table * hidden[:, None], work(space, batch)], axis=1)
+    return np.concatenate([table, table * hidden, of_work]).T
 
 
 def _kinds(space: SearchSpace) -> Sequence[str]:

@@ -45,33 +45,34 @@ def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     if "embedding_rank" in space.parameters:
         thin = batch.embedding_rank < DENSE
         columns += [thin.astype(float), thin * batch.embedding_rank / DENSE * batch.hidden_size]
-    return np.stack(columns, axis=1)
+    return np.stack(columns).T
 
 
 def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
-    parent, kept = space.parent, batch.kept[:, stack]
-    hidden = batch.hidden_size[:, None] / parent.hidden_size
-    yield kept.sum(axis=1, dtype=float)
-    yield (kept * hidden).sum(axis=1)
+    parent, kept = space.parent, batch.kept[:, stack].T
+    widths = {field: np.ascontiguousarray(values[:, stack].T) for field, values in batch.widths.items()}
+    hidden = batch.hidden_size / parent.hidden_size
+    yield kept.sum(axis=0, dtype=float)
+    yield (kept * hidden).sum(axis=0)
     for kind in space.choices.get("bits", (WHOLE,)):
-        stored = kept & (batch.widths["bits"][:, stack] == BITS.index(kind))
+        stored = kept & (widths["bits"] == BITS.index(kind))
         for field, of_rank in RANK_OF.items():
             largest = max(getattr(parent, field))
             share = parent.hidden_size if field == "num_attention_heads" else largest
-            width = batch.widths[field][:, stack] / largest
-            rank = np.where(batch.widths[of_rank][:, stack] < DENSE, batch.widths[of_rank][:, stack] / DENSE, 1.0)
+            width = widths[field] / largest
+            rank = np.where(widths[of_rank] < DENSE, widths[of_rank] / DENSE, 1.0)
             here, thin = stored & (width > 0), stored & (width > 0) & (rank < 1)
             outputs, inputs = width * share, hidden * parent.hidden_size
             factor = rank * outputs * inputs / (outputs + inputs) / parent.hidden_size
             columns = here, thin, here * width * hidden * rank, here * width, thin * factor, here * (width + hidden)
-            yield from (column.sum(axis=1, dtype=float) for column in columns)
-        groups = batch.widths["num_key_value_heads"][:, stack] / max(parent.num_key_value_heads)
-        rank = np.minimum(batch.widths["attention_rank"][:, stack] / DENSE, 1.0)
-        yield (stored * groups * hidden * rank).sum(axis=1)
-    heads = batch.widths["num_attention_heads"][:, stack] / max(parent.num_attention_heads)
+            yield from (column.sum(axis=0, dtype=float) for column in columns)
+        groups = widths["num_key_value_heads"] / max(parent.num_key_value_heads)
+        rank = np.minimum(widths["attention_rank"] / DENSE, 1.0)
+        yield (stored * groups * hidden * rank).sum(axis=0)
+    heads = widths["num_attention_heads"] / max(parent.num_attention_heads)
     patterns = space.choices.get("attention", (FULL,))
-    place = np.round(space.scaled(batch, "attention")[:, stack] * len(patterns)) if len(patterns) > 1 else kept
+    place = np.round(space.scaled(batch, "attention")[:, stack].T * len(patterns)) if len(patterns) > 1 else kept
     for number, _ in enumerate(patterns, 1):
         here = kept & (heads > 0) & (place == number)
-        yield here.sum(axis=1, dtype=float)
-        yield (here * heads).sum(axis=1)
+        yield here.sum(axis=0, dtype=float)
+        yield (here * heads).sum(axis=0)
