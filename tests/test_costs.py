@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from conftest import TOYS, Toy
 
 from nas import Supernet
+from nas.supernets.basis import calibrate
 from predictors import AnalyticCosts, Workload
 from predictors.analytic import COUNTED
 from predictors.part_table import distinct
@@ -100,6 +102,22 @@ def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
     for name in ("peak_activation_mb", "kv_cache_mb"):
         alone = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
         assert found[name].tolist() == alone
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "vit"])
+def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_path: Path) -> None:
+    toy = TOYS[family]
+    supernet = Supernet(toy.model())
+    supernet.activations = calibrate(supernet, [toy.inputs()])
+    bits = ["int4-weight", "int8", "float32"]
+    space = SearchSpace(**{**open_space(supernet.layout).arguments(), "bits": bits})
+    rng, sizes = Random(2), []
+    subnets = [space.sample(rng) for _ in range(12)]
+    for number, subnet in enumerate(subnets):
+        supernet.extract(subnet).save_pretrained(tmp_path / str(number))
+        sizes.append((tmp_path / str(number) / "model.safetensors").stat().st_size)
+    found = AnalyticCosts.of(supernet.model, supernet.layout).count(["size_mb"], subnets)["size_mb"]
+    assert len({len(str(size)) for size in sizes}) > 1 and (found * 1e6).round().tolist() == sizes
 
 
 @pytest.mark.parametrize("family", [n for n, toy in TOYS.items() if toy.model().can_generate()])
