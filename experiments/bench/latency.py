@@ -3,8 +3,9 @@
     python experiments/bench/latency.py MODEL FOLDER --runtime torch
     python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
 
-MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER; with ``--seconds`` a call stops early, and
-the same command goes on. Twenty of the held-out are measured a second time for the noise floor.
+MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER, but not those of a group beside which the
+whole model drifted by over 10 %; with ``--seconds`` a call stops early. The same command goes on. Twenty of the
+held-out are measured a second time for the noise floor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workloa
 from predictors.accuracy import errors
 from predictors.measure import groups, measure_in_calm
 from predictors.runtimes import Call, onnx_call
+from predictors.timing import ANCHOR, MAX_DRIFT
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.subnet import DENSE
 
@@ -81,12 +83,17 @@ class Bench:
             anchor_ms = store.anchor_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
             timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
+            if abs(timed[ANCHOR].drift) > MAX_DRIFT:
+                continue
             if anchor_ms is None:
-                store.add(self.supernet.parent, self.workload, "anchor", timed["anchor"])
+                store.add(self.supernet.parent, self.workload, "anchor", timed[ANCHOR])
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
-        found = [store.get(s.key, self.workload, "profile") for s in subnets]
-        return [timing.ratio for timing in found if timing is not None]
+        found = [timing for s in subnets if (timing := store.get(s.key, self.workload, "profile"))]
+        if len(found) < len(subnets):
+            print(f"{name}: {len(subnets) - len(found)} of {len(subnets)} were disturbed; run the command again")
+            return None
+        return [timing.ratio for timing in found]
 
 
 def main() -> None:
