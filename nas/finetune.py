@@ -113,6 +113,7 @@ def remeasured(
         "predicted": False,
         "device": here,
         "split": Path(bench.recipe.task.test).name,
+        "max_length": bench.recipe.task.max_length,
         "parent": told if stated is not None else beside,
     }
 

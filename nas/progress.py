@@ -54,7 +54,7 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def quiet_libraries() -> None:
     """Silences the bars and notices of the libraries underneath, so that ours can be read."""
-    for name in ("torchao", "torch.utils._pytree"):  # it comes with ExecuTorch and warns of what only others use
+    for name in ("torchao", "torch.utils._pytree"):  # torchao comes with ExecuTorch; both warn of what we do not use
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import optuna

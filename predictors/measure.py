@@ -92,7 +92,7 @@ def measure_in_calm(
 ) -> dict[str, Timing]:
     """As `measure`, once more where the anchor drifted, as when others take turns on the cores; the calmer counts.
 
-    A drift of `MAX_DRIFT` is one: where it was 24 %, six latencies of MiniLM's subnetworks were 11 to 14 % too long.
+    It did if by more than `MAX_DRIFT`: at 24 %, six latencies of MiniLM's subnetworks were 11 to 14 % too long.
     """
     attempts = []
     for _ in range(ATTEMPTS):

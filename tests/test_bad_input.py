@@ -38,6 +38,7 @@ def one_line(code: object, stderr: str, says: tuple[str, ...]) -> str:
     assert code == 2, stderr
     assert stderr.count("\n") == 1 and stderr.startswith("nas: "), stderr
     assert "Traceback" not in stderr
+    assert not ("but got" in stderr and "(got " in stderr), f"says twice what it got: {stderr!r}"
     for text in says:
         assert text in stderr, f"{text!r} is not in {stderr!r}"
     return stderr

@@ -91,7 +91,7 @@ class Bench:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
         found = [timing for s in subnets if (timing := store.get(s.key, self.workload, "profile"))]
         if len(found) < len(subnets):
-            print(f"{name}: {len(subnets) - len(found)} of {len(subnets)} were disturbed; run the command again")
+            print(f"{name}: {len(subnets) - len(found)} of {len(subnets)} were disturbed; run it again")
             return None
         return [timing.ratio for timing in found]
 

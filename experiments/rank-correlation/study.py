@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--subnets", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     study = Study(given.recipe, given.overrides, given.folder, given.subnets)
     if not given.table:
         spawn = multiprocessing.get_context("spawn")

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finetune-epochs", type=float, default=FINETUNE.epochs)
     parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     results = given.folder / "points.jsonl"
     if not given.table:
         quiet_libraries()

@@ -132,7 +132,12 @@ def _score(working: Mapping[str, Path], bench: Workbench, found: dict[str, Check
     """Qualities on the held-out split."""
     for form, path in working.items():
         model = RuntimeModel.load(form, path, bench)
-        for name, scored in score(model, bench.splits.test, bench.recipe.qualities).items():
+        try:
+            scores = score(model, bench.splits.test, bench.recipe.qualities)
+        except InputError as error:
+            found[form].failure = str(error)
+            continue
+        for name, scored in scores.items():
             found[form].values[name], found[form].errors[name] = scored.value, scored.standard_error
 
 

@@ -78,11 +78,19 @@ def _executorch(model: PreTrainedModel, story: Story, file: Path) -> None:
         with _plain_attention(model):
             config = ExecutorchConfig(dynamic_shapes=bounds)
             exported = ExecutorchExporter().export(model, called_with(model, inputs), config)
-        found, expected = (logits_of(run(**called_with(model, inputs))) for run in (exported, model))
-    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+        difference = max(_difference(model, exported, case) for case in (inputs, _shorter(inputs)))
     require_close(model, difference, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # they stand in the folder above
     exported.save_pretrained(file.parent)
+
+
+def _shorter(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: t[:, : -(-t.shape[1] // 2)].contiguous() if t.ndim == 2 else t for n, t in inputs.items()}
+
+
+def _difference(model: PreTrainedModel, program: Any, inputs: Mapping[str, torch.Tensor]) -> float:
+    found, expected = (logits_of(run(**called_with(model, inputs))) for run in (program, model))
+    return float(torch.stack([(found[name] - expected[name]).abs().max() for name in expected]).max())
 
 
 @contextmanager

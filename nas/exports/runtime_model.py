@@ -76,11 +76,12 @@ def timed_beside(
         Format, and `PARENT` -> milliseconds, and half of their 10-90 % spread.
     """
     workload = Workload.from_dict(story["workload"])
+    threads = replace(workload, runtime="torch", dtype="float32")  # formats that run elsewhere take PyTorch's threads
     inputs = story_inputs(story, load_config(str(parent)))
-    with quiet(workload):  # some take their threads when they are loaded
+    with quiet(threads):  # some when they are loaded
         calls = {form: _call(form, path, story, inputs, workload) for form, path in files.items()}
     anchor = _call("torch", parent, story, inputs, workload)
-    timed = measure(calls, anchor, workload, anchor_ms=parent_ms)
+    timed = measure(calls, anchor, threads, anchor_ms=parent_ms)
     return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
 
 
@@ -97,6 +98,7 @@ def memory_mb(folder: str, form: str) -> float | None:
     inputs = story_inputs(story, load_config(folder))
     import_libraries(workload, folder, AUTO_CLASSES[story["task"]])
     if form == "executorch":
+        import executorch.extension.pybindings.portable_lib  # noqa: F401
         import transformers.exporters.exporter_executorch  # noqa: F401
     with quiet(workload):
         return peak_memory_mb(lambda: _call(form, path, story, inputs, workload), workload)
@@ -158,9 +160,10 @@ def _executorch(path: Path) -> Run:
     runner = program.runners["model"]
     shapes = [runner.method.metadata.input_tensor_meta(i).sizes() for i in range(len(runner.metadata.kwargs))]
     largest = dict(zip(runner.metadata.kwargs, shapes, strict=True))
+    texts = {name: shape for name, shape in largest.items() if len(shape) == 2}
 
     def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        for name, (_, tokens, *_) in largest.items():
+        for name, (_, tokens) in texts.items():
             if inputs[name].shape[1] > tokens:
                 raise InputError(
                     f"`{path}` takes up to {tokens} tokens, but got {inputs[name].shape[1]} of `{name}`; set "
