@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,6 +304,8 @@ def default_run(recipe: Path) -> Path:
 
 def main() -> None:
     """Entry point of ``nas``: a user's mistake or a full disk is one line and exit code 2."""
+    for name in ("torchao", "torch.utils._pytree"):  # torchao comes with ExecuTorch; both warn, when they are loaded
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets levels
     try:
         stopped = app(sys.argv[1:] or ["--help"], prog_name="nas", standalone_mode=False) == INTERRUPTED
     except UsageError as error:  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +53,6 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def quiet_libraries() -> None:
     """Silences the bars and notices of the libraries underneath, so that ours can be read."""
-    for name in ("torchao", "torch.utils._pytree"):  # torchao comes with ExecuTorch; both warn of what we do not use
-        logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import optuna
     import transformers
