@@ -65,7 +65,8 @@ def make_supernet(run: Run, bench: Workbench, cluster: str | None = None) -> Non
             _prepare(run, bench, work)
         processes.wait()
         _trained("supernet", run, bench, cluster)
-    say(f"supernet   {run.supernet}: layers by importance {run.layer_order}")
+    ordered = "as they stand" if bench.recipe.supernet.order == "none" else "by importance"
+    say(f"supernet   {run.supernet}: layers {ordered} {run.layer_order}")
 
 
 # -- in several processes ---------------------------------------------------------------------------------------------
