@@ -121,6 +121,16 @@ def test_a_disturbed_measurement_is_made_once_more_and_the_calmer_counts(drifts,
     assert timed is found[kept] and next(left, None) is None
 
 
+def test_what_is_faster_than_its_reference_is_not_measured_again(monkeypatch):
+    module = __import__("sys").modules[measure_function.__module__]
+    found = [{ANCHOR: spread_timing(latency_ms, 0.9, 1.1, drift=-0.4)} for latency_ms in (1.0, 1.0)]
+    for anchor_ms, left_over in ((1.6, 1), (1.0, 0)):
+        left = iter(found)
+        monkeypatch.setattr(module, "measure", lambda *_, left=left, **__: next(left))
+        module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=anchor_ms, precision=0.1)
+        assert len(list(left)) == left_over
+
+
 def test_rounds_go_on_until_the_precision_is_reached_or_the_limit():
     module = __import__("sys").modules[measure_function.__module__]
     models = {ANCHOR: product(8), "spy": product(8)}
