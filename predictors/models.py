@@ -56,7 +56,8 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     in it are, and what all of them together have of each width.
 
     Returns:
-        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice.
+        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice. Rows lie together, as in
+        a table read back from a file: sums, and so fits, are then the same to the last bit.
     """
     batch = SubnetBatch.of(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
@@ -91,9 +92,9 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     columns += [np.equal(percent, choice) for choice in thin]
     table, of_work = np.stack(columns, dtype=float), work(space, batch).T
     if len(space.choices["hidden_size"]) == 1:
-        return np.concatenate([table, of_work]).T
+        return np.ascontiguousarray(np.concatenate([table, of_work]).T)
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
-    return np.concatenate([table, table * hidden, of_work]).T
+    return np.ascontiguousarray(np.concatenate([table, table * hidden, of_work]).T)
 
 
 def _kinds(space: SearchSpace) -> Sequence[str]:
