@@ -56,8 +56,8 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     in it are, and what all of them together have of each width.
 
     Returns:
-        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice. Rows lie together, as in
-        a table read back from a file: sums, and so fits, are then the same to the last bit.
+        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice. Rows lie together, as
+        in a table read back from a file: sums, and so fits, are then the same to the last bit.
     """
     batch = SubnetBatch.of(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
