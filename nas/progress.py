@@ -54,9 +54,11 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 def quiet_libraries() -> None:
     """Silences the bars and notices of the libraries underneath, so that ours can be read."""
     import datasets
+    import huggingface_hub
     import optuna
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # of no connection, we say so once
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
