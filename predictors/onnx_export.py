@@ -168,11 +168,16 @@ def _several(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return _tensors(inputs, lambda t: t.repeat(2, *[1] * (t.ndim - 1)) if t.shape[0] == 1 else t)
 
 
+def halved(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same samples with half of their tokens."""
+    return _tensors(inputs, lambda t: t[:, : -(-t.shape[1] // 2)].contiguous() if t.ndim == 2 else t)
+
+
 def _shorter(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Three samples of half the tokens."""
     import torch
 
-    return _tensors(inputs, lambda t: torch.cat([t[:, : -(-t.shape[1] // 2)] if t.ndim == 2 else t] * 3)[:3])
+    return _tensors(halved(inputs), lambda t: torch.cat([t] * 3)[:3])
 
 
 def _tensors(inputs: Mapping[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:

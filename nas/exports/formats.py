@@ -15,7 +15,7 @@ from nas.exports.reload import logits_of
 from nas.run import read_json
 from nas.task_types import TASK_TYPES
 from predictors import Workload
-from predictors.onnx_export import quiet_export, require, require_close, write_onnx
+from predictors.onnx_export import halved, quiet_export, require, require_close, write_onnx
 from search_spaces import AUTO_CLASSES, InputError
 from search_spaces.errors import did_you_mean
 
@@ -78,14 +78,10 @@ def _executorch(model: PreTrainedModel, story: Story, file: Path) -> None:
         with _plain_attention(model):
             config = ExecutorchConfig(dynamic_shapes=bounds)
             exported = ExecutorchExporter().export(model, called_with(model, inputs), config)
-        difference = max(_difference(model, exported, case) for case in (inputs, _shorter(inputs)))
+        difference = max(_difference(model, exported, case) for case in (inputs, halved(inputs)))
     require_close(model, difference, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # they stand in the folder above
     exported.save_pretrained(file.parent)
-
-
-def _shorter(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {n: t[:, : -(-t.shape[1] // 2)].contiguous() if t.ndim == 2 else t for n, t in inputs.items()}
 
 
 def _difference(model: PreTrainedModel, program: Any, inputs: Mapping[str, torch.Tensor]) -> float:
