@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +153,14 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
 
 
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
-    """Each model beside the first, in passes that load all of them anew."""
-    found: dict[str, Timing] = {}
+    """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one."""
+    passes = []
     for number in range(plan.passes):
         first, *others = [load(folder, plan, name) for name in plan.models]
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
-        anchor_ms = found[plan.anchor].latency_ms if found else None
-        timed = measure(calls, first, plan.workload, anchor_ms=anchor_ms, precision=plan.precision, seed=number)
-        timed = {plan.anchor: replace(timed[ANCHOR], ratio=1.0, ratio_low=1.0, ratio_high=1.0)} | {
-            name: timed[name] for name in calls
-        }
-        found = {name: joined(found[name], timing) if found else timing for name, timing in timed.items()}
-    return found
+        passes.append(measure(calls, first, plan.workload, precision=plan.precision, seed=number))
+    scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
+    scaled = [{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes]
+    joint = {name: reduce(joined, (timed[name] for timed in scaled)) for name in scaled[0]}
+    itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
+    return {plan.anchor: itself, **joint}

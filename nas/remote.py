@@ -212,8 +212,9 @@ def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnet
 def _add(
     store: MeasurementStore, results: Sequence[Result], subnets: Mapping[str, SubnetConfig], stages: Sequence[Stage]
 ) -> None:
-    """Stores results that are not there yet, the anchor's first."""
-    for result in sorted(results, key=lambda result: result.name != ANCHOR):
+    """Stores results that are not there yet, the anchor's first; of two the later."""
+    latest = {(result.name, result.number): result for result in results}
+    for result in sorted(latest.values(), key=lambda result: result.name != ANCHOR):
         stage: Stage = "anchor" if result.name == ANCHOR else stages[result.number]
         if result.name in subnets and store.get(subnets[result.name].key, result.workload, stage) is None:
             store.add(subnets[result.name], result.workload, stage, result.timing)

@@ -23,7 +23,7 @@ from predictors.measure import TOGETHER, groups, measure_in_calm
 from predictors.models import features
 from predictors.precision import why_not
 from predictors.runtimes import prepared
-from predictors.timing import ANCHOR, doubts
+from predictors.timing import ANCHOR, doubts, new_reference
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
@@ -140,8 +140,8 @@ def _measured(
         following = next_subnets(space, [*drawn, *chosen], measured, count, around_ms, seed)
         if not following:
             break
-        measured |= measure_subnets(run, bench, supernet, following, "profile")
         chosen += following
+        measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], "profile")
     return drawn, chosen, measured
 
 
@@ -188,7 +188,11 @@ def next_subnets(
 def measure_subnets(
     run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], stage: Stage
 ) -> dict[str, Timing]:
-    """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again."""
+    """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
+
+    Until a predictor is fitted on them, a group beside which the parent is faster than ever gives all of them its
+    scale: what was measured before it was measured while something else ran.
+    """
     workload, store = bench.recipe.workload, run.store
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
     if missing and run.elsewhere:
@@ -200,12 +204,15 @@ def measure_subnets(
         for start, group in groups(missing):
             models = {subnet.key: supernet.extract(subnet) for subnet in group}
             timed = time_models(bench, supernet, models, store)
+            reference = new_reference(timed[ANCHOR], store.anchor_ms(workload))
+            if reference and not any(run.predictor.glob("*")):
+                store.add(supernet.parent, workload, "anchor", reference)
             for subnet in group:
                 store.add(subnet, workload, stage, timed[subnet.key])
             report(start + len(group), len(missing), "")
     found = {subnet.key: store.get(subnet.key, workload, stage) for subnet in subnets}
     timings = {key: timing for key, timing in found.items() if timing is not None}
-    say_doubts(timings if missing else {})
+    say_doubts({subnet.key: timings[subnet.key] for subnet in missing})
     return timings
 
 
@@ -218,12 +225,9 @@ def say_doubts(timings: Mapping[str, Timing]) -> None:
 def time_models(
     bench: Workbench, supernet: Supernet, models: dict[str, PreTrainedModel], store: MeasurementStore
 ) -> dict[str, Timing]:
-    """Times models beside the parent's architecture as the anchor, all on the scale of the first measurement."""
+    """Times models beside the parent's architecture as the anchor, on the scale of what is stored."""
     workload, inputs = bench.recipe.workload, bench.dummy_inputs(bench.recipe.workload)
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
-    timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)
-    if anchor_ms is None:
-        store.add(supernet.parent, workload, "anchor", timed[ANCHOR])
-    return timed
+    return measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)

@@ -124,7 +124,7 @@ def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> Stated:
 
 
 def _anchor(run: Run) -> Stated:
-    """The parent's latency when it was first measured as the anchor."""
+    """The parent's latency as the anchor."""
     timing = run.store.anchor(run.recipe.workload)
     assert timing is not None
     return stated(timing, None, [])

@@ -21,7 +21,7 @@ from predictors.energy import energy_mj
 from predictors.measure import groups, measure_in_calm, quiet
 from predictors.memory import peak_memory_mb
 from predictors.runtimes import Call, onnx_call, prepared
-from predictors.timing import ANCHOR, Timing, doubts
+from predictors.timing import ANCHOR, Timing, doubts, new_reference
 from predictors.workload import Runtime, Workload, device_name, one_line_errors
 from search_spaces.errors import InputError
 
@@ -135,7 +135,9 @@ def measure_plan(folder: Path) -> None:
             anchor_ms = plan.anchor_ms or getattr(done.get((ANCHOR, 0)), "latency_ms", None)
             anchor = load(folder, plan, plan.anchor)
             timed = measure_in_calm(calls, anchor, plan.workload, anchor_ms=anchor_ms, precision=plan.precision)
-            new = {(name, number): timing for name, timing in timed.items() if name != ANCHOR or anchor_ms is None}
+            new = {(name, number): timed[name] for name in group}
+            if not plan.anchor_ms and (reference := new_reference(timed[ANCHOR], anchor_ms)):
+                new = {(ANCHOR, 0): reference} | new
             _append(folder, plan.workload, new)
             done |= new
             print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)

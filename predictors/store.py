@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +51,10 @@ class Measurement:
 class MeasurementStore:
     """Measurements on disk: append-only, one JSON line each, for one writer at a time.
 
-    A last line that a kill cut short is ignored, and removed by the next append. What was measured on another
-    processor or GPU stays in the file, but answers no question asked of this one.
+    Every latency is read as its ratio to the anchor times the fastest anchor in the file, so all are on one scale, and
+    a machine that was busy when the first were measured does not stretch it. A last line that a kill cut short is
+    ignored, and removed by the next append. What was measured on another processor or GPU stays in the file, but
+    answers no question asked of this one.
 
     Args:
         path: The file; it need not exist yet.
@@ -87,13 +89,14 @@ class MeasurementStore:
         return [m for m in found if m is latest[m.subnet.key]]
 
     def anchor_ms(self, workload: Workload) -> float | None:
-        """The reference latency of the anchor in milliseconds: the first one stored, so the scale never moves."""
-        first = self.anchor(workload)
-        return None if first is None else first.latency_ms
+        """The reference latency of the anchor in milliseconds."""
+        anchor = self.anchor(workload)
+        return None if anchor is None else anchor.latency_ms
 
     def anchor(self, workload: Workload) -> Timing | None:
-        """The first timing of the anchor on the device."""
-        return next((m.timing for m in self._found(workload, "anchor")), None)
+        """The fastest timing of the anchor on the device."""
+        stored = (m.timing for m in self._stored(workload, "anchor"))
+        return min(stored, key=lambda timing: timing.latency_ms, default=None)
 
     def stated(self, key: str, workload: Workload) -> Stated | None:
         """The latency of an exported model and its interval, or None where it was not measured on the device."""
@@ -106,6 +109,13 @@ class MeasurementStore:
         return self.device or device_name(workload)
 
     def _found(self, workload: Workload, stage: Stage) -> list[Measurement]:
+        """What is stored, on the scale of the anchor."""
+        stored, anchor_ms = self._stored(workload, stage), self.anchor_ms(workload)
+        if stage == "anchor" or anchor_ms is None:
+            return stored
+        return [replace(m, timing=m.timing.beside(anchor_ms)) for m in stored]
+
+    def _stored(self, workload: Workload, stage: Stage) -> list[Measurement]:
         self._refresh()
         here = (workload, self._device(workload), stage)
         return [m for m in self._measurements if (m.workload, m.device_name, m.stage) == here]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,12 +25,11 @@ class Timing:
         latency_ms: ``ratio`` times the reference latency of the anchor, so free of the machine's drift.
         latency_ms_p10: 10th percentile over rounds, corrected in the same way.
         latency_ms_p90: 90th percentile over rounds, corrected in the same way.
-        raw_ms: Median of all timed calls, uncorrected.
+        raw_ms: Median over rounds, uncorrected.
         rounds: Rounds that counted.
         ratio_low: Lower end of the 95 % confidence interval of ``ratio``; by default, nothing is known.
         ratio_high: Its upper end.
-        drift: How much slower the anchor was in the last third of the rounds than in the first, or in all of them than
-            its reference; relative, whichever is more.
+        drift: How much slower the anchor was than its reference, relative.
     """
 
     ratio: float
@@ -52,6 +51,23 @@ class Timing:
     def spread(self) -> float:
         """Half the width between the 10th and the 90th percentile over rounds, relative to the median."""
         return (self.latency_ms_p90 - self.latency_ms_p10) / (2 * self.latency_ms)
+
+    def beside(self, anchor_ms: float) -> Timing:
+        """The same rounds, by another reference latency of the anchor."""
+        scale = anchor_ms * self.ratio / self.latency_ms
+        return replace(
+            self,
+            latency_ms=self.latency_ms * scale,
+            latency_ms_p10=self.latency_ms_p10 * scale,
+            latency_ms_p90=self.latency_ms_p90 * scale,
+            drift=(1 + self.drift) / scale - 1,
+        )
+
+
+def new_reference(anchor: Timing, anchor_ms: float | None) -> Timing | None:
+    """The anchor's timing on its own scale, where nothing else is its reference or what is was disturbed: over
+    `MAX_DRIFT` slower than the anchor now."""
+    return anchor.beside(anchor.raw_ms) if anchor_ms is None or anchor.drift < -MAX_DRIFT else None
 
 
 def median_interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -115,8 +131,8 @@ def stated(first: Timing, again: Timing | None, repeated: Iterable[tuple[Timing,
 def doubts(timings: Mapping[str, Timing], precision: float) -> str:
     """What must be said of timings that were to have a precision; empty where all is well.
 
-    An anchor that drifted by more than `MAX_DRIFT` is named too: ratios are to anchors nearby, but a machine that
-    changes so much treats models unevenly. Where others take turns on its cores, short calls fit between them and
+    An anchor more than `MAX_DRIFT` away from its reference is named too: ratios are to anchors nearby, but a machine
+    that changes so much treats models unevenly. Where others take turns on its cores, short calls fit between them and
     long ones do not: a ratio is then as wrong as it is repeatable.
     """
     said = []
@@ -130,5 +146,5 @@ def doubts(timings: Mapping[str, Timing], precision: float) -> str:
         )
     drift = max((timing.drift for timing in timings.values()), key=abs, default=0.0)
     if abs(drift) > MAX_DRIFT:
-        said.append(f"the anchor drifted by {drift:+.0%}")
+        said.append(f"the anchor took {abs(drift):.0%} {'more' if drift > 0 else 'less'} than its reference")
     return "; ".join(said)

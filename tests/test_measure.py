@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from dataclasses import asdict, replace
 from random import Random
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from predictors import MeasurementStore, Timing, Workload, energy, measure
 from predictors import measure as measure_function
 from predictors.memory import peak_memory_mb
-from predictors.timing import ANCHOR, doubts, joined, median_interval, stated
+from predictors.timing import ANCHOR, doubts, joined, median_interval, new_reference, stated
 from predictors.workload import one_line_errors
 from search_spaces import InputError, SubnetConfig
 
@@ -90,27 +91,45 @@ def test_the_order_is_random_but_seeded():
     assert order_of_visits(0) == order_of_visits(0) != order_of_visits(1)
 
 
-def test_rounds_whose_anchor_strays_do_not_count():
+def test_rounds_beside_a_slow_anchor_do_not_count():
     module = __import__("sys").modules[measure_function.__module__]
-    steady = [module._Visit("a", [100], [50], [100])] * 7
-    spoiled = [module._Visit("a", [100], [90], [300])] * 3
-    out = module._timings(steady + spoiled, None)["a"]
-    assert (out.rounds, out.ratio) == (7, 0.5)
-    few = module._timings(steady[:3] + spoiled, None)["a"]
-    assert few.rounds == 6
+    calm = [module._Visit("a", [100], [50], [100])] * 5
+    slow = [module._Visit("a", [160], [100], [160])] * 12
+    changing = [module._Visit("a", [100], [90], [160])] * 3
+    out = module._timings(calm + slow + changing, None)
+    assert (out["a"].rounds, out["a"].ratio, out["a"].raw_ms) == (5, 0.5, 50e-6)
+    assert (out[ANCHOR].rounds, out[ANCHOR].raw_ms) == (8, 100e-6)
+    few = module._timings(calm[:3] + slow + changing, None)
+    assert (few["a"].rounds, few[ANCHOR].rounds) == (18, 6)
 
 
-def test_an_anchor_that_is_not_what_it_was_is_a_drift():
+def test_an_anchor_slower_than_its_reference_is_a_drift():
     module = __import__("sys").modules[measure_function.__module__]
     steady = [module._Visit("a", [100], [50], [100])] * 9
     assert module._timings(steady, 1e-4)["a"].drift == pytest.approx(0)
     assert module._timings(steady, 0.5e-4)["a"].drift == pytest.approx(1.0)
-    slower = [module._Visit("a", [n], [n], [n]) for n in (100, 100, 100, 110, 120, 130, 140, 150, 150)]
-    assert module._timings(slower, None)["anchor"].drift == pytest.approx(0.5)
+    assert module._timings(steady, 2e-4)["a"].drift == pytest.approx(-0.5)
+    spoiled = [module._Visit("a", [n], [n], [n]) for n in range(150, 159)]
+    assert module._timings(steady + spoiled, 1e-4)[ANCHOR].drift == pytest.approx(0)
+
+
+def test_timings_beside_another_reference_are_those_that_it_would_have_given():
+    module = __import__("sys").modules[measure_function.__module__]
+    visits = [module._Visit("a", [100 + n], [50], [100 + n]) for n in range(9)]
+    by_two = module._timings(visits, 2.0)["a"].beside(3.0)
+    assert asdict(by_two) == pytest.approx(asdict(module._timings(visits, 3.0)["a"]))
+
+
+def test_the_reference_is_the_anchor_when_it_was_least_disturbed():
+    anchor = replace(spread_timing(10.0, 0.9, 1.1, drift=-0.09), ratio=1.0, raw_ms=9.1)
+    assert new_reference(anchor, 10.0) is None
+    assert new_reference(anchor, None).latency_ms == 9.1
+    faster = new_reference(replace(anchor, raw_ms=8.0, drift=-0.2), 10.0)
+    assert (faster.latency_ms, faster.raw_ms) == (8.0, 8.0) and faster.drift == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
-    ("drifts", "kept"), [((0.05,), 0), ((-0.9, 0.0), 1), ((0.24, 0.0), 1), ((0.3, 0.9), 0), ((0.9, 0.3), 1)]
+    ("drifts", "kept"), [((0.05,), 0), ((-0.9,), 0), ((0.24, 0.0), 1), ((0.3, 0.9), 0), ((0.9, 0.3), 1)]
 )
 def test_a_disturbed_measurement_is_made_once_more_and_the_calmer_counts(drifts, kept, monkeypatch):
     module = __import__("sys").modules[measure_function.__module__]
@@ -119,16 +138,6 @@ def test_a_disturbed_measurement_is_made_once_more_and_the_calmer_counts(drifts,
     monkeypatch.setattr(module, "measure", lambda *_, **__: next(left))
     timed = module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=None, precision=0.1)
     assert timed is found[kept] and next(left, None) is None
-
-
-def test_what_is_faster_than_its_reference_is_not_measured_again(monkeypatch):
-    module = __import__("sys").modules[measure_function.__module__]
-    found = [{ANCHOR: spread_timing(latency_ms, 0.9, 1.1, drift=-0.4)} for latency_ms in (1.0, 1.0)]
-    for anchor_ms, left_over in ((1.6, 1), (1.0, 0)):
-        left = iter(found)
-        monkeypatch.setattr(module, "measure", lambda *_, left=left, **__: next(left))
-        module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=anchor_ms, precision=0.1)
-        assert len(list(left)) == left_over
 
 
 def test_rounds_go_on_until_the_precision_is_reached_or_the_limit():
@@ -161,7 +170,7 @@ def test_what_is_imprecise_or_drifted_is_said():
     assert doubts({"a": good, ANCHOR: bad}, 0.02) == ""
     said = doubts({"a": good, "b": bad}, 0.02)
     assert "1 of 2" in said and "the worst, b, within 10.0%" in said and "10-90 % spread 10%" in said
-    assert doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02) == "the anchor drifted by -20%"
+    assert doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02) == "the anchor took 20% less than its reference"
 
 
 def test_nine_in_ten_repetitions_lie_within_the_stated_interval():
@@ -292,14 +301,19 @@ def test_the_store_round_trips_and_keeps_stages_and_workloads_apart(tmp_path):
     assert row["key"] == SUBNET.key and row["device_name"] and row["latency_ms"] == math.pi
 
 
-def test_the_first_anchor_stays_the_reference(tmp_path):
+def test_the_fastest_anchor_is_the_scale_of_all(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     assert store.anchor_ms(Workload()) is None
+    store.add(SUBNET, Workload(), "anchor", timing(12.0))
+    store.add(OTHER, Workload(), "profile", timing(6.0))
+    assert store.get(OTHER.key, Workload(), "profile") == timing(6.0)
     store.add(SUBNET, Workload(), "anchor", timing(10.0))
-    store.add(OTHER, Workload(), "anchor", timing(12.0))
     store.add(SUBNET, Workload(), "anchor", timing(11.0))
     assert store.anchor_ms(Workload()) == 10.0
     assert store.anchor_ms(Workload(batch_size=2)) is None
+    moved = store.get(OTHER.key, Workload(), "profile")
+    assert moved == timing(6.0).beside(10.0) and moved.latency_ms == pytest.approx(5.0)
+    assert moved.drift == pytest.approx(0.2)
 
 
 def test_an_exported_model_is_stated_from_both_of_its_measurements(tmp_path):

@@ -4,7 +4,7 @@
     python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
 
 MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER, but not those of a group beside which the
-whole model drifted by over 10 %; with ``--seconds`` a call stops early. The same command goes on. Twenty of the
+whole model was over 10 % slower than at its best; with ``--seconds`` a call stops early. The same command goes on. Twenty of the
 held-out are measured a second time for the noise floor.
 """
 
@@ -26,7 +26,7 @@ from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workloa
 from predictors.accuracy import errors
 from predictors.measure import groups, measure_in_calm
 from predictors.runtimes import Call, onnx_call
-from predictors.timing import ANCHOR, MAX_DRIFT
+from predictors.timing import ANCHOR, MAX_DRIFT, Timing, new_reference
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.subnet import DENSE
 
@@ -74,7 +74,8 @@ class Bench:
     def measure(self, subnets: Sequence[SubnetConfig], name: str, until: float) -> list[float] | None:
         """Ratios to the whole model, or None where time ran out; in random order, so that a busy hour spares none."""
         store = MeasurementStore(self.folder / name)
-        missing = [s for s in subnets if store.get(s.key, self.workload, "profile") is None]
+        calm = self.in_calm(store)
+        missing = [s for s in subnets if s.key not in calm]
         anchor = self.call(self.supernet.parent)
         for start, group in groups(missing, seed=0):
             if time.monotonic() > until:
@@ -83,17 +84,20 @@ class Bench:
             anchor_ms = store.anchor_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
             timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
-            if abs(timed[ANCHOR].drift) > MAX_DRIFT:
-                continue
-            if anchor_ms is None:
-                store.add(self.supernet.parent, self.workload, "anchor", timed[ANCHOR])
+            if reference := new_reference(timed[ANCHOR], anchor_ms):
+                store.add(self.supernet.parent, self.workload, "anchor", reference)
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
-        found = [timing for s in subnets if (timing := store.get(s.key, self.workload, "profile"))]
-        if len(found) < len(subnets):
-            print(f"{name}: {len(subnets) - len(found)} of {len(subnets)} were disturbed; run it again")
+        calm = self.in_calm(store)
+        if len(calm) < len(subnets):
+            print(f"{name}: {len(subnets) - len(calm)} of {len(subnets)} were disturbed; run it again")
             return None
-        return [timing.ratio for timing in found]
+        return [calm[s.key].ratio for s in subnets]
+
+    def in_calm(self, store: MeasurementStore) -> dict[str, Timing]:
+        """Key -> what was not disturbed."""
+        measured = store.rows(self.workload, "profile")
+        return {m.subnet.key: m.timing for m in measured if m.timing.drift <= MAX_DRIFT}
 
 
 def main() -> None:
