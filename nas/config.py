@@ -155,9 +155,12 @@ class SupernetTraining(Training):
 
 
 class Profile(_Section):
-    """How many subnetworks the latency predictor is fitted on."""
+    """How many subnetworks the latency predictor is fitted on, and how well each latency is to be known."""
 
     samples: int = Field(60, ge=10)
+    precision: float = Field(
+        0.03, gt=0, lt=1, description="Half-width of the 95 % interval of a latency over its rounds, relative."
+    )
     earlier: list[str] = Field(
         default_factory=list,
         description="Runs of the model and space: reused on the same device and workload, else a prior.",

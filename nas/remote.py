@@ -14,7 +14,7 @@ from nas.exports.export import save_model
 from nas.pipeline import finish, opened
 from nas.progress import progress, quiet_libraries
 from nas.run import Run, partial_of, remove
-from nas.stages import PRECISION, load_supernet, make_profile, profile_sample
+from nas.stages import load_supernet, make_profile, profile_sample
 from nas.supernets.supernet import Supernet
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent, make_supernet
@@ -172,7 +172,8 @@ def _write(
     untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
     anchor_ms = run.store.anchor_ms(workload)
     kind = {"anchor_ms": anchor_ms, "remote_code": True, "untrained": untrained}
-    Plan(workload, bench.auto_class, models, fed, ANCHOR, len(stages), PRECISION, **kind).write(out)  # type: ignore[arg-type]
+    passes, precision = len(stages), run.recipe.profile.precision
+    Plan(workload, bench.auto_class, models, fed, ANCHOR, passes, precision, **kind).write(out)  # type: ignore[arg-type]
     (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(NEEDS[workload.runtime])))
     for package, modules in TRAVELS.items():
         (out / "lib" / package).mkdir(parents=True)

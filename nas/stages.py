@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 CALIBRATION_EXAMPLES = 512
 POOL = 512
 """Sampled subnetworks of which some are chosen to be measured."""
-PRECISION = 0.03
-"""Wanted half-width of the confidence interval of a latency over its rounds, relative; repetitions differ by more."""
 
 THIN_TABLE_PAYS_IN = ("num_parameters", "size_mb")
 """Figures that a rank of the embeddings can improve: looking rows up costs no time, the product after it does."""
@@ -212,13 +210,13 @@ def measure_subnets(
             report(start + len(group), len(missing), "")
     found = {subnet.key: store.get(subnet.key, workload, stage) for subnet in subnets}
     timings = {key: timing for key, timing in found.items() if timing is not None}
-    say_doubts({subnet.key: timings[subnet.key] for subnet in missing})
+    say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
     return timings
 
 
-def say_doubts(timings: Mapping[str, Timing]) -> None:
+def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
     """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
-    if said := doubts(timings, PRECISION):
+    if said := doubts(timings, bench.recipe.profile.precision):
         say(f"noisy      {said}")
 
 
@@ -230,4 +228,5 @@ def time_models(
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
-    return measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=PRECISION)
+    precision = bench.recipe.profile.precision
+    return measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)

@@ -174,7 +174,7 @@ def _measure(
             store.add(subnet, workload, stage, timed[subnet.key])
         timings |= timed
         advance(len(group))
-    say_doubts(timings)
+    say_doubts(timings, bench)
 
 
 def reloaded(run: Run, bench: Workbench, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:

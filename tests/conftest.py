@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,12 +227,27 @@ def text_recipe(text_folder: Path) -> Path:
         "workload": {"sequence_length": 16},
         "parent": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8},
         "supernet": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8, "sampled_subnets": 1},
-        "profile": {"samples": 12},
+        "profile": {"samples": 12, "precision": 0.5},
         "search": {"evaluations": 16},
     }
     path = text_folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture
+def finished(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> tuple[Path, Path]:
+    """A recipe, and a copy of its finished run, which is made once."""
+    from nas.config import Recipe
+    from nas.pipeline import search
+
+    shelf = tmp_path_factory.getbasetemp() / "finished"
+    if not (shelf / "run").exists():
+        shutil.copytree(text_recipe.parent, shelf / "text")
+        search(Recipe.load(shelf / "text" / "recipe.yaml"), shelf / "building")
+        (shelf / "building").rename(shelf / "run")
+    shutil.copytree(shelf / "run", tmp_path / "run")
+    return shelf / "text" / "recipe.yaml", tmp_path / "run"
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -318,22 +318,6 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shelf")
-
-
-@pytest.fixture
-def finished(text_recipe: Path, shelf: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A recipe, and a copy of its finished run."""
-    if not (shelf / "run").exists():
-        shutil.copytree(text_recipe.parent, shelf / "text")
-        search(Recipe.load(shelf / "text" / "recipe.yaml"), shelf / "building")
-        (shelf / "building").rename(shelf / "run")
-    shutil.copytree(shelf / "run", tmp_path / "run")
-    return shelf / "text" / "recipe.yaml", tmp_path / "run"
-
-
 def forget(run: Path, *names: str) -> None:
     """Removes results of a run, so that their stages are due again."""
     for name in names:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from nas import cli
-from nas.config import Recipe
-from nas.pipeline import search
 from nas.run import Run
-
-
-@pytest.fixture
-def finished(text_recipe: Path, tmp_path: Path) -> Run:
-    return search(Recipe.load(text_recipe), tmp_path / "run")
 
 
 def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -28,55 +19,55 @@ def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_a_finished_run(
-    finished: Run,
-    text_recipe: Path,
+    finished: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    front = finished.front()
-    nas(monkeypatch, "show", finished.folder)
+    recipe, run = finished[0], Run(finished[1])
+    front = run.front()
+    nas(monkeypatch, "show", run.folder)
     shown = capsys.readouterr().out
     assert all(point.key in shown for point in front) and "hypervolume" in shown and "random" in shown
 
     fastest = front.pick("fastest")
-    nas(monkeypatch, "show", finished.folder, "--where", f"latency_ms <= {fastest.values['latency_ms']}")
+    nas(monkeypatch, "show", run.folder, "--where", f"latency_ms <= {fastest.values['latency_ms']}")
     assert fastest.key in capsys.readouterr().out
 
     small = tmp_path / "small"
-    nas(monkeypatch, "export", finished.folder, "--pick", "fastest", "--out", small)
+    nas(monkeypatch, "export", run.folder, "--pick", "fastest", "--out", small)
     story = json.loads((small / "subnet.json").read_text())
     assert story["key"] == fastest.key and story["workload"]["threads"] == 1 and story["measured"]
     assert (small / "tokenizer.json").exists() and "reloads with equal outputs" in capsys.readouterr().out
 
     with pytest.raises(SystemExit) as stop:
-        nas(monkeypatch, "bench", small, finished.parent, "--workload", text_recipe, "--precision", 1e-9)
+        nas(monkeypatch, "bench", small, run.parent, "--workload", recipe, "--precision", 1e-9)
     printed = capsys.readouterr()
     assert stop.value.code == 2 and "ratio" in printed.out and "memory_mb" in printed.out
     assert printed.err.count("\n") == 1 and "`--precision 1e-09` must be reached" in printed.err
 
-    nas(monkeypatch, "finetune", small, text_recipe, "--run", finished.folder)
+    nas(monkeypatch, "finetune", small, recipe, "--run", run.folder)
     assert "accuracy" in capsys.readouterr().out
     tuned = json.loads((tmp_path / "small-finetuned" / "subnet.json").read_text())
     assert tuned["key"] == fastest.key and "accuracy" in tuned["inherited"]["values"]
-    nas(monkeypatch, "show", finished.folder, "--where", "accuracy_finetuned >= 0")
+    nas(monkeypatch, "show", run.folder, "--where", "accuracy_finetuned >= 0")
     assert fastest.key in (out := capsys.readouterr().out) and "fine-tuned   " in out
-    assert "accuracy_finetuned" in finished.report.read_text()
+    assert "accuracy_finetuned" in run.report.read_text()
     assert (small / "model.safetensors").read_bytes() != (tmp_path / "small-finetuned/model.safetensors").read_bytes()
 
     nas(monkeypatch, "convert", small, "--to", "program")
     monkeypatch.setattr("nas.exports.check.SLOWER", 100.0)  # this machine may be busy
-    nas(monkeypatch, "verify", small, "--run", finished.folder)
+    nas(monkeypatch, "verify", small, "--run", run.folder)
     checked = json.loads((small / "subnet.json").read_text())["formats"]
     assert set(checked) == {"torch", "program"} and "program" in capsys.readouterr().out
     assert set(checked["program"]["values"]) == {"accuracy", "latency_ms", "size_mb", "memory_mb"}
     story["values"]["accuracy"] = 0.123
     (small / "subnet.json").write_text(json.dumps(story))
     with pytest.raises(SystemExit, match="2"):
-        nas(monkeypatch, "verify", small, "--run", finished.folder)
+        nas(monkeypatch, "verify", small, "--run", run.folder)
     assert "torch states accuracy 0.1230" in capsys.readouterr().err
 
-    nas(monkeypatch, "profile", text_recipe, "--run", finished.folder)
+    nas(monkeypatch, "profile", recipe, "--run", run.folder)
     assert "depth-only" in capsys.readouterr().out
 
 
@@ -89,19 +80,6 @@ def test_a_dry_run_writes_nothing(
     printed = capsys.readouterr().out
     assert "evaluations: 7" in printed and "# space: 2,400 subnetworks" in printed and "# estimated minutes" in printed
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.slow
-def test_the_resolved_recipe_alone_reproduces_a_run(finished: Run, tmp_path: Path) -> None:
-    again = Recipe.load(finished.folder / "recipe.yaml")
-    assert again == finished.recipe and again.differences(finished.recipe) == []
-    (tmp_path / "copy").mkdir()
-    shutil.copy(finished.measurements, tmp_path / "copy")
-    command = [sys.executable, "-m", "nas.cli", "search", str(finished.folder / "recipe.yaml"), "--run"]
-    done = subprocess.run([*command, str(tmp_path / "copy")], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    copied = Run(tmp_path / "copy")
-    assert [(p.key, p.values) for p in copied.front()] == [(p.key, p.values) for p in finished.front()]
 
 
 @pytest.mark.slow

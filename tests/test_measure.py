@@ -170,7 +170,10 @@ def test_what_is_imprecise_or_drifted_is_said():
     assert doubts({"a": good, ANCHOR: bad}, 0.02) == ""
     said = doubts({"a": good, "b": bad}, 0.02)
     assert "1 of 2" in said and "the worst, b, within 10.0%" in said and "10-90 % spread 10%" in said
-    assert doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02) == "the anchor took 20% less than its reference"
+    assert (
+        doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02)
+        == "the anchor took 20% less than its reference"
+    )
 
 
 def test_nine_in_ten_repetitions_lie_within_the_stated_interval():

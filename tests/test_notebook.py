@@ -11,7 +11,7 @@ from nas.config import Recipe
 from nas.pipeline import search
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "quickstart"
-QUICK = ["parent.epochs=1", "supernet.epochs=1", "profile.samples=12", "search.evaluations=12"]
+QUICK = ["parent.epochs=1", "supernet.epochs=1", "profile={samples: 12, precision: 0.5}", "search.evaluations=12"]
 
 
 @pytest.mark.slow

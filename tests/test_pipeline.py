@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nas.config import Recipe
 from nas.engine.study import STUDIES, open_studies, points
-from nas.pipeline import search
 from nas.run import Run
 
 
 @pytest.mark.slow
-def test_the_same_seed_and_measurements_give_the_same_trials_and_front(text_recipe: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(text_recipe)
-    first = search(recipe, tmp_path / "first")
-    (tmp_path / "second").mkdir()
-    shutil.copy(first.measurements, tmp_path / "second")
-    second = search(recipe, tmp_path / "second")
+def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    first, again = Run(finished[1]), tmp_path / "again"
+    recipe = Recipe.load(first.folder / "recipe.yaml")
+    assert recipe == first.recipe and recipe.differences(first.recipe) == []
+    again.mkdir()
+    shutil.copy(first.measurements, again)
+    command = [sys.executable, "-m", "nas.cli", "search", str(first.folder / "recipe.yaml"), "--run", str(again)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    second = Run(again)
 
     assert first.measurements.read_bytes() == second.measurements.read_bytes()
     assert first.trials.read_text() == second.trials.read_text()
