@@ -12,7 +12,7 @@ ANCHOR = "anchor"
 """The name under which `measure` returns the anchor itself."""
 
 CONFIDENCE = 0.95
-MAX_DRIFT = 0.1
+MAX_DRIFT = 0.05
 COVERAGE = 0.9
 
 

@@ -4,7 +4,7 @@
     python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
 
 MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER, but not those of a group beside which the
-whole model was over 10 % slower than at its best; with ``--seconds`` a call stops early. The same command goes on.
+whole model was over 5 % slower than at its best; with ``--seconds`` a call stops early. The same command goes on.
 Twenty of the held-out are measured a second time for the noise floor.
 """
 
