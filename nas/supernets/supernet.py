@@ -14,6 +14,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from nas.exports import modeling_nas
+from nas.exports.arch import arch_of
 from nas.exports.modeling_nas import WRAPPERS, holder, set_attention
 from nas.exports.quantized import quantize
 from nas.supernets.basis import Activations, leading, output_basis
@@ -22,7 +23,7 @@ from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.bits import WHOLE
 from search_spaces.family import Axes
-from search_spaces.layout import factor_rank, is_under
+from search_spaces.layout import factor_rank
 from search_spaces.stock import stock_update
 from search_spaces.subnet import DENSE, RANKS
 
@@ -321,7 +322,7 @@ class Supernet:
     def _edited(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         """Class and config of a subnetwork that no stock config describes."""
         _, config = self._stock(self.layout.depth_update(subnet))
-        config.update({"nas_arch": self._arch(subnet)})
+        config.update({"nas_arch": arch_of(self.model, self.layout, subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
@@ -329,64 +330,6 @@ class Supernet:
         if subnet.embedding_rank != DENSE:
             described.tie_word_embeddings = False  # no head can share a table of another width
         return nas_model, described
-
-    def _arch(self, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
-        """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
-        arch: dict[str, dict[str, object]] = {
-            "like": {},
-            "shapes": {},
-            "head_shapes": {},
-            "attributes": {},
-            "skip": {},
-            "wrap": {},
-            "move": {},
-            "low_rank": {},
-            "embedding": {},
-            "attention": {},
-            "bits": {},
-        }
-        bare = self.model.base_model is self.model
-        prefix = "" if bare else f"{self.model.base_model_prefix}."
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
-            if width is not None:
-                new_name = self.layout.name_of(subnet, name)
-                if self.layout.is_leading(place):
-                    moved, origin = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
-                    arch["move"] |= {moved: origin} if moved != origin else {}
-                rank, path = self.layout.rank(place, width), new_name.removeprefix(prefix).rpartition(".")[0]
-                bits = self.layout.bits_of(subnet, place)
-                if bits != WHOLE:
-                    arch["bits"][path] = bits
-                if rank is not None:
-                    factors_of = self.layout.pieces(place, "weight", width, tuple(parameter.shape))
-                    outputs, inputs = factors_of["up.weight"][0], factors_of["down.weight"][1]
-                    if self.layout.is_embedding(place):
-                        arch["embedding"][path] = [outputs, rank]
-                    else:
-                        arch["low_rank"][path] = [inputs, outputs, rank]
-                    continue
-                shape = self.layout.shape(place.axes, width, tuple(parameter.shape))
-                if shape != tuple(parameter.shape):
-                    section = "shapes" if new_name.startswith(prefix) else "head_shapes"
-                    arch[section][new_name.removeprefix(prefix)] = list(shape)
-        for number, positions in enumerate(self.layout.kept(subnet)):
-            stack, first = self.family.stacks[number], f"{self.family.stacks[number].layers}.0."
-            new = self.layout.first_modules(number, subnet)
-            arch["like"] |= {first + path: first + other for path, other in new.items()}
-            for index, position in enumerate(positions[:1] if self.family.shared_layers else positions):
-                width, start = subnet.width(position), f"{stack.layers}.{index}."
-                skips = self.layout.skips(number, width)
-                arch["skip"] |= {start + path: what for path, what in skips.items()}
-                pattern = AttentionPattern.parse(subnet.attention[position])
-                if pattern is not None:
-                    arch["attention"][start + stack.attention] = pattern.graph
-                arch["wrap"] |= {start + p: name for p, name in stack.wrappers.items() if not is_under(p, skips)}
-                for path, formulas in stack.attributes.items():
-                    if not is_under(path, skips):
-                        values = {name: self.layout.attribute_value(f, width) for name, f in formulas.items()}
-                        arch["attributes"][start + path] = values
-        return {section: edits for section, edits in arch.items() if edits}
 
 
 def _largest(outputs: int, inputs: int) -> int:
