@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-SECTIONS = "like shapes head_shapes attributes skip wrap move low_rank embedding attention bits".split()
+OF_WEIGHTS = ("move", "shapes", "head_shapes", "low_rank", "embedding", "bits")
+OF_MODULES = ("like", "skip", "wrap", "attributes", "attention")
 """Kinds of edits, as `modeling_nas.apply_arch` reads them."""
 
 
 def arch_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
     """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
-    arch: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+    arch: dict[str, dict[str, object]] = {section: {} for section in (*OF_WEIGHTS, *OF_MODULES)}
     bare = model.base_model is model
     prefix = "" if bare else f"{model.base_model_prefix}."
     for name, parameter in model.named_parameters(remove_duplicate=False):
