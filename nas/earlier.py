@@ -10,7 +10,8 @@ from search_spaces import SearchSpace, SubnetConfig
 def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
     """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
 
-    They count only beside the same anchor, because every latency is a multiple of the anchor's.
+    They count only beside the same anchor, because every latency is a multiple of the anchor's; the fastest of its
+    latencies is the scale of all.
 
     Returns:
         Those drawn at random, and those that an earlier run chose (see `nas.stages.make_profile`).
@@ -24,13 +25,11 @@ def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[Subne
             predictor = SubnetPredictor.load(earlier.predictor)
             drawn = len(predictor.subnets) - predictor.report.n_chosen
             chosen |= {subnet.key for subnet in predictor.subnets[drawn:]}
-        anchors = theirs.rows(workload, "anchor")
-        if not anchors or anchors[0].subnet != space.parent:
+        anchor, anchor_ms = theirs.anchor(workload), store.anchor_ms(workload)
+        if anchor is None or theirs.rows(workload, "anchor")[0].subnet != space.parent:
             continue
-        if store.anchor(workload) is None:
-            store.add(space.parent, workload, "anchor", anchors[0].timing)
-        elif store.anchor_ms(workload) != theirs.anchor_ms(workload):
-            continue
+        if anchor_ms is None or anchor.latency_ms < anchor_ms:
+            store.add(space.parent, workload, "anchor", anchor)
         for row in theirs.rows(workload, "profile"):
             if row.subnet in space:
                 found[row.subnet.key] = row.subnet

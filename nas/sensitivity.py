@@ -141,7 +141,7 @@ def _saved_ms(
 ) -> dict[tuple[int, str, object], tuple[float, float]]:
     """Kind of replacement -> milliseconds saved, and percent."""
     first = {kind_of(space, block): block.subnet for block in reversed(found)}
-    timed = measure_subnets(run, bench, supernet, [space.largest, *first.values()], "profile")
+    timed = measure_subnets(run, bench, supernet, [space.largest, *first.values()])
     whole = timed[space.largest.key].latency_ms
     saved = {kind: whole - timed[subnet.key].latency_ms for kind, subnet in first.items()}
     return {kind: (ms, 100 * ms / whole) for kind, ms in saved.items()}

@@ -17,13 +17,13 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.workbench import Workbench
-from predictors import AnalyticCosts, Ceilings, MeasurementStore, Stage, SubnetPredictor, Timing, roofline_ms
+from predictors import AnalyticCosts, Ceilings, MeasurementStore, SubnetPredictor, Timing, roofline_ms
 from predictors.active import least_sure
 from predictors.measure import TOGETHER, groups, measure_in_calm
 from predictors.models import features
 from predictors.precision import why_not
 from predictors.runtimes import prepared
-from predictors.timing import ANCHOR, doubts, new_reference
+from predictors.timing import ANCHOR, MAX_DRIFT, doubts, new_reference
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
@@ -132,14 +132,14 @@ def _measured(
     known, chosen = reused(run, space)
     active = around_ms is not None and not run.elsewhere
     drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
-    measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], "profile")
+    measured = measure_subnets(run, bench, supernet, [*drawn, *chosen])
     while around_ms is not None and active and len(measured) < samples:
         count = min(TOGETHER, samples - len(measured))
         following = next_subnets(space, [*drawn, *chosen], measured, count, around_ms, seed)
         if not following:
             break
         chosen += following
-        measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], "profile")
+        measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], is_scale_open=False)
     return drawn, chosen, measured
 
 
@@ -184,34 +184,48 @@ def next_subnets(
 
 
 def measure_subnets(
-    run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], stage: Stage
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], *, is_scale_open: bool = True
 ) -> dict[str, Timing]:
     """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
 
-    Until a predictor is fitted on them, a group beside which the parent is faster than ever gives all of them its
-    scale: what was measured before it was measured while something else ran.
+    While the scale is open, which it is until a predictor is fitted, a group beside which the parent is faster gives
+    all latencies its scale, and those measured before, while something else ran, are measured once more.
     """
     workload, store = bench.recipe.workload, run.store
-    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
+    is_scale_open &= not any(run.predictor.glob("*"))
+    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
     if missing and run.elsewhere:
         raise InputError(
             f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
             "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
         )
+    done, before = list[SubnetConfig](), list[SubnetConfig]()
     with progress("profile") as report:
         for start, group in groups(missing):
-            models = {subnet.key: supernet.extract(subnet) for subnet in group}
-            timed = time_models(bench, supernet, models, store)
-            reference = new_reference(timed[ANCHOR], store.anchor_ms(workload))
-            if reference and not any(run.predictor.glob("*")):
-                store.add(supernet.parent, workload, "anchor", reference)
-            for subnet in group:
-                store.add(subnet, workload, stage, timed[subnet.key])
+            if _measure_group(bench, supernet, group, store, is_scale_open):
+                before = [*done]
+            done += group
             report(start + len(group), len(missing), "")
-    found = {subnet.key: store.get(subnet.key, workload, stage) for subnet in subnets}
-    timings = {key: timing for key, timing in found.items() if timing is not None}
+        timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
+        for _, group in groups([subnet for subnet in before if timings[subnet.key].drift > MAX_DRIFT]):
+            _measure_group(bench, supernet, group, store, is_scale_open)
+    timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
     say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
-    return timings
+    return {subnet.key: timings[subnet.key] for subnet in subnets}
+
+
+def _measure_group(
+    bench: Workbench, supernet: Supernet, group: Sequence[SubnetConfig], store: MeasurementStore, is_scale_open: bool
+) -> bool:
+    """Measures and stores some subnetworks; returns whether that moved the scale of all."""
+    workload, anchor_ms = bench.recipe.workload, store.anchor_ms(bench.recipe.workload)
+    timed = time_models(bench, supernet, {subnet.key: supernet.extract(subnet) for subnet in group}, store)
+    reference = new_reference(timed[ANCHOR], anchor_ms) if anchor_ms is not None and is_scale_open else None
+    if reference is not None:
+        store.add(supernet.parent, workload, "anchor", reference)
+    for subnet in group:
+        store.add(subnet, workload, "profile", timed[subnet.key])
+    return reference is not None
 
 
 def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
@@ -229,4 +243,7 @@ def time_models(
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
     precision = bench.recipe.profile.precision
-    return measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
+    timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
+    if anchor_ms is None:
+        store.add(supernet.parent, workload, "anchor", timed[ANCHOR])
+    return timed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,10 +19,11 @@ from search_spaces.errors import InputError
 
 WARM_UP_CALLS = 3
 MIN_CALLS, MAX_CALLS = 3, 50
-VISIT_NS = 5_000_000
+VISIT_MS = 5
 CALM_PERCENTILE, CALM = 10, 1.1
 """A visit of the anchor is calm up to so many times this percentile of all of them."""
-MIN_KEPT = 5
+MIN_KEPT = 6
+"""Fewer visits hold no confidence interval."""
 ATTEMPTS = 2
 TOGETHER = 8
 """Models in one call of `measure`: all of them are in memory at once."""
@@ -45,8 +47,8 @@ def measure(
     The anchor is visited before and after every candidate, and a candidate is divided by the mean of these two
     neighbours; a visit is one untimed call, then at least 3 timed ones (more for short calls), of which the fastest
     counts. A visit is dropped where one of its neighbours is over 10 % slower than the anchor is when all is calm (the
-    10th percentile of its visits), if 5 are left. Where a precision is wanted, rounds go on with the models that have
-    not reached it.
+    10th percentile of its visits), if 6 are left. Where a precision is wanted, rounds go on with the models that have
+    not reached it in calm.
 
     Chosen on 2 shared CPU cores with BERTs of MiniLM shapes. Over 11 rounds, four identical models spread (largest
     minus smallest) by 2.0 %, standard deviation 0.9 %; with medians instead of minima by 2.5 %, with one anchor for
@@ -59,7 +61,7 @@ def measure(
         anchor: The same for the model that all others are compared with, usually the parent.
         workload: Where the calls run; its threads are set for the duration.
         anchor_ms: Reference latency of the anchor in milliseconds, as stored with earlier measurements; by default
-            the median of this very call.
+            the median of its calm visits in this very call.
         rounds: Visits of each candidate, at least.
         precision: Wanted half-width of the confidence interval of each ratio, relative; None: no more than ``rounds``.
         max_rounds: Where rounds end even if a precision is not reached (see `doubts`).
@@ -93,14 +95,21 @@ def measure_in_calm(
     anchor_ms: float | None,
     precision: float,
 ) -> dict[str, Timing]:
-    """As `measure`, once more where the anchor is slower than its reference by over `MAX_DRIFT`, as when others take
-    turns on the cores; the calmer counts. At 24 %, six latencies of MiniLM's subnetworks were 11 to 14 % too long."""
+    """As `measure`, once more where the anchor beside a model was slower than its reference by over `MAX_DRIFT`, as
+    where others take turns on the cores; the calmer counts.
+
+    At 7 to 9 %, subnetworks of MiniLM were up to 18 % too slow beside it.
+    """
     attempts = []
     for _ in range(ATTEMPTS):
         attempts.append(measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision))
-        if attempts[-1][ANCHOR].drift <= MAX_DRIFT:
+        if _disturbance(attempts[-1]) <= MAX_DRIFT:
             break
-    return min(attempts, key=lambda timed: timed[ANCHOR].drift)
+    return min(attempts, key=_disturbance)
+
+
+def _disturbance(timings: Mapping[str, Timing]) -> float:
+    return max(timing.drift for timing in timings.values())
 
 
 def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequence[T]]]:
@@ -111,12 +120,20 @@ def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequ
 
 @dataclass(frozen=True)
 class _Visit:
-    """One candidate between two anchors: nanoseconds of every timed call."""
+    """One candidate between two anchors: milliseconds of the fastest call of each."""
 
     name: str
-    before: list[int]
-    here: list[int]
-    after: list[int]
+    before_ms: float
+    here_ms: float
+    after_ms: float
+
+    @property
+    def anchor_ms(self) -> float:
+        return (self.before_ms + self.after_ms) / 2
+
+    @property
+    def ratio(self) -> float:
+        return self.here_ms / self.anchor_ms
 
 
 @contextmanager
@@ -146,8 +163,8 @@ def _quiet_torch(workload: Workload) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _time(call: Callable[[], object], calls: int, workload: Workload) -> list[int]:
-    """Nanoseconds of each timed call, after one untimed one."""
+def _time(call: Callable[[], object], calls: int, workload: Workload) -> float:
+    """Milliseconds of the fastest of some calls, after an untimed one."""
     synchronize = _synchronize(workload)
     call()
     synchronize()
@@ -157,7 +174,7 @@ def _time(call: Callable[[], object], calls: int, workload: Workload) -> list[in
         call()
         synchronize()
         taken.append(time.perf_counter_ns() - start)
-    return taken
+    return min(taken) / 1e6
 
 
 def _synchronize(workload: Workload) -> Callable[[], None]:
@@ -170,8 +187,8 @@ def _synchronize(workload: Workload) -> Callable[[], None]:
 
 def _warm(call: Callable[[], object], workload: Workload) -> int:
     """Warms a model up and says how many timed calls make a visit of a few milliseconds."""
-    fastest = max(min(_time(call, WARM_UP_CALLS, workload)), 1)
-    return min(max(-(-VISIT_NS // fastest), MIN_CALLS), MAX_CALLS)
+    fastest_ms = max(_time(call, WARM_UP_CALLS, workload), 1e-6)
+    return min(max(math.ceil(VISIT_MS / fastest_ms), MIN_CALLS), MAX_CALLS)
 
 
 def _visits(
@@ -187,7 +204,8 @@ def _visits(
     """Visits every candidate once per round, those of the wanted precision no more after the least number of rounds;
     neighbours share the anchor visit between them."""
     visits = []
-    wanting = [name for name in models if name != ANCHOR] or [ANCHOR]
+    names = [name for name in models if name != ANCHOR] or [ANCHOR]
+    wanting = names
     before = _time(models[ANCHOR], calls[ANCHOR], workload)
     for done in range(1, most + 1):
         for name in rng.sample(wanting, len(wanting)):
@@ -196,36 +214,44 @@ def _visits(
             visits.append(_Visit(name, before, here, after))
             before = after
         if done >= least:
-            reached = _timings(visits, None)
-            wanting = [name for name in wanting if reached[name].precision > precision]
+            calm = _calm(visits)
+            wanting = [name for name in names if _precision(calm, name) > precision]
         if not wanting:
             break
     return visits
 
 
 def _timings(visits: list[_Visit], anchor_ms: float | None) -> dict[str, Timing]:
-    """The timing of every model; `_Visit.before` of all visits are the anchor's own visits."""
-    own = np.array([min(visit.before) for visit in visits]) / 1e6
-    calm_ms = CALM * float(np.percentile(own, CALM_PERCENTILE))
-    calm = own[own <= calm_ms] if np.sum(own <= calm_ms) >= MIN_KEPT else own
-    centre = float(np.median(calm))
+    """The timing of every model, from calm visits where there are enough; the first anchors are its own visits."""
+    calm = _calm(visits)
+    own_ms = np.array([visit.before_ms for visit in (calm if len(calm) >= MIN_KEPT else visits)])
+    centre = float(np.median(own_ms))
     reference = centre if anchor_ms is None else anchor_ms
-    drift = centre / reference - 1
-    timings = {ANCHOR: _timing(calm / centre, calm, reference, drift)}
+    timings = {ANCHOR: _timing(own_ms / centre, own_ms, centre, reference)}
     for name in dict.fromkeys(visit.name for visit in visits if visit.name != ANCHOR):
-        kept = _calm([visit for visit in visits if visit.name == name], calm_ms)
-        ratios = np.array([2 * min(v.here) / (min(v.before) + min(v.after)) for v in kept])
-        timings[name] = _timing(ratios, np.array([min(v.here) for v in kept]) / 1e6, reference, drift)
+        mine, kept = ([visit for visit in some if visit.name == name] for some in (visits, calm))
+        counted = kept if len(kept) >= MIN_KEPT else mine
+        ratios, raw_ms, beside_ms = np.array([(v.ratio, v.here_ms, v.anchor_ms) for v in counted]).T
+        timings[name] = _timing(ratios, raw_ms, float(np.median(beside_ms)), reference)
     return timings
 
 
-def _calm(visits: list[_Visit], calm_ms: float) -> list[_Visit]:
-    """The visits between two calm anchors; all of them where too few are."""
-    kept = [visit for visit in visits if max(min(visit.before), min(visit.after)) / 1e6 <= calm_ms]
-    return kept if len(kept) >= MIN_KEPT else visits
+def _calm(visits: list[_Visit]) -> list[_Visit]:
+    """The visits between two calm anchors."""
+    calm_ms = CALM * float(np.percentile([visit.before_ms for visit in visits], CALM_PERCENTILE))
+    return [visit for visit in visits if max(visit.before_ms, visit.after_ms) <= calm_ms]
 
 
-def _timing(ratios: np.ndarray, raw_ms: np.ndarray, reference_ms: float, drift: float) -> Timing:
+def _precision(visits: list[_Visit], name: str) -> float:
+    """Half the width of the confidence interval of a model's ratio, relative to it."""
+    ratios = np.array([visit.ratio for visit in visits if visit.name == name])
+    if len(ratios) < MIN_KEPT:
+        return math.inf
+    low, high = median_interval(ratios)
+    return (high - low) / (2 * float(np.median(ratios)))
+
+
+def _timing(ratios: np.ndarray, raw_ms: np.ndarray, beside_ms: float, reference_ms: float) -> Timing:
     p10, p50, p90 = (float(p) for p in np.percentile(ratios, [10, 50, 90]))
     low, high = median_interval(ratios)
     return Timing(
@@ -237,5 +263,5 @@ def _timing(ratios: np.ndarray, raw_ms: np.ndarray, reference_ms: float, drift: 
         rounds=len(ratios),
         ratio_low=low,
         ratio_high=high,
-        drift=drift,
+        drift=beside_ms / reference_ms - 1,
     )

@@ -141,7 +141,8 @@ def measure_plan(folder: Path) -> None:
             _append(folder, plan.workload, new)
             done |= new
             print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)
-            if said := doubts(timed, plan.precision):
+            scale_ms = plan.anchor_ms or done[ANCHOR, 0].latency_ms
+            if said := doubts({name: timing.beside(scale_ms) for name, timing in timed.items()}, plan.precision):
                 print(f"noisy: {said}", flush=True)
 
 

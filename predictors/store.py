@@ -79,14 +79,14 @@ class MeasurementStore:
 
     def get(self, key: str, workload: Workload, stage: Stage) -> Timing | None:
         """The latest timing of a subnetwork on the device, or None."""
-        found = [m.timing for m in self._found(workload, stage) if m.subnet.key == key]
-        return found[-1] if found else None
+        found = [m for m in self._stored(workload, stage) if m.subnet.key == key]
+        return self._scaled(found[-1:], workload, stage)[0].timing if found else None
 
     def rows(self, workload: Workload, stage: Stage) -> list[Measurement]:
         """Everything measured on the device under a workload in a stage, oldest first; the latest of each key."""
-        found = self._found(workload, stage)
-        latest = {m.subnet.key: m for m in found}
-        return [m for m in found if m is latest[m.subnet.key]]
+        stored = self._stored(workload, stage)
+        latest = {m.subnet.key: m for m in stored}
+        return self._scaled([m for m in stored if m is latest[m.subnet.key]], workload, stage)
 
     def anchor_ms(self, workload: Workload) -> float | None:
         """The reference latency of the anchor in milliseconds."""
@@ -108,9 +108,9 @@ class MeasurementStore:
     def _device(self, workload: Workload) -> str:
         return self.device or device_name(workload)
 
-    def _found(self, workload: Workload, stage: Stage) -> list[Measurement]:
-        """What is stored, on the scale of the anchor."""
-        stored, anchor_ms = self._stored(workload, stage), self.anchor_ms(workload)
+    def _scaled(self, stored: list[Measurement], workload: Workload, stage: Stage) -> list[Measurement]:
+        """The same on the scale of the anchor."""
+        anchor_ms = self.anchor_ms(workload)
         if stage == "anchor" or anchor_ms is None:
             return stored
         return [replace(m, timing=m.timing.beside(anchor_ms)) for m in stored]

@@ -29,7 +29,7 @@ class Timing:
         rounds: Rounds that counted.
         ratio_low: Lower end of the 95 % confidence interval of ``ratio``; by default, nothing is known.
         ratio_high: Its upper end.
-        drift: How much slower the anchor was than its reference, relative.
+        drift: How much slower the anchor was beside this model than its reference, relative.
     """
 
     ratio: float
@@ -54,10 +54,11 @@ class Timing:
 
     def beside(self, anchor_ms: float) -> Timing:
         """The same rounds, by another reference latency of the anchor."""
-        scale = anchor_ms * self.ratio / self.latency_ms
+        latency_ms = anchor_ms * self.ratio
+        scale = latency_ms / self.latency_ms
         return replace(
             self,
-            latency_ms=self.latency_ms * scale,
+            latency_ms=latency_ms,
             latency_ms_p10=self.latency_ms_p10 * scale,
             latency_ms_p90=self.latency_ms_p90 * scale,
             drift=(1 + self.drift) / scale - 1,
@@ -65,8 +66,7 @@ class Timing:
 
 
 def new_reference(anchor: Timing, anchor_ms: float | None) -> Timing | None:
-    """The anchor's timing on its own scale, where nothing else is its reference or what is was disturbed: over
-    `MAX_DRIFT` slower than the anchor now."""
+    """The anchor's timing on its own scale, where it has no reference yet or that was over `MAX_DRIFT` slower."""
     return anchor.beside(anchor.raw_ms) if anchor_ms is None or anchor.drift < -MAX_DRIFT else None
 
 

@@ -21,6 +21,7 @@ from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
 from nas import stages
+from nas.bench import _timings as bench_timings
 from nas.bench import bench_rows, bench_table, doubts_of, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
@@ -40,6 +41,9 @@ from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent
+from predictors import Timing
+from predictors.plan import Plan
+from predictors.timing import ANCHOR
 from search_spaces import InputError, SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)
@@ -324,3 +328,20 @@ def test_bench_puts_models_side_by_side_and_writes_every_digit(run: Run, tmp_pat
     assert table.runtime.tolist() == ["torch"] * 2 and {"ratio_low", "ratio_high", "energy_mj"} <= {*table.columns}
     samples = table.samples_per_second * table.latency_ms / 1e3
     assert samples.tolist() == pytest.approx([run.recipe.workload.batch_size] * 2)
+
+
+def test_bench_is_on_the_scale_of_the_calmer_pass(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([12.0, 10.0])
+
+    def measured(calls: dict[str, object], *_: object, **__: object) -> dict[str, Timing]:
+        anchor_ms = next(left)
+        ratios = {ANCHOR: 1.0, **dict.fromkeys(calls, 0.5)}
+        return {n: Timing(r, r * anchor_ms, r * anchor_ms, r * anchor_ms, r * anchor_ms, 9) for n, r in ratios.items()}
+
+    monkeypatch.setattr("nas.bench.measure", measured)
+    monkeypatch.setattr("nas.bench.load", lambda *_: lambda: None)
+    plan = Plan(run.recipe.workload, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
+    found = bench_timings(plan, tmp_path)
+    assert [found[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
+    assert (found["a"].ratio, found["b"].ratio) == pytest.approx((1.0, 0.5))
+    assert found["b"].drift == pytest.approx(0.2)

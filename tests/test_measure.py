@@ -91,33 +91,54 @@ def test_the_order_is_random_but_seeded():
     assert order_of_visits(0) == order_of_visits(0) != order_of_visits(1)
 
 
-def test_rounds_beside_a_slow_anchor_do_not_count():
+def test_visits_beside_a_slow_anchor_do_not_count():
     module = __import__("sys").modules[measure_function.__module__]
-    calm = [module._Visit("a", [100], [50], [100])] * 5
-    slow = [module._Visit("a", [160], [100], [160])] * 12
-    changing = [module._Visit("a", [100], [90], [160])] * 3
+    calm = [module._Visit("a", 100, 50, 100)] * 6
+    slow = [module._Visit("a", 160, 100, 160)] * 12
+    changing = [module._Visit("a", 100, 90, 160)] * 3
     out = module._timings(calm + slow + changing, None)
-    assert (out["a"].rounds, out["a"].ratio, out["a"].raw_ms) == (5, 0.5, 50e-6)
-    assert (out[ANCHOR].rounds, out[ANCHOR].raw_ms) == (8, 100e-6)
+    assert (out["a"].rounds, out["a"].ratio, out["a"].raw_ms) == (6, 0.5, 50)
+    assert (out[ANCHOR].rounds, out[ANCHOR].raw_ms, out["a"].drift) == (6, 100, 0)
     few = module._timings(calm[:3] + slow + changing, None)
-    assert (few["a"].rounds, few[ANCHOR].rounds) == (18, 6)
+    assert (few["a"].rounds, few["a"].raw_ms) == (18, 100)
+
+
+def test_rounds_go_on_until_every_model_was_visited_in_calm(monkeypatch):
+    module = __import__("sys").modules[measure_function.__module__]
+    seen, rng = [], Random(0)
+    slow = {ANCHOR: lambda: 160.0, "steady": lambda: 64.0, "noisy": lambda: 64.0 * rng.uniform(0.7, 1.3)}
+    calm = {ANCHOR: lambda: 100.0, "steady": lambda: 50.0, "noisy": lambda: 50.0}
+
+    def fake(name: str, calls: int, workload: Workload) -> float:
+        seen.append(name)
+        return (slow if len(seen) < 47 else calm)[name]()
+
+    monkeypatch.setattr(module, "_time", fake)
+    models = {name: name for name in slow}
+    visits = module._visits(models, dict.fromkeys(models, 1), Workload(), Random(0), least=11, most=60, precision=0.01)
+    for timing in module._timings(visits, 100.0).values():
+        assert timing.drift == pytest.approx(0)
+    assert module._timings(visits, 100.0)["steady"].ratio == pytest.approx(0.5)
+    assert len(visits) < 2 * 60
 
 
 def test_an_anchor_slower_than_its_reference_is_a_drift():
     module = __import__("sys").modules[measure_function.__module__]
-    steady = [module._Visit("a", [100], [50], [100])] * 9
-    assert module._timings(steady, 1e-4)["a"].drift == pytest.approx(0)
-    assert module._timings(steady, 0.5e-4)["a"].drift == pytest.approx(1.0)
-    assert module._timings(steady, 2e-4)["a"].drift == pytest.approx(-0.5)
-    spoiled = [module._Visit("a", [n], [n], [n]) for n in range(150, 159)]
-    assert module._timings(steady + spoiled, 1e-4)[ANCHOR].drift == pytest.approx(0)
+    steady = [module._Visit("a", 100, 50, 100)] * 9
+    assert module._timings(steady, 100)["a"].drift == pytest.approx(0)
+    assert module._timings(steady, 50)["a"].drift == pytest.approx(1.0)
+    assert module._timings(steady, 200)["a"].drift == pytest.approx(-0.5)
+    never_calm = [module._Visit("b", n, n, n) for n in range(150, 159)]
+    out = module._timings(steady + never_calm, 100)
+    assert (out[ANCHOR].drift, out["a"].drift, out["b"].drift) == pytest.approx((0, 0, 0.54))
 
 
 def test_timings_beside_another_reference_are_those_that_it_would_have_given():
     module = __import__("sys").modules[measure_function.__module__]
-    visits = [module._Visit("a", [100 + n], [50], [100 + n]) for n in range(9)]
+    visits = [module._Visit("a", 100 + n, 50, 100 + n) for n in range(9)]
     by_two = module._timings(visits, 2.0)["a"].beside(3.0)
     assert asdict(by_two) == pytest.approx(asdict(module._timings(visits, 3.0)["a"]))
+    assert by_two.beside(3.0) == by_two
 
 
 def test_the_reference_is_the_anchor_when_it_was_least_disturbed():

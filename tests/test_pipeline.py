@@ -18,7 +18,7 @@ from nas.run import Run
 def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     first, again = Run(finished[1]), tmp_path / "again"
     recipe = Recipe.load(first.folder / "recipe.yaml")
-    assert recipe == first.recipe and recipe.differences(first.recipe) == []
+    assert recipe == Recipe.load(finished[0]) and recipe.differences(first.recipe) == []
     again.mkdir()
     shutil.copy(first.measurements, again)
     command = [sys.executable, "-m", "nas.cli", "search", str(first.folder / "recipe.yaml"), "--run", str(again)]

@@ -97,6 +97,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
 
     export_plan(recipe, folder, tmp_path / "front")
     plan = Plan.read(tmp_path / "front")
+    assert plan.precision == recipe.profile.precision == 0.5
     assert plan.passes == 2 and plan.anchor_ms == run.store.anchor_ms(recipe.workload) and not plan.untrained
     measured_by("abacus", tmp_path / "front")
     import_results(recipe, folder, tmp_path / "front")

@@ -1,0 +1,90 @@
+"""What a run measures before it searches: on one scale, which a disturbed start does not stretch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from conftest import read_lines
+
+from nas import stages
+from nas.config import Recipe
+from nas.pipeline import profile
+from nas.run import Run, remove
+from nas.supernets.supernet import Supernet
+from nas.tasks.workbench import Workbench
+from predictors.timing import ANCHOR, Timing
+from search_spaces import SubnetConfig
+
+QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]
+
+
+def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Path, tmp_path: Path) -> None:
+    recipe, folder = Recipe.load(text_recipe, QUICK), tmp_path / "run"
+    profile(recipe, folder)
+    run = Run(folder)
+    calm_ms = run.store.anchor_ms(recipe.workload)
+    rows = [row for row in read_lines(run.measurements) if row["stage"] == "profile"][:8]
+    anchor = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
+    slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (anchor, *rows)]
+    run.measurements.write_text("".join(json.dumps(row) + "\n" for row in slow))
+    remove(run.predictor)
+    predictor = profile(recipe, folder)
+    assert run.store.anchor_ms(recipe.workload) < 2 * calm_ms
+    predicted, measured = predictor.predict(predictor.subnets), run.store.rows(recipe.workload, "profile")
+    assert predicted.max() < 2 * max(m.timing.latency_ms for m in measured) < 4 * calm_ms
+
+
+class Machine:
+    """Stands where models are timed: the anchor takes what it is told, every model half of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, anchors_ms: Sequence[float]) -> None:
+        self.left, self.precisions = iter(anchors_ms), list[float]()
+        monkeypatch.setattr(stages, "measure_in_calm", self.measured)
+
+    def measured(
+        self, models: dict[str, Any], anchor: object, workload: object, *, anchor_ms: float | None, precision: float
+    ) -> dict[str, Timing]:
+        self.precisions.append(precision)
+        here = next(self.left)
+        reference = anchor_ms or here
+        halves = {name: 0.5 for name in models} | {ANCHOR: 1.0}
+        return {
+            name: Timing(ratio, ratio * reference, 0.0, 0.0, ratio * here, 11, 0.0, 1.0, here / reference - 1)
+            for name, ratio in halves.items()
+        }
+
+
+@pytest.fixture
+def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, Workbench, Supernet, list[SubnetConfig]]:
+    """A run that has measured nothing, and 16 subnetworks: two groups."""
+    recipe = Recipe.load(text_recipe)
+    bench = Workbench(recipe)
+    supernet, space, rng = Supernet(bench.load_model()), stages.search_space(bench), Random(0)
+    subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(40)}
+    return Run.open(tmp_path / "run", recipe), bench, supernet, list(subnets.values())[:16]
+
+
+def test_a_faster_anchor_is_the_scale_and_what_came_before_is_measured_again(
+    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bench, supernet, subnets = toy
+    machine = Machine(monkeypatch, [16.0, 10.0, 10.2])
+    timed = stages.measure_subnets(run, bench, supernet, subnets)
+    assert [t.latency_ms for t in timed.values()] == [5.0] * 16 and next(machine.left, None) is None
+    assert max(t.drift for t in timed.values()) == pytest.approx(0.02)
+    assert machine.precisions == [bench.recipe.profile.precision] * 3
+
+
+def test_a_closed_scale_does_not_move(
+    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bench, supernet, subnets = toy
+    Machine(monkeypatch, [16.0, 10.0])
+    stages.measure_subnets(run, bench, supernet, subnets[:8])
+    timed = stages.measure_subnets(run, bench, supernet, subnets, is_scale_open=False)
+    assert [t.latency_ms for t in timed.values()] == [8.0] * 16
