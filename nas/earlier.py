@@ -10,8 +10,7 @@ from search_spaces import SearchSpace, SubnetConfig
 def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
     """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
 
-    They count only beside the same anchor, because every latency is a multiple of the anchor's; the fastest of its
-    latencies is the scale of all.
+    They count only beside the same anchor, because every latency is a multiple of the anchor's.
 
     Returns:
         Those drawn at random, and those that an earlier run chose (see `nas.stages.make_profile`).
@@ -25,10 +24,10 @@ def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[Subne
             predictor = SubnetPredictor.load(earlier.predictor)
             drawn = len(predictor.subnets) - predictor.report.n_chosen
             chosen |= {subnet.key for subnet in predictor.subnets[drawn:]}
-        anchor, anchor_ms = theirs.anchor(workload), store.anchor_ms(workload)
+        anchor = theirs.anchor(workload)
         if anchor is None or theirs.rows(workload, "anchor")[0].subnet != space.parent:
             continue
-        if anchor_ms is None or anchor.latency_ms < anchor_ms:
+        if store.anchor(workload) is None:
             store.add(space.parent, workload, "anchor", anchor)
         for row in theirs.rows(workload, "profile"):
             if row.subnet in space:

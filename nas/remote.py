@@ -213,9 +213,11 @@ def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnet
 def _add(
     store: MeasurementStore, results: Sequence[Result], subnets: Mapping[str, SubnetConfig], stages: Sequence[Stage]
 ) -> None:
-    """Stores results that are not there yet, the anchor's first; of two the later."""
-    latest = {(result.name, result.number): result for result in results}
-    for result in sorted(latest.values(), key=lambda result: result.name != ANCHOR):
-        stage: Stage = "anchor" if result.name == ANCHOR else stages[result.number]
+    """Stores results that are not there yet, the anchors first."""
+    anchors = [result for result in results if result.name == ANCHOR]
+    for result in anchors[len(store.anchors(results[0].workload)) :]:
+        store.add(subnets[ANCHOR], result.workload, "anchor", result.timing)
+    for result in (result for result in results if result.name != ANCHOR):
+        stage = stages[result.number]
         if result.name in subnets and store.get(subnets[result.name].key, result.workload, stage) is None:
             store.add(subnets[result.name], result.workload, stage, result.timing)

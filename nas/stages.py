@@ -23,7 +23,7 @@ from predictors.measure import TOGETHER, groups, measure_in_calm
 from predictors.models import features
 from predictors.precision import why_not
 from predictors.runtimes import prepared
-from predictors.timing import ANCHOR, MAX_DRIFT, doubts, new_reference
+from predictors.timing import ANCHOR, MAX_DRIFT, doubts
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
@@ -188,8 +188,8 @@ def measure_subnets(
 ) -> dict[str, Timing]:
     """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
 
-    While the scale is open, which it is until a predictor is fitted, a group beside which the parent is faster gives
-    all latencies its scale, and those measured before, while something else ran, are measured once more.
+    While the scale is open, which it is until a predictor is fitted, the median parent beside all groups is the scale
+    of all latencies; those beside a slower one, while something else ran, are measured once more.
     """
     workload, store = bench.recipe.workload, run.store
     is_scale_open &= not any(run.predictor.glob("*"))
@@ -199,33 +199,23 @@ def measure_subnets(
             f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
             "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
         )
-    done, before = list[SubnetConfig](), list[SubnetConfig]()
+
+    def measure_group(group: Sequence[SubnetConfig]) -> None:
+        models = {subnet.key: supernet.extract(subnet) for subnet in group}
+        timed = time_models(bench, supernet, models, store, is_scale_open=is_scale_open)
+        for subnet in group:
+            store.add(subnet, workload, "profile", timed[subnet.key])
+
     with progress("profile") as report:
         for start, group in groups(missing):
-            if _measure_group(bench, supernet, group, store, is_scale_open):
-                before = [*done]
-            done += group
+            measure_group(group)
             report(start + len(group), len(missing), "")
         timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-        for _, group in groups([subnet for subnet in before if timings[subnet.key].drift > MAX_DRIFT]):
-            _measure_group(bench, supernet, group, store, is_scale_open)
+        for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > MAX_DRIFT]):
+            measure_group(group)
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
     say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
     return {subnet.key: timings[subnet.key] for subnet in subnets}
-
-
-def _measure_group(
-    bench: Workbench, supernet: Supernet, group: Sequence[SubnetConfig], store: MeasurementStore, is_scale_open: bool
-) -> bool:
-    """Measures and stores some subnetworks; returns whether that moved the scale of all."""
-    workload, anchor_ms = bench.recipe.workload, store.anchor_ms(bench.recipe.workload)
-    timed = time_models(bench, supernet, {subnet.key: supernet.extract(subnet) for subnet in group}, store)
-    reference = new_reference(timed[ANCHOR], anchor_ms) if anchor_ms is not None and is_scale_open else None
-    if reference is not None:
-        store.add(supernet.parent, workload, "anchor", reference)
-    for subnet in group:
-        store.add(subnet, workload, "profile", timed[subnet.key])
-    return reference is not None
 
 
 def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
@@ -235,15 +225,20 @@ def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
 
 
 def time_models(
-    bench: Workbench, supernet: Supernet, models: dict[str, PreTrainedModel], store: MeasurementStore
+    bench: Workbench,
+    supernet: Supernet,
+    models: dict[str, PreTrainedModel],
+    store: MeasurementStore,
+    *,
+    is_scale_open: bool = False,
 ) -> dict[str, Timing]:
-    """Times models beside the parent's architecture as the anchor, on the scale of what is stored."""
+    """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
     workload, inputs = bench.recipe.workload, bench.dummy_inputs(bench.recipe.workload)
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
     precision = bench.recipe.profile.precision
     timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
-    if anchor_ms is None:
-        store.add(supernet.parent, workload, "anchor", timed[ANCHOR])
+    if anchor_ms is None or is_scale_open:
+        store.add(supernet.parent, workload, "anchor", timed[ANCHOR].uncorrected)
     return timed

@@ -21,7 +21,7 @@ from predictors.energy import energy_mj
 from predictors.measure import groups, measure_in_calm, quiet
 from predictors.memory import peak_memory_mb
 from predictors.runtimes import Call, onnx_call, prepared
-from predictors.timing import ANCHOR, Timing, doubts, new_reference
+from predictors.timing import ANCHOR, Timing, doubts, median_anchor
 from predictors.workload import Runtime, Workload, device_name, one_line_errors
 from search_spaces.errors import InputError
 
@@ -128,21 +128,22 @@ def measure_plan(folder: Path) -> None:
     plan = Plan.read(folder)
     check_device(plan.workload)
     done = {(result.name, result.number): result.timing for result in read_results(folder)}
+    anchors = [timing for (name, _), timing in done.items() if name == ANCHOR]
     for number in range(plan.passes):
         missing = [name for name in plan.models if name != plan.anchor and (name, number) not in done]
         for start, group in groups(missing, seed=number):
             calls = {name: load(folder, plan, name) for name in group}
-            anchor_ms = plan.anchor_ms or getattr(done.get((ANCHOR, 0)), "latency_ms", None)
+            known = median_anchor(anchors)
+            anchor_ms = known.latency_ms if known else plan.anchor_ms
             anchor = load(folder, plan, plan.anchor)
             timed = measure_in_calm(calls, anchor, plan.workload, anchor_ms=anchor_ms, precision=plan.precision)
             new = {(name, number): timed[name] for name in group}
-            if not plan.anchor_ms and (reference := new_reference(timed[ANCHOR], anchor_ms)):
-                new = {(ANCHOR, 0): reference} | new
+            if plan.anchor_ms is None:
+                new = {(ANCHOR, len(anchors)): timed[ANCHOR].uncorrected} | new
+                anchors.append(timed[ANCHOR].uncorrected)
             _append(folder, plan.workload, new)
-            done |= new
             print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)
-            scale_ms = plan.anchor_ms or done[ANCHOR, 0].latency_ms
-            if said := doubts({name: timing.beside(scale_ms) for name, timing in timed.items()}, plan.precision):
+            if said := doubts(timed, plan.precision):
                 print(f"noisy: {said}", flush=True)
 
 

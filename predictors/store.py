@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from predictors.timing import Stated, Timing, stated
+from predictors.timing import Stated, Timing, median_anchor, stated
 from predictors.workload import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
@@ -51,9 +51,9 @@ class Measurement:
 class MeasurementStore:
     """Measurements on disk: append-only, one JSON line each, for one writer at a time.
 
-    Every latency is read as its ratio to the anchor times the fastest anchor in the file, so all are on one scale, and
-    a machine that was busy when the first were measured does not stretch it. A last line that a kill cut short is
-    ignored, and removed by the next append. What was measured on another processor or GPU stays in the file, but
+    Every latency is read as its ratio to the anchor times the median of the anchors in the file, so all are on one
+    scale, and a machine that was busy or boosted beside a few does not stretch it. A last line that a kill cut short
+    is ignored, and removed by the next append. What was measured on another processor or GPU stays in the file, but
     answers no question asked of this one.
 
     Args:
@@ -89,14 +89,17 @@ class MeasurementStore:
         return self._scaled([m for m in stored if m is latest[m.subnet.key]], workload, stage)
 
     def anchor_ms(self, workload: Workload) -> float | None:
-        """The reference latency of the anchor in milliseconds."""
+        """The reference latency of the anchor in milliseconds, the median of those stored."""
         anchor = self.anchor(workload)
         return None if anchor is None else anchor.latency_ms
 
     def anchor(self, workload: Workload) -> Timing | None:
-        """The fastest timing of the anchor on the device."""
-        stored = (m.timing for m in self._stored(workload, "anchor"))
-        return min(stored, key=lambda timing: timing.latency_ms, default=None)
+        """The median timing of the anchor on the device."""
+        return median_anchor(self.anchors(workload))
+
+    def anchors(self, workload: Workload) -> list[Timing]:
+        """Every timing of the anchor on the device, oldest first."""
+        return [m.timing for m in self._stored(workload, "anchor")]
 
     def stated(self, key: str, workload: Workload) -> Stated | None:
         """The latency of an exported model and its interval, or None where it was not measured on the device."""

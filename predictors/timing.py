@@ -52,6 +52,11 @@ class Timing:
         """Half the width between the 10th and the 90th percentile over rounds, relative to the median."""
         return (self.latency_ms_p90 - self.latency_ms_p10) / (2 * self.latency_ms)
 
+    @property
+    def uncorrected(self) -> Timing:
+        """The same rounds, on the scale of what they took."""
+        return self.beside(self.raw_ms / self.ratio)
+
     def beside(self, anchor_ms: float) -> Timing:
         """The same rounds, by another reference latency of the anchor."""
         latency_ms = anchor_ms * self.ratio
@@ -65,9 +70,10 @@ class Timing:
         )
 
 
-def new_reference(anchor: Timing, anchor_ms: float | None) -> Timing | None:
-    """The anchor's timing on its own scale, where it has no reference yet or that was over `MAX_DRIFT` slower."""
-    return anchor.beside(anchor.raw_ms) if anchor_ms is None or anchor.drift < -MAX_DRIFT else None
+def median_anchor(anchors: Iterable[Timing]) -> Timing | None:
+    """The timing of median latency, the lower of two; None of none."""
+    ordered = sorted(anchors, key=lambda timing: timing.latency_ms)
+    return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
 def median_interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:

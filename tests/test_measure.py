@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from random import Random
 
 import numpy as np
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from predictors import MeasurementStore, Timing, Workload, energy, measure
 from predictors import measure as measure_function
 from predictors.memory import peak_memory_mb
-from predictors.timing import ANCHOR, doubts, joined, median_interval, new_reference, stated
+from predictors.timing import ANCHOR, doubts, joined, median_interval, stated
 from predictors.workload import one_line_errors
 from search_spaces import InputError, SubnetConfig
 
@@ -141,12 +141,12 @@ def test_timings_beside_another_reference_are_those_that_it_would_have_given():
     assert by_two.beside(3.0) == by_two
 
 
-def test_the_reference_is_the_anchor_when_it_was_least_disturbed():
-    anchor = replace(spread_timing(10.0, 0.9, 1.1, drift=-0.04), ratio=1.0, raw_ms=9.6)
-    assert new_reference(anchor, 10.0) is None
-    assert new_reference(anchor, None).latency_ms == 9.6
-    faster = new_reference(replace(anchor, raw_ms=8.0, drift=-0.2), 10.0)
-    assert (faster.latency_ms, faster.raw_ms) == (8.0, 8.0) and faster.drift == pytest.approx(0)
+def test_uncorrected_is_on_the_scale_of_what_it_took():
+    module = __import__("sys").modules[measure_function.__module__]
+    timed = module._timings([module._Visit("a", 100, 50, 100)] * 9, 80)
+    assert (timed[ANCHOR].latency_ms, timed["a"].latency_ms) == (80, 40)
+    assert (timed[ANCHOR].uncorrected.latency_ms, timed["a"].uncorrected.latency_ms) == (100, 50)
+    assert timed["a"].uncorrected.drift == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
@@ -325,19 +325,21 @@ def test_the_store_round_trips_and_keeps_stages_and_workloads_apart(tmp_path):
     assert row["key"] == SUBNET.key and row["device_name"] and row["latency_ms"] == math.pi
 
 
-def test_the_fastest_anchor_is_the_scale_of_all(tmp_path):
+def test_the_median_anchor_is_the_scale_of_all(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     assert store.anchor_ms(Workload()) is None
     store.add(SUBNET, Workload(), "anchor", timing(12.0))
     store.add(OTHER, Workload(), "profile", timing(6.0))
     assert store.get(OTHER.key, Workload(), "profile") == timing(6.0)
+    store.add(SUBNET, Workload(), "anchor", timing(8.0))
+    assert store.anchor_ms(Workload()) == 8.0  # the lower of two
     store.add(SUBNET, Workload(), "anchor", timing(10.0))
-    store.add(SUBNET, Workload(), "anchor", timing(11.0))
-    assert store.anchor_ms(Workload()) == 10.0
+    assert store.anchor_ms(Workload()) == 10.0 and len(store.anchors(Workload())) == 3
     assert store.anchor_ms(Workload(batch_size=2)) is None
     moved = store.get(OTHER.key, Workload(), "profile")
     assert moved == timing(6.0).beside(10.0) and moved.latency_ms == pytest.approx(5.0)
     assert moved.drift == pytest.approx(0.2)
+    assert store.rows(Workload(), "profile")[0].timing == moved
 
 
 def test_an_exported_model_is_stated_from_both_of_its_measurements(tmp_path):

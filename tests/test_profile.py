@@ -61,30 +61,30 @@ class Machine:
 
 @pytest.fixture
 def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, Workbench, Supernet, list[SubnetConfig]]:
-    """A run that has measured nothing, and 16 subnetworks: two groups."""
+    """A run that has measured nothing, and 24 subnetworks: three groups."""
     recipe = Recipe.load(text_recipe)
     bench = Workbench(recipe)
     supernet, space, rng = Supernet(bench.load_model()), stages.search_space(bench), Random(0)
-    subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(40)}
-    return Run.open(tmp_path / "run", recipe), bench, supernet, list(subnets.values())[:16]
+    subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(60)}
+    return Run.open(tmp_path / "run", recipe), bench, supernet, list(subnets.values())[:24]
 
 
-def test_a_faster_anchor_is_the_scale_and_what_came_before_is_measured_again(
+def test_the_median_anchor_is_the_scale_and_what_was_disturbed_is_measured_again(
     toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, bench, supernet, subnets = toy
-    machine = Machine(monkeypatch, [16.0, 10.0, 10.2])
+    machine = Machine(monkeypatch, [16.0, 10.0, 8.0, 10.2])
     timed = stages.measure_subnets(run, bench, supernet, subnets)
-    assert [t.latency_ms for t in timed.values()] == [5.0] * 16 and next(machine.left, None) is None
+    assert [t.latency_ms for t in timed.values()] == [5.0] * 24 and next(machine.left, None) is None
     assert max(t.drift for t in timed.values()) == pytest.approx(0.02)
-    assert machine.precisions == [bench.recipe.profile.precision] * 3
+    assert machine.precisions == [bench.recipe.profile.precision] * 4
 
 
 def test_a_closed_scale_does_not_move(
     toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, bench, supernet, subnets = toy
-    Machine(monkeypatch, [16.0, 10.0])
+    Machine(monkeypatch, [16.0, 10.0, 8.0])
     stages.measure_subnets(run, bench, supernet, subnets[:8])
     timed = stages.measure_subnets(run, bench, supernet, subnets, is_scale_open=False)
-    assert [t.latency_ms for t in timed.values()] == [8.0] * 16
+    assert [t.latency_ms for t in timed.values()] == [8.0] * 24

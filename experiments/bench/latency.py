@@ -4,7 +4,7 @@
     python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
 
 MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER; those beside which the whole model was
-over 5 % slower than its reference are made again. With ``--seconds`` a call stops early. The same command goes on.
+over 5 % slower than in the median are made again. With ``--seconds`` a call stops early. The same command goes on.
 Twenty of the held-out are measured a second time for the noise floor.
 """
 
@@ -26,7 +26,7 @@ from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workloa
 from predictors.accuracy import errors
 from predictors.measure import groups, measure_in_calm
 from predictors.runtimes import Call, onnx_call
-from predictors.timing import ANCHOR, MAX_DRIFT, Timing, new_reference
+from predictors.timing import ANCHOR, MAX_DRIFT, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.subnet import DENSE
 
@@ -84,8 +84,7 @@ class Bench:
             anchor_ms = store.anchor_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
             timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
-            if reference := new_reference(timed[ANCHOR], anchor_ms):
-                store.add(self.supernet.parent, self.workload, "anchor", reference)
+            store.add(self.supernet.parent, self.workload, "anchor", timed[ANCHOR].uncorrected)
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
         calm = self.in_calm(store)
