@@ -110,8 +110,8 @@ def test_rounds_go_on_until_every_model_was_visited_in_calm(monkeypatch):
     monkeypatch.setattr(module, "_time", fake)
     models = {name: name for name in slow}
     visits = module._visits(models, dict.fromkeys(models, 1), Workload(), Random(0), least=11, most=60, precision=0.01)
-    for timing in module._timings(visits, 100.0).values():
-        assert timing.drift == pytest.approx(0)
+    for found in module._timings(visits, 100.0).values():
+        assert found.drift == pytest.approx(0)
     assert module._timings(visits, 100.0)["steady"].ratio == pytest.approx(0.5)
     assert len(visits) < 2 * 60
 
