@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.config import Recipe, Training
+from nas.config import Recipe
 from nas.engine.search_loop import run_search
 from nas.engine.study import open_studies, points
 from nas.evaluator import Evaluator
@@ -41,7 +41,6 @@ WHOLE = [
     "supernet={epochs: 5, learning_rate: 2.0e-4, batch_size: 128, sampled_subnets: 2}",
 ]
 """What differs from the recipe: every phrase, larger batches, no attention patterns, which do not pay here."""
-FINETUNE = Training(epochs=5, learning_rate=1e-4, batch_size=128)
 BUDGETS = (0.27e9, 0.62e9, 1.0e9)
 
 
@@ -55,9 +54,10 @@ class Unmeasured:
     spread_ms = predict
 
 
-def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune: Training) -> dict[str, Any]:
-    """Everything of one seed."""
+def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs: float) -> dict[str, Any]:
+    """Everything of one seed; fine-tuning takes its settings from the parent's, as `nas finetune` does."""
     recipe = Recipe.load(RECIPE, [*WHOLE, f"seed={seed}", *overrides])
+    finetune = recipe.parent.model_copy(update={"epochs": finetune_epochs})
     seconds, start = {}, time.perf_counter()
 
     def took(stage: str) -> None:
@@ -139,15 +139,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--finetune-epochs", type=float, default=FINETUNE.epochs)
+    parser.add_argument("--finetune-epochs", type=float, default=5)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_intermixed_args()
     results = given.folder / "points.jsonl"
     if not given.table:
         quiet_libraries()
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU
-        finetune = FINETUNE.model_copy(update={"epochs": given.finetune_epochs})
-        row = run_seed(given.folder, given.seed, given.overrides, finetune)
+        row = run_seed(given.folder, given.seed, given.overrides, given.finetune_epochs)
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
     print_table([json.loads(line) for line in results.read_text().splitlines()])
