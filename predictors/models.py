@@ -194,6 +194,7 @@ MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
     "work": _work,
     "linear": lambda names: LeastSquares([i for i, name in enumerate(names) if ":" not in name]),
     "products": lambda names: Products(),
+    "robust-products": lambda names: Products(robust=True),
     "gradient-boosting": lambda names: GradientBoosting(),
     "gaussian-process": lambda names: LogGaussianProcess(),
     "network": lambda names: Network(),

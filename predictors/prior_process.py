@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 
+from predictors.heavy_tails import posterior
 from predictors.regressions import Scaler, products
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -16,18 +18,18 @@ class PriorProcess:
     """A Gaussian process on the logarithm whose mean and covariance are learned from other devices.
 
     The mean is that of the devices. Each departs from it by a weighted sum of features and their products; the weights
-    of a new device are drawn like theirs, the more freely the better that explains what was measured, and so is its
-    noise (by the evidence; Rasmussen & Williams 2006, 2.7 and 5.4). A constant costs nothing: devices differ in speed.
+    of a new device are drawn like theirs (Rasmussen & Williams 2006, 2.7), how freely and with how much noise is
+    averaged over by the evidence. A constant costs nothing: devices differ in speed. The noise has heavy tails.
 
     Args:
         prior: What other devices take.
         known: (m, d) features on which they are known.
     """
 
-    own, free = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
-    """Variances to choose among: of each weight by itself, in those that it has among devices; of all weights."""
-    slope, constant = 0.1, 100.0
-    noises = 10.0 ** np.arange(-6, -1.4, 0.5)
+    own, free = (0.0, 0.3), (0.0, 1e-3, 1e-1)
+    """Variances that may hold: of each weight by itself, in those that it has among devices; of all weights."""
+    slope, constant = 0.01, 100.0
+    noises = 10.0 ** np.arange(-6.0, -1.0)
 
     def __init__(self, prior: Sequence[Predict], known: np.ndarray) -> None:
         self.prior, self.known = prior, known
@@ -45,12 +47,12 @@ class PriorProcess:
         always = np.zeros(design.shape[1])
         always[:2] = self.constant, self.slope
         fits = []
-        for own in self.own:
-            for free in self.free:
-                single = np.sqrt(own * learned + free / len(always) + always)
-                root = np.concatenate([departures, np.diag(single)], axis=1)
-                fits.append(_most_evident(design, target, root, self.noises))
-        self._weights = max(fits, key=lambda fit: fit[0])[1]
+        for own, free in product(self.own, self.free):
+            single = np.sqrt(own * learned + free / len(always) + always)
+            root = np.concatenate([departures, np.diag(single)], axis=1)
+            fits.append(posterior(design, target, root, self.noises))
+        evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
+        self._weights = np.average(weights, axis=0, weights=np.exp(evidence - evidence.max()))
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -72,21 +74,3 @@ def _weights_of(design: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np
     gram = design.T @ design + 1e-3 * len(design) * np.eye(design.shape[1])
     weights = np.linalg.solve(gram, design.T @ residual)
     return weights / np.sqrt(devices.shape[1]), (weights**2).mean(axis=1)
-
-
-def _most_evident(
-    design: np.ndarray, target: np.ndarray, root: np.ndarray, noises: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Log evidence and mean weights of a linear model whose weights have the covariance ``root @ root.T``.
-
-    Of several variances of the noise, the one with the most evidence.
-    """
-    left, size, right = np.linalg.svd(design @ root, full_matrices=False)
-    along = left.T @ target
-    beyond = max(float(target @ target - along @ along), 0.0)
-    power = size[:, None] ** 2 + noises
-    rest = len(target) - len(size)
-    misfit = (along[:, None] ** 2 / power).sum(axis=0) + beyond / noises
-    evidence = -(misfit + np.log(power).sum(axis=0) + rest * np.log(noises)) / 2
-    best = int(evidence.argmax())
-    return float(evidence[best]), root @ (right.T @ (size * along / power[:, best]))

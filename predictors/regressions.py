@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from predictors.gaussian_process import GaussianProcess
+from predictors.heavy_tails import ROUNDS, row_weights
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths of a ridge to choose among; features are standardised and their number divided out."""
@@ -63,24 +64,36 @@ def products(scaled: np.ndarray) -> np.ndarray:
     return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
 
 
+def _least_error(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights of the ridge, its first column free, with the least error when each row in turn is left out."""
+    size, fits = np.sqrt((design**2).sum(axis=0)[1:].mean()), []
+    for strength in PENALTIES:
+        penalty = np.full(design.shape[1], strength * size**2)
+        penalty[0] = 0.0
+        fits.append(ridge(design, target, penalty))
+    return min(fits, key=lambda fit: fit[1])[0]
+
+
 class Products:
     """A weighted sum of features and their products, with the least squared relative error.
 
     The strength of the ridge is the one with the least error when each measurement in turn is left out.
+
+    Args:
+        robust: Whether measurements that are far off count for little; it takes about a hundred to tell which.
     """
+
+    def __init__(self, *, robust: bool = False) -> None:
+        self.rounds = ROUNDS if robust else 1
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Products:
         """Fits (n, d) features to (n,) latencies."""
         self._scaler = Scaler(features)
         self._spread = Scaler(products(self._scaler(features)))
-        design = self._design(features) / latency_ms[:, None]
-        size = np.sqrt((design**2).sum(axis=0)[1:].mean())
-        fits = []
-        for strength in PENALTIES:
-            penalty = np.full(design.shape[1], strength * size**2)
-            penalty[0] = 0.0
-            fits.append(ridge(design, np.ones(len(design)), penalty))
-        self._weights = min(fits, key=lambda fit: fit[1])[0]
+        design, counts = self._design(features) / latency_ms[:, None], np.ones(len(features))
+        for _ in range(self.rounds):
+            self._weights = _least_error(design * np.sqrt(counts)[:, None], np.sqrt(counts))
+            counts = row_weights(1 - design @ self._weights)
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:

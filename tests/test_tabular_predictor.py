@@ -51,6 +51,23 @@ def test_ten_measurements_and_other_devices_beat_ten_measurements_and_a_line(pri
     assert with_prior.kendall_tau > line.kendall_tau
 
 
+def test_disturbed_measurements_of_a_new_device_do_not_mislead(prior: list[LatencyPredictor]) -> None:
+    law, x, unseen = (0.3, 0.6, 0.2), rows(10, 7), rows(400, 8)
+    latency_ms = device(x, *law, seed=7)
+    latency_ms[[2, 7]] *= [1.3, 1.2]
+    found = errors(device(unseen, *law), LatencyPredictor.fit(x, latency_ms, prior=prior).predict(unseen))
+    assert found.mape_percent < 5  # 7 where errors are taken to be normal
+
+
+def test_among_many_a_model_is_chosen_for_which_those_far_off_count_for_little() -> None:
+    law, x, unseen = (0.3, 0.0, 0.2), rows(150, 7), rows(400, 8)
+    latency_ms = device(x, *law, seed=7)
+    latency_ms[np.random.default_rng(0).random(150) < 0.2] *= 1.25
+    predictor = LatencyPredictor.fit(x, latency_ms)
+    assert predictor.report.model == "robust-products"
+    assert errors(device(unseen, *law), predictor.predict(unseen)).mape_percent < 1
+
+
 def test_a_frame_gives_its_names_and_is_read_by_them() -> None:
     frame = pd.DataFrame(rows(40), columns=NAMES)
     predictor = LatencyPredictor.fit(frame, device(rows(40), 1, 1, 1))

@@ -1,0 +1,51 @@
+"""Heavy tails: errors that follow Student's t, so that a measurement beside other work counts for little.
+
+One degree of freedom throughout: half of all errors lie within the scale, and a few may be of any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FREEDOM = 1.0
+ROUNDS = 12
+"""Of a fit by variational Bayes; after sixty, predictions from ten measurements were the same."""
+
+
+def row_weights(residuals: np.ndarray) -> np.ndarray:
+    """How much each of (n,) rows counts in the next round of reweighted least squares (Lange et al., 1989).
+
+    The scale of the errors is the median of the residuals: one of this size counts 1, one of none at all 2.
+    """
+    scale = max(float(np.median(np.abs(residuals))), 1e-9)
+    return (FREEDOM + 1) / (FREEDOM + (residuals / scale) ** 2)
+
+
+def posterior(
+    design: np.ndarray, target: np.ndarray, root: np.ndarray, noises: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A linear model whose weights are Gaussian a priori, by variational Bayes (Tipping & Lawrence, 2005).
+
+    Args:
+        design: (n, k).
+        target: (n,).
+        root: (k, m); the weights have the covariance ``root @ root.T``.
+        noises: (s,) squared scales of the errors, each fitted by itself.
+
+    Returns:
+        A bound on the log evidence (s,), up to a constant, and the mean weights (s, k).
+    """
+    left, size, right = np.linalg.svd(design @ root, full_matrices=False)
+    rows, noise = left * size, noises[:, None]
+    squared = np.broadcast_to(noise, (len(noises), len(target)))  # expected squared errors
+    for _ in range(ROUNDS):
+        rate = (FREEDOM + squared / noise) / 2
+        counts = (FREEDOM + 1) / 2 / rate
+        precision = np.eye(len(size)) + np.einsum("nr,sn,nq->srq", rows, counts / noise, rows, optimize=True)
+        covariance = np.linalg.inv(precision)
+        mean = np.einsum("srq,nq,sn->sr", covariance, rows, counts / noise * target, optimize=True)
+        off = target - mean @ rows.T
+        squared = off**2 + np.einsum("nr,srq,nq->sn", rows, covariance, rows, optimize=True)
+    gaussian = (target * off * counts / noise + np.log(noise / counts)).sum(axis=1) + np.linalg.slogdet(precision)[1]
+    evidence = -(gaussian + FREEDOM * (np.log(rate) + counts).sum(axis=1)) / 2
+    return evidence, mean @ (root @ right.T).T
