@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from predictors.heavy_tails import posterior
+from predictors.heavy_tails import HEAVY, NORMAL, posterior
 from predictors.regressions import Scaler, products
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -19,17 +19,19 @@ class PriorProcess:
 
     The mean is that of the devices. Each departs from it by a weighted sum of features and their products; the weights
     of a new device are drawn like theirs (Rasmussen & Williams 2006, 2.7), how freely and with how much noise is
-    averaged over by the evidence. A constant costs nothing: devices differ in speed. The noise has heavy tails.
+    averaged over by the evidence. A constant costs nothing: devices differ in speed. Errors may have heavy tails.
 
     Args:
         prior: What other devices take.
         known: (m, d) features on which they are known.
     """
 
-    own, free = (0.0, 0.3), (0.0, 1e-3, 1e-1)
+    own, free = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
     """Variances that may hold: of each weight by itself, in those that it has among devices; of all weights."""
-    slope, constant = 0.01, 100.0
+    slope, constant = 0.1, 100.0
     noises = 10.0 ** np.arange(-6.0, -1.0)
+    tails: Sequence[tuple[float, float]] = (HEAVY, 2.0), (NORMAL, 0.0)
+    """Degrees of freedom that errors may have, each with its log odds: measurements are often disturbed."""
 
     def __init__(self, prior: Sequence[Predict], known: np.ndarray) -> None:
         self.prior, self.known = prior, known
@@ -50,7 +52,9 @@ class PriorProcess:
         for own, free in product(self.own, self.free):
             single = np.sqrt(own * learned + free / len(always) + always)
             root = np.concatenate([departures, np.diag(single)], axis=1)
-            fits.append(posterior(design, target, root, self.noises))
+            for freedom, odds in self.tails:
+                evidence, weights = posterior(design, target, root, self.noises, freedom)
+                fits.append((evidence + odds, weights))
         evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
         self._weights = np.average(weights, axis=0, weights=np.exp(evidence - evidence.max()))
         return self
