@@ -291,6 +291,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_intermixed_args()
+    if min(given.seeds, given.subnets, given.processes) < 1:
+        parser.error("--seeds, --subnets and --processes must be at least 1.")
     study = Study(given.recipe, given.overrides, given.folder, given.subnets)
     if not given.table:
         spawn = multiprocessing.get_context("spawn")
