@@ -53,8 +53,12 @@ SETTINGS: dict[str, list[str]] = {
     "strategy: granularity": ["supernet.strategy=granularity"],
     "strategy: progressive": ["supernet.strategy=progressive"],
 }
-PLAIN = "single-path, no order, as long"
-"""A plain supernet, trained until it has taken as much CPU time as the default."""
+AS_LONG: dict[str, tuple[str, ...]] = {
+    "single-path, as long": ("strategy: single-path",),
+    "granularity, as long": ("strategy: granularity",),
+    "single-path, no order, as long": ("strategy: single-path", "order: none"),
+}
+"""Settings together, trained until they have taken as much CPU time as the default; the last is a plain supernet."""
 STEPS = (0, 100, 300, 1000)
 NEAR = 5
 """Neighbours in stand-alone quality that count as near-equal."""
@@ -99,8 +103,9 @@ class Study:
         default.result()
         jobs += [pool.submit(self.after_steps, steps, seed) for steps in reversed(STEPS[1:])]
         trained = {name: pool.submit(self.inherited, name, seed) for name in SETTINGS if name != "default"}
-        trained["strategy: single-path"].result()
-        jobs += [*trained.values(), pool.submit(self.inherited, PLAIN, seed)]
+        for job in trained.values():
+            job.result()
+        jobs += [pool.submit(self.inherited, name, seed) for name in AS_LONG]
         for job in jobs:
             job.result()
 
@@ -112,12 +117,13 @@ class Study:
 
     def settings(self, name: str, seed: int) -> list[str]:
         """Overrides of a setting."""
-        if name != PLAIN:
+        if name in SETTINGS:
             return SETTINGS[name]
         seconds = {row["setting"]: row["cpu_s"] for row in self.rows() if "cpu_s" in row and row["seed"] == seed}
-        share = seconds["default"] / seconds["strategy: single-path"]
-        epochs = Recipe.load(self.recipe, self.overrides).supernet.epochs * share
-        return ["supernet.strategy=single-path", "supernet.order=none", f"supernet.epochs={epochs:.2f}"]
+        together = [override for setting in AS_LONG[name] for override in SETTINGS[setting]]
+        epochs = Recipe.load(self.recipe, self.overrides).supernet.epochs
+        epochs *= seconds["default"] / seconds[AS_LONG[name][0]]
+        return [*together, f"supernet.epochs={epochs:.2f}"]
 
     def opened(self, name: str, seed: int) -> tuple[Workbench, Run]:
         """The run of one setting; all settings of a seed share its parent."""
@@ -231,7 +237,7 @@ def print_tables(rows: Sequence[Row]) -> None:
     columns = ("", "mean quality", "mean loss", "Kendall tau", "Spearman", "tau among near-equal", "CPU s")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     there = {row.get("setting") for row in rows}
-    for name in ("alone", *SETTINGS, PLAIN, *map(after, STEPS[1:])):
+    for name in ("alone", *SETTINGS, *AS_LONG, *map(after, STEPS[1:])):
         if name not in there:
             continue
         mine = {row["seed"]: row for row in rows if row.get("setting") == name and row["seed"] in alone}
