@@ -4,15 +4,16 @@
 
 FOLDER holds ``hat_latency/hat_wmt14ende.csv.gz`` and ``hwgptbench/{archs,latency}.parquet``: the latency datasets of
 github.com/mit-han-lab/hardware-aware-transformers (Wang et al., 2020) and github.com/automl/HW-GPT-Bench
-(Sukthanker et al., 2024), as tables. Every figure is the median over seeds. ``near`` is Kendall tau among pairs whose
-measured latencies lie within 5 % of each other. ``floor`` is what 8,000 measurements of a device leave unexplained.
+(Sukthanker et al., 2024), as tables. Every figure is the median over seeds and, where few are measured, over four
+samples for each. ``near`` is Kendall tau among pairs whose measured latencies lie within 5 % of each other. ``floor``
+is what 8,000 measurements of a device leave unexplained.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from predictors.accuracy import errors
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
 """MAPE of the predictors that HAT ships, on all rows, those they were trained on included."""
 DEVICES_ROWS, TEST_ROWS = 500, 2000
+DRAWS = 4
+"""Samples of a new device that are tried for each seed."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Score = dict[str, float]
@@ -115,11 +118,11 @@ class Gpt:
         layers = [np.array([*zip_longest(*archs[name], fillvalue=np.nan)]).T for name in ("n_head", "mlp_ratio")]
         self.layers = np.concatenate([self.features, *layers], axis=1)
 
-    def split(self, seed: int, few: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of a test, of the other devices, and the few of the new device."""
+    def split(self, seed: int, few: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Rows of a test, of the other devices, and samples of few of the new device."""
         order = np.random.default_rng(seed).permutation(len(self.features))
-        ends = TEST_ROWS, TEST_ROWS + DEVICES_ROWS, TEST_ROWS + DEVICES_ROWS + few
-        return order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] : ends[2]]
+        test, known, rest = np.split(order, [TEST_ROWS, TEST_ROWS + DEVICES_ROWS])
+        return test, known, np.split(rest[: DRAWS * few], DRAWS)
 
 
 def gpt(folder: Path, seeds: int, few: int) -> pd.DataFrame:
@@ -127,9 +130,9 @@ def gpt(folder: Path, seeds: int, few: int) -> pd.DataFrame:
     space, rows = Gpt(folder, "s"), []
     x = space.features
     for seed in range(seeds):
-        test, known, new = space.split(seed, few)
+        test, known, samples = space.split(seed, few)
         others = {d: LatencyPredictor.fit(x[known], space.latency[d].to_numpy(float)[known]) for d in space.latency}
-        for device in space.latency:
+        for device, new in product(space.latency, samples):
             y = space.latency[device].to_numpy(float)
             prior = [predictor for name, predictor in others.items() if name != device]
             made = {name: fit(x[new], y[new]) for name, fit in {"ours": ours, **RIVALS}.items()}
@@ -147,18 +150,19 @@ def spaces(folder: Path, seeds: int) -> pd.DataFrame:
     small, large, rows = Gpt(folder, "s"), Gpt(folder, "m"), []
     for seed in range(seeds):
         _, known, _ = small.split(seed, 10)
-        test, _, new = large.split(seed, 10)
+        test, _, samples = large.split(seed, 10)
         x = large.features
         for device in large.latency:
             y = large.latency[device].to_numpy(float)
             prior = LatencyPredictor.fit(small.features[known], small.latency[device].to_numpy(float)[known])
-            made = {"ours, s as a prior": ours(x[new], y[new], [prior]), "ours": ours(x[new], y[new])}
-            made |= {
-                "s alone": prior.predict,
-                "line in FLOPs": line(x[new], y[new], 0),
-                "ridge": ridge(x[new], y[new]),
-            }
-            rows += [{"case": device, "model": n, **scored(y[test], p(x[test]))} for n, p in made.items()]
+            for new in samples:
+                made = {"ours, s as a prior": ours(x[new], y[new], [prior]), "ours": ours(x[new], y[new])}
+                made |= {
+                    "s alone": prior.predict,
+                    "line in FLOPs": line(x[new], y[new], 0),
+                    "ridge": ridge(x[new], y[new]),
+                }
+                rows += [{"case": device, "model": n, **scored(y[test], p(x[test]))} for n, p in made.items()]
     return pd.DataFrame(rows)
 
 
