@@ -18,10 +18,8 @@ from search_spaces import InputError
 MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_OF_FEW = 5, 10
 FEW = 30
-"""Up to so many measurements there are more folds and the best models are averaged."""
-FAR_BETTER = 0.6
-"""Where other devices are known, few measurements can tell a model that does not start from them to be better only
-where its cross-validated error is so much lower, as when the other devices were measured on smaller models."""
+"""Up to so many measurements there are more folds, the best models are averaged, and where other devices are known,
+only models that start from them are eligible: so few measurements cannot tell the others apart."""
 BLENDED, SHARPNESS = 3, 4
 """How many models are averaged at most, each weighted by its cross-validated error to the power of -`SHARPNESS`."""
 COVERAGE = 0.9
@@ -227,9 +225,8 @@ def _report(
     """Chooses a model on ``train`` and scores every model and baseline on ``test``, both row indices."""
     left_out = {name: _left_out(make, x[train], latency_ms[train]) for name, make in makers.items()}
     cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
-    known = [cv[name] for name in cv if name in PRIOR_MODELS and len(train) <= FEW]
-    eligible = [name for name in cv if name in PRIOR_MODELS or not known or cv[name] < FAR_BETTER * min(known)]
-    ranked = sorted(eligible, key=lambda name: cv[name])
+    eligible = [name for name in cv if name in PRIOR_MODELS] if len(train) <= FEW else []
+    ranked = sorted(eligible or cv, key=lambda name: cv[name])
     best = ranked[: BLENDED if len(train) <= FEW else 1]
     name, weights = "+".join(best), _weights(best, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}

@@ -137,12 +137,3 @@ def test_a_prior_of_other_features_is_refused_and_four_measurements_suffice_with
         LatencyPredictor.fit(x[:, :2], device(x, 1, 1, 1), prior=prior)
     with pytest.raises(InputError, match="at least 4"):
         LatencyPredictor.fit(x[:3], np.ones(3), prior=prior)
-
-
-def test_a_prior_that_misleads_is_left_aside() -> None:
-    x, unseen = rows(10, 7), rows(400, 8)
-    latency_ms, truth = 1 + x @ [0.5, 0.01, 0.1], 1 + unseen @ [0.5, 0.01, 0.1]
-    nonsense = LatencyPredictor.fit(rows(120), np.exp(np.random.default_rng(0).normal(0, 2, 120)))
-    found = LatencyPredictor.fit(x, latency_ms, prior=nonsense)
-    assert "prior-process" not in found.report.model
-    assert errors(truth, found.predict(unseen)).mape_percent < 2
