@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from predictors.heavy_tails import HEAVY, NORMAL, posterior
-from predictors.regressions import Scaler, products
+from predictors.regressions import PowerLaw, Scaler, products
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """What another device takes: (n, d) features -> (n,) milliseconds."""
@@ -17,8 +17,9 @@ Predict = Callable[[np.ndarray], np.ndarray]
 class PriorProcess:
     """A Gaussian process on the logarithm whose mean and covariance are learned from other devices.
 
-    The mean is that of the devices. Each departs from it by a weighted sum of features and their products; the weights
-    of a new device are drawn like theirs (Rasmussen & Williams 2006, 2.7), how freely and with how much noise is
+    The mean is that of the devices, or a power law fitted to it, which says more of models that are larger than any
+    measured there. Each device departs from it by a weighted sum of features and their products; the weights of a new
+    device are drawn like theirs (Rasmussen & Williams 2006, 2.7). Which mean, how freely and with how much noise is
     averaged over by the evidence. A constant costs nothing: devices differ in speed. Errors may have heavy tails.
 
     Args:
@@ -32,6 +33,8 @@ class PriorProcess:
     noises = 10.0 ** np.arange(-6.0, -1.0)
     tails: Sequence[tuple[float, float]] = (HEAVY, 2.0), (NORMAL, 0.0)
     """Degrees of freedom that errors may have, each with its log odds: measurements are often disturbed."""
+    law = -2.0
+    """Log odds of the power law: within what is known it is the worse mean."""
 
     def __init__(self, prior: Sequence[Predict], known: np.ndarray) -> None:
         self.prior, self.known = prior, known
@@ -41,28 +44,46 @@ class PriorProcess:
         reference = np.concatenate([self.known, features])
         self._scaler = Scaler(reference)
         self._spread = Scaler(products(self._scaler(reference)))
-        devices = self._devices(self.known)
-        self._centre = devices.mean()
-        departures, learned = _weights_of(self._design(self.known, devices.mean(axis=1)), devices)
-        base = self._devices(features).mean(axis=1)
-        design, target = self._design(features, base), np.log(latency_ms) - base
-        always = np.zeros(design.shape[1])
-        always[:2] = self.constant, self.slope
-        fits = []
-        for own, free in product(self.own, self.free):
-            single = np.sqrt(own * learned + free / len(always) + always)
-            root = np.concatenate([departures, np.diag(single)], axis=1)
-            for freedom, odds in self.tails:
-                evidence, weights = posterior(design, target, root, self.noises, freedom)
-                fits.append((evidence + odds, weights))
-        evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
-        self._weights = np.average(weights, axis=0, weights=np.exp(evidence - evidence.max()))
+        self._law = PowerLaw().fit(self.known, np.exp(self._devices(self.known).mean(axis=1)))
+        self._centre = self._devices(self.known).mean()
+        fits = [
+            self._posterior(known, base, features, np.log(latency_ms) - base, odds)
+            for known, base, odds in zip(self._means(self.known), self._means(features), (0.0, self.law), strict=True)
+        ]
+        likely = max(evidence.max() for evidence, _ in fits)
+        chances = [np.exp(evidence - likely) for evidence, _ in fits]
+        total = sum(chance.sum() for chance in chances)
+        self._shares = [chance.sum() / total for chance in chances]
+        self._weights = [chance @ weights / total for chance, (_, weights) in zip(chances, fits, strict=True)]
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        base = self._devices(features).mean(axis=1)
-        return np.exp(np.clip(base + self._design(features, base) @ self._weights, -50, 50))
+        log = np.zeros(len(features))
+        for base, share, weights in zip(self._means(features), self._shares, self._weights, strict=True):
+            log += share * base + self._design(features, base) @ weights
+        return np.exp(np.clip(log, -50, 50))
+
+    def _posterior(
+        self, known: np.ndarray, base: np.ndarray, features: np.ndarray, target: np.ndarray, odds: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log evidence (s,) and mean weights (s, k) of everything that may hold, with one mean."""
+        departures, learned = _weights_of(self._design(self.known, known), self._devices(self.known))
+        design, fits = self._design(features, base), []
+        always = np.zeros(design.shape[1])
+        always[:2] = self.constant, self.slope
+        for own, free in product(self.own, self.free):
+            single = np.sqrt(own * learned + free / len(always) + always)
+            root = np.concatenate([departures, np.diag(single)], axis=1)
+            for freedom, more in self.tails:
+                evidence, weights = posterior(design, target, root, self.noises, freedom)
+                fits.append((evidence + odds + more, weights))
+        evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
+        return evidence, weights
+
+    def _means(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms (n,): of the devices in the mean, and of the power law."""
+        return self._devices(features).mean(axis=1), np.log(self._law.predict(features))
 
     def _devices(self, features: np.ndarray) -> np.ndarray:
         return np.log(np.stack([predict(features) for predict in self.prior], axis=1))

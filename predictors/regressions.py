@@ -64,10 +64,10 @@ def products(scaled: np.ndarray) -> np.ndarray:
     return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
 
 
-def _least_error(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _least_error(design: np.ndarray, target: np.ndarray, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
     """Weights of the ridge, its first column free, with the least error when each row in turn is left out."""
     size, fits = np.sqrt((design**2).sum(axis=0)[1:].mean()), []
-    for strength in PENALTIES:
+    for strength in penalties:
         penalty = np.full(design.shape[1], strength * size**2)
         penalty[0] = 0.0
         fits.append(ridge(design, target, penalty))
@@ -103,6 +103,30 @@ class Products:
     def _design(self, features: np.ndarray) -> np.ndarray:
         spread = self._spread(products(self._scaler(features)))
         return np.concatenate([np.ones((len(features), 1)), spread], axis=1)
+
+
+class PowerLaw:
+    """A product of powers of the features, those that are not above zero everywhere to the base of a constant.
+
+    It says little of the finer shape, and most of models that are far larger or smaller than any it was fitted on.
+    """
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PowerLaw:
+        """Fits (n, d) features to (n,) latencies."""
+        self._positive = (features > 0).all(axis=0)
+        self._scaler = Scaler(self._logarithms(features))
+        self._weights = _least_error(self._design(features), np.log(latency_ms), (1e-6, *PENALTIES))
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        return np.exp(np.clip(self._design(features) @ self._weights, -50, 50))
+
+    def _design(self, features: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.ones((len(features), 1)), self._scaler(self._logarithms(features))], axis=1)
+
+    def _logarithms(self, features: np.ndarray) -> np.ndarray:
+        return np.where(self._positive, np.log(np.maximum(features, 1e-12)), features)
 
 
 class LogGaussianProcess:

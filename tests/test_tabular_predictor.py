@@ -12,6 +12,7 @@ from predictors import LatencyPredictor
 from predictors.accuracy import errors
 from predictors.heavy_tails import NORMAL
 from predictors.prior_process import PriorProcess
+from predictors.regressions import LogGaussianProcess, PowerLaw
 from search_spaces import InputError
 
 NAMES = ["layers", "width", "heads"]
@@ -23,6 +24,11 @@ def rows(n: int, seed: int = 0) -> np.ndarray:
     return np.stack([rng.integers(2, 13, n), rng.integers(1, 9, n) * 128, rng.integers(1, 13, n)], axis=1).astype(
         float
     )
+
+
+def larger(n: int, seed: int) -> np.ndarray:
+    """Models of which most are larger than any of `rows`."""
+    return rows(n, seed) * [3, 2, 2] + [8, 256, 4]
 
 
 def device(x: np.ndarray, launch: float, product: float, attention: float, seed: int | None = None) -> np.ndarray:
@@ -68,6 +74,27 @@ def test_disturbed_measurements_of_a_new_device_count_for_less_than_if_errors_we
             off = errors(device(unseen, *law), model.fit(x, latency_ms).predict(unseen))
             found.setdefault(name, []).append(off.mape_percent)
     assert np.mean(found["any"]) < 0.8 * np.mean(found["normal"])
+
+
+def test_of_models_larger_than_any_that_the_prior_knows_a_power_law_says_more() -> None:
+    law, off = (1.0, 0.2, 0.3), {odds: list[float]() for odds in (PriorProcess.law, -np.inf)}
+    for seed in range(4):
+        small, x, unseen = rows(120, seed), larger(10, seed + 20), larger(400, 8)
+        known = LogGaussianProcess().fit(small, device(small, *law, seed=seed) ** 0.8)
+        for odds, found in off.items():
+            model = PriorProcess([known.predict], small)
+            model.law = odds
+            model.fit(x, device(x, *law, seed=seed + 20) ** 0.8)
+            found.append(errors(device(unseen, *law) ** 0.8, model.predict(unseen)).mape_percent)
+    assert np.mean(off[PriorProcess.law]) < 0.8 * np.mean(off[-np.inf])
+
+
+def test_a_power_law_goes_on_beyond_what_it_was_fitted_on_whatever_columns_are_zero_somewhere() -> None:
+    def truth(x: np.ndarray) -> np.ndarray:
+        return 0.1 * x[:, 0] ** 0.9 * x[:, 1] ** 1.5 * np.exp(0.3 * x[:, 3])
+
+    x, far = (np.column_stack([table, np.arange(len(table)) % 2]) for table in (rows(60), larger(60, 1)))
+    np.testing.assert_allclose(PowerLaw().fit(x, truth(x)).predict(far), truth(far), rtol=0.02)
 
 
 def test_among_many_a_model_is_chosen_for_which_those_far_off_count_for_little() -> None:
