@@ -85,21 +85,21 @@ class SpaceProblem:
     """What the surrogate sampler may know of a search space: its costs, and which parameters mean the same."""
 
     def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
-        self.space = space
+        self.parameters = space.parameters
         self.evaluator = evaluator
-        self.encoding = Encoding(space.distributions())
+        self.encoding = Encoding(self.parameters.distributions())
         self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
 
     def keys(self, genomes: np.ndarray) -> list[bytes]:
         """One for each subnetwork: widths of dropped layers do not count."""
-        return self.space.batch(genomes).fingerprints()
+        return self.parameters.batch(genomes).fingerprints()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
-        recipe, subnets = self.evaluator.recipe, self.space.batch(genomes)
+        recipe, subnets = self.evaluator.recipe, self.parameters.batch(genomes)
         columns = self.evaluator.known(recipe.figures, subnets)
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
         violations = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
-        return Candidates(self.space.encode(subnets), values, violations)
+        return Candidates(self.parameters.encode(subnets), values, violations)

@@ -68,7 +68,7 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
                 heads = widths["num_attention_heads"] / max(space.choices["num_attention_heads"])
-                place = np.round(space.scaled(batch, field)[:, stack].T * (len(steps) + 1))
+                place = batch.places(field, space.choices[field])[:, stack].T
                 sums.append((heads * place).sum(axis=0))
                 climbs += [(heads * (place > k)).sum(axis=0) for k in range(1, len(steps) + 1)]
                 continue
@@ -82,7 +82,7 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
                 here = kept if rank is None else widths[RANK_OF[field]] == rank
                 climbs += [(climb * here).sum(axis=0) / largest for climb in climbed]
         for number, _ in enumerate(_kinds(space), 1):
-            here = np.round(space.scaled(batch, "bits")[:, stack].T * len(_kinds(space))) == number
+            here = (batch.places("bits", _kinds(space)) == number)[:, stack].T
             climbs.append(here.sum(axis=0))
             for width in BLOCK_WIDTHS:
                 climbs.append((widths[width] * here).sum(axis=0) / max(space.choices[width]))

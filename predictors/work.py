@@ -71,7 +71,7 @@ def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[
         yield (stored * groups * hidden * rank).sum(axis=0)
     heads = widths["num_attention_heads"] / max(parent.num_attention_heads)
     patterns = space.choices.get("attention", (FULL,))
-    place = np.round(space.scaled(batch, "attention")[:, stack].T * len(patterns)) if len(patterns) > 1 else kept
+    place = batch.places("attention", patterns)[:, stack].T
     for number, _ in enumerate(patterns, 1):
         here = kept & (heads > 0) & (place == number)
         yield here.sum(axis=0, dtype=float)

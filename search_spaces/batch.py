@@ -74,6 +74,12 @@ class SubnetBatch(Sequence[SubnetConfig]):
     def __iter__(self) -> Iterator[SubnetConfig]:
         return (self[index] for index in range(len(self)))
 
+    def places(self, field: str, names: Sequence[str]) -> np.ndarray:
+        """Place of each name of a field among some (n, parent layers), the first is 1; 0 where there is none."""
+        codes = np.array([CODES[field][0](name) for name in names])
+        there = self.widths["num_attention_heads"] > 0 if field == "attention" else self.kept
+        return np.where(there, 1 + (self.widths[field][..., None] == codes).argmax(axis=-1), 0)
+
     def fingerprints(self) -> list[bytes]:
         """The same for subnetworks that are equal, and for no others."""
         columns = [self.kept, *self.widths.values(), *(getattr(self, name)[:, None] for name in OF_ALL)]

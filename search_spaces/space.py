@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise, product
+from itertools import chain, product
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from search_spaces.attention import FULL, by_cost
-from search_spaces.batch import CODES, SubnetBatch
 from search_spaces.bits import by_fidelity
 from search_spaces.errors import InputError
+from search_spaces.parameters import Parameters
 from search_spaces.subnet import BLOCKS, DENSE, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig, is_grouping
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.distributions import BaseDistribution
 
 Scope = Literal["uniform", "per-layer"]
 
@@ -193,7 +187,7 @@ class SearchSpace:
         known = {"embedding_rank": (DENSE,), **self.choices}
         if any(getattr(subnet, name) not in known[name] for name in OF_ALL):
             return False
-        counts = self._counts(subnet)
+        counts = self.counts(subnet)
         if any(n not in self.choices[name] for n, name in zip(counts, self.depth_names, strict=True)):
             return False
         for block, fields in BLOCKS.items():
@@ -236,8 +230,18 @@ class SearchSpace:
             found += [layer for layer in self.layer_order if layer in layers][:count]
         return tuple(sorted(found))
 
-    def _counts(self, subnet: SubnetConfig) -> tuple[int, ...]:
+    def counts(self, subnet: SubnetConfig) -> tuple[int, ...]:
+        """How many layers of each stack a subnetwork keeps."""
         return tuple(sum(layer in stack for layer in subnet.layers) for stack in self.stacks)
+
+    def fitting_groups(self, heads: int, groups: int) -> int:
+        """The number of key and value heads nearest to one that so many attention heads can share."""
+        return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """What is open, as the parameters of a study: the coordinates of its subnetworks."""
+        return Parameters(self)
 
     # -- points of interest ---------------------------------------------------------------------------------------
 
@@ -247,16 +251,12 @@ class SearchSpace:
         return SubnetConfig.uniform(
             self.kept([values[name] for name in self.depth_names]),
             num_attention_heads=heads,
-            num_key_value_heads=self._mended(heads, values["num_key_value_heads"]),
+            num_key_value_heads=self.fitting_groups(heads, values["num_key_value_heads"]),
             intermediate_size=values["intermediate_size"],
             **{name: values[name] for name in self.of_all},
             **{rank: values[rank] for rank in RANKS},
             **{name: values.get(name, default) for name, default in NAMED.items()},
         )
-
-    def _mended(self, heads: int, groups: int) -> int:
-        """The number of key and value heads nearest to one that so many attention heads can share."""
-        return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
 
     @property
     def _whole(self) -> dict[str, tuple[Any, ...]]:
@@ -295,13 +295,13 @@ class SearchSpace:
 
     def neighbours(self, subnet: SubnetConfig) -> list[SubnetConfig]:
         """Every subnetwork one step away: one choice up or down in one place, or one layer more or less."""
-        params = self.to_params(subnet)
+        params = self.parameters.of(subnet)
         found: dict[str, SubnetConfig] = {}
         for name, values in self.parameters.items():
             here = values.index(params[name])
             for there in (here - 1, here + 1):
                 if 0 <= there < len(values):
-                    near = self.from_params({**params, name: values[there]})
+                    near = self.parameters.subnet({**params, name: values[there]})
                     found[near.key] = near
         found.pop(subnet.key, None)
         return list(found.values())
@@ -334,146 +334,6 @@ class SearchSpace:
             return self._uniform({name: rng.choice(values) for name, values in self._whole.items()})
         return self.sample(rng)
 
-    # -- parameters of a study ------------------------------------------------------------------------------------
-
-    @cached_property
-    def parameters(self) -> dict[str, tuple[Any, ...]]:
-        """Name of each open parameter -> its values in ascending order; what has one choice only is left out."""
-        named: dict[str, tuple[Any, ...]] = {name: self.choices[name] for name in self.of_all}
-        if self.scope == "uniform":
-            named |= {name: self.choices[name] for name in (*self.depth_names, *self.fields)}
-        else:
-            for name, stack in zip(self.depth_names, self.stacks, strict=True):
-                named |= {f"layers.{i}": (False, True) for i in stack if self.choices[name] != (len(stack),)}
-            named |= {f"{field}.{i}": self.choices[field] for field in self.fields for i in self.parent.layers}
-        return {name: values for name, values in named.items() if len(values) > 1}
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The space for an Optuna study.
-
-        Evenly spaced choices become an integer parameter, so that a sampler sees their order; others, and whether a
-        layer stays, are categorical.
-        """
-        return {name: _distribution(values) for name, values in self.parameters.items()}
-
-    def suggest(self, trial: optuna.Trial) -> SubnetConfig:
-        """Asks a trial for every parameter of the space; what it answers is a subnetwork."""
-        return self.from_params({name: _suggest(trial, name, v) for name, v in self.parameters.items()})
-
-    def from_params(self, params: Mapping[str, Any]) -> SubnetConfig:
-        """The subnetwork that parameter values mean, mended as by `batch`.
-
-        A layer that is left out of them stays, and a width that is left out is the smallest.
-        """
-        given = {
-            **{name: values[-1] if values == (False, True) else values[0] for name, values in self.parameters.items()},
-            **params,
-        }
-        genome = [values.index(given[name]) for name, values in self.parameters.items()]
-        return self.batch(np.array([genome], dtype=np.int64))[0]
-
-    def batch(self, genomes: np.ndarray) -> SubnetBatch:
-        """The subnetworks that choices mean.
-
-        Widths of dropped layers are ignored. A set of layers whose size is not an allowed depth is mended to the
-        nearest allowed one (the larger on a tie): the most important dropped layers come back, or the least
-        important kept ones go. So are key and value heads that do not fit, and a layer left with nothing gets the
-        narrowest feed-forward block.
-
-        Args:
-            genomes: (n, parameters) index of the choice of each parameter, in the order of `distributions`.
-        """
-        kept = self._kept_by(genomes)
-        widths = {field: values * kept for field, values in self._widths_by(genomes).items()}
-        return SubnetBatch(kept, widths, *(self._values(genomes, name) for name in OF_ALL))
-
-    def _values(self, genomes: np.ndarray, name: str) -> np.ndarray:
-        """Values (n,) of a parameter; of one that is not open, its only one."""
-        field = name.partition(".")[0]
-        closed = {"layers": (True,), "embedding_rank": (DENSE,)}
-        known = {**closed, **{named: (default,) for named, default in NAMED.items()}, **self.choices}
-        values = self.parameters.get(name, known[field][:1])
-        numbers = np.array([CODES[field][0](value) for value in values] if field in NAMED else values)
-        column = self._columns.get(name)
-        return np.full(len(genomes), numbers[0]) if column is None else numbers[genomes[:, column]]
-
-    @cached_property
-    def _columns(self) -> dict[str, int]:
-        return {name: column for column, name in enumerate(self.parameters)}
-
-    def _kept_by(self, genomes: np.ndarray) -> np.ndarray:
-        """Which layers stay (n, parent layers)."""
-        kept = np.zeros((len(genomes), self.parent.num_hidden_layers), dtype=bool)
-        for name, stack in zip(self.depth_names, self.stacks, strict=True):
-            order = [layer for layer in self.layer_order if layer in stack]
-            if self.scope == "uniform":
-                place, depth = np.arange(1, 1 + len(order)), self._values(genomes, name)
-            else:
-                wanted = np.stack([self._values(genomes, f"layers.{layer}") for layer in order], axis=1)
-                first, then = wanted.cumsum(axis=1), (~wanted).cumsum(axis=1)
-                place = np.where(wanted, first, first[:, -1:] + then)
-                nearest = [min(self.choices[name], key=lambda d: (abs(d - n), -d)) for n in range(len(order) + 1)]
-                depth = np.array(nearest)[first[:, -1]]
-            kept[:, order] = place <= depth[:, None]
-        return kept
-
-    def _widths_by(self, genomes: np.ndarray) -> dict[str, np.ndarray]:
-        """Field -> its value in each layer (n, parent layers), whether the layer stays or not."""
-        found = {}
-        for field in PER_LAYER:
-            names = [field if self.scope == "uniform" else f"{field}.{layer}" for layer in self.parent.layers]
-            found[field] = np.stack([self._values(genomes, name) for name in names], axis=1)
-        heads = found["num_attention_heads"]
-        rows, columns = (np.searchsorted(self.choices[f], found[f]) for f in BLOCKS["attention"][:2])
-        found["num_key_value_heads"] = self._mended_groups[rows, columns]
-        found["attention"] *= heads > 0
-        narrowest = min(self._whole["intermediate_size"])
-        empty = (heads == 0) & (found["intermediate_size"] == 0)
-        found["intermediate_size"] = np.where(empty, narrowest, found["intermediate_size"])
-        return found | {rank: found[rank] * (found[width] > 0) for rank, width in RANKS.items()}
-
-    @cached_property
-    def _mended_groups(self) -> np.ndarray:
-        """Key and value heads that stand for each choice of them (columns) beside each of attention heads (rows)."""
-        rows = [[self._mended(h, g) for g in self.choices["num_key_value_heads"]] for h in self._groups]
-        return np.array(rows)
-
-    def to_params(self, subnet: SubnetConfig) -> dict[str, Any]:
-        """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
-        values: dict[str, Any] = {name: getattr(subnet, name) for name in OF_ALL}
-        if self.scope == "uniform":
-            values |= dict(zip(self.depth_names, self._counts(subnet), strict=True))
-            values |= {f: getattr(subnet, f)[0] for f in self.fields}
-        else:
-            place = {layer: k for k, layer in enumerate(subnet.layers)}
-            values |= {f"layers.{i}": i in place for i in self.parent.layers}
-            for field in self.fields:
-                for i in self.parent.layers:
-                    here = getattr(subnet, field)[place[i]] if i in place else self.choices[field][-1]
-                    values[f"{field}.{i}"] = here if here in self.choices[field] else self.choices[field][-1]
-        return {name: values[name] for name in self.parameters}
-
-    def encode(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """Subnetworks as features for a surrogate, all in [0, 1].
-
-        Returns:
-            (n, k x parent layers + m): for each layer whether it stays and its k - 1 `fields`, zeros where it is
-            dropped. Last the m fields `of_all` layers.
-        """
-        batch = SubnetBatch.of(subnets, self.parent.num_hidden_layers)
-        widths = [self.scaled(batch, field) for field in self.fields]
-        of_all = [getattr(batch, name)[:, None] / getattr(self.parent, name) for name in self.of_all]
-        return np.concatenate([batch.kept, *widths, *of_all], axis=1)
-
-    def scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
-        """Values of a field (n, parent layers) over the parent's; of a name, its place among the choices."""
-        if field not in NAMED:
-            return batch.widths[field] / max(getattr(self.parent, field))
-        codes = np.array([CODES[field][0](name) for name in self.choices[field]])
-        place = 1 + (batch.widths[field][..., None] == codes).argmax(axis=-1)
-        there = batch.widths["num_attention_heads"] > 0 if field == "attention" else batch.kept
-        return np.where(there, place / len(codes), 0.0)
-
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
         if self.scope != "uniform":
@@ -502,25 +362,3 @@ def _checked(name: str, values: Sequence[int] | None, largest: int, lowest: int 
 def _at(values: Sequence[int], step: int, steps: int) -> int:
     """The choice at the same fraction of the way through ``values`` as ``step`` is through ``steps``."""
     return values[round(step * (len(values) - 1) / max(steps - 1, 1))]
-
-
-def _distribution(values: tuple[Any, ...]) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    step = _step(values)
-    return CategoricalDistribution(values) if step is None else IntDistribution(values[0], values[-1], step=step)
-
-
-def _suggest(trial: optuna.Trial, name: str, values: tuple[Any, ...]) -> Any:
-    step = _step(values)
-    if step is None:
-        return trial.suggest_categorical(name, values)
-    return trial.suggest_int(name, values[0], values[-1], step=step)
-
-
-def _step(values: tuple[Any, ...]) -> int | None:
-    """The distance between evenly spaced integers, else None."""
-    if isinstance(values[0], bool | str):
-        return None
-    steps = {b - a for a, b in pairwise(values)}
-    return None if len(steps) > 1 else steps.pop()

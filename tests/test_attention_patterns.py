@@ -66,9 +66,9 @@ def test_a_space_samples_counts_and_encodes_patterns(scope: str) -> None:
     found = [here.sample(rng) for _ in range(60)]
     assert len({pattern for subnet in found for pattern in subnet.attention}) == 3
     for subnet in found:
-        assert subnet in here and here.from_params(here.to_params(subnet)) == subnet
+        assert subnet in here and here.parameters.subnet(here.parameters.of(subnet)) == subnet
         assert all(near in here for near in here.neighbours(subnet))
-    encoded = here.encode(found)
+    encoded = here.parameters.encode(found)
     assert len(np.unique(encoded, axis=0)) == len(set(found)) and encoded.min() >= 0 and encoded.max() <= 1
     assert replace(PARENT, attention=("local:9",) * 3) not in here
 

@@ -47,10 +47,11 @@ def cost(name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
 
 
 def everything() -> list[SubnetConfig]:
-    names = SPACE.distributions()
+    parameters = SPACE.parameters
+    names = parameters.distributions()
     values: dict[str, tuple[Any, ...]] = {"layers": (False, True), "num": tuple(HEADS), "int": tuple(WIDTHS)}
     choices = [next(v for k, v in values.items() if name.startswith(k)) for name in names]
-    return list({SPACE.from_params(dict(zip(names, c, strict=True))) for c in product(*choices)})
+    return list({parameters.subnet(dict(zip(names, c, strict=True))) for c in product(*choices)})
 
 
 def scores(subnets: Sequence[SubnetConfig]) -> Mapping[str, float]:

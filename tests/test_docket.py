@@ -147,7 +147,7 @@ def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) ->
     first = tickets[0]
     assert first is not None
     trial = search.study.ask()
-    for name, distribution in search.space.distributions().items():
+    for name, distribution in search.space.parameters.distributions().items():
         search.study._storage.set_trial_param(
             trial._trial_id, name, distribution.to_internal_repr(first.trial.params[name]), distribution
         )

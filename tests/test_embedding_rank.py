@@ -228,7 +228,8 @@ def test_it_is_one_choice_of_the_whole_subnetwork(scope: Any) -> None:
     found = {space.sample(Random(k)).embedding_rank for k in range(40)}
     assert found == {25, 50, 100} and space.smallest.embedding_rank == 25 and space.largest == closed.largest
     assert all(subnet.embedding_rank == 100 for subnet in space.uniform_scalings())
-    assert all(subnet in space and space.from_params(space.to_params(subnet)) == subnet for subnet in [space.smallest])
+    smallest = space.smallest
+    assert smallest in space and space.parameters.subnet(space.parameters.of(smallest)) == smallest
     assert space.smallest not in closed and space.with_largest(0.4).smallest.embedding_rank == 50
 
 

@@ -268,7 +268,7 @@ def test_each_stack_has_a_depth_of_its_own() -> None:
     counts = set()
     for seed in range(40):
         subnet = space.sample(Random(seed))
-        assert subnet in space and space.from_params(space.to_params(subnet)) == subnet
+        assert subnet in space and space.parameters.subnet(space.parameters.of(subnet)) == subnet
         counts.add(tuple(len(kept) for kept in layout.kept(subnet)))
     assert counts == {(1, 2), (1, 4), (3, 2), (3, 4)}
     uniform = layout.search_space({**choices, "num_attention_heads": [2, 4], "scope": "uniform"})

@@ -44,7 +44,7 @@ def test_parameters_and_subnetworks_are_the_same_thing(scope: str) -> None:
     for _ in range(200):
         subnet = here.sample(rng)
         assert subnet in here
-        assert here.from_params(here.to_params(subnet)) == subnet
+        assert here.parameters.subnet(here.parameters.of(subnet)) == subnet
         assert SubnetConfig.from_dict(subnet.to_dict()) == subnet
         for near in here.neighbours(subnet):
             assert near in here and near != subnet
@@ -56,24 +56,24 @@ def test_a_study_suggests_points_of_the_space(scope: str) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(100):
         trial = study.ask()
-        assert here.suggest(trial) in here
-        assert trial.distributions == here.distributions()
+        assert here.parameters.suggest(trial) in here
+        assert trial.distributions == here.parameters.distributions()
 
 
 def test_evenly_spaced_choices_are_ordered_for_the_sampler() -> None:
-    found = space().distributions()
+    found = space().parameters.distributions()
     assert isinstance(found["intermediate_size.0"], optuna.distributions.IntDistribution)
     assert isinstance(found["num_attention_heads.0"], optuna.distributions.CategoricalDistribution)
-    assert set(space(num_hidden_layers=[3]).distributions()) == {
+    assert set(space(num_hidden_layers=[3]).parameters) == {
         f"{field}.{i}" for field in ("num_attention_heads", "intermediate_size") for i in range(3)
     }
 
 
 def test_a_set_of_layers_of_a_forbidden_size_is_mended_by_importance() -> None:
     here = space(num_hidden_layers=[2])
-    assert here.from_params({f"layers.{i}": False for i in range(3)}).layers == (0, 2)
-    assert here.from_params({f"layers.{i}": True for i in range(3)}).layers == (0, 2)
-    assert here.from_params({"layers.0": False, "layers.1": True, "layers.2": False}).layers == (1, 2)
+    assert here.parameters.subnet({f"layers.{i}": False for i in range(3)}).layers == (0, 2)
+    assert here.parameters.subnet({f"layers.{i}": True for i in range(3)}).layers == (0, 2)
+    assert here.parameters.subnet({"layers.0": False, "layers.1": True, "layers.2": False}).layers == (1, 2)
 
 
 def test_uniform_scalings_run_from_the_largest_to_the_smallest() -> None:
@@ -86,7 +86,7 @@ def test_uniform_scalings_run_from_the_largest_to_the_smallest() -> None:
 def test_the_encoding_tells_subnetworks_apart() -> None:
     here, rng = space(), Random(0)
     points = list({here.sample(rng) for _ in range(300)})
-    assert len({tuple(row) for row in here.encode(points)}) == len(points)
+    assert len({tuple(row) for row in here.parameters.encode(points)}) == len(points)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> Non
     found = {here.sample(rng) for _ in range(3000)}
     assert len(found) == here.size and all(subnet in here for subnet in found)
     for subnet in list(found)[:50]:
-        assert here.from_params(here.to_params(subnet)) == subnet
-    assert here.from_params({"num_attention_heads.0": 0, "intermediate_size.0": 0}).intermediate_size[0] == 8
-    assert here.from_params({"num_attention_heads.0": 4, "num_key_value_heads.0": 1}).num_key_value_heads[0] == 2
+        assert here.parameters.subnet(here.parameters.of(subnet)) == subnet
+    assert here.parameters.subnet({"num_attention_heads.0": 0, "intermediate_size.0": 0}).intermediate_size[0] == 8
+    assert here.parameters.subnet({"num_attention_heads.0": 4, "num_key_value_heads.0": 1}).num_key_value_heads[0] == 2
     assert min(here.smallest.num_attention_heads) == 2 and min(here.smallest.intermediate_size) == 8
 
 
@@ -168,7 +168,7 @@ def test_an_encoder_decoder_has_two_depths() -> None:
 
 
 def reference(here: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
-    """What `SearchSpace.from_params` documents, one layer at a time."""
+    """What `Parameters.subnet` documents, one layer at a time."""
     if here.scope == "uniform":
         layers = sorted([layer for layer in here.layer_order][: params["num_hidden_layers"]])
         values = {name: [params[name]] * len(layers) for name in (*WIDTHS, "bits")}
@@ -209,9 +209,10 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
         scope=scope,  # type: ignore[arg-type]
         layer_order=[2, 0, 1],
     )
-    names, choices = list(here.distributions()), list(here.parameters.values())
+    parameters = here.parameters
+    names, choices = list(parameters.distributions()), list(parameters.values())
     genomes = np.random.default_rng(0).integers(0, [len(values) for values in choices], (500, len(names)))
-    batch = here.batch(genomes)
+    batch = parameters.batch(genomes)
     expected = [
         reference(here, {n: c[g] for n, c, g in zip(names, choices, row, strict=True)}) for row in genomes.tolist()
     ]
@@ -220,4 +221,4 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
     again = SubnetBatch.of(expected, 3)
     assert again.fingerprints() == batch.fingerprints()
     assert len(set(batch.fingerprints())) == len(set(expected))
-    assert (here.encode(batch) == here.encode(expected)).all()
+    assert (parameters.encode(batch) == parameters.encode(expected)).all()

@@ -43,15 +43,15 @@ class Costs(PlainProblem):
 
     def keys(self, genomes: np.ndarray) -> list[bytes]:
         space = self.problem.space
-        return super().keys(genomes) if space is None else space.batch(genomes).fingerprints()
+        return super().keys(genomes) if space is None else space.parameters.batch(genomes).fingerprints()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         seen, space = super().describe(genomes), self.problem.space
         if space is None:
             values = self.problem.evaluate(genomes)
             return replace(seen, values=self._hide(values))
-        subnets = space.batch(genomes)
-        return replace(seen, values=self._hide(self.problem.evaluate(genomes)), features=space.encode(subnets))
+        features = space.parameters.encode(space.parameters.batch(genomes))
+        return replace(seen, values=self._hide(self.problem.evaluate(genomes)), features=features)
 
     @staticmethod
     def _hide(values: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ class Docket:
                 trial = self._next_trial()
                 if trial is None:
                     return None
-                subnet = self.space.suggest(trial)
+                subnet = self.space.parameters.suggest(trial)
             ticket = Ticket(self, trial, subnet, self._race(trial, subnet))
             self.running[trial.number] = ticket
             if not self._answered(ticket):
@@ -151,14 +151,15 @@ class Docket:
     def _enqueue(self, subnets: Sequence[SubnetConfig]) -> None:
         """Adds what the study does not hold yet as waiting trials."""
         trials = self.study.get_trials(deepcopy=False)
-        held = {self.space.from_params(t.params).key for t in trials if t.user_attrs.get("planned")}
-        distributions = self.space.distributions()
+        parameters = self.space.parameters
+        held = {parameters.subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
+        distributions = parameters.distributions()
         for subnet in subnets:
             if subnet.key not in held:
                 self.study.add_trial(
                     optuna.create_trial(
                         state=TrialState.WAITING,
-                        params=self.space.to_params(subnet),
+                        params=parameters.of(subnet),
                         distributions=distributions,
                         user_attrs={"planned": True},
                     )

@@ -67,7 +67,7 @@ def run_search(run: Run, recipe: Recipe, space: SearchSpace, evaluator: Evaluato
 
 def identity(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
     """What the figures in a study depend on."""
-    described = {name: str(distribution) for name, distribution in space.distributions().items()}
+    described = {name: str(distribution) for name, distribution in space.parameters.distributions().items()}
     text = json.dumps([described, space.layer_order], sort_keys=True)
     found: dict[str, Any] = {
         "objectives": list(recipe.objectives),

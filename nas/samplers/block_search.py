@@ -54,13 +54,14 @@ def blocks(space: SearchSpace) -> list[Block]:
             f"`search.sampler: BlockSearch` needs `space.scope: per-layer`, but got `{space.scope}`; "
             "let each layer have widths of its own, or use another sampler."
         )
-    whole, kept = space.to_params(space.largest), {*map(str, space.largest.layers), "embedding_rank"}
+    parameters, largest = space.parameters, space.largest
+    whole, kept = parameters.of(largest), {*map(str, largest.layers), "embedding_rank"}
     found = []
-    for name, distribution in space.distributions().items():
+    for name, distribution in parameters.distributions().items():
         layer = name.rpartition(".")[2]
         for value in choices_of(distribution) if layer in kept else ():
-            subnet = space.from_params({**whole, name: value})
-            if value is not True and (value == whole[name] or subnet != space.largest):
+            subnet = parameters.subnet({**whole, name: value})
+            if value is not True and (value == whole[name] or subnet != largest):
                 found.append(Block(layer, name, value, subnet))
     return found
 
@@ -218,4 +219,5 @@ class _Program:
         if found.x is None:
             return None
         chosen = {b.name: b.value for b, x in zip(self.blocks, found.x, strict=True) if x > 0.5}
-        return self.space.from_params({**self.space.to_params(self.space.largest), **chosen})
+        parameters = self.space.parameters
+        return parameters.subnet({**parameters.of(self.space.largest), **chosen})

@@ -30,7 +30,8 @@ def sampler_for(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> Mak
     """
     name, options = recipe.search.sampler, recipe.search.sampler_options
     if name in ("SurrogateSampler", "BlockSearch"):
-        ours = SurrogateSampler(space.distributions(), SpaceProblem(space, evaluator), seed=recipe.seed, **options)
+        problem = SpaceProblem(space, evaluator)
+        ours = SurrogateSampler(space.parameters.distributions(), problem, seed=recipe.seed, **options)
         return lambda number: ours
     kind = sampler_class(name)
     return lambda number: _made(kind, name, options, recipe.seed * 1_000_003 + number)
