@@ -12,6 +12,7 @@ import numpy as np
 from predictors.accuracy import Errors, count_near, errors, errors_near
 from predictors.models import MODELS, PRIOR_MODELS, LeastSquares
 from predictors.predictor_report import PredictorReport
+from predictors.prior_process import OtherDevices
 from predictors.regressions import Blend, LatencyModel, geometric_mean
 from search_spaces import InputError
 
@@ -147,8 +148,8 @@ def _makers(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str
     makers: dict[str, Maker] = {name: partial(make, names) for name, make in MODELS.items()}
     if not prior:
         return makers
-    devices, known = [device.predict for device in prior], np.concatenate([device.features for device in prior])
-    return makers | {name: partial(make, devices, known) for name, make in PRIOR_MODELS.items()}
+    others = OtherDevices([device.predict for device in prior], np.concatenate([device.features for device in prior]))
+    return makers | {name: partial(make, others) for name, make in PRIOR_MODELS.items()}
 
 
 def _blend(report: PredictorReport, makers: Mapping[str, Maker]) -> LatencyModel:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from predictors.prior_process import Predict, PriorProcess
+from predictors.prior_process import OtherDevices, PriorProcess
 from predictors.regressions import LatencyModel, LogGaussianProcess, Network, Products
 from predictors.work import RANK_OF, WORK, work, work_names
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
@@ -201,9 +201,8 @@ MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
 }
 """Name -> model for columns of these names; `LatencyPredictor.fit` chooses among them."""
 
-PRIOR_MODELS: dict[str, Callable[[Sequence[Predict], np.ndarray], LatencyModel]] = {"prior-process": PriorProcess}
-"""Name -> model that starts from what other devices take, and the features on which that is known;
-`LatencyPredictor.fit` adds them where there are any."""
+PRIOR_MODELS: dict[str, Callable[[OtherDevices], LatencyModel]] = {"prior-process": PriorProcess}
+"""Name -> model that starts from what other devices take; `LatencyPredictor.fit` adds them where there are any."""
 
 
 def depth_only(features: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,36 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """What another device takes: (n, d) features -> (n,) milliseconds."""
 
 
+class OtherDevices:
+    """What other devices take.
+
+    Args:
+        predict: What each of them takes.
+        known: (m, d) features on which they are known.
+    """
+
+    def __init__(self, predict: Sequence[Predict], known: np.ndarray) -> None:
+        self.predict, self.known = predict, known
+
+    def logarithms(self, features: np.ndarray) -> np.ndarray:
+        """Of their latencies: (n, devices)."""
+        return np.log(np.stack([predict(features) for predict in self.predict], axis=1))
+
+    @cached_property
+    def at_known(self) -> np.ndarray:
+        """`logarithms` where they are known."""
+        return self.logarithms(self.known)
+
+    @cached_property
+    def law(self) -> PowerLaw:
+        """The power law nearest to their mean."""
+        return PowerLaw().fit(self.known, np.exp(self.at_known.mean(axis=1)))
+
+    def bases(self, features: np.ndarray, logarithms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms (n,) that a new device may start from: the mean of theirs, and the power law."""
+        return logarithms.mean(axis=1), np.log(self.law.predict(features))
+
+
 class PriorProcess:
     """A Gaussian process on the logarithm whose mean and covariance are learned from other devices.
 
@@ -23,8 +54,7 @@ class PriorProcess:
     averaged over by the evidence. A constant costs nothing: devices differ in speed. Errors may have heavy tails.
 
     Args:
-        prior: What other devices take.
-        known: (m, d) features on which they are known.
+        others: The other devices.
     """
 
     own, free = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -36,20 +66,22 @@ class PriorProcess:
     law = -2.0
     """Log odds of the power law: within what is known it is the worse mean."""
 
-    def __init__(self, prior: Sequence[Predict], known: np.ndarray) -> None:
-        self.prior, self.known = prior, known
+    def __init__(self, others: OtherDevices) -> None:
+        self.others = others
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorProcess:
         """Fits (n, d) features to (n,) latencies."""
-        reference = np.concatenate([self.known, features])
+        others, known, devices = self.others, self.others.known, self.others.at_known
+        reference = np.concatenate([known, features])
         self._scaler = Scaler(reference)
         self._spread = Scaler(products(self._scaler(reference)))
-        self._law = PowerLaw().fit(self.known, np.exp(self._devices(self.known).mean(axis=1)))
-        self._centre = self._devices(self.known).mean()
-        fits = [
-            self._posterior(known, base, features, np.log(latency_ms) - base, odds)
-            for known, base, odds in zip(self._means(self.known), self._means(features), (0.0, self.law), strict=True)
-        ]
+        self._centre = devices.mean()
+        at_known, here = others.bases(known, devices), others.bases(features, others.logarithms(features))
+        fits = []
+        for odds, base_known, base in zip((0.0, self.law), at_known, here, strict=True):
+            prior = _weights_of(self._design(known, base_known), devices)
+            evidence, weights = self._posterior(prior, self._design(features, base), np.log(latency_ms) - base)
+            fits.append((evidence + odds, weights))
         likely = max(evidence.max() for evidence, _ in fits)
         chances = [np.exp(evidence - likely) for evidence, _ in fits]
         total = sum(chance.sum() for chance in chances)
@@ -59,34 +91,26 @@ class PriorProcess:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        log = np.zeros(len(features))
-        for base, share, weights in zip(self._means(features), self._shares, self._weights, strict=True):
+        log, bases = np.zeros(len(features)), self.others.bases(features, self.others.logarithms(features))
+        for base, share, weights in zip(bases, self._shares, self._weights, strict=True):
             log += share * base + self._design(features, base) @ weights
         return np.exp(np.clip(log, -50, 50))
 
     def _posterior(
-        self, known: np.ndarray, base: np.ndarray, features: np.ndarray, target: np.ndarray, odds: float
+        self, prior: tuple[np.ndarray, np.ndarray], design: np.ndarray, target: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log evidence (s,) and mean weights (s, k) of everything that may hold, with one mean."""
-        departures, learned = _weights_of(self._design(self.known, known), self._devices(self.known))
-        design, fits = self._design(features, base), []
-        always = np.zeros(design.shape[1])
+        """Log evidence (s,) and mean weights (s, k) of everything that may hold, given what `_weights_of` says."""
+        departures, learned = prior
+        fits, always = [], np.zeros(design.shape[1])
         always[:2] = self.constant, self.slope
         for own, free in product(self.own, self.free):
             single = np.sqrt(own * learned + free / len(always) + always)
             root = np.concatenate([departures, np.diag(single)], axis=1)
-            for freedom, more in self.tails:
+            for freedom, odds in self.tails:
                 evidence, weights = posterior(design, target, root, self.noises, freedom)
-                fits.append((evidence + odds + more, weights))
+                fits.append((evidence + odds, weights))
         evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
         return evidence, weights
-
-    def _means(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms (n,): of the devices in the mean, and of the power law."""
-        return self._devices(features).mean(axis=1), np.log(self._law.predict(features))
-
-    def _devices(self, features: np.ndarray) -> np.ndarray:
-        return np.log(np.stack([predict(features) for predict in self.prior], axis=1))
 
     def _design(self, features: np.ndarray, base: np.ndarray) -> np.ndarray:
         spread = self._spread(products(self._scaler(features)))

@@ -11,7 +11,7 @@ import pytest
 from predictors import LatencyPredictor
 from predictors.accuracy import errors
 from predictors.heavy_tails import NORMAL
-from predictors.prior_process import PriorProcess
+from predictors.prior_process import OtherDevices, PriorProcess
 from predictors.regressions import LogGaussianProcess, PowerLaw
 from search_spaces import InputError
 
@@ -69,7 +69,7 @@ def test_disturbed_measurements_of_a_new_device_count_for_less_than_if_errors_we
         latency_ms = device(x, *law, seed=seed)
         latency_ms[[2, 7]] *= [1.3, 1.2]
         for name, tails in {"any": PriorProcess.tails, "normal": ((NORMAL, 0.0),)}.items():
-            model = PriorProcess([device.predict for device in prior], known)
+            model = PriorProcess(OtherDevices([device.predict for device in prior], known))
             model.tails = tails
             off = errors(device(unseen, *law), model.fit(x, latency_ms).predict(unseen))
             found.setdefault(name, []).append(off.mape_percent)
@@ -82,7 +82,7 @@ def test_of_models_larger_than_any_that_the_prior_knows_a_power_law_says_more() 
         small, x, unseen = rows(120, seed), larger(10, seed + 20), larger(400, 8)
         known = LogGaussianProcess().fit(small, device(small, *law, seed=seed) ** 0.8)
         for odds, found in off.items():
-            model = PriorProcess([known.predict], small)
+            model = PriorProcess(OtherDevices([known.predict], small))
             model.law = odds
             model.fit(x, device(x, *law, seed=seed + 20) ** 0.8)
             found.append(errors(device(unseen, *law) ** 0.8, model.predict(unseen)).mape_percent)
