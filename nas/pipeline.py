@@ -144,19 +144,19 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
     check_sampler(recipe)
     bench = Workbench(recipe)
     if bench.lengthens:
-        say(f"positions  copied until there are {bench.layout.max_sequence_length}, as the recipe's texts need")
+        say(f"positions  copied until there are {bench.layout.inputs.max_sequence_length}, as the recipe's texts need")
     for reason in paying(bench)[1]:
         say(f"space      {reason}")
     space = search_space(bench)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    if "kv_cache_mb" in recipe.figures and not bench.layout.is_causal(len(bench.layout.depths) - 1):
+    if "kv_cache_mb" in recipe.figures and not bench.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
         )
     for folder in recipe.profile.earlier:
         Run(folder)
-    limit = bench.layout.max_sequence_length
+    limit = bench.layout.inputs.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):

@@ -49,7 +49,7 @@ def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> 
 def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can pay on its workload, and why others cannot."""
     workload, figures = bench.recipe.workload, bench.recipe.figures
-    tokens = bench.layout.longest_sequence(workload.sequence_length)
+    tokens = bench.layout.inputs.longest_sequence(workload.sequence_length)
     refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
     return pruned(bench.recipe.space.model_dump(), tokens, refused, whole_embedding(bench))
 

@@ -41,7 +41,7 @@ def live_numbers(
     """
     number, _ = layout.stack_of(subnet.layers[position])
     stack, width = layout.family.stacks[number], subnet.width(position)
-    tokens = runs["source" if len(layout.depths) > 1 and number == 0 else "token"]
+    tokens = runs[layout.family.runs_on(number)]
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
         layout.size(found[0], width)
@@ -80,12 +80,19 @@ def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Ma
     One whose attention is skipped keeps one channel, which counts the tokens.
     """
     number, index = layout.stack_of(subnet.layers[position])
-    if not layout.is_causal(number):
+    if not layout.family.is_causal(number):
         return 0
     width = subnet.width(position)
     channels = [max(layout.head_dim * width[f"num_{name}_heads"], 1) for name in ("key_value", "attention")]
-    crossed = runs["source"] if layout.has_cross_attention(number) else 0
-    return 2 * (layout.cached_tokens(index, runs["token"]) * channels[0] + crossed * channels[1])
+    crossed = runs["source"] if layout.family.stacks[number].source else 0
+    return 2 * (_cached_tokens(layout, index, runs["token"]) * channels[0] + crossed * channels[1])
+
+
+def _cached_tokens(layout: Layout, layer: int, tokens: int) -> int:
+    """Tokens whose keys and values a layer keeps: of a sliding window, all but the next one's place."""
+    kinds, window = (getattr(layout.sizes, name, None) for name in ("layer_types", "sliding_window"))
+    slides = "sliding" in kinds[layer] if kinds else window is not None
+    return min(tokens, window - 1) if slides and window is not None else tokens
 
 
 def _parts(axis: object) -> tuple[str, ...]:

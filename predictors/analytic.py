@@ -95,8 +95,7 @@ class AnalyticCosts:
     @property
     def counted(self) -> tuple[str, ...]:
         """Those of `COUNTED` that this model has: the size of a cache only where it generates."""
-        generates = self.layout.is_causal(len(self.layout.depths) - 1)
-        return tuple(name for name in COUNTED if generates or name != "kv_cache_mb")
+        return tuple(name for name in COUNTED if self.layout.family.generates or name != "kv_cache_mb")
 
     def count(
         self, names: Sequence[str], subnets: Sequence[SubnetConfig], workload: Workload | None = None

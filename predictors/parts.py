@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from predictors.activations import cached_numbers, live_numbers
 from search_spaces import Layout, SubnetConfig
+from search_spaces.attention import AttentionPattern
 from search_spaces.family import Position
 from search_spaces.layout import FIELD_OF_AXIS, Place, is_under
 from search_spaces.subnet import BLOCKS, OF_ALL
@@ -134,18 +135,18 @@ class Parts:
         """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
         layout, width = self.layout, subnet.width(position)
         number, _ = layout.stack_of(subnet.layers[position])
-        is_encoder = len(layout.depths) > 1 and number == 0
-        tokens = runs["source" if is_encoder else "token"]
-        crossed = tokens * runs["source"] if layout.has_cross_attention(number) else 0
-        pairs = layout.attention_pairs(subnet, position, tokens) + crossed
-        found = 2 * pairs * width["num_attention_heads"] * layout.head_dim
-        extra = layout.family.extra_macs
+        family, tokens = layout.family, runs[layout.family.runs_on(number)]
+        pattern = AttentionPattern.parse(subnet.attention[position])
+        own = tokens * tokens if pattern is None else pattern.pairs(tokens, causal=family.is_causal(number))
+        crossed = tokens * runs["source"] if family.stacks[number].source else 0
+        found = 2 * (own + crossed) * width["num_attention_heads"] * layout.head_dim
+        extra = family.extra_macs
         return found + (extra(layout, width, tokens) if extra is not None else 0)
 
     # -- where each tensor belongs ------------------------------------------------------------------------------------
 
     def _runs(self, sequence_length: int | None) -> Mapping[Position, int]:
-        return self.layout.positions(sequence_length, label_tokens=self.label_tokens)
+        return self.layout.inputs.runs(sequence_length, label_tokens=self.label_tokens)
 
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:

@@ -177,6 +177,19 @@ class Family:
         """Blocks that may be skipped in every stack: ``attention``, ``mlp``."""
         return [block for block in ("attention", "mlp") if all(block in stack.skips for stack in self.stacks)]
 
+    @property
+    def generates(self) -> bool:
+        """Whether its last stack is a decoder."""
+        return len(self.stacks) > 1 or "text-generation" in self.tasks
+
+    def is_causal(self, stack: int) -> bool:
+        """Whether no token of a stack attends to a later one."""
+        return self.generates and stack == len(self.stacks) - 1
+
+    def runs_on(self, stack: int) -> Position:
+        """What the layers of a stack run on."""
+        return "source" if stack < len(self.stacks) - 1 else "token"
+
     def names(self, field: str) -> tuple[str, ...]:
         """What the config calls a field: one name a stack."""
         names = self.config_names.get(field, (field,))

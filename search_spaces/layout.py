@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from search_spaces.bits import WHOLE, InFile, stored_weight
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
+from search_spaces.inputs import Inputs
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BLOCKS, DENSE, OF_ALL, RANKS, SubnetConfig
 
@@ -93,6 +93,7 @@ class Layout:
         family: The table of its type.
         config: A copy of the config.
         sizes: The part of it that holds the sizes.
+        inputs: What the parent reads.
         head_dim: Channels of one attention head.
 
     Raises:
@@ -109,6 +110,7 @@ class Layout:
                     f"`{config.model_type}` is supported with `{name}` {value!r} only, but got "
                     f"{getattr(self.sizes, name)!r}; choose another model."
                 )
+        self.inputs = Inputs(self.family, self.sizes)
         self.head_dim = self._head_dim()
         self.locate = cache(self._locate)
 
@@ -243,6 +245,12 @@ class Layout:
         return self.renumber(
             parameter, self.family.stacks[place.stack], self.index_in_stack(subnet, place.stack, position)
         )
+
+    def runs_on(self, place: Place) -> Position:
+        """What a module of a layer runs on."""
+        assert place.stack is not None
+        is_source = place.path in self.family.stacks[place.stack].source
+        return "source" if is_source else self.family.runs_on(place.stack)
 
     def is_leading(self, place: Place) -> bool:
         """Whether a module of the first layer serves its whole stack."""
@@ -440,26 +448,10 @@ class Layout:
             )
         slides = any("sliding" in kind for kind in getattr(self.sizes, "layer_types", None) or ())
         slides = slides or getattr(self.sizes, "sliding_window", None) is not None
-        if (pattern.global_tokens or pattern.random_blocks) and slides and self.is_causal(0):
+        if (pattern.global_tokens or pattern.random_blocks) and slides and self.family.is_causal(0):
             raise InputError(
                 f"a layer with a sliding window of its own keeps no other keys, but got `{text}`; use `local:w`."
             )
-
-    def is_causal(self, stack: int) -> bool:
-        """Whether no token of a stack attends to a later one."""
-        return stack == 1 or (len(self.depths) == 1 and "text-generation" in self.family.tasks)
-
-    def attention_pairs(self, subnet: SubnetConfig, position: int, tokens: int) -> int:
-        """Pairs of query and key that self-attention of a layer computes."""
-        pattern = AttentionPattern.parse(subnet.attention[position])
-        causal = self.is_causal(self.stack_of(subnet.layers[position])[0])
-        return tokens * tokens if pattern is None else pattern.pairs(tokens, causal=causal)
-
-    def cached_tokens(self, layer: int, tokens: int) -> int:
-        """Tokens whose keys and values a decoder's layer keeps: of a sliding window, all but the next one's place."""
-        kinds, window = getattr(self.sizes, "layer_types", None), getattr(self.sizes, "sliding_window", None)
-        slides = "sliding" in kinds[layer] if kinds else window is not None
-        return min(tokens, window - 1) if slides and window is not None else tokens
 
     # -- configs ------------------------------------------------------------------------------------------------------
 
@@ -517,57 +509,6 @@ class Layout:
             self.check_pattern(pattern)
         return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
 
-    # -- what the model reads -----------------------------------------------------------------------------------------
-
-    def positions(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[Position, int]:
-        """How often a module runs in one pass over one sample, by what it runs on.
-
-        Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
-        as long as what it writes, or as the sound it hears. With ``label_tokens``, every token gets a label.
-        """
-        special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
-        token = self.num_patches + special if self.num_patches else sequence_length or 0
-        source = getattr(self.sizes, "max_source_positions", token)
-        label = token if label_tokens else 1
-        return {
-            "once": 1,
-            "label": label,
-            "token": token,
-            "source": source,
-            "patch": self.num_patches,
-            "frame": 2 * source,
-        }
-
-    def longest_sequence(self, sequence_length: int | None) -> int:
-        """Tokens of one sample, in the stack that has more."""
-        runs = self.positions(sequence_length)
-        return max(runs["token"], runs["source"] if len(self.depths) > 1 else 0)
-
-    def runs_on(self, place: Place) -> Position:
-        """What a module of a layer runs on."""
-        is_encoder = len(self.depths) > 1 and place.stack == 0
-        assert place.stack is not None
-        return "source" if is_encoder or place.path in self.family.stacks[place.stack].source else "token"
-
-    def has_cross_attention(self, stack: int) -> bool:
-        """Whether the layers of a stack attend to the encoder's tokens."""
-        return bool(self.family.stacks[stack].source)
-
-    @property
-    def max_sequence_length(self) -> int | None:
-        """The longest text the position embeddings allow, None where nothing limits it."""
-        written = getattr(self.sizes, "max_target_positions", None)
-        positions = getattr(self.sizes, "max_position_embeddings", written)
-        return None if positions is None or self.num_patches else positions - self.family.position_offset
-
-    @cached_property
-    def num_patches(self) -> int:
-        """Patches of one image, 0 for a model that reads text."""
-        if not hasattr(self.sizes, "patch_size"):
-            return 0
-        pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
-        return math.prod(image // patch for image, patch in pairs)
-
 
 def factor_rank(outputs: int, inputs: int, percent: int) -> int | None:
     """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `DENSE`.
@@ -597,7 +538,3 @@ def _axes_of(tail: str, table: Mapping[str, Axes]) -> tuple[str, Axes]:
         return path, table[tail]
     axes = table.get(path, ())
     return path, axes if kind == "weight" else axes[:1]
-
-
-def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

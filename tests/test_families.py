@@ -82,7 +82,7 @@ def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> Sea
 
 def patterns(layout: Layout) -> list[str]:
     """Attention patterns; layers that slide keep no keys for global tokens and random blocks."""
-    slides = layout.is_causal(0) and getattr(layout.sizes, "sliding_window", None) is not None
+    slides = layout.family.is_causal(0) and getattr(layout.sizes, "sliding_window", None) is not None
     return CHOICES["attention"][: 2 if slides else 3]
 
 

@@ -29,7 +29,7 @@ def rows(model: Any, end: str) -> torch.Tensor:
     """Position embeddings that tokens use."""
     name = next(n for n in model.state_dict() if n.endswith(f"{end}.weight"))
     weight = model.state_dict()[name]
-    limit = Layout(model.config).max_sequence_length
+    limit = Layout(model.config).inputs.max_sequence_length
     assert limit is not None
     return weight[len(weight) - limit :]
 
@@ -42,11 +42,11 @@ def test_the_usual_families_learn_their_positions() -> None:
 @pytest.mark.parametrize("family", LEARNED)
 def test_positions_are_copied_and_shorter_texts_compute_the_same(family: str) -> None:
     model = TOYS[family].model()
-    limit = Layout(model.config).max_sequence_length
+    limit = Layout(model.config).inputs.max_sequence_length
     assert limit is not None
     config = lengthened_config(model.config, 150)
     longer = lengthened(model, config)
-    assert Layout(longer.config).max_sequence_length == 150 and model.config.max_position_embeddings == 64
+    assert Layout(longer.config).inputs.max_sequence_length == 150 and model.config.max_position_embeddings == 64
     before, after = (rows(m, FAMILIES[family].learned_positions) for m in (model, longer))
     assert torch.equal(after, before.repeat(3, 1)[:150])
     batch = TOYS[family].inputs()

@@ -22,7 +22,7 @@ def lengthened_config(config: PreTrainedConfig, tokens: int) -> PreTrainedConfig
     family = FAMILIES.get(config.model_type)
     if family is None or not family.learned_positions:
         return config
-    limit = Layout(config).max_sequence_length
+    limit = Layout(config).inputs.max_sequence_length
     if limit is None or limit >= tokens:
         return config
     longer = copy.deepcopy(config)
@@ -41,7 +41,7 @@ def lengthened(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMo
     state, shapes = model.state_dict(), found.state_dict()
     for name, weight in state.items():
         if name.endswith(f"{layout.family.learned_positions}.weight"):
-            state[name] = _copied(weight, len(shapes[name]), len(weight) - (layout.max_sequence_length or 0))
+            state[name] = _copied(weight, len(shapes[name]), len(weight) - (layout.inputs.max_sequence_length or 0))
     found.load_state_dict(state)
     found.tie_weights()
     if model.can_generate():

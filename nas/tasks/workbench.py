@@ -140,7 +140,7 @@ class Workbench:
         """Tokenizer, image processor or both of a speech model."""
         processor = load_processor(self.kind, self.recipe.model)
         if self.lengthens:
-            processor.model_max_length = self.layout.max_sequence_length
+            processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
     @cached_property

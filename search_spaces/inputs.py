@@ -1,0 +1,69 @@
+"""Inputs: what one parent reads: tokens, patches or frames, how many, and how often its modules run on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from search_spaces.family import Family, Position
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one parent reads, whatever of it is active.
+
+    Attributes:
+        family: The table of its type.
+        sizes: The part of its config that holds the sizes.
+    """
+
+    family: Family
+    sizes: PreTrainedConfig
+
+    def runs(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[Position, int]:
+        """How often a module runs in one pass over one sample, by what it runs on.
+
+        Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
+        as long as what it writes, or as the sound it hears. With ``label_tokens``, every token gets a label.
+        """
+        special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
+        token = self.num_patches + special if self.num_patches else sequence_length or 0
+        source = getattr(self.sizes, "max_source_positions", token)
+        label = token if label_tokens else 1
+        return {
+            "once": 1,
+            "label": label,
+            "token": token,
+            "source": source,
+            "patch": self.num_patches,
+            "frame": 2 * source,
+        }
+
+    def longest_sequence(self, sequence_length: int | None) -> int:
+        """Tokens of one sample, in the stack that has more."""
+        runs = self.runs(sequence_length)
+        return max(runs[self.family.runs_on(stack)] for stack in range(len(self.family.stacks)))
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The longest text the position embeddings allow, None where nothing limits it."""
+        written = getattr(self.sizes, "max_target_positions", None)
+        positions = getattr(self.sizes, "max_position_embeddings", written)
+        return None if positions is None or self.num_patches else positions - self.family.position_offset
+
+    @cached_property
+    def num_patches(self) -> int:
+        """Patches of one image, 0 for a model that reads text."""
+        if not hasattr(self.sizes, "patch_size"):
+            return 0
+        pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
+        return math.prod(image // patch for image, patch in pairs)
+
+
+def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
