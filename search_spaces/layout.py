@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.attention import AttentionPattern
 from search_spaces.bits import WHOLE, InFile, stored_weight
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
 from search_spaces.inputs import Inputs
+from search_spaces.limits import check_choices
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BLOCKS, DENSE, OF_ALL, RANKS, SubnetConfig
 
@@ -412,47 +412,6 @@ class Layout:
         """Value of a module attribute that must follow the active widths."""
         return FORMULAS[formula](width, self.head_dim)
 
-    def check(self, subnet: SubnetConfig) -> None:
-        """Raises InputError unless the parent contains a subnetwork."""
-        if subnet.layers[-1] >= self.parent.num_hidden_layers:
-            raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
-        for position, layer in enumerate(subnet.layers):
-            number, _ = self.stack_of(layer)
-            width, full = subnet.width(position), self.widths[number]
-            grouped = FORMULAS["heads_per_group"]
-            if any(width[name] > full[name] for name in width) or grouped(width, 0) > grouped(full, 0):
-                raise InputError(f"a subnetwork must fit into its parent ({self.parent}), but got {subnet}.")
-            for block, (field, *_) in BLOCKS.items():
-                if not width[field] and block not in self.family.skippable:
-                    raise InputError(f"`{self.family.model_type}` cannot skip its {block}, but got {subnet}.")
-        for pattern in set(subnet.attention):
-            self.check_pattern(pattern)
-        if self.family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
-            raise InputError(f"the layers of `{self.family.model_type}` share their weights, but got {subnet}.")
-        if self.family.fixed_hidden and subnet.hidden_size != self.parent.hidden_size:
-            raise InputError(f"`hidden_size` of `{self.family.model_type}` is fixed: {self.family.fixed_hidden}.")
-        if subnet.embedding_rank != DENSE and not self.family.embedding:
-            raise InputError(f"the embeddings of `{self.family.model_type}` must stay whole, but got {subnet}.")
-        if not all(self.kept(subnet)):
-            raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
-
-    def check_pattern(self, text: str) -> None:
-        """Raises InputError unless layers of the parent can attend by a pattern."""
-        pattern = AttentionPattern.parse(text)
-        if pattern is None:
-            return
-        if "attention" not in self.family.dimensions:
-            raise InputError(
-                f"the attention of `{self.family.model_type}` is always full, because it does not go through "
-                f"transformers' attention interface as it is, but got `{text}`; leave it out."
-            )
-        slides = any("sliding" in kind for kind in getattr(self.sizes, "layer_types", None) or ())
-        slides = slides or getattr(self.sizes, "sliding_window", None) is not None
-        if (pattern.global_tokens or pattern.random_blocks) and slides and self.family.is_causal(0):
-            raise InputError(
-                f"a layer with a sliding window of its own keeps no other keys, but got `{text}`; use `local:w`."
-            )
-
     # -- configs ------------------------------------------------------------------------------------------------------
 
     def depth_update(self, subnet: SubnetConfig) -> dict[str, Any]:
@@ -488,25 +447,7 @@ class Layout:
         Raises:
             InputError: If a dimension does not vary in this family, or a choice is not within the parent.
         """
-        for name, values in choices.items():
-            if name != "scope" and values is not None and name not in self.family.dimensions:
-                known = {"hidden_size": self.family.fixed_hidden, "embedding_rank": self.family.whole_embedding}
-                why = f" ({known[name]})" if known.get(name) else ""
-                raise InputError(
-                    f"`space.{name}` does not vary in `{self.family.model_type}`{why}, only "
-                    f"{', '.join(self.family.dimensions)}; leave it out."
-                )
-        if self.family.shared_layers and choices.get("scope", "per-layer") != "uniform":
-            raise InputError(
-                f"`space.scope` must be `uniform` for `{self.family.model_type}`, whose layers share their weights."
-            )
-        for block, (field, *_) in BLOCKS.items():
-            if 0 in (choices.get(field) or ()) and block not in self.family.skippable:
-                raise InputError(
-                    f"`space.{field}` must be above 0: `{self.family.model_type}` cannot skip its {block}."
-                )
-        for pattern in choices.get("attention") or ():
-            self.check_pattern(pattern)
+        check_choices(self, choices)
         return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
 
 

@@ -12,6 +12,7 @@ from conftest import TOYS
 from predictors.models import feature_names, features
 from search_spaces import FAMILIES, InputError, Layout, SearchSpace, SubnetConfig
 from search_spaces.attention import AttentionPattern, by_cost, code_of, text_of
+from search_spaces.limits import check_subnet
 from search_spaces.pruning import pruned
 
 TEXTS = ("full", "local:64", "bigbird:64,1,2", "bigbird:64,1,2,7", "local:1")
@@ -101,7 +102,7 @@ def test_families_with_attention_of_their_own_refuse_patterns(family: str) -> No
     with pytest.raises(InputError, match="attention"):
         layout.search_space({"scope": "per-layer", "attention": ["full", "local:4"]})
     with pytest.raises(InputError, match="attention interface"):
-        layout.check(replace(layout.parent, attention=("local:4",) * layout.parent.num_hidden_layers))
+        check_subnet(layout, replace(layout.parent, attention=("local:4",) * layout.parent.num_hidden_layers))
 
 
 def test_sliding_decoders_keep_no_keys_for_global_tokens() -> None:

@@ -24,6 +24,7 @@ from search_spaces.attention import FULL, AttentionPattern
 from search_spaces.bits import WHOLE
 from search_spaces.family import Axes
 from search_spaces.layout import factor_rank
+from search_spaces.limits import check_subnet
 from search_spaces.stock import stock_update
 from search_spaces.subnet import DENSE, RANKS
 
@@ -133,7 +134,7 @@ class Supernet:
 
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError unless the parent contains a subnetwork."""
-        self.layout.check(subnet)
+        check_subnet(self.layout, subnet)
         if subnet.embedding_rank != DENSE and self.embedding is None:
             raise InputError(
                 f"`embedding_rank` must be {DENSE} where the output head shares the embeddings' table, as that of "
