@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nas.figures import COSTS, DIRECTIONS, QUALITIES, Bound, Direction
+from nas.recipe_text import explain, read
 from nas.task_types import TASK_TYPES
-from nas.tasks.data import split_source
 from nas.tasks.labels import ProblemType
 from predictors import Workload
 from search_spaces import InputError, Scope
-
-PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
-"""Keys that may hold a local path; the values of ``task.metrics`` may as well."""
+from search_spaces.errors import did_you_mean
 
 OPTUNA_SAMPLERS = (
     "BruteForceSampler",
@@ -221,19 +218,7 @@ class Recipe(_Section):
         Raises:
             InputError: If the file is missing or not YAML, a key is unknown, or a value breaks a rule.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"a recipe must be a YAML file, but there is no `{path}`.")
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(data, dict):
-            raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
-        data = _absolute_paths(data, "", path.parent)
-        for override in overrides:
-            _override(data, override)
-        return cls.parse(data)
+        return cls.parse(read(path, overrides))
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Recipe:
@@ -241,11 +226,10 @@ class Recipe(_Section):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(_explain(error)) from None
+            raise InputError(explain(error, cls)) from None
         if recipe.task.type not in TASK_TYPES:
-            raise InputError(
-                f"`task.type` must be a known one, but got `{recipe.task.type}`; {_near(recipe.task.type, TASK_TYPES)}"
-            )
+            hint = did_you_mean(recipe.task.type, TASK_TYPES)
+            raise InputError(f"`task.type` must be a known one, but got `{recipe.task.type}`; {hint}")
         recipe = recipe._with_defaults()
         recipe._check()
         return recipe
@@ -300,7 +284,7 @@ class Recipe(_Section):
         for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
             for name in names:
                 if name not in known:
-                    raise InputError(f"`{section}.{name}` is not a known figure; {_near(name, known)}")
+                    raise InputError(f"`{section}.{name}` is not a known figure; {did_you_mean(name, known)}")
         for name, direction in self.objectives.items():
             if direction != (known[name] or direction):
                 raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")
@@ -317,7 +301,7 @@ class Recipe(_Section):
         if ":" not in self.search.sampler and self.search.sampler not in SAMPLERS:
             raise InputError(
                 "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
-                f"`{self.search.sampler}`; {_near(self.search.sampler, SAMPLERS)}"
+                f"`{self.search.sampler}`; {did_you_mean(self.search.sampler, SAMPLERS)}"
             )
         url = self.search.storage
         if url is not None and url.partition("://")[0].partition("+")[0] not in STORAGES:
@@ -327,73 +311,9 @@ class Recipe(_Section):
             )
 
 
-def _near(name: str, known: Any) -> str:
-    from search_spaces.errors import did_you_mean
-
-    return did_you_mean(name, known)
-
-
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in data.items():
         nested = isinstance(value, dict) and value
         out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return out
-
-
-def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
-    """The value of a key with its local paths made absolute, so that the copy in a run works from anywhere."""
-    if isinstance(value, dict):
-        return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
-    is_path = dotted in PATHS or dotted.startswith("task.metrics.")
-    if is_path and isinstance(value, list):
-        return [_absolute(source, base) if isinstance(source, str) else source for source in value]
-    return _absolute(value, base) if is_path and isinstance(value, str) else value
-
-
-def _absolute(source: str, base: Path) -> str:
-    path, _ = split_source(source, base)
-    return f"{(base / path).resolve()}{source[len(path) :]}" if (base / path).exists() else source
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Applies one ``section.key=value`` in place."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise InputError(f"an override must read `section.key=value`, but got `{override}`.")
-    *sections, key = dotted.split(".")
-    here = data
-    for section in sections:
-        here = here.setdefault(section, {})
-        if not isinstance(here, dict):
-            raise InputError(f"`{dotted}` is not a recipe key: `{section}` holds a value, not a section.")
-    try:
-        here[key] = _absolute_paths(yaml.safe_load(text), dotted, Path.cwd())
-    except yaml.YAMLError:
-        raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first validation error as one line that names the key, the value and the way out."""
-    first = error.errors()[0]
-    location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
-    dotted = ".".join(location)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
-        return f"`{dotted}` is not a recipe key; {hint}known: {', '.join(known)}."
-    if first["type"] == "missing":
-        return f"`{dotted}` must be given; the recipe has no such key."
-    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
-        return str(refusal)
-    return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
-
-
-def _known_keys(sections: Sequence[str]) -> list[str]:
-    """Keys of a section, found by walking the types of the recipe."""
-    here: Any = Recipe
-    for section in sections:
-        here = here.model_fields[section].annotation
-        here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
-    return sorted(getattr(here, "model_fields", None) or getattr(here, "__dataclass_fields__", {}))
