@@ -23,7 +23,7 @@ from predictors.measure import TOGETHER, groups, measure_in_calm
 from predictors.models import features
 from predictors.precision import why_not
 from predictors.runtimes import prepared
-from predictors.timing import ANCHOR, MAX_DRIFT, doubts
+from predictors.timing import ANCHOR, doubts, max_drift
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.bits import BITS
 from search_spaces.pruning import pruned
@@ -211,7 +211,8 @@ def measure_subnets(
             measure_group(group)
             report(start + len(group), len(missing), "")
         timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-        for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > MAX_DRIFT]):
+        limit = max_drift(bench.recipe.profile.precision)
+        for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
             measure_group(group)
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
     say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from predictors.timing import ANCHOR, MAX_DRIFT, Timing, median_interval
+from predictors.timing import ANCHOR, Timing, max_drift, median_interval
 from predictors.workload import Workload, one_line_errors
 from search_spaces.errors import InputError
 
@@ -21,7 +21,7 @@ WARM_UP_CALLS = 3
 MIN_CALLS, MAX_CALLS = 3, 50
 VISIT_MS = 5
 CALM_PERCENTILE, CALM = 10, 1.1
-"""A visit of the anchor is calm up to so many times this percentile of all of them."""
+"""A visit of the anchor is calm up to so many times this percentile of all; a coarser wanted precision is calm too."""
 MIN_KEPT = 6
 """Fewer visits hold no confidence interval."""
 ATTEMPTS = 2
@@ -47,8 +47,8 @@ def measure(
     The anchor is visited before and after every candidate, and a candidate is divided by the mean of these two
     neighbours; a visit is one untimed call, then at least 3 timed ones (more for short calls), of which the fastest
     counts. A visit is dropped where one of its neighbours is over 10 % slower than the anchor is when all is calm (the
-    10th percentile of its visits), if 6 are left. Where a precision is wanted, rounds go on with the models that have
-    not reached it in calm.
+    10th percentile of its visits), or by more than the precision wanted if that is coarser, if 6 are left. Where a
+    precision is wanted, rounds go on with the models that have not reached it in calm.
 
     Chosen on 2 shared CPU cores with BERTs of MiniLM shapes. Over 11 rounds, four identical models spread (largest
     minus smallest) by 2.0 %, standard deviation 0.9 %; with medians instead of minima by 2.5 %, with one anchor for
@@ -84,7 +84,7 @@ def measure(
         calls = {name: _warm(call, workload) for name, call in models.items()}
         most = rounds if precision is None else max(rounds, max_rounds)
         visits = _visits(models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0)
-    return _timings(visits, anchor_ms)
+    return _timings(visits, anchor_ms, precision or 0.0)
 
 
 def measure_in_calm(
@@ -95,7 +95,7 @@ def measure_in_calm(
     anchor_ms: float | None,
     precision: float,
 ) -> dict[str, Timing]:
-    """As `measure`, once more where the anchor beside a model was slower than its reference by over `MAX_DRIFT`, as
+    """As `measure`, once more where the anchor beside a model was slower than its reference by over `max_drift`, as
     where others take turns on the cores; the calmer counts.
 
     At 7 to 9 %, subnetworks of MiniLM were up to 18 % too slow beside it.
@@ -103,7 +103,7 @@ def measure_in_calm(
     attempts = []
     for _ in range(ATTEMPTS):
         attempts.append(measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision))
-        if _disturbance(attempts[-1]) <= MAX_DRIFT:
+        if _disturbance(attempts[-1]) <= max_drift(precision):
             break
     return min(attempts, key=_disturbance)
 
@@ -214,16 +214,16 @@ def _visits(
             visits.append(_Visit(name, before, here, after))
             before = after
         if done >= least:
-            calm = _calm(visits)
+            calm = _calm(visits, precision)
             wanting = [name for name in names if _precision(calm, name) > precision]
         if not wanting:
             break
     return visits
 
 
-def _timings(visits: list[_Visit], anchor_ms: float | None) -> dict[str, Timing]:
+def _timings(visits: list[_Visit], anchor_ms: float | None, precision: float = 0.0) -> dict[str, Timing]:
     """The timing of every model, from calm visits where there are enough; the first anchors are its own visits."""
-    calm = _calm(visits)
+    calm = _calm(visits, precision)
     own_ms = np.array([visit.before_ms for visit in (calm if len(calm) >= MIN_KEPT else visits)])
     centre = float(np.median(own_ms))
     reference = centre if anchor_ms is None else anchor_ms
@@ -236,9 +236,9 @@ def _timings(visits: list[_Visit], anchor_ms: float | None) -> dict[str, Timing]
     return timings
 
 
-def _calm(visits: list[_Visit]) -> list[_Visit]:
+def _calm(visits: list[_Visit], precision: float) -> list[_Visit]:
     """The visits between two calm anchors."""
-    calm_ms = CALM * float(np.percentile([visit.before_ms for visit in visits], CALM_PERCENTILE))
+    calm_ms = max(CALM, 1 + precision) * float(np.percentile([visit.before_ms for visit in visits], CALM_PERCENTILE))
     return [visit for visit in visits if max(visit.before_ms, visit.after_ms) <= calm_ms]
 
 

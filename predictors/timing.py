@@ -134,10 +134,15 @@ def stated(first: Timing, again: Timing | None, repeated: Iterable[tuple[Timing,
     return Stated(latency_ms, latency_ms * bound)
 
 
+def max_drift(precision: float) -> float:
+    """How far an anchor may be from its reference: less than the wanted precision is no disturbance."""
+    return max(MAX_DRIFT, precision)
+
+
 def doubts(timings: Mapping[str, Timing], precision: float) -> str:
     """What must be said of timings that were to have a precision; empty where all is well.
 
-    An anchor more than `MAX_DRIFT` away from its reference is named too: ratios are to anchors nearby, but a machine
+    An anchor more than `max_drift` away from its reference is named too: ratios are to anchors nearby, but a machine
     that changes so much treats models unevenly. Where others take turns on its cores, short calls fit between them and
     long ones do not: a ratio is then as wrong as it is repeatable.
     """
@@ -151,6 +156,6 @@ def doubts(timings: Mapping[str, Timing], precision: float) -> str:
             f"{name}, within {worst.precision:.1%} after {worst.rounds} rounds (10-90 % spread {worst.spread:.0%})"
         )
     drift = max((timing.drift for timing in timings.values()), key=abs, default=0.0)
-    if abs(drift) > MAX_DRIFT:
+    if abs(drift) > max_drift(precision):
         said.append(f"the anchor took {abs(drift):.0%} {'more' if drift > 0 else 'less'} than its reference")
     return "; ".join(said)

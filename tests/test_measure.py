@@ -93,6 +93,8 @@ def test_visits_beside_a_slow_anchor_do_not_count():
     out = module._timings(calm + slow + changing, None)
     assert (out["a"].rounds, out["a"].ratio, out["a"].raw_ms) == (6, 0.5, 50)
     assert (out[ANCHOR].rounds, out[ANCHOR].raw_ms, out["a"].drift) == (6, 100, 0)
+    loose = module._timings(calm + slow + changing, None, precision=0.6)
+    assert (loose["a"].rounds, loose[ANCHOR].rounds) == (21, 21), "less than the wanted precision is no disturbance"
     few = module._timings(calm[:3] + slow + changing, None)
     assert (few["a"].rounds, few["a"].raw_ms) == (18, 100)
 
@@ -144,14 +146,22 @@ def test_uncorrected_is_on_the_scale_of_what_it_took():
 
 
 @pytest.mark.parametrize(
-    ("drifts", "kept"), [((0.05,), 0), ((-0.9,), 0), ((0.24, 0.0), 1), ((0.3, 0.9), 0), ((0.9, 0.3), 1)]
+    ("drifts", "kept", "precision"),
+    [
+        ((0.05,), 0, 0.03),
+        ((-0.9,), 0, 0.03),
+        ((0.09, 0.0), 1, 0.03),
+        ((0.09,), 0, 0.1),
+        ((0.3, 0.9), 0, 0.1),
+        ((0.9, 0.3), 1, 0.1),
+    ],
 )
-def test_a_disturbed_measurement_is_made_once_more_and_the_calmer_counts(drifts, kept, monkeypatch):
+def test_a_disturbed_measurement_is_made_once_more_and_the_calmer_counts(drifts, kept, precision, monkeypatch):
     module = __import__("sys").modules[measure_function.__module__]
     found = [{ANCHOR: spread_timing(1.0, 0.9, 1.1, drift)} for drift in drifts]
     left = iter(found)
     monkeypatch.setattr(module, "measure", lambda *_, **__: next(left))
-    timed = module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=None, precision=0.1)
+    timed = module.measure_in_calm({}, lambda: None, Workload(), anchor_ms=None, precision=precision)
     assert timed is found[kept] and next(left, None) is None
 
 

@@ -62,7 +62,7 @@ class Machine:
 @pytest.fixture
 def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, Workbench, Supernet, list[SubnetConfig]]:
     """A run that has measured nothing, and 24 subnetworks: three groups."""
-    recipe = Recipe.load(text_recipe)
+    recipe = Recipe.load(text_recipe, ["profile.precision=0.03"])
     bench = Workbench(recipe)
     supernet, space, rng = Supernet(bench.load_model()), stages.search_space(bench), Random(0)
     subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(60)}
