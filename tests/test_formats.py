@@ -72,23 +72,30 @@ def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[
     return story
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shelf")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", SUBNETS)
 @pytest.mark.parametrize("family", TASKS)
-def test_every_format_gives_the_outputs_of_the_model(tmp_path: Path, family: str, kind: str, form: str) -> None:
+def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, form: str) -> None:
     pytest.importorskip(NEEDS[form])
-    exported(tmp_path, family, kind)
+    folder = shelf / f"{family}-{kind}"
+    if not folder.exists():
+        exported(folder, family, kind)
     if (family, kind, form) in UNCONVERTED:
         with pytest.raises(InputError, match="cannot be traced for OpenVINO"):
-            convert(tmp_path, [form])
+            convert(folder, [form])
         return
-    file = convert(tmp_path, [form])[form]
+    file = convert(folder, [form])[form]
     inputs, auto = TOYS[family].inputs(), AUTO_CLASSES[TASKS[family]]
     inputs.pop("decoder_attention_mask", None)
     if family == "bert":
         inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
-    expected = RUNNERS["torch"](str(tmp_path), auto, inputs)
+    expected = RUNNERS["torch"](str(folder), auto, inputs)
     found = RUNNERS[form](str(file), auto, inputs)
     assert found.keys() == expected.keys()
     assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[form]

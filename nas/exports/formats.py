@@ -15,7 +15,7 @@ from nas.exports.reload import logits_of
 from nas.run import read_json
 from nas.task_types import TASK_TYPES
 from predictors import Workload
-from predictors.onnx_export import halved, quiet_export, require, require_close, write_onnx
+from predictors.onnx_export import halved, quantize_onnx, quiet_export, require, require_close, write_onnx
 from search_spaces import AUTO_CLASSES, InputError
 from search_spaces.errors import did_you_mean
 
@@ -31,7 +31,12 @@ def _onnx(model: PreTrainedModel, story: Story, file: Path) -> None:
 
 
 def _int8(model: PreTrainedModel, story: Story, file: Path) -> None:
-    write_onnx(model, two_samples(model, story), file, int8=True)
+    """From the ONNX file where it is there: tracing again would take as long."""
+    plain = file.parent / "model.onnx"
+    if plain.is_file():
+        quantize_onnx(plain, file)
+    else:
+        write_onnx(model, two_samples(model, story), file, int8=True)
 
 
 def _program(model: PreTrainedModel, story: Story, file: Path) -> None:
