@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from search_spaces import AUTO_CLASSES, FAMILIES
 
@@ -237,15 +238,17 @@ def text_recipe(text_folder: Path) -> Path:
 
 @pytest.fixture
 def finished(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> tuple[Path, Path]:
-    """A recipe, and a copy of its finished run, which is made once."""
+    """A recipe, and a copy of its finished run, which is made once for all of pytest's workers."""
     from nas.config import Recipe
     from nas.pipeline import search
 
-    shelf = tmp_path_factory.getbasetemp() / "finished"
-    if not (shelf / "run").exists():
-        shutil.copytree(text_recipe.parent, shelf / "text")
-        search(Recipe.load(shelf / "text" / "recipe.yaml"), shelf / "building")
-        (shelf / "building").rename(shelf / "run")
+    base = tmp_path_factory.getbasetemp()
+    shelf = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{shelf}.lock"):
+        if not (shelf / "run").exists():
+            shutil.copytree(text_recipe.parent, shelf / "text")
+            search(Recipe.load(shelf / "text" / "recipe.yaml"), shelf / "building")
+            (shelf / "building").rename(shelf / "run")
     shutil.copytree(shelf / "run", tmp_path / "run")
     return shelf / "text" / "recipe.yaml", tmp_path / "run"
 

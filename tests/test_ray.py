@@ -26,7 +26,7 @@ from nas.config import Recipe
 from nas.engine.racing import Outcome
 from nas.engine.search_loop import Dispatcher, dockets_of
 from nas.engine.study import open_studies, points
-from nas.pipeline import search
+from nas.run import Run
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from search_spaces import InputError
@@ -183,23 +183,21 @@ def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]
 
 
 def test_a_real_search_on_one_worker_is_the_local_one(
-    cluster: tuple[str, list[Node]], home: Path, text_recipe: Path, tmp_path: Path
+    cluster: tuple[str, list[Node]], home: Path, finished: tuple[Path, Path]
 ) -> None:
-    address, _ = cluster
-    recipe = Recipe.load(text_recipe)
-    local = search(recipe, tmp_path / "local")
-    shutil.copytree(local.folder, tmp_path / "run")
+    (address, _), (recipe, folder) = cluster, finished
+    run = Run(folder)
+    trials, measurements = run.trials.read_text(), run.measurements.read_bytes()
     for name in ("study.log", "trials.csv", "verified.jsonl", "front.json", "report.html", "exports"):
-        path = tmp_path / "run" / name
+        path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    command = [sys.executable, "-m", "nas.cli", "search", str(text_recipe), "search.workers=1", "--ray", address]
+    command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "search.workers=1", "--ray", address]
     done = subprocess.run(
-        [*command, "--run", str(tmp_path / "run")], env=environment(home), capture_output=True, text=True, timeout=300
+        [*command, "--run", str(folder)], env=environment(home), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert (tmp_path / "run" / "trials.csv").read_text() == local.trials.read_text()
-    assert (tmp_path / "run" / "measurements.jsonl").read_bytes() == local.measurements.read_bytes()
+    assert run.trials.read_text() == trials and run.measurements.read_bytes() == measurements
 
 
 def test_a_driver_without_the_token_is_told_what_to_set(

@@ -10,7 +10,7 @@ import pytest
 from nas.config import Recipe
 from nas.engine.plan import corners, distinct, feasible_samples, plan
 from nas.evaluator import Evaluator
-from nas.pipeline import search
+from nas.run import Run
 from nas.stages import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.workbench import Workbench
@@ -58,8 +58,8 @@ def test_the_plan_starts_with_the_corners_and_stays_within_its_budget(text_recip
 
 
 @pytest.mark.slow
-def test_no_verified_subnetwork_beats_the_front(text_recipe: Path, tmp_path: Path) -> None:
-    run = search(Recipe.load(text_recipe, ["search.evaluations=12"]), tmp_path / "run")
+def test_no_verified_subnetwork_beats_the_front(finished: tuple[Path, Path]) -> None:
+    run = Run(finished[1])
     front, verified = run.front(), [p for p in run.verified_points() if p.source != "parent"]
     for point in verified:
         assert not any(
