@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import Command
 from optuna.trial import TrialState
 
 from nas.config import Recipe
@@ -29,20 +30,14 @@ STAGES = ("parent", "supernet", "predictor", "front.json", "report.html")
 """The result of each stage, in order."""
 
 
-def start(recipe: Path, run: Path) -> subprocess.Popen[str]:
-    """The real command, in a process of its own."""
-    command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
-    )
-
-
 def _heed_ctrl_c() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def stop_when(process: subprocess.Popen[str], seen: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> str:
+def stop_when(
+    process: Command | subprocess.Popen[str], seen: Callable[[], bool], how: signal.Signals = signal.SIGKILL
+) -> str:
     """Sends a signal once something is seen; returns what the process wrote to standard error."""
     deadline = time.monotonic() + 240
     while not seen():
@@ -144,7 +139,7 @@ def test_a_killed_search_goes_on_where_it_was(stage: str, whole: tuple[Path, Pat
     results, under_way = KILLS[stage]
     run = tmp_path / "run"
     begun(uninterrupted, run, *results)
-    stop_when(start(recipe_file, run), lambda: under_way(run))
+    stop_when(Command("search", recipe_file, "--run", run), lambda: under_way(run))
     assert not any((run / "exports").glob("[!.]*")), "the search had ended before it was killed"
     before, recipe = finished_stages(run), Recipe.load(recipe_file)
     known = {file.name: file.read_bytes() for file in run.glob("*.jsonl")}
@@ -177,7 +172,7 @@ def half_trained(whole: tuple[Path, Path], shelf: Path, tmp_path: Path) -> Run:
     killed = shelf / "killed"
     if not killed.exists():
         begun(uninterrupted, killed, "parent")
-        stop_when(start(recipe, killed), lambda: len(checkpoints(killed, "supernet")) == 2)
+        stop_when(Command("search", recipe, "--run", killed), lambda: len(checkpoints(killed, "supernet")) == 2)
     return Run(shutil.copytree(killed, tmp_path / "run"))
 
 
@@ -195,7 +190,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(whole: tuple[Path, Path], tmp_path: Pa
     recipe, uninterrupted = whole
     run = tmp_path / "run"
     begun(uninterrupted, run, "parent", "measurements.jsonl")
-    process = start(recipe, run)
+    command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=_heed_ctrl_c)
     said = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
     assert process.returncode == 2
     assert said == "nas: stopped; type the same command again to go on.\n"
