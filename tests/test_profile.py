@@ -20,7 +20,7 @@ from nas.tasks.workbench import Workbench
 from predictors.timing import ANCHOR, Timing
 from search_spaces import SubnetConfig
 
-QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]
+QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile={samples: 12, precision: 0.1}"]
 
 
 def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Path, tmp_path: Path) -> None:
