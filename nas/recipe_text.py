@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from nas.tasks.data import split_source
 from search_spaces import InputError
+from search_spaces.errors import did_you_mean
 
 PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
 """Keys that may hold a local path; the values of ``task.metrics`` may as well."""
@@ -76,10 +77,7 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
     location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
     dotted = ".".join(location)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(recipe, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
-        return f"`{dotted}` is not a recipe key; {hint}known: {', '.join(known)}."
+        return f"`{dotted}` is not a recipe key; {did_you_mean(location[-1], _known_keys(recipe, location[:-1]))}."
     if first["type"] == "missing":
         return f"`{dotted}` must be given; the recipe has no such key."
     if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
@@ -93,4 +91,4 @@ def _known_keys(recipe: type[BaseModel], sections: Sequence[str]) -> list[str]:
     for section in sections:
         here = here.model_fields[section].annotation
         here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
-    return sorted(getattr(here, "model_fields", None) or getattr(here, "__dataclass_fields__", {}))
+    return list(here.model_fields) if hasattr(here, "model_fields") else [field.name for field in fields(here)]
