@@ -22,11 +22,11 @@ class GaussianProcess:
     def fit(self, features: np.ndarray, values: np.ndarray) -> GaussianProcess:
         """Finds the kernel's parameters, then conditions on all points."""
         d = features.shape[1]
-        self._mean = np.concatenate([np.full(d, -np.log(d) - 1.0), np.log([0.5, 0.5, 0.02])])
+        self._expected = np.concatenate([np.full(d, -np.log(d) - 1.0), np.log([0.5, 0.5, 0.02])])
         self._width = np.concatenate([np.full(d, 1.0), np.full(3, 2.0)])
         self._standardise(features, values)
         options = {"maxiter": ITERATIONS}
-        self._theta = minimize(self._loss, self._mean, jac=True, method="L-BFGS-B", options=options).x
+        self._theta = minimize(self._loss, self._expected, jac=True, method="L-BFGS-B", options=options).x
         return self.update(features, values)
 
     def update(self, features: np.ndarray, values: np.ndarray) -> GaussianProcess:
@@ -40,6 +40,10 @@ class GaussianProcess:
         self._alpha = cho_solve((self._low, True), self._y, check_finite=False)
         return self
 
+    def mean(self, features: np.ndarray) -> np.ndarray:
+        """The mean alone, for many points at once."""
+        return self._mean_by(self._kernel((features - self._origin) * self._root))
+
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean, and standard deviation less the noise of one observation."""
         z = (features - self._origin) * self._root
@@ -47,7 +51,10 @@ class GaussianProcess:
         linear, curved, _ = np.exp(self._theta[-3:])
         explained = solve_triangular(self._low, kernel.T, lower=True, check_finite=False)
         variance = linear * (z * z).sum(1) + curved - (explained * explained).sum(0)
-        return kernel @ self._alpha * self._scale + self._centre, np.sqrt(np.maximum(variance, 1e-12)) * self._scale
+        return self._mean_by(kernel), np.sqrt(np.maximum(variance, 1e-12)) * self._scale
+
+    def _mean_by(self, kernel: np.ndarray) -> np.ndarray:
+        return kernel @ self._alpha * self._scale + self._centre
 
     def _standardise(self, features: np.ndarray, values: np.ndarray) -> None:
         self._origin, self._centre, self._scale = features.mean(0), values.mean(), values.std() or 1.0
@@ -83,7 +90,7 @@ class GaussianProcess:
         by_distance = 2 * (pull.sum(1) @ (x * x)) - 2 * ((pull @ x) * x).sum(0)
         by_dot = linear * ((slack @ x) * x).sum(0)
         by_scale = [linear * (slack * dot).sum(), curved * (slack * matern).sum(), noise * np.trace(slack)]
-        off = (theta - self._mean) / self._width
+        off = (theta - self._expected) / self._width
         loss = y @ alpha / 2 + np.log(np.diag(low)).sum() + off @ off / 2
         gradient = np.concatenate([relevance * (by_distance + by_dot), by_scale]) / 2 + off / self._width
         return float(loss), gradient

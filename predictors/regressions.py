@@ -148,7 +148,7 @@ class LogGaussianProcess:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        parts = [self._process.predict(part)[0] for part in _parts(self._scaler(features))]
+        parts = [self._process.mean(part) for part in _parts(self._scaler(features))]
         return np.exp(np.concatenate(parts)) if parts else np.zeros(0)
 
 
