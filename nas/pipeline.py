@@ -26,7 +26,9 @@ from nas.trainings import make_parent, make_supernet
 from nas.verify import verify
 from predictors import AnalyticCosts, SubnetPredictor, device_name
 from predictors.analytic import COUNTED
+from predictors.memory import memory_mb
 from predictors.runtimes import check_runtime
+from predictors.workload import one_line_errors
 from search_spaces import InputError
 
 
@@ -161,11 +163,22 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
+    if not elsewhere:
+        _check_memory(bench)
     for settings in (recipe.parent, recipe.supernet):
         check_reporting(settings)
         bench.training_set(settings)
     _ = bench.has_head
     return bench
+
+
+def _check_memory(bench: Workbench) -> None:
+    """Raises InputError where the hidden states of one layer alone take more memory than there is."""
+    workload, layout = bench.recipe.workload, bench.layout
+    tokens = workload.batch_size * layout.inputs.longest_sequence(workload.sequence_length)
+    with one_line_errors(workload):
+        if tokens * layout.parent.hidden_size * workload.activation_bytes / 1e6 > memory_mb(workload):
+            raise MemoryError
 
 
 def make_report(run: Run, predictor: SubnetPredictor) -> None:

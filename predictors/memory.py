@@ -1,7 +1,8 @@
-"""Peak memory of this process, for processes that load one model and nothing else."""
+"""Memory: what a device has, and the peak of this process, for processes that load one model and nothing else."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -9,6 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from predictors.workload import Workload
+
+
+def memory_mb(workload: Workload) -> float:
+    """What the device of a workload has, in MB."""
+    if workload.on_cuda:
+        import torch
+
+        return torch.cuda.get_device_properties(workload.device).total_memory / 1e6
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
 
 
 def peak_memory_mb(load: Callable[[], Callable[[], object]], workload: Workload) -> float | None:

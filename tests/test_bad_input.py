@@ -104,6 +104,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "negative count": (("search.evaluations=0",), ("`search.evaluations`", "0")),
     "unknown dtype": (("workload.dtype=int3",), ("`workload.dtype`", "float32", "int3")),
     "zero threads": (("workload.threads=0",), ("`workload.threads`", "at least 1", "0")),
+    "a batch beyond any memory": (("workload.batch_size=1000000000000",), ("fit in memory", "`workload.batch_size`")),
     "missing device": (("workload.device=cuda:77",), ("`workload.device`", "cuda:77", "workload.device=")),
     "unknown objective": (("objectives.latency=minimize",), ("`objectives.latency`", "latency_ms")),
     "wrong direction": (("objectives.accuracy=minimize",), ("`objectives.accuracy`", "maximize")),

@@ -16,6 +16,7 @@ from nas.tasks.data import augmented, load_source
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.long_inputs import lengthened, lengthened_config, positions
 from predictors import Workload
+from predictors.workload import one_line_errors
 from search_spaces import AUTO_CLASSES, InputError, Layout
 
 if TYPE_CHECKING:
@@ -266,5 +267,10 @@ class Workbench:
             ) from error
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
-        """Random inputs of the workload's shape; every token is real, none is padding."""
-        return self.kind.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))
+        """Random inputs of the workload's shape; every token is real, none is padding.
+
+        Raises:
+            InputError: If they do not fit in memory.
+        """
+        with one_line_errors(workload):
+            return self.kind.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))
