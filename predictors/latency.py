@@ -21,6 +21,8 @@ FOLDS, FOLDS_OF_FEW = 5, 10
 FEW = 30
 """Up to so many measurements there are more folds, the best models are averaged, and where other devices are known,
 only models that start from them are eligible: so few measurements cannot tell the others apart."""
+UNLIKE = 4.0
+"""Unless their cross-validated error is so many times that of the best without: the other devices are unlike this."""
 BLENDED, SHARPNESS = 3, 4
 """How many models are averaged at most, each weighted by its cross-validated error to the power of -`SHARPNESS`."""
 COVERAGE = 0.9
@@ -80,14 +82,17 @@ class LatencyPredictor:
 
         Raises:
             InputError: If there are fewer than 10 measurements (4 with a prior), lengths differ, something is no
-                finite number, a latency is not above zero, or a prior is of other features.
+                finite number, a latency or the bound is not above zero, more rows were chosen than there are, two
+                columns have one name, or a prior is of other features.
         """
         prior = [prior] if isinstance(prior, LatencyPredictor) else list(prior)
         table, found = _table(features)
         names = tuple(found if names is None else names)
         measured = _numbers(latency_ms, "latency_ms").reshape(-1)
-        lines = {name: _numbers(line, name).reshape(len(measured), -1) for name, line in (baselines or {}).items()}
+        lines = {name: _numbers(line, name) for name, line in (baselines or {}).items()}
         _check(table, measured, names, prior)
+        _check_options(len(measured), lines, around_ms, chosen)
+        lines = {name: line.reshape(len(measured), -1) for name, line in lines.items()}
         test, train = held_out_rows(len(measured), chosen, seed)
         report = _report(
             table, measured, _makers(names, prior), lines, train=train, test=test, around_ms=around_ms, chosen=chosen
@@ -148,8 +153,20 @@ def _makers(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str
     makers: dict[str, Maker] = {name: partial(make, names) for name, make in MODELS.items()}
     if not prior:
         return makers
-    others = OtherDevices([device.predict for device in prior], np.concatenate([device.features for device in prior]))
+    orders = [_order(names, device) for device in prior]
+    known = [device.features[:, np.argsort(order)] for device, order in zip(prior, orders, strict=True)]
+    predict = [partial(_reordered, device, order) for device, order in zip(prior, orders, strict=True)]
+    others = OtherDevices(predict, np.concatenate(known))
     return makers | {name: partial(make, others) for name, make in PRIOR_MODELS.items()}
+
+
+def _order(names: Sequence[str], device: LatencyPredictor) -> list[int]:
+    """Where the columns of a prior are: by their names, or by their places where one of the two has none."""
+    return [names.index(name) for name in device.names] if set(device.names) == set(names) else [*range(len(names))]
+
+
+def _reordered(device: LatencyPredictor, order: Sequence[int], table: np.ndarray) -> np.ndarray:
+    return device.predict(table[:, order])
 
 
 def _blend(report: PredictorReport, makers: Mapping[str, Maker]) -> LatencyModel:
@@ -185,9 +202,12 @@ def _table(features: Any, fitted: Sequence[str] = ()) -> tuple[np.ndarray, list[
     table = _numbers(features, "features")
     if table.ndim == 1:
         table = table[:, None]
-    if table.ndim != 2:
+    if table.ndim != 2 or not table.shape[1]:
         raise InputError(f"`features` must be (measurements, features) numbers, but got the shape {table.shape}.")
-    return table, [f"{name}" for name in (range(table.shape[1]) if columns is None else columns)]
+    names = [f"{name}" for name in (range(table.shape[1]) if columns is None else columns)]
+    if len(set(names)) < len(names):
+        raise InputError(f"every column of `features` needs a name of its own, but got {names}.")
+    return table, names
 
 
 def _check(table: np.ndarray, latency_ms: np.ndarray, names: Sequence[str], prior: Sequence[LatencyPredictor]) -> None:
@@ -210,6 +230,20 @@ def _check(table: np.ndarray, latency_ms: np.ndarray, names: Sequence[str], prio
                 f"a prior must be fitted on the same features, but it has {len(device.names)} and there are "
                 f"{len(names)}; fit it on these columns."
             )
+        unnamed = [str(column) for column in range(len(names))]
+        strange = sorted(set(names) - set(device.names))
+        if strange and unnamed not in ([*names], [*device.names]):
+            raise InputError(f"a prior must be fitted on the same features, but it has none named {strange[:3]}.")
+
+
+def _check_options(n: int, lines: Mapping[str, np.ndarray], around_ms: float | None, chosen: int) -> None:
+    for name, line in lines.items():
+        if len(line) != n:
+            raise InputError(f"a baseline needs a row for each of {n} measurements, but `{name}` has {len(line)}.")
+    if around_ms is not None and not around_ms > 0:
+        raise InputError(f"`around_ms` must be above zero, but got {around_ms}; leave it out without a bound.")
+    if not 0 <= chosen < n:
+        raise InputError(f"`chosen` must be at least 0 and below the {n} measurements, but got {chosen}.")
 
 
 def _report(
@@ -226,8 +260,10 @@ def _report(
     """Chooses a model on ``train`` and scores every model and baseline on ``test``, both row indices."""
     left_out = {name: _left_out(make, x[train], latency_ms[train]) for name, make in makers.items()}
     cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in left_out.items()}
-    eligible = [name for name in cv if name in PRIOR_MODELS] if len(train) <= FEW else []
-    ranked = sorted(eligible or cv, key=lambda name: cv[name])
+    ranked = sorted(cv, key=lambda name: cv[name])
+    informed = [name for name in ranked if name in PRIOR_MODELS]
+    if len(train) <= FEW and informed and cv[informed[0]] < UNLIKE * cv[ranked[0]]:
+        ranked = informed
     best = ranked[: BLENDED if len(train) <= FEW else 1]
     name, weights = "+".join(best), _weights(best, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in makers.items()}

@@ -116,6 +116,29 @@ def test_a_frame_gives_its_names_and_is_read_by_them() -> None:
         predictor.predict(frame[NAMES[:2]])
 
 
+def test_a_prior_is_read_by_the_names_of_its_columns() -> None:
+    law, x, unseen = (0.3, 0.6, 0.2), rows(10, 7), rows(400, 8)
+    frame = pd.DataFrame(rows(120), columns=NAMES)
+    known = LatencyPredictor.fit(frame, device(rows(120), 1.0, 0.2, 0.3, seed=1))
+    new, turned = pd.DataFrame(x, columns=NAMES), NAMES[::-1]
+    there = LatencyPredictor.fit(new[turned], device(x, *law, seed=7), prior=known).predict(
+        pd.DataFrame(unseen, columns=NAMES)
+    )
+    here = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=known).predict(unseen)
+    np.testing.assert_allclose(there, here, rtol=1e-3)
+    with pytest.raises(InputError, match=r"same features.*'depth'"):
+        LatencyPredictor.fit(new.rename(columns={"layers": "depth"}), device(x, *law), prior=known)
+
+
+def test_a_prior_that_says_nothing_is_left_aside() -> None:
+    law, x, unseen = (0.3, 0.6, 0.2), rows(15, 7), rows(400, 8)
+    noise = LatencyPredictor.fit(rows(120), np.exp(np.random.default_rng(0).normal(0, 1, 120)))
+    alone = LatencyPredictor.fit(x, device(x, *law, seed=7))
+    beside = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=noise)
+    assert beside.report.model == alone.report.model
+    assert (beside.predict(unseen) == alone.predict(unseen)).all()
+
+
 def test_the_interval_covers_nine_in_ten() -> None:
     predictor = LatencyPredictor.fit(rows(150), device(rows(150), 1, 0.5, 0.2, seed=1))
     x = rows(400, 5)
@@ -148,11 +171,27 @@ def test_constant_features_and_latencies_and_few_measurements_are_predicted(n: i
         (np.full((12, 2), np.nan), np.ones(12), "finite"),
         ([["a"]] * 12, np.ones(12), "numbers"),
         (np.ones((12, 2, 2)), np.ones(12), "shape"),
+        (np.ones((12, 0)), np.ones(12), "shape"),
+        (pd.DataFrame(np.ones((12, 2)), columns=["a", "a"]), np.ones(12), "name of its own"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms: Any, law: str) -> None:
     with pytest.raises(InputError, match=law):
         LatencyPredictor.fit(features, latency_ms)
+
+
+@pytest.mark.parametrize(
+    ("options", "law"),
+    [
+        ({"baselines": {"macs": np.ones(11)}}, "`macs` has 11"),
+        ({"around_ms": 0.0}, "`around_ms` must be above zero"),
+        ({"chosen": -1}, "`chosen` must be at least 0"),
+        ({"chosen": 12}, "below the 12 measurements"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(options: dict[str, Any], law: str) -> None:
+    with pytest.raises(InputError, match=law):
+        LatencyPredictor.fit(rows(12), np.ones(12), **options)
 
 
 def test_a_prior_of_other_features_is_refused_and_four_measurements_suffice_with_one(

@@ -29,7 +29,7 @@ from predictors.accuracy import errors
 
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
 """MAPE of the predictors that HAT ships, on all rows, those they were trained on included."""
-DEVICES_ROWS, TEST_ROWS = 500, 2000
+DEVICES_ROWS, TEST_ROWS = 2000, 2000
 DRAWS = 4
 """Samples of a new device that are tried for each seed."""
 
