@@ -68,7 +68,8 @@ def test_the_commands_of_a_finished_run(
     assert "torch states accuracy 0.1230" in capsys.readouterr().err
 
     nas(monkeypatch, "profile", recipe, "--run", run.folder)
-    assert "depth-only" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("depth-only", str(run.recipe.workload), "each extracted", "interval"))
 
 
 def test_a_dry_run_writes_nothing(
