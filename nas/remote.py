@@ -193,6 +193,12 @@ def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnet
             )
     if plan.models.keys() != {*subnets, ANCHOR}:
         raise InputError(f"`{source}` was exported by another run, or an earlier state of this one; export again.")
+    beyond = max((result.number for result in results if result.name != ANCHOR), default=0)
+    if beyond >= plan.passes:
+        raise InputError(
+            f"`{source}` must hold the results of passes 0 to {plan.passes - 1}, but has some of pass {beyond}; "
+            "export and measure again."
+        )
     devices = {result.device_name for result in results}
     known = run.store.anchor(workload) and {run.device}
     if len(devices) > 1 or (devices and known and devices != known):
@@ -202,7 +208,7 @@ def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnet
         )
     expected = {(name, number) for name in subnets for number in range(plan.passes)}
     expected |= set() if plan.anchor_ms else {(ANCHOR, 0)}
-    missing = expected - {(result.name, result.number) for result in results}
+    missing = expected - {(result.name, result.number if result.name != ANCHOR else 0) for result in results}
     if missing:
         raise InputError(
             f"`{source}` must hold the results of all its {len(expected)} measurements, but {len(missing)} are "

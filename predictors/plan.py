@@ -104,23 +104,39 @@ class Result:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Result:
-        """Reads back what `to_dict` wrote."""
-        workload, timing = Workload.from_dict(row["workload"]), Timing(**row["timing"])
-        return cls(row["name"], row["number"], row["device_name"], workload, timing)
+        """Reads back what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a value is none that `measure_plan` writes.
+            KeyError, TypeError: If one is missing.
+        """
+        workload, timing = Workload.from_dict(row["workload"]), Timing.from_dict(row["timing"])
+        name, number, device = row["name"], row["number"], row["device_name"]
+        if not (isinstance(name, str) and isinstance(device, str)):
+            raise ValueError(f"`name` and `device_name` must be texts, but got {name!r} and {device!r}")
+        if type(number) is not int or number < 0:
+            raise ValueError(f"`number` must be a whole number from 0, but got {number!r}")
+        return cls(name, number, device, workload, timing)
 
 
 def read_results(folder: Path) -> list[Result]:
     """The whole lines of results.jsonl; a last one that a kill cut short is left out.
 
     Raises:
-        InputError: If another line is damaged.
+        InputError: If another line is no result, or has a number that no measurement gives.
     """
     file = folder / RESULTS
     data = file.read_bytes() if file.exists() else b""
-    try:
-        return [Result.from_dict(json.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"`{file}` is damaged ({error}); delete it and measure again.") from None
+    results = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            results.append(Result.from_dict(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"every line of `{file}` must be a measurement, but line {number} is not ({error}); delete that line "
+                "and type `python measure.py` on the device to measure it again."
+            ) from None
+    return results
 
 
 def measure_plan(folder: Path) -> None:
@@ -129,6 +145,8 @@ def measure_plan(folder: Path) -> None:
     check_device(plan.workload)
     done = {(result.name, result.number): result.timing for result in read_results(folder)}
     anchors = [timing for (name, _), timing in done.items() if name == ANCHOR]
+    if plan.anchor_ms is None and not anchors:
+        done = {}  # whose scale is lost
     for number in range(plan.passes):
         missing = [name for name in plan.models if name != plan.anchor and (name, number) not in done]
         for start, group in groups(missing, seed=number):

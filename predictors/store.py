@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,9 +43,8 @@ class Measurement:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Measurement:
         """Reads back what `to_dict` wrote."""
-        timing = Timing(**{field.name: row[field.name] for field in fields(Timing) if field.name in row})
         subnet, workload = SubnetConfig.from_dict(row["subnet"]), Workload.from_dict(row["workload"])
-        return cls(subnet, workload, row["device_name"], row["stage"], timing)
+        return cls(subnet, workload, row["device_name"], row["stage"], Timing.from_dict(row))
 
 
 class MeasurementStore:

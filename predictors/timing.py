@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ ANCHOR = "anchor"
 
 CONFIDENCE = 0.95
 MAX_DRIFT = 0.05
+UNKNOWN = (("ratio_low", 0.0), ("ratio_high", math.inf))
+"""Ends of an interval of which nothing is known."""
 COVERAGE = 0.9
 
 
@@ -41,6 +44,21 @@ class Timing:
     ratio_low: float = 0.0
     ratio_high: float = math.inf
     drift: float = 0.0
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Timing:
+        """Reads back fields of a row, which may have others too; those with defaults may be missing.
+
+        Raises:
+            ValueError: If one is a number that no measurement gives, or none.
+            TypeError: If one is missing.
+        """
+        timing = cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+        for name, value in asdict(timing).items():
+            least = -1 if name == "drift" else 0
+            if not (type(value) in (int, float) and (least < value < math.inf or (name, value) in UNKNOWN)):
+                raise ValueError(f"`{name}` must be a finite number above {least}, but got {value!r}")
+        return timing
 
     @property
     def precision(self) -> float:

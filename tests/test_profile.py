@@ -54,7 +54,7 @@ class Machine:
         reference = anchor_ms or here
         halves = {name: 0.5 for name in models} | {ANCHOR: 1.0}
         return {
-            name: Timing(ratio, ratio * reference, 0.0, 0.0, ratio * here, 11, 0.0, 1.0, here / reference - 1)
+            name: Timing(ratio, *[ratio * reference] * 3, ratio * here, 11, 0.0, 1.0, here / reference - 1)
             for name, ratio in halves.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from nas.remote import export_plan, import_results
 from nas.run import Run, write_json
 from predictors import Workload, device_name
 from predictors.plan import Plan, measure_plan, read_results
+from predictors.timing import ANCHOR
 from search_spaces import InputError
 
 GUARD = """
@@ -152,6 +154,12 @@ def damaged(folder: Path, device: Path) -> None:
     (device / "results.jsonl").write_text("{}\n" + (device / "results.jsonl").read_text())
 
 
+def third_pass(folder: Path, device: Path) -> None:
+    rows = [result.to_dict() for result in read_results(device)]
+    rows[3]["number"] = 2
+    (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def no_plan(folder: Path, device: Path) -> None:
     (device / "plan.json").unlink()
 
@@ -164,7 +172,8 @@ def no_plan(folder: Path, device: Path) -> None:
         (mixed_workload, r"of the run's workload.*batch 64.*export and measure again"),
         (two_devices, r"one device.*abacus and calculator"),
         (other_run, r"exported by another run"),
-        (damaged, r"results\.jsonl` is damaged.*delete it"),
+        (damaged, r"results\.jsonl` must be a measurement, but line 1 is not.*delete that line"),
+        (third_pass, r"passes 0 to 0, but has some of pass 2; export and measure again"),
         (no_plan, r"whole plan\.json.*--export"),
     ],
 )
@@ -174,6 +183,49 @@ def test_results_that_do_not_belong_are_refused(spoil: object, says: str, export
     with pytest.raises(InputError, match=says):
         import_results(recipe, folder, device)
     assert not (folder / "measurements.jsonl").exists() and not (folder / "predictor").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "law"),
+    [
+        ("latency_ms", math.nan, "above 0, but got nan"),
+        ("latency_ms", math.inf, "above 0, but got inf"),
+        ("latency_ms", "fast", "above 0, but got 'fast'"),
+        ("ratio", -1.0, r"above 0, but got -1\.0"),
+        ("raw_ms", 0.0, r"above 0, but got 0\.0"),
+        ("rounds", True, "above 0, but got True"),
+        ("ratio_high", math.nan, "above 0, but got nan"),
+        ("drift", -1.0, r"above -1, but got -1\.0"),
+        ("number", "0", "whole number from 0, but got '0'"),
+        ("device_name", None, "texts, but got .* and None"),
+    ],
+)
+def test_a_number_that_no_measurement_gives_is_not_stored(
+    field: str, value: object, law: str, exported: tuple[Recipe, Path, Path]
+) -> None:
+    recipe, folder, device = exported
+    good = (device / "results.jsonl").read_text()
+    lines = good.splitlines(keepends=True)
+    row = json.loads(lines[-1])
+    (row["timing"] if field in row["timing"] else row)[field] = value
+    (device / "results.jsonl").write_text("".join(lines[:-1]) + json.dumps(row) + "\n")
+    says = rf"results\.jsonl` must be a measurement, but line {len(lines)} is not \(.*`{field}` .*{law}.*measure\.py"
+    with pytest.raises(InputError, match=says):
+        import_results(recipe, folder, device)
+    assert not (folder / "measurements.jsonl").exists()
+    (device / "results.jsonl").write_text(good)
+    import_results(recipe, folder, device)
+
+
+@pytest.mark.parametrize("lost", ["last", "first anchor", "all anchors"])
+def test_lines_that_were_deleted_are_measured_again(lost: str, exported: tuple[Recipe, Path, Path]) -> None:
+    recipe, folder, device = exported
+    lines = (device / "results.jsonl").read_text().splitlines(keepends=True)
+    anchors = [line for line in lines if json.loads(line)["name"] == ANCHOR]
+    dropped = {"last": lines[-1:], "first anchor": anchors[:1], "all anchors": anchors}[lost]
+    (device / "results.jsonl").write_text("".join(line for line in lines if line not in dropped))
+    measured_by("abacus", device)
+    assert len(import_results(recipe, folder, device).subnets) == 10
 
 
 def test_a_second_device_is_refused(exported: tuple[Recipe, Path, Path]) -> None:

@@ -114,3 +114,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         store.path.write_text(line + broken + line)
         with pytest.raises(InputError, match=r"m\.jsonl.*line 2"):
             MeasurementStore(store.path).rows(Workload(), "profile")
+
+
+def test_a_stored_number_that_no_measurement_gives_is_named_with_its_line(tmp_path):
+    store = MeasurementStore(tmp_path / "m.jsonl")
+    store.add(SUBNET, Workload(), "anchor", timing(1.0))
+    store.add(SUBNET, Workload(), "profile", timing(math.nan))
+    with pytest.raises(InputError, match=r"line 2 is not \(`latency_ms` must be .* but got nan\); delete that line"):
+        MeasurementStore(store.path).rows(Workload(), "profile")
