@@ -176,12 +176,14 @@ def write_onnx_workload(
     model: PreTrainedModel, inputs: Inputs, workload: Workload, folder: Path
 ) -> tuple[Path, dict[str, np.ndarray]]:
     """Writes the ONNX file of a model for the phase and shapes of a workload; also returns what it is fed with."""
+    import torch
     from transformers.exporters.utils import onnx_feed
 
-    model, placed = _placed(model, inputs, replace(workload, device="cpu"))
     file = folder / "model.onnx"
-    write_onnx(model, placed, file, int8=workload.dtype == "int8", dynamic=False)
-    return file, onnx_feed(input_names(file), placed)
+    with torch.inference_mode():  # a cache with a graph cannot be traced
+        model, placed = _placed(model, inputs, replace(workload, device="cpu"))
+        write_onnx(model, placed, file, int8=workload.dtype == "int8", dynamic=False)
+        return file, onnx_feed(input_names(file), placed)
 
 
 def input_names(file: Path) -> list[str]:

@@ -9,8 +9,11 @@ import pytest
 import torch
 import transformers
 from conftest import TOYS
+from toy_tasks import causal
 
 import nas  # noqa: F401  exports load without the trust flag
+from nas.bench import bench_rows
+from nas.config import Recipe
 from nas.supernets.supernet import Supernet
 from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
 
@@ -160,6 +163,18 @@ def test_an_export_reloads_and_generates_in_half_precision(
             assert torch.allclose(active(**full).logits, model(**full).logits, rtol=0.05, atol=0.05), case
         for how in (DYNAMIC, STATIC):
             assert torch.equal(generated(reloaded, inputs, how), generated(model, inputs, how)), (case, how)
+
+
+@pytest.mark.slow
+def test_a_bench_of_decoding_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    causal(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the film is good")
+    task = {"type": "text-generation", "train": str(tmp_path / "text.txt"), "test": str(tmp_path / "text.txt")}
+    workload = {"runtime": "onnxruntime", "phase": "decode", "sequence_length": 16}
+    recipe = Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}, "workload": workload})
+    (row,) = bench_rows([recipe.model], recipe, 0.5)
+    assert row.timing.latency_ms > 0 and row.workload == recipe.workload
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)

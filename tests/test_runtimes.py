@@ -13,7 +13,7 @@ from conftest import TOYS, bert
 
 from predictors import Workload, measure
 from predictors.onnx_export import require, write_onnx
-from predictors.runtimes import RUNTIMES, prepared
+from predictors.runtimes import RUNTIMES, onnx_call, prepared, write_onnx_workload
 from search_spaces import InputError
 
 LENGTH = 6
@@ -72,6 +72,17 @@ def test_decoding_with_a_cache_gives_the_last_token_of_the_whole_pass(model_type
         expected = model(**inputs).logits[:, -1:].numpy()
     found = run(model, inputs, runtime=runtime, phase="decode")
     assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_an_onnx_file_that_decodes_is_written_with_autograd_on(model_type: str, tmp_path: Path) -> None:
+    needs("onnxruntime")
+    model, workload = TOYS[model_type].model(), Workload(sequence_length=LENGTH, runtime="onnxruntime", phase="decode")
+    call = onnx_call(*write_onnx_workload(model, tokens(), workload, tmp_path), workload)
+    with torch.inference_mode():
+        expected = model(**tokens()).logits[:, -1:].numpy()
+    assert np.abs(first_of(call()) - expected).max() < 1e-4
 
 
 def test_prefill_keeps_the_keys_and_values_and_a_whole_pass_does_not() -> None:
