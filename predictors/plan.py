@@ -246,9 +246,14 @@ def import_libraries(workload: Workload, source: str, auto_class: str, remote_co
 
 
 def main(folder: Path) -> None:
-    """Measures a plan; a mistake is one line and exit code 2."""
+    """Measures a plan; a mistake, or a stop by Ctrl-C, is one line and exit code 2."""
     try:
         measure_plan(folder)
     except InputError as error:
-        print(f"measure.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        said = str(error)
+    except KeyboardInterrupt:
+        said = "stopped; type the same command again to go on."
+    else:
+        return
+    print(f"measure.py: {said}", file=sys.stderr)
+    sys.exit(2)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_resume import heed_ctrl_c, stop_when
 
 from nas.config import Recipe
 from nas.pipeline import search
@@ -30,10 +32,14 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """Runs a script as a device would that lacks our packages, and others by name."""
 
 
+def script(folder: Path, *refused: str) -> list[str]:
+    """Measures a folder in an isolated Python."""
+    return [sys.executable, "-I", "-c", GUARD.format(refused=refused), str(folder / "measure.py")]
+
+
 def on_device(folder: Path, *refused: str) -> subprocess.CompletedProcess[str]:
-    """Measures a folder in an isolated Python, from another directory."""
-    command = [sys.executable, "-I", "-c", GUARD.format(refused=refused), str(folder / "measure.py")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=500)
+    """The same, from another directory, to its end."""
+    return subprocess.run(script(folder, *refused), capture_output=True, text=True, cwd=folder.parent, timeout=500)
 
 
 def small(text_recipe: Path, *overrides: str) -> Recipe:
@@ -121,6 +127,17 @@ def test_what_a_kill_left_is_not_measured_again(exported: tuple[Recipe, Path, Pa
     measure_plan(device)
     assert (device / "results.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
     assert {r.name for r in read_results(device)} == {json.loads(line)["name"] for line in lines}
+
+
+def test_ctrl_c_is_one_line_and_loses_nothing(exported: tuple[Recipe, Path, Path]) -> None:
+    _, _, device = exported
+    replace(Plan.read(device), passes=1000).write(device)
+    before = (device / "results.jsonl").read_bytes()
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(script(device), stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
+    said = stop_when(process, lambda: (device / "results.jsonl").read_bytes() > before, signal.SIGINT)
+    assert said == "measure.py: stopped; type the same command again to go on.\n" and process.returncode == 2
+    assert (device / "results.jsonl").read_bytes().startswith(before) and read_results(device)[-1].number >= 1
 
 
 def incomplete(folder: Path, device: Path) -> None:

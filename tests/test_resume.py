@@ -30,7 +30,7 @@ STAGES = ("parent", "supernet", "predictor", "front.json", "report.html")
 """The result of each stage, in order."""
 
 
-def _heed_ctrl_c() -> None:
+def heed_ctrl_c() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(whole: tuple[Path, Path], tmp_path: Pa
     begun(uninterrupted, run, "parent", "measurements.jsonl")
     command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
     nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
-    process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=_heed_ctrl_c)
+    process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
     said = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
     assert process.returncode == 2
     assert said == "nas: stopped; type the same command again to go on.\n"
