@@ -206,14 +206,15 @@ def measure_subnets(
         for subnet in group:
             store.add(subnet, workload, "profile", timed[subnet.key])
 
-    with progress("profile") as report:
-        for start, group in groups(missing):
-            measure_group(group)
-            report(start + len(group), len(missing), "")
-        timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-        limit = max_drift(bench.recipe.profile.precision)
-        for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
-            measure_group(group)
+    if missing:
+        with progress("profile") as report:
+            for start, group in groups(missing):
+                measure_group(group)
+                report(start + len(group), len(missing), "")
+            timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
+            limit = max_drift(bench.recipe.profile.precision)
+            for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
+                measure_group(group)
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
     say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
     return {subnet.key: timings[subnet.key] for subnet in subnets}

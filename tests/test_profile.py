@@ -80,6 +80,19 @@ def test_the_median_anchor_is_the_scale_and_what_was_disturbed_is_measured_again
     assert machine.precisions == [bench.recipe.profile.precision] * 4
 
 
+def test_a_bar_is_only_shown_where_something_is_measured(
+    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, bench, supernet, subnets = toy
+    Machine(monkeypatch, [10.0])
+    timed = stages.measure_subnets(run, bench, supernet, subnets[:8])
+    assert "profile" in capsys.readouterr().out
+    assert stages.measure_subnets(run, bench, supernet, subnets[:8]) == timed
+    assert capsys.readouterr().out == ""
+
+
 def test_a_closed_scale_does_not_move(
     toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
