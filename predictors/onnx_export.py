@@ -19,6 +19,7 @@ from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir
+    import onnxruntime
     import torch
     from transformers import PreTrainedModel
 
@@ -119,6 +120,18 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
             logging.disable(disabled)
 
 
+def onnx_session(
+    file: str | Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)
+) -> onnxruntime.InferenceSession:
+    """A session that runs an ONNX file, by default with all cores, and logs errors only."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+
+
 @contextmanager
 def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
     """Traces without the exporter's warnings; what goes wrong becomes one line.
@@ -192,11 +205,10 @@ def _difference(model: PreTrainedModel, cases: Sequence[Mapping[str, Any]], file
 def _difference_on(model: PreTrainedModel, inputs: Mapping[str, Any], file: Path) -> float:
     import copy
 
-    import onnxruntime
     import torch
     from transformers.exporters.utils import get_leaf_tensors, onnx_feed
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = onnx_session(file)
     names = [output.name for output in session.get_outputs()]
     fed = onnx_feed([spec.name for spec in session.get_inputs()], inputs)
     found = dict(zip(names, session.run(names, fed), strict=True))

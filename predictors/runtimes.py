@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictors.onnx_export import quiet_export, require, write_onnx
+from predictors.onnx_export import onnx_session, quiet_export, require, write_onnx
 from predictors.workload import Runtime, Workload, one_line_errors
 from search_spaces.errors import InputError
 
@@ -188,9 +188,7 @@ def write_onnx_workload(
 
 def input_names(file: Path) -> list[str]:
     """What an ONNX file is fed with."""
-    import onnxruntime
-
-    return [spec.name for spec in onnxruntime.InferenceSession(str(file)).get_inputs()]
+    return [spec.name for spec in onnx_session(file).get_inputs()]
 
 
 def onnx_call(file: Path, feed: Mapping[str, np.ndarray], workload: Workload) -> Call:
@@ -200,10 +198,7 @@ def onnx_call(file: Path, feed: Mapping[str, np.ndarray], workload: Workload) ->
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = workload.threads, 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=_providers(workload))
+    session = onnx_session(file, workload.threads, _providers(workload))
     device, index = ("cuda", workload.device_index) if workload.on_cuda else ("cpu", 0)
     binding = session.io_binding()
     for name, array in feed.items():

@@ -122,6 +122,14 @@ def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_onnx_runtime_logs_errors_only(dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    needs("onnxruntime")
+    workload = Workload(sequence_length=LENGTH, runtime="onnxruntime", dtype=dtype)  # type: ignore[arg-type]
+    onnx_call(*write_onnx_workload(bert(), tokens(), workload, tmp_path), workload)()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     import predictors.onnx_export as module

@@ -18,6 +18,7 @@ from nas.tasks.workbench import Workbench, load_config
 from predictors import Workload, measure
 from predictors.measure import quiet
 from predictors.memory import peak_memory_mb
+from predictors.onnx_export import onnx_session
 from predictors.plan import import_libraries
 from predictors.runtimes import input_names, onnx_call, prepared
 from predictors.timing import ANCHOR
@@ -116,11 +117,7 @@ def _call(
 
 
 def _onnx(path: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path, torch.get_num_threads())
     names, taken = ([port.name for port in ports] for ports in (session.get_outputs(), session.get_inputs()))
 
     def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
