@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -153,14 +153,23 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
 
 
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
-    """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one."""
-    passes = []
+    """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one.
+
+    The intervals of all passes together are to reach the precision: to half of it until the last pass, which has the
+    other half for how far their medians lie apart.
+    """
+    passes: list[dict[str, Timing]] = []
     for number in range(plan.passes):
         first, *others = [load(folder, plan, name) for name in plan.models]
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
-        passes.append(measure(calls, first, plan.workload, precision=plan.precision, seed=number))
+        wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
+        earlier = _joint(passes) if passes else None
+        passes.append(measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier))
     scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
-    scaled = [{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes]
-    joint = {name: reduce(joined, (timed[name] for timed in scaled)) for name in scaled[0]}
+    joint = _joint([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
     itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
     return {plan.anchor: itself, **joint}
+
+
+def _joint(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:
+    return {name: reduce(joined, (timed[name] for timed in passes)) for name in passes[0]}

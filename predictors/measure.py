@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from predictors.timing import ANCHOR, Timing, max_drift, median_interval
+from predictors.timing import ANCHOR, Timing, joined, max_drift, median_interval
 from predictors.workload import Workload, one_line_errors
 from search_spaces.errors import InputError
 
@@ -41,6 +41,7 @@ def measure(
     precision: float | None = None,
     max_rounds: int = 60,
     seed: int = 0,
+    earlier: Mapping[str, Timing] | None = None,
 ) -> dict[str, Timing]:
     """Times models against an anchor, in rounds of random order.
 
@@ -66,6 +67,8 @@ def measure(
         precision: Wanted half-width of the confidence interval of each ratio, relative; None: no more than ``rounds``.
         max_rounds: Where rounds end even if a precision is not reached (see `doubts`).
         seed: Order of the candidates in each round.
+        earlier: Timings of the same models, loaded before; the interval of both together (`joined`) is then what must
+            reach the precision.
 
     Returns:
         Name -> timing, the anchor's own under ``"anchor"``.
@@ -83,7 +86,9 @@ def measure(
         models = {ANCHOR: anchor, **candidates}
         calls = {name: _warm(call, workload) for name, call in models.items()}
         most = rounds if precision is None else max(rounds, max_rounds)
-        visits = _visits(models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0)
+        visits = _visits(
+            models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0, earlier=earlier
+        )
     return _timings(visits, anchor_ms, precision or 0.0)
 
 
@@ -200,6 +205,7 @@ def _visits(
     least: int,
     most: int,
     precision: float,
+    earlier: Mapping[str, Timing] | None = None,
 ) -> list[_Visit]:
     """Visits every candidate once per round, those of the wanted precision no more after the least number of rounds;
     neighbours share the anchor visit between them."""
@@ -215,7 +221,7 @@ def _visits(
             before = after
         if done >= least:
             calm = _calm(visits, precision)
-            wanting = [name for name in names if _precision(calm, name) > precision]
+            wanting = [name for name in names if _precision(calm, name, (earlier or {}).get(name)) > precision]
         if not wanting:
             break
     return visits
@@ -242,13 +248,13 @@ def _calm(visits: list[_Visit], precision: float) -> list[_Visit]:
     return [visit for visit in visits if max(visit.before_ms, visit.after_ms) <= calm_ms]
 
 
-def _precision(visits: list[_Visit], name: str) -> float:
-    """Half the width of the confidence interval of a model's ratio, relative to it."""
+def _precision(visits: list[_Visit], name: str, earlier: Timing | None) -> float:
+    """Half the width of the confidence interval of a model's ratio, relative to it; joined with an earlier one's."""
     ratios = np.array([visit.ratio for visit in visits if visit.name == name])
     if len(ratios) < MIN_KEPT:
         return math.inf
-    low, high = median_interval(ratios)
-    return (high - low) / (2 * float(np.median(ratios)))
+    timing = _timing(ratios, ratios, 1.0, 1.0)
+    return (timing if earlier is None else joined(earlier, timing)).precision
 
 
 def _timing(ratios: np.ndarray, raw_ms: np.ndarray, beside_ms: float, reference_ms: float) -> Timing:
