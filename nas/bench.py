@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,12 +15,18 @@ from rich.table import Table
 
 from nas.alone import alone
 from nas.config import Recipe
-from nas.tasks.workbench import Workbench
+from nas.task_types import TASK_TYPES
+from nas.tasks.long_inputs import positions
+from nas.tasks.workbench import load_config
 from predictors import Timing, Workload, device_name, measure
 from predictors.plan import Plan, load
 from predictors.runtimes import check_runtime, write_onnx_workload
 from predictors.timing import ANCHOR, doubts, joined
-from search_spaces import AUTO_CLASSES, InputError
+from search_spaces import AUTO_CLASSES, FAMILIES, InputError
+from search_spaces.inputs import Inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PRECISION = 0.02
 """Wanted half-width of the confidence interval of a ratio, relative, unless another is asked for."""
@@ -68,7 +74,7 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
         precision: Wanted half-width of the confidence interval of each ratio, relative; see `doubts_of`.
 
     Raises:
-        InputError: If a model does not load, or the workload cannot run here.
+        InputError: If a model does not load or fit the workload, or this cannot run here.
     """
     workload = recipe.workload
     workload.check_available()
@@ -134,7 +140,7 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
 
     auto, models, inputs = AUTO_CLASSES[recipe.task.type], {}, {}
     for number, name in enumerate(dict.fromkeys(names)):
-        arrays = Workbench(recipe.model_copy(update={"model": name})).dummy_inputs(recipe.workload)
+        arrays = _inputs(name, recipe)
         fed = {key: tensor.numpy() for key, tensor in arrays.items()}
         models[name], inputs[name] = str(Path(name).resolve()) if Path(name).exists() else name, f"{number}.npz"
         if recipe.workload.runtime == "onnxruntime":
@@ -150,6 +156,37 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
     plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision)
     plan.write(folder)
     return plan
+
+
+def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The workload's input of one model.
+
+    Raises:
+        InputError: If the model is of another kind than the task, or has fewer positions than the workload has tokens.
+    """
+    config, kind, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
+    limit = _positions(config)
+    if kind.reads_tokens and (length is None or (limit is not None and length > limit)):
+        most = "a whole number" if limit is None else f"at most the {limit} positions of `{name}`"
+        raise InputError(
+            f"`workload.sequence_length` must be {most}, but got {'null' if length is None else length}; set another "
+            "or leave the model out."
+        )
+    try:
+        return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
+    except AttributeError:
+        raise InputError(
+            f"model `{name}` must read what `task.type` {recipe.task.type} is given, but a `{config.model_type}` does "
+            "not; leave it out, or give --workload a recipe of its task."
+        ) from None
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model reads at most: by its family's table, or as its config says; None where it does not."""
+    family = FAMILIES.get(config.model_type.removeprefix("nas_"))
+    if family is None:
+        return positions(config)
+    return Inputs(family, getattr(config, family.sub_config) if family.sub_config else config).max_sequence_length
 
 
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 from command import Command
-from conftest import bert
+from conftest import SIZES, TEXT, TOYS, bert
 from filelock import FileLock
+from transformers import AutoConfig
 
 from nas.cli import main
 from nas.config import Recipe
@@ -472,6 +473,29 @@ def test_folders_and_picks_that_cannot_be(
     before = contents(tmp_path)
     refused(*(argument.format(**places) for argument in arguments), says=says)
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "says"),
+    [
+        ("bert", 65, ("`workload.sequence_length`", "64 positions", "bert`", "got 65", "leave the model out")),
+        ("roberta", 64, ("`workload.sequence_length`", "62 positions", "roberta`", "got 64")),
+        ("gpt2", 200, ("`workload.sequence_length`", "64 positions", "gpt2`", "got 200")),
+        ("squeezebert", 65, ("`workload.sequence_length`", "64 positions", "squeezebert`", "got 65")),
+        ("bert", None, ("`workload.sequence_length`", "got null", "good`")),
+        ("vit", 16, ("vit`", "text-classification", "--workload")),
+    ],
+)
+def test_models_that_do_not_fit_a_bench(
+    model: str, length: int | None, says: tuple[str, ...], text_recipe: Path, refused: Refused, tmp_path: Path
+) -> None:
+    """Also of a family that has no table; the first model would do."""
+    recipe = yaml.safe_load(text_recipe.read_text())
+    text_recipe.write_text(yaml.safe_dump({**recipe, "workload": {"sequence_length": length}}))
+    bert(max_position_embeddings=256).save_pretrained(tmp_path / "good")
+    sizes = TOYS[model].config if model in TOYS else {**SIZES, **TEXT}
+    AutoConfig.for_model(model, **sizes).save_pretrained(tmp_path / model)
+    refused("bench", tmp_path / "good", tmp_path / model, "--workload", text_recipe, says=says)
 
 
 # -- a process of its own -----------------------------------------------------------------------------------------
