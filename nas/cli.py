@@ -273,6 +273,8 @@ def bench(
     quiet_libraries()
     if precision is not None and not 0 < precision < 1:
         raise InputError(f"`--precision` must be between 0 and 1, such as 0.01 for 1 %, but got {precision:g}.")
+    if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
+        raise InputError(f"`--csv` must be a file in a folder that exists, but got `{csv}`; make its folder first.")
     rows = bench_rows(models, Recipe.load(workload), precision or PRECISION)
     console.print(bench_table(rows))
     if csv is not None:

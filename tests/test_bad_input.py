@@ -456,6 +456,8 @@ def test_a_quality_that_nothing_reaches(finished: tuple[Path, Path], refused: Re
         (("finetune", "{empty}", "{recipe}", "--run", "{run}"), ("must be an export", "subnet.json")),
         (("bench", "no-such/bert", "--workload", "{recipe}"), ("no-such/bert", "spelling")),
         (("bench", "no-such/bert", "--workload", "{recipe}", "--precision", "2"), ("between 0 and 1", "got 2")),
+        (("bench", "no-such/bert", "--workload", "{recipe}", "--csv", "{new}/b.csv"), ("`--csv`", "new/b.csv")),
+        (("bench", "no-such/bert", "--workload", "{recipe}", "--csv", "{empty}"), ("`--csv`", "empty", "a file")),
         (("profile", "{recipe}", "--run", "{run}", "--export", "{new}"), ("is measured on this device", "--run")),
         (("profile", "{recipe}", "--export", "{new}", "--import", "{empty}"), ("two steps", "in between")),
         (("profile", "{recipe}", "--run", "{none}", "--import", "{empty}"), ("recipe.yaml", "nas search")),
