@@ -92,13 +92,14 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
 
 def doubts_of(rows: Sequence[BenchRow], precision: float) -> str:
     """What must be said of rows that were to have a precision; empty where all is well."""
-    return doubts({row.model: row.timing for row in rows[1:]}, precision)
+    return doubts({row.model: row.timing for row in rows[1:] or rows}, precision)
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Rows as people read them."""
     columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", "memory_mb", "energy_mj"]
-    notes = ["10-90 %: of rounds. 95 %: confidence interval of the ratio over two loadings of each model."]
+    known = "ratio" if rows[1:] else "latency, relative to it,"
+    notes = [f"10-90 %: of rounds. 95 %: confidence interval of the {known} over two loadings of each model."]
     for name in ("memory_mb", "energy_mj"):
         if all(getattr(row, name) is None for row in rows):
             columns.remove(name)
@@ -192,6 +193,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
     """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one.
 
+    A model alone has the interval of its latency, relative to it.
     The intervals of all passes together are to reach the precision: to half of it until the last pass, which has the
     other half for how far their medians lie apart.
     """
@@ -201,7 +203,12 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
         wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
         earlier = _joint(passes) if passes else None
-        passes.append(measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier))
+        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier)
+        passes.append(timed if calls else {ANCHOR: timed[ANCHOR].in_ms})
+    if len(plan.models) == 1:
+        itself = _joint(passes)[ANCHOR]
+        low, high = itself.ratio_low / itself.ratio, itself.ratio_high / itself.ratio
+        return {plan.anchor: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
     scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
     joint = _joint([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
     itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)

@@ -249,8 +249,12 @@ def _calm(visits: list[_Visit], precision: float) -> list[_Visit]:
 
 
 def _precision(visits: list[_Visit], name: str, earlier: Timing | None) -> float:
-    """Half the width of the confidence interval of a model's ratio, relative to it; joined with an earlier one's."""
-    ratios = np.array([visit.ratio for visit in visits if visit.name == name])
+    """Half the width of the confidence interval of a model's ratio, relative to it; joined with an earlier one's.
+
+    An anchor alone has no ratio: its milliseconds stand in (`Timing.in_ms`).
+    """
+    alone = name == ANCHOR
+    ratios = np.array([visit.before_ms if alone else visit.ratio for visit in visits if visit.name == name])
     if len(ratios) < MIN_KEPT:
         return math.inf
     timing = _timing(ratios, ratios, 1.0, 1.0)

@@ -75,6 +75,12 @@ class Timing:
         """The same rounds, on the scale of what they took."""
         return self.beside(self.raw_ms / self.ratio)
 
+    @property
+    def in_ms(self) -> Timing:
+        """An anchor's own rounds, as ratios to one millisecond."""
+        low, high = self.ratio_low * self.raw_ms, self.ratio_high * self.raw_ms
+        return replace(self.uncorrected, ratio=self.raw_ms, ratio_low=low, ratio_high=high)
+
     def beside(self, anchor_ms: float) -> Timing:
         """The same rounds, by another reference latency of the anchor."""
         latency_ms = anchor_ms * self.ratio

@@ -23,8 +23,8 @@ from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
 from nas import stages
+from nas.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
 from nas.bench import _timings as bench_timings
-from nas.bench import bench_rows, bench_table, doubts_of, write_csv
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.figures import format_figure
@@ -43,7 +43,7 @@ from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent
-from predictors import Timing
+from predictors import Timing, measure
 from predictors.plan import Plan
 from predictors.timing import ANCHOR
 from search_spaces import InputError, SubnetConfig
@@ -370,3 +370,29 @@ def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_fo
     assert all(timing.rounds <= 120 for timing in timings) and sum(timing.rounds for timing in timings) < 80 * 25
     slower = 1.1
     assert found().precision > 0.04
+
+
+def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Random(0)
+    monkeypatch.setattr("nas.bench.load", lambda folder, plan, name: folder)
+    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
+
+    def found(precision: float, *passes_ms: float) -> list[BenchRow]:
+        left = iter(passes_ms)
+
+        def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
+            ms = next(left)
+            monkeypatch.setattr(sys.modules["predictors.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02))
+            return measure(calls, first, *rest, **options)
+
+        monkeypatch.setattr("nas.bench.measure", measured)
+        timing = bench_timings(Plan(run.recipe.workload, "", {"a": ""}, {}, "a", 2, precision), tmp_path)["a"]
+        assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
+        return [BenchRow("a", timing, None, None, run.recipe.workload, "")]
+
+    assert all(not doubts_of(found(0.02, 10, 10), 0.02) for _ in range(25))
+    assert "the worst, a, within" in doubts_of(found(1e-4, 10, 10), 1e-4)
+    apart = found(0.03, 10, 10.8)
+    assert "the worst, a, within" in doubts_of(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8
