@@ -106,8 +106,9 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             notes.append(f"{name}: not measured, no counter can be read here.")
     title = f"{rows[0].workload} · {rows[0].device_name}"
     table = Table(title=title, caption=" ".join(notes), caption_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model")
+    table.add_column(columns[0], overflow="fold")
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = _cells(row)
         table.add_row(*(cells[name] for name in columns))

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import bert, text_inputs
 from rich.console import Console
+from rich.table import Table
 from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
@@ -133,17 +134,17 @@ def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> Non
     assert front.figures == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
     assert front.points[0].values["accuracy_finetuned"] == 0.88 and front.points[1] == points[1]
     assert list(front.points[0].values) == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
-    text = _shown(front)
+    text = _shown(front.table())
     assert "accuracy_finetuned" in text and "0.8800 ± 0.0100" in text and "nas finetune" in text
-    assert "accuracy_finetuned" not in _shown(run.front())
+    assert "accuracy_finetuned" not in _shown(run.front().table())
     note_finetuned(run, Finetuned(UNEVEN.key, "uneven-finetuned", {"accuracy": 0.95}, {"accuracy": 0.01}))
     both = listed(front_beside(run), where="accuracy_finetuned > 0.8", sort="accuracy_finetuned")
     assert [point.key for point in both] == [UNEVEN.key, SMALL.key]
 
 
-def _shown(front: ParetoFront) -> str:
-    console = Console(width=140, file=io.StringIO())
-    console.print(front.table())
+def _shown(table: Table, width: int = 140) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -370,6 +371,14 @@ def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_fo
     assert all(timing.rounds <= 120 for timing in timings) and sum(timing.rounds for timing in timings) < 80 * 25
     slower = 1.1
     assert found().precision > 0.04
+
+
+def test_names_of_models_in_a_narrow_table_are_whole(run: Run) -> None:
+    names = [f"/somewhere/with-a-long-name/{name}" for name in ("first", "second")]
+    rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, run.recipe.workload, "") for name in names]
+    shown = _shown(bench_table(rows), width=80)
+    cells = "".join(line[: line.rfind("  ")].split(" ")[0] for line in shown.splitlines()[2:])
+    assert all(name in cells for name in names), shown
 
 
 def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says_so(
