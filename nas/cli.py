@@ -175,9 +175,18 @@ def compare(
     from nas.progress import console
     from nas.run import Run
 
+    _check_file("--out", out)
     for table in compare_runs([Run(run) for run in runs], out):
         console.print(table)
     typer.echo(f"plot  {out}")
+
+
+def _check_file(option: str, file: Path) -> None:
+    """Raises InputError unless a file can be written there."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError(
+            f"`{option}` must be a file in a folder that exists, but got `{file}`; make its folder first."
+        )
 
 
 @app.command()
@@ -273,8 +282,8 @@ def bench(
     quiet_libraries()
     if precision is not None and not 0 < precision < 1:
         raise InputError(f"`--precision` must be between 0 and 1, such as 0.01 for 1 %, but got {precision:g}.")
-    if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
-        raise InputError(f"`--csv` must be a file in a folder that exists, but got `{csv}`; make its folder first.")
+    if csv is not None:
+        _check_file("--csv", csv)
     rows = bench_rows(models, Recipe.load(workload), precision or PRECISION)
     console.print(bench_table(rows))
     if csv is not None:

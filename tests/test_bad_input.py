@@ -458,6 +458,7 @@ def test_a_quality_that_nothing_reaches(finished: tuple[Path, Path], refused: Re
         (("bench", "no-such/bert", "--workload", "{recipe}", "--precision", "2"), ("between 0 and 1", "got 2")),
         (("bench", "no-such/bert", "--workload", "{recipe}", "--csv", "{new}/b.csv"), ("`--csv`", "new/b.csv")),
         (("bench", "no-such/bert", "--workload", "{recipe}", "--csv", "{empty}"), ("`--csv`", "empty", "a file")),
+        (("compare", "{run}", "{run}", "--out", "{new}/plot.html"), ("`--out`", "new/plot.html", "make its folder")),
         (("profile", "{recipe}", "--run", "{run}", "--export", "{new}"), ("is measured on this device", "--run")),
         (("profile", "{recipe}", "--export", "{new}", "--import", "{empty}"), ("two steps", "in between")),
         (("profile", "{recipe}", "--run", "{none}", "--import", "{empty}"), ("recipe.yaml", "nas search")),
