@@ -22,6 +22,7 @@ from predictors import Timing, Workload, device_name, measure
 from predictors.plan import Plan, load
 from predictors.runtimes import check_runtime, write_onnx_workload
 from predictors.timing import ANCHOR, doubts, joined
+from predictors.workload import one_line_errors
 from search_spaces import AUTO_CLASSES, FAMILIES, InputError
 from search_spaces.inputs import Inputs
 
@@ -164,7 +165,8 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     """The workload's input of one model.
 
     Raises:
-        InputError: If the model is of another kind than the task, or has fewer positions than the workload has tokens.
+        InputError: If the model is of another kind than the task or has fewer positions than the workload has tokens,
+            or they do not fit in memory.
     """
     config, kind, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
     limit = _positions(config)
@@ -175,7 +177,8 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
             "or leave the model out."
         )
     try:
-        return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
+        with one_line_errors(recipe.workload):
+            return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
     except AttributeError:
         raise InputError(
             f"model `{name}` must read what `task.type` {recipe.task.type} is given, but a `{config.model_type}` does "
@@ -194,9 +197,8 @@ def _positions(config: PreTrainedConfig) -> int | None:
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
     """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one.
 
-    A model alone has the interval of its latency, relative to it.
     The intervals of all passes together are to reach the precision: to half of it until the last pass, which has the
-    other half for how far their medians lie apart.
+    other half for how far their medians lie apart. A model alone has the interval of its latency, relative to it.
     """
     passes: list[dict[str, Timing]] = []
     for number in range(plan.passes):

@@ -501,6 +501,13 @@ def test_models_that_do_not_fit_a_bench(
     refused("bench", tmp_path / "good", tmp_path / model, "--workload", text_recipe, says=says)
 
 
+def test_a_bench_whose_input_fits_in_no_memory(text_recipe: Path, refused: Refused, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(text_recipe.read_text())
+    text_recipe.write_text(yaml.safe_dump({**recipe, "workload": {"sequence_length": 16, "batch_size": 10**12}}))
+    bert().save_pretrained(tmp_path / "good")
+    refused("bench", tmp_path / "good", "--workload", text_recipe, says=("must fit in memory", "workload.batch_size"))
+
+
 # -- a process of its own -----------------------------------------------------------------------------------------
 
 
