@@ -8,24 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from conftest import bert, text_inputs
 from rich.console import Console
-from rich.table import Table
 from transformers import BertForSequenceClassification
 
 from nas import finetune as finetune_module
 from nas import stages
-from nas.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
-from nas.bench import _timings as bench_timings
 from nas.config import Recipe
 from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.figures import format_figure
@@ -44,10 +38,7 @@ from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.evaluation import score
 from nas.tasks.workbench import Workbench
 from nas.trainings import make_parent
-from predictors import Timing, measure
-from predictors.plan import Plan
-from predictors.timing import ANCHOR
-from search_spaces import InputError, SubnetConfig
+from search_spaces import SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)
 SMALL = SubnetConfig.uniform((1, 3), num_attention_heads=4, intermediate_size=24, hidden_size=48)
@@ -134,17 +125,17 @@ def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> Non
     assert front.figures == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
     assert front.points[0].values["accuracy_finetuned"] == 0.88 and front.points[1] == points[1]
     assert list(front.points[0].values) == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
-    text = _shown(front.table())
+    text = _shown(front)
     assert "accuracy_finetuned" in text and "0.8800 ± 0.0100" in text and "nas finetune" in text
-    assert "accuracy_finetuned" not in _shown(run.front().table())
+    assert "accuracy_finetuned" not in _shown(run.front())
     note_finetuned(run, Finetuned(UNEVEN.key, "uneven-finetuned", {"accuracy": 0.95}, {"accuracy": 0.01}))
     both = listed(front_beside(run), where="accuracy_finetuned > 0.8", sort="accuracy_finetuned")
     assert [point.key for point in both] == [UNEVEN.key, SMALL.key]
 
 
-def _shown(table: Table, width: int = 140) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
+def _shown(front: ParetoFront) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(front.table())
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -288,19 +279,6 @@ def test_the_supernet_is_scored_on_the_training_device(
     assert load_supernet(run, bench)[0].model.device.type == "meta"
 
 
-def test_bench_runs_no_code_that_comes_with_a_model(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "stranger"
-    folder.mkdir()
-    bert().config.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForSequenceClassification": "code.Model"}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(InputError, match="cannot be loaded"):
-        bench_rows([str(folder)], run.recipe)
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("modules", ["nas, transformers.models.bert.modeling_bert", "transformers.pipelines, nas"])
 def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(modules: str, tmp_path: Path) -> None:
     model = Supernet(bert()).extract(UNEVEN)
@@ -311,97 +289,3 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
     nowhere = subprocess.DEVNULL
     done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
     assert done.stdout.strip() == "<class 'nas.exports.modeling_nas.NasBertConfig'>", done.stderr
-
-
-def test_bench_puts_models_side_by_side_and_writes_every_digit(run: Run, tmp_path: Path) -> None:
-    folders = [str(tmp_path / name) for name in ("first", "second")]
-    for folder in folders:
-        bert().save_pretrained(folder)
-    rows = bench_rows(folders, run.recipe, 0.5)
-    assert bench_table(rows).row_count == 2 and rows[0].timing.ratio == 1
-    for timing in (row.timing for row in rows):
-        assert timing.ratio_low <= timing.ratio <= timing.ratio_high
-    assert all(row.memory_mb is not None and row.memory_mb > 0 for row in rows)
-    assert "latencies" in doubts_of(rows, 0.0) and "latencies" not in doubts_of(rows, 1e9)
-    write_csv(rows, tmp_path / "bench.csv")
-    table = pd.read_csv(tmp_path / "bench.csv")
-    assert table.latency_ms.tolist() == pytest.approx([row.timing.latency_ms for row in rows])
-    assert table.runtime.tolist() == ["torch"] * 2 and {"ratio_low", "ratio_high", "energy_mj"} <= {*table.columns}
-    samples = table.samples_per_second * table.latency_ms / 1e3
-    assert samples.tolist() == pytest.approx([run.recipe.workload.batch_size] * 2)
-
-
-def test_bench_is_on_the_scale_of_the_calmer_pass(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = iter([12.0, 10.0])
-
-    def measured(calls: dict[str, object], *_: object, **__: object) -> dict[str, Timing]:
-        anchor_ms = next(left)
-        ratios = {ANCHOR: 1.0, **dict.fromkeys(calls, 0.5)}
-        return {n: Timing(r, r * anchor_ms, r * anchor_ms, r * anchor_ms, r * anchor_ms, 9) for n, r in ratios.items()}
-
-    monkeypatch.setattr("nas.bench.measure", measured)
-    monkeypatch.setattr("nas.bench.load", lambda *_: lambda: None)
-    plan = Plan(run.recipe.workload, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
-    found = bench_timings(plan, tmp_path)
-    assert [found[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
-    assert (found["a"].ratio, found["b"].ratio) == pytest.approx((1.0, 0.5))
-    assert found["b"].drift == pytest.approx(0.2)
-
-
-def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_for(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a made-up machine with 2 % noise; a second loading 10 % slower is what no rounds mend."""
-    noise, slower = Random(0), 1.0
-
-    def took(call: str, *_: object) -> float:
-        return 10 * noise.gauss(1, 0.02) * (slower if call == "1b" else 1)
-
-    monkeypatch.setattr(sys.modules["predictors.measure"], "_time", took)
-    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
-    plan = Plan(run.recipe.workload, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
-
-    def found() -> Timing:
-        loaded = iter(["0a", "0b", "1a", "1b"])
-        monkeypatch.setattr("nas.bench.load", lambda *_: next(loaded))
-        return bench_timings(plan, tmp_path)["b"]
-
-    timings = [found() for _ in range(25)]
-    assert sum(timing.precision > 0.02 for timing in timings) == 0
-    assert all(timing.rounds <= 120 for timing in timings) and sum(timing.rounds for timing in timings) < 80 * 25
-    slower = 1.1
-    assert found().precision > 0.04
-
-
-def test_names_of_models_in_a_narrow_table_are_whole(run: Run) -> None:
-    names = [f"/somewhere/with-a-long-name/{name}" for name in ("first", "second")]
-    rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, run.recipe.workload, "") for name in names]
-    shown = _shown(bench_table(rows), width=80)
-    cells = "".join(line[: line.rfind("  ")].split(" ")[0] for line in shown.splitlines()[2:])
-    assert all(name in cells for name in names), shown
-
-
-def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says_so(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    noise = Random(0)
-    monkeypatch.setattr("nas.bench.load", lambda folder, plan, name: folder)
-    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
-
-    def found(precision: float, *passes_ms: float) -> list[BenchRow]:
-        left = iter(passes_ms)
-
-        def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
-            ms = next(left)
-            monkeypatch.setattr(sys.modules["predictors.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02))
-            return measure(calls, first, *rest, **options)
-
-        monkeypatch.setattr("nas.bench.measure", measured)
-        timing = bench_timings(Plan(run.recipe.workload, "", {"a": ""}, {}, "a", 2, precision), tmp_path)["a"]
-        assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
-        return [BenchRow("a", timing, None, None, run.recipe.workload, "")]
-
-    assert all(not doubts_of(found(0.02, 10, 10), 0.02) for _ in range(25))
-    assert "the worst, a, within" in doubts_of(found(1e-4, 10, 10), 1e-4)
-    apart = found(0.03, 10, 10.8)
-    assert "the worst, a, within" in doubts_of(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8

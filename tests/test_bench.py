@@ -1,0 +1,140 @@
+"""`nas bench`: models side by side, as precisely as asked for, on the scale of the calmer pass."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import bert
+from rich.console import Console
+
+from nas.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
+from nas.bench import _timings as bench_timings
+from nas.config import Recipe
+from predictors import Timing, Workload, measure
+from predictors.plan import Plan
+from predictors.timing import ANCHOR
+from search_spaces import InputError
+
+WORKLOAD = Workload(sequence_length=16)
+
+
+@pytest.fixture
+def recipe(text_recipe: Path) -> Recipe:
+    return Recipe.load(text_recipe)
+
+
+def test_bench_runs_no_code_that_comes_with_a_model(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    bert().config.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        bench_rows([str(folder)], recipe)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_bench_puts_models_side_by_side_and_writes_every_digit(recipe: Recipe, tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for folder in folders:
+        bert().save_pretrained(folder)
+    rows = bench_rows(folders, recipe, 0.5)
+    assert bench_table(rows).row_count == 2 and rows[0].timing.ratio == 1
+    for timing in (row.timing for row in rows):
+        assert timing.ratio_low <= timing.ratio <= timing.ratio_high
+    assert all(row.memory_mb is not None and row.memory_mb > 0 for row in rows)
+    assert "latencies" in doubts_of(rows, 0.0) and "latencies" not in doubts_of(rows, 1e9)
+    write_csv(rows, tmp_path / "bench.csv")
+    table = pd.read_csv(tmp_path / "bench.csv")
+    assert table.latency_ms.tolist() == pytest.approx([row.timing.latency_ms for row in rows])
+    assert table.runtime.tolist() == ["torch"] * 2 and {"ratio_low", "ratio_high", "energy_mj"} <= {*table.columns}
+    samples = table.samples_per_second * table.latency_ms / 1e3
+    assert samples.tolist() == pytest.approx([recipe.workload.batch_size] * 2)
+
+
+def test_bench_is_on_the_scale_of_the_calmer_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([12.0, 10.0])
+
+    def measured(calls: dict[str, object], *_: object, **__: object) -> dict[str, Timing]:
+        anchor_ms = next(left)
+        ratios = {ANCHOR: 1.0, **dict.fromkeys(calls, 0.5)}
+        return {n: Timing(r, r * anchor_ms, r * anchor_ms, r * anchor_ms, r * anchor_ms, 9) for n, r in ratios.items()}
+
+    monkeypatch.setattr("nas.bench.measure", measured)
+    monkeypatch.setattr("nas.bench.load", lambda *_: lambda: None)
+    plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
+    found = bench_timings(plan, tmp_path)
+    assert [found[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
+    assert (found["a"].ratio, found["b"].ratio) == pytest.approx((1.0, 0.5))
+    assert found["b"].drift == pytest.approx(0.2)
+
+
+def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a made-up machine with 2 % noise; a second loading 10 % slower is what no rounds mend."""
+    noise, slower = Random(0), 1.0
+
+    def took(call: str, *_: object) -> float:
+        return 10 * noise.gauss(1, 0.02) * (slower if call == "1b" else 1)
+
+    monkeypatch.setattr(sys.modules["predictors.measure"], "_time", took)
+    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
+    plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
+
+    def found() -> Timing:
+        loaded = iter(["0a", "0b", "1a", "1b"])
+        monkeypatch.setattr("nas.bench.load", lambda *_: next(loaded))
+        return bench_timings(plan, tmp_path)["b"]
+
+    timings = [found() for _ in range(25)]
+    assert sum(timing.precision > 0.02 for timing in timings) == 0
+    assert all(timing.rounds <= 120 for timing in timings) and sum(timing.rounds for timing in timings) < 80 * 25
+    slower = 1.1
+    assert found().precision > 0.04
+
+
+def test_names_of_models_in_a_narrow_table_are_whole() -> None:
+    names = [f"/somewhere/with-a-long-name/{name}" for name in ("first", "second")]
+    rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, WORKLOAD, "") for name in names]
+    console = Console(width=80, file=io.StringIO())
+    console.print(bench_table(rows))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    cells = "".join(line[: line.rfind("  ")].split(" ")[0] for line in shown.splitlines()[2:])
+    assert all(name in cells for name in names), shown
+
+
+def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Random(0)
+    monkeypatch.setattr("nas.bench.load", lambda folder, plan, name: folder)
+    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
+
+    def found(precision: float, *passes_ms: float) -> list[BenchRow]:
+        left = iter(passes_ms)
+
+        def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
+            ms = next(left)
+            monkeypatch.setattr(sys.modules["predictors.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02))
+            return measure(calls, first, *rest, **options)
+
+        monkeypatch.setattr("nas.bench.measure", measured)
+        timing = bench_timings(Plan(WORKLOAD, "", {"a": ""}, {}, "a", 2, precision), tmp_path)["a"]
+        assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
+        return [BenchRow("a", timing, None, None, WORKLOAD, "")]
+
+    assert all(not doubts_of(found(0.02, 10, 10), 0.02) for _ in range(25))
+    assert "the worst, a, within" in doubts_of(found(1e-4, 10, 10), 1e-4)
+    apart = found(0.03, 10, 10.8)
+    assert "the worst, a, within" in doubts_of(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8
