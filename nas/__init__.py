@@ -22,15 +22,15 @@ _PUBLIC = {
     "MeasurementStore": "predictors",
     "Workload": "predictors",
     "measure": "predictors",
-    "Recipe": "nas.config",
-    "Bound": "nas.figures",
+    "Recipe": "nas.recipe.schema",
+    "Bound": "nas.recipe.objectives",
     "ParetoFront": "nas.fronts.front",
     "Point": "nas.fronts.point",
     "Supernet": "nas.supernets.supernet",
     "order_by_importance": "nas.supernets.importance",
     "SupernetTrainer": "nas.supernets.supernet_trainer",
     "SurrogateSampler": "nas.samplers.surrogate_sampler",
-    "Run": "nas.run",
+    "Run": "nas.runs.run",
     "search": "nas.pipeline",
     "profile": "nas.pipeline",
     "export_subnet": "nas.exports.export",
@@ -54,7 +54,7 @@ def _register_before_loading(module: Any) -> None:
 
     @wrapt.patch_function_wrapper(module, "AutoConfig.from_pretrained")
     def from_pretrained(load: Any, _: Any, args: Any, kwargs: Any) -> Any:
-        from nas.exports.registration import register
+        from nas.modeling.registration import register
 
         register()
         return load(*args, **kwargs)

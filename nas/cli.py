@@ -42,12 +42,12 @@ def search(
     ] = None,
 ) -> None:
     """Run a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
-    from nas.config import Recipe
+    from nas.recipe.schema import Recipe
 
     loaded = Recipe.load(recipe, overrides or [])
 
     if dry_run:
-        from nas.estimate import estimate
+        from nas.commands.dry_run import estimate
 
         found = estimate(loaded)
         typer.echo(loaded.to_yaml())
@@ -55,9 +55,9 @@ def search(
         minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
         typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
         return
-    from nas.fronts.finetuned import front_beside
-    from nas.fronts.summary import show as show_run
     from nas.pipeline import search as run_pipeline
+    from nas.reports.summary import show as show_run
+    from nas.runs.finetuned import front_beside
 
     done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
     show_run(done, front_beside(done))
@@ -81,12 +81,12 @@ def profile(
     run's latencies are then that device's, and none is measured here. After `nas search`, the same two steps measure
     the front there; until then its latencies are predicted.
     """
-    from nas.config import Recipe
-    from nas.fronts.summary import workload_line
+    from nas.commands.remote import export_plan, import_results
     from nas.pipeline import profile as run_profile
-    from nas.progress import console, say
-    from nas.remote import export_plan, import_results
-    from nas.run import Run
+    from nas.recipe.schema import Recipe
+    from nas.reports.summary import workload_line
+    from nas.runs.progress import console, say
+    from nas.runs.run import Run
 
     loaded, folder = Recipe.load(recipe, overrides or []), run or default_run(recipe)
     if export is not None and take is not None:
@@ -107,10 +107,10 @@ def profile(
 @app.command()
 def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
     """Replace one block at a time and print what it costs in quality beside the time it saves."""
-    from nas.config import Recipe
-    from nas.progress import console, say
-    from nas.sensitivity import sensitivity as find_sensitivity
-    from nas.sensitivity import sensitivity_table
+    from nas.commands.sensitivity import sensitivity as find_sensitivity
+    from nas.commands.sensitivity import sensitivity_table
+    from nas.recipe.schema import Recipe
+    from nas.runs.progress import console, say
 
     folder = run or default_run(recipe)
     console.print(sensitivity_table(find_sensitivity(Recipe.load(recipe, overrides or []), folder)))
@@ -126,10 +126,10 @@ def show(
     form: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
     """Print the front of a run, or of it what is asked for."""
-    from nas.fronts.finetuned import front_beside
-    from nas.fronts.listing import listed, written
-    from nas.fronts.summary import show as show_run
-    from nas.run import Run
+    from nas.fronts.output import listed, written
+    from nas.reports.summary import show as show_run
+    from nas.runs.finetuned import front_beside
+    from nas.runs.run import Run
 
     found = Run(run)
     front = listed(front_beside(found), where, pick, sort)
@@ -145,8 +145,8 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print where it is and stop.")] = False,
 ) -> None:
     """Follow a running search from another terminal; it is only read."""
-    from nas.engine.watch import follow
-    from nas.run import Run
+    from nas.commands.watch import follow
+    from nas.runs.run import Run
 
     follow(Run(run), once)
 
@@ -157,9 +157,9 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
 ) -> None:
     """Open the studies of a run in optuna-dashboard; the run itself is only read."""
-    from nas.dashboard import serve
-    from nas.progress import quiet_libraries
-    from nas.run import Run
+    from nas.commands.dashboard import serve
+    from nas.runs.progress import quiet_libraries
+    from nas.runs.run import Run
 
     quiet_libraries()
     serve(Run(run), port)
@@ -171,9 +171,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),
 ) -> None:
     """Compare the fronts of runs: hypervolume from one reference, and what each costs at the same quality."""
-    from nas.fronts.compare import compare_runs
-    from nas.progress import console
-    from nas.run import Run
+    from nas.commands.compare import compare_runs
+    from nas.runs.progress import console
+    from nas.runs.run import Run
 
     _check_file("--out", out)
     for table in compare_runs([Run(run) for run in runs], out):
@@ -199,9 +199,9 @@ def export(
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
     from nas.exports.formats import parse_formats
-    from nas.fronts.pick import pick as pick_point
-    from nas.progress import quiet_libraries, say
-    from nas.run import Run
+    from nas.runs.progress import quiet_libraries, say
+    from nas.runs.run import Run
+    from nas.studies.pick import pick as pick_point
 
     quiet_libraries()
     found = Run(run)
@@ -218,7 +218,7 @@ def convert(
     """Write an export in other formats, into its folder."""
     from nas.exports.formats import convert as convert_folder
     from nas.exports.formats import parse_formats
-    from nas.progress import quiet_libraries, say
+    from nas.runs.progress import quiet_libraries, say
 
     quiet_libraries()
     for name, file in convert_folder(folder, parse_formats(to)).items():
@@ -232,8 +232,8 @@ def verify(
 ) -> None:
     """Reload an export, compare, time and score it in every format; exit code 2 where a stated figure fails."""
     from nas.exports.check import check_folder, checked_table, require_whole
-    from nas.progress import console, quiet_libraries
-    from nas.run import Run
+    from nas.runs.progress import console, quiet_libraries
+    from nas.runs.run import Run
 
     quiet_libraries()
     found, broken = check_folder(folder, Run(run))
@@ -250,10 +250,10 @@ def finetune(
     run: RunFolder = None,
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
-    from nas.config import Recipe
-    from nas.figures import format_figure
-    from nas.finetune import finetune as finetune_folder
-    from nas.progress import quiet_libraries, say
+    from nas.commands.finetune import finetune as finetune_folder
+    from nas.recipe.objectives import format_figure
+    from nas.recipe.schema import Recipe
+    from nas.runs.progress import quiet_libraries, say
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
@@ -275,9 +275,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
-    from nas.bench import PRECISION, bench_rows, bench_table, doubts_of, write_csv
-    from nas.config import Recipe
-    from nas.progress import console, quiet_libraries, say
+    from nas.commands.bench import PRECISION, bench_rows, bench_table, doubts_of, write_csv
+    from nas.recipe.schema import Recipe
+    from nas.runs.progress import console, quiet_libraries, say
 
     quiet_libraries()
     if precision is not None and not 0 < precision < 1:
@@ -303,7 +303,7 @@ def families() -> None:
     """Print the supported model types, their tasks and what may vary in them."""
     from rich.table import Table
 
-    from nas.progress import console
+    from nas.runs.progress import console
     from search_spaces import FAMILIES
 
     table = Table("model type", "tasks", "dimensions", "may skip", box=None, padding=(0, 2, 0, 0))

@@ -1,19 +1,19 @@
 """What a subnetwork costs: measurement on a device, and latency predictors fitted on what was measured."""
 
-from predictors.accuracy import Errors
-from predictors.analytic import AnalyticCosts
-from predictors.latency import LatencyPredictor
-from predictors.measure import measure
-from predictors.models import MODELS, PRIOR_MODELS
-from predictors.onnx_export import write_onnx
-from predictors.predictor_report import PredictorReport
-from predictors.regressions import LatencyModel
-from predictors.roofline import Ceilings, roofline_ms
-from predictors.runtimes import RUNTIMES, prepared
+from predictors.costs.analytic import AnalyticCosts
+from predictors.costs.roofline import Ceilings, roofline_ms
+from predictors.latency.errors import Errors
+from predictors.latency.models import MODELS, PRIOR_MODELS
+from predictors.latency.predictor import LatencyPredictor
+from predictors.latency.regressions import LatencyModel
+from predictors.latency.report import PredictorReport
+from predictors.latency.subnet_predictor import SubnetPredictor
+from predictors.measurement.measure import measure
+from predictors.measurement.onnx_export import write_onnx
+from predictors.measurement.runtimes import RUNTIMES, prepared
+from predictors.measurement.timing import Timing
+from predictors.measurement.workload import Workload, device_name
 from predictors.store import Measurement, MeasurementStore, Stage
-from predictors.subnet_latency import SubnetPredictor
-from predictors.timing import Timing
-from predictors.workload import Workload, device_name
 
 __all__ = [
     "MODELS",

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from predictors.timing import Stated, Timing, median_anchor, stated
-from predictors.workload import Workload, device_name
+from predictors.measurement.timing import Stated, Timing, median_anchor, stated
+from predictors.measurement.workload import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
 Stage = Literal["profile", "export", "repeat", "anchor"]

@@ -3,14 +3,15 @@
 from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError
 from search_spaces.families import FAMILIES, family_of
-from search_spaces.family import AUTO_CLASSES, Family
+from search_spaces.family import Family
 from search_spaces.layout import Layout
 from search_spaces.space import Scope, SearchSpace
 from search_spaces.subnet import SubnetConfig
+from search_spaces.tasks import TASKS
 
 __all__ = [
-    "AUTO_CLASSES",
     "FAMILIES",
+    "TASKS",
     "Family",
     "InputError",
     "Layout",

@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from search_spaces.attention import code_of, text_of
-from search_spaces.bits import BITS
+from search_spaces.dimensions.attention import code_of, text_of
+from search_spaces.dimensions.bits import BITS
 from search_spaces.subnet import NAMED, OF_ALL, PER_LAYER, SubnetConfig
 
 CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
 
+
 Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding"]
 """What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
 interleaves query, key and value head by head; ``head_biases`` are position biases that all layers share, one for each
@@ -43,19 +44,6 @@ Skip = Literal[
 """What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with what
 an attention module returns beside it: the position bias it was given, the attention weights."""
 
-AUTO_CLASSES: dict[str, str] = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
-    "image-classification": "AutoModelForImageClassification",
-    "image-feature-extraction": "AutoModel",
-}
-"""Task, by the name of its Hugging Face pipeline -> the auto class that loads a model for it."""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -70,7 +58,7 @@ class Stack:
         source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is
             dropped or its block skipped, the next one has them.
-        wrappers: Module path below a layer -> class of `nas.exports.modeling_nas` mixed into it, in supernet and
+        wrappers: Module path below a layer -> class of `nas.modeling.modeling_nas` mixed into it, in supernet and
             export alike.
         first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
         attention: Path below a layer of the module whose self-attention goes through transformers' attention interface
@@ -94,7 +82,7 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type`` of the stock model.
-        tasks: What it does, names in `AUTO_CLASSES`.
+        tasks: What it does, names in `TASKS`.
         stacks: Its lists of layers: one, or the encoder's and the decoder's.
         outer: Path of a module or raw parameter outside the layers -> axes of its weight. Paths are matched from the
             end, heads of any task included.

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.bits import WHOLE, InFile, stored_weight
+from search_spaces.dimensions.bits import WHOLE, InFile, stored_weight
+from search_spaces.dimensions.ranks import DENSE
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Axis, Family, Position, Skip, Stack
 from search_spaces.inputs import Inputs
-from search_spaces.limits import check_choices
 from search_spaces.space import SearchSpace
-from search_spaces.subnet import BLOCKS, DENSE, OF_ALL, RANKS, SubnetConfig
+from search_spaces.subnet import BLOCKS, OF_ALL, RANKS, SubnetConfig
+from search_spaces.validation import check_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+from search_spaces.dimensions.ranks import factor_rank
 
 Shape = tuple[int, ...]
 Rows = slice | np.ndarray
@@ -43,9 +45,6 @@ RANK_OF_AXIS: dict[str, str] = {
     "ffn": "mlp_rank",
 }
 """The field of a subnetwork that says the rank of a linear layer with such an axis."""
-
-RANK_STEP = 8
-"""Ranks are multiples of it: matrix products of other widths take up to half as long again."""
 
 FACTORS = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
 """Parameter of a linear layer -> those that take its place in two thin ones."""
@@ -449,17 +448,6 @@ class Layout:
         """
         check_choices(self, choices)
         return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
-
-
-def factor_rank(outputs: int, inputs: int, percent: int) -> int | None:
-    """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `DENSE`.
-
-    It is rounded down to a multiple of `RANK_STEP`, unless it is smaller.
-    """
-    if percent in (0, DENSE):
-        return None
-    rank = percent * outputs * inputs // (100 * (outputs + inputs))
-    return max(1, rank - rank % RANK_STEP if rank > RANK_STEP else rank)
 
 
 def _rank_field(axes: Axes) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_spaces.batch import CODES, SubnetBatch
-from search_spaces.subnet import BLOCKS, DENSE, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig
+from search_spaces.dimensions.ranks import DENSE
+from search_spaces.subnet import BLOCKS, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig
 
 if TYPE_CHECKING:
     import optuna

@@ -9,11 +9,12 @@ from itertools import chain, product
 from random import Random
 from typing import Any, Literal
 
-from search_spaces.attention import FULL, by_cost
-from search_spaces.bits import by_fidelity
+from search_spaces.dimensions.attention import FULL, by_cost
+from search_spaces.dimensions.bits import by_fidelity
+from search_spaces.dimensions.ranks import DENSE
 from search_spaces.errors import InputError
 from search_spaces.parameters import Parameters
-from search_spaces.subnet import BLOCKS, DENSE, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig, is_grouping
 
 Scope = Literal["uniform", "per-layer"]
 
@@ -41,7 +42,7 @@ class SearchSpace:
             keeps them whole (see `SubnetConfig`).
         mlp_rank: The same of its feed-forward block.
         attention: Allowed attention patterns of a layer (see `AttentionPattern`).
-        bits: Allowed numbers of a layer (see `search_spaces.bits.BITS`).
+        bits: Allowed numbers of a layer (see `search_spaces.dimensions.bits.BITS`).
         embedding_rank: Allowed ranks of the table of token embeddings, in percent of break-even.
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.

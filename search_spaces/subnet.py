@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from search_spaces.attention import FULL, AttentionPattern
-from search_spaces.bits import WHOLE, checked
+from search_spaces.dimensions.attention import FULL, AttentionPattern
+from search_spaces.dimensions.bits import WHOLE, checked
+from search_spaces.dimensions.ranks import DENSE
 from search_spaces.errors import InputError
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -27,9 +28,6 @@ NAMED = {"attention": FULL, "bits": WHOLE}
 
 WIDTHS = tuple(field for field in PER_LAYER if field not in NAMED)
 """Those that are numbers of something."""
-
-DENSE = 100
-"""The rank of linear layers that stay one matrix each."""
 
 RANKS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
 """Rank of the linear layers of a block -> the width of that block."""
@@ -57,7 +55,7 @@ class SubnetConfig:
         attention: Whom the tokens of each kept layer attend to (see `AttentionPattern`); by default, and where its
             attention is skipped, ``full``.
         bits: In what numbers the linear layers of each kept layer are stored and multiplied, one of
-            `search_spaces.bits.BITS`; by default those of the parent.
+            `search_spaces.dimensions.bits.BITS`; by default those of the parent.
         embedding_rank: Rank of the table of token embeddings, in percent of the break-even rank,
             vocabulary * channels / (vocabulary + channels); by default `DENSE`.
 
@@ -207,7 +205,7 @@ class SubnetConfig:
         return {"layers": ",".join(map(str, self.layers)), **alike}
 
     def _repr_html_(self) -> str:
-        from search_spaces.picture import svg
+        from search_spaces.svg import svg
 
         return f"<p><code>{self.key}</code> {self}</p>{svg(self)}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from nas import cli
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["nas.pipeline", "nas.fronts.summary", "transformers.models.bert.modeling_bert"])
+SERVER.set_forkserver_preload(["nas.pipeline", "nas.reports.summary", "transformers.models.bert.modeling_bert"])
 
 
 class Command:

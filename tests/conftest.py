@@ -15,7 +15,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from search_spaces import AUTO_CLASSES, FAMILIES
+from search_spaces import FAMILIES, TASKS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -96,7 +96,7 @@ class Toy:
         import transformers
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
-        auto = getattr(transformers, AUTO_CLASSES[task or FAMILIES[self.model_type].tasks[0]])
+        auto = getattr(transformers, TASKS[task or FAMILIES[self.model_type].tasks[0]].auto_class)
         return auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
@@ -239,8 +239,8 @@ def text_recipe(text_folder: Path) -> Path:
 @pytest.fixture
 def finished(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> tuple[Path, Path]:
     """A recipe, and a copy of its finished run, which is made once for all of pytest's workers."""
-    from nas.config import Recipe
     from nas.pipeline import search
+    from nas.recipe.schema import Recipe
 
     base = tmp_path_factory.getbasetemp()
     shelf = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"

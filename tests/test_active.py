@@ -8,12 +8,12 @@ from random import Random
 import numpy as np
 from test_latency_predictor import SPACE as WIDTHS
 
-from nas.config import Recipe
 from nas.pipeline import profile
-from predictors.active import least_sure
-from predictors.latency import held_out_rows
-from predictors.models import features
-from predictors.regressions import LogGaussianProcess
+from nas.recipe.schema import Recipe
+from predictors.latency.active_learning import least_sure
+from predictors.latency.features import features
+from predictors.latency.predictor import held_out_rows
+from predictors.latency.regressions import LogGaussianProcess
 from search_spaces import SearchSpace, SubnetConfig
 
 SPACE = SearchSpace(**{**WIDTHS.arguments(), "hidden_size": [256, 320, 384]})

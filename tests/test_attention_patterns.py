@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import TOYS
 
-from predictors.models import feature_names, features
+from predictors.latency.features import feature_names, features
 from search_spaces import FAMILIES, InputError, Layout, SearchSpace, SubnetConfig
-from search_spaces.attention import AttentionPattern, by_cost, code_of, text_of
-from search_spaces.limits import check_subnet
-from search_spaces.pruning import pruned
+from search_spaces.dimensions.attention import AttentionPattern, by_cost, code_of, text_of
+from search_spaces.useful_choices import pruned
+from search_spaces.validation import check_subnet
 
 TEXTS = ("full", "local:64", "bigbird:64,1,2", "bigbird:64,1,2,7", "local:1")
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)

@@ -11,14 +11,15 @@ import torch
 from test_data import image_bench
 from test_finetune import SMALL, export
 
-from nas import finetune as finetune_module
-from nas import trainings
-from nas.config import Recipe
-from nas.finetune import finetune
-from nas.pipeline import checked
-from nas.run import Run
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent, make_supernet
+from nas.commands import finetune as finetune_module
+from nas.commands.finetune import finetune
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages import supernet as trainings
+from nas.stages.check import checked
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.tasks.context import Workbench
 from search_spaces import InputError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

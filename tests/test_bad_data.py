@@ -144,7 +144,7 @@ def test_names_of_metrics_that_cannot_be(name: str, make: Make) -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas.tasks import text_metrics
+    from nas.tasks import generation_metrics as text_metrics
 
     seq2seq("t5", tmp_path / "model")
     monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)

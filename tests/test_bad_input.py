@@ -20,11 +20,11 @@ from filelock import FileLock
 from transformers import AutoConfig
 
 from nas.cli import main
-from nas.config import Recipe
 from nas.pipeline import search
-from nas.run import Run
-from nas.tasks.workbench import Workbench
-from nas.verify import verify
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.verify import verify
+from nas.tasks.context import Workbench
 from predictors import SubnetPredictor
 
 Refused = Callable[..., str]
@@ -423,7 +423,7 @@ def test_a_latency_constraint_is_judged_on_the_measured_exports(finished: tuple[
 
 
 def test_a_runtime_that_is_not_installed(not_started: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("predictors.onnx_export.find_spec", lambda name: None)
+    monkeypatch.setattr("predictors.measurement.onnx_export.find_spec", lambda name: None)
     says = ("onnxruntime", 'pip install "paretoformer[onnx]"')
     not_started("workload.runtime=onnxruntime", says=says)
 

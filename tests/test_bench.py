@@ -15,12 +15,12 @@ import pytest
 from conftest import bert
 from rich.console import Console
 
-from nas.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
-from nas.bench import _timings as bench_timings
-from nas.config import Recipe
+from nas.commands.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
+from nas.commands.bench import _timings as bench_timings
+from nas.recipe.schema import Recipe
 from predictors import Timing, Workload, measure
-from predictors.plan import Plan
-from predictors.timing import ANCHOR
+from predictors.measurement.plan import Plan
+from predictors.measurement.timing import ANCHOR
 from search_spaces import InputError
 
 WORKLOAD = Workload(sequence_length=16)
@@ -70,8 +70,8 @@ def test_bench_is_on_the_scale_of_the_calmer_pass(tmp_path: Path, monkeypatch: p
         ratios = {ANCHOR: 1.0, **dict.fromkeys(calls, 0.5)}
         return {n: Timing(r, r * anchor_ms, r * anchor_ms, r * anchor_ms, r * anchor_ms, 9) for n, r in ratios.items()}
 
-    monkeypatch.setattr("nas.bench.measure", measured)
-    monkeypatch.setattr("nas.bench.load", lambda *_: lambda: None)
+    monkeypatch.setattr("nas.commands.bench.measure", measured)
+    monkeypatch.setattr("nas.commands.bench.load", lambda *_: lambda: None)
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
     found = bench_timings(plan, tmp_path)
     assert [found[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
@@ -88,13 +88,13 @@ def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_fo
     def took(call: str, *_: object) -> float:
         return 10 * noise.gauss(1, 0.02) * (slower if call == "1b" else 1)
 
-    monkeypatch.setattr(sys.modules["predictors.measure"], "_time", took)
-    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "_time", took)
+    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "quiet", lambda _: nullcontext())
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
 
     def found() -> Timing:
         loaded = iter(["0a", "0b", "1a", "1b"])
-        monkeypatch.setattr("nas.bench.load", lambda *_: next(loaded))
+        monkeypatch.setattr("nas.commands.bench.load", lambda *_: next(loaded))
         return bench_timings(plan, tmp_path)["b"]
 
     timings = [found() for _ in range(25)]
@@ -118,18 +118,20 @@ def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = Random(0)
-    monkeypatch.setattr("nas.bench.load", lambda folder, plan, name: folder)
-    monkeypatch.setattr(sys.modules["predictors.measure"], "quiet", lambda _: nullcontext())
+    monkeypatch.setattr("nas.commands.bench.load", lambda folder, plan, name: folder)
+    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "quiet", lambda _: nullcontext())
 
     def found(precision: float, *passes_ms: float) -> list[BenchRow]:
         left = iter(passes_ms)
 
         def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
             ms = next(left)
-            monkeypatch.setattr(sys.modules["predictors.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02))
+            monkeypatch.setattr(
+                sys.modules["predictors.measurement.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02)
+            )
             return measure(calls, first, *rest, **options)
 
-        monkeypatch.setattr("nas.bench.measure", measured)
+        monkeypatch.setattr("nas.commands.bench.measure", measured)
         timing = bench_timings(Plan(WORKLOAD, "", {"a": ""}, {}, "a", 2, precision), tmp_path)["a"]
         assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
         return [BenchRow("a", timing, None, None, WORKLOAD, "")]

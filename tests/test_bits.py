@@ -19,18 +19,19 @@ import torch
 from conftest import TOYS, logits, read_lines
 from safetensors.torch import load_file
 
-from nas.config import Recipe
-from nas.exports.quantized import QuantizedLinear, integers, quantize, rounded_linear
+from nas.modeling.quantized import QuantizedLinear, integers, quantize, rounded_linear
 from nas.pipeline import search
-from nas.stages import paying
+from nas.recipe.schema import Recipe
+from nas.supernets.space import paying
 from nas.supernets.supernet import Supernet
-from predictors import Workload, precision
-from predictors.models import feature_names, features
-from predictors.onnx_export import write_onnx
-from predictors.precision import why_not
+from predictors import Workload
+from predictors.latency.features import feature_names, features
+from predictors.measurement import precision
+from predictors.measurement.onnx_export import write_onnx
+from predictors.measurement.precision import why_not
 from search_spaces import InputError, SearchSpace, SubnetConfig
-from search_spaces.bits import BITS, WHOLE, stored_weight
-from search_spaces.pruning import pruned
+from search_spaces.dimensions.bits import BITS, WHOLE, stored_weight
+from search_spaces.useful_choices import pruned
 
 ROUNDED = [kind for kind in BITS if kind != WHOLE]
 LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 7}

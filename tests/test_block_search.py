@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.figures import Bound
-from nas.samplers.block_search import block_solutions, blocks, replacements
+from nas.recipe.objectives import Bound
+from nas.studies.block_search import block_solutions, blocks, replacements
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 HEADS, WIDTHS, DEPTHS = [2, 4, 8], [16, 64], [1, 2, 3]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nas.config import Recipe, Search
+from nas.recipe.schema import Recipe, Search
 
 PAGE = Path(__file__).parent.parent / "experiments" / "cluster"
 BASE = {"model": "m", "task": {"type": "text-classification", "train": "a", "test": "b"}, "space": {}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nas import cli
-from nas.run import Run
+from nas.runs.run import Run
 
 
 def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

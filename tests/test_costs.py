@@ -15,11 +15,11 @@ import torch
 from conftest import TOYS, Toy
 
 from nas import Supernet
-from nas.supernets.basis import calibrate
+from nas.supernets.calibration import calibrate
 from predictors import AnalyticCosts, Workload
-from predictors.analytic import COUNTED
-from predictors.part_table import distinct
-from predictors.roofline import Ceilings, roofline_ms
+from predictors.costs.analytic import COUNTED
+from predictors.costs.part_table import distinct
+from predictors.costs.roofline import Ceilings, roofline_ms
 from search_spaces import Layout, SearchSpace
 
 WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}

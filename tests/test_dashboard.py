@@ -14,10 +14,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from test_listing import OBJECTIVES, point, run_of
 
-from nas.dashboard import dashboard_copy
+from nas.commands.dashboard import dashboard_copy
 from nas.fronts.front import ParetoFront
 from search_spaces import InputError, SubnetConfig
-from search_spaces.picture import svg
+from search_spaces.svg import svg
 
 dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard")
 

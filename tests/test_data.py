@@ -12,10 +12,11 @@ import torch
 from conftest import Toy, bert
 from datasets import ClassLabel, Dataset, Features, Value
 
-from nas.config import Recipe
-from nas.tasks.data import load_source, split_source, text_columns
+from nas.recipe.schema import Recipe
+from nas.recipe.text import split_source
+from nas.tasks.context import Workbench
+from nas.tasks.data import load_source, text_columns
 from nas.tasks.labels import with_class_ids
-from nas.tasks.workbench import Workbench
 from search_spaces import InputError
 
 NAMED = {0: "bad", 1: "good"}

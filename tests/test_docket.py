@@ -20,18 +20,17 @@ import pytest
 from optuna.trial import TrialState
 
 from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
-from nas.config import OPTUNA_SAMPLERS, Recipe
-from nas.engine.book import Ticket
-from nas.engine.docket import Docket
-from nas.engine.racing import Evaluate, Outcome, Race
-from nas.engine.rivals import Rivals
-from nas.engine.search_loop import Dispatcher, dockets_of, run_here
-from nas.engine.standing import Reference, Standing
-from nas.engine.stopping import finishing_on_interrupt
-from nas.engine.study import open_studies, points, trials_csv
-from nas.evaluator import Evaluator
 from nas.fronts.front import ParetoFront
-from nas.samplers.by_name import check_sampler
+from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
+from nas.studies.concurrent_drivers import Rivals
+from nas.studies.evaluator import Evaluator
+from nas.studies.racing import Evaluate, Outcome, Race
+from nas.studies.sampler import check_sampler
+from nas.studies.search_loop import Dispatcher, dockets_of, run_here
+from nas.studies.search_progress import Reference, Standing
+from nas.studies.stopping import finishing_on_interrupt
+from nas.studies.study import open_studies, points, trials_csv
+from nas.studies.trial_queue import Docket, Ticket
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
@@ -203,7 +202,7 @@ def test_the_older_of_two_claims_begins_and_a_lost_driver_is_not_waited_for_for_
         trial.set_user_attr("driver", rivals.driver)
         trial.set_user_attr("key", "k")  # both have written their claim, and neither has looked yet
     assert not two.claim(trials[1], "k") and one.claim(trials[0], "k") and not two.claim(trials[1], "k")
-    monkeypatch.setattr("nas.engine.rivals.LOST", timedelta(0))
+    monkeypatch.setattr("nas.studies.concurrent_drivers.LOST", timedelta(0))
     assert two.claim(trials[1], "k")
 
 
@@ -342,7 +341,7 @@ def test_a_hundred_without_a_feasible_one_say_which_constraint_binds(tmp_path: P
 
 
 def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    from nas.engine.study import claim
+    from nas.studies.study import claim
 
     study = open_studies(tmp_path / "study.log", recipe_of(10))["search"]
     claim(study, {"space": "a", "supernet": "b"})

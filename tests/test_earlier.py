@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import Recipe
 from nas.pipeline import profile
-from nas.run import Run
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
 from search_spaces import InputError
 
 QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]

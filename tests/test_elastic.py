@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.supernets.elastic import make_elastic
+from nas.modeling.elastic import make_elastic
 
 IDS = torch.tensor([[3, 0, 5, 3], [7, 1, 0, 3]])
 

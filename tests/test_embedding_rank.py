@@ -18,15 +18,17 @@ from test_rank import assert_features_explain
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from nas.config import Recipe
 from nas.exports.export import describe_remote_code
-from nas.exports.modeling_nas import LowRankEmbedding
+from nas.modeling.modeling_nas import LowRankEmbedding
 from nas.pipeline import search
-from nas.samplers.block_search import blocks
-from nas.stages import calibration_set, load_supernet, paying
-from nas.supernets.basis import UNSEEN, Activations, calibrate, leading, row_moment
+from nas.recipe.schema import Recipe
+from nas.studies.block_search import blocks
+from nas.supernets.calibration import calibrate
+from nas.supernets.load import calibration_set, load_supernet
+from nas.supernets.low_rank import UNSEEN, Activations, leading, row_moment
+from nas.supernets.space import paying
 from nas.supernets.supernet import Supernet
-from nas.tasks.workbench import Workbench
+from nas.tasks.context import Workbench
 from search_spaces import FAMILIES, InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)

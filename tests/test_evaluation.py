@@ -10,9 +10,9 @@ import pytest
 import torch
 from toy_tasks import CASES, Make
 
-from nas.config import Recipe
+from nas.recipe.schema import Recipe
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import EvaluationSet, score, spread
-from nas.tasks.workbench import Workbench
 
 
 def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_lengths(make: Make) -> None:

@@ -67,9 +67,10 @@ def test_the_trainer_of_the_readme_runs(text_folder: Path, tmp_path: Path, monke
 @pytest.mark.slow
 def test_an_export_that_differs_is_refused(text_recipe: Path, tmp_path: Path) -> None:
     """A modelling file that computes something else must not get out."""
-    from nas.config import Recipe
-    from nas.exports import export, modeling_nas
-    from nas.tasks.workbench import Workbench
+    from nas.exports import export
+    from nas.modeling import modeling_nas
+    from nas.recipe.schema import Recipe
+    from nas.tasks.context import Workbench
     from search_spaces import InputError
 
     bench = Workbench(Recipe.load(text_recipe))

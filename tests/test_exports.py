@@ -16,11 +16,11 @@ from conftest import TOYS, logits
 from safetensors.torch import load_file, save_file
 
 from nas.exports.export import describe_remote_code
-from nas.exports.modeling_nas import PREFIX
-from nas.supernets.basis import calibrate
+from nas.modeling.modeling_nas import PREFIX
+from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
-from search_spaces import AUTO_CLASSES, FAMILIES, Layout, SubnetConfig
-from search_spaces.stock import stock_update
+from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
+from search_spaces.stock_config import stock_update
 
 HEADS_IN_CONFIG = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
@@ -121,7 +121,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     for family in TOYS:
         for kind in SUBNETS:
             name = f"{family}-{kind}"
-            folders[name] = AUTO_CLASSES[FAMILIES[family].tasks[0]]
+            folders[name] = TASKS[FAMILIES[family].tasks[0]].auto_class
             expected[name] = write(family, kind, folders[name], root / name)
     (root / "folders.json").write_text(json.dumps(folders))
     modules = {}
@@ -178,7 +178,7 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
         assert all(module.startswith("transformers.models.") for module in modules)
     else:
         assert files == ["modeling_nas.py", "quantized.py", "sparse_attention.py"] and model_type == f"nas_{family}"
-        assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.exports.modeling_nas"
+        assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.modeling.modeling_nas"
 
 
 def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:

@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nas.supernets.basis import calibrate
-from nas.supernets.elastic import Elastic
+from nas.modeling.elastic import Elastic
+from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
-from predictors.analytic import AnalyticCosts
+from predictors.costs.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
 from search_spaces.subnet import RANKS

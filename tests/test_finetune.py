@@ -18,26 +18,28 @@ from conftest import bert, text_inputs
 from rich.console import Console
 from transformers import BertForSequenceClassification
 
-from nas import finetune as finetune_module
-from nas import stages
-from nas.config import Recipe
+from nas.commands import finetune as finetune_module
+from nas.commands.finetune import finetune, remeasured, retold
 from nas.exports.export import describe_remote_code, origin, save_subnet
-from nas.figures import format_figure
-from nas.finetune import finetune, remeasured, retold
-from nas.fronts.finetuned import Finetuned, finetuned, front_beside, note_finetuned
 from nas.fronts.front import ParetoFront
-from nas.fronts.listing import listed
+from nas.fronts.output import listed
 from nas.fronts.point import Point
-from nas.run import Run, replace_folder, write_json
-from nas.stages import load_supernet, search_space
+from nas.recipe.objectives import format_figure
+from nas.recipe.schema import Recipe
+from nas.runs.files import replace_folder, write_json
+from nas.runs.finetuned import Finetuned, finetuned, front_beside, note_finetuned
+from nas.runs.run import Run
+from nas.stages import profile as stages
+from nas.stages.parent import make_parent
 from nas.supernets.importance import layer_order, order_by_importance
+from nas.supernets.load import load_supernet
+from nas.supernets.space import search_space
 from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, training_arguments
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent
 from search_spaces import SubnetConfig
 
 UNEVEN = SubnetConfig((0, 2, 3), (4, 1, 2), (96, 24, 96), 48)
@@ -288,4 +290,4 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
     command = [sys.executable, "-c", f"import {modules}; {load}"]
     nowhere = subprocess.DEVNULL
     done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
-    assert done.stdout.strip() == "<class 'nas.exports.modeling_nas.NasBertConfig'>", done.stderr
+    assert done.stdout.strip() == "<class 'nas.modeling.modeling_nas.NasBertConfig'>", done.stderr

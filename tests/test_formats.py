@@ -13,21 +13,21 @@ import torch
 from conftest import TOYS, bert, logits, text_inputs
 from test_exports import narrower, per_layer
 
-from nas.alone import alone
 from nas.exports.card import write_card
 from nas.exports.check import Checked, broken_promises, holds
 from nas.exports.export import ReloadError, describe_remote_code, outputs_elsewhere
 from nas.exports.formats import FORMATS, convert, parse_formats, present, size_mb
-from nas.exports.modeling_nas import PREFIX
 from nas.exports.reload import RUNNERS
 from nas.exports.runtime_model import LOADERS
 from nas.fronts.point import Point
-from nas.supernets.basis import calibrate
+from nas.modeling.modeling_nas import PREFIX
+from nas.runs.isolated import alone
+from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
-from search_spaces import AUTO_CLASSES, InputError, SubnetConfig
+from search_spaces import TASKS, InputError, SubnetConfig
 
-TASKS = {
+TASK_OF = {
     "bert": "text-classification",
     "vit": "image-classification",
     "llama": "text-generation",
@@ -37,7 +37,7 @@ SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(
 NEEDS = {form: form for form in FORMATS} | {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch"}
 LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4, "executorch": 1e-4}
 """How far an output may be; random toys have logits of about 1."""
-UNCONVERTED = {(family, "per-layer", "openvino") for family in TASKS}
+UNCONVERTED = {(family, "per-layer", "openvino") for family in TASK_OF}
 """What OpenVINO's frontend has no operation for, as of sparse attention; the user gets one line."""
 
 
@@ -49,12 +49,12 @@ def unrounded(subnet: SubnetConfig) -> SubnetConfig:
 
 def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:
     """An export of a random toy as `nas export` writes it; returns its subnet.json."""
-    supernet = Supernet(TOYS[family].model(TASKS[family]))
+    supernet = Supernet(TOYS[family].model(TASK_OF[family]))
     supernet.activations = calibrate(supernet, [TOYS[family].inputs()])
     subnet = SUBNETS[kind](supernet.layout)
     model = supernet.extract(subnet)
     if type(model).__name__.startswith(PREFIX):
-        describe_remote_code(model, AUTO_CLASSES[TASKS[family]])
+        describe_remote_code(model, TASKS[TASK_OF[family]].auto_class)
     model.save_pretrained(folder)
     workload = Workload(sequence_length=None if family == "vit" else 12)
     values, errors = {"accuracy": 0.9, "latency_ms": 2.0, "size_mb": 1.0}, {"accuracy": 0.01, "latency_ms": 0.1}
@@ -63,7 +63,7 @@ def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[
         "base_model": "some/parent",
         "name": "parent",
         "license": "mit",
-        "task": TASKS[family],
+        "task": TASK_OF[family],
         "split": "dev.csv",
     }
     story |= {"workload": workload.to_dict(), "device": "a processor", "parent": {"values": values, "errors": errors}}
@@ -80,7 +80,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", SUBNETS)
-@pytest.mark.parametrize("family", TASKS)
+@pytest.mark.parametrize("family", TASK_OF)
 def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, form: str) -> None:
     pytest.importorskip(NEEDS[form])
     folder = shelf / f"{family}-{kind}"
@@ -91,7 +91,7 @@ def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, k
             convert(folder, [form])
         return
     file = convert(folder, [form])[form]
-    inputs, auto = TOYS[family].inputs(), AUTO_CLASSES[TASKS[family]]
+    inputs, auto = TOYS[family].inputs(), TASKS[TASK_OF[family]].auto_class
     inputs.pop("decoder_attention_mask", None)
     if family == "bert":
         inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)

@@ -16,10 +16,10 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 from rich.console import Console
 
-from nas.figures import Bound, Direction, format_figure, parse_condition
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.pareto import hypervolume, non_dominated
 from nas.fronts.point import Point
+from nas.recipe.objectives import Bound, Direction, format_figure, parse_condition
 from search_spaces.errors import InputError
 from search_spaces.subnet import SubnetConfig
 

@@ -12,10 +12,10 @@ from conftest import TOYS
 from toy_tasks import causal
 
 import nas  # noqa: F401  exports load without the trust flag
-from nas.bench import bench_rows
-from nas.config import Recipe
+from nas.commands.bench import bench_rows
+from nas.recipe.schema import Recipe
 from nas.supernets.supernet import Supernet
-from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
+from search_spaces import FAMILIES, TASKS, SubnetConfig
 
 GENERATING = ("text-generation", "text2text-generation")
 MODELS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks if task in GENERATING]
@@ -148,7 +148,7 @@ def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: 
 def test_an_export_reloads_and_generates_in_half_precision(
     family: str, task: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    auto = getattr(transformers, AUTO_CLASSES[task])
+    auto = getattr(transformers, TASKS[task].auto_class)
     toy(family, task).save_pretrained(tmp_path / "parent")
     supernet = Supernet(auto.from_pretrained(tmp_path / "parent", dtype=dtype).eval())
     inputs = prompts(family)
@@ -182,7 +182,7 @@ def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path)
     supernet = Supernet(toy(family, task))
     model = supernet.extract(subnet(supernet, "layer 0 dropped"))
     model.save_pretrained(tmp_path)
-    reloaded = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(tmp_path).eval()
+    reloaded = getattr(transformers, TASKS[task].auto_class).from_pretrained(tmp_path).eval()
     assert type(reloaded).__module__.startswith("transformers.models")
     assert torch.equal(generated(reloaded, prompts(family)), generated(model, prompts(family)))
 

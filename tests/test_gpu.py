@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import TOYS, logits
 
-from nas.config import Recipe
+from nas.modeling.elastic import make_elastic
 from nas.pipeline import search
-from nas.supernets.elastic import make_elastic
+from nas.recipe.schema import Recipe
 from nas.supernets.supernet import Supernet
 from predictors import Workload
-from predictors.energy import energy_mj
-from predictors.measure import measure
-from predictors.memory import peak_memory_mb
-from predictors.runtimes import prepared
-from predictors.timing import ANCHOR
+from predictors.measurement.energy import energy_mj
+from predictors.measurement.measure import measure
+from predictors.measurement.memory import peak_memory_mb
+from predictors.measurement.runtimes import prepared
+from predictors.measurement.timing import ANCHOR
 from search_spaces import SubnetConfig
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import multivariate_normal
 
-from predictors.heavy_tails import HEAVY, posterior, row_weights
+from predictors.latency.robust import HEAVY, posterior, row_weights
 
 RNG = np.random.default_rng(0)
 DESIGN, ROOT = RNG.normal(size=(12, 5)), RNG.normal(size=(5, 5))

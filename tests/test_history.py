@@ -9,10 +9,10 @@ from typing import Any
 import optuna
 import pytest
 
-from nas.figures import Direction
 from nas.fronts.front import ParetoFront
-from nas.fronts.history import accounted, growth, importance
 from nas.fronts.point import Point
+from nas.recipe.objectives import Direction
+from nas.reports.history import accounted, growth, importance
 from search_spaces import SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}

@@ -12,9 +12,9 @@ from scipy.special import ndtr
 
 from nas.fronts.pareto import hypervolume, non_dominated
 from nas.samplers.encoding import Encoding, choices_of
-from nas.samplers.improvement import by_expected_improvement, open_region
-from nas.samplers.ledger import Ledger
+from nas.samplers.expected_improvement import by_expected_improvement, open_region
 from nas.samplers.nsga2 import _offspring, crowding_distance, nsga2, survivors
+from nas.samplers.trial_history import Ledger
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(("a", "b", "c")),

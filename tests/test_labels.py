@@ -10,10 +10,10 @@ import torch
 from conftest import bert
 from toy_tasks import Make, Rows, causal, jsonl
 
-from nas.config import Recipe
-from nas.task_types.base import IGNORED, model_inputs
+from nas.recipe.schema import Recipe
+from nas.tasks.batches import IGNORED, model_inputs
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
-from nas.tasks.workbench import Workbench
 from predictors import Workload
 
 

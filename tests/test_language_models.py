@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_bench, tokenizer, whisper
 
-from nas.config import Recipe
+from nas.recipe.schema import Recipe
 from nas.supernets.training import DistillationTrainer
-from nas.task_types.base import IGNORED, model_inputs
+from nas.tasks.batches import IGNORED, model_inputs
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import found_of, score
-from nas.tasks.workbench import Workbench
 from predictors import Workload
 
 
@@ -60,7 +60,7 @@ def test_the_loss_of_a_causal_model_is_of_the_next_token_and_of_all_tokens_alike
 def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas.task_types import base
+    from nas.tasks.types import base
 
     model = causal(tmp_path / "lm")
     monkeypatch.setattr(base, "LOGITS_IN_MEMORY", 3 * 8 * model.config.vocab_size)
@@ -124,7 +124,7 @@ def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) ->
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
     sacrebleu, jiwer = pytest.importorskip("sacrebleu"), pytest.importorskip("jiwer")
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    from nas.tasks.text_metrics import TEXT_METRICS
+    from nas.tasks.generation_metrics import TEXT_METRICS
 
     right = [
         "the film was very good and the cast was fine",

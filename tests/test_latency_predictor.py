@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from predictors import MODELS, Measurement, SubnetPredictor, Timing, Workload
-from predictors.accuracy import errors
-from predictors.models import feature_names, features
+from predictors.latency.errors import errors
+from predictors.latency.features import feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform(tuple(range(6)), num_attention_heads=12, intermediate_size=1536, hidden_size=384)

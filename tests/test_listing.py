@@ -13,15 +13,15 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from nas import progress as progress_module
-from nas.config import Recipe
-from nas.engine.watch import lines
-from nas.figures import Direction
-from nas.fronts.compare import attainment, attainment_table, compare_runs, hypervolume_table, plot
+from nas.commands.compare import attainment, attainment_table, compare_runs, hypervolume_table, plot
+from nas.commands.watch import lines
 from nas.fronts.front import ParetoFront
-from nas.fronts.listing import listed, written
+from nas.fronts.output import listed, written
 from nas.fronts.point import Point
-from nas.run import Run
+from nas.recipe.objectives import Direction
+from nas.recipe.schema import Recipe
+from nas.runs import progress as progress_module
+from nas.runs.run import Run
 from search_spaces import InputError, SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}

@@ -10,10 +10,10 @@ import torch
 import transformers
 from conftest import TOYS, WORDS, bert, logits
 
-from nas.config import Recipe
-from nas.pipeline import checked
-from nas.tasks.long_inputs import lengthened, lengthened_config
-from nas.tasks.workbench import Workbench
+from nas.modeling.longer_positions import lengthened, lengthened_config
+from nas.recipe.schema import Recipe
+from nas.stages.check import checked
+from nas.tasks.context import Workbench
 from search_spaces import FAMILIES, InputError, Layout
 
 LEARNED = [name for name, family in FAMILIES.items() if family.learned_positions]

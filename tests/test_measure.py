@@ -14,11 +14,12 @@ import torch
 from pydantic import BaseModel, ValidationError
 from test_store import timing
 
-from predictors import Timing, Workload, energy, measure
+from predictors import Timing, Workload
 from predictors import measure as measure_function
-from predictors.memory import peak_memory_mb
-from predictors.timing import ANCHOR, doubts, joined, median_interval, stated
-from predictors.workload import one_line_errors
+from predictors.measurement import energy, measure
+from predictors.measurement.memory import peak_memory_mb
+from predictors.measurement.timing import ANCHOR, doubts, joined, median_interval, stated
+from predictors.measurement.workload import one_line_errors
 from search_spaces import InputError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nas.config import Recipe
 from nas.pipeline import search
+from nas.recipe.schema import Recipe
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "quickstart"
 QUICK = ["parent.epochs=1", "supernet.epochs=1", "profile={samples: 12, precision: 0.5}", "search.evaluations=12"]

@@ -7,12 +7,13 @@ from random import Random
 
 import pytest
 
-from nas.config import Recipe
-from nas.figures import Direction
 from nas.fronts.front import ParetoFront
-from nas.fronts.pick import pick
 from nas.fronts.point import Point
-from nas.run import Run, write_json
+from nas.recipe.objectives import Direction
+from nas.recipe.schema import Recipe
+from nas.runs.files import write_json
+from nas.runs.run import Run
+from nas.studies.pick import pick
 from search_spaces import InputError, SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}

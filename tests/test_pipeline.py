@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import Recipe
-from nas.engine.study import STUDIES, open_studies, points
-from nas.run import Run
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.studies.study import STUDIES, open_studies, points
 
 
 @pytest.mark.slow

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from test_finetune import SMALL, export
 from test_supernet_training import free_port
 
-from nas import processes
-from nas.config import Recipe
-from nas.run import Run
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent, make_supernet
+from nas.recipe.schema import Recipe
+from nas.runs import processes
+from nas.runs.run import Run
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.tasks.context import Workbench
 from search_spaces import InputError
 
 ROOT = Path(__file__).parent.parent

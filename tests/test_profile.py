@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from conftest import read_lines
 
-from nas import stages
-from nas.config import Recipe
 from nas.pipeline import profile
-from nas.run import Run, remove
+from nas.recipe.schema import Recipe
+from nas.runs.files import remove
+from nas.runs.run import Run
+from nas.stages import profile as stages
 from nas.supernets.supernet import Supernet
-from nas.tasks.workbench import Workbench
-from predictors.timing import ANCHOR, Timing
+from nas.tasks.context import Workbench
+from predictors.measurement.timing import ANCHOR, Timing
 from search_spaces import SubnetConfig
 
 QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile={samples: 12, precision: 0.1}"]

@@ -50,7 +50,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
 
 
 def test_squad_compares_without_case_articles_and_punctuation() -> None:
-    from nas.task_types.question_answering import normalized, word_f1
+    from nas.tasks.types.question_answering import normalized, word_f1
 
     assert normalized("The  Film!") == normalized("film")
     assert word_f1("a very good film", "good film") == pytest.approx(0.8)
@@ -58,7 +58,7 @@ def test_squad_compares_without_case_articles_and_punctuation() -> None:
 
 
 def test_the_best_span_lies_in_the_context_forwards_and_is_short() -> None:
-    from nas.task_types.question_answering import best_span
+    from nas.tasks.types.question_answering import best_span
 
     offsets = [[-1, -1], [0, 3], [4, 8], [9, 12]]
     start, end = np.array([9.0, 0.0, 1.0, 5.0]), np.array([9.0, 5.0, 1.0, 0.0])

@@ -16,18 +16,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from nas.config import Recipe
-from nas.engine.study import open_studies, points
+from nas.modeling.elastic import factors
 from nas.pipeline import search
-from nas.run import Run
-from nas.stages import load_supernet
-from nas.supernets.basis import FILE, Activations, calibrate, output_basis
-from nas.supernets.elastic import factors
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.studies.study import open_studies, points
+from nas.supernets.calibration import calibrate
+from nas.supernets.load import load_supernet
+from nas.supernets.low_rank import FILE, Activations, output_basis
 from nas.supernets.supernet import Supernet
-from nas.tasks.workbench import Workbench
-from predictors.models import LeastSquares, feature_names, features
+from nas.tasks.context import Workbench
+from predictors.latency.features import feature_names, features
+from predictors.latency.models import LeastSquares
 from search_spaces import InputError, SearchSpace, SubnetConfig
-from search_spaces.pruning import pruned
+from search_spaces.useful_choices import pruned
 
 
 def inputs_and_weight(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,8 +246,8 @@ def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: py
 
 def assert_workers_score_ranks_alike(run: Run) -> None:
     """What a Ray worker makes of the files it is sent scores a low rank as the driver does."""
-    from nas.engine.racing import Scorer
-    from nas.engine.ray_worker import Package
+    from nas.ray.search_worker import Package
+    from nas.studies.racing import Scorer
 
     bench = Workbench(run.recipe)
     supernet, space = load_supernet(run, bench)

@@ -22,11 +22,11 @@ from conftest import bert, text_inputs
 from test_docket import executed, states
 
 from experiments.bench.stand_in import Given, StandIn, evaluator_of, recipe_of
-from nas.config import Recipe
-from nas.engine.racing import Outcome
-from nas.engine.search_loop import Dispatcher, dockets_of
-from nas.engine.study import open_studies, points
-from nas.run import Run
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.studies.racing import Outcome
+from nas.studies.search_loop import Dispatcher, dockets_of
+from nas.studies.study import open_studies, points
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from search_spaces import InputError
@@ -204,7 +204,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
-    code = f"from nas.engine.ray_cluster import connected\nwith connected({cluster[0]!r}): pass"
+    code = f"from nas.ray.cluster import connected\nwith connected({cluster[0]!r}): pass"
     env = {k: v for k, v in environment(tmp_path / "stranger").items() if not k.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "RAY_AUTH_MODE=token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
@@ -215,7 +215,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.engine.ray_cluster import connected
+    from nas.ray.cluster import connected
 
     with (
         pytest.raises(InputError, match=r"`127.0.0.1:\d+` does not answer .*ray start --head"),
@@ -225,7 +225,7 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def searcher(folder: Path, workers: int = 2):
-    from nas.engine.ray_driver import StudySearcher
+    from nas.ray.search_driver import StudySearcher
 
     recipe = recipe_of(40)
     dispatcher = Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *evaluator_of(recipe, 4)))
@@ -249,7 +249,7 @@ def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Pa
 
 
 def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
-    from nas.engine.ray_worker import Package, Worker, versions
+    from nas.ray.search_worker import Package, Worker, versions
 
     package = Package(load=Given(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
     other = replace(package, versions={**versions(), "torch": "0.1"})
@@ -274,7 +274,7 @@ def test_an_evaluation_whose_worker_is_lost_again_and_again_is_kept_as_failed(tm
 def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas.engine import ray_worker
+    from nas.ray import search_worker as ray_worker
 
     supernet = Supernet(bert(num_labels=2))
     supernet.model.save_pretrained(tmp_path / "weights")

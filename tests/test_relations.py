@@ -14,8 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from nas.config import Recipe
-from nas.supernets.relations import (
+from nas.recipe.schema import Recipe
+from nas.supernets.relation_distillation import (
     StateRecorder,
     real_tokens,
     relation_divergence,
@@ -23,7 +23,7 @@ from nas.supernets.relations import (
     relation_loss,
 )
 from nas.supernets.supernet import Supernet
-from nas.tasks.workbench import Workbench
+from nas.tasks.context import Workbench
 from search_spaces import FAMILIES, InputError, SubnetConfig
 
 

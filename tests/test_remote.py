@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from test_resume import heed_ctrl_c, stop_when
 
-from nas.config import Recipe
+from nas.commands.remote import export_plan, import_results
 from nas.pipeline import search
-from nas.remote import export_plan, import_results
-from nas.run import Run, write_json
+from nas.recipe.schema import Recipe
+from nas.runs.files import write_json
+from nas.runs.run import Run
 from predictors import Workload, device_name
-from predictors.plan import Plan, measure_plan, read_results
-from predictors.timing import ANCHOR
+from predictors.measurement.plan import Plan, measure_plan, read_results
+from predictors.measurement.timing import ANCHOR
 from search_spaces import InputError
 
 GUARD = """

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nas.figures import Bound, Direction
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point, Source
-from nas.fronts.report import _point, write_report
+from nas.recipe.objectives import Bound, Direction
+from nas.reports.html import _point, write_report
 from search_spaces.subnet import SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("nas.fronts.report.os.replace", fail)
+    monkeypatch.setattr("nas.reports.html.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import Recipe
-from nas.pipeline import checked
-from nas.run import Run
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent, make_supernet
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.check import checked
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.tasks.context import Workbench
 from search_spaces import InputError
 
 ROLES = {"loss", "loss_largest", "loss_sampled", "loss_smallest"}

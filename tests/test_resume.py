@@ -16,13 +16,13 @@ import yaml
 from command import Command
 from optuna.trial import TrialState
 
-from nas.config import Recipe
-from nas.engine.study import STUDIES, open_studies, points
 from nas.pipeline import search
-from nas.run import Run
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.supernet import make_supernet
+from nas.studies.study import STUDIES, open_studies, points
 from nas.supernets.training import last_complete_checkpoint
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_supernet
+from nas.tasks.context import Workbench
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import torch
 from conftest import TOYS, bert
 
 from predictors import Workload, measure
-from predictors.onnx_export import require, write_onnx
-from predictors.runtimes import RUNTIMES, onnx_call, prepared, write_onnx_workload
+from predictors.measurement.onnx_export import require, write_onnx
+from predictors.measurement.runtimes import RUNTIMES, onnx_call, prepared, write_onnx_workload
 from search_spaces import InputError
 
 LENGTH = 6
@@ -132,7 +132,7 @@ def test_onnx_runtime_logs_errors_only(dtype: str, tmp_path: Path, capfd: pytest
 
 def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
-    import predictors.onnx_export as module
+    import predictors.measurement.onnx_export as module
 
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match="differ"):

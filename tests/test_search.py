@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 
-from nas.config import Recipe
-from nas.engine.plan import corners, distinct, feasible_samples, plan
-from nas.evaluator import Evaluator
-from nas.run import Run
-from nas.stages import search_space
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.studies.evaluator import Evaluator
+from nas.studies.startup_trials import corners, distinct, feasible_samples, plan
+from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
-from nas.tasks.workbench import Workbench
+from nas.tasks.context import Workbench
 from predictors import SubnetPredictor, Workload
 from search_spaces import InputError
 

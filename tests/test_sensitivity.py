@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from conftest import TOYS
 from transformers import AutoModelForSequenceClassification
 
-from nas.config import Recipe
-from nas.run import Run
-from nas.sensitivity import EXAMPLES, Replacement, sensitivity, sensitivity_table
-from nas.tasks.workbench import Workbench
+from nas.commands.sensitivity import EXAMPLES, Replacement, sensitivity, sensitivity_table
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.tasks.context import Workbench
 from search_spaces import InputError
 
 OVERRIDES = ["space.attention_rank=[full, 0.5]", "space.mlp_rank=[full, 0.25]", "parent.epochs=1"]

@@ -21,8 +21,8 @@ from torch import nn
 from nas.exports.export import describe_remote_code
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
-from predictors.models import feature_names, features
-from search_spaces import AUTO_CLASSES, FAMILIES, InputError, Layout, SubnetConfig
+from predictors.latency.features import feature_names, features
+from search_spaces import FAMILIES, TASKS, InputError, Layout, SubnetConfig
 
 T5_1_1 = replace(TOYS["t5"], config={**TOYS["t5"].config, "tie_word_embeddings": False})
 PLAIN_T5 = replace(TOYS["t5"], config={**TOYS["t5"].config, "feed_forward_proj": "relu"})
@@ -74,7 +74,7 @@ def generated(model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> tu
 
 def exported(model: Any, toy: Toy, folder: Path) -> str:
     """Saves a model as `nas export` does and names its auto class."""
-    auto_class = AUTO_CLASSES[FAMILIES[toy.model_type].tasks[0]]
+    auto_class = TASKS[FAMILIES[toy.model_type].tasks[0]].auto_class
     if _is_nas(model):
         describe_remote_code(model, auto_class)
     model.save_pretrained(folder)

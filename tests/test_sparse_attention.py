@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.exports.sparse_attention import Graph, sparse_attention_forward
+from nas.modeling.sparse_attention import Graph, sparse_attention_forward
 
 GRAPHS = {
     "local": Graph(8, 0, 0, 0, 4),

@@ -18,9 +18,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from nas.config import Recipe
-from nas.engine import storage as storages
-from nas.engine.storage import hidden, open_storage, together
+from nas.recipe.schema import Recipe
+from nas.studies import storage as storages
+from nas.studies.storage import hidden, open_storage, together
 from search_spaces import InputError
 
 SPACE = {f"x{i}": IntDistribution(0, 7) for i in range(5)} | {"kind": CategoricalDistribution(("a", "b"))}

@@ -16,17 +16,19 @@ import torch
 from conftest import bert, logits, text_inputs
 from transformers import TrainerCallback
 
-from nas import trainings
-from nas.config import Recipe
-from nas.run import Run
-from nas.stages import load_supernet, make_profile, profile_sample
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages import supernet as trainings
+from nas.stages.parent import make_parent
+from nas.stages.profile import make_profile, profile_sample
+from nas.stages.supernet import make_supernet, strategy_of
 from nas.supernets.importance import order_by_importance
+from nas.supernets.load import load_supernet
 from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, training_arguments
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent, make_supernet, strategy_of
+from nas.tasks.context import Workbench
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
 
@@ -248,8 +250,8 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 import test_supernet_training as here
-from nas.config import Recipe
-from nas.tasks.workbench import Workbench
+from nas.recipe.schema import Recipe
+from nas.tasks.context import Workbench
 
 bench = Workbench(Recipe.load(sys.argv[2]))
 size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))

@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from predictors.gaussian_process import JITTER, GaussianProcess
-from predictors.surrogate import SURROGATES, Learned, cross_validate
+from predictors.surrogates import SURROGATES, Learned, cross_validate
 
 RNG = np.random.default_rng(0)
 X = RNG.random((80, 6))

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from predictors import LatencyPredictor
-from predictors.accuracy import errors
-from predictors.heavy_tails import NORMAL
-from predictors.prior_process import OtherDevices, PriorProcess
-from predictors.regressions import LogGaussianProcess, PowerLaw
+from predictors.latency.errors import errors
+from predictors.latency.regressions import LogGaussianProcess, PowerLaw
+from predictors.latency.robust import NORMAL
+from predictors.latency.transfer import OtherDevices, PriorProcess
 from search_spaces import InputError
 
 NAMES = ["layers", "width", "heads"]

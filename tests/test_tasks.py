@@ -10,17 +10,18 @@ import torch
 from conftest import bert
 from toy_tasks import CASES, Make
 
-from nas.config import Recipe
 from nas.exports.export import active_outputs, outputs_elsewhere, require_equal, save_subnet
-from nas.run import Run
-from nas.stages import load_supernet
-from nas.task_types import TASK_TYPES
-from nas.task_types.base import model_inputs
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.supernets.load import load_supernet
+from nas.tasks.batches import model_inputs
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
 from nas.tasks.losses import divergence
-from nas.tasks.workbench import Workbench
-from nas.trainings import make_parent, make_supernet
-from search_spaces import InputError
+from nas.tasks.types import TASK_TYPES
+from search_spaces import TASKS, InputError
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,12 +89,12 @@ def test_a_trained_language_model_is_used_as_it_came_unless_epochs_are_given(mak
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
 def test_every_task_type_has_a_default_quality_and_names_only_known_ones(kind: str) -> None:
-    from nas.figures import QUALITIES
-    from nas.task_types.classification import METRICS, Classification
+    from nas.recipe.objectives import QUALITIES
+    from nas.tasks.types.classification import METRICS, Classification
 
     found = TASK_TYPES[kind]
     tables = list(METRICS.values()) if issubclass(found, Classification) else [found.metrics]
     assert all(set(table) <= set(QUALITIES) for table in tables)  # type: ignore[call-overload]
-    assert any(found.default_quality in table for table in tables)  # type: ignore[operator]
+    assert any(TASKS[kind].default_metric in table for table in tables)  # type: ignore[operator]
     recipe = Recipe.parse({"model": "m", "task": {"type": kind, "train": "a", "test": "b"}, "space": {}})
-    assert list(recipe.objectives) == [found.default_quality, "latency_ms"]
+    assert list(recipe.objectives) == [TASKS[kind].default_metric, "latency_ms"]

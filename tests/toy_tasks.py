@@ -13,8 +13,8 @@ import pandas as pd
 import yaml
 from conftest import WORDS
 
-from nas.config import Recipe
-from nas.tasks.workbench import Workbench
+from nas.recipe.schema import Recipe
+from nas.tasks.context import Workbench
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 SENTENCES = [

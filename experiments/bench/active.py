@@ -16,9 +16,9 @@ import torch
 
 from experiments.bench.costs import CHOICES, minilm
 from predictors import MODELS, Ceilings, Workload, roofline_ms
-from predictors.active import least_sure
-from predictors.measure import TOGETHER
-from predictors.models import feature_names, features
+from predictors.latency.active_learning import least_sure
+from predictors.latency.features import feature_names, features
+from predictors.measurement.measure import TOGETHER
 
 WIDTHS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size", "scope")
 SPACES = {"widths": {name: CHOICES[name] for name in WIDTHS}, "all dimensions": CHOICES}

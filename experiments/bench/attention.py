@@ -20,14 +20,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from nas.exports.sparse_attention import sparse_attention_forward
+from nas.modeling.sparse_attention import sparse_attention_forward
 from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
-from predictors.onnx_export import quiet_export, write_onnx
-from predictors.runtimes import onnx_call, prepared
-from predictors.timing import ANCHOR
+from predictors.measurement.onnx_export import quiet_export, write_onnx
+from predictors.measurement.runtimes import onnx_call, prepared
+from predictors.measurement.timing import ANCHOR
 from search_spaces import SubnetConfig
-from search_spaces.attention import FULL, AttentionPattern
+from search_spaces.dimensions.attention import FULL, AttentionPattern
 
 TOKENS = (512, 1024, 2048, 4096)
 PATTERNS = ("local:64", "local:128", "local:256", "bigbird:64,1,2")

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from predictors import AnalyticCosts, Ceilings, SubnetPredictor, Workload, roofline_ms
-from predictors.analytic import COUNTED
+from predictors.costs.analytic import COUNTED
 from search_spaces import Layout, SearchSpace
 
 SHAPES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

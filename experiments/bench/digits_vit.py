@@ -11,11 +11,12 @@ from pathlib import Path
 
 from problems import subnets
 
-from nas.config import Recipe
-from nas.pipeline import opened
-from nas.stages import load_supernet
+from nas.recipe.schema import Recipe
+from nas.stages.check import opened
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.supernets.load import load_supernet
 from nas.tasks.evaluation import score
-from nas.trainings import make_parent, make_supernet
 from predictors import AnalyticCosts
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"

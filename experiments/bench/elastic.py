@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nas.supernets.supernet import Supernet
-from search_spaces import AUTO_CLASSES, FAMILIES, SubnetConfig
+from search_spaces import FAMILIES, TASKS, SubnetConfig
 
 TEXT = {"vocab_size": 30522, "max_position_embeddings": 512}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -41,7 +41,7 @@ class Size:
     def supernet(self) -> Supernet:
         """A random model of this size, made elastic."""
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
-        auto = getattr(transformers, AUTO_CLASSES[FAMILIES[self.model_type].tasks[0]])
+        auto = getattr(transformers, TASKS[FAMILIES[self.model_type].tasks[0]].auto_class)
         return Supernet(auto.from_config(config).eval())
 
     def inputs(self, batch: int, length: int) -> dict[str, torch.Tensor]:

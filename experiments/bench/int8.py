@@ -23,18 +23,18 @@ from rich.table import Table
 from transformers.exporters.utils import onnx_feed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nas.progress import quiet_libraries
-from nas.run import Run
-from nas.stages import calibration_set
-from nas.supernets.basis import calibrate
+from nas.runs.progress import quiet_libraries
+from nas.runs.run import Run
+from nas.supernets.calibration import calibrate
+from nas.supernets.load import calibration_set
 from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
-from nas.tasks.workbench import Workbench
 from predictors import Workload, measure
-from predictors.onnx_export import write_onnx
-from predictors.runtimes import onnx_call
+from predictors.measurement.onnx_export import write_onnx
+from predictors.measurement.runtimes import onnx_call
 from search_spaces import SubnetConfig
-from search_spaces.bits import BITS
+from search_spaces.dimensions.bits import BITS
 
 
 class OnnxClassifier(torch.nn.Module):

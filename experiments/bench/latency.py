@@ -21,14 +21,14 @@ import torch
 import transformers
 
 from nas import Supernet
-from nas.supernets.basis import calibrate
+from nas.supernets.calibration import calibrate
 from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, prepared, write_onnx
-from predictors.accuracy import errors
-from predictors.measure import groups, measure_in_calm
-from predictors.runtimes import Call, onnx_call
-from predictors.timing import ANCHOR, MAX_DRIFT, Timing
+from predictors.latency.errors import errors
+from predictors.measurement.measure import groups, measure_in_calm
+from predictors.measurement.runtimes import Call, onnx_call
+from predictors.measurement.timing import ANCHOR, MAX_DRIFT, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
-from search_spaces.subnet import DENSE
+from search_spaces.dimensions.ranks import DENSE
 
 CHOICES = {
     "num_hidden_layers": [2, 3, 4, 5, 6],

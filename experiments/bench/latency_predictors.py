@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from predictors import LatencyPredictor
-from predictors.accuracy import errors
+from predictors.latency.errors import errors
 
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
 """MAPE of the predictors that HAT ships, on all rows, those they were trained on included."""

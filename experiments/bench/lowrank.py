@@ -29,16 +29,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from nas.exports.modeling_nas import LowRank
-from nas.progress import quiet_libraries
-from nas.run import Run
-from nas.stages import calibration_set
-from nas.supernets.basis import calibrate, leading, output_basis
+from nas.modeling.modeling_nas import LowRank
+from nas.runs.progress import quiet_libraries
+from nas.runs.run import Run
+from nas.supernets.calibration import calibrate
+from nas.supernets.load import calibration_set
+from nas.supernets.low_rank import leading, output_basis
 from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
-from nas.tasks.workbench import Workbench
 from search_spaces import SubnetConfig
-from search_spaces.layout import RANK_STEP, factor_rank
+from search_spaces.dimensions.ranks import RANK_STEP, factor_rank
 
 FRACTIONS = (25, 50, 75, 100)
 TOKENS = (128, 1024)

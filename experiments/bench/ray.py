@@ -18,7 +18,7 @@ import ray
 from rich.table import Table
 
 from experiments.bench.stand_in import recipe_of, stand_in_search
-from nas.progress import console, quiet_libraries
+from nas.runs.progress import console, quiet_libraries
 
 SECONDS = 1.0
 PER_WORKER = 15

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nas.progress import quiet_libraries
-from nas.run import Run
-from nas.stages import load_supernet, time_models
-from nas.tasks.workbench import Workbench
-from nas.verify import reloaded
-from predictors.measure import groups
-from predictors.timing import ANCHOR
+from nas.runs.progress import quiet_libraries
+from nas.runs.run import Run
+from nas.stages.verify import reloaded
+from nas.supernets.latency import time_models
+from nas.supernets.load import load_supernet
+from nas.tasks.context import Workbench
+from predictors.measurement.measure import groups
+from predictors.measurement.timing import ANCHOR
 
 
 def measured_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:

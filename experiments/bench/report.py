@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from nas.figures import Bound, Direction
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point, Source
-from nas.fronts.report import write_report
+from nas.recipe.objectives import Bound, Direction
+from nas.reports.html import write_report
 from search_spaces import SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}

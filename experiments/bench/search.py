@@ -22,10 +22,10 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from problems import PROBLEMS, Problem
 
-from nas.engine.storage import open_storage, together
 from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates, PlainProblem
 from nas.samplers.surrogate_sampler import SurrogateSampler
+from nas.studies.storage import open_storage, together
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 LONG, LAST = 5000, 500

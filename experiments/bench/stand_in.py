@@ -19,14 +19,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from nas.config import Recipe
-from nas.engine.plan import distinct
-from nas.engine.racing import Outcome, Race
-from nas.engine.search_loop import Dispatcher, dockets_of, run_here
-from nas.engine.stopping import finishing_on_interrupt
-from nas.engine.study import driver_id, open_studies
-from nas.evaluator import Evaluator
-from nas.progress import quiet_libraries
+from nas.recipe.schema import Recipe
+from nas.runs.progress import quiet_libraries
+from nas.studies.evaluator import Evaluator
+from nas.studies.racing import Outcome, Race
+from nas.studies.search_loop import Dispatcher, dockets_of, run_here
+from nas.studies.startup_trials import distinct
+from nas.studies.stopping import finishing_on_interrupt
+from nas.studies.study import driver_id, open_studies
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from predictors import SubnetPredictor, Workload
@@ -101,8 +101,8 @@ def stand_in_search(
         if cluster is None:
             run_here(dispatcher, evaluate)
         else:
-            from nas.engine.ray_driver import run_on_ray
-            from nas.engine.ray_worker import Package
+            from nas.ray.search_driver import run_on_ray
+            from nas.ray.search_worker import Package
 
             run_on_ray(dispatcher, Package(load=Given(evaluate), folder=folder), cluster, recipe.search)
 

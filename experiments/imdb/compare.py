@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nas.fronts.pareto import hypervolume
-from nas.run import Run
+from nas.runs.run import Run
 from search_spaces import SubnetConfig
 
 REFERENCE = np.array([0.5, 1.0])

@@ -25,18 +25,20 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
 
-from nas.config import Recipe
-from nas.pipeline import opened
-from nas.progress import quiet_libraries
-from nas.run import Run
-from nas.stages import CALIBRATION_EXAMPLES, load_supernet, search_space
+from nas.recipe.schema import Recipe
+from nas.runs.progress import quiet_libraries
+from nas.runs.run import Run
+from nas.stages.check import opened
+from nas.stages.parent import make_parent
+from nas.stages.supernet import LAYER_EXAMPLES, make_supernet
 from nas.supernets.importance import order_by_importance
+from nas.supernets.load import CALIBRATION_EXAMPLES, load_supernet
+from nas.supernets.space import search_space
 from nas.supernets.strategies import stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import plain_trainer, training_device
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import EvaluationSet, score
-from nas.tasks.workbench import Workbench
-from nas.trainings import LAYER_EXAMPLES, make_parent, make_supernet
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace, SubnetConfig
 

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.config import Recipe
-from nas.engine.search_loop import run_search
-from nas.engine.study import open_studies, points
-from nas.evaluator import Evaluator
-from nas.pipeline import opened
-from nas.progress import quiet_libraries
-from nas.stages import load_supernet
+from nas.recipe.schema import Recipe
+from nas.runs.progress import quiet_libraries
+from nas.stages.check import opened
+from nas.stages.parent import make_parent
+from nas.stages.supernet import make_supernet
+from nas.studies.evaluator import Evaluator
+from nas.studies.search_loop import run_search
+from nas.studies.study import open_studies, points
+from nas.supernets.load import load_supernet
 from nas.supernets.training import plain_trainer
 from nas.tasks.evaluation import score
-from nas.trainings import make_parent, make_supernet
 from search_spaces import SubnetConfig
 
 RECIPE = Path(__file__).parent / "recipe.yaml"

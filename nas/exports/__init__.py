@@ -1,1 +1,1 @@
-"""Subnetworks as ordinary Hugging Face model folders, checked by reloading, and the modelling file they carry."""
+"""Subnetworks as ordinary Hugging Face model folders: written, converted and checked by reloading."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nas.exports.formats import FORMATS
-from nas.figures import COSTS, format_figure
+from nas.recipe.objectives import COSTS, format_figure
 from predictors import Workload
-from search_spaces import AUTO_CLASSES, SubnetConfig
+from search_spaces import TASKS, SubnetConfig
 
 COLUMNS = ("latency_ms", "size_mb", "memory_mb")
 """Costs of a format, after its qualities."""
@@ -99,7 +99,7 @@ def _runtimes(story: Mapping[str, Any]) -> str:
 
 
 def _load(folder: Path, story: Mapping[str, Any]) -> str:
-    auto = AUTO_CLASSES[story["task"]]
+    auto = TASKS[story["task"]].auto_class
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
     note = (

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from nas.alone import alone
 from nas.exports.card import write_card
 from nas.exports.export import TOLERANCE, ReloadError, active_outputs, outputs_elsewhere
 from nas.exports.formats import present, read_story, size_mb
 from nas.exports.runtime_model import RuntimeModel, timed_beside
-from nas.figures import format_figure
-from nas.run import Run, write_json
-from nas.stages import load_supernet
+from nas.recipe.objectives import format_figure
+from nas.runs.files import write_json
+from nas.runs.isolated import alone
+from nas.runs.run import Run
+from nas.supernets.load import load_supernet
+from nas.tasks.context import Workbench
 from nas.tasks.evaluation import score
-from nas.tasks.workbench import Workbench
-from predictors.onnx_export import TOLERANCE as ONNX_TOLERANCE
+from predictors.measurement.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
-from search_spaces.bits import ROUND_INPUTS
+from search_spaces.dimensions.bits import ROUND_INPUTS
 
 SLOWER = 1.25
 """How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""

@@ -18,14 +18,16 @@ from safetensors.torch import load_file, save_file
 
 from nas.exports.card import licence_of, write_card
 from nas.exports.formats import convert
-from nas.exports.modeling_nas import PREFIX
-from nas.exports.registration import stock_classes
 from nas.exports.reload import logits_of
 from nas.fronts.point import Point
-from nas.run import Run, replace_folder, write_json
-from nas.stages import load_supernet
-from nas.supernets.supernet import Supernet, evaluating
-from nas.tasks.workbench import Workbench
+from nas.modeling.modeling_nas import PREFIX
+from nas.modeling.registration import stock_classes
+from nas.runs.files import replace_folder, write_json
+from nas.runs.run import Run
+from nas.supernets.load import load_supernet
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
+from nas.tasks.evaluation import evaluating
 from predictors import Workload
 from search_spaces import InputError, SubnetConfig
 

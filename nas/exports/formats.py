@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from nas.exports.reload import logits_of
-from nas.run import read_json
-from nas.task_types import TASK_TYPES
+from nas.runs.files import read_json
+from nas.tasks.types import TASK_TYPES
 from predictors import Workload
-from predictors.onnx_export import halved, quantize_onnx, quiet_export, require, require_close, write_onnx
-from search_spaces import AUTO_CLASSES, InputError
+from predictors.measurement.onnx_export import halved, quantize_onnx, quiet_export, require, require_close, write_onnx
+from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def read_story(folder: Path) -> dict[str, Any]:
 
 def load_model(folder: Path, story: Story) -> PreTrainedModel:
     """The model of an export, for the task it was exported for."""
-    auto = getattr(transformers, AUTO_CLASSES[story["task"]])
+    auto = getattr(transformers, TASKS[story["task"]].auto_class)
     return auto.from_pretrained(folder, trust_remote_code=False).eval()
 
 

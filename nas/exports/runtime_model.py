@@ -14,15 +14,16 @@ import transformers
 from transformers.utils import ModelOutput
 
 from nas.exports.formats import load_model, present, read_story, story_inputs
-from nas.tasks.workbench import Workbench, load_config
+from nas.tasks.context import Workbench
+from nas.tasks.loading import load_config
 from predictors import Workload, measure
-from predictors.measure import quiet
-from predictors.memory import peak_memory_mb
-from predictors.onnx_export import onnx_session
-from predictors.plan import import_libraries
-from predictors.runtimes import input_names, onnx_call, prepared
-from predictors.timing import ANCHOR
-from search_spaces import AUTO_CLASSES, InputError
+from predictors.measurement.measure import quiet
+from predictors.measurement.memory import peak_memory_mb
+from predictors.measurement.onnx_export import onnx_session
+from predictors.measurement.plan import import_libraries
+from predictors.measurement.runtimes import input_names, onnx_call, prepared
+from predictors.measurement.timing import ANCHOR
+from search_spaces import TASKS, InputError
 
 Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -97,7 +98,7 @@ def memory_mb(folder: str, form: str) -> float | None:
     if form == "torch" and workload.runtime not in ("torch", "compile"):
         return None
     inputs = story_inputs(story, load_config(folder))
-    import_libraries(workload, folder, AUTO_CLASSES[story["task"]])
+    import_libraries(workload, folder, TASKS[story["task"]].auto_class)
     if form == "executorch":
         import executorch.extension.pybindings.portable_lib  # noqa: F401
         import transformers.exporters.exporter_executorch  # noqa: F401

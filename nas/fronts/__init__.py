@@ -1,1 +1,1 @@
-"""What was found: points, Pareto fronts of them, and how both are shown."""
+"""What a search ends with: points, Pareto fronts, hypervolume, and how a front is printed."""

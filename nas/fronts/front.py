@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.figures import COSTS, FINETUNED, OPERATORS, Bound, Direction, excess, parse_condition, reached
 from nas.fronts.pareto import Array, hypervolume, non_dominated
 from nas.fronts.point import Point
 from nas.fronts.table import html_table, rich_table
+from nas.recipe.objectives import COSTS, FINETUNED, OPERATORS, Bound, Direction, excess, parse_condition, reached
 from search_spaces.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:

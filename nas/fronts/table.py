@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nas.figures import FINETUNED, format_figure
+from nas.recipe.objectives import FINETUNED, format_figure
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""Which subnetwork to evaluate next: our surrogate-guided sampler, every other by name, and block search."""
+"""Which subnetwork to evaluate next: a surrogate-guided Optuna sampler for any study."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.ledger import Evaluated, constraint_of, genomes_of, values_of
-from predictors.surrogate import Learned
+from nas.samplers.trial_history import Evaluated, constraint_of, genomes_of, values_of
+from predictors.surrogates import Learned
 
 
 @dataclass(frozen=True)

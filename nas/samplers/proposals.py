@@ -10,10 +10,10 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.improvement import by_expected_improvement, open_region
-from nas.samplers.ledger import Evaluated, genomes_of, values_of
+from nas.samplers.expected_improvement import by_expected_improvement, open_region
 from nas.samplers.nsga2 import nsga2
 from nas.samplers.problem import Model, Problem
+from nas.samplers.trial_history import Evaluated, genomes_of, values_of
 
 POPULATION, GENERATIONS = 100, 50
 OPTIMISM = (0.0, 1.0)

@@ -15,9 +15,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from nas.samplers.encoding import Conditions, Encoding
-from nas.samplers.ledger import Evaluated, Ledger
 from nas.samplers.problem import Model, PlainProblem, Problem
 from nas.samplers.proposals import propose
+from nas.samplers.trial_history import Evaluated, Ledger
 
 FEWEST = 8
 """Trials that a surrogate can be cross-validated on."""

@@ -1,1 +1,1 @@
-"""A Hugging Face model made elastic in place: its order of importance, its training, one active subnetwork."""
+"""A Hugging Face model made elastic in place: order of importance, training, active subnetworks, latencies."""

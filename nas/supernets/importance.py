@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from nas.supernets.supernet import Supernet, evaluating
+from nas.supernets.supernet import Supernet
+from nas.tasks.evaluation import evaluating
 from search_spaces import SubnetConfig
 from search_spaces.family import Axis
 from search_spaces.subnet import PER_LAYER

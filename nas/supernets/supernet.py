@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -13,20 +12,20 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from nas.exports import modeling_nas
-from nas.exports.arch import arch_of
-from nas.exports.modeling_nas import WRAPPERS, holder, set_attention
-from nas.exports.quantized import quantize
-from nas.supernets.basis import Activations, leading, output_basis
-from nas.supernets.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
+from nas.modeling import modeling_nas
+from nas.modeling.arch import arch_of
+from nas.modeling.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
+from nas.modeling.modeling_nas import WRAPPERS, holder, set_attention
+from nas.modeling.quantized import quantize
+from nas.supernets.low_rank import Activations, leading, output_basis
 from search_spaces import InputError, Layout, SubnetConfig
-from search_spaces.attention import FULL, AttentionPattern
-from search_spaces.bits import WHOLE
+from search_spaces.dimensions.attention import FULL, AttentionPattern
+from search_spaces.dimensions.bits import WHOLE
+from search_spaces.dimensions.ranks import DENSE, factor_rank
 from search_spaces.family import Axes
-from search_spaces.layout import factor_rank
-from search_spaces.limits import check_subnet
-from search_spaces.stock import stock_update
-from search_spaces.subnet import DENSE, RANKS
+from search_spaces.stock_config import stock_update
+from search_spaces.subnet import RANKS
+from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -254,7 +253,7 @@ class Supernet:
         """A model of its own that computes what the supernet computes with ``subnet`` active.
 
         It is a stock model where a stock config can describe the subnetwork, and otherwise one of
-        `nas.exports.modeling_nas`. Weights are copies; device, dtype and train/eval mode follow the supernet.
+        `nas.modeling.modeling_nas`. Weights are copies; device, dtype and train/eval mode follow the supernet.
 
         Raises:
             InputError: If the parent does not contain the subnetwork.
@@ -338,15 +337,3 @@ def _largest(outputs: int, inputs: int) -> int:
     rank = factor_rank(outputs, inputs, DENSE - 1)
     assert rank is not None
     return rank
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for the duration, then the mode it had."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)

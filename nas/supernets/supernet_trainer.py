@@ -10,11 +10,11 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from nas.supernets.relations import Related, StateRecorder, States, detached, relation_loss
+from nas.supernets.relation_distillation import Related, StateRecorder, States, detached, relation_loss
 from nas.supernets.strategies import Lesson, Strategy
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import DistillationTrainer
-from nas.task_types.base import model_inputs
+from nas.tasks.batches import model_inputs
 from nas.tasks.losses import Scored
 from search_spaces import InputError, SubnetConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from nas.config import Training
-from nas.supernets.reporting import keep_logs
-from nas.task_types import TaskType
-from nas.task_types.base import model_inputs
+from nas.recipe.schema import Training
+from nas.supernets.trackers import keep_logs
+from nas.tasks.batches import model_inputs
 from nas.tasks.losses import Scored, divergence
+from nas.tasks.types import TaskType
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
-
-Report = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, what to show) while a training runs."""
-
+from nas.runs.progress import Report
 
 MEMORY_BATCH = 64
 """Examples that a teacher is asked about at once."""

@@ -1,1 +1,1 @@
-"""What a recipe calls a task: its data, labels, losses and metrics, and the workbench that joins them to a model."""
+"""What a recipe calls a task: data, labels, losses, metrics and scores."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.progress import say
+from nas.runs.progress import say
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from nas.recipe.text import split_source
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -46,12 +46,6 @@ def load_source(source: str, folder: str = "imagefolder") -> Dataset:
     if path.suffix in BUILDERS or path.is_dir():
         return _from_local(path, part, folder)
     return _from_hub(name, part)
-
-
-def split_source(source: str, base: Path = Path()) -> tuple[str, str]:
-    """Splits ``place:part`` at its last colon; one in a path, after a drive or in a slice (``train[:9]``) is none."""
-    found = re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])*)", source)
-    return (source, "") if found is None or (base / source).exists() else (found[1], found[2])
 
 
 def need_column(dataset: Dataset, column: str, source: str, key: str) -> None:

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nas.supernets.supernet import evaluating
-from nas.task_types import TaskType
-from nas.task_types.base import Row
+from nas.tasks.batches import Row
 from nas.tasks.metrics import Metric
+from nas.tasks.types import TaskType
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 RESAMPLES = 200
 
@@ -130,3 +138,15 @@ def _compared(example: list[Row], task: TaskType) -> list[Row]:
 
 def _length(example: list[Row]) -> int:
     return max(len(row.get("input_ids", ())) for row in example)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for the duration, then the mode it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from nas.progress import say
+from nas.runs.progress import say
 from nas.tasks.data import TEXT_DTYPES, need_column
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-"""What ``problem_type`` may be in a Hugging Face config."""
+from nas.recipe.schema import ProblemType
 
 NUMBERS = ("int", "uint", "float")
 

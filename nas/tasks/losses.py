@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from nas.task_types.base import IGNORED
+from nas.tasks.batches import IGNORED
 
 Activation = Literal["softmax", "sigmoid", "identity"]
 """What makes a prediction of logits: one class of several, any number of classes, or the number itself."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nas.tasks.data import one_line, python_function, split_source
+from nas.recipe.text import split_source
+from nas.tasks.data import one_line, python_function
 from search_spaces import InputError
 
 Found = Mapping[str, np.ndarray]

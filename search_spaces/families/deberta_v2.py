@@ -19,7 +19,7 @@ def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> 
 
     Projections of their own are among the weights of the layer, counted there as if they ran on tokens.
     """
-    from search_spaces.layout import factor_rank
+    from search_spaces.dimensions.ranks import factor_rank
 
     config = layout.sizes
     if not config.relative_attention:

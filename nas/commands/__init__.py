@@ -1,0 +1,1 @@
+"""What the command line does to finished runs or any model, one file a command."""

@@ -1,0 +1,223 @@
+"""Bench: any Hugging Face models of a recipe's task, measured side by side on its workload."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from nas.modeling.longer_positions import positions
+from nas.recipe.schema import Recipe
+from nas.runs.isolated import alone
+from nas.tasks.loading import load_config
+from nas.tasks.types import TASK_TYPES
+from predictors import Timing, Workload, device_name, measure
+from predictors.measurement.plan import Plan, load
+from predictors.measurement.runtimes import check_runtime, write_onnx_workload
+from predictors.measurement.timing import ANCHOR, doubts, joined
+from predictors.measurement.workload import one_line_errors
+from search_spaces import FAMILIES, TASKS, InputError
+from search_spaces.inputs import Inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+PRECISION = 0.02
+"""Wanted half-width of the confidence interval of a ratio, relative, unless another is asked for."""
+PASSES = 2
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One model of a comparison.
+
+    Attributes:
+        model: Folder or hub id; the first of a comparison is what the ratios are to.
+        timing: Its latency, its ratio to the first model's and their intervals; each model is loaded twice, and the
+            intervals cover both.
+        memory_mb: What loading it and running the workload's input added at most to a clean process, libraries not
+            counted; on a GPU, what it took there. None: not measured.
+        energy_mj: Of one pass, above the idle device. None: no counter could be read.
+    """
+
+    model: str
+    timing: Timing
+    memory_mb: float | None
+    energy_mj: float | None
+    workload: Workload
+    device_name: str
+
+    @property
+    def samples_per_second(self) -> float:
+        """Throughput of calls one after the other."""
+        return self.workload.batch_size / self.timing.latency_ms * 1e3
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat row with every figure and the workload."""
+        row = {"model": self.model, **asdict(self.timing), "samples_per_second": self.samples_per_second}
+        row |= {"memory_mb": self.memory_mb, "energy_mj": self.energy_mj}
+        return row | self.workload.to_dict() | {"device_name": self.device_name}
+
+
+def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISION) -> list[BenchRow]:
+    """Measures models in interleaved rounds beside the first, then each alone in a clean process.
+
+    Args:
+        models: Folders or hub ids that the task's auto class loads.
+        recipe: Gives the task and the workload.
+        precision: Wanted half-width of the confidence interval of each ratio, relative; see `doubts_of`.
+
+    Raises:
+        InputError: If a model does not load or fit the workload, or this cannot run here.
+    """
+    workload = recipe.workload
+    workload.check_available()
+    check_runtime(workload)
+    with tempfile.TemporaryDirectory(prefix="nas-bench-") as work:
+        folder, plan = Path(work), _plan(models, recipe, precision, Path(work))
+        timings = _timings(plan, folder)
+        footprints = {
+            name: alone("predictors.measurement.plan", "footprint", str(folder), name, what=name)
+            for name in plan.models
+        }
+    return [
+        BenchRow(n, timings[n], **footprints[n], workload=workload, device_name=device_name(workload)) for n in timings
+    ]
+
+
+def doubts_of(rows: Sequence[BenchRow], precision: float) -> str:
+    """What must be said of rows that were to have a precision; empty where all is well."""
+    return doubts({row.model: row.timing for row in rows[1:] or rows}, precision)
+
+
+def bench_table(rows: Sequence[BenchRow]) -> Table:
+    """Rows as people read them."""
+    columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", "memory_mb", "energy_mj"]
+    known = "ratio" if rows[1:] else "latency, relative to it,"
+    notes = [f"10-90 %: of rounds. 95 %: confidence interval of the {known} over two loadings of each model."]
+    for name in ("memory_mb", "energy_mj"):
+        if all(getattr(row, name) is None for row in rows):
+            columns.remove(name)
+            notes.append(f"{name}: not measured, no counter can be read here.")
+    title = f"{rows[0].workload} · {rows[0].device_name}"
+    table = Table(title=title, caption=" ".join(notes), caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column(columns[0], overflow="fold")
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = _cells(row)
+        table.add_row(*(cells[name] for name in columns))
+    return table
+
+
+def _cells(row: BenchRow) -> dict[str, str]:
+    t = row.timing
+    alone = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
+    return {
+        "model": row.model,
+        "latency_ms": f"{t.latency_ms:.3g}",
+        "10-90 %": f"{t.latency_ms_p10:.3g} - {t.latency_ms_p90:.3g}",
+        "ratio": f"{t.ratio:.3f}",
+        "95 %": f"{t.ratio_low:.3f} - {t.ratio_high:.3f}",
+        "samples/s": f"{row.samples_per_second:.3g}",
+        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in alone.items()},
+    }
+
+
+def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
+    """Writes rows with every digit."""
+    import pandas as pd
+
+    pd.DataFrame([row.to_dict() for row in rows]).to_csv(file, index=False)
+
+
+def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) -> Plan:
+    """Inputs of every model and, for ONNX Runtime, its file; other runtimes load the model from where it is."""
+    import transformers
+
+    auto, models, inputs = TASKS[recipe.task.type].auto_class, {}, {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        arrays = _inputs(name, recipe)
+        fed = {key: tensor.numpy() for key, tensor in arrays.items()}
+        models[name], inputs[name] = str(Path(name).resolve()) if Path(name).exists() else name, f"{number}.npz"
+        if recipe.workload.runtime == "onnxruntime":
+            try:
+                model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+            except (OSError, ValueError) as error:
+                raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+            target = folder / f"{number}"
+            target.mkdir()
+            file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
+            models[name] = str(file)
+        np.savez(folder / inputs[name], **fed)  # type: ignore[arg-type]
+    plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision)
+    plan.write(folder)
+    return plan
+
+
+def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The workload's input of one model.
+
+    Raises:
+        InputError: If the model is of another kind than the task or has fewer positions than the workload has tokens,
+            or they do not fit in memory.
+    """
+    config, kind, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
+    limit = _positions(config)
+    if TASKS[recipe.task.type].reads_text and (length is None or (limit is not None and length > limit)):
+        most = "a whole number" if limit is None else f"at most the {limit} positions of `{name}`"
+        raise InputError(
+            f"`workload.sequence_length` must be {most}, but got {'null' if length is None else length}; set another "
+            "or leave the model out."
+        )
+    try:
+        with one_line_errors(recipe.workload):
+            return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
+    except AttributeError:
+        raise InputError(
+            f"model `{name}` must read what `task.type` {recipe.task.type} is given, but a `{config.model_type}` does "
+            "not; leave it out, or give --workload a recipe of its task."
+        ) from None
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model reads at most: by its family's table, or as its config says; None where it does not."""
+    family = FAMILIES.get(config.model_type.removeprefix("nas_"))
+    if family is None:
+        return positions(config)
+    return Inputs(family, getattr(config, family.sub_config) if family.sub_config else config).max_sequence_length
+
+
+def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
+    """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one.
+
+    The intervals of all passes together are to reach the precision: to half of it until the last pass, which has the
+    other half for how far their medians lie apart. A model alone has the interval of its latency, relative to it.
+    """
+    passes: list[dict[str, Timing]] = []
+    for number in range(plan.passes):
+        first, *others = [load(folder, plan, name) for name in plan.models]
+        calls = dict(zip(list(plan.models)[1:], others, strict=True))
+        wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
+        earlier = _joint(passes) if passes else None
+        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier)
+        passes.append(timed if calls else {ANCHOR: timed[ANCHOR].in_ms})
+    if len(plan.models) == 1:
+        itself = _joint(passes)[ANCHOR]
+        low, high = itself.ratio_low / itself.ratio, itself.ratio_high / itself.ratio
+        return {plan.anchor: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
+    scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
+    joint = _joint([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
+    itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
+    return {plan.anchor: itself, **joint}
+
+
+def _joint(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:
+    return {name: reduce(joined, (timed[name] for timed in passes)) for name in passes[0]}

@@ -1,0 +1,102 @@
+"""Dashboard: a run's studies in optuna-dashboard, from a copy in which what breaks a constraint can be seen to."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.fronts.front import ParetoFront
+from nas.runs.progress import say
+from nas.runs.run import Run
+from nas.studies.study import finished, point_of, read_only
+from predictors.measurement.onnx_export import require
+from search_spaces import InputError
+from search_spaces.svg import svg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OLD_CONSTRAINTS = "constraints"
+"""The system attribute in which optuna-dashboard looks for violations."""
+
+
+def serve(run: Run, port: int) -> None:
+    """Serves the copy on this machine until it is interrupted.
+
+    Raises:
+        InputError: If optuna-dashboard is missing or the run has no study yet.
+    """
+    require("optuna_dashboard", extra="dashboard", what="`nas dashboard`")
+    from optuna_dashboard import run_server
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = FileSystemArtifactStore(folder)
+        storage = dashboard_copy(run, artifacts)
+        say(f"http://127.0.0.1:{port}  (Ctrl-C stops it)")
+        run_server(storage, host="127.0.0.1", port=port, artifact_store=artifacts)
+
+
+def dashboard_copy(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
+    """The studies in memory, as optuna-dashboard reads them.
+
+    Violations stand where it looks for them; beside each study is one of its feasible trials alone, as its best trials
+    ignore constraints. Each trial on the front has a note and the picture of its subnetwork.
+
+    Raises:
+        InputError: If the run has no study yet.
+    """
+    source = read_only(run)
+    names = [] if source is None else [study.study_name for study in source.get_all_studies()]
+    if source is None or not names:
+        raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe begins one.")
+    storage = InMemoryStorage()
+    for name in names:
+        trials = finished(optuna.load_study(study_name=name, storage=source))
+        _copy(run, storage, name, trials, artifacts)
+        feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
+        if len(feasible) < len(trials):
+            _copy(run, storage, f"{name}, feasible only", feasible, artifacts)
+    return storage
+
+
+def _copy(
+    run: Run, storage: BaseStorage, name: str, trials: Sequence[FrozenTrial], artifacts: FileSystemArtifactStore
+) -> None:
+    from optuna_dashboard import save_note
+
+    study = optuna.create_study(storage=storage, study_name=name, directions=list(run.recipe.objectives.values()))
+    study.set_metric_names(list(run.recipe.objectives))
+    points = {t.number: point_of(t, "search") for t in trials if "point" in t.user_attrs}
+    on_front = {point.key for point in ParetoFront.of(points.values(), run.recipe.objectives)}
+    for trial in trials:
+        violations = {OLD_CONSTRAINTS: list(trial.constraints.values())} if trial.constraints else {}
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={n: v for n, v in trial.user_attrs.items() if n != "point"},
+                system_attrs={**trial.system_attrs, **violations},
+            )
+        )
+        copied = study.get_trials(deepcopy=False)[-1]
+        point = points.get(trial.number)
+        if point is not None and point.key in on_front:
+            save_note(optuna.Trial(study, copied._trial_id), f"`{point.key}` on the front: {point.subnet}")
+            _attach(svg(point.subnet), f"{point.key}.svg", copied, storage, artifacts)
+        storage.set_trial_state_values(copied._trial_id, TrialState.COMPLETE, trial.values)
+
+
+def _attach(
+    text: str, name: str, trial: FrozenTrial, storage: BaseStorage, artifacts: FileSystemArtifactStore
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, name)
+        file.write_text(text)
+        upload_artifact(artifact_store=artifacts, file_path=str(file), study_or_trial=trial, storage=storage)

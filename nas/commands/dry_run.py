@@ -1,0 +1,75 @@
+"""Dry run: the size of a space and the time a run would take, before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from nas.recipe.schema import Recipe
+from nas.runs.progress import quiet_libraries
+from nas.stages.check import checked
+from nas.supernets.space import search_space
+from nas.supernets.strategies import STRATEGIES
+from nas.tasks.batches import model_inputs
+from nas.tasks.context import Workbench
+from nas.tasks.evaluation import evaluating
+
+STEP_OVERHEAD = 0.3
+SUBNET_SHARE = 0.55
+"""A supernet step costs the teacher's pass and, for each subnetwork, about this share of a full step."""
+MEASUREMENT_SECONDS = 1.5
+VERIFIED = 30
+"""Subnetworks on the three fronts, typically; each is exported, reloaded and measured."""
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Size of the space and time of a run, from a few timed steps of the parent; writes nothing.
+
+    Returns:
+        ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
+    """
+    quiet_libraries()
+    bench = checked(recipe)
+    splits = bench.splits
+    examples = [len(bench.training_set(training)) for training in (recipe.parent, recipe.supernet)]
+    train_s, score_s = _seconds_per_example(bench)
+    settings, space = recipe.supernet, search_space(bench)
+    strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
+    subnets = len(strategy.lessons(0.0, Random(0)))
+    seconds = {
+        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if bench.trains_parent else 0.0,
+        "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
+        "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
+        "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
+        "verify": VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
+    }
+    return {
+        "subnetworks": space.size,
+        "minutes": {stage: value / 60 for stage, value in seconds.items()},
+    }
+
+
+def _seconds_per_example(bench: Workbench) -> tuple[float, float]:
+    """Time of a training step and of a forward pass of the parent, on one batch."""
+    splits, model = bench.splits, bench.load_model()
+    (batch,) = splits.search.labelled_batches(1)
+    examples = len(splits.search.first(1))
+    inputs = model_inputs(batch)
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        model.zero_grad()
+
+    train_s = _seconds(step) / examples
+    with evaluating(model):
+        return train_s, _seconds(lambda: model(**inputs)) / examples
+
+
+def _seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,159 @@
+"""Fine-tune an exported subnetwork on its task, with its parent as the teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from nas.exports.card import write_card
+from nas.exports.formats import read_story, size_mb
+from nas.exports.runtime_model import PARENT, timed_beside
+from nas.recipe.objectives import COSTS
+from nas.recipe.schema import Recipe
+from nas.runs import processes
+from nas.runs.files import read_json, remove, replace_folder, write_json
+from nas.runs.finetuned import Finetuned, note_finetuned
+from nas.runs.progress import progress, say
+from nas.runs.run import Run
+from nas.stages.check import checked
+from nas.stages.report import make_report
+from nas.supernets.training import plain_trainer, train, training_device
+from nas.tasks.context import Workbench
+from nas.tasks.evaluation import Score, score
+from predictors import SubnetPredictor, Workload, device_name
+from search_spaces import InputError
+
+
+def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Trains an export for the recipe's ``parent`` epochs, measures it anew and writes it to another folder.
+
+    What it reaches is kept in the run, whose report and tables then show it beside what it inherited.
+
+    Args:
+        folder: What `nas export` wrote.
+        recipe: Gives the data and the training settings.
+        run: The run it came from; its parent is the teacher, and latencies are measured beside it.
+        out: Folder to write; replaced if it is an earlier export.
+
+    Returns:
+        Qualities on the held-out split before, and the new subnet.json with all that was measured after.
+
+    Raises:
+        InputError: If the folder is not an export, or ``out`` holds something else.
+    """
+    if out.exists() and not (out / "subnet.json").exists():
+        raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
+    story = read_story(folder)
+    Workload.from_dict(story["workload"]).check_available()
+    bench, parent = checked(recipe), Run(run).parent
+    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
+    before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
+    work = out.with_name(f".{out.name}.partial")
+    if processes.is_main():
+        _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
+    processes.wait()
+    trainer = plain_trainer(
+        model,
+        recipe.parent,
+        work / "checkpoints",
+        bench.training_set(recipe.parent),
+        bench.splits.task,
+        recipe.seed,
+        teacher=bench.load_model(parent),
+    )
+    with progress("finetune") as report:
+        train(trainer, report, Run(run).logs / out.name)
+    processes.end_others()
+    model.save_pretrained(work)
+    bench.processor.save_pretrained(work)
+    after = score(model, bench.splits.test, recipe.qualities)
+    told = retold(story, remeasured(work, parent, story, after, bench), recipe)
+    write_json(work / "subnet.json", told)
+    write_card(work, told)
+    replace_folder(work, out)
+    remove(out / "checkpoints")
+    _tell(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
+    return before, told
+
+
+def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
+    """Notes in the run what its export reaches, if that was scored on the run's own held-out split."""
+    if recipe.task.test != run.recipe.task.test:
+        say(f"not shown in {run.folder}: it reports on {run.recipe.task.test}, this on {recipe.task.test}")
+        return
+    note_finetuned(run, found)
+    if run.report.is_file():
+        make_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
+
+
+def remeasured(
+    folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], bench: Workbench
+) -> dict[str, Any]:
+    """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
+
+    On another device than that of its story, the parent's latency is told anew as well.
+    """
+    here = device_name(Workload.from_dict(story["workload"]))
+    told = story["parent"] or {"values": {}, "errors": {}}
+    stated = told["values"].get("latency_ms") if here == story["device"] else None
+    timed = timed_beside(parent, {"torch": folder}, story, stated)
+    (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
+    values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
+    beside = {
+        "values": {**told["values"], "latency_ms": parent_ms},
+        "errors": {**told["errors"], "latency_ms": parent_spread},
+    }
+    return {
+        "values": values | values_of(scores),
+        "errors": {"latency_ms": spread} | errors_of(scores),
+        "measured": True,
+        "predicted": False,
+        "device": here,
+        "split": Path(bench.recipe.task.test).name,
+        "max_length": bench.recipe.task.max_length,
+        "parent": told if stated is not None else beside,
+    }
+
+
+def retold(story: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A subnet.json with what `remeasured` found; the figures it came with are kept as ``inherited``."""
+    counts = {name: value for name, value in story["values"].items() if name in COSTS}
+    values = {**counts, **new["values"]}
+    bounds = {name: bound for name, bound in recipe.bounds.items() if name in values}
+    feasible = all(bound.violation(values[name]) <= 0 for name, bound in bounds.items())
+    rest = {name: value for name, value in story.items() if name != "formats"}
+    inherited = {part: story[part] for part in ("values", "errors")}
+    return {**rest, **new, "values": values, "feasible": feasible, "inherited": inherited}
+
+
+def values_of(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Quality -> value."""
+    return {name: found.value for name, found in scores.items()}
+
+
+def errors_of(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Quality -> standard error."""
+    return {name: found.standard_error for name, found in scores.items()}
+
+
+def _begin(work: Path, identity: dict[str, str]) -> None:
+    """Makes the work folder; what a killed fine-tuning left there is kept if it was of the same model and recipe."""
+    file = work / "checkpoints" / "identity.json"
+    if not file.is_file() or read_json(file) != identity:
+        shutil.rmtree(work, ignore_errors=True)
+        file.parent.mkdir(parents=True)
+        write_json(file, identity)
+
+
+def _weights_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weights."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

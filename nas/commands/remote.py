@@ -1,0 +1,236 @@
+"""Measuring elsewhere: what a run needs measured goes to another device as a folder, and the results come back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from nas.exports.export import save_model
+from nas.pipeline import finish
+from nas.recipe.schema import Recipe
+from nas.runs.files import partial_of, remove
+from nas.runs.progress import progress, quiet_libraries
+from nas.runs.run import Run
+from nas.stages.check import opened
+from nas.stages.parent import make_parent
+from nas.stages.profile import make_profile, profile_sample
+from nas.stages.supernet import make_supernet
+from nas.stages.verify import PASSES, verify
+from nas.supernets.load import load_supernet
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
+from predictors import MeasurementStore, Stage, SubnetPredictor
+from predictors.measurement.plan import NEEDS, Plan, Result, read_results
+from predictors.measurement.runtimes import write_onnx_workload
+from predictors.measurement.timing import ANCHOR
+from search_spaces import InputError, SearchSpace, SubnetConfig
+
+BUNDLED_MODULES = {
+    "search_spaces": ("errors",),
+    "search_spaces.dimensions": ("bits",),
+    "predictors": (),
+    "predictors.measurement": (
+        "energy",
+        "measure",
+        "memory",
+        "onnx_export",
+        "plan",
+        "precision",
+        "runtimes",
+        "timing",
+        "workload",
+    ),
+}
+"""Modules that measure, copied whole; they import each other, NumPy and what runs the models."""
+
+SCRIPT = '''"""Measures the models of this folder on this device; stopped, it goes on where it was.
+
+    python measure.py
+
+Needs {packages} and NumPy, nothing else. Then bring the folder back (results.jsonl suffices) and type
+
+    nas profile RECIPE --import FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER / "lib"))
+
+from predictors.measurement.plan import main
+
+main(FOLDER)
+'''
+
+
+def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
+    """Writes what a run needs measured next: sampled subnetworks, or those it verified once it has searched.
+
+    Models for PyTorch are model folders, the sampled ones without weights, on which no latency depends; for ONNX
+    Runtime they are ONNX files.
+
+    Args:
+        recipe: Of the run, which is made if it is not there.
+        folder: The run.
+        out: The folder to write.
+
+    Returns:
+        What to do with it.
+
+    Raises:
+        InputError: If the run is measured on this device, nothing is left to measure, or the folder exists.
+    """
+    quiet_libraries()
+    if out.exists():
+        raise InputError(f"`{out}` exists; give a new folder with --export.")
+    if recipe.supernet.sampler == "latency_ms":
+        raise InputError("`supernet.sampler=latency_ms` needs latencies before any can be exported; set another one.")
+    bench, run = opened(recipe, folder, elsewhere=True)
+    if not run.elsewhere:
+        raise InputError(
+            f"`{run.folder}` is measured on this device ({run.device}), and a run has the latencies of one device; "
+            "give another folder with --run."
+        )
+    with run.locked():
+        make_parent(run, bench)
+        make_supernet(run, bench)
+        supernet, space = load_supernet(run, bench)
+        subnets, stages = due(run, space)
+        if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
+            raise InputError(f"`{run.folder}` has every measurement it needs now; go on with `nas search`.")
+        work = partial_of(out)
+        remove(work)
+        _write(run, bench, supernet, subnets, stages, work)
+        work.rename(out)
+    return (
+        f"{len(subnets)} models in {out}: copy it to the device, type `python measure.py` in it, copy it back, then "
+        f"`nas profile RECIPE --import {out}`"
+    )
+
+
+def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPredictor:
+    """Takes what a device measured into the run; a front that was there is made again from its measured latencies.
+
+    Returns:
+        The latency predictor of that device.
+
+    Raises:
+        InputError: If results are missing, of another run, workload or device.
+    """
+    quiet_libraries()
+    Run(folder)
+    bench, run = opened(recipe, folder)
+    with run.locked():
+        _, space = load_supernet(run, bench)
+        subnets, stages = due(run, space)
+        plan, results = Plan.read(source), read_results(source)
+        _check(source, plan, results, run, subnets)
+        run.device = results[0].device_name
+        _add(run.store, results, {**subnets, ANCHOR: bench.layout.parent}, stages)
+        predictor = make_profile(run, bench)
+        if run.front_file.exists():
+            verify(run, bench, predictor)
+            remove(run.report)
+            remove(run.exports / run.front().knee().key)
+            finish(run, predictor)
+    return predictor
+
+
+def due(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[Stage, ...]]:
+    """Key -> what is measured next, and the stages of its passes."""
+    if run.front_file.exists():
+        return {point.key: point.subnet for point in run.verified_points()}, PASSES
+    sample = profile_sample(space, run.recipe.profile.samples, run.recipe.seed)
+    return {subnet.key: subnet for subnet in sample}, ("profile",)
+
+
+def _write(
+    run: Run,
+    bench: Workbench,
+    supernet: Supernet,
+    subnets: Mapping[str, SubnetConfig],
+    stages: Sequence[Stage],
+    out: Path,
+) -> None:
+    """The models, the plan, the script and the modules that it needs."""
+    workload, inputs = run.recipe.workload, bench.dummy_inputs(run.recipe.workload)
+    models, fed = {}, {}
+    weights = stages == PASSES
+    out.mkdir(parents=True)
+    np.savez(out / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
+    with progress("export") as report:
+        for number, (key, subnet) in enumerate({**subnets, ANCHOR: supernet.parent}.items(), 1):
+            target = out / "models" / key
+            target.mkdir(parents=True)
+            if workload.runtime == "onnxruntime":
+                file, feed = write_onnx_workload(supernet.extract(subnet).eval(), inputs, workload, target)
+                np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
+                models[key], fed[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
+            else:
+                save_model(supernet.extract(subnet), bench, target, weights=weights)
+                models[key], fed[key] = str(target.relative_to(out)), "inputs.npz"
+            report(number, len(subnets) + 1, "")
+    untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
+    anchor_ms = run.store.anchor_ms(workload)
+    kind = {"anchor_ms": anchor_ms, "remote_code": True, "untrained": untrained}
+    passes, precision = len(stages), run.recipe.profile.precision
+    Plan(workload, bench.auto_class, models, fed, ANCHOR, passes, precision, **kind).write(out)  # type: ignore[arg-type]
+    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(NEEDS[workload.runtime])))
+    for package, modules in BUNDLED_MODULES.items():
+        target = out / "lib" / Path(*package.split("."))
+        target.mkdir(parents=True)
+        (target / "__init__.py").touch()
+        for module in modules:
+            shutil.copy(str(files(package) / f"{module}.py"), target)
+
+
+def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnets: Mapping[str, SubnetConfig]) -> None:
+    """Raises InputError unless the results are whole, of this run and of one workload and device."""
+    workload = run.recipe.workload
+    for found in [plan.workload, *(result.workload for result in results)]:
+        if found != workload:
+            raise InputError(
+                f"measurements must be of the run's workload ({workload}), but `{source}` has some of ({found}); "
+                "export and measure again."
+            )
+    if plan.models.keys() != {*subnets, ANCHOR}:
+        raise InputError(f"`{source}` was exported by another run, or an earlier state of this one; export again.")
+    beyond = max((result.number for result in results if result.name != ANCHOR), default=0)
+    if beyond >= plan.passes:
+        raise InputError(
+            f"`{source}` must hold the results of passes 0 to {plan.passes - 1}, but has some of pass {beyond}; "
+            "export and measure again."
+        )
+    devices = {result.device_name for result in results}
+    known = run.store.anchor(workload) and {run.device}
+    if len(devices) > 1 or (devices and known and devices != known):
+        raise InputError(
+            f"a run has the latencies of one device, but `{source}` was measured on {' and '.join(sorted(devices))}"
+            f"{f', and the run on {run.device}' if known else ''}; measure all on one."
+        )
+    expected = {(name, number) for name in subnets for number in range(plan.passes)}
+    expected |= set() if plan.anchor_ms else {(ANCHOR, 0)}
+    missing = expected - {(result.name, result.number if result.name != ANCHOR else 0) for result in results}
+    if missing:
+        raise InputError(
+            f"`{source}` must hold the results of all its {len(expected)} measurements, but {len(missing)} are "
+            "missing; type `python measure.py` in it on the device again, it goes on where it stopped."
+        )
+
+
+def _add(
+    store: MeasurementStore, results: Sequence[Result], subnets: Mapping[str, SubnetConfig], stages: Sequence[Stage]
+) -> None:
+    """Stores results that are not there yet, the anchors first."""
+    anchors = [result for result in results if result.name == ANCHOR]
+    for result in anchors[len(store.anchors(results[0].workload)) :]:
+        store.add(subnets[ANCHOR], result.workload, "anchor", result.timing)
+    for result in (result for result in results if result.name != ANCHOR):
+        stage = stages[result.number]
+        if result.name in subnets and store.get(subnets[result.name].key, result.workload, stage) is None:
+            store.add(subnets[result.name], result.workload, stage, result.timing)

@@ -1,0 +1,1 @@
+"""How a module computes a subnetwork, and what an exported model contains."""

@@ -1,0 +1,34 @@
+"""Makes the auto classes of transformers know exported subnetworks, without ``trust_remote_code``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from search_spaces import FAMILIES, TASKS
+
+
+@cache
+def register() -> None:
+    """Registers the config and the models of every family; called before `AutoConfig` loads anything."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+    from nas.modeling import modeling_nas
+
+    for family in FAMILIES.values():
+        stock = CONFIG_MAPPING[family.model_type]
+        config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        config.register_for_auto_class()
+        for auto_class in ("AutoModel", *(TASKS[task].auto_class for task in family.tasks)):
+            auto = getattr(modeling_auto, auto_class)
+            model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
+            auto.register(config, model, exist_ok=True)
+            model.register_for_auto_class(auto_class)
+
+
+def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
+    """The model classes an auto class has for a config class; most types have one, DeiT has two."""
+    found = auto._model_mapping[config]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)

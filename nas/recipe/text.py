@@ -1,0 +1,100 @@
+"""A recipe as text: how YAML and overrides become a mapping, and its first mistake one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from search_spaces import InputError
+from search_spaces.errors import did_you_mean
+
+PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
+"""Keys that may hold a local path; the values of ``task.metrics`` may as well."""
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML recipe says once ``section.key=value`` overrides are applied, its local paths absolute.
+
+    Raises:
+        InputError: If the file is missing or not YAML, or an override cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"a recipe must be a YAML file, but there is no `{path}`.")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
+    data = _absolute_paths(data, "", path.parent)
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
+    """The value of a key with its local paths made absolute, so that the copy in a run works from anywhere."""
+    if isinstance(value, dict):
+        return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
+    is_path = dotted in PATHS or dotted.startswith("task.metrics.")
+    if is_path and isinstance(value, list):
+        return [_absolute(source, base) if isinstance(source, str) else source for source in value]
+    return _absolute(value, base) if is_path and isinstance(value, str) else value
+
+
+def _absolute(source: str, base: Path) -> str:
+    path, _ = split_source(source, base)
+    return f"{(base / path).resolve()}{source[len(path) :]}" if (base / path).exists() else source
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Applies one ``section.key=value`` in place."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"an override must read `section.key=value`, but got `{override}`.")
+    *sections, key = dotted.split(".")
+    here = data
+    for section in sections:
+        here = here.setdefault(section, {})
+        if not isinstance(here, dict):
+            raise InputError(f"`{dotted}` is not a recipe key: `{section}` holds a value, not a section.")
+    try:
+        here[key] = _absolute_paths(yaml.safe_load(text), dotted, Path.cwd())
+    except yaml.YAMLError:
+        raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
+
+
+def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
+    """The first validation error as one line that names the key, the value and the way out."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
+    dotted = ".".join(location)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"`{dotted}` is not a recipe key; {did_you_mean(location[-1], _known_keys(recipe, location[:-1]))}."
+    if first["type"] == "missing":
+        return f"`{dotted}` must be given; the recipe has no such key."
+    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
+        return str(refusal)
+    return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
+
+
+def _known_keys(recipe: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """Keys of a section, found by walking the types of the recipe."""
+    here: Any = recipe
+    for section in sections:
+        here = here.model_fields[section].annotation
+        here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
+    return list(here.model_fields) if hasattr(here, "model_fields") else [field.name for field in fields(here)]
+
+
+def split_source(source: str, base: Path = Path()) -> tuple[str, str]:
+    """Splits ``place:part`` at its last colon; one in a path, after a drive or in a slice (``train[:9]``) is none."""
+    found = re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])*)", source)
+    return (source, "") if found is None or (base / source).exists() else (found[1], found[2])

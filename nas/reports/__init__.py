@@ -1,0 +1,1 @@
+"""What report.html and the terminal show of a run."""

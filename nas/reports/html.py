@@ -1,0 +1,165 @@
+"""The report of a run: one HTML file that works offline, with the front, its baselines and every subnetwork in it."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point
+from nas.recipe.objectives import Bound, format_figure
+
+CHARTS = "plotly-gl2d.min.js"
+"""plotly.js 3.7.0 (MIT) with the kinds of chart that the report has: npm's ``plotly.js-gl2d-dist-min`` as it came. It
+is a third of the whole library, and starts in half the time."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    front: ParetoFront,
+    verified: Sequence[Point],
+    evaluated: Sequence[Point],
+    constraints: dict[str, Bound],
+    facts: dict[str, str],
+    notes: Sequence[str],
+    export_command: str,
+    history: dict[str, Any] | None = None,
+) -> None:
+    """Writes the report; a reader never sees half a file.
+
+    Args:
+        path: The HTML file to write or replace.
+        title: Heading, e.g. the model and the task.
+        front: The front the run ends with.
+        verified: Measured points of every source: search, baselines, parent. Points on the front may be among them.
+        evaluated: Predicted points of every source; 5,000 still open quickly.
+        constraints: Figure name to bound, drawn as dashed lines.
+        facts: What the figures mean: workload, splits, seeds, predictor error, hypervolumes.
+        notes: Sentences below the table, e.g. warnings of the run.
+        export_command: The command that exports a point, with ``{key}`` in place of its key.
+        history: What lies behind the front, as `nas.reports.history.history` tells it; its part is left out without.
+    """
+    parts = {
+        "title": html.escape(title),
+        "facts": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()),
+        "constraints": _constraints_html(constraints),
+        "table": front._repr_html_(),
+        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        "data": _embed({**_data(front, verified, evaluated, constraints, export_command), "history": history or {}}),
+        "plotly": _page(CHARTS),
+        "style": _page("report.css"),
+        "script": _page("report.js") + _page("report_history.js"),
+    }
+    template = _page("report.html")
+    _write_atomically(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+
+
+def _page(name: str) -> str:
+    return files("nas.reports").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _data(
+    front: ParetoFront,
+    verified: Sequence[Point],
+    evaluated: Sequence[Point],
+    constraints: dict[str, Bound],
+    export_command: str,
+) -> dict[str, Any]:
+    """Everything the page's script reads."""
+    points = [*front, *verified, *evaluated]
+    known = {name for point in points for name in point.values} - set(front.objectives)
+    on_front = {point.key for point in front}
+    series = {
+        "evaluated": ("evaluated", evaluated),
+        "off": ("verified, not on the front", _off_front(verified, on_front)),
+        "uniform": ("uniform baseline", _baseline("uniform", front, verified, evaluated)),
+        "random": ("random baseline", _baseline("random", front, verified, evaluated)),
+        "front": ("front", list(front)),
+        "parent": ("parent", _of_source("parent", verified, evaluated)[:1]),
+    }
+    return {
+        "objectives": front.objectives,
+        "figures": [*front.objectives, *sorted(known)],
+        "constraints": [{"name": n, "op": b.op, "value": b.value, "text": str(b)} for n, b in constraints.items()],
+        "series": [
+            {"kind": kind, "name": f"{name} ({_provenance(shown)})", "points": [_point(p) for p in shown]}
+            for kind, (name, shown) in series.items()
+            if shown
+        ],
+        "layers": max((point.subnet.layers[-1] + 1 for point in points), default=0),
+        "selected": front.knee().key if len(front) else None,
+        "export_command": export_command,
+    }
+
+
+def _of_source(source: str, verified: Sequence[Point], evaluated: Sequence[Point]) -> list[Point]:
+    """The verified points of one source, or the evaluated ones if none was verified."""
+    return [p for p in verified if p.source == source] or [p for p in evaluated if p.source == source]
+
+
+def _off_front(verified: Sequence[Point], on_front: set[str]) -> list[Point]:
+    return [p for p in verified if p.key not in on_front and p.source == "search"]
+
+
+def _baseline(source: str, front: ParetoFront, verified: Sequence[Point], evaluated: Sequence[Point]) -> list[Point]:
+    return list(ParetoFront.of(_of_source(source, verified, evaluated), front.objectives))
+
+
+def _provenance(points: Sequence[Point]) -> str:
+    measured = sum(point.measured for point in points)
+    return "measured" if measured == len(points) else "measured and predicted" if measured else "predicted"
+
+
+def _point(point: Point) -> dict[str, Any]:
+    """A point with its figures as numbers and as text; key and value heads only where they are grouped."""
+    text = {name: format_figure(name, value, point.errors.get(name)) for name, value in point.values.items()}
+    subnet = point.subnet.to_dict()
+    if subnet["num_key_value_heads"] == subnet["num_attention_heads"]:
+        del subnet["num_key_value_heads"]
+    return {**point.to_dict(), "subnet": subnet, "text": text}
+
+
+def _embed(data: dict[str, Any]) -> str:
+    """JSON that may stand inside a ``<script>`` element: no name in it can close the element."""
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    """The same values in seven digits, with null for what is not finite, as JSON has no word for it."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float):
+        return float(f"{data:.7g}") if math.isfinite(data) else None
+    return data
+
+
+def _constraints_html(constraints: dict[str, Bound]) -> str:
+    if not constraints:
+        return "none"
+    return ", ".join(f"<code>{html.escape(f'{name} {bound}')}</code>" for name, bound in constraints.items())
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,192 @@
+"""Run: the folder that holds everything of one search, so that typing the same command again resumes it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point
+from nas.recipe.schema import Recipe
+from nas.runs.files import partial_of, read_json, remove, write_json, write_text
+from predictors import MeasurementStore, device_name
+from search_spaces import InputError
+
+PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
+
+
+class Run:
+    """Paths and results of one run.
+
+    Args:
+        folder: An existing run.
+
+    Raises:
+        InputError: If there is no run in the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.yaml").is_file():
+            raise InputError(
+                f"a run must be a folder with a recipe.yaml, but there is none in `{self.folder}`; "
+                "`nas search recipe.yaml` makes one."
+            )
+        self.recipe = Recipe.load(self.folder / "recipe.yaml")
+        self.parent = self.folder / "parent"
+        self.supernet = self.folder / "supernet"
+        self.measurements = self.folder / "measurements.jsonl"
+        self.predictor = self.folder / "predictor"
+        self.study = self.folder / "study.log"
+        self.trials = self.folder / "trials.csv"
+        self.verified = self.folder / "verified.jsonl"
+        self.front_file = self.folder / "front.json"
+        self.report = self.folder / "report.html"
+        self.exports = self.folder / "exports"
+        self.finetuned = self.folder / "finetuned.json"
+        self.sensitivity = self.folder / "sensitivity.csv"
+        self.logs = self.folder / "logs"
+        self.trained = (self.parent, self.supernet)
+        searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
+        self.from_weights = (*self.trained, *searched, self.finetuned)
+
+    @classmethod
+    def open(cls, folder: str | Path, recipe: Recipe, *, elsewhere: bool = False) -> Run:
+        """Makes the folder of a recipe, or finds it again.
+
+        Args:
+            folder: Where it is.
+            recipe: What the run does.
+            elsewhere: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
+
+        Raises:
+            InputError: If the folder holds a run of another recipe.
+        """
+        folder = Path(folder)
+        if (folder / "recipe.yaml").is_file():
+            run = cls(folder)
+            changed = recipe.differences(run.recipe)
+            if changed:
+                raise InputError(
+                    f"`{folder}` is a run of another recipe ({'; '.join(changed[:3])}); "
+                    "give another folder with --run, or the recipe it was started with."
+                )
+            return run
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment(None if elsewhere else device_name(recipe.workload)))
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; one at a time works on it. What a killed one left half-written goes.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._sweep()
+                yield
+        except Timeout:
+            raise InputError(f"another process is working on `{self.folder}`; wait for it or stop it.") from None
+
+    def _sweep(self) -> None:
+        for folder in self.folder.glob(".verify-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+        for stage in self.trained:
+            remove(stage / "checkpoints")
+
+    @contextmanager
+    def building(self, target: Path) -> Iterator[Path]:
+        """A work folder that becomes ``target`` once the block has ended well; what a killed stage left is kept.
+
+        What was made from earlier weights of ``target`` goes first, its checkpoints last: a kill costs no training.
+        """
+        work = partial_of(target)
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        self._forget_after(target)
+        os.replace(work, target)
+        remove(target / "checkpoints")
+
+    def _forget_after(self, target: Path) -> None:
+        """Removes what follows from a stage's weights. Latencies do not: measurements and the predictor stay."""
+        results = self.from_weights
+        for path in results[results.index(target) + 1 :] if target in results else ():
+            remove(path)
+            remove(partial_of(path))
+
+    @property
+    def layer_order(self) -> list[int]:
+        """The parent's layers, most important first."""
+        return list(read_json(self.supernet / "importance.json", delete=self.supernet)["layers"])
+
+    @property
+    def device(self) -> str:
+        """The processor or GPU that every latency of this run was measured on."""
+        return str(self._environment.get("device") or "a device elsewhere, not measured yet")
+
+    @device.setter
+    def device(self, name: str) -> None:
+        write_json(self.folder / "environment.json", {**self._environment, "device": name})
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether latencies are measured on another device and brought here."""
+        return bool(self._environment.get("elsewhere", False))
+
+    @property
+    def store(self) -> MeasurementStore:
+        """What was measured on the run's device."""
+        return MeasurementStore(self.measurements, self.device)
+
+    @property
+    def _environment(self) -> dict[str, Any]:
+        return dict(read_json(self.folder / "environment.json"))
+
+    def results(self) -> dict[str, Any]:
+        """What the search ended with, as stored in front.json.
+
+        Raises:
+            InputError: If the search has not ended.
+        """
+        if not self.front_file.is_file():
+            raise InputError(f"`{self.folder}` has no front yet; finish it with `nas search` and the same recipe.")
+        return read_json(self.front_file)
+
+    def front(self) -> ParetoFront:
+        """The verified front."""
+        return ParetoFront.from_dict(self.results()["front"])
+
+    def verified_points(self) -> list[Point]:
+        """Every subnetwork that was exported, measured and scored on the held-out split, baselines and parent too."""
+        return [Point.from_dict(point) for point in self.results()["verified"]]
+
+
+def environment(device: str | None) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe; without a device, latencies come from elsewhere."""
+    return {
+        "device": device,
+        "elsewhere": device is None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,230 @@
+"""Verify: the fronts of the search and of its baselines, exported, measured and scored on the held-out split."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.exports.export import reload_here, save_subnet
+from nas.fronts.front import ParetoFront, reference_point
+from nas.fronts.point import Point
+from nas.recipe.objectives import excess, reached
+from nas.recipe.schema import Recipe
+from nas.runs.files import write_json
+from nas.runs.progress import progress
+from nas.runs.run import Run
+from nas.studies.study import STUDIES, open_studies, points
+from nas.supernets.latency import say_doubts, time_models
+from nas.supernets.load import load_supernet
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
+from nas.tasks.evaluation import score
+from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
+from predictors.measurement.measure import groups
+from predictors.measurement.timing import Stated, stated
+from search_spaces import InputError, SubnetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PASSES: tuple[Stage, ...] = ("export", "repeat")
+"""Stages of the measurements of an exported model; how far they lie apart is how far a repetition may."""
+
+PARENT = "parent"
+
+
+def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, Any]:
+    """Scores and measures every subnetwork on the front of a study, and writes front.json.
+
+    The front is what no other of them beats, whichever study it comes from.
+
+    A subnetwork is saved as a model folder, reloaded, compared with the supernet, and it is the reloaded model that is
+    scored and measured, twice: the second time loaded anew, among other models. Constraints are judged on these
+    figures.
+
+    Returns:
+        What front.json holds.
+
+    Raises:
+        InputError: If no verified subnetwork meets the constraints; names the closest.
+    """
+    recipe = run.recipe
+    supernet, _ = load_supernet(run, bench)
+    studies = open_studies(run.study, recipe)
+    candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
+    if not candidates["search"]:
+        _refuse_infeasible(run, points(studies["search"]))
+    subnets = {point.key: point.subnet for found in candidates.values() for point in found}
+    figures = _figures(run, bench, supernet, predictor, subnets)
+    verified = [
+        _point(figures[point.key], name, recipe.bounds)
+        for name, study in studies.items()
+        for point in points(study)
+        if point.key in figures
+    ]
+    parent = _point(figures[PARENT], PARENT, recipe.bounds)
+    front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
+    if not front.points:
+        _refuse_infeasible(run, verified)
+    reference = reference_point([*verified, parent], recipe.objectives)
+    results = {
+        "front": front.to_dict(),
+        "verified": [point.to_dict() for point in [*verified, parent]],
+        "reference": reference,
+        "hypervolume": _hypervolumes(verified, reference, recipe),
+    }
+    write_json(run.front_file, results)
+    return results
+
+
+def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe: Recipe) -> dict[str, float]:
+    """What each study dominates with those of its subnetworks that were verified.
+
+    The search evaluates the uniform scalings first, so it can only add to them; ``sampler`` is what it adds alone.
+    """
+    by_study = {name: [p for p in verified if p.source == name] for name in STUDIES}
+    uniform = {point.key for point in by_study["uniform"]}
+    by_study["sampler"] = [point for point in by_study["search"] if point.key not in uniform]
+    return {name: ParetoFront.of(found, recipe.objectives).hypervolume(reference) for name, found in by_study.items()}
+
+
+def _figures(
+    run: Run, bench: Workbench, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
+) -> dict[str, dict[str, Any]]:
+    """Key -> every figure of a verified subnetwork and of the parent; what is stored is not done again.
+
+    A device elsewhere has its front measured there (see `nas.commands.remote`); until then the figures are the
+    predictor's.
+    """
+    passes: tuple[Stage, ...] = () if run.elsewhere else PASSES
+    scored = {**subnets, PARENT: supernet.parent}
+    measured = list({subnet.key: subnet for subnet in scored.values()}.values())
+    done, total = 0, len(scored) + len(passes) * len(measured)
+    with progress("verify") as report:
+
+        def advance(models: int) -> None:
+            nonlocal done
+            done += models
+            report(done, total, "")
+
+        lines = _scored(run, bench, supernet, scored, advance)
+        for number, stage in enumerate(passes, 1):
+            _measure(run, bench, supernet, measured, stage, number, advance)
+    for key, line in lines.items():
+        subnet = SubnetConfig.from_dict(line["subnet"])
+        as_measured = run.store.stated(subnet.key, run.recipe.workload)
+        found = as_measured or (_anchor(run) if key == PARENT else _predicted(predictor, subnet))
+        line["values"]["latency_ms"], line["errors"]["latency_ms"] = found.latency_ms, found.error_ms
+        line["predicted"] = as_measured is None
+    return lines
+
+
+def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> Stated:
+    return Stated(float(predictor.predict([subnet])[0]), float(predictor.spread_ms([subnet])[0]))
+
+
+def _anchor(run: Run) -> Stated:
+    """The parent's latency as the anchor."""
+    timing = run.store.anchor(run.recipe.workload)
+    assert timing is not None
+    return stated(timing, None, [])
+
+
+Advance = Callable[[int], None]
+"""Told how many models more are done."""
+
+
+def _scored(
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
+) -> dict[str, dict[str, Any]]:
+    """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
+    done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
+    for key, subnet in subnets.items():
+        if key not in done:
+            model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
+            scores = score(model, bench.splits.test, run.recipe.qualities)
+            counted = counts.count(counts.counted, [subnet], run.recipe.workload)
+            values = {name: float(value[0]) for name, value in counted.items()}
+            values |= {name: found.value for name, found in scores.items()}
+            errors = {name: found.standard_error for name, found in scores.items()}
+            done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
+            _append_line(run.verified, done[key])
+        advance(1)
+    return {key: done[key] for key in subnets}
+
+
+def _measure(
+    run: Run,
+    bench: Workbench,
+    supernet: Supernet,
+    subnets: Sequence[SubnetConfig],
+    stage: Stage,
+    number: int,
+    advance: Advance,
+) -> None:
+    """Measures exported models that are not stored yet, the second time in other groups."""
+    store, workload = run.store, run.recipe.workload
+    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
+    advance(len(subnets) - len(missing))
+    timings: dict[str, Timing] = {}
+    for _, group in groups(missing, seed=number):
+        models = {subnet.key: reloaded(run, bench, supernet, subnet) for subnet in group}
+        timed = time_models(bench, supernet, models, store)
+        for subnet in group:
+            store.add(subnet, workload, stage, timed[subnet.key])
+        timings |= timed
+        advance(len(group))
+    say_doubts(timings, bench)
+
+
+def reloaded(run: Run, bench: Workbench, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+    """An exported subnetwork as it loads from its folder, compared with the supernet's."""
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
+        save_subnet(supernet, subnet, bench, Path(folder))
+        return reload_here(Path(folder), supernet, subnet, bench)
+
+
+def _parent(run: Run, supernet: Supernet, bench: Workbench) -> PreTrainedModel:
+    """The fine-tuned parent itself, with its own weights."""
+    return bench.load_model(run.parent).to(supernet.model.device).eval()
+
+
+def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
+    feasible = all(bound.violation(line["values"][name]) <= 0 for name, bound in bounds.items())
+    subnet = SubnetConfig.from_dict(line["subnet"])
+    kind = {"measured": True, "feasible": feasible, "predicted": line["predicted"]}
+    return Point(subnet, line["values"], line["errors"], source, **kind)  # type: ignore[arg-type]
+
+
+def _refuse_infeasible(run: Run, tried: Sequence[Point]) -> None:
+    bounds = run.recipe.bounds
+    closest = min(tried, key=lambda point: excess(point.values, bounds))
+    where = "as measured on its export" if closest.measured else "as predicted"
+    raise InputError(
+        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} reaches "
+        f"{reached(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add smaller choices to "
+        "`space`, in a new run."
+    )
+
+
+def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Key -> line of a JSON lines file; a last line that a kill cut short is left out and cut off."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        path.write_bytes(whole)
+    try:
+        return {line["key"]: line for line in map(json.loads, whole.splitlines())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"`{path}` is damaged ({error}); delete it and type the same command again.") from None
+
+
+def _append_line(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()

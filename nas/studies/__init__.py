@@ -1,0 +1,1 @@
+"""Optuna studies of a run: how trials are asked, evaluated, stored, shared and stopped."""

@@ -1,0 +1,223 @@
+"""Block search: every block scored by replacing it alone, then an integer program over the layers (Puzzle).
+
+Bercovich et al. 2024 (arXiv 2411.19146). A search evaluates `replacements(space)` first, then what
+`block_solutions(...)` makes of their scores, both like any other subnetworks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nas.recipe.objectives import Bound, excess, reached
+from nas.samplers.encoding import choices_of
+from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.space import DEPTHS
+
+Cost = Callable[[str, Sequence[SubnetConfig]], np.ndarray]
+"""Name of a cost and subnetworks -> its values (n,), known without evaluating them, as `Evaluator.cost`."""
+
+CORRECTIONS = 8
+"""Sums of block costs only come near the true cost: so many times a bound is tightened by what a solution missed."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One choice of one parameter of one layer, or the layer's absence (False), in the largest subnetwork.
+
+    The embeddings are a layer here, of the name that their rank has.
+    """
+
+    layer: str
+    name: str
+    value: Any
+    subnet: SubnetConfig
+
+    @property
+    def drops(self) -> bool:
+        """Whether the layer is absent."""
+        return self.name.startswith("layers.")
+
+
+def blocks(space: SearchSpace) -> list[Block]:
+    """Every block of the layers that the largest subnetwork keeps, its own among them.
+
+    Raises:
+        InputError: If the layers of the space cannot be chosen one by one.
+    """
+    if space.scope != "per-layer":
+        raise InputError(
+            f"`search.sampler: BlockSearch` needs `space.scope: per-layer`, but got `{space.scope}`; "
+            "let each layer have widths of its own, or use another sampler."
+        )
+    parameters, largest = space.parameters, space.largest
+    whole, kept = parameters.of(largest), {*map(str, largest.layers), "embedding_rank"}
+    found = []
+    for name, distribution in parameters.distributions().items():
+        layer = name.rpartition(".")[2]
+        for value in choices_of(distribution) if layer in kept else ():
+            subnet = parameters.subnet({**whole, name: value})
+            if value is not True and (value == whole[name] or subnet != largest):
+                found.append(Block(layer, name, value, subnet))
+    return found
+
+
+def replacements(space: SearchSpace) -> list[SubnetConfig]:
+    """The largest subnetwork, then each that differs from it in one block alone.
+
+    Raises:
+        InputError: If the layers of the space cannot be chosen one by one.
+    """
+    return list(dict.fromkeys([space.largest, *(block.subnet for block in blocks(space))]))
+
+
+def block_solutions(
+    space: SearchSpace,
+    losses: Mapping[str, float],
+    cost: Cost,
+    *,
+    objectives: Sequence[str],
+    bounds: Mapping[str, Bound],
+    limit: int,
+) -> list[SubnetConfig]:
+    """Subnetworks with the smallest sum of block losses under rising budgets, cheapest first.
+
+    A budget limits one of the objectives, or the mean of all, between its values at the smallest and the largest
+    subnetwork.
+
+    Args:
+        space: A per-layer space.
+        losses: Key of each evaluated subnetwork -> its quality, signed so that less is better; those of
+            `replacements(space)` are read, and a block that is missing or failed is never chosen.
+        cost: Every cost of any subnetwork.
+        objectives: Names of the costs to trade the quality against.
+        bounds: Constraints on costs; every solution meets them.
+        limit: How many solutions at most.
+
+    Raises:
+        InputError: If nothing meets the bounds.
+    """
+    program = _Program(space, losses, cost)
+    found: dict[str, SubnetConfig] = {}
+    for budget in _budgets(program, objectives, limit):
+        subnet = _solve_within(program, budget, bounds)
+        if subnet is not None:
+            found.setdefault(subnet.key, subnet)
+    costs = {name: float(cost(name, [space.smallest])[0]) for name in bounds}
+    if not found and excess(costs, bounds) > 0:
+        raise InputError(
+            f"no subnetwork made of the blocks scored meets the constraints; the smallest reaches "
+            f"{reached(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
+        )
+    found = found or {space.smallest.key: space.smallest}
+    first = objectives[0] if objectives else next(iter(bounds), None)
+    return sorted(found.values(), key=lambda subnet: cost(first, [subnet])[0]) if first else list(found.values())
+
+
+Limit = tuple[np.ndarray, float]
+"""Coefficients of the program's variables and the most that they may sum to."""
+
+
+def _budgets(program: _Program, objectives: Sequence[str], limit: int) -> Iterator[Limit]:
+    """Limits of each objective alone and of the mean of all, from tight to loose."""
+    rows = []
+    for name in objectives:
+        row, least, most = program.costs(name), *program.ends(name)
+        rows.append((row / (most - least), (program.costs_of_largest(name) - least) / (most - least)))
+    if len(rows) > 1:
+        rows.append((np.mean([row for row, _ in rows], axis=0), float(np.mean([start for _, start in rows]))))
+    each = -(-limit // max(len(rows), 1))
+    budgets = [(row, share - start) for share in np.linspace(0.0, 1.0, each) for row, start in rows]
+    yield from budgets[:limit] or [(np.zeros(program.size), 0.0)]
+
+
+def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound]) -> SubnetConfig | None:
+    """The best subnetwork of a budget that truly meets the bounds; None if none is found."""
+    slack = dict.fromkeys(bounds, 0.0)
+    for attempt in range(1, CORRECTIONS + 1):
+        limits = [program.bounded(name, bound, slack[name]) for name, bound in bounds.items()]
+        subnet = program.solve([budget, *limits])
+        if subnet is None:
+            return None
+        costs = {name: float(program.cost(name, [subnet])[0]) for name in bounds}
+        if excess(costs, bounds) <= 0:
+            return subnet
+        for name, bound in bounds.items():
+            missed = bound.violation(costs[name])
+            slack[name] += attempt * missed + 1e-6 * abs(bound.value) if missed > 0 else 0.0
+    return None
+
+
+class _Program:
+    """Blocks as binary variables: one choice for each parameter of a layer that stays, none of one that is dropped."""
+
+    def __init__(self, space: SearchSpace, losses: Mapping[str, float], cost: Cost) -> None:
+        self.space, self.cost = space, cost
+        known = [block for block in blocks(space) if np.isfinite(losses.get(block.subnet.key, np.nan))]
+        if space.largest.key not in losses or not known:
+            raise InputError("block search needs the scores of `replacements(space)`; evaluate them first.")
+        self.blocks = known
+        self.size = len(known)
+        self.loss = np.array([losses[block.subnet.key] for block in known]) - losses[space.largest.key]
+
+    def costs(self, name: str) -> np.ndarray:
+        """What each block adds to a cost of the largest subnetwork (n,)."""
+        return self.cost(name, [block.subnet for block in self.blocks]) - self.costs_of_largest(name)
+
+    def costs_of_largest(self, name: str) -> float:
+        """A cost of the largest subnetwork."""
+        return float(self.cost(name, [self.space.largest])[0])
+
+    def ends(self, name: str) -> tuple[float, float]:
+        """A cost of the smallest and of the largest subnetwork."""
+        least, most = self.cost(name, [self.space.smallest, self.space.largest])
+        return float(least), float(most) if most > least else float(least) + 1.0
+
+    def bounded(self, name: str, bound: Bound, slack: float) -> Limit:
+        """A bound on a cost, tightened by some slack, as a limit on the blocks."""
+        sign = 1.0 if bound.op[0] == "<" else -1.0
+        return sign * self.costs(name), sign * (bound.value - self.costs_of_largest(name)) - slack
+
+    @cached_property
+    def _choices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (k, n) and their sums (k,): each parameter of a layer has one choice, or its layer is dropped."""
+        drops = {block.layer: i for i, block in enumerate(self.blocks) if block.drops}
+        names = list(dict.fromkeys(block.name for block in self.blocks if not block.drops))
+        rows = np.array([[float(block.name == name) for block in self.blocks] for name in names])
+        for row, name in zip(rows, names, strict=True):
+            layer = name.rpartition(".")[2]
+            if layer in drops:
+                row[drops[layer]] = 1.0
+        return rows.reshape(len(names), self.size), np.ones(len(names))
+
+    @cached_property
+    def _depths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (s, n) that count the dropped layers of each stack, and how many may be."""
+        layers = self.space.largest.layers
+        rows = [
+            [float(block.drops and int(block.layer) in stack) for block in self.blocks] for stack in self.space.stacks
+        ]
+        most = [
+            sum(layer in stack for layer in layers) - min(self.space.choices[name])
+            for stack, name in zip(self.space.stacks, DEPTHS, strict=False)
+        ]
+        return np.array(rows), np.array(most, dtype=float)
+
+    def solve(self, limits: Sequence[Limit]) -> SubnetConfig | None:
+        """The subnetwork of least loss within limits, or None."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        choices, ones = self._choices
+        drops, most = self._depths
+        constraints = [LinearConstraint(choices, ones, ones), LinearConstraint(drops, -np.inf, most)]
+        constraints += [LinearConstraint(row[None], -np.inf, upper) for row, upper in limits]
+        found = milp(self.loss, constraints=constraints, integrality=np.ones(self.size), bounds=Bounds(0, 1))
+        if found.x is None:
+            return None
+        chosen = {b.name: b.value for b, x in zip(self.blocks, found.x, strict=True) if x > 0.5}
+        parameters = self.space.parameters
+        return parameters.subnet({**parameters.of(self.space.largest), **chosen})

@@ -1,0 +1,82 @@
+"""Measures latencies of extracted subnetworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from nas.runs.progress import progress, say
+from nas.runs.run import Run
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import Workbench
+from predictors import MeasurementStore, Timing
+from predictors.measurement.measure import groups, measure_in_calm
+from predictors.measurement.runtimes import prepared
+from predictors.measurement.timing import ANCHOR, doubts, max_drift
+from search_spaces import InputError, SubnetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def measure_subnets(
+    run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], *, is_scale_open: bool = True
+) -> dict[str, Timing]:
+    """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
+
+    While the scale is open, which it is until a predictor is fitted, the median parent beside all groups is the scale
+    of all latencies; those beside a slower one, while something else ran, are measured once more.
+    """
+    workload, store = bench.recipe.workload, run.store
+    is_scale_open &= not any(run.predictor.glob("*"))
+    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
+    if missing and run.elsewhere:
+        raise InputError(
+            f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
+            "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
+        )
+
+    def measure_group(group: Sequence[SubnetConfig]) -> None:
+        models = {subnet.key: supernet.extract(subnet) for subnet in group}
+        timed = time_models(bench, supernet, models, store, is_scale_open=is_scale_open)
+        for subnet in group:
+            store.add(subnet, workload, "profile", timed[subnet.key])
+
+    if missing:
+        with progress("profile") as report:
+            for start, group in groups(missing):
+                measure_group(group)
+                report(start + len(group), len(missing), "")
+            timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
+            limit = max_drift(bench.recipe.profile.precision)
+            for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
+                measure_group(group)
+    timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
+    say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
+    return {subnet.key: timings[subnet.key] for subnet in subnets}
+
+
+def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
+    """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
+    if said := doubts(timings, bench.recipe.profile.precision):
+        say(f"noisy      {said}")
+
+
+def time_models(
+    bench: Workbench,
+    supernet: Supernet,
+    models: dict[str, PreTrainedModel],
+    store: MeasurementStore,
+    *,
+    is_scale_open: bool = False,
+) -> dict[str, Timing]:
+    """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
+    workload, inputs = bench.recipe.workload, bench.dummy_inputs(bench.recipe.workload)
+    anchor_ms = store.anchor_ms(workload)
+    calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
+    anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
+    precision = bench.recipe.profile.precision
+    timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
+    if anchor_ms is None or is_scale_open:
+        store.add(supernet.parent, workload, "anchor", timed[ANCHOR].uncorrected)
+    return timed

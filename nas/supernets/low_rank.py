@@ -1,0 +1,131 @@
+"""Bases of the rank dimension: which directions of a linear layer's outputs real inputs excite most.
+
+With the leading eigenvectors U_r of the second moment of a layer's outputs, U_r U_r^T W is the matrix of rank r that
+changes these outputs least. It is what a singular value decomposition of the weight finds once the inputs are whitened
+(Wang et al. 2024, SVD-LLM, arXiv 2403.07378); the ranks are nested, and gradients reach W. A table of embeddings is
+such a layer too: its inputs are tokens, one in a row, and how often each occurs says what matters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FILE = "activations.safetensors"
+UNSEEN = 0.1
+"""Times that every token is taken to have occurred besides: calibration sees a part of a vocabulary only."""
+AT_ONCE = 8192
+"""Rows of a table that are made float64 together."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What linear layers are given, and the weights they have meanwhile.
+
+    Attributes:
+        moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float64.
+        weights: Name of a weight -> a copy of it (outputs, inputs).
+        embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None where the table
+            stays whole.
+    """
+
+    moments: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    embedding: torch.Tensor | None = None
+
+    def save(self, folder: Path) -> None:
+        """Writes `FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
+
+        Layers that read the same inputs, as queries, keys and values do, have equal moments.
+        """
+        from safetensors.torch import save_file
+
+        halves: dict[str, torch.Tensor] = {}
+        same: dict[str, str] = {}
+        for name, moment in self.moments.items():
+            half = _half(moment)
+            first = next((other for other in list(halves)[-2:] if torch.equal(halves[other], half)), name)
+            halves[first], same[name] = half, first
+        named = {f"halves:{name}": half for name, half in halves.items()}
+        named |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
+        if self.embedding is not None:
+            named["embedding:"] = _half(self.embedding)
+        save_file(named, folder / FILE, metadata={"moments": json.dumps(same)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Activations | None:
+        """Reads back what `save` wrote; None where there is nothing."""
+        from safetensors import safe_open
+
+        if not (folder / FILE).exists():
+            return None
+        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
+        with safe_open(folder / FILE, "pt") as stored:
+            same = json.loads((stored.metadata() or {}).get("moments", "{}"))
+            for name in stored.keys():  # noqa: SIM118
+                kind, _, weight = name.partition(":")
+                found[kind][weight] = stored.get_tensor(name)
+        wholes = {name: _whole(half) for name, half in found["halves"].items()}
+        moments = found["moments"] | {name: wholes[first] for name, first in same.items()}
+        return cls(moments, found["weights"], next((_whole(half) for half in found["embedding"].values()), None))
+
+
+def _half(moment: torch.Tensor) -> torch.Tensor:
+    """The upper triangle of a symmetric matrix, row by row, in float32."""
+    return moment[tuple(torch.triu_indices(*moment.shape))].float()
+
+
+def _whole(half: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix, float64, of which `_half` made this."""
+    size = (math.isqrt(8 * len(half) + 1) - 1) // 2
+    found = torch.zeros(size, size, dtype=torch.float64)
+    rows, columns = torch.triu_indices(size, size)
+    found[rows, columns] = found[columns, rows] = half.double()
+    return found
+
+
+def row_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean of e e^T over the rows e of a table that tokens look up, those that none looked up not forgotten.
+
+    Args:
+        table: (vocabulary, channels).
+        tokens: Indices of rows (n,), one for each time that a token occurred.
+
+    Returns:
+        (channels, channels) float64. Each row counts as often as its token occurred, and `UNSEEN` times more.
+    """
+    counts = torch.bincount(tokens, minlength=len(table)).double() + UNSEEN
+    total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows, count in zip(table.detach().cpu().split(AT_ONCE), counts.split(AT_ONCE), strict=True):
+        wide = rows.double()
+        total += wide.T @ (wide * count[:, None])
+    return total / counts.sum()
+
+
+def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch.Tensor:
+    """Leading eigenvectors of the second moment W C W^T of a linear layer's outputs, the strongest first.
+
+    Args:
+        weight: W (outputs, inputs).
+        moment: C, second moment of the inputs (inputs, inputs).
+        size: How many eigenvectors, at most the smaller of outputs and inputs.
+
+    Returns:
+        (outputs, size) float64, orthonormal columns.
+    """
+    weight, moment = weight.double(), moment.double()
+    frame = None
+    if weight.shape[0] > weight.shape[1]:  # the outputs span no more dimensions than there are inputs
+        frame, weight = torch.linalg.qr(weight)
+    found = leading(weight @ moment @ weight.T, size)
+    return found if frame is None else frame @ found
+
+
+def leading(moment: torch.Tensor, size: int) -> torch.Tensor:
+    """So many eigenvectors of a symmetric matrix (n, n) as columns (n, size), those of the largest values first."""
+    return torch.linalg.eigh(moment)[1].flip(1)[:, :size]

@@ -1,0 +1,171 @@
+"""Relations: how the tokens of an example relate in a layer, which models of different widths can be compared by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from nas.tasks.batches import IGNORED
+from search_spaces import Layout, SubnetConfig
+from search_spaces.family import Axis
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Related = Literal["last", "hidden", "attention"]
+"""The last hidden states; those that every layer puts out; or its queries, keys and values."""
+
+States = dict[tuple[int, str], torch.Tensor]
+"""Parent layer, and what of it -> states (examples, tokens, channels)."""
+
+PROJECTED: tuple[Axis, ...] = ("heads", "kv_heads", "qkv_heads")
+"""Axes of the outputs of the modules that make queries, keys and values of a layer's own tokens."""
+
+
+class StateRecorder:
+    """Runs a model and keeps the states that relations are of.
+
+    Layers have the parent's numbers, so that what a subnetwork keeps finds its counterpart in the teacher.
+
+    Args:
+        model: The supernet's model with the parent active, or the teacher.
+        layout: The parent's.
+        of: Which states; queries and keys are those before their positions are rotated in.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, of: Related) -> None:
+        self.layout, self.of = layout, of
+        self._subnet: SubnetConfig | None = None
+        self._states: States = {}
+        self._entered: list[tuple[int, torch.Size]] = []
+        if of != "last":
+            self._watch(model)
+
+    def run(self, model: Any, inputs: Mapping[str, torch.Tensor], subnet: SubnetConfig) -> tuple[Any, States]:
+        """The outputs of a model of which ``subnet`` is active, and its states."""
+        if self.of == "last":
+            outputs = model(**inputs, output_hidden_states=True)
+            states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
+            return outputs, {(self.layout.parent.layers[-1], "last"): states[-1]}
+        with self._recording(subnet):
+            return model(**inputs), self._states
+
+    @contextmanager
+    def _recording(self, subnet: SubnetConfig) -> Iterator[None]:
+        """Hooks listen for the duration only: activation checkpointing calls the layers again in the backward pass."""
+        self._subnet, self._states, self._entered = subnet, {}, []
+        try:
+            yield
+        finally:
+            self._subnet = None
+
+    def _watch(self, model: PreTrainedModel) -> None:
+        number = 0
+        for stack in self.layout.family.stacks:
+            for layer in model.base_model.get_submodule(stack.layers).children():
+                self._watch_layer(layer, number, stack.modules)
+                number += 1
+
+    def _watch_layer(self, layer: torch.nn.Module, number: int, table: Mapping[str, Any]) -> None:
+        def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._subnet is not None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                index = len(self._entered) if self.layout.family.shared_layers else number
+                self._entered.append((index, hidden.shape[:2]))
+
+        def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._subnet is not None:
+                self._keep("hidden", output[0] if isinstance(output, tuple) else output)
+
+        layer.register_forward_pre_hook(enter, with_kwargs=True)
+        if self.of == "hidden":
+            layer.register_forward_hook(leave)
+            return
+        modules = dict(layer.named_modules())
+        for path, axes in table.items():
+            parts = axes[0] if isinstance(axes[0], tuple) else axes[:1]
+            if path in modules and len(axes) == 2 and set(parts) <= set(PROJECTED):
+                self._watch_projection(modules[path], path, parts)
+
+    def _watch_projection(self, module: torch.nn.Module, path: str, parts: tuple[Axis, ...]) -> None:
+        def leave(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            if self._subnet is not None and output.shape[:2] == self._entered[-1][1]:
+                for number, piece in enumerate(self._pieces(output, parts)):
+                    self._keep(f"{path}.{number}", piece)
+
+        module.register_forward_hook(leave)
+
+    def _keep(self, what: str, states: torch.Tensor) -> None:
+        """Keeps the first of a kind: DeBERTa projects its relative positions with the same weights afterwards."""
+        self._states.setdefault((self._entered[-1][0], what), states)
+
+    def _pieces(self, output: torch.Tensor, parts: tuple[Axis, ...]) -> list[torch.Tensor]:
+        """Queries, keys and values of a matrix that makes several of them."""
+        if parts == ("qkv_heads",):
+            by_head = output.unflatten(-1, (-1, 3, self.layout.head_dim))
+            return [piece.flatten(-2) for piece in by_head.unbind(-2)]
+        assert self._subnet is not None
+        width = self._subnet.width(self._subnet.layers.index(self._entered[-1][0]))
+        return list(output.split([self.layout.size(part, width) for part in parts], -1))
+
+
+def detached(states: States) -> States:
+    """The same states outside the graph."""
+    return {key: each.detach() for key, each in states.items()}
+
+
+def relation_loss(
+    student: States, teacher: States, inputs: Mapping[str, torch.Tensor], layout: Layout
+) -> torch.Tensor:
+    """Mean of `relation_divergence` over what the student has of its layers, each beside the parent's same layer."""
+    losses = []
+    for (layer, what), ours in student.items():
+        theirs, stack = teacher[layer, what], layout.stack_of(layer)[0]
+        heads = 1 if what == "last" else relation_heads(ours, theirs, layout.widths[stack]["num_attention_heads"])
+        losses.append(relation_divergence(ours, theirs, real_tokens(inputs, stack), heads))
+    return torch.stack(losses).mean() if losses else next(iter(teacher.values())).new_zeros(())
+
+
+def real_tokens(inputs: Mapping[str, torch.Tensor], stack: int) -> torch.Tensor | None:
+    """Which tokens of a stack are no padding (examples, tokens); a decoder after an encoder reads what has labels."""
+    return inputs.get("attention_mask") if stack == 0 else inputs["labels"] != IGNORED
+
+
+def relation_heads(student: torch.Tensor, teacher: torch.Tensor, most: int) -> int:
+    """Into how many heads both models' channels can be split, at most so many."""
+    common = math.gcd(student.shape[-1], teacher.shape[-1])
+    return next(heads for heads in range(most, 0, -1) if common % heads == 0)
+
+
+def relation_divergence(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, heads: int = 1
+) -> torch.Tensor:
+    """How differently the tokens of each example relate in two models, whatever their widths.
+
+    The relations of a token are the softmax of its scaled products with all tokens; the loss is KL(teacher || student)
+    of them, mean over tokens and relation heads (MiniLMv2, Wang et al. 2021, arXiv 2012.15828): equally many slices of
+    the channels of both.
+
+    Args:
+        student: States (examples, tokens, channels).
+        teacher: The same of the teacher, of any number of channels.
+        mask: (examples, tokens), 0 where a token is padding; where it is of another shape there is none.
+        heads: Relation heads; they divide both numbers of channels.
+    """
+    if mask is None or mask.shape != student.shape[:2]:
+        mask = student.new_ones(student.shape[:2])
+    real = mask.bool()
+    ours, theirs = (_relations(states.float(), real, heads)[real] for states in (student, teacher))
+    return (theirs.exp() * (theirs - ours)).nan_to_num(0.0).sum(-1).mean()
+
+
+def _relations(states: torch.Tensor, real: torch.Tensor, heads: int) -> torch.Tensor:
+    """Logarithms (examples, tokens, heads, tokens); padding is no one's relation."""
+    split = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5
+    return F.log_softmax(scores.masked_fill(~real[:, None, None, :], -torch.inf), -1).transpose(1, 2)

@@ -1,0 +1,232 @@
+"""Workbench: a recipe's data and model, made ready for training and scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nas.modeling.longer_positions import lengthened, lengthened_config, positions
+from nas.modeling.registration import stock_classes
+from nas.recipe.schema import Recipe, Training
+from nas.tasks.data import augmented, load_source
+from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.types import TASK_TYPES, TaskType
+from nas.tasks.types.base import TaskInputs
+from predictors import Workload
+from predictors.measurement.workload import one_line_errors
+from search_spaces import TASKS, InputError, Layout
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedModel
+from nas.tasks.loading import load_config, load_processor
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Processed data of a run. The search never sees ``test`` (law 5).
+
+    Attributes:
+        task: The task with its data: collates, and knows what of the outputs counts.
+        examples: What the parent and the supernet learn from, not yet processed.
+        train: The same as model inputs with labels.
+        search: Slice of the training data that the search scores on.
+        test: Held-out split that is reported.
+    """
+
+    task: TaskType
+    examples: Dataset
+    train: Dataset
+    search: EvaluationSet
+    test: EvaluationSet
+
+
+class Workbench:
+    """A recipe with its config, family, processor and data, each loaded on first use."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._augmented: dict[str, Dataset] = {}
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The parent's Hugging Face config; positions that it learns are as many as the recipe asks for."""
+        return lengthened_config(load_config(self.recipe.model), self._tokens)
+
+    @cached_property
+    def lengthens(self) -> bool:
+        """Whether the recipe's texts are longer than the model has position embeddings for, and those are copied."""
+        return positions(load_config(self.recipe.model)) != positions(self.config)
+
+    @property
+    def _tokens(self) -> int:
+        return max(self.recipe.task.max_length, self.recipe.workload.sequence_length or 0)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What is elastic in the parent; InputError if its family is not supported or does not do the task."""
+        layout, task = Layout(self.config), self.recipe.task.type
+        if task not in layout.family.tasks:
+            raise InputError(
+                f"`task.type` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.tasks)}), "
+                f"but got `{task}`."
+            )
+        return layout
+
+    @property
+    def auto_class(self) -> str:
+        """Name of the transformers auto class of the task."""
+        return TASKS[self.recipe.task.type].auto_class
+
+    @property
+    def kind(self) -> type[TaskType]:
+        """The recipe's task type."""
+        return TASK_TYPES[self.recipe.task.type]
+
+    @cached_property
+    def processor(self) -> Any:
+        """Tokenizer, image processor or both of a speech model."""
+        processor = load_processor(self.kind, self.recipe.model)
+        if self.lengthens:
+            processor.model_max_length = self.layout.inputs.max_sequence_length
+        return processor
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
+        settings, seed = self.recipe.task, self.recipe.seed
+        train, test = (load_source(source, self.kind.folder) for source in (settings.train, settings.test))
+        task = self.kind(self._task_inputs, train, test)
+        for name in self.recipe.qualities:
+            task.metric(name)
+        if len(task.train) <= settings.search_examples:
+            raise InputError(
+                f"`task.search_examples` must be below the {len(task.train)} training examples, but got "
+                f"{settings.search_examples}."
+            )
+        shuffled = task.train.shuffle(seed=seed)
+        search = shuffled.select(range(settings.search_examples))
+        end = None if settings.train_examples is None else settings.search_examples + settings.train_examples
+        train = shuffled.select(range(settings.search_examples, min(end or len(shuffled), len(shuffled))))
+        return Splits(
+            task=task,
+            examples=train,
+            train=task.process(train, settings.train),
+            search=EvaluationSet.of(task.process(search, settings.train), task),
+            test=EvaluationSet.of(task.process(task.test, settings.test), task),
+        )
+
+    @property
+    def _task_inputs(self) -> TaskInputs:
+        settings, model, seed = self.recipe.task, self.recipe.model, self.recipe.seed
+        return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names)
+
+    def training_set(self, settings: Training) -> Dataset:
+        """What one training learns from: the training data, or what the section's ``augment`` makes of it.
+
+        The same seed gives the same examples, so that a training can be taken up again.
+
+        Raises:
+            InputError: If the function fails, or does not give examples like those it got.
+        """
+        source = settings.augment
+        if source is None:
+            return self.splits.train
+        if source not in self._augmented:
+            from transformers import set_seed
+
+            set_seed(self.recipe.seed)
+            self._augmented[source] = self.splits.task.process(augmented(self.splits.examples, source), source)
+        return self._augmented[source]
+
+    @cached_property
+    def has_head(self) -> bool:
+        """Whether the recipe's model already has a trained head of this task."""
+        import transformers
+
+        heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
+        return bool(heads & set(self.config.architectures or [])) and not self.untrained
+
+    @property
+    def head_names(self) -> list[str] | None:
+        """Class names of a trained head by output, None without one."""
+        return [str(name) for _, name in sorted(self.config.id2label.items())] if self.has_head else None
+
+    @property
+    def trains_parent(self) -> bool:
+        """Whether the model is fine-tuned on the task: if it has no trained head, or the recipe gives the epochs.
+
+        A pretrained language model has its head, and is used as it came unless ``parent.epochs`` is set.
+        """
+        return not self.has_head or self.recipe.parent.epochs is not None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model is a local folder with a config and no weights."""
+        folder = Path(self.recipe.model)
+        weights = ("*.safetensors", "*.bin", "*.index.json")
+        return folder.is_dir() and not any(file for pattern in weights for file in folder.glob(pattern))
+
+    def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
+        """The recipe's model with a head for the task, or the one in a folder of the run.
+
+        Only a new head takes its labels from the data; a trained one and a folder of the run hold theirs.
+
+        Raises:
+            InputError: If the weights cannot be read.
+        """
+        import transformers
+
+        labels = self._new_labels() if folder is None and not self.has_head else {}
+        transformers.set_seed(self.recipe.seed)
+        if folder is None and self.untrained:
+            self.config.update({**labels, **({"num_labels": len(labels["id2label"])} if labels else {})})
+            model = self._fresh()
+        else:
+            model = self._pretrained(folder, labels)
+        if folder is None:
+            self.splits.task.configure(model.config)
+        return model
+
+    def _fresh(self) -> PreTrainedModel:
+        import transformers
+
+        try:
+            return getattr(transformers, self.auto_class).from_config(self.config)
+        except ValueError as error:
+            raise InputError(
+                f"no model can be made from the config.json of `{self.recipe.model}`: "
+                f"{' '.join(str(error).split())[:200]}."
+            ) from None
+
+    def _new_labels(self) -> dict[str, dict[Any, Any]]:
+        names = self.splits.task.names
+        return {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}} if names else {}
+
+    def _pretrained(self, folder: str | Path | None, labels: dict[str, Any]) -> PreTrainedModel:
+        import transformers
+
+        source = str(folder or self.recipe.model)
+        try:
+            auto = getattr(transformers, self.auto_class)
+            model = auto.from_pretrained(source, **labels, dtype=torch.float32)
+            return model if folder is not None else lengthened(model, self.config)
+        except Exception as error:
+            again = f"delete `{source}` and type the same command again to make them anew"
+            raise InputError(
+                f"the weights in `{source}` cannot be loaded ({' '.join(str(error).split())[:160]}); "
+                f"{'check that the model came here whole' if folder is None else again}."
+            ) from error
+
+    def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
+        """Random inputs of the workload's shape; every token is real, none is padding.
+
+        Raises:
+            InputError: If they do not fit in memory.
+        """
+        with one_line_errors(workload):
+            return self.kind.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))

@@ -1,0 +1,24 @@
+"""Every task type by its Hugging Face name: one file each, one line here. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from nas.tasks.types.automatic_speech_recognition import AutomaticSpeechRecognition
+from nas.tasks.types.base import TaskType
+from nas.tasks.types.fill_mask import FillMask
+from nas.tasks.types.image_classification import ImageClassification
+from nas.tasks.types.question_answering import QuestionAnswering
+from nas.tasks.types.text2text_generation import Text2TextGeneration
+from nas.tasks.types.text_classification import TextClassification
+from nas.tasks.types.text_generation import TextGeneration
+from nas.tasks.types.token_classification import TokenClassification
+
+TASK_TYPES: dict[str, type[TaskType]] = {
+    "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "fill-mask": FillMask,
+    "text-generation": TextGeneration,
+    "text2text-generation": Text2TextGeneration,
+    "automatic-speech-recognition": AutomaticSpeechRecognition,
+    "image-classification": ImageClassification,
+}

@@ -1,0 +1,91 @@
+"""Automatic speech recognition: a recording and what is said in it, for Whisper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.tasks.batches import Row
+from nas.tasks.data import need_column, need_texts, one_line
+from nas.tasks.labels import is_list
+from nas.tasks.types.base import random_tokens
+from nas.tasks.types.sequence_to_sequence import SequenceToSequence
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedConfig
+
+    from predictors import Workload
+
+
+class AutomaticSpeechRecognition(SequenceToSequence):
+    """Recordings in a column of `datasets.Audio`, or of lists of samples at the rate of the feature extractor."""
+
+    processor_class = "AutoProcessor"
+    folder = "audiofolder"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's."""
+        return self.processor.tokenizer
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Log-mel features, made when a row is read, tokens of the text, and the text itself."""
+        column, target = self.task.audio, self.task.label or "text"
+        need_column(examples, target, source, "task.label")
+        need_texts(examples, target, source, "task.label")
+        examples = self._with_rate(examples, column, source)
+        tokenizer, length, start = self.tokenizer, self.task.max_length, self.config.decoder_start_token_id
+
+        def transform(rows: dict[str, Any]) -> dict[str, Any]:
+            ids = tokenizer(rows[target], truncation=True, max_length=length)["input_ids"]
+            labels = [row[1:] if row[0] == start else row for row in ids]
+            return {"input_features": self._features(rows[column]), "labels": labels, "target": rows[target]}
+
+        return examples.with_transform(transform)
+
+    def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """Features of one length: Whisper pads every recording to 30 seconds."""
+        import torch
+
+        return {"input_features": torch.stack([row["input_features"] for row in rows])}
+
+    @classmethod
+    def dummy_inputs(
+        cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Random features of a whole recording and the tokens that the decoder has read."""
+        import torch
+
+        shape = (workload.batch_size, config.num_mel_bins, 2 * config.max_source_positions)
+        return {
+            "input_features": torch.randn(shape, generator=generator),
+            "decoder_input_ids": random_tokens(config, workload, generator),
+        }
+
+    def _with_rate(self, examples: Dataset, column: str, source: str) -> Dataset:
+        """The data with recordings at the rate of the feature extractor; InputError if they cannot be read."""
+        from datasets import Audio
+
+        need_column(examples, column, source, "task.audio")
+        feature = examples.features[column]
+        if is_list(feature):
+            return examples
+        if not isinstance(feature, Audio):
+            raise InputError(
+                f"`task.audio` must name a column of recordings, but `{column}` of `{source}` is {feature}."
+            )
+        examples = examples.cast_column(column, Audio(sampling_rate=self.processor.feature_extractor.sampling_rate))
+        try:
+            _ = examples[0][column]["array"]
+        except ImportError as error:
+            raise InputError(
+                f"recordings of `{source}` cannot be decoded: {one_line(error)}; pip install torchcodec."
+            ) from None
+        return examples
+
+    def _features(self, recordings: list[Any]) -> list[torch.Tensor]:
+        extractor = self.processor.feature_extractor
+        samples = [one if isinstance(one, list) else one["array"] for one in recordings]
+        return list(extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"])

@@ -1,0 +1,83 @@
+"""Image classification: an image and a label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.tasks.batches import Batch, Row
+from nas.tasks.data import need_images
+from nas.tasks.types.base import TaskInputs
+from nas.tasks.types.classification import Classification, targets
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedConfig
+
+    from predictors import Workload
+
+
+class ImageClassification(Classification):
+    """Images as the model's own image processor makes them."""
+
+    processor_class = "AutoImageProcessor"
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        self.model = inputs.model
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Pixels, made when a row is read, and the label's targets."""
+        need_images(examples, self.task.image, source)
+        column, label, kind, classes = self.task.image, self.label, self.problem_type, len(self.names)
+
+        def transform(rows: dict[str, Any]) -> dict[str, Any]:
+            return {"pixel_values": self._pixels(rows[column]), "labels": targets(rows[label], kind, classes)}
+
+        return examples.with_transform(transform)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Images of one size."""
+        import torch
+
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    @classmethod
+    def dummy_inputs(
+        cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Random pixels."""
+        import torch
+
+        return {"pixel_values": torch.randn((workload.batch_size, *image_shape(config)), generator=generator)}
+
+    def _pixels(self, images: list[Any]) -> list[torch.Tensor]:
+        """Model inputs of images; InputError unless the image processor makes what the model takes."""
+        shape = image_shape(self.config)
+        mode = "L" if shape[0] == 1 else "RGB"
+        try:
+            pixels = list(
+                self.processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"]
+            )
+            made = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
+        except ValueError as error:
+            made = " ".join(str(error).split())[:160]
+        if made:
+            raise InputError(
+                f"the image processor of `{self.model}` must make (channels, height, width) {shape}, "
+                f"what the model takes, of images, but got {made}; set `size`, `image_mean` and `image_std` in its "
+                "preprocessor_config.json."
+            )
+        return pixels
+
+
+def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes."""
+    sizes = getattr(config, "vision_config", config)
+    size = sizes.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return sizes.num_channels, height, width

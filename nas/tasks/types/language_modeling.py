@@ -1,0 +1,79 @@
+"""Language modelling: texts joined and cut into blocks of tokens; what causal and masked models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas.tasks import metrics
+from nas.tasks.batches import IGNORED, Batch, Row, model_inputs
+from nas.tasks.data import text_column
+from nas.tasks.metrics import Metric, objects
+from nas.tasks.types.base import TaskInputs, TextTask
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+
+class LanguageModelling(TextTask):
+    """An example is a block of exactly ``task.max_length`` tokens; what is left at the end is dropped.
+
+    Blocks are cut before the search slice is drawn, so that they follow the text. Loss, perplexity and accuracy are
+    means over tokens; their standard errors are over blocks.
+    """
+
+    writes_words = True
+    metrics: Mapping[str, Metric] = {
+        "loss": metrics.mean_of("loss", "scored"),
+        "perplexity": metrics.perplexity,
+        "accuracy": metrics.mean_of("right", "scored"),
+    }
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        column = text_column(train, self.task.text, self.task.train)
+        self.train = self._blocks(train, column, self.task.train)
+        self.test = self._blocks(test, text_column(test, column, self.task.test), self.task.test)
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Blocks are rows already."""
+        return examples
+
+    def found(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Of each block its loss and the predicted tokens, not the scores of all words."""
+        from nas.tasks.losses import loss_by_example
+
+        scored = self.scored(model(**model_inputs(batch)), batch)
+        loss, count = loss_by_example(scored, self.activation)
+        true, guess = scored[0][1].cpu().numpy(), scored[0][0].argmax(-1).cpu().numpy()
+        real = true != IGNORED
+        return {
+            "loss": loss.double().cpu().numpy(),
+            "scored": count.cpu().numpy(),
+            "right": ((true == guess) & real).sum(1),
+            "labels": objects([t[k] for t, k in zip(true, real, strict=True)]),
+            "predictions": objects([g[k] for g, k in zip(guess, real, strict=True)]),
+        }
+
+    def _blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
+        """Tokens of the texts, a thousand texts at a time one after the other, in blocks (``input_ids``)."""
+        tokenizer, length = self.processor, self.task.max_length
+
+        def cut(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+            ids = list(chain.from_iterable(tokenizer(rows[column], verbose=False)["input_ids"]))
+            return {"input_ids": [ids[k : k + length] for k in range(0, len(ids) - length + 1, length)]}
+
+        blocks = texts.map(cut, batched=True, remove_columns=texts.column_names)
+        if not len(blocks):
+            raise InputError(
+                f"the texts of `{source}` must fill at least one block of `task.max_length` tokens, but they are "
+                f"shorter than {length}; lower it or give more text."
+            )
+        return blocks

@@ -1,0 +1,242 @@
+"""Question answering: the span of a context that answers a question (extractive, SQuAD)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nas.tasks import metrics
+from nas.tasks.batches import Batch, Row, model_inputs
+from nas.tasks.data import need_column, text_columns
+from nas.tasks.metrics import Metric, objects
+from nas.tasks.types.base import TaskInputs, TextTask
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from nas.tasks.losses import Scored
+
+MAX_ANSWER_TOKENS = 30
+OVERLAP = 1 / 3
+"""Share of ``task.max_length`` that two windows of one context have in common, as 128 of 384 for SQuAD."""
+
+
+class QuestionAnswering(TextTask):
+    """A context longer than ``task.max_length`` is read in overlapping windows; the best span of all of them counts.
+
+    A question without an answer is answered by the first token. Spans are at most 30 tokens.
+    """
+
+    compared = ("offset_mapping", "context", "answers")
+    metrics: Mapping[str, Metric] = {
+        "f1": metrics.mean_of("overlap", "examples"),
+        "exact_match": metrics.mean_of("exact", "examples"),
+        "loss": metrics.mean_of("loss", "scored"),
+    }
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        self.columns = text_columns(train, self.task.text or ["question", "context"], self.task.train)
+        if len(self.columns) != 2:
+            raise InputError(f"`task.text` must name a question and a context column, but got {self.columns}.")
+        self.label = self.task.label or "answers"
+        self.train, self.test = (
+            _with_answers(split, self.label, self.columns[1], source)
+            for split, source in ((train, self.task.train), (test, self.task.test))
+        )
+        self.has_unanswerable = not all(self.train[self.label])
+        if not self.processor.is_fast:
+            raise InputError("question answering needs a fast tokenizer, which tells where in the text a token is.")
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Windows of question and context, where the answer is in them, and what an answer is read from."""
+        text_columns(examples, self.columns, source)
+        question, context = self.columns
+        tokenizer, label, length = self.processor, self.label, self.task.max_length
+        overlap = int(length * OVERLAP)
+        _need_room(tokenizer, examples[question], length, overlap, source)
+
+        def cut(rows: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+            windows = tokenizer(
+                rows[question],
+                rows[context],
+                truncation="only_second",
+                max_length=length,
+                stride=overlap,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+            of = windows.pop("overflow_to_sample_mapping")
+            offsets = [_offsets_in_context(windows, w) for w in range(len(of))]
+            spans = [_span(offsets[w], rows[label][k]) for w, k in enumerate(of)]
+            return {
+                **windows,
+                "offset_mapping": offsets,
+                "start_positions": [start for start, _ in spans],
+                "end_positions": [end for _, end in spans],
+                "example": [indices[k] for k in of],
+                "context": [rows[context][k] for k in of],
+                "answers": [[answer["text"] for answer in rows[label][k]] for k in of],
+            }
+
+        return examples.map(cut, batched=True, with_indices=True, remove_columns=examples.column_names)
+
+    def examples(self, rows: Iterable[Row]) -> list[list[Row]]:
+        """The windows of each question."""
+        return [list(windows) for _, windows in groupby(rows, key=lambda row: row["example"])]
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Windows padded to the longest."""
+        import torch
+
+        positions = {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
+        return {**self.padded(rows), **positions}
+
+    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+        """The scores of each token (windows, tokens) as the start and as the end of the answer."""
+        return [(outputs.start_logits, batch["start_positions"]), (outputs.end_logits, batch["end_positions"])]
+
+    def found(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Of each question its answers, the predicted one, whether they agree, and the loss of all its windows."""
+        from nas.tasks.losses import loss_by_example
+
+        scored = self.scored(model(**model_inputs(batch)), batch)
+        losses, counts = (tensor.double().cpu().numpy() for tensor in loss_by_example(scored, self.activation))
+        start, end = (logits.float().cpu().numpy() for logits, _ in scored)
+        first = np.cumsum([0, *(len(windows) for windows in rows)])
+        parts = [slice(a, b) for a, b in pairwise(first.tolist())]
+        guesses = [self._answer(start[p], end[p], windows) for p, windows in zip(parts, rows, strict=True)]
+        answers = [windows[0]["answers"] or [""] for windows in rows]
+        pairs = list(zip(guesses, answers, strict=True))
+        return {
+            "loss": np.array([losses[p].sum() for p in parts]),
+            "scored": np.array([counts[p].sum() for p in parts]),
+            "examples": np.ones(len(rows)),
+            "exact": np.array([max(float(normalized(g) == normalized(a)) for a in true) for g, true in pairs]),
+            "overlap": np.array([max(word_f1(g, a) for a in true) for g, true in pairs]),
+            "labels": objects(answers),
+            "predictions": objects(guesses),
+        }
+
+    def _answer(self, start: np.ndarray, end: np.ndarray, windows: list[Row]) -> str:
+        """The best span of the windows of one question, or no answer if that scores higher."""
+        best, text, none = -np.inf, "", np.inf
+        for s, e, window in zip(start, end, windows, strict=True):
+            none = min(none, float(s[0] + e[0]))
+            score, span = best_span(s, e, window["offset_mapping"])
+            if score > best:
+                best, text = score, window["context"][span[0] : span[1]]
+        return "" if self.has_unanswerable and none > best else text
+
+
+def best_span(start: np.ndarray, end: np.ndarray, offsets: list[list[int]]) -> tuple[float, tuple[int, int]]:
+    """The span of context with the highest sum of start and end scores.
+
+    Args:
+        start: Scores (tokens or more) of a token as the first of the answer.
+        end: As the last.
+        offsets: First and last character of each token in the context; ``[-1, -1]`` outside.
+
+    Returns:
+        The score and the characters of the span; minus infinity where there is no context.
+    """
+    places = np.array(offsets)
+    inside = places[:, 0] >= 0
+    first, last = (np.where(inside, scores[: len(places)], -np.inf) for scores in (start, end))
+    sums = first[:, None] + last[None, :]
+    sums[np.tril_indices(len(places), -1)] = -np.inf
+    sums[np.triu_indices(len(places), MAX_ANSWER_TOKENS)] = -np.inf
+    i, j = np.unravel_index(sums.argmax(), sums.shape)
+    return float(sums[i, j]), (int(places[i, 0]), int(places[j, 1]))
+
+
+def normalized(answer: str) -> str:
+    """An answer without case, punctuation, articles and extra space, as SQuAD compares them (arXiv 1606.05250)."""
+    bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def word_f1(guess: str, answer: str) -> float:
+    """F1 of the words of two answers; of nothing, whether both are nothing."""
+    found, true = normalized(guess).split(), normalized(answer).split()
+    if not found or not true:
+        return float(found == true)
+    common = sum((Counter(found) & Counter(true)).values())
+    return 2 * common / (len(found) + len(true))
+
+
+def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Dataset:
+    """Answers as a list of {text, answer_start}; SQuAD keeps them as one {text: [...], answer_start: [...]}.
+
+    Raises:
+        InputError: If the column is missing or of another form, or an answer is not where it says in the context.
+    """
+    need_column(dataset, label, source, "task.label")
+    try:
+        answers = [_answers(value) for value in dataset[label]]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"`task.label` must name a column of {{text: [...], answer_start: [...]}}, but `{label}` of `{source}` is "
+            f"{dataset.features[label]}."
+        ) from None
+    for row, (text, found) in enumerate(zip(dataset[context], answers, strict=True)):
+        for answer in found:
+            if text is not None and not text.startswith(answer["text"], answer["answer_start"]):
+                raise InputError(
+                    f"every answer must stand in its context where `answer_start` says, but row {row} of `{source}` "
+                    f"has `{answer['text'][:60]}` at {answer['answer_start']}; correct or remove it."
+                )
+    return dataset.remove_columns(label).add_column(label, answers, feature=_answers_feature())
+
+
+def _answers(value: Any) -> list[dict[str, Any]]:
+    pairs = (
+        zip(value["text"], value["answer_start"], strict=True)
+        if isinstance(value, dict)
+        else ((answer["text"], answer["answer_start"]) for answer in value)
+    )
+    return [{"text": str(text), "answer_start": int(start)} for text, start in pairs]
+
+
+def _answers_feature() -> Any:
+    from datasets import List, Value
+
+    return List({"text": Value("string"), "answer_start": Value("int64")})
+
+
+def _need_room(tokenizer: Any, questions: Iterable[str], length: int, overlap: int, source: str) -> None:
+    """Raises InputError unless every question leaves room for more context than two windows have in common."""
+    longest = max(len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"])
+    needed = longest + tokenizer.num_special_tokens_to_add(pair=True) + overlap + 1
+    if needed > length:
+        raise InputError(
+            f"`task.max_length` must leave room for a context beside the longest question of `{source}` ({longest} "
+            f"tokens), but got {length}; set it to {int(np.ceil((needed - overlap) / (1 - OVERLAP))) + 1} or more."
+        )
+
+
+def _offsets_in_context(windows: Any, window: int) -> list[list[int]]:
+    """First and last character of each token of a window in the context, ``[-1, -1]`` for all other tokens."""
+    places = zip(windows["offset_mapping"][window], windows.sequence_ids(window), strict=True)
+    return [list(offsets) if sequence == 1 else [-1, -1] for offsets, sequence in places]
+
+
+def _span(offsets: list[list[int]], answers: list[dict[str, Any]]) -> tuple[int, int]:
+    """First and last token of the first answer, both 0 where the window does not hold it whole."""
+    if not answers:
+        return 0, 0
+    start = answers[0]["answer_start"]
+    end = start + len(answers[0]["text"])
+    inside = [k for k, (a, b) in enumerate(offsets) if a >= 0 and a < end and b > start]
+    whole = bool(inside) and offsets[inside[0]][0] <= start and offsets[inside[-1]][1] >= end
+    return (inside[0], inside[-1]) if whole else (0, 0)

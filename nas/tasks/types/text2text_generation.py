@@ -1,0 +1,69 @@
+"""Text to text: translation, summaries and the like, with an encoder and a decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.runs.progress import say
+from nas.tasks.batches import Row
+from nas.tasks.data import need_column, need_texts, string_columns, text_column
+from nas.tasks.types.base import TaskInputs, TextTask, random_tokens
+from nas.tasks.types.sequence_to_sequence import SequenceToSequence
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedConfig
+
+    from predictors import Workload
+
+
+class Text2TextGeneration(SequenceToSequence, TextTask):
+    """Source and target texts, both cut to ``task.max_length`` tokens."""
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        self.source = text_column(train, self.task.text, self.task.train)
+        others = [name for name in string_columns(train) if name != self.source]
+        if self.task.label is None and not others:
+            raise InputError(
+                f"`task.label` must name the column of texts to write, but `{self.task.train}` has only "
+                f"{train.column_names}."
+            )
+        self.target = self.task.label or others[0]
+        if None in (self.task.text, self.task.label):
+            say(f"texts      from `{self.source}` to `{self.target}`; `task.text` and `task.label` name others")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The one tokenizer."""
+        return self.processor
+
+    def process(self, examples: Dataset, source: str) -> Dataset:
+        """Tokens of both texts, and the target itself."""
+        for column, key in ((self.source, "task.text"), (self.target, "task.label")):
+            need_column(examples, column, source, key)
+            need_texts(examples, column, source, key)
+        text, target, tokenizer, length = self.source, self.target, self.processor, self.task.max_length
+
+        def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
+            tokens = tokenizer(rows[text], truncation=True, max_length=length)
+            labels = tokenizer(text_target=rows[target], truncation=True, max_length=length)["input_ids"]
+            return {**tokens, "labels": labels, "target": rows[target]}
+
+        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+
+    def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """Tokens padded to the longest text."""
+        return self.padded(rows)
+
+    @classmethod
+    def dummy_inputs(
+        cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Random tokens for the encoder and as many that the decoder has read."""
+        return {
+            **super().dummy_inputs(config, workload, generator),
+            "decoder_input_ids": random_tokens(config, workload, generator),
+        }

@@ -1,0 +1,26 @@
+"""Text generation: a causal language model that predicts the next token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.tasks.batches import Batch, Row
+from nas.tasks.types.language_modeling import LanguageModelling
+
+if TYPE_CHECKING:
+    from nas.tasks.losses import Scored
+
+
+class TextGeneration(LanguageModelling):
+    """Every token of a block but the first is predicted from those before it."""
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Blocks of one length; the model itself shifts the labels."""
+        import torch
+
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids}
+
+    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+        """The scores of each next token (examples, tokens - 1, words)."""
+        return [(outputs.logits[:, :-1], batch["labels"][:, 1:])]

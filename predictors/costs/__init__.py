@@ -1,0 +1,1 @@
+"""Costs counted from the shapes of a subnetwork, without running it."""

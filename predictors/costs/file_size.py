@@ -1,0 +1,274 @@
+"""FileSizes: the exported ``model.safetensors`` of many subnetworks to the byte, header and rounded weights included.
+
+Source: the safetensors format, github.com/huggingface/safetensors#format. Tensors lie in the file by type, then by
+name, so those of a block follow each other, and a block differs in few ways; where they begin, and so how long the
+header is, depends on all before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+
+from predictors.costs.part_table import distinct, made_once
+from predictors.costs.parts import Blocks, Shape, blocks_of, pieces_of
+from search_spaces import Layout, SubnetBatch, SubnetConfig
+from search_spaces.dimensions.bits import InFile
+from search_spaces.layout import is_under
+from search_spaces.subnet import BLOCKS, NAMED, OF_ALL, WIDTHS
+
+LEADING: Blocks = ("leading",)
+"""Stands for the modules of a first layer that serve its whole stack."""
+
+TYPES = ("BOOL", "U8", "I8", "F16", "BF16", "F32", "I64")
+"""Types in a file; tensors of the last stand first in it."""
+
+HEADER = len('{"__metadata__":{"format":"pt"}}')
+POWERS = 10 ** np.arange(1, 19)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
+
+    The file holds tensors of one name there as one, concatenated along their first dimension. ``disk_names`` has the
+    names of its factors and of its rounded numbers as well, by what `Layout.pieces` and `stored_pieces` call them.
+    """
+
+    shape: Shape
+    disk_names: Mapping[str, str]
+    dtype: str
+    itemsize: int
+
+
+Name = tuple[str, str]
+"""Of a tensor in the file: what stands before and after the number of its layer; outside layers all is before."""
+
+Run = tuple[str, Name]
+"""Tensors of a block that follow each other in the file: their type, and the first name that can be among them."""
+
+Group = tuple[int, Blocks]
+"""Tensors that depend on the same: the layer of the parent that they lie in, and their blocks."""
+
+OUTSIDE: Group = (-1, ())
+"""Those in no layer."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """What stands in one run: bytes up to the end of each tensor (k,), and its part of the header.
+
+    That part lacks the digits of the layer's number, which every tensor has, and of where tensors begin and end.
+    """
+
+    ends: np.ndarray
+    header: int
+
+
+Spans = Mapping[Run, _Span]
+NOTHING = _Span(np.zeros(0, dtype=np.int64), 0)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A run in one place: its rank in the file, the digits of the number of its layer, and which span a file has.
+
+    That is one of ``spans`` for each of n files: ``which`` (n,).
+    """
+
+    rank: tuple[int, str]
+    digits: int
+    spans: Sequence[_Span]
+    which: np.ndarray
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """Sizes of the files of any subnetworks of one parent.
+
+    Attributes:
+        layout: Table of the parent.
+        stored: Name -> each tensor that goes into the parent's file; tied ones once.
+    """
+
+    layout: Layout
+    stored: Mapping[str, Stored]
+    _known: dict[Any, Spans] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, batch: SubnetBatch) -> np.ndarray:
+        """Bytes of each file: (n,) whole numbers."""
+        end, header = np.zeros(len(batch), dtype=np.int64), np.full(len(batch), HEADER)
+        digits = np.ones_like(end)
+        for slot in sorted(self._slots(batch), key=lambda slot: slot.rank):
+            tensors, ends = np.array([len(span.ends) for span in slot.spans]), _table([s.ends for s in slot.spans])
+            fixed = np.array([span.header for span in slot.spans]) + slot.digits * tensors
+            header += fixed[slot.which] + 2 * tensors[slot.which] * digits
+            start, end = end, end + ends.max(axis=1)[slot.which]
+            longer = np.flatnonzero(end >= POWERS[digits - 1])
+            more = _digits(start[longer, None] + ends[slot.which[longer]]) - digits[longer, None]
+            header[longer] += 2 * more.sum(axis=1) - more.max(axis=1)
+            digits[longer] += more.max(axis=1)
+        return 8 + (header + 7) // 8 * 8 + end
+
+    def _slots(self, batch: SubnetBatch) -> Iterator[_Slot]:
+        """Every run in every place that it can stand in, in no order."""
+        if not len(batch):
+            return
+        of_all = [getattr(batch, name)[:, None] for name in OF_ALL]
+        found, which = self._spans(
+            batch, [OUTSIDE], [*of_all, batch.widths["num_attention_heads"].max(axis=1, keepdims=True)]
+        )
+        for (dtype, (name, _)), spans in _transposed(found):
+            yield _Slot((-TYPES.index(dtype), name), 0, spans, which[:, 0])
+        ends = np.cumsum([0, *self.layout.depths]).tolist()
+        for layers in (range(*pair) for pair in pairwise(ends)):
+            same, rows = distinct(list(batch.kept[:, layers].T))
+            order = np.argsort(~batch.kept[rows][:, layers], axis=1, kind="stable")[same]
+            for blocks in sorted({group[1] for group in self._names if group[0] in layers}):
+                found, which = self._spans(batch, *self._decisive(batch, layers, blocks))
+                places = np.ascontiguousarray(np.take_along_axis(which, order, axis=1).T)
+                for (dtype, (before, after)), spans in _transposed(found):
+                    for k, here in enumerate(places):
+                        yield _Slot((-TYPES.index(dtype), f"{before}{k}{after}"), len(str(k)), spans, here)
+
+    def _decisive(self, batch: SubnetBatch, layers: range, blocks: Blocks) -> tuple[list[Group], list[np.ndarray]]:
+        """The group of some blocks in each layer of a stack, and on what its tensors depend there.
+
+        First on whether it has any, and on which layers differ.
+        """
+        if blocks == LEADING:
+            groups, has = [(layers[0], LEADING)] * len(layers), self._leads(batch, layers)
+            widths = [batch.widths[name][:, layers].max(axis=1, keepdims=True) for name in WIDTHS]
+        else:
+            groups, has = [(layer, blocks) for layer in layers], batch.kept[:, layers]
+            names = (name for block in blocks for name in BLOCKS[block] if name not in NAMED)
+            widths = [batch.widths[name][:, layers] for name in names]
+        first = np.array([1 + self._alike.get(group, group)[0] for group in groups])
+        return groups, [has * first, batch.hidden_size[:, None], batch.widths["bits"][:, layers], *widths]
+
+    def _leads(self, batch: SubnetBatch, layers: range) -> np.ndarray:
+        """Which layer of a stack has what serves all of it: the first that does not skip it (n, layers)."""
+        place, has = self.layout.locate(self._names[layers[0], LEADING][0]), batch.kept[:, layers]
+        for block, modules in self.layout.family.stacks[place.stack or 0].skips.items():
+            if is_under(place.path, modules):
+                has = has & (batch.widths[BLOCKS[block][0]][:, layers] > 0)
+        return has & (has.cumsum(axis=1) == 1)
+
+    def _spans(
+        self, batch: SubnetBatch, groups: Sequence[Group], columns: Sequence[np.ndarray]
+    ) -> tuple[list[Spans], np.ndarray]:
+        """What some groups have in the files, and which of it each file has of each: (n, groups).
+
+        Args:
+            batch: The subnetworks.
+            groups: Some.
+            columns: All on which their tensors depend (n, groups); where the first is 0 there are none.
+        """
+        shape = len(batch), len(groups)
+
+        def make(row: int) -> Spans:
+            names = self._names.get(groups[row % len(groups)], []) if flat[0][row] else []
+            return self._by_run(self._files_of(batch[row // len(groups)], names))
+
+        flat = [np.broadcast_to(column, shape).reshape(-1) for column in columns]
+        found, which = made_once(self._known, groups[0], flat, make)
+        return found, which.reshape(shape)
+
+    def _files_of(self, subnet: SubnetConfig, names: Sequence[str]) -> list[tuple[Name, InFile]]:
+        """Some of the parent's tensors as they lie in the file."""
+        found = []
+        for name, pieces in pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names}).items():
+            place, stored = self.layout.locate(name), self.stored[name]
+            rounded = self.layout.stored_pieces(place, pieces, self.layout.bits_of(subnet, place))
+            whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
+            for kind, tensor in (rounded or whole).items():
+                found.append((self._split(stored.disk_names[kind], place.layer), tensor))
+        return found
+
+    def _split(self, disk_name: str, layer: int | None) -> Name:
+        """A name in the file without the number of a layer of the parent."""
+        if layer is None:
+            return disk_name, ""
+        before, _, after = disk_name.partition(f".{self.layout.stack_of(layer)[1]}.")
+        return f"{before}.", f".{after}"
+
+    def _by_run(self, files: Sequence[tuple[Name, InFile]]) -> Spans:
+        """The span of each run; tensors of one name are one, as long as all of them."""
+        found: dict[Run, dict[Name, InFile]] = {}
+        for name, (shape, dtype, itemsize) in files:
+            run = found.setdefault((dtype, self._first[name]), {})
+            if name in run:
+                shape = (run[name][0][0] + shape[0], *shape[1:])
+            run[name] = shape, dtype, itemsize
+        return {run: _span({name: tensors[name] for name in sorted(tensors)}) for run, tensors in found.items()}
+
+    @cached_property
+    def _names(self) -> dict[Group, list[str]]:
+        """Names of what is stored by the group that it is in."""
+        found: dict[Group, list[str]] = {}
+        for name in self.stored:
+            place, group = self.layout.locate(name), OUTSIDE
+            if place.layer is not None:
+                group = place.layer, LEADING if self.layout.is_leading(place) else blocks_of(self.layout, place)
+            found.setdefault(group, []).append(name)
+        return found
+
+    @cached_property
+    def _first(self) -> dict[Name, Name]:
+        """Each name that can be in a file -> the first name of its run."""
+        group_of = {
+            self._split(new, self.layout.locate(name).layer): group
+            for group, names in self._names.items()
+            for name in names
+            for new in self.stored[name].disk_names.values()
+        }
+        runs = groupby(sorted(group_of), key=lambda name: (name[0], group_of[name][1]))
+        return {name: run[0] for run in (list(names) for _, names in runs) for name in run}
+
+    @cached_property
+    def _alike(self) -> dict[Group, Group]:
+        """Each group -> the first one whose tensors differ from its own in the number of the layer only."""
+        first: dict[Any, Group] = {}
+        return {
+            group: first.setdefault((group[1], *map(self._tensor, names)), group)
+            for group, names in self._names.items()
+        }
+
+    def _tensor(self, name: str) -> tuple[Any, ...]:
+        """A tensor of the parent, but for the number of its layer."""
+        place, stored = self.layout.locate(name), self.stored[name]
+        names = (self._split(new, place.layer) for new in stored.disk_names.values())
+        return place.stack, place.path, stored.shape, stored.dtype, *names
+
+
+def _transposed(found: Sequence[Spans]) -> Iterator[tuple[Run, list[_Span]]]:
+    """Each run with its span in all of some groups."""
+    for run in {run for spans in found for run in spans}:
+        yield run, [spans.get(run, NOTHING) for spans in found]
+
+
+def _span(tensors: Mapping[Name, InFile]) -> _Span:
+    header = 0
+    for (before, after), (shape, dtype, _) in tensors.items():
+        sizes = ",".join(map(str, shape))
+        header += len(f',"{before}{after}":{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[,]}}')
+    ends = np.cumsum([math.prod(shape) * itemsize for shape, _, itemsize in tensors.values()], dtype=np.int64)
+    return _Span(ends, header)
+
+
+def _table(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of any lengths, filled up with zeros."""
+    table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for filled, row in zip(table, rows, strict=True):
+        filled[: len(row)] = row
+    return table
+
+
+def _digits(numbers: np.ndarray) -> np.ndarray:
+    return 1 + np.searchsorted(POWERS, numbers, side="right")

@@ -1,0 +1,89 @@
+"""Roofline: the time that a device's two ceilings allow, arithmetic and memory traffic (Williams et al. 2009)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from predictors.costs.analytic import AnalyticCosts
+from predictors.costs.part_table import PartTable
+from predictors.costs.parts import Part
+from predictors.measurement.workload import Workload
+from search_spaces import SubnetBatch, SubnetConfig
+
+MATRIX, VECTOR_BYTES, REPEATS = 1024, 2**27, 5
+"""Of the measurement: rows of a square product, bytes that are copied (beyond any cache), and how often."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device does at most under a workload's precision and threads.
+
+    Attributes:
+        macs_per_second: Multiply-accumulates of a large matrix product.
+        bytes_per_second: Bytes read and written while a large vector is copied.
+    """
+
+    macs_per_second: float
+    bytes_per_second: float
+
+    @classmethod
+    def measure(cls, workload: Workload) -> Ceilings:
+        """Measures both in PyTorch in about a second; the fastest of some repeats.
+
+        Raises:
+            InputError: If the device is not on this machine.
+        """
+        import torch
+
+        workload.check_available()
+        kind = {"dtype": getattr(torch, "float32" if workload.dtype == "int8" else workload.dtype)}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(workload.threads)
+        try:
+            a = torch.ones(MATRIX, MATRIX, device=workload.device, **kind)
+            source = torch.ones(VECTOR_BYTES // 4, device=workload.device)
+            target = torch.empty_like(source)
+            product_s = _fastest(lambda: torch.mm(a, a), workload)
+            copy_s = _fastest(lambda: target.copy_(source), workload)
+        finally:
+            torch.set_num_threads(threads)
+        return cls(MATRIX**3 / product_s, 2 * VECTOR_BYTES / copy_s)
+
+
+def _fastest(call: Callable[[], object], workload: Workload) -> float:
+    """Seconds of the fastest of some calls, after one that is not timed."""
+    import torch
+
+    taken = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        call()
+        if workload.on_cuda:
+            torch.cuda.synchronize(workload.device)
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+def roofline_ms(
+    costs: AnalyticCosts, subnets: Sequence[SubnetConfig], workload: Workload, ceilings: Ceilings
+) -> np.ndarray:
+    """The sum over the parts of a subnetwork of the longer of its arithmetic and its traffic: (n,) milliseconds.
+
+    Weights are read once; what products read and write goes to memory, and so does the cache when a token is decoded.
+    All are in the workload's precision: what the bits of a layer save is not in it.
+    """
+    batch = SubnetBatch.of(subnets, costs.layout.parent.num_hidden_layers)
+    whole = PartTable(costs.parts, batch, workload.sequence_length)
+    numbers = workload.batch_size * workload.activation_bytes
+
+    def seconds(part: Part) -> np.ndarray:
+        arithmetic = workload.batch_size * part.macs / ceilings.macs_per_second
+        traffic = (part.weights * workload.weight_bytes + part.moved * numbers) / ceilings.bytes_per_second
+        return np.maximum(arithmetic, traffic)
+
+    read = whole.sum(lambda part: part.cached) * numbers / ceilings.bytes_per_second
+    return 1e3 * (costs.step(whole, workload).sum(seconds) + (read if workload.phase == "decode" else 0.0))

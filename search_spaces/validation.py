@@ -1,0 +1,80 @@
+"""Limits: what a family admits of one parent: choices for a space, subnetworks, attention patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.dimensions.attention import AttentionPattern
+from search_spaces.dimensions.ranks import DENSE
+from search_spaces.errors import InputError
+from search_spaces.subnet import BLOCKS, SubnetConfig
+
+if TYPE_CHECKING:
+    from search_spaces.layout import Layout
+
+
+def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
+    """Raises InputError unless the choices of a recipe are some that the family has."""
+    family = layout.family
+    for name, values in choices.items():
+        if name != "scope" and values is not None and name not in family.dimensions:
+            known = {"hidden_size": family.fixed_hidden, "embedding_rank": family.whole_embedding}
+            why = f" ({known[name]})" if known.get(name) else ""
+            raise InputError(
+                f"`space.{name}` does not vary in `{family.model_type}`{why}, only "
+                f"{', '.join(family.dimensions)}; leave it out."
+            )
+    if family.shared_layers and choices.get("scope", "per-layer") != "uniform":
+        raise InputError(
+            f"`space.scope` must be `uniform` for `{family.model_type}`, whose layers share their weights."
+        )
+    for block, (field, *_) in BLOCKS.items():
+        if 0 in (choices.get(field) or ()) and block not in family.skippable:
+            raise InputError(f"`space.{field}` must be above 0: `{family.model_type}` cannot skip its {block}.")
+    for pattern in choices.get("attention") or ():
+        _check_pattern(layout, pattern)
+
+
+def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
+    """Raises InputError unless the parent contains a subnetwork."""
+    family, per_group = layout.family, partial(layout.attribute_value, "heads_per_group")
+    if subnet.layers[-1] >= layout.parent.num_hidden_layers:
+        raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
+    for position, layer in enumerate(subnet.layers):
+        number, _ = layout.stack_of(layer)
+        width, full = subnet.width(position), layout.widths[number]
+        if any(width[name] > full[name] for name in width) or per_group(width) > per_group(full):
+            raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
+        for block, (field, *_) in BLOCKS.items():
+            if not width[field] and block not in family.skippable:
+                raise InputError(f"`{family.model_type}` cannot skip its {block}, but got {subnet}.")
+    for pattern in set(subnet.attention):
+        _check_pattern(layout, pattern)
+    if family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
+        raise InputError(f"the layers of `{family.model_type}` share their weights, but got {subnet}.")
+    if family.fixed_hidden and subnet.hidden_size != layout.parent.hidden_size:
+        raise InputError(f"`hidden_size` of `{family.model_type}` is fixed: {family.fixed_hidden}.")
+    if subnet.embedding_rank != DENSE and not family.embedding:
+        raise InputError(f"the embeddings of `{family.model_type}` must stay whole, but got {subnet}.")
+    if not all(layout.kept(subnet)):
+        raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
+
+
+def _check_pattern(layout: Layout, text: str) -> None:
+    """Raises InputError unless layers of the parent can attend by a pattern."""
+    family, pattern = layout.family, AttentionPattern.parse(text)
+    if pattern is None:
+        return
+    if "attention" not in family.dimensions:
+        raise InputError(
+            f"the attention of `{family.model_type}` is always full, because it does not go through "
+            f"transformers' attention interface as it is, but got `{text}`; leave it out."
+        )
+    slides = any("sliding" in kind for kind in getattr(layout.sizes, "layer_types", None) or ())
+    slides = slides or getattr(layout.sizes, "sliding_window", None) is not None
+    if (pattern.global_tokens or pattern.random_blocks) and slides and family.is_causal(0):
+        raise InputError(
+            f"a layer with a sliding window of its own keeps no other keys, but got `{text}`; use `local:w`."
+        )
