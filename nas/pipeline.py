@@ -19,7 +19,7 @@ from nas.stages.report import make_report
 from nas.stages.search import run_search
 from nas.stages.supernet import make_supernet
 from nas.stages.verify import verify
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import SubnetPredictor
 
 
@@ -39,13 +39,13 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
     """
     quiet_libraries()
-    with _trained(recipe, folder, cluster) as (bench, run):
-        predictor = make_profile(run, bench)
+    with _trained(recipe, folder, cluster) as (context, run):
+        predictor = make_profile(run, context)
         say(f"predictor  {predictor_line(predictor)}")
         say(f"near       {near_line(predictor)}")
         if not run.front_file.exists():
-            run_search(run, bench, predictor, cluster)
-            verify(run, bench, predictor)
+            run_search(run, context, predictor, cluster)
+            verify(run, context, predictor)
         finish(run, predictor)
     return run
 
@@ -60,20 +60,20 @@ def finish(run: Run, predictor: SubnetPredictor) -> None:
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
     """Runs the stages up to this device's latency predictor."""
     quiet_libraries()
-    with _trained(recipe, folder) as (bench, run):
-        return make_profile(run, bench)
+    with _trained(recipe, folder) as (context, run):
+        return make_profile(run, context)
 
 
 @contextmanager
-def _trained(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[Workbench, Run]]:
+def _trained(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[TaskContext, Run]]:
     """The open run of a recipe with its parent and supernet; of several processes, the main one goes on with it."""
     if not processes.is_main():
         processes.wait()  # until the run is there and held
-    bench, run = opened(recipe, folder)
+    context, run = opened(recipe, folder)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
             processes.wait()
-        make_parent(run, bench, cluster)
-        make_supernet(run, bench, cluster)
+        make_parent(run, context, cluster)
+        make_supernet(run, context, cluster)
         processes.end_others()
-        yield bench, run
+        yield context, run

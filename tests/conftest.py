@@ -260,7 +260,7 @@ def read_lines(path: Path) -> list[Any]:
 
 @pytest.fixture
 def make(text_folder: Path) -> Callable[..., Any]:
-    """Makes a workbench for any of the cases of `toy_tasks`."""
+    """Makes a context for any of the cases of `toy_tasks`."""
     from toy_tasks import builder
 
     return builder(text_folder)

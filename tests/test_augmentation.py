@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_data import image_bench
+from test_data import image_context
 from test_finetune import SMALL, export
 
 from nas.commands import finetune as finetune_module
@@ -19,7 +19,7 @@ from nas.stages import supernet as trainings
 from nas.stages.check import checked
 from nas.stages.parent import make_parent
 from nas.stages.supernet import make_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -43,14 +43,14 @@ def recipe(text_recipe: Path) -> Recipe:
 
 
 def test_words_are_dropped_from_copies_and_the_same_ones_each_time(recipe: Recipe) -> None:
-    bench = Workbench(recipe)
-    plain, more = bench.splits.train, bench.training_set(recipe.parent)
+    context = TaskContext(recipe)
+    plain, more = context.splits.train, context.training_set(recipe.parent)
     count = len(plain)
     assert len(more) == 2 * count and more[:count]["input_ids"] == plain[:]["input_ids"]
     pairs = list(zip(more[count:]["input_ids"], plain[:]["input_ids"], strict=True))
     assert all(set(fewer) <= set(words) for fewer, words in pairs)
     assert sum(len(fewer) < len(words) for fewer, words in pairs) > 0 and more[count:]["labels"] == plain[:]["labels"]
-    again = Workbench(recipe)
+    again = TaskContext(recipe)
     assert again.training_set(recipe.supernet)[:] == more[:]
     assert len(again.splits.search) == recipe.task.search_examples  # never of it
 
@@ -59,9 +59,9 @@ def test_images_are_cropped(tmp_path: Path) -> None:
     (tmp_path / "augment.py").write_text(
         "def crop(data):\n    return data.map(lambda row: {'image': row['image'].crop((5, 0, 15, 6))})\n"
     )
-    bench = image_bench(tmp_path, channels=3)
-    settings = bench.recipe.parent.model_copy(update={"augment": f"{tmp_path}/augment.py:crop"})
-    cropped, whole = bench.training_set(settings), bench.splits.train
+    context = image_context(tmp_path, channels=3)
+    settings = context.recipe.parent.model_copy(update={"augment": f"{tmp_path}/augment.py:crop"})
+    cropped, whole = context.training_set(settings), context.splits.train
     assert len(cropped) == len(whole)
     for mine, theirs in zip(cropped, whole, strict=True):
         assert mine["labels"] == theirs["labels"]
@@ -70,16 +70,16 @@ def test_images_are_cropped(tmp_path: Path) -> None:
 
 
 def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, bench = Run.open(tmp_path / "run", recipe), Workbench(recipe)
-    twice = 2 * len(bench.splits.train)
+    run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
+    twice = 2 * len(context.splits.train)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(trainings, "plain_trainer", given)
-        make_parent(run, bench)
-    bench.load_model().save_pretrained(run.parent)
-    bench.processor.save_pretrained(run.parent)
+        make_parent(run, context)
+    context.load_model().save_pretrained(run.parent)
+    context.processor.save_pretrained(run.parent)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(trainings, "SupernetTrainer", given)
-        make_supernet(run, bench)
+        make_supernet(run, context)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(finetune_module, "plain_trainer", given)
         finetune(export(run, SMALL, tmp_path / "small"), recipe, run.folder, tmp_path / "out")

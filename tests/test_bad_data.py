@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_tasks import CASES, SENTENCES, Make, Rows, seq2seq, seq2seq_bench, tags
+from toy_tasks import CASES, SENTENCES, Make, Rows, seq2seq, seq2seq_context, tags
 
 from nas.tasks.evaluation import score
 from nas.tasks.labels import without_multi_hot
@@ -128,9 +128,9 @@ def test_metrics_that_cannot_be(source: str, says: tuple[str, ...], make: Make, 
         "def broken(labels, predictions):\n    return 1 / 0\n"
         "def nothing(labels, predictions):\n    return float('nan')\n"
     )
-    bench = make("single label", metrics={"mine": source})
+    context = make("single label", metrics={"mine": source})
     with pytest.raises(InputError) as refused:
-        score(bench.load_model(), bench.splits.test, ["mine"])
+        score(context.load_model(), context.splits.test, ["mine"])
     message = str(refused.value)
     assert "\n" not in message and all(text in message for text in says), message
 
@@ -149,7 +149,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     seq2seq("t5", tmp_path / "model")
     monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install rouge-score"):
-        _ = seq2seq_bench(tmp_path, objectives={"rougeL": "maximize", "latency_ms": "minimize"}).splits
+        _ = seq2seq_context(tmp_path, objectives={"rougeL": "maximize", "latency_ms": "minimize"}).splits
 
 
 def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "decoder_start_token_id": None}))
     with pytest.raises(InputError, match="`decoder_start_token_id` in its config"):
-        _ = seq2seq_bench(tmp_path).splits
+        _ = seq2seq_context(tmp_path).splits

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from nas.recipe.schema import Recipe
 from nas.recipe.text import split_source
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.data import load_source, text_columns
 from nas.tasks.labels import with_class_ids
 from search_spaces import InputError
@@ -38,14 +38,14 @@ def with_head(folder: Path, names: dict[int, str] | None = None, **changes: Any)
     model.save_pretrained(folder / "model")
 
 
-def opened(recipe: Path, *overrides: str) -> Workbench:
-    return Workbench(Recipe.load(recipe, overrides))
+def opened(recipe: Path, *overrides: str) -> TaskContext:
+    return TaskContext(Recipe.load(recipe, overrides))
 
 
-def good_ids(bench: Workbench) -> set[int]:
+def good_ids(context: TaskContext) -> set[int]:
     """Class ids of the training texts that end in "good", after processing."""
-    good = bench.processor.convert_tokens_to_ids("good")
-    return {row["labels"] for row in bench.splits.train if good in row["input_ids"]}
+    good = context.processor.convert_tokens_to_ids("good")
+    return {row["labels"] for row in context.splits.train if good in row["input_ids"]}
 
 
 # -- labels -------------------------------------------------------------------------------------------------------
@@ -64,13 +64,13 @@ def good_ids(bench: Workbench) -> set[int]:
 )
 def test_labels_of_every_type_become_class_ids(labels: tuple[Any, Any], names: list[str], text_recipe: Path) -> None:
     relabel(text_recipe.parent, labels)
-    bench = opened(text_recipe)
-    assert bench.splits.task.names == names
-    assert good_ids(bench) == {1}
-    batch = bench.splits.task.collate([bench.splits.train[0], bench.splits.train[1]])
+    context = opened(text_recipe)
+    assert context.splits.task.names == names
+    assert good_ids(context) == {1}
+    batch = context.splits.task.collate([context.splits.train[0], context.splits.train[1]])
     assert batch["labels"].dtype == torch.int64
-    assert {label for batch in bench.splits.test.batches for label in batch["labels"].tolist()} == {0, 1}
-    assert bench.load_model().config.id2label == dict(enumerate(names))
+    assert {label for batch in context.splits.test.batches for label in batch["labels"].tolist()} == {0, 1}
+    assert context.load_model().config.id2label == dict(enumerate(names))
 
 
 def test_large_strings_become_class_ids() -> None:
@@ -81,9 +81,9 @@ def test_large_strings_become_class_ids() -> None:
 
 def test_a_model_learns_single_labels_whatever_its_config_says(text_recipe: Path) -> None:
     with_head(text_recipe.parent, problem_type="multi_label_classification")
-    bench = opened(text_recipe)
-    model = bench.load_model()
-    batch = bench.splits.task.collate([bench.splits.train[0], bench.splits.train[1]])
+    context = opened(text_recipe)
+    model = context.load_model()
+    batch = context.splits.task.collate([context.splits.train[0], context.splits.train[1]])
     assert model.config.problem_type == "single_label_classification"
     expected = torch.nn.functional.cross_entropy(model(**batch).logits, batch["labels"])
     torch.testing.assert_close(model(**batch).loss, expected)
@@ -97,10 +97,10 @@ def test_the_data_follows_the_order_of_a_trained_head(labels: tuple[str, str], t
     head = {0: "GOOD", 1: "BAD"}
     relabel(text_recipe.parent, labels)
     with_head(text_recipe.parent, head)
-    bench = opened(text_recipe)
-    assert good_ids(bench) == {0}
-    assert bench.splits.task.names == ["GOOD", "BAD"]
-    assert bench.load_model().config.id2label == head
+    context = opened(text_recipe)
+    assert good_ids(context) == {0}
+    assert context.splits.task.names == ["GOOD", "BAD"]
+    assert context.load_model().config.id2label == head
 
 
 @pytest.mark.parametrize("labels", [(0, 1), ("0", "1"), (1, 2)])
@@ -108,9 +108,9 @@ def test_integer_labels_keep_the_names_and_ids_of_a_trained_head(labels: tuple[A
     head = {0: "terrible", 1: "lovely"}
     relabel(text_recipe.parent, labels)
     with_head(text_recipe.parent, head)
-    bench = opened(text_recipe)
-    assert good_ids(bench) == {1}
-    assert bench.load_model().config.id2label == head
+    context = opened(text_recipe)
+    assert good_ids(context) == {1}
+    assert context.load_model().config.id2label == head
 
 
 def test_labels_that_a_trained_head_does_not_have_are_refused(text_recipe: Path) -> None:
@@ -139,8 +139,8 @@ def test_names_with_ids_are_taken_by_a_head_without_names(
     )
     with_head(text_recipe.parent)
     source = f"{text_recipe.parent}/data.py:train"
-    bench = opened(text_recipe, f"task.train={source}", f"task.test={source}")
-    assert good_ids(bench) == {1}
+    context = opened(text_recipe, f"task.train={source}", f"task.test={source}")
+    assert good_ids(context) == {1}
     assert "LABEL_0 = good?, LABEL_1 = bad?" in capsys.readouterr().out
 
 
@@ -150,13 +150,13 @@ def test_a_folder_of_a_run_needs_no_data(text_recipe: Path, tmp_path: Path) -> N
     recipe = Recipe.load(text_recipe)
     for file in ("train.parquet", "test.csv"):
         shutil.move(text_recipe.parent / file, tmp_path / file)
-    assert Workbench(recipe).load_model(tmp_path / "parent").config.id2label == NAMED
+    assert TaskContext(recipe).load_model(tmp_path / "parent").config.id2label == NAMED
 
 
 # -- images -------------------------------------------------------------------------------------------------------
 
 
-def image_bench(folder: Path, channels: int, size: int = 8, mean: int | None = None) -> Workbench:
+def image_context(folder: Path, channels: int, size: int = 8, mean: int | None = None) -> TaskContext:
     """A ViT for 8x8 images of three classes, and a processor that resizes to ``size``."""
     from PIL import Image
     from transformers import ViTImageProcessor
@@ -172,15 +172,15 @@ def image_bench(folder: Path, channels: int, size: int = 8, mean: int | None = N
         Image.new("RGB", (10, 6), (k, k, k)).save(folder / "images" / f"class{k % 3}" / f"{k}.png")
     task = {"type": "image-classification", "train": f"{folder}/images", "test": f"{folder}/images"}
     recipe = {"model": f"{folder}/model", "task": {**task, "search_examples": 4}, "space": {}}
-    return Workbench(Recipe.parse(recipe))
+    return TaskContext(Recipe.parse(recipe))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_have_the_channels_of_the_model(channels: int, tmp_path: Path) -> None:
-    bench = image_bench(tmp_path, channels)
-    batch = bench.splits.test.batches[0]
+    context = image_context(tmp_path, channels)
+    batch = context.splits.test.batches[0]
     assert batch["pixel_values"].shape == (12, channels, 8, 8)
-    assert bench.load_model()(**batch).logits.shape == (12, 3)
+    assert context.load_model()(**batch).logits.shape == (12, 3)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_processor_that_does_not_fit_the_model_is_refused(
     processor: dict[str, int], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=says):
-        _ = image_bench(tmp_path, 3, **processor).splits
+        _ = image_context(tmp_path, 3, **processor).splits
 
 
 # -- sources ------------------------------------------------------------------------------------------------------

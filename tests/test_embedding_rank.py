@@ -28,7 +28,7 @@ from nas.supernets.load import calibration_set, load_supernet
 from nas.supernets.low_rank import UNSEEN, Activations, leading, row_moment
 from nas.supernets.space import paying
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import FAMILIES, InputError, SearchSpace, SubnetConfig
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
@@ -262,10 +262,10 @@ def test_the_whole_road_with_a_rank_of_the_embeddings(text_recipe: Path, tmp_pat
     run = search(Recipe.load(text_recipe, overrides), tmp_path / "run")
     points = [point for point in run.verified_points() if point.subnet.embedding_rank < 100]
     assert points and all(point.measured for point in points)
-    bench, stored = Workbench(run.recipe), Activations.load(run.supernet)
-    supernet, _ = load_supernet(run, bench)
-    trained = calibrate(supernet, calibration_set(bench).batches).embedding
-    before = calibrate(Supernet(bench.load_model(run.parent)), calibration_set(bench).batches).embedding
+    context, stored = TaskContext(run.recipe), Activations.load(run.supernet)
+    supernet, _ = load_supernet(run, context)
+    trained = calibrate(supernet, calibration_set(context).batches).embedding
+    before = calibrate(Supernet(context.load_model(run.parent)), calibration_set(context).batches).embedding
     assert stored is not None and stored.embedding is not None and trained is not None
     assert torch.allclose(stored.embedding, trained, atol=1e-6)
     assert before is not None and (stored.embedding.trace() - before.trace()).abs() > 1e-4, "it was made anew"

@@ -11,13 +11,13 @@ import torch
 from toy_tasks import CASES, Make
 
 from nas.recipe.schema import Recipe
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, score, spread
 
 
 def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_lengths(make: Make) -> None:
-    bench = make("single label")
-    splits = bench.splits
+    context = make("single label")
+    splits = context.splits
     examples = EvaluationSet.of(splits.task.process(splits.task.train, "toy"), splits.task, 4)
     assert len(examples) == 108 and [len(examples.first(n)) for n in (1, 8, 9, 1000)] == [4, 8, 8, 108]
     small, large = examples.first(16), examples.first(40)
@@ -31,11 +31,11 @@ def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
     from nas.tasks.evaluation import found_of
 
     metrics = pytest.importorskip("sklearn.metrics")
-    bench = make("tags")
-    examples, model = bench.splits.test, bench.load_model().eval()
+    context = make("tags")
+    examples, model = context.splits.test, context.load_model().eval()
     found = found_of(model, examples, ["f1"])
     true, guess = (np.concatenate(found[name]) for name in ("labels", "predictions"))
-    inside = [k for k, name in enumerate(bench.splits.task.names) if name != "O"]
+    inside = [k for k, name in enumerate(context.splits.task.names) if name != "O"]
     expected = metrics.f1_score(true, guess, labels=inside, average="micro")
     got = score(model, examples, ["f1", "accuracy"])
     assert got["f1"].value == pytest.approx(expected) and got["accuracy"].value == pytest.approx(
@@ -47,8 +47,8 @@ def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> 
     from nas.tasks.evaluation import found_of
 
     stats, metrics = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
-    bench = make("regression")
-    model, examples = bench.load_model().eval(), bench.splits.test
+    context = make("regression")
+    model, examples = context.load_model().eval(), context.splits.test
     found = found_of(model, examples, ["r2"])
     x, y = found["labels"], found["predictions"]
     expected = {
@@ -67,8 +67,8 @@ def test_sets_of_classes_are_scored_as_scikit_learn_scores_them(make: Make) -> N
     from nas.tasks.evaluation import found_of
 
     metrics = pytest.importorskip("sklearn.metrics")
-    bench = make("multi-label")
-    model, examples = bench.load_model().eval(), bench.splits.test
+    context = make("multi-label")
+    model, examples = context.load_model().eval(), context.splits.test
     found = found_of(model, examples, ["f1"])
     expected = metrics.f1_score(found["labels"], found["predictions"], average="micro")
     got = score(model, examples, ["f1", "accuracy"])
@@ -82,11 +82,11 @@ METRIC = "def length(labels, predictions):\n    return float(len(labels)) + (lab
 def test_a_metric_of_ones_own_is_a_quality_like_others(make: Make, text_folder: Path) -> None:
     (text_folder / "own.py").write_text(METRIC)
     own = {"mine": "own.py:length", "balanced": "sklearn.metrics:balanced_accuracy_score"}
-    bench = make("single label", metrics=own)
-    data = {**bench.recipe.model_dump(mode="json"), "objectives": {"mine": "minimize", "latency_ms": "minimize"}}
+    context = make("single label", metrics=own)
+    data = {**context.recipe.model_dump(mode="json"), "objectives": {"mine": "minimize", "latency_ms": "minimize"}}
     recipe = Recipe.parse(data)
     assert recipe.quality == "mine" and recipe.qualities == ["mine"]
-    model, examples = bench.load_model().eval(), Workbench(recipe).splits.test
+    model, examples = context.load_model().eval(), TaskContext(recipe).splits.test
     found = score(model, examples, ["mine", "accuracy", "balanced"])
     assert found["mine"].value == pytest.approx(36 + found["accuracy"].value)
     assert found["mine"].standard_error == pytest.approx(found["accuracy"].standard_error)
@@ -107,15 +107,15 @@ def test_a_metric_of_the_evaluate_library_may_be_a_local_folder(make: Make, tmp_
         "    def _compute(self, predictions, references):\n"
         "        return {'half': sum(p == r for p, r in zip(predictions, references)) / len(references) / 2}\n"
     )
-    bench = make("single label", metrics={"half": f"evaluate:{folder}"})
-    found = score(bench.load_model().eval(), bench.splits.test.first(1), ["half", "accuracy"])
+    context = make("single label", metrics={"half": f"evaluate:{folder}"})
+    found = score(context.load_model().eval(), context.splits.test.first(1), ["half", "accuracy"])
     assert found["half"].value == pytest.approx(found["accuracy"].value / 2)
 
 
 @pytest.mark.parametrize("case", ["answers", "pairs", "masks", "tags"])
 def test_an_evaluation_set_travels_without_the_data_and_scores_the_same(case: str, make: Make) -> None:
-    bench, names = make(case), [CASES[case][3][0], "loss"]
-    model, examples = bench.load_model().eval(), bench.splits.test
+    context, names = make(case), [CASES[case][3][0], "loss"]
+    model, examples = context.load_model().eval(), context.splits.test
     travelled = pickle.loads(pickle.dumps(examples))
     assert not hasattr(travelled.task, "train") and not hasattr(travelled.task, "test")
     assert score(model, travelled, names) == score(model, examples, names)

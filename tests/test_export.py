@@ -70,18 +70,18 @@ def test_an_export_that_differs_is_refused(text_recipe: Path, tmp_path: Path) ->
     from nas.exports import export
     from nas.modeling import modeling_nas
     from nas.recipe.schema import Recipe
-    from nas.tasks.context import Workbench
+    from nas.tasks.context import TaskContext
     from search_spaces import InputError
 
-    bench = Workbench(Recipe.load(text_recipe))
-    supernet = Supernet(bench.load_model())
-    export.save_subnet(supernet, UNEVEN, bench, tmp_path / "good")
-    export.check_reload(tmp_path / "good", supernet, UNEVEN, bench)
+    context = TaskContext(Recipe.load(text_recipe))
+    supernet = Supernet(context.load_model())
+    export.save_subnet(supernet, UNEVEN, context, tmp_path / "good")
+    export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
     with torch.no_grad():
         supernet.model.classifier.bias.add_(0.01)
     with pytest.raises(InputError, match=r"differ by 0\.01"):
-        export.check_reload(tmp_path / "good", supernet, UNEVEN, bench)
+        export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
     (tmp_path / "good" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="does not reload"):
-        export.check_reload(tmp_path / "good", supernet, UNEVEN, bench)
+        export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
     assert modeling_nas.PREFIX == "Nas"

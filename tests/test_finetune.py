@@ -38,7 +38,7 @@ from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, training_arguments
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from search_spaces import SubnetConfig
 
@@ -76,8 +76,8 @@ def run(text_recipe: Path, tmp_path: Path) -> Run:
 
 def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     """A subnetwork of the parent as `nas export` writes it, with made-up figures."""
-    bench = Workbench(run.recipe)
-    save_subnet(Supernet(bench.load_model(run.parent)), subnet, bench, out)
+    context = TaskContext(run.recipe)
+    save_subnet(Supernet(context.load_model(run.parent)), subnet, context, out)
     values = {"accuracy": 7.0, "latency_ms": 9.0, "macs": 5.0}
     point = Point(subnet, values, {"accuracy": 0.7}, measured=True)
     write_json(out / "subnet.json", {**origin(run), **point.to_dict()})
@@ -94,7 +94,7 @@ def test_an_export_names_a_local_parent_but_not_its_place(run: Run) -> None:
 def test_a_killed_finetuning_goes_on_only_with_the_same_export(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_parent(run, Workbench(run.recipe))
+    make_parent(run, TaskContext(run.recipe))
     small, uneven = export(run, SMALL, tmp_path / "small"), export(run, UNEVEN, tmp_path / "uneven")
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     for folder in (small, uneven):
@@ -154,14 +154,14 @@ def test_only_figures_of_the_run_s_own_split_stand_beside_others(run: Run, tmp_p
 @pytest.mark.slow
 def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Path) -> None:
     """Its qualities, its latency beside the parent's and its size; what it came with is kept beside them."""
-    bench = Workbench(run.recipe)
-    make_parent(run, bench)
+    context = TaskContext(run.recipe)
+    make_parent(run, context)
     small, out = export(run, SMALL, tmp_path / "small"), tmp_path / "out"
     before, told = finetune(small, run.recipe, run.folder, out)
     values, parent = told["values"], told["parent"]["values"]
     assert values["macs"] == 5.0 and told["key"] == SMALL.key and told["inherited"]["values"]["latency_ms"] == 9.0
     tuned = BertForSequenceClassification.from_pretrained(out)
-    assert values["accuracy"] == score(tuned, bench.splits.test, ["accuracy"])["accuracy"].value != 7.0
+    assert values["accuracy"] == score(tuned, context.splits.test, ["accuracy"])["accuracy"].value != 7.0
     assert values["size_mb"] == (out / "model.safetensors").stat().st_size / 1e6
     assert before["accuracy"].value != 7.0 and told["errors"]["latency_ms"] >= 0
     text = (out / "README.md").read_text()
@@ -170,7 +170,7 @@ def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Pa
     assert values["latency_ms"] > 0 and parent["latency_ms"] > 0
     scale = {**told, "parent": {"values": {"latency_ms": 1000.0}, "errors": {}}}
     here, elsewhere = (
-        remeasured(out, run.parent, {**scale, "device": device}, {}, bench)
+        remeasured(out, run.parent, {**scale, "device": device}, {}, context)
         for device in (told["device"], "another processor")
     )
     assert here["values"]["latency_ms"] > 10 * values["latency_ms"], "not on the scale of the stated parent"
@@ -197,11 +197,11 @@ def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
     move = os.replace
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", lambda work, target: kill() if Path(target) == run.parent else move(work, target))
-        make_parent(run, Workbench(run.recipe))
+        make_parent(run, TaskContext(run.recipe))
     assert not run.parent.exists()
     weights = (run.folder / "parent.partial" / "model.safetensors").read_bytes()
     monkeypatch.setattr(DistillationTrainer, "training_step", kill)
-    make_parent(run, Workbench(run.recipe))
+    make_parent(run, TaskContext(run.recipe))
     assert (run.parent / "model.safetensors").read_bytes() == weights
     assert not (run.parent / "checkpoints").exists()
 
@@ -241,11 +241,11 @@ def test_a_folder_moves_into_place_although_a_kill_left_its_predecessor(tmp_path
 
 
 def test_a_step_on_several_devices_takes_the_mean_of_their_losses(run: Run, tmp_path: Path) -> None:
-    supernet, space = Supernet(bert(hidden_dropout_prob=0.0)), search_space(Workbench(run.recipe))
+    supernet, space = Supernet(bert(hidden_dropout_prob=0.0)), search_space(TaskContext(run.recipe))
     arguments = training_arguments(run.recipe.supernet, tmp_path / "checkpoints", 0, by_length=False)
     trainer = SupernetTrainer(
         supernet=supernet,
-        task=Workbench(run.recipe).splits.task,
+        task=TaskContext(run.recipe).splits.task,
         strategy=Sandwich(space, space.sample_mixed, 0),
         teacher=bert(num_labels=2),
         args=arguments,
@@ -274,11 +274,11 @@ def test_layers_are_ordered_on_their_own_batches() -> None:
 def test_the_supernet_is_scored_on_the_training_device(
     run: Run, text_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Workbench(run.recipe)
-    bench.load_model().save_pretrained(run.supernet)
+    context = TaskContext(run.recipe)
+    context.load_model().save_pretrained(run.supernet)
     write_json(run.supernet / "importance.json", {"layers": [0, 1, 2, 3]})
     monkeypatch.setattr(stages, "training_device", lambda: "meta")
-    assert load_supernet(run, bench)[0].model.device.type == "meta"
+    assert load_supernet(run, context)[0].model.device.type == "meta"
 
 
 @pytest.mark.parametrize("modules", ["nas, transformers.models.bert.modeling_bert", "transformers.pipelines, nas"])

@@ -12,7 +12,7 @@ from toy_tasks import Make, Rows, causal, jsonl
 
 from nas.recipe.schema import Recipe
 from nas.tasks.batches import IGNORED, model_inputs
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import Workload
 
@@ -27,10 +27,10 @@ from predictors import Workload
     ],
 )
 def test_the_problem_type_follows_from_the_labels(case: str, problem_type: str, names: list[str], make: Make) -> None:
-    bench = make(case)
-    config = bench.load_model().config
+    context = make(case)
+    config = context.load_model().config
     assert (config.problem_type, list(config.id2label.values())) == (problem_type, names)
-    assert bench.load_model()(**bench.dummy_inputs(Workload(sequence_length=8))).logits.shape == (1, len(names))
+    assert context.load_model()(**context.dummy_inputs(Workload(sequence_length=8))).logits.shape == (1, len(names))
 
 
 def test_lists_of_classes_become_zeros_and_ones(make: Make) -> None:
@@ -48,16 +48,16 @@ def test_whole_numbers_are_classes_unless_the_recipe_or_the_head_says_regression
     assert make("single label", rows).splits.task.problem_type == "single_label_classification"
     assert make("regression", rows, problem_type="regression").splits.task.problem_type == "regression"
     bert(num_labels=1).save_pretrained(text_folder / "model")
-    bench = make("regression", rows)
-    assert bench.splits.task.problem_type == "regression" and bench.has_head
+    context = make("regression", rows)
+    assert context.splits.task.problem_type == "regression" and context.has_head
 
 
 def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
-    bench = make("tags", lambda s: {"tokens": ["the film", "good"], "ner_tags": ["B", "O"]})
-    row = bench.splits.train[0]
-    assert bench.processor.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "the", "film", "good", "[SEP]"]
+    context = make("tags", lambda s: {"tokens": ["the film", "good"], "ner_tags": ["B", "O"]})
+    row = context.splits.train[0]
+    assert context.processor.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "the", "film", "good", "[SEP]"]
     assert row["labels"] == [IGNORED, 0, IGNORED, 1, IGNORED]
-    batch = bench.splits.task.collate([row, {name: values[:2] for name, values in row.items()}])
+    batch = context.splits.task.collate([row, {name: values[:2] for name, values in row.items()}])
     assert batch["labels"].tolist()[1] == [IGNORED, 0, IGNORED, IGNORED, IGNORED]
 
 
@@ -77,20 +77,20 @@ def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> No
     jsonl(tmp_path / "images" / "metadata", [{"file_name": f"{k}.png", "label": labels[k]} for k in range(12)])
     source = str(tmp_path / "images")
     task = {"type": "image-classification", "train": source, "test": source, "search_examples": 4}
-    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
-    (batch,) = bench.splits.test.batches
-    assert bench.splits.task.names == ["dark", "red"]
+    context = TaskContext(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    (batch,) = context.splits.test.batches
+    assert context.splits.task.names == ["dark", "red"]
     assert batch["labels"].tolist() == [[float("dark" in row), float("red" in row)] for row in labels]
-    found = score(bench.load_model().eval(), bench.splits.test, ["f1", "accuracy", "loss"])
-    assert found["loss"].value == pytest.approx(bench.load_model().eval()(**batch).loss.item(), rel=1e-5)
+    found = score(context.load_model().eval(), context.splits.test, ["f1", "accuracy", "loss"])
+    assert found["loss"].value == pytest.approx(context.load_model().eval()(**batch).loss.item(), rel=1e-5)
 
 
 def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder: Path) -> None:
     shutil.rmtree(text_folder / "model")
     causal(text_folder / "model")
-    bench = make("single label")
-    model = bench.load_model().eval()
-    batch = bench.splits.test.batches[0]
+    context = make("single label")
+    model = context.load_model().eval()
+    batch = context.splits.test.batches[0]
     texts = [ids[mask > 0] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert len(set(map(len, texts))) > 1 and model.config.pad_token_id is not None
     alone = [model(input_ids=text[None]).logits[0] for text in texts]

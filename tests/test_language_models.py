@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_bench, tokenizer, whisper
+from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_context, tokenizer, whisper
 
 from nas.recipe.schema import Recipe
 from nas.supernets.training import DistillationTrainer
 from nas.tasks.batches import IGNORED, model_inputs
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import found_of, score
 from predictors import Workload
 
 
-def lm_bench(folder: Path, kind: str, text: str, model: str = "lm", **task: Any) -> Workbench:
+def lm_context(folder: Path, kind: str, text: str, model: str = "lm", **task: Any) -> TaskContext:
     (folder / "lm.txt").write_text(text)
     source = str(folder / "lm.txt")
     section = {"type": kind, "train": source, "test": source, "max_length": 8, "search_examples": 5, **task}
-    return Workbench(Recipe.parse({"model": str(folder / model), "task": section, "space": {}}))
+    return TaskContext(Recipe.parse({"model": str(folder / model), "task": section, "space": {}}))
 
 
 TEXT_OF_LINES = "".join(f"{sentence}\n" for sentence in SENTENCES)
@@ -34,7 +34,7 @@ TEXT_OF_LINES = "".join(f"{sentence}\n" for sentence in SENTENCES)
 def test_a_plain_text_is_cut_into_blocks_that_follow_each_other(tmp_path: Path) -> None:
     words = tokenizer(tmp_path / "lm")
     causal(tmp_path / "lm")
-    task = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.task
+    task = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.task
     ids = words(TEXT_OF_LINES)["input_ids"]
     assert [len(row) for row in task.train["input_ids"]] == [8] * (len(ids) // 8)
     assert list(chain(*task.train["input_ids"])) == ids[: len(ids) // 8 * 8]
@@ -43,7 +43,7 @@ def test_a_plain_text_is_cut_into_blocks_that_follow_each_other(tmp_path: Path) 
 
 def test_the_loss_of_a_causal_model_is_of_the_next_token_and_of_all_tokens_alike(tmp_path: Path) -> None:
     model = causal(tmp_path / "lm")
-    examples = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.test
+    examples = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.test
     with torch.inference_mode():
         losses, right = [], []
         for batch in examples.batches:
@@ -64,7 +64,7 @@ def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
 
     model = causal(tmp_path / "lm")
     monkeypatch.setattr(base, "LOGITS_IN_MEMORY", 3 * 8 * model.config.vocab_size)
-    examples = lm_bench(tmp_path, "text-generation", TEXT_OF_LINES).splits.search
+    examples = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.search
     assert {len(batch["input_ids"]) for batch in examples.batches} == {3, 2}
     found = found_of(model, examples, ["loss"])
     tokens = sum(len(row) for row in found["labels"])
@@ -74,10 +74,10 @@ def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:
     causal(tmp_path / "lm")
     tokenizer(tmp_path / "lm")
-    assert lm_bench(tmp_path, "text-generation", "").processor.pad_token == "</s>"
+    assert lm_context(tmp_path, "text-generation", "").processor.pad_token == "</s>"
     causal(tmp_path / "padded")
     tokenizer(tmp_path / "padded", pad_token="[PAD]")
-    assert lm_bench(tmp_path, "text-generation", "", "padded").processor.pad_token == "[PAD]"
+    assert lm_context(tmp_path, "text-generation", "", "padded").processor.pad_token == "[PAD]"
 
 
 def test_masks_of_evaluation_sets_are_fixed_and_those_of_a_training_are_not(make: Make) -> None:
@@ -92,7 +92,7 @@ def test_masks_of_evaluation_sets_are_fixed_and_those_of_a_training_are_not(make
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 def test_a_decoder_reads_what_the_model_itself_would_let_it_read(model_type: str, tmp_path: Path) -> None:
     model = seq2seq(model_type, tmp_path / "model")
-    examples = seq2seq_bench(tmp_path).splits.test
+    examples = seq2seq_context(tmp_path).splits.test
     batch = examples.batches[0]
     assert (batch["labels"] == IGNORED).any()
     own = {name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}
@@ -106,8 +106,8 @@ def test_a_decoder_reads_what_the_model_itself_would_let_it_read(model_type: str
 
 def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) -> None:
     model = seq2seq("t5", tmp_path / "model")
-    bench = seq2seq_bench(tmp_path)
-    task, batch = bench.splits.task, bench.splits.search.batches[0]
+    context = seq2seq_context(tmp_path)
+    task, batch = context.splits.task, context.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
     trainer.task, trainer.teacher, trainer.temperature, trainer.memory = task, model, 2.0, []
     taught, ours = trainer.taught(dict(batch), torch.zeros(0)), trainer.said(model(**batch), dict(batch))
@@ -146,8 +146,8 @@ def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path)
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 def test_a_model_writes_texts_that_are_scored(model_type: str, tmp_path: Path) -> None:
     model = seq2seq(model_type, tmp_path / "model")
-    bench = seq2seq_bench(tmp_path, objectives={"exact_match": "maximize", "latency_ms": "minimize"})
-    task, examples = bench.splits.task, bench.splits.search
+    context = seq2seq_context(tmp_path, objectives={"exact_match": "maximize", "latency_ms": "minimize"})
+    task, examples = context.splits.task, context.splits.search
     found = found_of(model, examples, ["exact_match"])
     for batch, start in zip(examples.batches, range(0, len(examples), 20), strict=True):
         ids = model.generate(
@@ -177,12 +177,12 @@ def test_recordings_become_features_and_their_texts_labels(tmp_path: Path) -> No
         "search_examples": 4,
         "max_length": 12,
     }
-    bench = Workbench(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
-    examples = bench.splits.test
+    context = TaskContext(Recipe.parse({"model": str(tmp_path / "model"), "task": task, "space": {}}))
+    examples = context.splits.test
     batch = examples.batches[0]
     assert batch["input_features"].shape == (12, 16, 100) and batch["decoder_input_ids"][:, 0].unique().tolist() == [2]
     with torch.inference_mode():
         expected = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss.item()
-        inputs = bench.dummy_inputs(Workload(batch_size=2, sequence_length=6))
+        inputs = context.dummy_inputs(Workload(batch_size=2, sequence_length=6))
         assert model(**inputs).logits.shape == (2, 6, model.config.vocab_size)
     assert score(model, examples, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ from conftest import TOYS, WORDS, bert, logits
 from nas.modeling.longer_positions import lengthened, lengthened_config
 from nas.recipe.schema import Recipe
 from nas.stages.check import checked
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import FAMILIES, InputError, Layout
 
 LEARNED = [name for name, family in FAMILIES.items() if family.learned_positions]
@@ -65,14 +65,14 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
     transformers.set_seed(0)
     bert().save_pretrained(text_folder / "model")
     recipe = Recipe.load(text_recipe, ["task.max_length=100", "workload.sequence_length=100"])
-    bench = checked(recipe)
-    assert bench.lengthens and bench.processor.model_max_length == 100
-    model = bench.load_model()
+    context = checked(recipe)
+    assert context.lengthens and context.processor.model_max_length == 100
+    model = context.load_model()
     assert model.config.max_position_embeddings == 100 and not model.training
     stored = transformers.AutoModel.from_pretrained(text_folder / "model").state_dict()
     found = model.base_model.state_dict()["embeddings.position_embeddings.weight"]
     assert torch.equal(found[64:], stored["embeddings.position_embeddings.weight"][:36])
-    assert not Workbench(Recipe.load(text_recipe)).lengthens
+    assert not TaskContext(Recipe.load(text_recipe)).lengthens
 
 
 @pytest.mark.parametrize("key", ["task.max_length", "workload.sequence_length"])

@@ -20,7 +20,7 @@ from nas.runs import processes
 from nas.runs.run import Run
 from nas.stages.parent import make_parent
 from nas.stages.supernet import make_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -94,14 +94,14 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
     assert load_file(here / "small-finetuned" / "model.safetensors").keys()
 
     loaded = Recipe.load(recipe)
-    clustered, bench = Run.open(here / "clustered", loaded), Workbench(loaded)
+    clustered, context = Run.open(here / "clustered", loaded), TaskContext(loaded)
     shutil.copytree(launched.parent, clustered.parent)
     (here / "lose-one").touch()
     for name, value in {"RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(name, value)
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
     try:
-        make_supernet(clustered, bench, "auto")
+        make_supernet(clustered, context, "auto")
     finally:
         ray.shutdown()
     assert not (here / "lose-one").exists(), "no worker was lost"
@@ -113,9 +113,9 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
 
 
 def test_processes_that_are_asked_for_must_be_there(recipe: Path) -> None:
-    run, bench = Run.open(recipe.parent / "run", Recipe.load(recipe)), Workbench(Recipe.load(recipe))
+    run, context = Run.open(recipe.parent / "run", Recipe.load(recipe)), TaskContext(Recipe.load(recipe))
     with pytest.raises(InputError, match=r"`parent.workers` is 2, but there is 1 process; add --ray, or start"):
-        make_parent(run, bench)
+        make_parent(run, context)
 
 
 def test_a_launcher_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from nas.runs.files import remove
 from nas.runs.run import Run
 from nas.stages import profile as stages
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors.measurement.timing import ANCHOR, Timing
 from search_spaces import SubnetConfig
 
@@ -61,44 +61,44 @@ class Machine:
 
 
 @pytest.fixture
-def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, Workbench, Supernet, list[SubnetConfig]]:
+def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, TaskContext, Supernet, list[SubnetConfig]]:
     """A run that has measured nothing, and 24 subnetworks: three groups."""
     recipe = Recipe.load(text_recipe, ["profile.precision=0.03"])
-    bench = Workbench(recipe)
-    supernet, space, rng = Supernet(bench.load_model()), stages.search_space(bench), Random(0)
+    context = TaskContext(recipe)
+    supernet, space, rng = Supernet(context.load_model()), stages.search_space(context), Random(0)
     subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(60)}
-    return Run.open(tmp_path / "run", recipe), bench, supernet, list(subnets.values())[:24]
+    return Run.open(tmp_path / "run", recipe), context, supernet, list(subnets.values())[:24]
 
 
 def test_the_median_anchor_is_the_scale_and_what_was_disturbed_is_measured_again(
-    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
+    toy: tuple[Run, TaskContext, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, bench, supernet, subnets = toy
+    run, context, supernet, subnets = toy
     machine = Machine(monkeypatch, [16.0, 10.0, 8.0, 10.2])
-    timed = stages.measure_subnets(run, bench, supernet, subnets)
+    timed = stages.measure_subnets(run, context, supernet, subnets)
     assert [t.latency_ms for t in timed.values()] == [5.0] * 24 and next(machine.left, None) is None
     assert max(t.drift for t in timed.values()) == pytest.approx(0.02)
-    assert machine.precisions == [bench.recipe.profile.precision] * 4
+    assert machine.precisions == [context.recipe.profile.precision] * 4
 
 
 def test_a_bar_is_only_shown_where_something_is_measured(
-    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]],
+    toy: tuple[Run, TaskContext, Supernet, list[SubnetConfig]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, bench, supernet, subnets = toy
+    run, context, supernet, subnets = toy
     Machine(monkeypatch, [10.0])
-    timed = stages.measure_subnets(run, bench, supernet, subnets[:8])
+    timed = stages.measure_subnets(run, context, supernet, subnets[:8])
     assert "profile" in capsys.readouterr().out
-    assert stages.measure_subnets(run, bench, supernet, subnets[:8]) == timed
+    assert stages.measure_subnets(run, context, supernet, subnets[:8]) == timed
     assert capsys.readouterr().out == ""
 
 
 def test_a_closed_scale_does_not_move(
-    toy: tuple[Run, Workbench, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
+    toy: tuple[Run, TaskContext, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, bench, supernet, subnets = toy
+    run, context, supernet, subnets = toy
     Machine(monkeypatch, [16.0, 10.0, 8.0])
-    stages.measure_subnets(run, bench, supernet, subnets[:8])
-    timed = stages.measure_subnets(run, bench, supernet, subnets, is_scale_open=False)
+    stages.measure_subnets(run, context, supernet, subnets[:8])
+    timed = stages.measure_subnets(run, context, supernet, subnets, is_scale_open=False)
     assert [t.latency_ms for t in timed.values()] == [8.0] * 24

@@ -19,8 +19,8 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
     def rows(sentence: str) -> dict[str, Any]:
         return {"question": "film", "context": f"{long} {sentence}", "answers": answer(f"{long} {sentence}", 3)}
 
-    bench = make("answers", rows, max_length=16)
-    splits = bench.splits
+    context = make("answers", rows, max_length=16)
+    splits = context.splits
     assert len(splits.search) == 36 and len(splits.search.batches[0]["input_ids"]) > 36
     for example in splits.task.examples(splits.task.process(splits.task.test, "toy")):
         assert len({row["example"] for row in example}) == 1 and len(example) > 2
@@ -74,13 +74,13 @@ def test_a_question_without_an_answer_may_be_left_unanswered(make: Make) -> None
         none = {"text": [], "answer_start": []}
         return {"question": "film", "context": sentence, "answers": none if "very" in sentence else answer(sentence)}
 
-    bench = make("answers", rows)
-    assert bench.splits.task.has_unanswerable
-    task = bench.splits.task
+    context = make("answers", rows)
+    assert context.splits.task.has_unanswerable
+    task = context.splits.task
     unanswered = [e for e in task.examples(task.process(task.test, "toy")) if not e[0]["answers"]]
     assert unanswered and all(row["start_positions"] == row["end_positions"] == 0 for e in unanswered for row in e)
     window = unanswered[0][0]
     size = len(window["input_ids"])
     first, last = np.eye(size)[0], np.eye(size)[size - 2]
-    assert bench.splits.task._answer(9 * first[None], 9 * first[None], [window]) == ""
-    assert bench.splits.task._answer(9 * last[None], 9 * last[None], [window]) == window["context"].split()[-1]
+    assert context.splits.task._answer(9 * first[None], 9 * first[None], [window]) == ""
+    assert context.splits.task._answer(9 * last[None], 9 * last[None], [window]) == window["context"].split()[-1]

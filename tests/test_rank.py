@@ -25,7 +25,7 @@ from nas.supernets.calibration import calibrate
 from nas.supernets.load import load_supernet
 from nas.supernets.low_rank import FILE, Activations, output_basis
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors.latency.features import feature_names, features
 from predictors.latency.models import LeastSquares
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -249,9 +249,9 @@ def assert_workers_score_ranks_alike(run: Run) -> None:
     from nas.ray.search_worker import Package
     from nas.studies.racing import Scorer
 
-    bench = Workbench(run.recipe)
-    supernet, space = load_supernet(run, bench)
-    here = Scorer(supernet, bench.splits.search, ["loss"])
+    context = TaskContext(run.recipe)
+    supernet, space = load_supernet(run, context)
+    here = Scorer(supernet, context.splits.search, ["loss"])
     package = Package.of(run.supernet, here)
     assert "activations.safetensors" in package.digests
     there = package.load(package.local_folder())

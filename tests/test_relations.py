@@ -23,13 +23,13 @@ from nas.supernets.relation_distillation import (
     relation_loss,
 )
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import FAMILIES, InputError, SubnetConfig
 
 
 @pytest.fixture
-def bench(text_recipe: Path) -> Workbench:
-    return Workbench(Recipe.load(text_recipe))
+def context(text_recipe: Path) -> TaskContext:
+    return TaskContext(Recipe.load(text_recipe))
 
 
 def narrowed(supernet: Supernet) -> SubnetConfig:
@@ -191,19 +191,21 @@ BATCH = {"labels": torch.tensor([0, 1, 1])}
 @pytest.mark.parametrize("of", ["last", "hidden", "attention"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_step_adds_the_loss_on_relations_by_its_weight(
-    of: Any, in_place: bool, bench: Workbench, tmp_path: Path
+    of: Any, in_place: bool, context: TaskContext, tmp_path: Path
 ) -> None:
     batch, losses = {**text_inputs(), **BATCH}, []
     for weight in (0.0, 1.0, 2.0):
         changes = {"teacher": None} if in_place else {}
-        made = trainer(bench, tmp_path, relations=weight, relations_of=of, **changes)
+        made = trainer(context, tmp_path, relations=weight, relations_of=of, **changes)
         losses.append(float(made.training_step(made.model, dict(batch))))
     assert losses[1] > losses[0] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])
-def test_the_whole_network_relates_as_a_teacher_with_its_weights(of: Any, bench: Workbench, tmp_path: Path) -> None:
-    made = trainer(bench, tmp_path, teacher=still(), relations=1.0, relations_of=of)
+def test_the_whole_network_relates_as_a_teacher_with_its_weights(
+    of: Any, context: TaskContext, tmp_path: Path
+) -> None:
+    made = trainer(context, tmp_path, teacher=still(), relations=1.0, relations_of=of)
     whole = made.supernet.parent
     inputs = {**text_inputs(), **BATCH}
     taught = made._called(made.teacher, inputs, whole)[1]
@@ -212,10 +214,10 @@ def test_the_whole_network_relates_as_a_teacher_with_its_weights(of: Any, bench:
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])
-def test_activation_checkpointing_changes_no_gradient(of: Any, bench: Workbench, tmp_path: Path) -> None:
+def test_activation_checkpointing_changes_no_gradient(of: Any, context: TaskContext, tmp_path: Path) -> None:
     batch, found = {**text_inputs(), **BATCH}, []
     for checkpoints in (False, True):
-        made = trainer(bench, tmp_path, relations=1.0, relations_of=of)
+        made = trainer(context, tmp_path, relations=1.0, relations_of=of)
         if checkpoints:
             made.model.gradient_checkpointing_enable({"use_reentrant": False})
         made.training_step(made.model, dict(batch))
@@ -224,9 +226,9 @@ def test_activation_checkpointing_changes_no_gradient(of: Any, bench: Workbench,
 
 
 def test_relations_of_layers_need_a_process_for_each_gpu(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: TaskContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = trainer(bench, tmp_path)
+    made = trainer(context, tmp_path)
     monkeypatch.setattr(type(made.args), "n_gpu", 2)
     with pytest.raises(InputError, match="accelerate launch"):
         made._record("attention")

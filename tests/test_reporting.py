@@ -12,7 +12,7 @@ from nas.runs.run import Run
 from nas.stages.check import checked
 from nas.stages.parent import make_parent
 from nas.stages.supernet import make_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 ROLES = {"loss", "loss_largest", "loss_sampled", "loss_smallest"}
@@ -22,9 +22,9 @@ def trained(text_recipe: Path, folder: Path, name: str) -> Run:
     """A run up to its supernet whose trainings reported."""
     both = [f"{part}.report_to=[{name}]" for part in ("parent", "supernet")]
     recipe = Recipe.load(text_recipe, both)
-    run, bench = Run.open(folder, recipe), Workbench(recipe)
-    make_parent(run, bench)
-    make_supernet(run, bench)
+    run, context = Run.open(folder, recipe), TaskContext(recipe)
+    make_parent(run, context)
+    make_supernet(run, context)
     return run
 
 

@@ -13,7 +13,7 @@ from nas.studies.evaluator import Evaluator
 from nas.studies.startup_trials import corners, distinct, feasible_samples, plan
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import SubnetPredictor, Workload
 from search_spaces import InputError
 
@@ -21,17 +21,17 @@ from search_spaces import InputError
 def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
     """An evaluator over an untrained tiny BERT, with a latency that is the sum of its widths."""
     recipe = Recipe.load(text_recipe, overrides)
-    bench = Workbench(recipe)
-    space, rng = search_space(bench), Random(0)
+    context = TaskContext(recipe)
+    space, rng = search_space(context), Random(0)
     subnets = distinct(iter(space.sample(rng) for _ in range(40)), 30)
     latency = [1.0 + sum(s.num_attention_heads) + sum(s.intermediate_size) / 24 for s in subnets]
     predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
-    return Evaluator(recipe, Supernet(bench.load_model()), bench.splits.search, predictor)
+    return Evaluator(recipe, Supernet(context.load_model()), context.splits.search, predictor)
 
 
 def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
     loose = evaluator(text_recipe)
-    space = search_space(Workbench(loose.recipe))
+    space = search_space(TaskContext(loose.recipe))
     sizes = sorted({loose.counts.size_bytes(s) for s in [space.smallest, *space.neighbours(space.smallest)]})
     tight = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[0] / 1e6}"')
     assert {(s.num_attention_heads, s.intermediate_size) for s in plan(space, tight, tight.recipe, 10)} == {
@@ -44,14 +44,14 @@ def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
 
 def test_what_nothing_meets_is_refused(text_recipe: Path) -> None:
     never = evaluator(text_recipe, 'constraints.latency_ms="<= 0.5"')
-    space = search_space(Workbench(never.recipe))
+    space = search_space(TaskContext(never.recipe))
     with pytest.raises(InputError, match=r"closest corner reaches latency_ms .* for `<= 0.5`"):
         next(feasible_samples(space, never, Random(0)))
 
 
 def test_the_plan_starts_with_the_corners_and_stays_within_its_budget(text_recipe: Path) -> None:
     free = evaluator(text_recipe)
-    space = search_space(Workbench(free.recipe))
+    space = search_space(TaskContext(free.recipe))
     first = plan(space, free, free.recipe, 40)
     assert set(corners(space)) <= set(first) and len(first) == len(set(first)) <= 40
     assert len(plan(space, free, free.recipe, 3)) == 3

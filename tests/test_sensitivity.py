@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from nas.commands.sensitivity import EXAMPLES, Replacement, sensitivity, sensitivity_table
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 OVERRIDES = ["space.attention_rank=[full, 0.5]", "space.mlp_rank=[full, 0.25]", "parent.epochs=1"]
@@ -49,7 +49,7 @@ def test_a_skipped_block_scores_as_in_the_stock_parent_without_it(rows: list[Rep
     layer = lacking.bert.encoder.layer[2]
     layer.intermediate.forward = lambda hidden: hidden
     layer.output.forward = lambda hidden, residual: residual
-    examples = Workbench(run.recipe).splits.search.first(EXAMPLES)
+    examples = TaskContext(run.recipe).splits.search.first(EXAMPLES)
     losses, apart = [], []
     with torch.inference_mode():
         for batch in examples.batches:

@@ -28,7 +28,7 @@ from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, training_arguments
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
 
@@ -97,12 +97,12 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
     text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.load(text_recipe, ["supernet.sampler=latency_ms", "supernet.epochs=1", "parent.epochs=1"])
-    run, bench, costs = Run.open(tmp_path / "run", recipe), Workbench(recipe), []
+    run, context, costs = Run.open(tmp_path / "run", recipe), TaskContext(recipe), []
     monkeypatch.setattr(trainings, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
-    make_parent(run, bench)
-    make_supernet(run, bench)
+    make_parent(run, context)
+    make_supernet(run, context)
     measured = run.measurements.read_bytes()
-    predictor, (_, space) = make_profile(run, bench), load_supernet(run, bench)
+    predictor, (_, space) = make_profile(run, context), load_supernet(run, context)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     assert run.measurements.read_bytes() == measured
     assert [subnet.key for subnet in predictor.subnets] == [subnet.key for subnet in subnets]
@@ -113,8 +113,8 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
 
 
 @pytest.fixture
-def bench(text_recipe: Path) -> Workbench:
-    return Workbench(Recipe.load(text_recipe))
+def context(text_recipe: Path) -> TaskContext:
+    return TaskContext(Recipe.load(text_recipe))
 
 
 def still() -> Any:
@@ -123,16 +123,16 @@ def still() -> Any:
     return bert(num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
-def trainer(bench: Workbench, folder: Path, strategy: str = "sandwich", **changes: Any) -> SupernetTrainer:
+def trainer(context: TaskContext, folder: Path, strategy: str = "sandwich", **changes: Any) -> SupernetTrainer:
     supernet = Supernet(still())
-    settings = bench.recipe.supernet.model_copy(update={"strategy": strategy, **changes.pop("settings", {})})
+    settings = context.recipe.supernet.model_copy(update={"strategy": strategy, **changes.pop("settings", {})})
     torch.manual_seed(1)
     made = SupernetTrainer(
         supernet=supernet,
         strategy=strategy_of(settings, supernet, space_of(supernet)),
-        task=bench.splits.task,
+        task=context.splits.task,
         args=training_arguments(settings, folder, 0, by_length=True),
-        train_dataset=bench.splits.train,
+        train_dataset=context.splits.train,
         **{"teacher": bert(num_labels=2), **changes},
     )
     made.args.logging_steps = 1
@@ -149,8 +149,8 @@ def kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, bench: Workbench, tmp_path: Path) -> None:
-    made = trainer(bench, tmp_path, **({"teacher": None} if in_place else {}))
+def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, context: TaskContext, tmp_path: Path) -> None:
+    made = trainer(context, tmp_path, **({"teacher": None} if in_place else {}))
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
     loss = made.training_step(made.model, dict(batch))
     found = gradients(made.supernet.model)
@@ -174,8 +174,8 @@ def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, bench: Workbe
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 
 
-def test_a_single_path_learns_in_place_from_the_whole_model(bench: Workbench, tmp_path: Path) -> None:
-    made = trainer(bench, tmp_path, "single-path", teacher=None)
+def test_a_single_path_learns_in_place_from_the_whole_model(context: TaskContext, tmp_path: Path) -> None:
+    made = trainer(context, tmp_path, "single-path", teacher=None)
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
     loss = made.training_step(made.model, dict(batch))
     (lesson,) = made.lessons(0)
@@ -189,10 +189,10 @@ def test_a_single_path_learns_in_place_from_the_whole_model(bench: Workbench, tm
 # -- whole trainings --------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_is_asked_about_each_example_once(bench: Workbench, tmp_path: Path) -> None:
+def test_a_teacher_is_asked_about_each_example_once(context: TaskContext, tmp_path: Path) -> None:
     logs, asked = [], []
     for remembers in (True, False):
-        made = trainer(bench, tmp_path / str(remembers), settings={"epochs": 3.0})
+        made = trainer(context, tmp_path / str(remembers), settings={"epochs": 3.0})
         seen: list[int] = []
         assert made.teacher is not None
         made.teacher.register_forward_hook(lambda module, inputs, outputs, seen=seen: seen.append(len(outputs.logits)))
@@ -201,19 +201,19 @@ def test_a_teacher_is_asked_about_each_example_once(bench: Workbench, tmp_path: 
         made.train()
         logs.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
         asked.append(sum(seen))
-    examples = len(bench.splits.train)
+    examples = len(context.splits.train)
     assert asked == [examples, 3 * examples]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
 def test_sixteen_bits_train_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(text_recipe, ["parent.bf16=true", "parent.epochs=1"])
-    run, bench = Run.open(tmp_path / "run", recipe), Workbench(recipe)
-    make_parent(run, bench)
-    assert all(parameter.isfinite().all() for parameter in bench.load_model(run.parent).parameters())
+    run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
+    make_parent(run, context)
+    assert all(parameter.isfinite().all() for parameter in context.load_model(run.parent).parameters())
 
 
-def test_an_interrupted_training_has_the_same_losses(bench: Workbench, tmp_path: Path) -> None:
+def test_an_interrupted_training_has_the_same_losses(context: TaskContext, tmp_path: Path) -> None:
     class Interrupt(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = True
@@ -222,7 +222,7 @@ def test_an_interrupted_training_has_the_same_losses(bench: Workbench, tmp_path:
         return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
     def new(folder: str) -> SupernetTrainer:
-        return trainer(bench, tmp_path / folder, settings={"epochs": 4.0})
+        return trainer(context, tmp_path / folder, settings={"epochs": 4.0})
 
     whole = new("whole")
     whole.train()
@@ -237,8 +237,8 @@ def test_an_interrupted_training_has_the_same_losses(bench: Workbench, tmp_path:
     assert all(torch.equal(value, theirs[name]) for name, value in whole.supernet.model.state_dict().items())
 
 
-def test_progress_tells_the_losses_of_the_roles_apart(bench: Workbench, tmp_path: Path) -> None:
-    made = trainer(bench, tmp_path, settings={"epochs": 1.0})
+def test_progress_tells_the_losses_of_the_roles_apart(context: TaskContext, tmp_path: Path) -> None:
+    made = trainer(context, tmp_path, settings={"epochs": 1.0})
     made.train()
     entry = next(entry for entry in made.state.log_history if "loss" in entry)
     assert {"loss_largest", "loss_smallest", "loss_sampled"} <= entry.keys()
@@ -251,11 +251,11 @@ import torch
 sys.path.insert(0, sys.argv[1])
 import test_supernet_training as here
 from nas.recipe.schema import Recipe
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 
-bench = Workbench(Recipe.load(sys.argv[2]))
+context = TaskContext(Recipe.load(sys.argv[2]))
 size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-made = here.trainer(bench, Path(sys.argv[3]),
+made = here.trainer(context, Path(sys.argv[3]),
     settings={"epochs": 1.0, "batch_size": 8 // size}, teacher=here.teacher())
 made.args.max_steps = 3
 made.train()

@@ -17,7 +17,7 @@ from nas.stages.parent import make_parent
 from nas.stages.supernet import make_supernet
 from nas.supernets.load import load_supernet
 from nas.tasks.batches import model_inputs
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from nas.tasks.losses import divergence
 from nas.tasks.types import TASK_TYPES
@@ -26,33 +26,33 @@ from search_spaces import TASKS, InputError
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_parent_learns_it_a_supernet_shares_it_and_an_export_keeps_it(case: str, make: Make, tmp_path: Path) -> None:
-    bench, (quality, reached) = make(case), CASES[case][3]
-    run = Run.open(tmp_path / "run", bench.recipe)
-    make_parent(run, bench)
-    parent = score(bench.load_model(run.parent), bench.splits.test, [quality, "loss"])
+    context, (quality, reached) = make(case), CASES[case][3]
+    run = Run.open(tmp_path / "run", context.recipe)
+    make_parent(run, context)
+    parent = score(context.load_model(run.parent), context.splits.test, [quality, "loss"])
     assert parent[quality].value >= reached
-    make_supernet(run, bench)
-    supernet, space = load_supernet(run, bench)
-    whole = score(supernet.model, bench.splits.search, [quality, "loss"])
+    make_supernet(run, context)
+    supernet, space = load_supernet(run, context)
+    whole = score(supernet.model, context.splits.search, [quality, "loss"])
     supernet.activate(space.smallest)
-    part = score(supernet.model, bench.splits.search, [quality, "loss"])
+    part = score(supernet.model, context.splits.search, [quality, "loss"])
     assert whole["loss"].value != part["loss"].value and math.isfinite(part["loss"].standard_error)
-    save_subnet(supernet, space.smallest, bench, tmp_path / "small")
-    inputs, expected = active_outputs(supernet, space.smallest, bench)
-    outputs = outputs_elsewhere("torch", tmp_path / "small", bench.auto_class, inputs)
+    save_subnet(supernet, space.smallest, context, tmp_path / "small")
+    inputs, expected = active_outputs(supernet, space.smallest, context)
+    outputs = outputs_elsewhere("torch", tmp_path / "small", context.auto_class, inputs)
     require_equal(outputs, expected, space.smallest)
     with torch.no_grad():
         for weight in supernet.model.parameters():
             weight.mul_(1.1)
-    _, changed = active_outputs(supernet, space.smallest, bench)
+    _, changed = active_outputs(supernet, space.smallest, context)
     with pytest.raises(InputError, match="the export is refused"):
         require_equal(outputs, changed, space.smallest)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_the_models_own(case: str, make: Make) -> None:
-    bench = make(case)
-    model, examples = bench.load_model().eval(), bench.splits.test
+    context = make(case)
+    model, examples = context.load_model().eval(), context.splits.test
     (batch, *_), first = examples.batches, examples.first(1)
     with torch.inference_mode():
         expected = model(**batch).loss.item()
@@ -61,10 +61,10 @@ def test_the_loss_is_the_models_own(case: str, make: Make) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_learnt_from_a_teacher_that_says_the_same(case: str, make: Make) -> None:
-    bench = make(case)
-    task, model = bench.splits.task, bench.load_model().eval()
-    batch = bench.splits.search.batches[0]
-    ours, theirs = model(**batch), bench.load_model().eval()(**model_inputs(batch))
+    context = make(case)
+    task, model = context.splits.task, context.load_model().eval()
+    batch = context.splits.search.batches[0]
+    ours, theirs = model(**batch), context.load_model().eval()(**model_inputs(batch))
     same = divergence(task.scored(ours, batch), task.scored(theirs, batch), task.activation, 2.0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -76,13 +76,13 @@ def test_nothing_is_learnt_from_a_teacher_that_says_the_same(case: str, make: Ma
 def test_a_trained_language_model_is_used_as_it_came_unless_epochs_are_given(make: Make, text_folder: Path) -> None:
     from transformers import AutoModelForMaskedLM
 
-    bench = make("masks")
-    assert not bench.has_head and bench.trains_parent
+    context = make("masks")
+    assert not context.has_head and context.trains_parent
     AutoModelForMaskedLM.from_config(bert().config).save_pretrained(text_folder / "model")
     again = make("masks")
     assert again.has_head and again.trains_parent
     recipe = again.recipe.model_copy(update={"parent": again.recipe.parent.model_copy(update={"epochs": None})})
-    assert not Workbench(recipe).trains_parent
+    assert not TaskContext(recipe).trains_parent
     bert(num_labels=2).save_pretrained(text_folder / "model")
     assert not make("masks").has_head
 

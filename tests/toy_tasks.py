@@ -14,7 +14,7 @@ import yaml
 from conftest import WORDS
 
 from nas.recipe.schema import Recipe
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 SENTENCES = [
@@ -174,13 +174,13 @@ MODELS: dict[str, Callable[[Path], Any]] = {
 }
 """Cases that a BERT cannot do -> a model that can."""
 
-Make = Callable[..., Workbench]
+Make = Callable[..., TaskContext]
 
 
 def builder(text_folder: Path) -> Make:
     """A recipe for one of the cases, or for any rows, over the tiny BERT of `text_folder`."""
 
-    def build(case: str, rows: Rows | None = None, quality: str | None = None, **task: Any) -> Workbench:
+    def build(case: str, rows: Rows | None = None, quality: str | None = None, **task: Any) -> TaskContext:
         kind, write, row, (usual, _) = CASES[case]
         data = [(rows or row)(sentence) for sentence in SENTENCES]
         name = case.replace(" ", "-")
@@ -203,13 +203,13 @@ def builder(text_folder: Path) -> Make:
             "supernet": {**quick, "epochs": 1, "sampled_subnets": 1},
         }
         (text_folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-        return Workbench(Recipe.load(text_folder / f"{name}.yaml"))
+        return TaskContext(Recipe.load(text_folder / f"{name}.yaml"))
 
     return build
 
 
-def seq2seq_bench(folder: Path, **recipe: Any) -> Workbench:
+def seq2seq_context(folder: Path, **recipe: Any) -> TaskContext:
     rows = [{"input": s, "output": s.split()[-1] + " film" * (k % 2)} for k, s in enumerate(SENTENCES)]
     source = jsonl(folder / "pairs", rows)
     task = {"type": "text2text-generation", "train": source, "test": source, "max_length": 12, "search_examples": 20}
-    return Workbench(Recipe.parse({"model": str(folder / "model"), "task": task, "space": {}, **recipe}))
+    return TaskContext(Recipe.parse({"model": str(folder / "model"), "task": task, "space": {}, **recipe}))

@@ -32,14 +32,14 @@ OVERRIDES = [
 def tabulate(folder: Path) -> None:
     """Writes the loss on the search slice and the multiply-accumulates of every subnetwork, by its key."""
     recipe = Recipe.load(RECIPE, OVERRIDES)
-    bench, run = opened(recipe, folder / "digits-vit")
-    make_parent(run, bench)
-    make_supernet(run, bench)
-    supernet, space = load_supernet(run, bench)
+    context, run = opened(recipe, folder / "digits-vit")
+    make_parent(run, context)
+    make_supernet(run, context)
+    supernet, space = load_supernet(run, context)
     counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):
         supernet.activate(subnet)
-        loss = score(supernet.model, bench.splits.search, ["loss"])["loss"].value
+        loss = score(supernet.model, context.splits.search, ["loss"])["loss"].value
         rows[subnet.key] = [loss, counts.macs(subnet)]
         if number % 500 == 0:
             print(f"{number} of {space.size}", flush=True)

@@ -28,7 +28,7 @@ from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import calibration_set
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import write_onnx
@@ -75,9 +75,9 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     run = Run(given.run)
-    bench, quality = Workbench(run.recipe), run.recipe.quality
-    supernet = Supernet(bench.load_model(run.parent).eval())
-    supernet.activations = calibrate(supernet, calibration_set(bench).batches)
+    context, quality = TaskContext(run.recipe), run.recipe.quality
+    supernet = Supernet(context.load_model(run.parent).eval())
+    supernet.activations = calibrate(supernet, calibration_set(context).batches)
     parent = supernet.parent
     subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": replace(parent, embedding_rank=50)}
     models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}
@@ -85,7 +85,7 @@ def main() -> None:
     models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in BITS[2:]}
     kinds += [(name, "float32") for name in models if name.startswith("layers")]
     workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
-    inputs = bench.dummy_inputs(workload)
+    inputs = context.dummy_inputs(workload)
     table = Table("model", "numbers", "size MB", quality, "latency ratio", title=f"{workload}")
     with tempfile.TemporaryDirectory() as folder:
         files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
@@ -95,7 +95,7 @@ def main() -> None:
         calls = {" ".join(kind): onnx_call(file, feed, workload) for kind, file in files.items()}
         timed = measure(calls, calls["whole float32"], workload, rounds=given.rounds)
         for (name, numbers), file in files.items():
-            found = score(OnnxClassifier(file, models[name].config), bench.splits.test, [quality])[quality]  # type: ignore[arg-type]
+            found = score(OnnxClassifier(file, models[name].config), context.splits.test, [quality])[quality]  # type: ignore[arg-type]
             cells = f"{file.stat().st_size / 1e6:.1f}", f"{found.value:.4f} ± {found.standard_error:.4f}"
             table.add_row(name, numbers, *cells, f"{timed[f'{name} {numbers}'].ratio:.2f}")
     Console().print(table)

@@ -36,7 +36,7 @@ from nas.supernets.calibration import calibrate
 from nas.supernets.load import calibration_set
 from nas.supernets.low_rank import leading, output_basis
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from search_spaces import SubnetConfig
 from search_spaces.dimensions.ranks import RANK_STEP, factor_rank
@@ -135,13 +135,13 @@ def errors(model: str, texts: list[str]) -> Table:
 
 def embeddings(run: Run) -> Table:
     """Relative squared error of the embeddings of held-out tokens, and held-out quality, with tables of low rank."""
-    bench, quality = Workbench(run.recipe), run.recipe.quality
-    supernet = Supernet(bench.load_model(run.parent).eval())
-    activations = calibrate(supernet, calibration_set(bench).batches)
+    context, quality = TaskContext(run.recipe), run.recipe.quality
+    supernet = Supernet(context.load_model(run.parent).eval())
+    activations = calibrate(supernet, calibration_set(context).batches)
     assert activations.embedding is not None and supernet.embedding is not None
     table = supernet.embedding.weight.detach().double()
     rows = torch.cat(
-        [table[batch["input_ids"][batch["attention_mask"].bool()]] for batch in bench.splits.test.batches]
+        [table[batch["input_ids"][batch["attention_mask"].bool()]] for batch in context.splits.test.batches]
     )
     moments = {"ours": activations.embedding, "optimum": rows.T @ rows, "plain SVD": table.T @ table}
     kinds = (*(f"error {name}" for name in moments), f"{quality} ours", f"{quality} plain SVD")
@@ -159,7 +159,7 @@ def embeddings(run: Run) -> Table:
             supernet.activations = replace(activations, embedding=moments[name])
             supernet.activate(supernet.parent)
             supernet.activate(subnet)
-            scored = score(supernet.model, bench.splits.test, [quality])[quality]
+            scored = score(supernet.model, context.splits.test, [quality])[quality]
             cells.append(f"{scored.value:.4f} ± {scored.standard_error:.4f}")
         found.add_row(*cells)
     return found

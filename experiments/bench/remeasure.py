@@ -18,7 +18,7 @@ from nas.runs.run import Run
 from nas.stages.verify import reloaded
 from nas.supernets.latency import time_models
 from nas.supernets.load import load_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors.measurement.measure import groups
 from predictors.measurement.timing import ANCHOR
 
@@ -27,11 +27,11 @@ def measured_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Key -> latency in milliseconds, on the scale of the run and as this process saw it."""
     quiet_libraries()
     run = Run(folder)
-    bench, store = Workbench(run.recipe), run.store
-    supernet, _ = load_supernet(run, bench)
+    context, store = TaskContext(run.recipe), run.store
+    supernet, _ = load_supernet(run, context)
     found = {}
     for _, group in groups([point.subnet for point in run.front()], seed=seed):
-        timed = time_models(bench, supernet, {s.key: reloaded(run, bench, supernet, s) for s in group}, store)
+        timed = time_models(context, supernet, {s.key: reloaded(run, context, supernet, s) for s in group}, store)
         found |= {s.key: {"latency_ms": timed[s.key].latency_ms, "raw_ms": timed[s.key].raw_ms} for s in group}
         print(f"{len(found)} measured, anchor at {1 + timed[ANCHOR].drift:.2f} of its reference", file=sys.stderr)
     return found

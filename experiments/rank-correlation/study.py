@@ -37,7 +37,7 @@ from nas.supernets.space import search_space
 from nas.supernets.strategies import stratified
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import plain_trainer, training_device
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, score
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace, SubnetConfig
@@ -113,9 +113,9 @@ class Study:
 
     def begin(self, seed: int) -> None:
         """The parent and the costs of the subnetworks."""
-        bench, run = self.opened("default", seed)
-        make_parent(run, bench)
-        self.subnets(bench, seed)
+        context, run = self.opened("default", seed)
+        make_parent(run, context)
+        self.subnets(context, seed)
 
     def settings(self, name: str, seed: int) -> list[str]:
         """Overrides of a setting."""
@@ -127,21 +127,21 @@ class Study:
         epochs *= seconds["default"] / seconds[AS_LONG[name][0]]
         return [*together, f"supernet.epochs={epochs:.2f}"]
 
-    def opened(self, name: str, seed: int) -> tuple[Workbench, Run]:
+    def opened(self, name: str, seed: int) -> tuple[TaskContext, Run]:
         """The run of one setting; all settings of a seed share its parent."""
         overrides = [*self.overrides, *self.settings(name, seed), f"seed={seed}", "constraints={}"]
         recipe = Recipe.load(self.recipe, overrides)
         folder = self.folder / f"seed{seed}" / name.replace(" ", "-").replace(":", "").replace(",", "")
-        bench, run = opened(recipe, folder)
+        context, run = opened(recipe, folder)
         parent = self.folder / f"seed{seed}" / "default" / "parent"
         if name != "default" and not run.parent.exists():
             run.parent.symlink_to(parent.resolve(), target_is_directory=True)
-        return bench, run
+        return context, run
 
-    def subnets(self, bench: Workbench, seed: int) -> list[SubnetConfig]:
+    def subnets(self, context: TaskContext, seed: int) -> list[SubnetConfig]:
         """Distinct subnetworks, spread evenly over their parameters; the order of the layers is the parent's own."""
-        supernet = Supernet(bench.load_model())
-        counts, space = AnalyticCosts.of(supernet.model, supernet.layout), search_space(bench)
+        supernet = Supernet(context.load_model())
+        counts, space = AnalyticCosts.of(supernet.model, supernet.layout), search_space(context)
         draw, rng = stratified(space, parameters(counts)), Random(f"{seed}/study")
         found: dict[str, SubnetConfig] = {}
         while len(found) < self.count:
@@ -152,7 +152,7 @@ class Study:
                 seed=seed,
                 what="costs",
                 num_parameters={k: counts.num_parameters(s) for k, s in found.items()},
-                macs={k: counts.macs(s, bench.recipe.workload.sequence_length) for k, s in found.items()},
+                macs={k: counts.macs(s, context.recipe.workload.sequence_length) for k, s in found.items()},
             )
         return list(found.values())
 
@@ -160,31 +160,31 @@ class Study:
         """Trains the supernet of a setting and scores the subnetworks in it."""
         if self.has(seed=seed, setting=name):
             return
-        bench, run = self.opened(name, seed)
+        context, run = self.opened(name, seed)
         start = time.process_time()
-        make_supernet(run, bench)
+        make_supernet(run, context)
         seconds = time.process_time() - start
-        supernet, space = load_supernet(run, bench)
+        supernet, space = load_supernet(run, context)
         found = {}
-        for subnet in self.subnets(bench, seed):
+        for subnet in self.subnets(context, seed):
             supernet.activate(placed(subnet, space))
-            found[subnet.key] = quality(supernet.model, bench)
+            found[subnet.key] = quality(supernet.model, context)
         self.add(seed=seed, setting=name, cpu_s=seconds, quality=found)
 
     def stand_alone(self, seed: int) -> None:
         """Trains each subnetwork alone, cut from the parent in importance order."""
         if self.has(seed=seed, setting="alone"):
             return
-        bench, run = self.opened("default", seed)
-        supernet = Supernet(bench.load_model(run.parent).to(training_device()))
-        train, task = bench.splits.train, bench.splits.task
+        context, run = self.opened("default", seed)
+        supernet = Supernet(context.load_model(run.parent).to(training_device()))
+        train, task = context.splits.train, context.splits.task
         calibration = EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
         batches = calibration.labelled_batches(CALIBRATION_EXAMPLES)
         order = order_by_importance(supernet, batches, calibration.labelled_batches(LAYER_EXAMPLES))
-        space, found = search_space(bench, order.layers), {}
-        for subnet in self.subnets(bench, seed):
+        space, found = search_space(context, order.layers), {}
+        for subnet in self.subnets(context, seed):
             model = supernet.extract(placed(subnet, space))
-            found[subnet.key] = quality(self.trained(model, bench, run, "alone", seed), bench)
+            found[subnet.key] = quality(self.trained(model, context, run, "alone", seed), context)
         self.add(seed=seed, setting="alone", quality=found)
 
     def after_steps(self, steps: int, seed: int) -> None:
@@ -192,19 +192,21 @@ class Study:
         name = after(steps)
         if self.has(seed=seed, setting=name):
             return
-        bench, run = self.opened("default", seed)
-        supernet, space = load_supernet(run, bench)
+        context, run = self.opened("default", seed)
+        supernet, space = load_supernet(run, context)
         found = {}
-        for subnet in self.subnets(bench, seed):
+        for subnet in self.subnets(context, seed):
             model = supernet.extract(placed(subnet, space))
-            found[subnet.key] = quality(self.trained(model, bench, run, f"after-{steps}", seed, steps), bench)
+            found[subnet.key] = quality(self.trained(model, context, run, f"after-{steps}", seed, steps), context)
         self.add(seed=seed, setting=name, quality=found)
 
-    def trained(self, model: Any, bench: Workbench, run: Run, name: str, seed: int, steps: int = -1) -> Any:
+    def trained(self, model: Any, context: TaskContext, run: Run, name: str, seed: int, steps: int = -1) -> Any:
         """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
-        checkpoints, teacher = run.folder / name, bench.load_model(run.parent)
-        settings, splits = bench.recipe.parent, bench.splits
-        trainer = plain_trainer(model, settings, checkpoints, bench.training_set(settings), splits.task, seed, teacher)
+        checkpoints, teacher = run.folder / name, context.load_model(run.parent)
+        settings, splits = context.recipe.parent, context.splits
+        trainer = plain_trainer(
+            model, settings, checkpoints, context.training_set(settings), splits.task, seed, teacher
+        )
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
         trainer.train()
         return model.eval()
@@ -225,10 +227,10 @@ def placed(subnet: SubnetConfig, space: SearchSpace) -> SubnetConfig:
     return SubnetConfig.from_dict({**subnet.to_dict(), "layers": space.kept([subnet.num_hidden_layers])})
 
 
-def quality(model: Any, bench: Workbench) -> dict[str, float]:
+def quality(model: Any, context: TaskContext) -> dict[str, float]:
     """Quality and loss on the held-out split."""
-    name = bench.recipe.quality
-    found = score(model, bench.splits.test, list(dict.fromkeys([name, "loss"])))
+    name = context.recipe.quality
+    found = score(model, context.splits.test, list(dict.fromkeys([name, "loss"])))
     return {"quality": found[name].value, "loss": found["loss"].value}
 
 

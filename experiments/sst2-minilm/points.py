@@ -66,19 +66,19 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
         seconds[stage], start = round(time.perf_counter() - start, 1), time.perf_counter()
         print(f"seed {seed}: {stage} {seconds[stage]} s", flush=True)
 
-    bench, run = opened(recipe, folder / f"seed{seed}")
-    examples = bench.training_set(finetune)
+    context, run = opened(recipe, folder / f"seed{seed}")
+    examples = context.training_set(finetune)
     took("data")
-    make_parent(run, bench)
+    make_parent(run, context)
     took("parent")
-    make_supernet(run, bench)
+    make_supernet(run, context)
     took("supernet")
-    supernet, space = load_supernet(run, bench)
-    evaluator = Evaluator(recipe, supernet, bench.splits.search, Unmeasured())  # type: ignore[arg-type]
+    supernet, space = load_supernet(run, context)
+    evaluator = Evaluator(recipe, supernet, context.splits.search, Unmeasured())  # type: ignore[arg-type]
     run_search(run, recipe, space, evaluator)
     took("search")
     found = points(open_studies(run.study, recipe)["search"])
-    teacher = bench.load_model(run.parent).to(supernet.model.device)
+    teacher = context.load_model(run.parent).to(supernet.model.device)
     whole = supernet.extract(supernet.parent)
     picked = {}
     for budget in BUDGETS:
@@ -86,11 +86,11 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
             (p for p in found if p.values["macs"] <= budget), key=lambda p: (p.values["accuracy"], -p.values["macs"])
         )
         model = supernet.extract(best.subnet)
-        inherited = score(model, bench.splits.test, ["accuracy"])["accuracy"].value
-        trainer = plain_trainer(model, finetune, run.folder / "finetune", examples, bench.splits.task, seed, teacher)
+        inherited = score(model, context.splits.test, ["accuracy"])["accuracy"].value
+        trainer = plain_trainer(model, finetune, run.folder / "finetune", examples, context.splits.task, seed, teacher)
         trainer.args.save_strategy = "no"
         trainer.train()
-        tuned = score(model.eval(), bench.splits.test, ["accuracy"])["accuracy"].value
+        tuned = score(model.eval(), context.splits.test, ["accuracy"])["accuracy"].value
         picked[f"{budget / 1e9:g}"] = {
             "subnet": best.subnet.to_dict(),
             "macs": best.values["macs"],
@@ -107,7 +107,7 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "examples": len(examples),
         "accuracy": {
-            name: score(model, bench.splits.test, ["accuracy"])["accuracy"].value for name, model in ends.items()
+            name: score(model, context.splits.test, ["accuracy"])["accuracy"].value for name, model in ends.items()
         },
         "picked": picked,
         "seconds": seconds,

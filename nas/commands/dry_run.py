@@ -13,7 +13,7 @@ from nas.stages.check import checked
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.batches import model_inputs
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluating
 
 STEP_OVERHEAD = 0.3
@@ -31,15 +31,15 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
     """
     quiet_libraries()
-    bench = checked(recipe)
-    splits = bench.splits
-    examples = [len(bench.training_set(training)) for training in (recipe.parent, recipe.supernet)]
-    train_s, score_s = _seconds_per_example(bench)
-    settings, space = recipe.supernet, search_space(bench)
+    context = checked(recipe)
+    splits = context.splits
+    examples = [len(context.training_set(training)) for training in (recipe.parent, recipe.supernet)]
+    train_s, score_s = _seconds_per_example(context)
+    settings, space = recipe.supernet, search_space(context)
     strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
     subnets = len(strategy.lessons(0.0, Random(0)))
     seconds = {
-        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if bench.trains_parent else 0.0,
+        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if context.trains_parent else 0.0,
         "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
@@ -51,9 +51,9 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _seconds_per_example(bench: Workbench) -> tuple[float, float]:
+def _seconds_per_example(context: TaskContext) -> tuple[float, float]:
     """Time of a training step and of a forward pass of the parent, on one batch."""
-    splits, model = bench.splits, bench.load_model()
+    splits, model = context.splits, context.load_model()
     (batch,) = splits.search.labelled_batches(1)
     examples = len(splits.search.first(1))
     inputs = model_inputs(batch)

@@ -23,7 +23,7 @@ from nas.runs.run import Run
 from nas.stages.check import checked
 from nas.stages.report import make_report
 from nas.supernets.training import plain_trainer, train, training_device
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
 from predictors import SubnetPredictor, Workload, device_name
 from search_spaces import InputError
@@ -50,9 +50,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     story = read_story(folder)
     Workload.from_dict(story["workload"]).check_available()
-    bench, parent = checked(recipe), Run(run).parent
-    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=False)
-    before = score(model.to(training_device()), bench.splits.test, recipe.qualities)
+    context, parent = checked(recipe), Run(run).parent
+    model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=False)
+    before = score(model.to(training_device()), context.splits.test, recipe.qualities)
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
         _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
@@ -61,18 +61,18 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         model,
         recipe.parent,
         work / "checkpoints",
-        bench.training_set(recipe.parent),
-        bench.splits.task,
+        context.training_set(recipe.parent),
+        context.splits.task,
         recipe.seed,
-        teacher=bench.load_model(parent),
+        teacher=context.load_model(parent),
     )
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name)
     processes.end_others()
     model.save_pretrained(work)
-    bench.processor.save_pretrained(work)
-    after = score(model, bench.splits.test, recipe.qualities)
-    told = retold(story, remeasured(work, parent, story, after, bench), recipe)
+    context.processor.save_pretrained(work)
+    after = score(model, context.splits.test, recipe.qualities)
+    told = retold(story, remeasured(work, parent, story, after, context), recipe)
     write_json(work / "subnet.json", told)
     write_card(work, told)
     replace_folder(work, out)
@@ -92,7 +92,7 @@ def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
 
 
 def remeasured(
-    folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], bench: Workbench
+    folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
 ) -> dict[str, Any]:
     """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
 
@@ -114,8 +114,8 @@ def remeasured(
         "measured": True,
         "predicted": False,
         "device": here,
-        "split": Path(bench.recipe.task.test).name,
-        "max_length": bench.recipe.task.max_length,
+        "split": Path(context.recipe.task.test).name,
+        "max_length": context.recipe.task.max_length,
         "parent": told if stated is not None else beside,
     }
 

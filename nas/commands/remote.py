@@ -22,7 +22,7 @@ from nas.stages.supernet import make_supernet
 from nas.stages.verify import PASSES, verify
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import MeasurementStore, Stage, SubnetPredictor
 from predictors.measurement.plan import NEEDS, Plan, Result, read_results
 from predictors.measurement.runtimes import write_onnx_workload
@@ -90,22 +90,22 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
         raise InputError(f"`{out}` exists; give a new folder with --export.")
     if recipe.supernet.sampler == "latency_ms":
         raise InputError("`supernet.sampler=latency_ms` needs latencies before any can be exported; set another one.")
-    bench, run = opened(recipe, folder, elsewhere=True)
+    context, run = opened(recipe, folder, elsewhere=True)
     if not run.elsewhere:
         raise InputError(
             f"`{run.folder}` is measured on this device ({run.device}), and a run has the latencies of one device; "
             "give another folder with --run."
         )
     with run.locked():
-        make_parent(run, bench)
-        make_supernet(run, bench)
-        supernet, space = load_supernet(run, bench)
+        make_parent(run, context)
+        make_supernet(run, context)
+        supernet, space = load_supernet(run, context)
         subnets, stages = due(run, space)
         if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
             raise InputError(f"`{run.folder}` has every measurement it needs now; go on with `nas search`.")
         work = partial_of(out)
         remove(work)
-        _write(run, bench, supernet, subnets, stages, work)
+        _write(run, context, supernet, subnets, stages, work)
         work.rename(out)
     return (
         f"{len(subnets)} models in {out}: copy it to the device, type `python measure.py` in it, copy it back, then "
@@ -124,17 +124,17 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
     """
     quiet_libraries()
     Run(folder)
-    bench, run = opened(recipe, folder)
+    context, run = opened(recipe, folder)
     with run.locked():
-        _, space = load_supernet(run, bench)
+        _, space = load_supernet(run, context)
         subnets, stages = due(run, space)
         plan, results = Plan.read(source), read_results(source)
         _check(source, plan, results, run, subnets)
         run.device = results[0].device_name
-        _add(run.store, results, {**subnets, ANCHOR: bench.layout.parent}, stages)
-        predictor = make_profile(run, bench)
+        _add(run.store, results, {**subnets, ANCHOR: context.layout.parent}, stages)
+        predictor = make_profile(run, context)
         if run.front_file.exists():
-            verify(run, bench, predictor)
+            verify(run, context, predictor)
             remove(run.report)
             remove(run.exports / run.front().knee().key)
             finish(run, predictor)
@@ -151,14 +151,14 @@ def due(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[St
 
 def _write(
     run: Run,
-    bench: Workbench,
+    context: TaskContext,
     supernet: Supernet,
     subnets: Mapping[str, SubnetConfig],
     stages: Sequence[Stage],
     out: Path,
 ) -> None:
     """The models, the plan, the script and the modules that it needs."""
-    workload, inputs = run.recipe.workload, bench.dummy_inputs(run.recipe.workload)
+    workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
     models, fed = {}, {}
     weights = stages == PASSES
     out.mkdir(parents=True)
@@ -172,14 +172,14 @@ def _write(
                 np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
                 models[key], fed[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
             else:
-                save_model(supernet.extract(subnet), bench, target, weights=weights)
+                save_model(supernet.extract(subnet), context, target, weights=weights)
                 models[key], fed[key] = str(target.relative_to(out)), "inputs.npz"
             report(number, len(subnets) + 1, "")
     untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
     anchor_ms = run.store.anchor_ms(workload)
     kind = {"anchor_ms": anchor_ms, "remote_code": True, "untrained": untrained}
     passes, precision = len(stages), run.recipe.profile.precision
-    Plan(workload, bench.auto_class, models, fed, ANCHOR, passes, precision, **kind).write(out)  # type: ignore[arg-type]
+    Plan(workload, context.auto_class, models, fed, ANCHOR, passes, precision, **kind).write(out)  # type: ignore[arg-type]
     (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(NEEDS[workload.runtime])))
     for package, modules in BUNDLED_MODULES.items():
         target = out / "lib" / Path(*package.split("."))

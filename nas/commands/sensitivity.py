@@ -29,7 +29,7 @@ from nas.supernets.load import calibration_set
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluating
 from nas.tasks.losses import Scored, divergence
 from search_spaces import SearchSpace
@@ -76,23 +76,23 @@ def sensitivity(recipe: Recipe, folder: str | Path) -> list[Replacement]:
             model are one set of weights.
     """
     quiet_libraries()
-    bench, run = opened(recipe, folder)
+    context, run = opened(recipe, folder)
     with run.locked():
-        make_parent(run, bench)
-        rows = _replacements(run, bench)
+        make_parent(run, context)
+        rows = _replacements(run, context)
         write_text(run.sensitivity, csv_of(rows))
     return rows
 
 
-def _replacements(run: Run, bench: Workbench) -> list[Replacement]:
-    supernet = Supernet(bench.load_model(run.parent).to(training_device()).eval())
-    examples = calibration_set(bench)
+def _replacements(run: Run, context: TaskContext) -> list[Replacement]:
+    supernet = Supernet(context.load_model(run.parent).to(training_device()).eval())
+    examples = calibration_set(context)
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
     supernet.activations = calibrate(supernet, examples.batches)
-    space = replaceable(supernet, search_space(bench))
+    space = replaceable(supernet, search_space(context))
     found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops]
-    saved = _saved_ms(run, bench, supernet, space, found)
-    scored = _scored(supernet, bench.splits.search.first(EXAMPLES), space, found)
+    saved = _saved_ms(run, context, supernet, space, found)
+    scored = _scored(supernet, context.splits.search.first(EXAMPLES), space, found)
     rows = [
         Replacement(layer_of(block), *described(block), *scores, *saved[kind_of(space, block)])
         for block, scores in zip(found, scored, strict=True)
@@ -140,11 +140,11 @@ def kind_of(space: SearchSpace, block: Block) -> tuple[int, str, object]:
 
 
 def _saved_ms(
-    run: Run, bench: Workbench, supernet: Supernet, space: SearchSpace, found: Sequence[Block]
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, found: Sequence[Block]
 ) -> dict[tuple[int, str, object], tuple[float, float]]:
     """Kind of replacement -> milliseconds saved, and percent."""
     first = {kind_of(space, block): block.subnet for block in reversed(found)}
-    timed = measure_subnets(run, bench, supernet, [space.largest, *first.values()])
+    timed = measure_subnets(run, context, supernet, [space.largest, *first.values()])
     whole = timed[space.largest.key].latency_ms
     saved = {kind: whole - timed[subnet.key].latency_ms for kind, subnet in first.items()}
     return {kind: (ms, 100 * ms / whole) for kind, ms in saved.items()}

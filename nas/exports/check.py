@@ -20,7 +20,7 @@ from nas.runs.files import write_json
 from nas.runs.isolated import alone
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors.measurement.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
@@ -59,11 +59,11 @@ def check_folder(folder: Path, run: Run) -> tuple[dict[str, Checked], list[str]]
     Raises:
         InputError: If the folder is not an export.
     """
-    story, bench = read_story(folder), Workbench(run.recipe)
+    story, context = read_story(folder), TaskContext(run.recipe)
     found = {form: Checked() for form in present(folder)}
-    _reload(folder, story, run, bench, found)
+    _reload(folder, story, run, context, found)
     working = {form: path for form, path in present(folder).items() if not found[form].failure}
-    _score(working, bench, found)
+    _score(working, context, found)
     _measure(folder, working, story, run, found)
     for form, path in working.items():
         found[form].values["size_mb"] = size_mb(form, path)
@@ -112,14 +112,14 @@ def holds(name: str, stated: float, found: float, error: float) -> bool:
     return abs(found - stated) <= max(0.5 * error, 1e-6 * abs(stated))
 
 
-def _reload(folder: Path, story: Mapping[str, Any], run: Run, bench: Workbench, found: dict[str, Checked]) -> None:
+def _reload(folder: Path, story: Mapping[str, Any], run: Run, context: TaskContext, found: dict[str, Checked]) -> None:
     """Runs each format in a clean process; notes how far its outputs are from their reference."""
-    supernet, _ = load_supernet(run, bench)
-    inputs, active = active_outputs(supernet, SubnetConfig.from_dict(story["subnet"]), bench)
+    supernet, _ = load_supernet(run, context)
+    inputs, active = active_outputs(supernet, SubnetConfig.from_dict(story["subnet"]), context)
     reference: dict[str, torch.Tensor] | None = None if "inherited" in story else active
     for form, path in present(folder).items():
         try:
-            outputs = outputs_elsewhere(form, path, bench.auto_class, inputs)
+            outputs = outputs_elsewhere(form, path, context.auto_class, inputs)
         except ReloadError as error:
             found[form].failure = str(error)
             continue
@@ -129,12 +129,12 @@ def _reload(folder: Path, story: Mapping[str, Any], run: Run, bench: Workbench, 
             reference = outputs
 
 
-def _score(working: Mapping[str, Path], bench: Workbench, found: dict[str, Checked]) -> None:
+def _score(working: Mapping[str, Path], context: TaskContext, found: dict[str, Checked]) -> None:
     """Qualities on the held-out split."""
     for form, path in working.items():
-        model = RuntimeModel.load(form, path, bench)
+        model = RuntimeModel.load(form, path, context)
         try:
-            scores = score(model, bench.splits.test, bench.recipe.qualities)
+            scores = score(model, context.splits.test, context.recipe.qualities)
         except InputError as error:
             found[form].failure = str(error)
             continue

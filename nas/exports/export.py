@@ -26,7 +26,7 @@ from nas.runs.files import replace_folder, write_json
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluating
 from predictors import Workload
 from search_spaces import InputError, SubnetConfig
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 
 
-def save_subnet(supernet: Supernet, subnet: SubnetConfig, bench: Workbench, folder: Path) -> None:
+def save_subnet(supernet: Supernet, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
     """Writes the extracted model, its tokenizer or image processor and, unless it is stock, its modelling file."""
-    save_model(supernet.extract(subnet), bench, folder)
-    bench.processor.save_pretrained(folder)
+    save_model(supernet.extract(subnet), context, folder)
+    context.processor.save_pretrained(folder)
 
 
-def save_model(model: PreTrainedModel, bench: Workbench, folder: Path, *, weights: bool = True) -> None:
+def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:
     """Writes a model, its modelling file unless it is stock, and its weights if they are wanted."""
     if type(model).__name__.startswith(PREFIX):
-        describe_remote_code(model, bench.auto_class)
+        describe_remote_code(model, context.auto_class)
     model.save_pretrained(folder)
     for file in () if weights else folder.glob("*.safetensors*"):
         file.unlink()
@@ -78,16 +78,16 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
     out = Path(out)
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
-    bench = Workbench(run.recipe)
-    supernet, _ = load_supernet(run, bench)
+    context = TaskContext(run.recipe)
+    supernet, _ = load_supernet(run, context)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_subnet(supernet, point.subnet, bench, work)
+        save_subnet(supernet, point.subnet, context, work)
         story = {**origin(run), **point.to_dict()}
         write_json(work / "subnet.json", story)
-        check_reload(work, supernet, point.subnet, bench)
+        check_reload(work, supernet, point.subnet, context)
         convert(work, formats)
         write_card(work, story)
         replace_folder(work, out)
@@ -114,15 +114,15 @@ def origin(run: Run) -> dict[str, Any]:
     }
 
 
-def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> None:
+def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> None:
     """Loads a folder in a clean process and compares its logits with the active supernet's.
 
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
     """
-    inputs, expected = active_outputs(supernet, subnet, bench)
+    inputs, expected = active_outputs(supernet, subnet, context)
     try:
-        outputs = outputs_elsewhere("torch", folder, bench.auto_class, inputs)
+        outputs = outputs_elsewhere("torch", folder, context.auto_class, inputs)
     except ReloadError as error:
         raise InputError(f"the export is refused: it does not reload ({error}).") from None
     require_equal(outputs, expected, subnet)
@@ -157,28 +157,28 @@ def outputs_elsewhere(
         return load_file(outputs_file)
 
 
-def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, bench: Workbench) -> PreTrainedModel:
+def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
     """Loads a folder in this process, makes the same comparison and returns the model, on the supernet's device.
 
     Raises:
         InputError: If its outputs differ by more than 1e-5.
     """
-    model = getattr(transformers, bench.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
-    inputs, expected = active_outputs(supernet, subnet, bench)
+    model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+    inputs, expected = active_outputs(supernet, subnet, context)
     with torch.inference_mode():
         require_equal(logits_of(model(**inputs)), expected, subnet)
     return model.to(supernet.model.device)
 
 
 def active_outputs(
-    supernet: Supernet, subnet: SubnetConfig, bench: Workbench
+    supernet: Supernet, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A small batch, texts padded to different lengths, and the supernet's logits on it by name.
 
     Both are computed on the CPU, where a reloaded model is: two devices round differently.
     """
-    length = min(24, bench.recipe.task.max_length)
-    inputs = bench.dummy_inputs(Workload(batch_size=3, sequence_length=length))
+    length = min(24, context.recipe.task.max_length)
+    inputs = context.dummy_inputs(Workload(batch_size=3, sequence_length=length))
     if "attention_mask" in inputs:
         for row, padding in enumerate((0, length // 4, length // 2)):
             inputs["attention_mask"][row, length - padding :] = 0

@@ -14,7 +14,7 @@ import transformers
 from transformers.utils import ModelOutput
 
 from nas.exports.formats import load_model, present, read_story, story_inputs
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
 from predictors.measurement.measure import quiet
@@ -37,12 +37,12 @@ class RuntimeModel(torch.nn.Module):
         self.device = torch.device("cpu")
 
     @classmethod
-    def load(cls, form: str, path: Path, bench: Workbench) -> Any:
+    def load(cls, form: str, path: Path, context: TaskContext) -> Any:
         """The model of a format; of ``torch``, the Hugging Face model itself."""
         if form == "torch":
-            auto = getattr(transformers, bench.auto_class)
+            auto = getattr(transformers, context.auto_class)
             return auto.from_pretrained(path, trust_remote_code=False).eval()
-        return cls(LOADERS[form](path), bench.config)
+        return cls(LOADERS[form](path), context.config)
 
     def forward(self, **inputs: Any) -> ModelOutput:
         """Logits by name; other outputs are left out."""

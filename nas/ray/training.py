@@ -25,7 +25,7 @@ from nas.recipe.schema import Training
 from nas.runs import processes
 from nas.runs.progress import Report, say
 from nas.runs.run import Run
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 RETRIES = 3
@@ -37,7 +37,7 @@ TIMEOUT_S = 7 * 24 * 3600
 
 def train_on_ray(
     address: str,
-    train: Callable[[Run, Workbench, Report], None],
+    train: Callable[[Run, TaskContext, Report], None],
     name: str,
     run: Run,
     settings: Training,
@@ -170,7 +170,7 @@ def work(config: dict[str, Any]) -> None:
     processes.wait()
     show = board.show.remote if processes.is_main() else lambda *_: None
     try:
-        config["train"](Run(config["folder"]), Workbench(config["recipe"]), show)
+        config["train"](Run(config["folder"]), TaskContext(config["recipe"]), show)
     except InputError as error:
         ray.get(board.refuse.remote(str(error)))
         raise

@@ -10,7 +10,7 @@ from nas.runs.run import Run
 from nas.studies.sampler import check_sampler
 from nas.supernets.space import paying, search_space
 from nas.supernets.trackers import check_reporting
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
 from predictors.costs.analytic import COUNTED
 from predictors.measurement.memory import memory_mb
@@ -19,7 +19,7 @@ from predictors.measurement.workload import one_line_errors
 from search_spaces import InputError
 
 
-def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tuple[Workbench, Run]:
+def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tuple[TaskContext, Run]:
     """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well.
 
     Args:
@@ -29,21 +29,21 @@ def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tu
     """
     found = Run(folder) if Path(folder, "recipe.yaml").exists() else None
     elsewhere = found.elsewhere if found else elsewhere
-    bench = checked(recipe, elsewhere=elsewhere)
+    context = checked(recipe, elsewhere=elsewhere)
     if found is None:
-        _check_exact_constraints(bench, AnalyticCosts.of(bench.load_model(), bench.layout))
+        _check_exact_constraints(context, AnalyticCosts.of(context.load_model(), context.layout))
     run = Run.open(folder, recipe, elsewhere=elsewhere)
     here = run.device if elsewhere else device_name(recipe.workload)
     if here != run.device:
         raise InputError(f"`{folder}` was begun on {run.device}, but this is {here}; give another folder with --run.")
-    return bench, run
+    return context, run
 
 
-def _check_exact_constraints(bench: Workbench, counts: AnalyticCosts) -> None:
+def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> None:
     """Refuses a bound on an exact cost that neither end of the space meets, before anything is trained."""
-    space = search_space(bench)
-    found = counts.count(COUNTED, [space.smallest, space.largest], bench.recipe.workload)
-    for name, bound in bench.recipe.bounds.items():
+    space = search_space(context)
+    found = counts.count(COUNTED, [space.smallest, space.largest], context.recipe.workload)
+    for name, bound in context.recipe.bounds.items():
         if name in COUNTED:
             ends = found[name].tolist()
             if all(bound.violation(value) > 0 for value in ends):
@@ -53,7 +53,7 @@ def _check_exact_constraints(bench: Workbench, counts: AnalyticCosts) -> None:
                 )
 
 
-def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
+def checked(recipe: Recipe, *, elsewhere: bool = False) -> TaskContext:
     """Loads what a recipe names and checks it against each other, before anything is written.
 
     The workload is not looked for on this machine if its device is ``elsewhere``.
@@ -65,37 +65,40 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> Workbench:
         recipe.workload.check_available()
         check_runtime(recipe.workload)
     check_sampler(recipe)
-    bench = Workbench(recipe)
-    if bench.lengthens:
-        say(f"positions  copied until there are {bench.layout.inputs.max_sequence_length}, as the recipe's texts need")
-    for reason in paying(bench)[1]:
+    context = TaskContext(recipe)
+    if context.lengthens:
+        say(
+            f"positions  copied until there are {context.layout.inputs.max_sequence_length}, "
+            "as the recipe's texts need"
+        )
+    for reason in paying(context)[1]:
         say(f"space      {reason}")
-    space = search_space(bench)
+    space = search_space(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    if "kv_cache_mb" in recipe.figures and not bench.layout.family.generates:
+    if "kv_cache_mb" in recipe.figures and not context.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
         )
     for folder in recipe.profile.earlier:
         Run(folder)
-    limit = bench.layout.inputs.max_sequence_length
+    limit = context.layout.inputs.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
     if not elsewhere:
-        _check_memory(bench)
+        _check_memory(context)
     for settings in (recipe.parent, recipe.supernet):
         check_reporting(settings)
-        bench.training_set(settings)
-    _ = bench.has_head
-    return bench
+        context.training_set(settings)
+    _ = context.has_head
+    return context
 
 
-def _check_memory(bench: Workbench) -> None:
+def _check_memory(context: TaskContext) -> None:
     """Raises InputError where the hidden states of one layer alone take more memory than there is."""
-    workload, layout = bench.recipe.workload, bench.layout
+    workload, layout = context.recipe.workload, context.layout
     tokens = workload.batch_size * layout.inputs.longest_sequence(workload.sequence_length)
     with one_line_errors(workload):
         if tokens * layout.parent.hidden_size * workload.activation_bytes / 1e6 > memory_mb(workload):

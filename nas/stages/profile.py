@@ -11,7 +11,7 @@ from nas.runs.run import Run
 from nas.supernets.latency import measure_subnets
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, Ceilings, MeasurementStore, SubnetPredictor, Timing, roofline_ms
 from predictors.latency.active_learning import least_sure
 from predictors.latency.features import features
@@ -21,10 +21,10 @@ from search_spaces import SearchSpace, SubnetConfig
 POOL = 512
 """Sampled subnetworks of which some are chosen to be measured."""
 
-Load = Callable[[Run, Workbench], tuple[Supernet, SearchSpace]]
+Load = Callable[[Run, TaskContext], tuple[Supernet, SearchSpace]]
 
 
-def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> SubnetPredictor:
+def make_profile(run: Run, context: TaskContext, load: Load = load_supernet) -> SubnetPredictor:
     """Measures subnetworks, each extracted, and fits the latency predictor on them.
 
     Where the latency is bounded and measured here, only half of them are sampled; the others follow in groups, chosen
@@ -33,18 +33,18 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
 
     Args:
         run: Keeps the measurements and the predictor.
-        bench: Of its recipe.
+        context: Of its recipe.
         load: Gives the supernet and its space, both in order of importance; no latency depends on whether the weights
             are trained.
     """
-    recipe = bench.recipe
+    recipe = context.recipe
     if any(run.predictor.glob("*")):
         return SubnetPredictor.load(run.predictor, recipe.workload)
-    supernet, space = load(run, bench)
+    supernet, space = load(run, context)
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     bound = recipe.bounds.get("latency_ms")
     around_ms = bound.value if bound else None
-    drawn, chosen, measured = _measured(run, bench, supernet, space, around_ms)
+    drawn, chosen, measured = _measured(run, context, supernet, space, around_ms)
     subnets = [*drawn, *chosen]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
@@ -67,21 +67,21 @@ def make_profile(run: Run, bench: Workbench, load: Load = load_supernet) -> Subn
 
 
 def _measured(
-    run: Run, bench: Workbench, supernet: Supernet, space: SearchSpace, around_ms: float | None
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, around_ms: float | None
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """What is sampled, what is chosen because of what was measured before, and what all of them took."""
-    samples, seed = bench.recipe.profile.samples, bench.recipe.seed
+    samples, seed = context.recipe.profile.samples, context.recipe.seed
     known, chosen = reused(run, space)
     active = around_ms is not None and not run.elsewhere
     drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
-    measured = measure_subnets(run, bench, supernet, [*drawn, *chosen])
+    measured = measure_subnets(run, context, supernet, [*drawn, *chosen])
     while around_ms is not None and active and len(measured) < samples:
         count = min(TOGETHER, samples - len(measured))
         following = next_subnets(space, [*drawn, *chosen], measured, count, around_ms, seed)
         if not following:
             break
         chosen += following
-        measured = measure_subnets(run, bench, supernet, [*drawn, *chosen], is_scale_open=False)
+        measured = measure_subnets(run, context, supernet, [*drawn, *chosen], is_scale_open=False)
     return drawn, chosen, measured
 
 

@@ -10,26 +10,26 @@ from nas.studies.racing import Scorer
 from nas.studies.search_loop import Dispatcher, run_here, run_studies
 from nas.studies.study import write_trials
 from nas.supernets.load import load_supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import SubnetPredictor
 from search_spaces import InputError
 
 
-def run_search(run: Run, bench: Workbench, predictor: SubnetPredictor, cluster: str | None = None) -> None:
+def run_search(run: Run, context: TaskContext, predictor: SubnetPredictor, cluster: str | None = None) -> None:
     """Runs what is missing of the search and of its baselines, and writes trials.csv.
 
     Args:
         run: Holds the supernet and the studies.
-        bench: Of its recipe.
+        context: Of its recipe.
         predictor: Of the latencies.
         cluster: Address of the Ray cluster whose workers evaluate, ``auto`` to find one; None: this process does.
 
     Raises:
         InputError: If the search cannot go on; trials.csv then holds what there is.
     """
-    recipe = bench.recipe
-    supernet, space = load_supernet(run, bench)
-    evaluator = Evaluator(recipe, supernet, bench.splits.search, predictor)
+    recipe = context.recipe
+    supernet, space = load_supernet(run, context)
+    evaluator = Evaluator(recipe, supernet, context.splits.search, predictor)
 
     def execute(dispatcher: Dispatcher, scorer: Scorer) -> None:
         if cluster is None:

@@ -20,7 +20,7 @@ from nas.supernets.strategies import SAMPLES, STRATEGIES, Cost, Strategy, strati
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import train, training_arguments, training_device
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace
 
@@ -29,81 +29,81 @@ LAYER_EXAMPLES = 128
 ORDER = "importance.json"
 
 
-def make_supernet(run: Run, bench: Workbench, cluster: str | None = None) -> None:
+def make_supernet(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Orders the parent's weights by importance and trains all subnetworks of the space together.
 
     Args:
         run: Keeps it.
-        bench: Of its recipe.
+        context: Of its recipe.
         cluster: Address of the Ray cluster that trains where ``supernet.workers`` are asked for.
     """
     if exists_for_all(run.supernet):
         return
     with build_in_main(run, run.supernet) as work:
         if processes.is_main():
-            _prepare(run, bench, work)
+            _prepare(run, context, work)
         processes.wait()
-        run_training(train_supernet, "supernet", run, bench, cluster)
-    ordered = "as they stand" if bench.recipe.supernet.order == "none" else "by importance"
+        run_training(train_supernet, "supernet", run, context, cluster)
+    ordered = "as they stand" if context.recipe.supernet.order == "none" else "by importance"
     say(f"supernet   {run.supernet}: layers {ordered} {run.layer_order}")
 
 
-def _prepare(run: Run, bench: Workbench, work: Path) -> None:
+def _prepare(run: Run, context: TaskContext, work: Path) -> None:
     """Stores the order of importance and, where subnetworks are sampled by it, the latency predictor.
 
     Raises:
         InputError: If they are to be sampled by latencies that another device measures after the training.
     """
-    if bench.recipe.supernet.sampler == "latency_ms" and run.elsewhere:
+    if context.recipe.supernet.sampler == "latency_ms" and run.elsewhere:
         raise InputError(
             f"`{run.folder}` takes its latencies from another device once the supernet is trained, but "
             "`supernet.sampler` is `latency_ms`; choose `macs`."
         )
     if not (work / ORDER).exists():
         remove(work / "checkpoints")
-        supernet, examples = Supernet(bench.load_model(run.parent).to(training_device())), calibration_set(bench)
+        supernet, examples = Supernet(context.load_model(run.parent).to(training_device())), calibration_set(context)
         order = order_by_importance(
             supernet,
             examples.labelled_batches(CALIBRATION_EXAMPLES),
             examples.labelled_batches(LAYER_EXAMPLES),
-            by=bench.recipe.supernet.order,
+            by=context.recipe.supernet.order,
         )
-        store_activations(supernet, bench, work)
+        store_activations(supernet, context, work)
         write_json(work / ORDER, order.to_dict())
-    if bench.recipe.supernet.sampler == "latency_ms":
-        make_profile(run, bench, ordered_supernet)
+    if context.recipe.supernet.sampler == "latency_ms":
+        make_profile(run, context, ordered_supernet)
 
 
-def ordered_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
+def ordered_supernet(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
     """The parent as a supernet in the stored order of importance, and its space with the layers in that order."""
     work = partial_of(run.supernet)
     order = ImportanceOrder.from_dict(read_json(work / ORDER))
-    supernet = Supernet(bench.load_model(run.parent).to(training_device()))
+    supernet = Supernet(context.load_model(run.parent).to(training_device()))
     permute(supernet, order.units, order.hidden)
     supernet.activations = Activations.load(work)
-    return supernet, search_space(bench, order.layers)
+    return supernet, search_space(context, order.layers)
 
 
-def train_supernet(run: Run, bench: Workbench, report: Report) -> None:
+def train_supernet(run: Run, context: TaskContext, report: Report) -> None:
     """Trains the supernet from what `_prepare` stored, and stores it where it is built."""
-    work, settings = partial_of(run.supernet), bench.recipe.supernet
-    supernet, space = ordered_supernet(run, bench)
-    profiled = make_profile(run, bench).predict if settings.sampler == "latency_ms" else None
-    examples, checkpoints = bench.training_set(settings), work / "checkpoints"
+    work, settings = partial_of(run.supernet), context.recipe.supernet
+    supernet, space = ordered_supernet(run, context)
+    profiled = make_profile(run, context).predict if settings.sampler == "latency_ms" else None
+    examples, checkpoints = context.training_set(settings), work / "checkpoints"
     trainer = SupernetTrainer(
         supernet=supernet,
-        task=bench.splits.task,
-        teacher=bench.load_model(run.parent) if settings.teacher == "parent" else None,
+        task=context.splits.task,
+        teacher=context.load_model(run.parent) if settings.teacher == "parent" else None,
         strategy=strategy_of(settings, supernet, space, profiled),
         temperature=settings.temperature,
         relations=settings.relations,
         relations_of=settings.relations_of,
-        args=training_arguments(settings, checkpoints, bench.recipe.seed, "input_ids" in examples.column_names),
+        args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
     )
     log = train(trainer, report, run.logs / "supernet")
     if processes.is_main():
-        store_activations(supernet, bench, work)
+        store_activations(supernet, context, work)
     store_model(supernet.model, log, work)
 
 

@@ -10,33 +10,33 @@ from nas.runs import processes
 from nas.runs.files import write_json
 from nas.runs.progress import Report, progress
 from nas.runs.run import Run
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Train = Callable[[Run, Workbench, Report], None]
+Train = Callable[[Run, TaskContext, Report], None]
 """A training of a run, called in each of its processes."""
 
 
-def run_training(train: Train, name: str, run: Run, bench: Workbench, cluster: str | None) -> None:
+def run_training(train: Train, name: str, run: Run, context: TaskContext, cluster: str | None) -> None:
     """Runs a training in the processes there are, or on the workers of a Ray cluster.
 
     Args:
         train: A function of a module, so that workers can import it.
         name: Section of the recipe that describes it.
         run: Keeps what it needs and ends with.
-        bench: Of its recipe.
+        context: Of its recipe.
         cluster: Address of the Ray cluster; None: there is none.
 
     Raises:
         InputError: If the recipe asks for other processes than there are, and there is no cluster.
     """
-    here, settings = processes.count(), getattr(bench.recipe, name)
+    here, settings = processes.count(), getattr(context.recipe, name)
     with progress(name) as report:
         if settings.workers in (None, here):
-            train(run, bench, report)
+            train(run, context, report)
         elif cluster is not None and here == 1:
             from nas.ray.training import train_on_ray
 

@@ -20,7 +20,7 @@ from nas.studies.study import STUDIES, open_studies, points
 from nas.supernets.latency import say_doubts, time_models
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
 from predictors.measurement.measure import groups
@@ -36,7 +36,7 @@ PASSES: tuple[Stage, ...] = ("export", "repeat")
 PARENT = "parent"
 
 
-def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, Any]:
+def verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> dict[str, Any]:
     """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
     The front is what no other of them beats, whichever study it comes from.
@@ -52,13 +52,13 @@ def verify(run: Run, bench: Workbench, predictor: SubnetPredictor) -> dict[str, 
         InputError: If no verified subnetwork meets the constraints; names the closest.
     """
     recipe = run.recipe
-    supernet, _ = load_supernet(run, bench)
+    supernet, _ = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
     candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
         _refuse_infeasible(run, points(studies["search"]))
     subnets = {point.key: point.subnet for found in candidates.values() for point in found}
-    figures = _figures(run, bench, supernet, predictor, subnets)
+    figures = _figures(run, context, supernet, predictor, subnets)
     verified = [
         _point(figures[point.key], name, recipe.bounds)
         for name, study in studies.items()
@@ -92,7 +92,7 @@ def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe
 
 
 def _figures(
-    run: Run, bench: Workbench, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
+    run: Run, context: TaskContext, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
 ) -> dict[str, dict[str, Any]]:
     """Key -> every figure of a verified subnetwork and of the parent; what is stored is not done again.
 
@@ -110,9 +110,9 @@ def _figures(
             done += models
             report(done, total, "")
 
-        lines = _scored(run, bench, supernet, scored, advance)
+        lines = _scored(run, context, supernet, scored, advance)
         for number, stage in enumerate(passes, 1):
-            _measure(run, bench, supernet, measured, stage, number, advance)
+            _measure(run, context, supernet, measured, stage, number, advance)
     for key, line in lines.items():
         subnet = SubnetConfig.from_dict(line["subnet"])
         as_measured = run.store.stated(subnet.key, run.recipe.workload)
@@ -138,14 +138,14 @@ Advance = Callable[[int], None]
 
 
 def _scored(
-    run: Run, bench: Workbench, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
+    run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
     """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
     done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
     for key, subnet in subnets.items():
         if key not in done:
-            model = _parent(run, supernet, bench) if key == PARENT else reloaded(run, bench, supernet, subnet)
-            scores = score(model, bench.splits.test, run.recipe.qualities)
+            model = _parent(run, supernet, context) if key == PARENT else reloaded(run, context, supernet, subnet)
+            scores = score(model, context.splits.test, run.recipe.qualities)
             counted = counts.count(counts.counted, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: found.value for name, found in scores.items()}
@@ -158,7 +158,7 @@ def _scored(
 
 def _measure(
     run: Run,
-    bench: Workbench,
+    context: TaskContext,
     supernet: Supernet,
     subnets: Sequence[SubnetConfig],
     stage: Stage,
@@ -171,25 +171,25 @@ def _measure(
     advance(len(subnets) - len(missing))
     timings: dict[str, Timing] = {}
     for _, group in groups(missing, seed=number):
-        models = {subnet.key: reloaded(run, bench, supernet, subnet) for subnet in group}
-        timed = time_models(bench, supernet, models, store)
+        models = {subnet.key: reloaded(run, context, supernet, subnet) for subnet in group}
+        timed = time_models(context, supernet, models, store)
         for subnet in group:
             store.add(subnet, workload, stage, timed[subnet.key])
         timings |= timed
         advance(len(group))
-    say_doubts(timings, bench)
+    say_doubts(timings, context)
 
 
-def reloaded(run: Run, bench: Workbench, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+def reloaded(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
     """An exported subnetwork as it loads from its folder, compared with the supernet's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
-        save_subnet(supernet, subnet, bench, Path(folder))
-        return reload_here(Path(folder), supernet, subnet, bench)
+        save_subnet(supernet, subnet, context, Path(folder))
+        return reload_here(Path(folder), supernet, subnet, context)
 
 
-def _parent(run: Run, supernet: Supernet, bench: Workbench) -> PreTrainedModel:
+def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
     """The fine-tuned parent itself, with its own weights."""
-    return bench.load_model(run.parent).to(supernet.model.device).eval()
+    return context.load_model(run.parent).to(supernet.model.device).eval()
 
 
 def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:

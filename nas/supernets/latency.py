@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nas.runs.progress import progress, say
 from nas.runs.run import Run
 from nas.supernets.supernet import Supernet
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors import MeasurementStore, Timing
 from predictors.measurement.measure import groups, measure_in_calm
 from predictors.measurement.runtimes import prepared
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def measure_subnets(
-    run: Run, bench: Workbench, supernet: Supernet, subnets: Sequence[SubnetConfig], *, is_scale_open: bool = True
+    run: Run, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig], *, is_scale_open: bool = True
 ) -> dict[str, Timing]:
     """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
 
     While the scale is open, which it is until a predictor is fitted, the median parent beside all groups is the scale
     of all latencies; those beside a slower one, while something else ran, are measured once more.
     """
-    workload, store = bench.recipe.workload, run.store
+    workload, store = context.recipe.workload, run.store
     is_scale_open &= not any(run.predictor.glob("*"))
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
     if missing and run.elsewhere:
@@ -38,7 +38,7 @@ def measure_subnets(
 
     def measure_group(group: Sequence[SubnetConfig]) -> None:
         models = {subnet.key: supernet.extract(subnet) for subnet in group}
-        timed = time_models(bench, supernet, models, store, is_scale_open=is_scale_open)
+        timed = time_models(context, supernet, models, store, is_scale_open=is_scale_open)
         for subnet in group:
             store.add(subnet, workload, "profile", timed[subnet.key])
 
@@ -48,22 +48,22 @@ def measure_subnets(
                 measure_group(group)
                 report(start + len(group), len(missing), "")
             timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-            limit = max_drift(bench.recipe.profile.precision)
+            limit = max_drift(context.recipe.profile.precision)
             for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
                 measure_group(group)
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-    say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, bench)
+    say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, context)
     return {subnet.key: timings[subnet.key] for subnet in subnets}
 
 
-def say_doubts(timings: Mapping[str, Timing], bench: Workbench) -> None:
+def say_doubts(timings: Mapping[str, Timing], context: TaskContext) -> None:
     """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
-    if said := doubts(timings, bench.recipe.profile.precision):
+    if said := doubts(timings, context.recipe.profile.precision):
         say(f"noisy      {said}")
 
 
 def time_models(
-    bench: Workbench,
+    context: TaskContext,
     supernet: Supernet,
     models: dict[str, PreTrainedModel],
     store: MeasurementStore,
@@ -71,11 +71,11 @@ def time_models(
     is_scale_open: bool = False,
 ) -> dict[str, Timing]:
     """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
-    workload, inputs = bench.recipe.workload, bench.dummy_inputs(bench.recipe.workload)
+    workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
     anchor_ms = store.anchor_ms(workload)
     calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
-    precision = bench.recipe.profile.precision
+    precision = context.recipe.profile.precision
     timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
     if anchor_ms is None or is_scale_open:
         store.add(supernet.parent, workload, "anchor", timed[ANCHOR].uncorrected)

@@ -10,27 +10,27 @@ from nas.supernets.low_rank import Activations
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet
 from search_spaces import SearchSpace
 
 CALIBRATION_EXAMPLES = 512
 
 
-def calibration_set(bench: Workbench) -> EvaluationSet:
+def calibration_set(context: TaskContext) -> EvaluationSet:
     """A few hundred examples of the training data, to see what matters in the parent."""
-    train = bench.splits.train
-    return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), bench.splits.task, 32)
+    train = context.splits.train
+    return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32)
 
 
-def store_activations(supernet: Supernet, bench: Workbench, folder: Path) -> None:
+def store_activations(supernet: Supernet, context: TaskContext, folder: Path) -> None:
     """Stores what bases of low ranks are made from, where a rank is open."""
-    if search_space(bench).has_low_ranks:
-        calibrate(supernet, calibration_set(bench).batches).save(folder)
+    if search_space(context).has_low_ranks:
+        calibrate(supernet, calibration_set(context).batches).save(folder)
 
 
-def load_supernet(run: Run, bench: Workbench) -> tuple[Supernet, SearchSpace]:
+def load_supernet(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
     """The trained supernet of a run on the training device, and its space with the layers in importance order."""
-    supernet = Supernet(bench.load_model(run.supernet).to(training_device()), Activations.load(run.supernet))
+    supernet = Supernet(context.load_model(run.supernet).to(training_device()), Activations.load(run.supernet))
     supernet.model.eval()
-    return supernet, search_space(bench, run.layer_order)
+    return supernet, search_space(context, run.layer_order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nas.tasks.context import Workbench
+from nas.tasks.context import TaskContext
 from predictors.measurement.precision import why_not
 from search_spaces import SearchSpace
 from search_spaces.dimensions.bits import BITS
@@ -15,23 +15,23 @@ THIN_TABLE_PAYS_IN = ("num_parameters", "size_mb")
 """Figures that a rank of the embeddings can improve: looking rows up costs no time, the product after it does."""
 
 
-def search_space(bench: Workbench, layer_order: Sequence[int] | None = None) -> SearchSpace:
+def search_space(context: TaskContext, layer_order: Sequence[int] | None = None) -> SearchSpace:
     """The recipe's space over its parent, without choices that cannot pay."""
-    return bench.layout.search_space(paying(bench)[0], layer_order)
+    return context.layout.search_space(paying(context)[0], layer_order)
 
 
-def paying(bench: Workbench) -> tuple[dict[str, Any], list[str]]:
+def paying(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can pay on its workload, and why others cannot."""
-    workload, figures = bench.recipe.workload, bench.recipe.figures
-    tokens = bench.layout.inputs.longest_sequence(workload.sequence_length)
+    workload, figures = context.recipe.workload, context.recipe.figures
+    tokens = context.layout.inputs.longest_sequence(workload.sequence_length)
     refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
-    return pruned(bench.recipe.space.model_dump(), tokens, refused, whole_embedding(bench))
+    return pruned(context.recipe.space.model_dump(), tokens, refused, whole_embedding(context))
 
 
-def whole_embedding(bench: Workbench) -> str:
+def whole_embedding(context: TaskContext) -> str:
     """Why the table of embeddings must stay whole or cannot pay otherwise; empty where it can."""
-    if bench.layout.ties_embedding(bench.recipe.task.type):
+    if context.layout.ties_embedding(context.recipe.task.type):
         return "the output head shares the embeddings' table"
-    if not {*THIN_TABLE_PAYS_IN} & {*bench.recipe.figures}:
+    if not {*THIN_TABLE_PAYS_IN} & {*context.recipe.figures}:
         return f"it pays in {' and '.join(THIN_TABLE_PAYS_IN)} only, which no objective or constraint names"
     return ""

@@ -1,4 +1,4 @@
-"""Workbench: a recipe's data and model, made ready for training and scoring."""
+"""TaskContext: a recipe's data and model, made ready for training and scoring."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Splits:
     test: EvaluationSet
 
 
-class Workbench:
+class TaskContext:
     """A recipe with its config, family, processor and data, each loaded on first use."""
 
     def __init__(self, recipe: Recipe) -> None:
