@@ -56,11 +56,11 @@ def search(
         typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
         return
     from nas.pipeline import search as run_pipeline
-    from nas.reports.summary import show as show_run
-    from nas.runs.finetuned import front_beside
+    from nas.reports.summary import print_summary
+    from nas.runs.finetuned import front_with_finetuned
 
     done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
-    show_run(done, front_beside(done))
+    print_summary(done, front_with_finetuned(done))
 
 
 @app.command()
@@ -85,23 +85,23 @@ def profile(
     from nas.pipeline import profile as run_profile
     from nas.recipe.schema import Recipe
     from nas.reports.summary import workload_line
-    from nas.runs.progress import console, say
+    from nas.runs.progress import console, print_line
     from nas.runs.run import Run
 
     loaded, folder = Recipe.load(recipe, overrides or []), run or default_run(recipe)
     if export is not None and take is not None:
         raise InputError("`--export` and `--import` are two steps, but got both; the device measures in between.")
     if export is not None:
-        say(export_plan(loaded, folder, export))
+        print_line(export_plan(loaded, folder, export))
         return
     predictor = run_profile(loaded, folder) if take is None else import_results(loaded, folder, take)
     console.print(predictor.report.table())
     for measured, found in predictor.latency.learning_curve().items():
         console.print(f"{measured:4} fitted: MAPE {found.mape_percent:.1f} %, Kendall tau {found.kendall_tau:.3f}")
     report = predictor.report
-    say(f"workload   {workload_line(Run(folder))}")
-    say(f"measured   {report.n_train + report.n_test} subnetworks, each extracted")
-    say(f"interval   ± {report.residual_bound:.1%} around a prediction holds nine in ten measurements")
+    print_line(f"workload   {workload_line(Run(folder))}")
+    print_line(f"measured   {report.n_train + report.n_test} subnetworks, each extracted")
+    print_line(f"interval   ± {report.residual_bound:.1%} around a prediction holds nine in ten measurements")
 
 
 @app.command()
@@ -110,11 +110,11 @@ def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder 
     from nas.commands.sensitivity import sensitivity as find_sensitivity
     from nas.commands.sensitivity import sensitivity_table
     from nas.recipe.schema import Recipe
-    from nas.runs.progress import console, say
+    from nas.runs.progress import console, print_line
 
     folder = run or default_run(recipe)
     console.print(sensitivity_table(find_sensitivity(Recipe.load(recipe, overrides or []), folder)))
-    say(f"{folder / 'sensitivity.csv'}")
+    print_line(f"{folder / 'sensitivity.csv'}")
 
 
 @app.command()
@@ -126,17 +126,17 @@ def show(
     form: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
     """Print the front of a run, or of it what is asked for."""
-    from nas.fronts.output import listed, written
-    from nas.reports.summary import show as show_run
-    from nas.runs.finetuned import front_beside
+    from nas.fronts.output import filter_front, front_as_text
+    from nas.reports.summary import print_summary
+    from nas.runs.finetuned import front_with_finetuned
     from nas.runs.run import Run
 
     found = Run(run)
-    front = listed(front_beside(found), where, pick, sort)
+    front = filter_front(front_with_finetuned(found), where, pick, sort)
     if form == "table":
-        show_run(found, front)
+        print_summary(found, front)
     else:
-        typer.echo(written(front, form), nl=False)
+        typer.echo(front_as_text(front, form), nl=False)
 
 
 @app.command()
@@ -145,10 +145,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print where it is and stop.")] = False,
 ) -> None:
     """Follow a running search from another terminal; it is only read."""
-    from nas.commands.watch import follow
+    from nas.commands.watch import watch as watch_run
     from nas.runs.run import Run
 
-    follow(Run(run), once)
+    watch_run(Run(run), once)
 
 
 @app.command()
@@ -199,15 +199,15 @@ def export(
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
     from nas.exports.formats import parse_formats
-    from nas.runs.progress import quiet_libraries, say
+    from nas.runs.progress import print_line, quiet_libraries
     from nas.runs.run import Run
     from nas.studies.pick import pick as pick_point
 
     quiet_libraries()
     found = Run(run)
     point = pick_point(found, pick)
-    say(f"{point.subnet}")
-    say(f"{export_subnet(found, point, out, parse_formats(to))} reloads with equal outputs")
+    print_line(f"{point.subnet}")
+    print_line(f"{export_subnet(found, point, out, parse_formats(to))} reloads with equal outputs")
 
 
 @app.command()
@@ -218,11 +218,11 @@ def convert(
     """Write an export in other formats, into its folder."""
     from nas.exports.formats import convert as convert_folder
     from nas.exports.formats import parse_formats
-    from nas.runs.progress import quiet_libraries, say
+    from nas.runs.progress import print_line, quiet_libraries
 
     quiet_libraries()
     for name, file in convert_folder(folder, parse_formats(to)).items():
-        say(f"{name}  {file}")
+        print_line(f"{name}  {file}")
 
 
 @app.command()
@@ -251,17 +251,17 @@ def finetune(
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
     from nas.commands.finetune import finetune as finetune_folder
-    from nas.recipe.objectives import format_figure
+    from nas.recipe.objectives import format_value
     from nas.recipe.schema import Recipe
-    from nas.runs.progress import quiet_libraries, say
+    from nas.runs.progress import print_line, quiet_libraries
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
     before, told = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
     for name in (*before, "latency_ms", "size_mb"):
         was = f"{before[name].value:.4f} -> " if name in before else ""
-        say(f"{name}  {was}{format_figure(name, told['values'][name], told['errors'].get(name))}")
-    say(f"{target}")
+        print_line(f"{name}  {was}{format_value(name, told['values'][name], told['errors'].get(name))}")
+    print_line(f"{target}")
 
 
 @app.command()
@@ -275,9 +275,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
-    from nas.commands.bench import PRECISION, bench_rows, bench_table, doubts_of, write_csv
+    from nas.commands.bench import PRECISION, bench_noise_warning, bench_rows, bench_table, write_csv
     from nas.recipe.schema import Recipe
-    from nas.runs.progress import console, quiet_libraries, say
+    from nas.runs.progress import console, print_line, quiet_libraries
 
     quiet_libraries()
     if precision is not None and not 0 < precision < 1:
@@ -288,14 +288,14 @@ def bench(
     console.print(bench_table(rows))
     if csv is not None:
         write_csv(rows, csv)
-    said = doubts_of(rows, precision or PRECISION)
+    said = bench_noise_warning(rows, precision or PRECISION)
     if said and precision is not None:
         raise InputError(
             f"`--precision {precision:g}` must be reached, but on this machine it is not: {said}. Stop other work, or "
             "ask for less."
         )
     if said:
-        say(f"noisy: {said}")
+        print_line(f"noisy: {said}")
 
 
 @app.command()

@@ -7,18 +7,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from nas.recipe.schema import Recipe
-from nas.reports.summary import near_line, predictor_line
+from nas.reports.summary import near_bound_line, predictor_line
 from nas.runs import processes
-from nas.runs.progress import quiet_libraries, say
+from nas.runs.progress import print_line, quiet_libraries
 from nas.runs.run import Run
-from nas.stages.check import opened
-from nas.stages.export import export_knee
-from nas.stages.parent import make_parent
-from nas.stages.profile import make_profile
-from nas.stages.report import make_report
+from nas.stages.check import open_run
+from nas.stages.export import run_export
+from nas.stages.parent import run_parent
+from nas.stages.profile import run_profile
+from nas.stages.report import run_report
 from nas.stages.search import run_search
-from nas.stages.supernet import make_supernet
-from nas.stages.verify import verify
+from nas.stages.supernet import run_supernet
+from nas.stages.verify import run_verify
 from nas.tasks.context import TaskContext
 from predictors import SubnetPredictor
 
@@ -39,41 +39,41 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
     """
     quiet_libraries()
-    with _trained(recipe, folder, cluster) as (context, run):
-        predictor = make_profile(run, context)
-        say(f"predictor  {predictor_line(predictor)}")
-        say(f"near       {near_line(predictor)}")
+    with prepare_run(recipe, folder, cluster) as (context, run):
+        predictor = run_profile(run, context)
+        print_line(f"predictor  {predictor_line(predictor)}")
+        print_line(f"near       {near_bound_line(predictor)}")
         if not run.front_file.exists():
             run_search(run, context, predictor, cluster)
-            verify(run, context, predictor)
-        finish(run, predictor)
+            run_verify(run, context, predictor)
+        report_and_export(run, predictor)
     return run
 
 
-def finish(run: Run, predictor: SubnetPredictor) -> None:
+def report_and_export(run: Run, predictor: SubnetPredictor) -> None:
     """The report and the knee's export, where they are not there yet."""
     if not run.report.exists():
-        make_report(run, predictor)
-    export_knee(run)
+        run_report(run, predictor)
+    run_export(run)
 
 
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
     """Runs the stages up to this device's latency predictor."""
     quiet_libraries()
-    with _trained(recipe, folder) as (context, run):
-        return make_profile(run, context)
+    with prepare_run(recipe, folder) as (context, run):
+        return run_profile(run, context)
 
 
 @contextmanager
-def _trained(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[TaskContext, Run]]:
+def prepare_run(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[TaskContext, Run]]:
     """The open run of a recipe with its parent and supernet; of several processes, the main one goes on with it."""
     if not processes.is_main():
-        processes.wait()  # until the run is there and held
-    context, run = opened(recipe, folder)
+        processes.barrier()  # until the run is there and held
+    context, run = open_run(recipe, folder)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
-            processes.wait()
-        make_parent(run, context, cluster)
-        make_supernet(run, context, cluster)
-        processes.end_others()
+            processes.barrier()
+        run_parent(run, context, cluster)
+        run_supernet(run, context, cluster)
+        processes.exit_other_processes()
         yield context, run

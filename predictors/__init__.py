@@ -13,7 +13,7 @@ from predictors.measurement.onnx_export import write_onnx
 from predictors.measurement.runtimes import RUNTIMES, prepared
 from predictors.measurement.timing import Timing
 from predictors.measurement.workload import Workload, device_name
-from predictors.store import Measurement, MeasurementStore, Stage
+from predictors.store import Measurement, MeasurementStage, MeasurementStore
 
 __all__ = [
     "MODELS",
@@ -25,9 +25,9 @@ __all__ = [
     "LatencyModel",
     "LatencyPredictor",
     "Measurement",
+    "MeasurementStage",
     "MeasurementStore",
     "PredictorReport",
-    "Stage",
     "SubnetPredictor",
     "Timing",
     "Workload",

@@ -13,7 +13,7 @@ from predictors.measurement.timing import Stated, Timing, median_anchor, stated
 from predictors.measurement.workload import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
-Stage = Literal["profile", "export", "repeat", "anchor"]
+MeasurementStage = Literal["profile", "export", "repeat", "anchor"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Measurement:
     subnet: SubnetConfig
     workload: Workload
     device_name: str
-    stage: Stage
+    stage: MeasurementStage
     timing: Timing
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class MeasurementStore:
         self._measurements: list[Measurement] = []
         self._read_to = 0
 
-    def add(self, subnet: SubnetConfig, workload: Workload, stage: Stage, timing: Timing) -> None:
+    def add(self, subnet: SubnetConfig, workload: Workload, stage: MeasurementStage, timing: Timing) -> None:
         """Appends one measurement made on the device; it is on the disk when this returns."""
         self._refresh()
         row = Measurement(subnet, workload, self._device(workload), stage, timing).to_dict()
@@ -76,12 +76,12 @@ class MeasurementStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def get(self, key: str, workload: Workload, stage: Stage) -> Timing | None:
+    def get(self, key: str, workload: Workload, stage: MeasurementStage) -> Timing | None:
         """The latest timing of a subnetwork on the device, or None."""
         found = [m for m in self._stored(workload, stage) if m.subnet.key == key]
         return self._scaled(found[-1:], workload, stage)[0].timing if found else None
 
-    def rows(self, workload: Workload, stage: Stage) -> list[Measurement]:
+    def rows(self, workload: Workload, stage: MeasurementStage) -> list[Measurement]:
         """Everything measured on the device under a workload in a stage, oldest first; the latest of each key."""
         stored = self._stored(workload, stage)
         latest = {m.subnet.key: m for m in stored}
@@ -110,14 +110,14 @@ class MeasurementStore:
     def _device(self, workload: Workload) -> str:
         return self.device or device_name(workload)
 
-    def _scaled(self, stored: list[Measurement], workload: Workload, stage: Stage) -> list[Measurement]:
+    def _scaled(self, stored: list[Measurement], workload: Workload, stage: MeasurementStage) -> list[Measurement]:
         """The same on the scale of the anchor."""
         anchor_ms = self.anchor_ms(workload)
         if stage == "anchor" or anchor_ms is None:
             return stored
         return [replace(m, timing=m.timing.beside(anchor_ms)) for m in stored]
 
-    def _stored(self, workload: Workload, stage: Stage) -> list[Measurement]:
+    def _stored(self, workload: Workload, stage: MeasurementStage) -> list[Measurement]:
         self._refresh()
         here = (workload, self._device(workload), stage)
         return [m for m in self._measurements if (m.workload, m.device_name, m.stage) == here]

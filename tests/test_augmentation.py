@@ -16,9 +16,9 @@ from nas.commands.finetune import finetune
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages import supernet as trainings
-from nas.stages.check import checked
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.check import check_recipe
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
@@ -74,12 +74,12 @@ def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch
     twice = 2 * len(context.splits.train)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(trainings, "plain_trainer", given)
-        make_parent(run, context)
+        run_parent(run, context)
     context.load_model().save_pretrained(run.parent)
     context.processor.save_pretrained(run.parent)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(trainings, "SupernetTrainer", given)
-        make_supernet(run, context)
+        run_supernet(run, context)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
         patch.setattr(finetune_module, "plain_trainer", given)
         finetune(export(run, SMALL, tmp_path / "small"), recipe, run.folder, tmp_path / "out")
@@ -100,7 +100,7 @@ def test_what_is_no_augmentation_is_refused_before_anything_is_written(name: str
     (text_recipe.parent / "own.py").write_text(code)
     recipe = Recipe.load(text_recipe, [f"supernet.augment={text_recipe.parent}/own.py:change"])
     with pytest.raises(InputError, match=message):
-        checked(recipe)
+        check_recipe(recipe)
 
 
 def test_a_path_in_a_recipe_is_read_from_the_recipe(text_recipe: Path) -> None:

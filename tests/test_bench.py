@@ -15,7 +15,7 @@ import pytest
 from conftest import bert
 from rich.console import Console
 
-from nas.commands.bench import BenchRow, bench_rows, bench_table, doubts_of, write_csv
+from nas.commands.bench import BenchRow, bench_noise_warning, bench_rows, bench_table, write_csv
 from nas.commands.bench import _timings as bench_timings
 from nas.recipe.schema import Recipe
 from predictors import Timing, Workload, measure
@@ -53,7 +53,7 @@ def test_bench_puts_models_side_by_side_and_writes_every_digit(recipe: Recipe, t
     for timing in (row.timing for row in rows):
         assert timing.ratio_low <= timing.ratio <= timing.ratio_high
     assert all(row.memory_mb is not None and row.memory_mb > 0 for row in rows)
-    assert "latencies" in doubts_of(rows, 0.0) and "latencies" not in doubts_of(rows, 1e9)
+    assert "latencies" in bench_noise_warning(rows, 0.0) and "latencies" not in bench_noise_warning(rows, 1e9)
     write_csv(rows, tmp_path / "bench.csv")
     table = pd.read_csv(tmp_path / "bench.csv")
     assert table.latency_ms.tolist() == pytest.approx([row.timing.latency_ms for row in rows])
@@ -136,7 +136,7 @@ def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says
         assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
         return [BenchRow("a", timing, None, None, WORKLOAD, "")]
 
-    assert all(not doubts_of(found(0.02, 10, 10), 0.02) for _ in range(25))
-    assert "the worst, a, within" in doubts_of(found(1e-4, 10, 10), 1e-4)
+    assert all(not bench_noise_warning(found(0.02, 10, 10), 0.02) for _ in range(25))
+    assert "the worst, a, within" in bench_noise_warning(found(1e-4, 10, 10), 1e-4)
     apart = found(0.03, 10, 10.8)
-    assert "the worst, a, within" in doubts_of(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8
+    assert "the worst, a, within" in bench_noise_warning(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8

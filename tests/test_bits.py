@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from nas.modeling.quantized import QuantizedLinear, integers, quantize, rounded_linear
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
-from nas.supernets.space import paying
+from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
 from predictors import Workload
 from predictors.latency.features import feature_names, features
@@ -188,5 +188,5 @@ def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path) -> None:
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
-    kept, reasons = paying(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
+    kept, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
     assert kept["bits"] == ["float32", "int8"] and "int4-weight left out" in reasons[0]

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from test_listing import OBJECTIVES, point, run_of
 
-from nas.commands.dashboard import dashboard_copy
+from nas.commands.dashboard import copy_for_dashboard
 from nas.fronts.front import ParetoFront
 from search_spaces import InputError, SubnetConfig
 from search_spaces.svg import svg
@@ -27,7 +27,7 @@ def test_the_copy_says_what_is_infeasible(text_recipe: Path, tmp_path: Path) -> 
     run = run_of(tmp_path / "run", text_recipe, ParetoFront.of(found, OBJECTIVES))
     artifacts = FileSystemArtifactStore(str(tmp_path))
     with pytest.raises(InputError, match="no study yet"):
-        dashboard_copy(run, artifacts)
+        copy_for_dashboard(run, artifacts)
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
     for each, size in zip(found, (1.0, -1.0, -2.0), strict=True):
@@ -35,7 +35,7 @@ def test_the_copy_says_what_is_infeasible(text_recipe: Path, tmp_path: Path) -> 
         trial.set_user_attr("point", {**each.to_dict(), "feasible": size <= 0})
         trial.set_constraint("size_mb", size)
         study.tell(trial, [each.values[name] for name in OBJECTIVES])
-    copied = dashboard_copy(run, artifacts)
+    copied = copy_for_dashboard(run, artifacts)
     studies = {
         s.study_name: optuna.load_study(study_name=s.study_name, storage=copied) for s in copied.get_all_studies()
     }

@@ -26,7 +26,7 @@ from nas.studies.block_search import blocks
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import calibration_set, load_supernet
 from nas.supernets.low_rank import UNSEEN, Activations, leading, row_moment
-from nas.supernets.space import paying
+from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from search_spaces import FAMILIES, InputError, SearchSpace, SubnetConfig
@@ -196,7 +196,7 @@ def test_choices_that_cannot_pay_are_left_out_with_a_reason(text_recipe: Path) -
         recipe = Recipe.load(text_recipe, ["space.embedding_rank=[full, 0.75, 0.2, 1]", *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"type": task or recipe.task.type})})
         layout = Supernet(TOYS["bert"].model()).layout
-        choices, reasons = paying(SimpleNamespace(layout=layout, recipe=recipe))  # type: ignore[arg-type]
+        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe))  # type: ignore[arg-type]
         return choices["embedding_rank"], reasons
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"

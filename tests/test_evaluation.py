@@ -85,7 +85,7 @@ def test_a_metric_of_ones_own_is_a_quality_like_others(make: Make, text_folder: 
     context = make("single label", metrics=own)
     data = {**context.recipe.model_dump(mode="json"), "objectives": {"mine": "minimize", "latency_ms": "minimize"}}
     recipe = Recipe.parse(data)
-    assert recipe.quality == "mine" and recipe.qualities == ["mine"]
+    assert recipe.primary_metric == "mine" and recipe.metric_names == ["mine"]
     model, examples = context.load_model().eval(), TaskContext(recipe).splits.test
     found = score(model, examples, ["mine", "accuracy", "balanced"])
     assert found["mine"].value == pytest.approx(36 + found["accuracy"].value)

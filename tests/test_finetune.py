@@ -19,18 +19,18 @@ from rich.console import Console
 from transformers import BertForSequenceClassification
 
 from nas.commands import finetune as finetune_module
-from nas.commands.finetune import finetune, remeasured, retold
+from nas.commands.finetune import finetune, measured_export_info, updated_export_info
 from nas.exports.export import describe_remote_code, origin, save_subnet
 from nas.fronts.front import ParetoFront
-from nas.fronts.output import listed
+from nas.fronts.output import filter_front
 from nas.fronts.point import Point
-from nas.recipe.objectives import format_figure
+from nas.recipe.objectives import format_value
 from nas.recipe.schema import Recipe
 from nas.runs.files import replace_folder, write_json
-from nas.runs.finetuned import Finetuned, finetuned, front_beside, note_finetuned
+from nas.runs.finetuned import Finetuned, front_with_finetuned, load_finetuned, save_finetuned
 from nas.runs.run import Run
 from nas.stages import profile as stages
-from nas.stages.parent import make_parent
+from nas.stages.parent import run_parent
 from nas.supernets.importance import layer_order, order_by_importance
 from nas.supernets.load import load_supernet
 from nas.supernets.space import search_space
@@ -94,7 +94,7 @@ def test_an_export_names_a_local_parent_but_not_its_place(run: Run) -> None:
 def test_a_killed_finetuning_goes_on_only_with_the_same_export(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_parent(run, TaskContext(run.recipe))
+    run_parent(run, TaskContext(run.recipe))
     small, uneven = export(run, SMALL, tmp_path / "small"), export(run, UNEVEN, tmp_path / "uneven")
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     for folder in (small, uneven):
@@ -108,7 +108,7 @@ def test_a_killed_finetuning_goes_on_only_with_the_same_export(
     assert (out / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
     assert not (out / "checkpoints").exists() and not list(tmp_path.glob(".*.partial"))
     assert json.loads((out / "subnet.json").read_text()) == told
-    noted = finetuned(run)[UNEVEN.key]
+    noted = load_finetuned(run)[UNEVEN.key]
     assert noted.values == {"accuracy": told["values"]["accuracy"]} and Path(noted.folder) == fresh.resolve()
 
 
@@ -118,20 +118,20 @@ def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> Non
         Point(UNEVEN, {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0}, {"accuracy": 0.02}, measured=True),
     ]
     write_json(run.front_file, {"front": ParetoFront.of(points, run.recipe.objectives).to_dict()})
-    assert front_beside(run) == run.front()
+    assert front_with_finetuned(run) == run.front()
     for value in (0.84, 0.88):
-        note_finetuned(
+        save_finetuned(
             run, Finetuned(SMALL.key, "small-finetuned", {"accuracy": value, "loss": 0.3}, {"accuracy": 0.01})
         )
-    front = front_beside(run)
-    assert front.figures == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
+    front = front_with_finetuned(run)
+    assert front.value_names == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
     assert front.points[0].values["accuracy_finetuned"] == 0.88 and front.points[1] == points[1]
     assert list(front.points[0].values) == ["accuracy", "accuracy_finetuned", "latency_ms", "macs"]
     text = _shown(front)
     assert "accuracy_finetuned" in text and "0.8800 ± 0.0100" in text and "nas finetune" in text
     assert "accuracy_finetuned" not in _shown(run.front())
-    note_finetuned(run, Finetuned(UNEVEN.key, "uneven-finetuned", {"accuracy": 0.95}, {"accuracy": 0.01}))
-    both = listed(front_beside(run), where="accuracy_finetuned > 0.8", sort="accuracy_finetuned")
+    save_finetuned(run, Finetuned(UNEVEN.key, "uneven-finetuned", {"accuracy": 0.95}, {"accuracy": 0.01}))
+    both = filter_front(front_with_finetuned(run), where="accuracy_finetuned > 0.8", sort="accuracy_finetuned")
     assert [point.key for point in both] == [UNEVEN.key, SMALL.key]
 
 
@@ -145,17 +145,17 @@ def test_only_figures_of_the_run_s_own_split_stand_beside_others(run: Run, tmp_p
     shutil.copy(run.recipe.task.test, tmp_path / "other.csv")
     told = Finetuned(SMALL.key, "small-finetuned", {"accuracy": 0.9}, {})
     task = run.recipe.task.model_copy(update={"test": str(tmp_path / "other.csv")})
-    finetune_module._tell(run, run.recipe.model_copy(update={"task": task}), told)
-    assert not finetuned(run)
-    finetune_module._tell(run, run.recipe, told)
-    assert finetuned(run)[SMALL.key].values == {"accuracy": 0.9}
+    finetune_module._record_in_run(run, run.recipe.model_copy(update={"task": task}), told)
+    assert not load_finetuned(run)
+    finetune_module._record_in_run(run, run.recipe, told)
+    assert load_finetuned(run)[SMALL.key].values == {"accuracy": 0.9}
 
 
 @pytest.mark.slow
 def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Path) -> None:
     """Its qualities, its latency beside the parent's and its size; what it came with is kept beside them."""
     context = TaskContext(run.recipe)
-    make_parent(run, context)
+    run_parent(run, context)
     small, out = export(run, SMALL, tmp_path / "small"), tmp_path / "out"
     before, told = finetune(small, run.recipe, run.folder, out)
     values, parent = told["values"], told["parent"]["values"]
@@ -165,12 +165,12 @@ def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Pa
     assert values["size_mb"] == (out / "model.safetensors").stat().st_size / 1e6
     assert before["accuracy"].value != 7.0 and told["errors"]["latency_ms"] >= 0
     text = (out / "README.md").read_text()
-    rows = {name: format_figure(name, value, told["errors"].get(name)) for name, value in values.items()}
+    rows = {name: format_value(name, value, told["errors"].get(name)) for name, value in values.items()}
     assert all(f"| {name} | {row} |" in text for name, row in rows.items())
     assert values["latency_ms"] > 0 and parent["latency_ms"] > 0
     scale = {**told, "parent": {"values": {"latency_ms": 1000.0}, "errors": {}}}
     here, elsewhere = (
-        remeasured(out, run.parent, {**scale, "device": device}, {}, context)
+        measured_export_info(out, run.parent, {**scale, "device": device}, {}, context)
         for device in (told["device"], "another processor")
     )
     assert here["values"]["latency_ms"] > 10 * values["latency_ms"], "not on the scale of the stated parent"
@@ -183,12 +183,12 @@ def test_a_finetuned_export_keeps_counts_and_is_judged_anew(text_recipe: Path) -
     values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0, "macs": 5.0}, {"accuracy": 0.1}
     story = {"key": "k", "feasible": False, "measured": False, "values": values, "errors": errors, "formats": {}}
     new = {"values": {"accuracy": 0.9, "latency_ms": 2.0}, "errors": {"accuracy": 0.05}, "measured": True}
-    told = retold(story, new, recipe)
+    told = updated_export_info(story, new, recipe)
     assert told["values"] == {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0} and told["feasible"]
     assert told["errors"] == new["errors"] and told["inherited"] == {"values": values, "errors": errors}
     assert told["measured"] and "formats" not in told
     worse = {**new, "values": {**new["values"], "accuracy": 0.75}}
-    assert not retold(story, worse, recipe)["feasible"]
+    assert not updated_export_info(story, worse, recipe)["feasible"]
 
 
 def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
@@ -197,11 +197,11 @@ def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
     move = os.replace
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", lambda work, target: kill() if Path(target) == run.parent else move(work, target))
-        make_parent(run, TaskContext(run.recipe))
+        run_parent(run, TaskContext(run.recipe))
     assert not run.parent.exists()
     weights = (run.folder / "parent.partial" / "model.safetensors").read_bytes()
     monkeypatch.setattr(DistillationTrainer, "training_step", kill)
-    make_parent(run, TaskContext(run.recipe))
+    run_parent(run, TaskContext(run.recipe))
     assert (run.parent / "model.safetensors").read_bytes() == weights
     assert not (run.parent / "checkpoints").exists()
 

@@ -21,7 +21,7 @@ from nas.exports.reload import RUNNERS
 from nas.exports.runtime_model import LOADERS
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
-from nas.runs.isolated import alone
+from nas.runs.isolated import run_in_subprocess
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
@@ -138,14 +138,14 @@ def test_a_clean_process_runs_a_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None:
     story = exported(tmp_path)
-    found = alone("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
+    found = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert found < 40  # of a toy; the libraries that run it take hundreds
     story["workload"]["batch_size"] = 4096
     (tmp_path / "subnet.json").write_text(json.dumps(story))
-    large = alone("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
+    large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert large > found + 20  # 4,096 x 12 tokens of some 100 numbers
     with pytest.raises(InputError, match="`it` must run alone"):
-        alone("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", what="it")
+        run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", what="it")
 
 
 @pytest.mark.parametrize("kind", SUBNETS)

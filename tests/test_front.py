@@ -19,7 +19,7 @@ from rich.console import Console
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.pareto import hypervolume, non_dominated
 from nas.fronts.point import Point
-from nas.recipe.objectives import Bound, Direction, format_figure, parse_condition
+from nas.recipe.objectives import Bound, Direction, format_value, parse_condition
 from search_spaces.errors import InputError
 from search_spaces.subnet import SubnetConfig
 
@@ -262,7 +262,7 @@ def test_the_table_loses_nothing_in_a_narrow_terminal(width: int) -> None:
     ],
 )
 def test_figures_read_well(name: str, value: float, text: str) -> None:
-    assert format_figure(name, value) == text
+    assert format_value(name, value) == text
 
 
 def test_importing_fronts_loads_nothing_heavy() -> None:

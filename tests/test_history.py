@@ -12,7 +12,7 @@ import pytest
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.objectives import Direction
-from nas.reports.history import accounted, growth, importance
+from nas.reports.history import growth, importance, predicted_vs_measured
 from search_spaces import SubnetConfig
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
@@ -45,7 +45,7 @@ def studies() -> dict[str, optuna.Study]:
 
 
 def run() -> Any:
-    return SimpleNamespace(recipe=SimpleNamespace(objectives=OBJECTIVES, bounds={}, quality="accuracy"))
+    return SimpleNamespace(recipe=SimpleNamespace(objectives=OBJECTIVES, bounds={}, primary_metric="accuracy"))
 
 
 def test_growth_ends_at_the_hypervolume_of_the_front(studies: dict[str, optuna.Study]) -> None:
@@ -69,6 +69,6 @@ def test_predictions_stand_beside_what_was_measured(studies: dict[str, optuna.St
     chosen = Point.from_dict(studies["search"].trials[0].user_attrs["point"])
     measured = Point(chosen.subnet, {"accuracy": 0.5, "latency_ms": 99.0}, measured=True)
     report = SimpleNamespace(model="linear", held_out={"linear": SimpleNamespace(mape_percent=1.5)})
-    found = accounted(studies.values(), SimpleNamespace(report=report), [measured])  # type: ignore[arg-type]
+    found = predicted_vs_measured(studies.values(), SimpleNamespace(report=report), [measured])  # type: ignore[arg-type]
     assert found["measured_ms"] == [99.0] and found["predicted_ms"] == [chosen.values["latency_ms"]]
     assert found["mape_percent"] == {"linear": 1.5} and found["key"] == [chosen.key]

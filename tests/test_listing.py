@@ -14,9 +14,9 @@ from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
 from nas.commands.compare import attainment, attainment_table, compare_runs, hypervolume_table, plot
-from nas.commands.watch import lines
+from nas.commands.watch import status_lines
 from nas.fronts.front import ParetoFront
-from nas.fronts.output import listed, written
+from nas.fronts.output import filter_front, front_as_text
 from nas.fronts.point import Point
 from nas.recipe.objectives import Direction
 from nas.recipe.schema import Recipe
@@ -43,23 +43,25 @@ def latencies(front: ParetoFront) -> list[float]:
 
 
 def test_a_front_is_filtered_sorted_and_picked(front: ParetoFront) -> None:
-    assert latencies(listed(front)) == [1.0, 2.0, 5.0]
-    assert latencies(listed(front, sort="accuracy")) == [5.0, 2.0, 1.0]
-    assert latencies(listed(front, sort="size_mb")) == [5.0, 2.0, 1.0]
-    assert latencies(listed(front, where="accuracy > 0.8", sort="latency_ms")) == [2.0, 5.0]
-    assert latencies(listed(front, pick="latency_ms <= 3")) == [2.0] and latencies(listed(front, pick="best")) == [5.0]
+    assert latencies(filter_front(front)) == [1.0, 2.0, 5.0]
+    assert latencies(filter_front(front, sort="accuracy")) == [5.0, 2.0, 1.0]
+    assert latencies(filter_front(front, sort="size_mb")) == [5.0, 2.0, 1.0]
+    assert latencies(filter_front(front, where="accuracy > 0.8", sort="latency_ms")) == [2.0, 5.0]
+    assert latencies(filter_front(front, pick="latency_ms <= 3")) == [2.0] and latencies(
+        filter_front(front, pick="best")
+    ) == [5.0]
     with pytest.raises(InputError, match="did you mean `accuracy`"):
-        listed(front, sort="acuracy")
+        filter_front(front, sort="acuracy")
 
 
 def test_other_programs_can_read_it(front: ParetoFront) -> None:
-    frame = pd.read_csv(io.StringIO(written(front, "csv")))
+    frame = pd.read_csv(io.StringIO(front_as_text(front, "csv")))
     assert list(frame["latency_ms"]) == [1.0, 2.0, 5.0] and frame["key"][0] == front.points[0].key
-    assert ParetoFront.from_dict(json.loads(written(front, "json"))) == front
-    rows = [line.strip("| \n").split(" | ") for line in written(front, "markdown").splitlines()]
+    assert ParetoFront.from_dict(json.loads(front_as_text(front, "json"))) == front
+    rows = [line.strip("| \n").split(" | ") for line in front_as_text(front, "markdown").splitlines()]
     assert [row[1] for row in rows[2:]] == ["0.7000 ± 0.0100", "0.8800 ± 0.0100", "0.9000 ± 0.0100"]
     with pytest.raises(InputError, match="csv, json, markdown"):
-        written(front, "xml")
+        front_as_text(front, "xml")
 
 
 def shown(table: object, width: int = 80) -> str:
@@ -108,7 +110,7 @@ def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path
     run.front_file.unlink()
     (run.folder / "supernet.partial" / "checkpoints" / "checkpoint-40").mkdir(parents=True)
     run.parent.mkdir()
-    assert lines(run) == ["parent     done", "supernet   in training, past step 40", "profile    0 measured"]
+    assert status_lines(run) == ["parent     done", "supernet   in training, past step 40", "profile    0 measured"]
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
     for found in front:
@@ -117,7 +119,7 @@ def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path
     with run.study.open("a") as file:
         file.write('{"op_code": 5, "half a rec')
     before = run.study.read_bytes()
-    line = lines(run)[3]
+    line = status_lines(run)[3]
     assert line.startswith("search     3 evaluated · ") and "best accuracy 0.9000" in line
     assert run.study.read_bytes() == before
 

@@ -12,7 +12,7 @@ from conftest import TOYS, WORDS, bert, logits
 
 from nas.modeling.longer_positions import lengthened, lengthened_config
 from nas.recipe.schema import Recipe
-from nas.stages.check import checked
+from nas.stages.check import check_recipe
 from nas.tasks.context import TaskContext
 from search_spaces import FAMILIES, InputError, Layout
 
@@ -65,7 +65,7 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
     transformers.set_seed(0)
     bert().save_pretrained(text_folder / "model")
     recipe = Recipe.load(text_recipe, ["task.max_length=100", "workload.sequence_length=100"])
-    context = checked(recipe)
+    context = check_recipe(recipe)
     assert context.lengthens and context.processor.model_max_length == 100
     model = context.load_model()
     assert model.config.max_position_embeddings == 100 and not model.training
@@ -79,4 +79,4 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
 def test_positions_that_are_not_learned_still_end(key: str, text_recipe: Path, text_folder: Path) -> None:
     TOYS["modernbert"].model().config.save_pretrained(text_folder / "model")
     with pytest.raises(InputError, match=f"`{key}` must be at most the model's 64 positions, but got 65"):
-        checked(Recipe.load(text_recipe, [f"{key}=65"]))
+        check_recipe(Recipe.load(text_recipe, [f"{key}=65"]))

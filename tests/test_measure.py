@@ -18,7 +18,7 @@ from predictors import Timing, Workload
 from predictors import measure as measure_function
 from predictors.measurement import energy, measure
 from predictors.measurement.memory import peak_memory_mb
-from predictors.measurement.timing import ANCHOR, doubts, joined, median_interval, stated
+from predictors.measurement.timing import ANCHOR, combine, median_interval, noise_warning, stated
 from predictors.measurement.workload import one_line_errors
 from search_spaces import InputError
 
@@ -176,7 +176,7 @@ def test_rounds_go_on_until_the_precision_is_reached_or_the_limit():
 
     assert (rounds(math.inf), rounds(0.0)) == (6, 9)
     timing = measure({"spy": product(8)}, product(8), Workload(), rounds=6, max_rounds=9, precision=0.0)["spy"]
-    assert "worst, spy" in doubts({"spy": timing}, 0.0)
+    assert "worst, spy" in noise_warning({"spy": timing}, 0.0)
 
 
 def test_the_interval_of_a_median_covers_it_whatever_the_distribution():
@@ -193,11 +193,11 @@ def spread_timing(latency_ms: float, low: float, high: float, drift: float = 0.0
 
 def test_what_is_imprecise_or_drifted_is_said():
     good, bad = spread_timing(1.0, 0.99, 1.01), spread_timing(1.0, 0.9, 1.1)
-    assert doubts({"a": good, ANCHOR: bad}, 0.02) == ""
-    said = doubts({"a": good, "b": bad}, 0.02)
+    assert noise_warning({"a": good, ANCHOR: bad}, 0.02) == ""
+    said = noise_warning({"a": good, "b": bad}, 0.02)
     assert "1 of 2" in said and "the worst, b, within 10.0%" in said and "10-90 % spread 10%" in said
     assert (
-        doubts({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02)
+        noise_warning({"a": spread_timing(1.0, 0.99, 1.01, drift=-0.2)}, 0.02)
         == "the anchor took 20% less than its reference"
     )
 
@@ -216,7 +216,7 @@ def test_nine_in_ten_repetitions_lie_within_the_stated_interval():
 
 
 def test_two_loadings_are_joined_to_intervals_that_cover_both():
-    both = joined(spread_timing(1.0, 0.95, 1.0, 0.01), spread_timing(4.0, 0.99, 1.2, -0.05))
+    both = combine(spread_timing(1.0, 0.95, 1.0, 0.01), spread_timing(4.0, 0.99, 1.2, -0.05))
     assert (both.latency_ms, both.ratio_low, both.ratio_high, both.rounds) == (2.0, 0.95, 1.2, 22)
     assert both.drift == -0.05 and both.latency_ms_p90 == pytest.approx(4.4)
 

@@ -18,8 +18,8 @@ from test_supernet_training import free_port
 from nas.recipe.schema import Recipe
 from nas.runs import processes
 from nas.runs.run import Run
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
@@ -101,7 +101,7 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
         monkeypatch.setenv(name, value)
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
     try:
-        make_supernet(clustered, context, "auto")
+        run_supernet(clustered, context, "auto")
     finally:
         ray.shutdown()
     assert not (here / "lose-one").exists(), "no worker was lost"
@@ -115,15 +115,15 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
 def test_processes_that_are_asked_for_must_be_there(recipe: Path) -> None:
     run, context = Run.open(recipe.parent / "run", Recipe.load(recipe)), TaskContext(Recipe.load(recipe))
     with pytest.raises(InputError, match=r"`parent.workers` is 2, but there is 1 process; add --ray, or start"):
-        make_parent(run, context)
+        run_parent(run, context)
 
 
 def test_a_launcher_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.count() == 1 and processes.is_main()
+    assert processes.world_size() == 1 and processes.is_main()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert processes.count() == 1  # some machines set it for jobs of their own
+    assert processes.world_size() == 1  # some machines set it for jobs of their own
     monkeypatch.setenv("RANK", "2")
-    assert processes.count() == 4 and not processes.is_main()
+    assert processes.world_size() == 4 and not processes.is_main()
     monkeypatch.setenv("RANK", "0")
     assert processes.is_main()
 

@@ -13,9 +13,10 @@ from conftest import read_lines
 
 from nas.pipeline import profile
 from nas.recipe.schema import Recipe
-from nas.runs.files import remove
+from nas.runs.files import delete
 from nas.runs.run import Run
-from nas.stages import profile as stages
+from nas.supernets import latency
+from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.timing import ANCHOR, Timing
@@ -33,7 +34,7 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
     anchor = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
     slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (anchor, *rows)]
     run.measurements.write_text("".join(json.dumps(row) + "\n" for row in slow))
-    remove(run.predictor)
+    delete(run.predictor)
     predictor = profile(recipe, folder)
     assert run.store.anchor_ms(recipe.workload) < 2 * calm_ms
     predicted, measured = predictor.predict(predictor.subnets), run.store.rows(recipe.workload, "profile")
@@ -45,7 +46,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, anchors_ms: Sequence[float]) -> None:
         self.left, self.precisions = iter(anchors_ms), list[float]()
-        monkeypatch.setattr(stages, "measure_in_calm", self.measured)
+        monkeypatch.setattr(latency, "measure_in_calm", self.measured)
 
     def measured(
         self, models: dict[str, Any], anchor: object, workload: object, *, anchor_ms: float | None, precision: float
@@ -65,7 +66,7 @@ def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, TaskContext, Supernet, 
     """A run that has measured nothing, and 24 subnetworks: three groups."""
     recipe = Recipe.load(text_recipe, ["profile.precision=0.03"])
     context = TaskContext(recipe)
-    supernet, space, rng = Supernet(context.load_model()), stages.search_space(context), Random(0)
+    supernet, space, rng = Supernet(context.load_model()), search_space(context), Random(0)
     subnets = {(subnet := space.sample(rng)).key: subnet for _ in range(60)}
     return Run.open(tmp_path / "run", recipe), context, supernet, list(subnets.values())[:24]
 
@@ -75,7 +76,7 @@ def test_the_median_anchor_is_the_scale_and_what_was_disturbed_is_measured_again
 ) -> None:
     run, context, supernet, subnets = toy
     machine = Machine(monkeypatch, [16.0, 10.0, 8.0, 10.2])
-    timed = stages.measure_subnets(run, context, supernet, subnets)
+    timed = latency.measure_subnets(run, context, supernet, subnets)
     assert [t.latency_ms for t in timed.values()] == [5.0] * 24 and next(machine.left, None) is None
     assert max(t.drift for t in timed.values()) == pytest.approx(0.02)
     assert machine.precisions == [context.recipe.profile.precision] * 4
@@ -88,9 +89,9 @@ def test_a_bar_is_only_shown_where_something_is_measured(
 ) -> None:
     run, context, supernet, subnets = toy
     Machine(monkeypatch, [10.0])
-    timed = stages.measure_subnets(run, context, supernet, subnets[:8])
+    timed = latency.measure_subnets(run, context, supernet, subnets[:8])
     assert "profile" in capsys.readouterr().out
-    assert stages.measure_subnets(run, context, supernet, subnets[:8]) == timed
+    assert latency.measure_subnets(run, context, supernet, subnets[:8]) == timed
     assert capsys.readouterr().out == ""
 
 
@@ -99,6 +100,6 @@ def test_a_closed_scale_does_not_move(
 ) -> None:
     run, context, supernet, subnets = toy
     Machine(monkeypatch, [16.0, 10.0, 8.0])
-    stages.measure_subnets(run, context, supernet, subnets[:8])
-    timed = stages.measure_subnets(run, context, supernet, subnets, is_scale_open=False)
+    latency.measure_subnets(run, context, supernet, subnets[:8])
+    timed = latency.measure_subnets(run, context, supernet, subnets, may_set_reference=False)
     assert [t.latency_ms for t in timed.values()] == [8.0] * 24

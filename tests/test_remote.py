@@ -99,7 +99,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
         search(recipe, folder)
     import_results(recipe, folder, device)
     run = search(recipe, folder)
-    assert run.device == "abacus" and run.elsewhere
+    assert run.device == "abacus" and run.is_remote
     assert all(point.predicted and point.measured for point in run.front())
     stages = {row["stage"] for row in map(json.loads, run.measurements.read_text().splitlines())}
     assert stages == {"anchor", "profile"}

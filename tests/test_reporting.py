@@ -9,9 +9,9 @@ import pytest
 
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.check import checked
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.check import check_recipe
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
@@ -23,8 +23,8 @@ def trained(text_recipe: Path, folder: Path, name: str) -> Run:
     both = [f"{part}.report_to=[{name}]" for part in ("parent", "supernet")]
     recipe = Recipe.load(text_recipe, both)
     run, context = Run.open(folder, recipe), TaskContext(recipe)
-    make_parent(run, context)
-    make_supernet(run, context)
+    run_parent(run, context)
+    run_supernet(run, context)
     return run
 
 
@@ -54,7 +54,7 @@ def test_mlflow_has_a_run_of_each_training(text_recipe: Path, tmp_path: Path) ->
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="it is there")
 def test_what_is_not_installed_is_said_before_anything_is_trained(text_recipe: Path) -> None:
     with pytest.raises(InputError, match=r'`pip install "paretoformer\[mlflow\]"` brings it'):
-        checked(Recipe.load(text_recipe, ["supernet.report_to=[mlflow]"]))
+        check_recipe(Recipe.load(text_recipe, ["supernet.report_to=[mlflow]"]))
 
 
 def test_other_integrations_are_refused_and_a_started_run_may_change_them(text_recipe: Path) -> None:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.supernet import make_supernet
+from nas.stages.supernet import run_supernet
 from nas.studies.study import STUDIES, open_studies, points
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.context import TaskContext
@@ -181,7 +181,7 @@ def test_a_half_written_checkpoint_is_passed_over(file: str, half_trained: Run, 
     older, newest = checkpoints(half_trained.folder, "supernet")[-2:]
     os.truncate(newest / file, (newest / file).stat().st_size // 2)
     assert last_complete_checkpoint(newest.parent) == older
-    make_supernet(half_trained, TaskContext(half_trained.recipe))
+    run_supernet(half_trained, TaskContext(half_trained.recipe))
     same = (half_trained.supernet / "model.safetensors").read_bytes()
     assert same == (whole[1] / "supernet" / "model.safetensors").read_bytes()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import TOYS
 from transformers import AutoModelForSequenceClassification
 
-from nas.commands.sensitivity import EXAMPLES, Replacement, sensitivity, sensitivity_table
+from nas.commands.sensitivity import EXAMPLES, BlockReplacement, sensitivity, sensitivity_table
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.tasks.context import TaskContext
@@ -23,11 +23,11 @@ OVERRIDES += ["space.embedding_rank=[full, 0.5]", "constraints={size_mb: <= 100}
 
 
 @pytest.fixture
-def rows(text_recipe: Path, tmp_path: Path) -> list[Replacement]:
+def rows(text_recipe: Path, tmp_path: Path) -> list[BlockReplacement]:
     return sensitivity(Recipe.load(text_recipe, OVERRIDES), tmp_path / "run")
 
 
-def test_every_block_is_replaced_and_skipped(rows: list[Replacement], tmp_path: Path) -> None:
+def test_every_block_is_replaced_and_skipped(rows: list[BlockReplacement], tmp_path: Path) -> None:
     attention = {"skipped", "num_attention_heads 1", "num_attention_heads 2", "attention_rank 50"}
     mlp = {"skipped", "intermediate_size 24", "mlp_rank 25"}
     expected = {(i, "attention", change) for i in range(4) for change in attention}
@@ -41,7 +41,9 @@ def test_every_block_is_replaced_and_skipped(rows: list[Replacement], tmp_path: 
         assert len({row.saved_ms for row in rows if (row.block, row.change) == ("attention", change)}) == 1
 
 
-def test_a_skipped_block_scores_as_in_the_stock_parent_without_it(rows: list[Replacement], tmp_path: Path) -> None:
+def test_a_skipped_block_scores_as_in_the_stock_parent_without_it(
+    rows: list[BlockReplacement], tmp_path: Path
+) -> None:
     """The reference zeroes what the block adds to the residual stream of the stock parent."""
     run = Run(tmp_path / "run")
     whole = AutoModelForSequenceClassification.from_pretrained(run.parent).eval()

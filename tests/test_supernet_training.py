@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages import supernet as trainings
-from nas.stages.parent import make_parent
-from nas.stages.profile import make_profile, profile_sample
-from nas.stages.supernet import make_supernet, strategy_of
+from nas.stages.parent import run_parent
+from nas.stages.profile import profile_sample, run_profile
+from nas.stages.supernet import make_strategy, run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import load_supernet
 from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
@@ -89,7 +89,7 @@ def test_a_recipe_names_the_strategy_and_the_sampler(text_recipe: Path) -> None:
     supernet = Supernet(bert())
     for sampler in ("mixed", "uniform", "num_parameters", "macs"):
         recipe = Recipe.load(text_recipe, ["supernet.strategy=single-path", f"supernet.sampler={sampler}"])
-        (lesson,) = strategy_of(recipe.supernet, supernet, space_of(supernet)).lessons(0.0, Random(0))
+        (lesson,) = make_strategy(recipe.supernet, supernet, space_of(supernet)).lessons(0.0, Random(0))
         assert lesson.labels and lesson.subnet in space_of(supernet)
 
 
@@ -99,10 +99,10 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
     recipe = Recipe.load(text_recipe, ["supernet.sampler=latency_ms", "supernet.epochs=1", "parent.epochs=1"])
     run, context, costs = Run.open(tmp_path / "run", recipe), TaskContext(recipe), []
     monkeypatch.setattr(trainings, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
-    make_parent(run, context)
-    make_supernet(run, context)
+    run_parent(run, context)
+    run_supernet(run, context)
     measured = run.measurements.read_bytes()
-    predictor, (_, space) = make_profile(run, context), load_supernet(run, context)
+    predictor, (_, space) = run_profile(run, context), load_supernet(run, context)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     assert run.measurements.read_bytes() == measured
     assert [subnet.key for subnet in predictor.subnets] == [subnet.key for subnet in subnets]
@@ -129,7 +129,7 @@ def trainer(context: TaskContext, folder: Path, strategy: str = "sandwich", **ch
     torch.manual_seed(1)
     made = SupernetTrainer(
         supernet=supernet,
-        strategy=strategy_of(settings, supernet, space_of(supernet)),
+        strategy=make_strategy(settings, supernet, space_of(supernet)),
         task=context.splits.task,
         args=training_arguments(settings, folder, 0, by_length=True),
         train_dataset=context.splits.train,
@@ -209,7 +209,7 @@ def test_a_teacher_is_asked_about_each_example_once(context: TaskContext, tmp_pa
 def test_sixteen_bits_train_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(text_recipe, ["parent.bf16=true", "parent.epochs=1"])
     run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
-    make_parent(run, context)
+    run_parent(run, context)
     assert all(parameter.isfinite().all() for parameter in context.load_model(run.parent).parameters())
 
 

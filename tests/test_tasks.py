@@ -13,8 +13,8 @@ from toy_tasks import CASES, Make
 from nas.exports.export import active_outputs, outputs_elsewhere, require_equal, save_subnet
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.supernets.load import load_supernet
 from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
@@ -28,10 +28,10 @@ from search_spaces import TASKS, InputError
 def test_a_parent_learns_it_a_supernet_shares_it_and_an_export_keeps_it(case: str, make: Make, tmp_path: Path) -> None:
     context, (quality, reached) = make(case), CASES[case][3]
     run = Run.open(tmp_path / "run", context.recipe)
-    make_parent(run, context)
+    run_parent(run, context)
     parent = score(context.load_model(run.parent), context.splits.test, [quality, "loss"])
     assert parent[quality].value >= reached
-    make_supernet(run, context)
+    run_supernet(run, context)
     supernet, space = load_supernet(run, context)
     whole = score(supernet.model, context.splits.search, [quality, "loss"])
     supernet.activate(space.smallest)
@@ -89,12 +89,12 @@ def test_a_trained_language_model_is_used_as_it_came_unless_epochs_are_given(mak
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
 def test_every_task_type_has_a_default_quality_and_names_only_known_ones(kind: str) -> None:
-    from nas.recipe.objectives import QUALITIES
+    from nas.recipe.objectives import METRICS as ALL_METRICS
     from nas.tasks.types.classification import METRICS, Classification
 
     found = TASK_TYPES[kind]
     tables = list(METRICS.values()) if issubclass(found, Classification) else [found.metrics]
-    assert all(set(table) <= set(QUALITIES) for table in tables)  # type: ignore[call-overload]
+    assert all(set(table) <= set(ALL_METRICS) for table in tables)  # type: ignore[call-overload]
     assert any(TASKS[kind].default_metric in table for table in tables)  # type: ignore[operator]
     recipe = Recipe.parse({"model": "m", "task": {"type": kind, "train": "a", "test": "b"}, "space": {}})
     assert list(recipe.objectives) == [TASKS[kind].default_metric, "latency_ms"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from problems import subnets
 
 from nas.recipe.schema import Recipe
-from nas.stages.check import opened
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.check import open_run
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.supernets.load import load_supernet
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
@@ -32,9 +32,9 @@ OVERRIDES = [
 def tabulate(folder: Path) -> None:
     """Writes the loss on the search slice and the multiply-accumulates of every subnetwork, by its key."""
     recipe = Recipe.load(RECIPE, OVERRIDES)
-    context, run = opened(recipe, folder / "digits-vit")
-    make_parent(run, context)
-    make_supernet(run, context)
+    context, run = open_run(recipe, folder / "digits-vit")
+    run_parent(run, context)
+    run_supernet(run, context)
     supernet, space = load_supernet(run, context)
     counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):

@@ -75,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     run = Run(given.run)
-    context, quality = TaskContext(run.recipe), run.recipe.quality
+    context, quality = TaskContext(run.recipe), run.recipe.primary_metric
     supernet = Supernet(context.load_model(run.parent).eval())
     supernet.activations = calibrate(supernet, calibration_set(context).batches)
     parent = supernet.parent

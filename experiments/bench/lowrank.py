@@ -135,7 +135,7 @@ def errors(model: str, texts: list[str]) -> Table:
 
 def embeddings(run: Run) -> Table:
     """Relative squared error of the embeddings of held-out tokens, and held-out quality, with tables of low rank."""
-    context, quality = TaskContext(run.recipe), run.recipe.quality
+    context, quality = TaskContext(run.recipe), run.recipe.primary_metric
     supernet = Supernet(context.load_model(run.parent).eval())
     activations = calibrate(supernet, calibration_set(context).batches)
     assert activations.embedding is not None and supernet.embedding is not None

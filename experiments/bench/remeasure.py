@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
-from nas.stages.verify import reloaded
+from nas.stages.verify import export_and_reload
 from nas.supernets.latency import time_models
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
@@ -31,7 +31,9 @@ def measured_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     supernet, _ = load_supernet(run, context)
     found = {}
     for _, group in groups([point.subnet for point in run.front()], seed=seed):
-        timed = time_models(context, supernet, {s.key: reloaded(run, context, supernet, s) for s in group}, store)
+        timed = time_models(
+            context, supernet, {s.key: export_and_reload(run, context, supernet, s) for s in group}, store
+        )
         found |= {s.key: {"latency_ms": timed[s.key].latency_ms, "raw_ms": timed[s.key].raw_ms} for s in group}
         print(f"{len(found)} measured, anchor at {1 + timed[ANCHOR].drift:.2f} of its reference", file=sys.stderr)
     return found

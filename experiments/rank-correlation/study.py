@@ -28,9 +28,9 @@ from scipy.stats import kendalltau, spearmanr
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
-from nas.stages.check import opened
-from nas.stages.parent import make_parent
-from nas.stages.supernet import LAYER_EXAMPLES, make_supernet
+from nas.stages.check import open_run
+from nas.stages.parent import run_parent
+from nas.stages.supernet import LAYER_EXAMPLES, run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import CALIBRATION_EXAMPLES, load_supernet
 from nas.supernets.space import search_space
@@ -114,7 +114,7 @@ class Study:
     def begin(self, seed: int) -> None:
         """The parent and the costs of the subnetworks."""
         context, run = self.opened("default", seed)
-        make_parent(run, context)
+        run_parent(run, context)
         self.subnets(context, seed)
 
     def settings(self, name: str, seed: int) -> list[str]:
@@ -127,12 +127,12 @@ class Study:
         epochs *= seconds["default"] / seconds[AS_LONG[name][0]]
         return [*together, f"supernet.epochs={epochs:.2f}"]
 
-    def opened(self, name: str, seed: int) -> tuple[TaskContext, Run]:
+    def open_run(self, name: str, seed: int) -> tuple[TaskContext, Run]:
         """The run of one setting; all settings of a seed share its parent."""
         overrides = [*self.overrides, *self.settings(name, seed), f"seed={seed}", "constraints={}"]
         recipe = Recipe.load(self.recipe, overrides)
         folder = self.folder / f"seed{seed}" / name.replace(" ", "-").replace(":", "").replace(",", "")
-        context, run = opened(recipe, folder)
+        context, run = open_run(recipe, folder)
         parent = self.folder / f"seed{seed}" / "default" / "parent"
         if name != "default" and not run.parent.exists():
             run.parent.symlink_to(parent.resolve(), target_is_directory=True)
@@ -162,7 +162,7 @@ class Study:
             return
         context, run = self.opened(name, seed)
         start = time.process_time()
-        make_supernet(run, context)
+        run_supernet(run, context)
         seconds = time.process_time() - start
         supernet, space = load_supernet(run, context)
         found = {}
@@ -229,7 +229,7 @@ def placed(subnet: SubnetConfig, space: SearchSpace) -> SubnetConfig:
 
 def quality(model: Any, context: TaskContext) -> dict[str, float]:
     """Quality and loss on the held-out split."""
-    name = context.recipe.quality
+    name = context.recipe.primary_metric
     found = score(model, context.splits.test, list(dict.fromkeys([name, "loss"])))
     return {"quality": found[name].value, "loss": found["loss"].value}
 

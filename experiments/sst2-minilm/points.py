@@ -23,9 +23,9 @@ import torch
 
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
-from nas.stages.check import opened
-from nas.stages.parent import make_parent
-from nas.stages.supernet import make_supernet
+from nas.stages.check import open_run
+from nas.stages.parent import run_parent
+from nas.stages.supernet import run_supernet
 from nas.studies.evaluator import Evaluator
 from nas.studies.search_loop import run_search
 from nas.studies.study import open_studies, points
@@ -66,12 +66,12 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
         seconds[stage], start = round(time.perf_counter() - start, 1), time.perf_counter()
         print(f"seed {seed}: {stage} {seconds[stage]} s", flush=True)
 
-    context, run = opened(recipe, folder / f"seed{seed}")
+    context, run = open_run(recipe, folder / f"seed{seed}")
     examples = context.training_set(finetune)
     took("data")
-    make_parent(run, context)
+    run_parent(run, context)
     took("parent")
-    make_supernet(run, context)
+    run_supernet(run, context)
     took("supernet")
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, Unmeasured())  # type: ignore[arg-type]

@@ -15,13 +15,13 @@ from rich.table import Table
 
 from nas.modeling.longer_positions import positions
 from nas.recipe.schema import Recipe
-from nas.runs.isolated import alone
+from nas.runs.isolated import run_in_subprocess
 from nas.tasks.loading import load_config
 from nas.tasks.types import TASK_TYPES
 from predictors import Timing, Workload, device_name, measure
 from predictors.measurement.plan import Plan, load
 from predictors.measurement.runtimes import check_runtime, write_onnx_workload
-from predictors.measurement.timing import ANCHOR, doubts, joined
+from predictors.measurement.timing import ANCHOR, combine, noise_warning
 from predictors.measurement.workload import one_line_errors
 from search_spaces import FAMILIES, TASKS, InputError
 from search_spaces.inputs import Inputs
@@ -72,7 +72,7 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
     Args:
         models: Folders or hub ids that the task's auto class loads.
         recipe: Gives the task and the workload.
-        precision: Wanted half-width of the confidence interval of each ratio, relative; see `doubts_of`.
+        precision: Wanted half-width of the confidence interval of each ratio, relative; see `bench_noise_warning`.
 
     Raises:
         InputError: If a model does not load or fit the workload, or this cannot run here.
@@ -84,7 +84,7 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
         folder, plan = Path(work), _plan(models, recipe, precision, Path(work))
         timings = _timings(plan, folder)
         footprints = {
-            name: alone("predictors.measurement.plan", "footprint", str(folder), name, what=name)
+            name: run_in_subprocess("predictors.measurement.plan", "footprint", str(folder), name, what=name)
             for name in plan.models
         }
     return [
@@ -92,9 +92,9 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
     ]
 
 
-def doubts_of(rows: Sequence[BenchRow], precision: float) -> str:
+def bench_noise_warning(rows: Sequence[BenchRow], precision: float) -> str:
     """What must be said of rows that were to have a precision; empty where all is well."""
-    return doubts({row.model: row.timing for row in rows[1:] or rows}, precision)
+    return noise_warning({row.model: row.timing for row in rows[1:] or rows}, precision)
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
@@ -119,7 +119,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
 
 def _cells(row: BenchRow) -> dict[str, str]:
     t = row.timing
-    alone = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
+    isolated = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
     return {
         "model": row.model,
         "latency_ms": f"{t.latency_ms:.3g}",
@@ -127,7 +127,7 @@ def _cells(row: BenchRow) -> dict[str, str]:
         "ratio": f"{t.ratio:.3f}",
         "95 %": f"{t.ratio_low:.3f} - {t.ratio_high:.3f}",
         "samples/s": f"{row.samples_per_second:.3g}",
-        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in alone.items()},
+        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in isolated.items()},
     }
 
 
@@ -206,18 +206,18 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
         first, *others = [load(folder, plan, name) for name in plan.models]
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
         wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
-        earlier = _joint(passes) if passes else None
+        earlier = _combine_passes(passes) if passes else None
         timed = measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier)
         passes.append(timed if calls else {ANCHOR: timed[ANCHOR].in_ms})
     if len(plan.models) == 1:
-        itself = _joint(passes)[ANCHOR]
+        itself = _combine_passes(passes)[ANCHOR]
         low, high = itself.ratio_low / itself.ratio, itself.ratio_high / itself.ratio
         return {plan.anchor: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
     scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
-    joint = _joint([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
+    joint = _combine_passes([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
     itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
     return {plan.anchor: itself, **joint}
 
 
-def _joint(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:
-    return {name: reduce(joined, (timed[name] for timed in passes)) for name in passes[0]}
+def _combine_passes(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:
+    return {name: reduce(combine, (timed[name] for timed in passes)) for name in passes[0]}

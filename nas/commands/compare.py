@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.fronts.front import ParetoFront, reference_point
-from nas.recipe.objectives import format_figure
+from nas.recipe.objectives import format_value
 from nas.runs.files import write_text
 from nas.runs.run import Run
 from search_spaces import InputError
@@ -62,12 +62,12 @@ def hypervolume_table(fronts: Mapping[str, ParetoFront]) -> Table:
 
     some = next(iter(fronts.values()))
     reference = reference_point([point for front in fronts.values() for point in front], some.objectives)
-    where = ", ".join(f"{name} {format_figure(name, value)}" for name, value in reference.items())
-    table = Table("run", "points", f"best {some.quality}", "hypervolume", box=None, padding=(0, 2, 0, 0))
+    where = ", ".join(f"{name} {format_value(name, value)}" for name, value in reference.items())
+    table = Table("run", "points", f"best {some.primary_metric}", "hypervolume", box=None, padding=(0, 2, 0, 0))
     table.caption, table.caption_justify = f"Hypervolume from {where}.", "left"
     for name, front in fronts.items():
-        best = front.best(some.quality) if len(front) else None
-        quality = "–" if best is None else format_figure(some.quality, best.values[some.quality])
+        best = front.best(some.primary_metric) if len(front) else None
+        quality = "–" if best is None else format_value(some.primary_metric, best.values[some.primary_metric])
         table.add_row(name, str(len(front)), quality, f"{front.hypervolume(reference):.4g}")
     return table
 
@@ -87,21 +87,21 @@ def attainment_table(fronts: Mapping[str, ParetoFront]) -> Table:
     from rich.table import Table
 
     some = next(iter(fronts.values()))
-    quality, cost = some.quality, cost_of(some)
+    quality, cost = some.primary_metric, cost_of(some)
     values = [point.values[quality] for front in fronts.values() for point in front]
     levels = np.linspace(min(values), max(values), LEVELS)
     table = Table(f"{quality} attained", *fronts, box=None, padding=(0, 2, 0, 0))
     table.caption, table.caption_justify = f"The least {cost} at which each front attains it.", "left"
     for level in levels if some.objectives[quality] == "maximize" else levels[::-1]:
         costs = [attainment(front, quality, cost, level) for front in fronts.values()]
-        cells = [format_figure(cost, value) if np.isfinite(value) else "never" for value in costs]
-        table.add_row(format_figure(quality, float(level)), *cells)
+        cells = [format_value(cost, value) if np.isfinite(value) else "never" for value in costs]
+        table.add_row(format_value(quality, float(level)), *cells)
     return table
 
 
 def cost_of(front: ParetoFront) -> str:
     """The first objective that is not the quality."""
-    return next((name for name in front.objectives if name != front.quality), front.quality)
+    return next((name for name in front.objectives if name != front.primary_metric), front.primary_metric)
 
 
 def plot(fronts: Mapping[str, ParetoFront]) -> str:
@@ -109,7 +109,7 @@ def plot(fronts: Mapping[str, ParetoFront]) -> str:
     import plotly.graph_objects as go
 
     some = next(iter(fronts.values()))
-    x, y = cost_of(some), some.quality
+    x, y = cost_of(some), some.primary_metric
     figure = go.Figure()
     for name, front in fronts.items():
         xs, ys = ([point.values[axis] for point in front] for axis in (x, y))

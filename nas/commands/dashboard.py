@@ -12,9 +12,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.front import ParetoFront
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from nas.runs.run import Run
-from nas.studies.study import finished, point_of, read_only
+from nas.studies.study import finished, open_read_only, point_of
 from predictors.measurement.onnx_export import require
 from search_spaces import InputError
 from search_spaces.svg import svg
@@ -22,7 +22,7 @@ from search_spaces.svg import svg
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OLD_CONSTRAINTS = "constraints"
+DASHBOARD_CONSTRAINTS = "constraints"
 """The system attribute in which optuna-dashboard looks for violations."""
 
 
@@ -37,12 +37,12 @@ def serve(run: Run, port: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         artifacts = FileSystemArtifactStore(folder)
-        storage = dashboard_copy(run, artifacts)
-        say(f"http://127.0.0.1:{port}  (Ctrl-C stops it)")
+        storage = copy_for_dashboard(run, artifacts)
+        print_line(f"http://127.0.0.1:{port}  (Ctrl-C stops it)")
         run_server(storage, host="127.0.0.1", port=port, artifact_store=artifacts)
 
 
-def dashboard_copy(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
+def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
     """The studies in memory, as optuna-dashboard reads them.
 
     Violations stand where it looks for them; beside each study is one of its feasible trials alone, as its best trials
@@ -51,7 +51,7 @@ def dashboard_copy(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
     Raises:
         InputError: If the run has no study yet.
     """
-    source = read_only(run)
+    source = open_read_only(run)
     names = [] if source is None else [study.study_name for study in source.get_all_studies()]
     if source is None or not names:
         raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe begins one.")
@@ -75,7 +75,7 @@ def _copy(
     points = {t.number: point_of(t, "search") for t in trials if "point" in t.user_attrs}
     on_front = {point.key for point in ParetoFront.of(points.values(), run.recipe.objectives)}
     for trial in trials:
-        violations = {OLD_CONSTRAINTS: list(trial.constraints.values())} if trial.constraints else {}
+        violations = {DASHBOARD_CONSTRAINTS: list(trial.constraints.values())} if trial.constraints else {}
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.RUNNING,

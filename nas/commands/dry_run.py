@@ -9,7 +9,7 @@ from typing import Any
 
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
-from nas.stages.check import checked
+from nas.stages.check import check_recipe
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.batches import model_inputs
@@ -31,7 +31,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
     """
     quiet_libraries()
-    context = checked(recipe)
+    context = check_recipe(recipe)
     splits = context.splits
     examples = [len(context.training_set(training)) for training in (recipe.parent, recipe.supernet)]
     train_s, score_s = _seconds_per_example(context)

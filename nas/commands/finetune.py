@@ -16,12 +16,12 @@ from nas.exports.runtime_model import PARENT, timed_beside
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
-from nas.runs.files import read_json, remove, replace_folder, write_json
-from nas.runs.finetuned import Finetuned, note_finetuned
-from nas.runs.progress import progress, say
+from nas.runs.files import delete, read_json, replace_folder, write_json
+from nas.runs.finetuned import Finetuned, save_finetuned
+from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
-from nas.stages.check import checked
-from nas.stages.report import make_report
+from nas.stages.check import check_recipe
+from nas.stages.report import run_report
 from nas.supernets.training import plain_trainer, train, training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
@@ -50,13 +50,15 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
     story = read_story(folder)
     Workload.from_dict(story["workload"]).check_available()
-    context, parent = checked(recipe), Run(run).parent
+    context, parent = check_recipe(recipe), Run(run).parent
     model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=False)
-    before = score(model.to(training_device()), context.splits.test, recipe.qualities)
+    before = score(model.to(training_device()), context.splits.test, recipe.metric_names)
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
-        _begin(work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()})
-    processes.wait()
+        _prepare_work_folder(
+            work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()}
+        )
+    processes.barrier()
     trainer = plain_trainer(
         model,
         recipe.parent,
@@ -68,30 +70,30 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     )
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name)
-    processes.end_others()
+    processes.exit_other_processes()
     model.save_pretrained(work)
     context.processor.save_pretrained(work)
-    after = score(model, context.splits.test, recipe.qualities)
-    told = retold(story, remeasured(work, parent, story, after, context), recipe)
+    after = score(model, context.splits.test, recipe.metric_names)
+    told = updated_export_info(story, measured_export_info(work, parent, story, after, context), recipe)
     write_json(work / "subnet.json", told)
     write_card(work, told)
     replace_folder(work, out)
-    remove(out / "checkpoints")
-    _tell(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
+    delete(out / "checkpoints")
+    _record_in_run(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
     return before, told
 
 
-def _tell(run: Run, recipe: Recipe, found: Finetuned) -> None:
+def _record_in_run(run: Run, recipe: Recipe, found: Finetuned) -> None:
     """Notes in the run what its export reaches, if that was scored on the run's own held-out split."""
     if recipe.task.test != run.recipe.task.test:
-        say(f"not shown in {run.folder}: it reports on {run.recipe.task.test}, this on {recipe.task.test}")
+        print_line(f"not shown in {run.folder}: it reports on {run.recipe.task.test}, this on {recipe.task.test}")
         return
-    note_finetuned(run, found)
+    save_finetuned(run, found)
     if run.report.is_file():
-        make_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
+        run_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
 
 
-def remeasured(
+def measured_export_info(
     folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
 ) -> dict[str, Any]:
     """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
@@ -120,8 +122,8 @@ def remeasured(
     }
 
 
-def retold(story: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A subnet.json with what `remeasured` found; the figures it came with are kept as ``inherited``."""
+def updated_export_info(story: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A subnet.json with what `measured_export_info` found; the figures it came with are kept as ``inherited``."""
     counts = {name: value for name, value in story["values"].items() if name in COSTS}
     values = {**counts, **new["values"]}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in values}
@@ -141,7 +143,7 @@ def errors_of(scores: Mapping[str, Score]) -> dict[str, float]:
     return {name: found.standard_error for name, found in scores.items()}
 
 
-def _begin(work: Path, identity: dict[str, str]) -> None:
+def _prepare_work_folder(work: Path, identity: dict[str, str]) -> None:
     """Makes the work folder; what a killed fine-tuning left there is kept if it was of the same model and recipe."""
     file = work / "checkpoints" / "identity.json"
     if not file.is_file() or read_json(file) != identity:

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from nas.exports.export import save_model
-from nas.pipeline import finish
+from nas.pipeline import report_and_export
 from nas.recipe.schema import Recipe
-from nas.runs.files import partial_of, remove
+from nas.runs.files import delete, partial_path
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
-from nas.stages.check import opened
-from nas.stages.parent import make_parent
-from nas.stages.profile import make_profile, profile_sample
-from nas.stages.supernet import make_supernet
-from nas.stages.verify import PASSES, verify
+from nas.stages.check import open_run
+from nas.stages.parent import run_parent
+from nas.stages.profile import profile_sample, run_profile
+from nas.stages.supernet import run_supernet
+from nas.stages.verify import PASSES, run_verify
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors import MeasurementStore, Stage, SubnetPredictor
+from predictors import MeasurementStage, MeasurementStore, SubnetPredictor
 from predictors.measurement.plan import NEEDS, Plan, Result, read_results
 from predictors.measurement.runtimes import write_onnx_workload
 from predictors.measurement.timing import ANCHOR
@@ -90,22 +90,22 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
         raise InputError(f"`{out}` exists; give a new folder with --export.")
     if recipe.supernet.sampler == "latency_ms":
         raise InputError("`supernet.sampler=latency_ms` needs latencies before any can be exported; set another one.")
-    context, run = opened(recipe, folder, elsewhere=True)
-    if not run.elsewhere:
+    context, run = open_run(recipe, folder, remote=True)
+    if not run.is_remote:
         raise InputError(
             f"`{run.folder}` is measured on this device ({run.device}), and a run has the latencies of one device; "
             "give another folder with --run."
         )
     with run.locked():
-        make_parent(run, context)
-        make_supernet(run, context)
+        run_parent(run, context)
+        run_supernet(run, context)
         supernet, space = load_supernet(run, context)
-        subnets, stages = due(run, space)
+        subnets, stages = pending_measurements(run, space)
         if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
             raise InputError(f"`{run.folder}` has every measurement it needs now; go on with `nas search`.")
-        work = partial_of(out)
-        remove(work)
-        _write(run, context, supernet, subnets, stages, work)
+        work = partial_path(out)
+        delete(work)
+        _write_bundle(run, context, supernet, subnets, stages, work)
         work.rename(out)
     return (
         f"{len(subnets)} models in {out}: copy it to the device, type `python measure.py` in it, copy it back, then "
@@ -124,24 +124,24 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
     """
     quiet_libraries()
     Run(folder)
-    context, run = opened(recipe, folder)
+    context, run = open_run(recipe, folder)
     with run.locked():
         _, space = load_supernet(run, context)
-        subnets, stages = due(run, space)
+        subnets, stages = pending_measurements(run, space)
         plan, results = Plan.read(source), read_results(source)
-        _check(source, plan, results, run, subnets)
+        _check_results(source, plan, results, run, subnets)
         run.device = results[0].device_name
-        _add(run.store, results, {**subnets, ANCHOR: context.layout.parent}, stages)
-        predictor = make_profile(run, context)
+        _store_results(run.store, results, {**subnets, ANCHOR: context.layout.parent}, stages)
+        predictor = run_profile(run, context)
         if run.front_file.exists():
-            verify(run, context, predictor)
-            remove(run.report)
-            remove(run.exports / run.front().knee().key)
-            finish(run, predictor)
+            run_verify(run, context, predictor)
+            delete(run.report)
+            delete(run.exports / run.front().knee().key)
+            report_and_export(run, predictor)
     return predictor
 
 
-def due(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[Stage, ...]]:
+def pending_measurements(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[MeasurementStage, ...]]:
     """Key -> what is measured next, and the stages of its passes."""
     if run.front_file.exists():
         return {point.key: point.subnet for point in run.verified_points()}, PASSES
@@ -149,12 +149,12 @@ def due(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[St
     return {subnet.key: subnet for subnet in sample}, ("profile",)
 
 
-def _write(
+def _write_bundle(
     run: Run,
     context: TaskContext,
     supernet: Supernet,
     subnets: Mapping[str, SubnetConfig],
-    stages: Sequence[Stage],
+    stages: Sequence[MeasurementStage],
     out: Path,
 ) -> None:
     """The models, the plan, the script and the modules that it needs."""
@@ -189,7 +189,9 @@ def _write(
             shutil.copy(str(files(package) / f"{module}.py"), target)
 
 
-def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnets: Mapping[str, SubnetConfig]) -> None:
+def _check_results(
+    source: Path, plan: Plan, results: Sequence[Result], run: Run, subnets: Mapping[str, SubnetConfig]
+) -> None:
     """Raises InputError unless the results are whole, of this run and of one workload and device."""
     workload = run.recipe.workload
     for found in [plan.workload, *(result.workload for result in results)]:
@@ -223,8 +225,11 @@ def _check(source: Path, plan: Plan, results: Sequence[Result], run: Run, subnet
         )
 
 
-def _add(
-    store: MeasurementStore, results: Sequence[Result], subnets: Mapping[str, SubnetConfig], stages: Sequence[Stage]
+def _store_results(
+    store: MeasurementStore,
+    results: Sequence[Result],
+    subnets: Mapping[str, SubnetConfig],
+    stages: Sequence[MeasurementStage],
 ) -> None:
     """Stores results that are not there yet, the anchors first."""
     anchors = [result for result in results if result.name == ANCHOR]

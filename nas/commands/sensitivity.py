@@ -19,8 +19,8 @@ from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
-from nas.stages.check import opened
-from nas.stages.parent import make_parent
+from nas.stages.check import open_run
+from nas.stages.parent import run_parent
 from nas.studies.block_search import Block, blocks
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import gradient_scores, permute, unit_orders
@@ -43,7 +43,7 @@ EXAMPLES = 256
 
 
 @dataclass(frozen=True)
-class Replacement:
+class BlockReplacement:
     """One block of the largest subnetwork replaced, all else as it was.
 
     Attributes:
@@ -66,7 +66,7 @@ class Replacement:
     saved_percent: float
 
 
-def sensitivity(recipe: Recipe, folder: str | Path) -> list[Replacement]:
+def sensitivity(recipe: Recipe, folder: str | Path) -> list[BlockReplacement]:
     """Scores and times every replacement of one block that the recipe's space holds, and every block skipped.
 
     Also writes ``sensitivity.csv`` into the run, whose parent is made if it is not there.
@@ -76,40 +76,40 @@ def sensitivity(recipe: Recipe, folder: str | Path) -> list[Replacement]:
             model are one set of weights.
     """
     quiet_libraries()
-    context, run = opened(recipe, folder)
+    context, run = open_run(recipe, folder)
     with run.locked():
-        make_parent(run, context)
+        run_parent(run, context)
         rows = _replacements(run, context)
         write_text(run.sensitivity, csv_of(rows))
     return rows
 
 
-def _replacements(run: Run, context: TaskContext) -> list[Replacement]:
+def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
     supernet = Supernet(context.load_model(run.parent).to(training_device()).eval())
     examples = calibration_set(context)
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
     supernet.activations = calibrate(supernet, examples.batches)
-    space = replaceable(supernet, search_space(context))
+    space = fully_skippable_space(supernet, search_space(context))
     found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops]
     saved = _saved_ms(run, context, supernet, space, found)
     scored = _scored(supernet, context.splits.search.first(EXAMPLES), space, found)
     rows = [
-        Replacement(layer_of(block), *described(block), *scores, *saved[kind_of(space, block)])
+        BlockReplacement(layer_of(block), *describe_change(block), *scores, *saved[timing_group(space, block)])
         for block, scores in zip(found, scored, strict=True)
     ]
     return sorted(rows, key=lambda row: (-1 if row.layer is None else row.layer, row.block))
 
 
-def csv_of(rows: Sequence[Replacement]) -> str:
+def csv_of(rows: Sequence[BlockReplacement]) -> str:
     """One line a replacement, under the names of its attributes."""
     text = StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Replacement)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(BlockReplacement)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(asdict, rows))
     return text.getvalue()
 
 
-def replaceable(supernet: Supernet, space: SearchSpace) -> SearchSpace:
+def fully_skippable_space(supernet: Supernet, space: SearchSpace) -> SearchSpace:
     """The same choices, layer by layer and at full depth, with every block that the family can skip skippable."""
     arguments = space.arguments()
     for block in supernet.family.skippable:
@@ -124,7 +124,7 @@ def layer_of(block: Block) -> int | None:
     return int(block.layer) if block.layer.isdigit() else None
 
 
-def described(block: Block) -> tuple[str, str]:
+def describe_change(block: Block) -> tuple[str, str]:
     """What a replacement concerns (a block of a layer, the whole layer, the embeddings), and it in words."""
     field = block.name.partition(".")[0]
     parts = {**BLOCKS, "embedding": ("embedding_rank",)}
@@ -132,7 +132,7 @@ def described(block: Block) -> tuple[str, str]:
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 
 
-def kind_of(space: SearchSpace, block: Block) -> tuple[int, str, object]:
+def timing_group(space: SearchSpace, block: Block) -> tuple[int, str, object]:
     """What replacements have in common that take the same time: the stack and the choice."""
     layer = layer_of(block) or 0
     stack = next(number for number, layers in enumerate(space.stacks) if layer in layers)
@@ -143,7 +143,7 @@ def _saved_ms(
     run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, found: Sequence[Block]
 ) -> dict[tuple[int, str, object], tuple[float, float]]:
     """Kind of replacement -> milliseconds saved, and percent."""
-    first = {kind_of(space, block): block.subnet for block in reversed(found)}
+    first = {timing_group(space, block): block.subnet for block in reversed(found)}
     timed = measure_subnets(run, context, supernet, [space.largest, *first.values()])
     whole = timed[space.largest.key].latency_ms
     saved = {kind: whole - timed[subnet.key].latency_ms for kind, subnet in first.items()}
@@ -160,7 +160,7 @@ def _scored(
     with progress("sensitivity") as report:
         for number, block in enumerate(found):
             supernet.activate(block.subnet)
-            results.append(_compared(_outputs(supernet, examples), whole, examples))
+            results.append(_loss_and_divergence(_outputs(supernet, examples), whole, examples))
             report(number + 1, len(found), "")
     supernet.activate(supernet.parent)
     return results
@@ -180,7 +180,7 @@ def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
     return found
 
 
-def _compared(ours: Outputs, whole: Outputs, examples: EvaluationSet) -> tuple[float, float]:
+def _loss_and_divergence(ours: Outputs, whole: Outputs, examples: EvaluationSet) -> tuple[float, float]:
     """Mean over examples of the change in loss and of the divergence."""
     weights = torch.tensor([len(rows) for rows in examples.rows], dtype=torch.float64)
     losses = torch.tensor([mine - theirs for (mine, _), (theirs, _) in zip(ours, whole, strict=True)])
@@ -192,7 +192,7 @@ def _compared(ours: Outputs, whole: Outputs, examples: EvaluationSet) -> tuple[f
     return float(losses.double() @ shares), float(apart.double().cpu() @ shares)
 
 
-def sensitivity_table(rows: Sequence[Replacement]) -> Table:
+def sensitivity_table(rows: Sequence[BlockReplacement]) -> Table:
     """The table people read before opening a search."""
     from rich.table import Table
 

@@ -11,36 +11,36 @@ import optuna
 from nas.runs.progress import console
 from nas.runs.run import Run
 from nas.studies.search_progress import Reference, Standing
-from nas.studies.study import STUDIES, finished, point_of, read_only, short_name
+from nas.studies.study import STUDIES, finished, open_read_only, point_of, short_name
 
-EVERY_S = 2.0
-FIRST = 20
+REFRESH_S = 2.0
+REFERENCE_EVALUATIONS = 20
 """After how many evaluations the reference of the hypervolumes is set."""
 
 
-def follow(run: Run, once: bool = False) -> None:
+def watch(run: Run, once: bool = False) -> None:
     """Prints where a run is, again and again until it has ended."""
     from rich.live import Live
 
     if once or not console.is_terminal:
-        for line in lines(run):
+        for line in status_lines(run):
             console.print(line)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update("\n".join(lines(run)), refresh=True)
+            live.update("\n".join(status_lines(run)), refresh=True)
             if run.report.exists():
                 return
-            time.sleep(EVERY_S)
+            time.sleep(REFRESH_S)
 
 
-def lines(run: Run) -> list[str]:
+def status_lines(run: Run) -> list[str]:
     """One line for each stage that is done or in work, and for each study that has begun."""
-    found = [f"{stage.name:<10} {_state(stage)}" for stage in run.trained]
+    found = [f"{stage.name:<10} {_state(stage)}" for stage in run.trained_folders]
     rows = run.measurements.read_bytes().count(b"\n") if run.measurements.exists() else 0
     done = any(run.predictor.glob("*")) if run.predictor.exists() else False
     found.append(f"{'profile':<10} {'done' if done else f'{rows} measured'}")
-    found += [f"{name:<10} {note}" for name, note in study_notes(run)]
+    found += [f"{name:<10} {note}" for name, note in study_status(run)]
     if run.verified.exists():
         verified = run.verified.read_bytes().count(b"\n")
         found.append(f"{'verify':<10} {verified} verified")
@@ -60,9 +60,9 @@ def _state(path: Path) -> str:
     return "begun" if path.with_name(f"{path.name}.partial").exists() else "not begun"
 
 
-def study_notes(run: Run) -> Iterator[tuple[str, str]]:
+def study_status(run: Run) -> Iterator[tuple[str, str]]:
     """Study -> how many evaluations it has had and what they found."""
-    storage = read_only(run)
+    storage = open_read_only(run)
     if storage is None:
         return
     reference = Reference()
@@ -72,7 +72,7 @@ def study_notes(run: Run) -> Iterator[tuple[str, str]]:
         told = [trial for trial in finished(study) if "point" in trial.user_attrs]
         if short not in STUDIES or not told:
             continue
-        standing = Standing(run.recipe, min(FIRST, len(told)), reference)
+        standing = Standing(run.recipe, min(REFERENCE_EVALUATIONS, len(told)), reference)
         for trial in told:
             standing.add(point_of(trial, short))
         yield short, f"{len(told)} evaluated · {standing.note()}"

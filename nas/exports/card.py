@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.exports.formats import FORMATS
-from nas.recipe.objectives import COSTS, format_figure
+from nas.recipe.objectives import COSTS, format_value
 from predictors import Workload
 from search_spaces import TASKS, SubnetConfig
 
@@ -68,9 +68,9 @@ def _figures(story: Mapping[str, Any]) -> str:
     parent = story.get("parent") or {"values": {}, "errors": {}}
     lines = ["| | this model | its parent |", "|---|---|---|"]
     for name, value in story["values"].items():
-        mine = format_figure(name, value, story["errors"].get(name))
+        mine = format_value(name, value, story["errors"].get(name))
         theirs = parent["values"].get(name)
-        beside = "" if theirs is None else format_figure(name, theirs, parent["errors"].get(name))
+        beside = "" if theirs is None else format_value(name, theirs, parent["errors"].get(name))
         lines.append(f"| {name} | {mine} | {beside} |")
     workload = Workload.from_dict(story["workload"])
     how = "measured on this exported model" if story["measured"] and not story.get("predicted") else "predicted"
@@ -88,7 +88,7 @@ def _runtimes(story: Mapping[str, Any]) -> str:
     lines = ["| format | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for form, found in formats.items():
         cells = [
-            format_figure(n, found["values"][n], found["errors"].get(n)) if n in found["values"] else "–"
+            format_value(n, found["values"][n], found["errors"].get(n)) if n in found["values"] else "–"
             for n in columns
         ]
         lines.append(f"| {form} | " + " | ".join(cells) + " |")

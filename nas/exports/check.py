@@ -15,9 +15,9 @@ from nas.exports.card import write_card
 from nas.exports.export import TOLERANCE, ReloadError, active_outputs, outputs_elsewhere
 from nas.exports.formats import present, read_story, size_mb
 from nas.exports.runtime_model import RuntimeModel, timed_beside
-from nas.recipe.objectives import format_figure
+from nas.recipe.objectives import format_value
 from nas.runs.files import write_json
-from nas.runs.isolated import alone
+from nas.runs.isolated import run_in_subprocess
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
@@ -90,7 +90,7 @@ def broken_promises(story: Mapping[str, Any], found: Mapping[str, Checked]) -> l
             if name in checked.values and not holds(
                 name, value, checked.values[name], stated["errors"].get(name, 0.0)
             ):
-                figures = [format_figure(name, v) for v in (value, checked.values[name])]
+                figures = [format_value(name, v) for v in (value, checked.values[name])]
                 lines.append(f"{form} states {name} {figures[0]}, but it is {figures[1]}")
     return lines
 
@@ -134,7 +134,7 @@ def _score(working: Mapping[str, Path], context: TaskContext, found: dict[str, C
     for form, path in working.items():
         model = RuntimeModel.load(form, path, context)
         try:
-            scores = score(model, context.splits.test, context.recipe.qualities)
+            scores = score(model, context.splits.test, context.recipe.metric_names)
         except InputError as error:
             found[form].failure = str(error)
             continue
@@ -147,10 +147,12 @@ def _measure(
 ) -> None:
     """Memory, and latencies beside the parent's on the scale of its stated one; not where the stated ones are of a
     device elsewhere."""
-    if run.elsewhere:
+    if run.is_remote:
         return
     for form in working:
-        memory_mb = alone("nas.exports.runtime_model", "memory_mb", str(folder), form, what=f"{folder} ({form})")
+        memory_mb = run_in_subprocess(
+            "nas.exports.runtime_model", "memory_mb", str(folder), form, what=f"{folder} ({form})"
+        )
         if memory_mb is not None:
             found[form].values["memory_mb"] = memory_mb
     stated = (story.get("parent") or {"values": {}})["values"].get("latency_ms")
@@ -175,7 +177,7 @@ def checked_table(found: Mapping[str, Checked]) -> Table:
     table = Table("format", *names, "differs by", box=None, padding=(0, 2, 0, 0))
     for form, checked in found.items():
         cells = [
-            format_figure(n, checked.values[n], checked.errors.get(n)) if n in checked.values else "–" for n in names
+            format_value(n, checked.values[n], checked.errors.get(n)) if n in checked.values else "–" for n in names
         ]
         difference = "–" if checked.difference is None else f"{checked.difference:.2g}"
         table.add_row(form, *cells, checked.failure or difference)

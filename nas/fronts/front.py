@@ -20,7 +20,16 @@ import numpy as np
 from nas.fronts.pareto import Array, hypervolume, non_dominated
 from nas.fronts.point import Point
 from nas.fronts.table import html_table, rich_table
-from nas.recipe.objectives import COSTS, FINETUNED, OPERATORS, Bound, Direction, excess, parse_condition, reached
+from nas.recipe.objectives import (
+    COSTS,
+    FINETUNED_SUFFIX,
+    OPERATORS,
+    Bound,
+    Direction,
+    against_bounds,
+    parse_condition,
+    total_violation,
+)
 from search_spaces.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 NAMED_PICKS = ("knee", "fastest", "best")
 
 
-def objective_costs(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
+def minimized_values(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
     """Objective values to minimise, shape ``(len(points), len(objectives))``."""
     for point in points:
         missing = [name for name in objectives if name not in point.values]
@@ -58,7 +67,7 @@ def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -
         InputError: If an objective has no finite value.
     """
     reference = {}
-    for name, column in zip(objectives, objective_costs(points, objectives).T, strict=True):
+    for name, column in zip(objectives, minimized_values(points, objectives).T, strict=True):
         finite = column[np.isfinite(column)]
         if not len(finite):
             raise InputError(
@@ -96,8 +105,8 @@ class ParetoFront:
             InputError: If a point does not know an objective.
         """
         empty = cls((), dict(objectives))
-        feasible = sorted((p for p in points if p.feasible), key=_identity)
-        costs = objective_costs(feasible, objectives)
+        feasible = sorted((p for p in points if p.feasible), key=_sort_key)
+        costs = minimized_values(feasible, objectives)
         kept = {tuple(costs[i]): feasible[i] for i in np.flatnonzero(non_dominated(costs))[::-1]}
         first = next((i for i, way in enumerate(objectives.values()) if way == "minimize"), 0)
         ordered = sorted(kept.items(), key=lambda item: (item[0][first], item[1].key))
@@ -110,14 +119,14 @@ class ParetoFront:
         return iter(self.points)
 
     @property
-    def figures(self) -> list[str]:
+    def value_names(self) -> list[str]:
         """Every known figure: the objectives first, fine-tuned beside inherited, the others in alphabetical order."""
         known = {name for point in self.points for name in point.values}
-        first = [n for name in self.objectives for n in (name, *({name + FINETUNED} & known))]
+        first = [n for name in self.objectives for n in (name, *({name + FINETUNED_SUFFIX} & known))]
         return [*first, *sorted(known - set(first))]
 
     @property
-    def quality(self) -> str:
+    def primary_metric(self) -> str:
         """The first objective that is a quality, such as accuracy or loss; else the first one."""
         return next((name for name in self.objectives if name not in COSTS), next(iter(self.objectives)))
 
@@ -129,7 +138,7 @@ class ParetoFront:
         """
         if name not in self.objectives:
             raise InputError(f"`best` needs an objective, but got `{name}`; {did_you_mean(name, self.objectives)}.")
-        self._need_points()
+        self._require_points()
         return min(self.points, key=lambda point: _sign(self.objectives[name]) * point.values[name])
 
     def knee(self) -> Point:
@@ -141,8 +150,8 @@ class ParetoFront:
         Raises:
             InputError: If the front is empty.
         """
-        self._need_points()
-        costs = objective_costs(self.points, self.objectives)
+        self._require_points()
+        costs = minimized_values(self.points, self.objectives)
         span = np.ptp(costs, axis=0)
         scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
         distance = scaled.sum(axis=1) if len(self.objectives) == 2 else np.linalg.norm(scaled, axis=1)
@@ -156,7 +165,7 @@ class ParetoFront:
         Raises:
             InputError: If a condition cannot be read, or no point knows its figure.
         """
-        bounds = self._bounds(condition)
+        bounds = self._parse_bounds(condition)
         kept = (p for p in self.points if all(b.violation(p.values.get(n, math.nan)) <= 0 for n, b in bounds))
         return replace(self, points=tuple(kept))
 
@@ -170,14 +179,14 @@ class ParetoFront:
         Raises:
             InputError: If nothing fits; after a condition it says what the closest point reaches.
         """
-        self._need_points()
+        self._require_points()
         if any(op in what for op in OPERATORS):
             found = self.where(what)
-            return found.best(found.quality) if len(found) else self._nearest_miss(what)
+            return found.best(found.primary_metric) if len(found) else self._nearest_miss(what)
         if what == "knee":
             return self.knee()
         if what == "best":
-            return self.best(self.quality)
+            return self.best(self.primary_metric)
         if what == "fastest":
             return self._fastest()
         return self._by_key(what)
@@ -192,7 +201,7 @@ class ParetoFront:
         if missing:
             raise InputError(f"A reference point must name every objective, but `{missing[0]}` is not in {reference}.")
         corner = np.array([_sign(way) * reference[name] for name, way in self.objectives.items()])
-        return hypervolume(objective_costs(self.points, self.objectives), corner)
+        return hypervolume(minimized_values(self.points, self.objectives), corner)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -208,12 +217,12 @@ class ParetoFront:
         import pandas as pd
 
         rows = [
-            {"key": p.key, **{n: p.values.get(n, math.nan) for n in self.figures}}
+            {"key": p.key, **{n: p.values.get(n, math.nan) for n in self.value_names}}
             | {f"{name}_error": error for name, error in p.errors.items()}
             | {"source": p.source, "measured": p.measured, "subnet": str(p.subnet)}
             for p in self.points
         ]
-        return pd.DataFrame(rows, columns=None if rows else ["key", *self.figures, "source", "measured", "subnet"])
+        return pd.DataFrame(rows, columns=None if rows else ["key", *self.value_names, "source", "measured", "subnet"])
 
     def table(self) -> Table:
         """The front for the terminal: key, objectives, size and subnetwork; readable from 80 columns on."""
@@ -223,8 +232,8 @@ class ParetoFront:
         return html_table(self)
 
     def _fastest(self) -> Point:
-        if "latency_ms" not in self.figures:
-            raise InputError(f"`fastest` needs the figure `latency_ms`; known: {', '.join(self.figures)}.")
+        if "latency_ms" not in self.value_names:
+            raise InputError(f"`fastest` needs the figure `latency_ms`; known: {', '.join(self.value_names)}.")
         return min(self.points, key=lambda point: point.values.get("latency_ms", math.inf))
 
     def _by_key(self, start: str) -> Point:
@@ -235,28 +244,28 @@ class ParetoFront:
             raise InputError(f"{law}, but got `{start}`; {hint}; or a condition like `latency_ms <= 5`.")
         return next(iter(found.values()))
 
-    def _need_points(self) -> None:
+    def _require_points(self) -> None:
         if not self.points:
             raise InputError("A pick needs a point on the front, but no feasible one exists: loosen a constraint.")
 
-    def _bounds(self, condition: str) -> list[tuple[str, Bound]]:
+    def _parse_bounds(self, condition: str) -> list[tuple[str, Bound]]:
         bounds = [parse_condition(part) for part in condition.split(",")]
         for name, _ in bounds if self.points else ():
-            if name not in self.figures:
+            if name not in self.value_names:
                 raise InputError(
-                    f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.figures)}."
+                    f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.value_names)}."
                 )
         return bounds
 
     def _nearest_miss(self, condition: str) -> Point:
-        bounds = dict(self._bounds(condition))
-        near = min(self.points, key=lambda point: excess(point.values, bounds))
+        bounds = dict(self._parse_bounds(condition))
+        near = min(self.points, key=lambda point: total_violation(point.values, bounds))
         raise InputError(
             f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {near.key}, "
-            f"reaches {reached(near.values, bounds)}: loosen the condition."
+            f"reaches {against_bounds(near.values, bounds)}: loosen the condition."
         )
 
 
-def _identity(point: Point) -> tuple[str, bool, str, str]:
+def _sort_key(point: Point) -> tuple[str, bool, str, str]:
     """Sort key that does not depend on the input order; of two equal subnetworks the measured one comes first."""
     return point.key, not point.measured, point.source, json.dumps(point.to_dict(), sort_keys=True)

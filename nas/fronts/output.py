@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nas.fronts.front import ParetoFront
-from nas.recipe.objectives import DIRECTIONS, FINETUNED, format_figure
+from nas.recipe.objectives import DIRECTIONS, FINETUNED_SUFFIX, format_value
 from search_spaces.errors import InputError, did_you_mean
 
 
-def listed(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") -> ParetoFront:
+def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") -> ParetoFront:
     """The part of a front that is asked for.
 
     Args:
@@ -30,23 +30,23 @@ def listed(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") 
         front = replace(front, points=(front.pick(pick),))
     if not sort:
         return front
-    if sort not in front.figures:
-        raise InputError(f"`--sort` needs a known figure, but got `{sort}`; {did_you_mean(sort, front.figures)}.")
-    direction = {**DIRECTIONS, **front.objectives}.get(sort.removesuffix(FINETUNED))
+    if sort not in front.value_names:
+        raise InputError(f"`--sort` needs a known figure, but got `{sort}`; {did_you_mean(sort, front.value_names)}.")
+    direction = {**DIRECTIONS, **front.objectives}.get(sort.removesuffix(FINETUNED_SUFFIX))
     sign = -1 if direction == "maximize" else 1
     order = sorted(front.points, key=lambda point: sign * point.values.get(sort, sign * math.inf))
     return replace(front, points=tuple(order))
 
 
-def written(front: ParetoFront, form: str) -> str:
+def front_as_text(front: ParetoFront, form: str) -> str:
     """A front as text for other programs.
 
     Raises:
-        InputError: If the form is not in `FORMS`.
+        InputError: If the form is not in `FORMATS`.
     """
-    if form not in FORMS:
-        raise InputError(f"`--format` must be table or one of {', '.join(FORMS)}, but got `{form}`.")
-    return FORMS[form](front)
+    if form not in FORMATS:
+        raise InputError(f"`--format` must be table or one of {', '.join(FORMATS)}, but got `{form}`.")
+    return FORMATS[form](front)
 
 
 def _csv(front: ParetoFront) -> str:
@@ -58,13 +58,13 @@ def _json(front: ParetoFront) -> str:
 
 
 def _markdown(front: ParetoFront) -> str:
-    names = ["key", *front.figures, "subnetwork"]
-    lines = [names, ["---", *("---:" for _ in front.figures), "---"]]
+    names = ["key", *front.value_names, "subnetwork"]
+    lines = [names, ["---", *("---:" for _ in front.value_names), "---"]]
     for point in front:
-        figures = [format_figure(n, point.values.get(n, math.nan), point.errors.get(n)) for n in front.figures]
+        figures = [format_value(n, point.values.get(n, math.nan), point.errors.get(n)) for n in front.value_names]
         lines.append([point.key, *figures, str(point.subnet)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-FORMS: dict[str, Callable[[ParetoFront], str]] = {"csv": _csv, "json": _json, "markdown": _markdown}
+FORMATS: dict[str, Callable[[ParetoFront], str]] = {"csv": _csv, "json": _json, "markdown": _markdown}
 """Name of ``--format`` -> what writes it."""

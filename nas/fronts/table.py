@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nas.recipe.objectives import FINETUNED, format_figure
+from nas.recipe.objectives import FINETUNED_SUFFIX, format_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KNEE = " ◀"
 SUBNETWORK_WIDTH = 25
 """What is left of 80 columns; a longer one breaks after its commas."""
-TERMINAL_FIGURES = ("size_mb",)
+TERMINAL_COLUMNS = ("size_mb",)
 """Figures shown beside the objectives where space is scarce; `to_pandas` and the report have them all."""
 
 
@@ -25,7 +25,9 @@ def rich_table(front: ParetoFront) -> Table:
     """For the terminal: key, objectives, size and subnetwork; from 80 columns on nothing is cut off."""
     from rich.table import Table
 
-    names = [n for n in front.figures if n in (*front.objectives, *TERMINAL_FIGURES) or n.endswith(FINETUNED)]
+    names = [
+        n for n in front.value_names if n in (*front.objectives, *TERMINAL_COLUMNS) or n.endswith(FINETUNED_SUFFIX)
+    ]
     table = Table(box=None, padding=(0, 2, 0, 0), caption=_caption(front), caption_justify="left")
     table.add_column("key", no_wrap=True)
     for name in names:
@@ -42,10 +44,10 @@ def rich_table(front: ParetoFront) -> Table:
 
 def html_table(front: ParetoFront) -> str:
     """As HTML with every figure; each row carries its key in ``data-key``."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("key", *front.figures, "subnetwork"))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("key", *front.value_names, "subnetwork"))
     body = "".join(
         f'<tr data-key="{point.key}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
-        for point, row in zip(front, _rows(front, front.figures), strict=True)
+        for point, row in zip(front, _rows(front, front.value_names), strict=True)
     )
     caption = f"<caption>{html.escape(_caption(front))}</caption>"
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -57,7 +59,7 @@ def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
     return [
         [
             point.key + KNEE * (point is knee),
-            *(format_figure(name, point.values.get(name, math.nan), point.errors.get(name)) for name in names),
+            *(format_value(name, point.values.get(name, math.nan), point.errors.get(name)) for name in names),
             str(point.subnet),
         ]
         for point in front
@@ -74,5 +76,9 @@ def _caption(front: ParetoFront) -> str:
         how = "latency measured on the exported model, quality on the held-out split"
     else:
         how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"
-    tuned = f" {FINETUNED}: after `nas finetune`." if any(n.endswith(FINETUNED) for n in front.figures) else ""
+    tuned = (
+        f" {FINETUNED_SUFFIX}: after `nas finetune`."
+        if any(n.endswith(FINETUNED_SUFFIX) for n in front.value_names)
+        else ""
+    )
     return f"{KNEE.strip()} knee. Figures: {how}.{tuned}"

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from nas.ray.cluster import capacity, connected
 from nas.ray.search_worker import Package, Task, Worker
 from nas.recipe.schema import Search
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from nas.studies.racing import Outcome
 from nas.studies.trial_queue import Ticket
 from search_spaces import InputError
@@ -59,7 +59,7 @@ def run_on_ray(dispatcher: Dispatcher, package: Package, address: str, search: S
         resources = {"cpu": search.cpus_per_worker, "gpu": search.gpus_per_worker}
         workers = search.workers or capacity(resources)
         if not capacity(resources):
-            say(f"ray        no node offers {resources} yet: waiting for one to join")
+            print_line(f"ray        no node offers {resources} yet: waiting for one to join")
         searcher = StudySearcher(dispatcher, workers := max(1, workers))
         trainable = tune.with_parameters(Worker, package=package.served())
         tune.Tuner(

@@ -23,7 +23,7 @@ from nas.ray.cluster import capacity, connected
 from nas.ray.search_worker import of_other_versions, versions
 from nas.recipe.schema import Training
 from nas.runs import processes
-from nas.runs.progress import Report, say
+from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
@@ -37,11 +37,11 @@ TIMEOUT_S = 7 * 24 * 3600
 
 def train_on_ray(
     address: str,
-    train: Callable[[Run, TaskContext, Report], None],
+    train: Callable[[Run, TaskContext, ProgressCallback], None],
     name: str,
     run: Run,
     settings: Training,
-    report: Report,
+    report: ProgressCallback,
 ) -> None:
     """Runs a training of a run on the workers of a Ray cluster.
 
@@ -61,7 +61,9 @@ def train_on_ray(
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     with connected(address), _storage(run) as storage:
         if (fitting := capacity(resources)) < settings.workers:
-            say(f"ray        {settings.workers} workers are asked for, {fitting} fit: waiting for nodes to join")
+            print_line(
+                f"ray        {settings.workers} workers are asked for, {fitting} fit: waiting for nodes to join"
+            )
         board = ray.remote(num_cpus=0)(Board).remote()
         trainer = TorchTrainer(
             work,
@@ -113,7 +115,7 @@ def _storage(run: Run) -> Iterator[Path]:
 
 
 @contextmanager
-def _shown(board: Any, report: Report) -> Iterator[None]:
+def _shown(board: Any, report: ProgressCallback) -> Iterator[None]:
     """Hands on what the workers put on the board, for the duration."""
     ended = threading.Event()
 
@@ -167,7 +169,7 @@ def work(config: dict[str, Any]) -> None:
         ray.get(board.refuse.remote(refusals[0]))
         return
     quiet_libraries()
-    processes.wait()
+    processes.barrier()
     show = board.show.remote if processes.is_main() else lambda *_: None
     try:
         config["train"](Run(config["folder"]), TaskContext(config["recipe"]), show)

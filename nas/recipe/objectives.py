@@ -14,7 +14,7 @@ from search_spaces.errors import InputError
 Direction = Literal["maximize", "minimize"]
 
 COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
-QUALITIES: dict[str, Direction] = {
+METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
     "f1": "maximize",
     "matthews_correlation": "maximize",
@@ -30,10 +30,10 @@ QUALITIES: dict[str, Direction] = {
     "sacrebleu": "maximize",
     "wer": "minimize",
 }
-DIRECTIONS: dict[str, Direction] = {**QUALITIES, **dict.fromkeys(COSTS, "minimize")}
+DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
 """Every figure of ours and the direction that improves it; a recipe's ``task.metrics`` adds others."""
 
-FINETUNED = "_finetuned"
+FINETUNED_SUFFIX = "_finetuned"
 """End of the name of a quality after fine-tuning, which stands beside the inherited one."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -100,7 +100,7 @@ def parse_condition(text: str) -> tuple[str, Bound]:
     return match[1], Bound(match[2], float(match[3]))
 
 
-def format_figure(name: str, value: float, error: float | None = None) -> str:
+def format_value(name: str, value: float, error: float | None = None) -> str:
     """A figure as people read it, without its unit, followed by ``± error`` if one is given.
 
     Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal, counts
@@ -121,12 +121,12 @@ def format_figure(name: str, value: float, error: float | None = None) -> str:
     return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")
 
 
-def excess(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:
+def total_violation(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:
     """How far constraints are missed in all, each relative to its bound; 0 where all hold."""
     missed = {name: bound.violation(values.get(name, math.nan)) for name, bound in bounds.items()}
     return sum(max(missed[name], 0.0) / (abs(bound.value) or 1.0) for name, bound in bounds.items())
 
 
-def reached(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> str:
+def against_bounds(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> str:
     """What is reached of each constraint, in words."""
     return ", ".join(f"{name} {values.get(name, math.nan):.4g} for `{bound}`" for name, bound in bounds.items())

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.recipe.objectives import COSTS, DIRECTIONS, QUALITIES, Bound, Direction
-from nas.recipe.text import explain, read
+from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, Bound, Direction
+from nas.recipe.text import first_error, read_recipe
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
 from search_spaces.errors import did_you_mean
@@ -37,7 +37,7 @@ TASK_TYPES = tuple(name for name, task in TASKS.items() if task.default_metric i
 
 STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
 
-PLACE = (
+RESUMABLE_KEYS = (
     "search.workers",
     *(f"{part}.{kind}_per_worker" for part in ("search", "parent", "supernet") for kind in ("cpus", "gpus")),
     *(f"{part}.report_to" for part in ("parent", "supernet")),
@@ -222,7 +222,7 @@ class Recipe(_Section):
         Raises:
             InputError: If the file is missing or not YAML, a key is unknown, or a value breaks a rule.
         """
-        return cls.parse(read(path, overrides))
+        return cls.parse(read_recipe(path, overrides))
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Recipe:
@@ -230,7 +230,7 @@ class Recipe(_Section):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(explain(error, cls)) from None
+            raise InputError(first_error(error, cls)) from None
         if recipe.task.type not in TASK_TYPES:
             hint = did_you_mean(recipe.task.type, TASK_TYPES)
             raise InputError(f"`task.type` must be a known one, but got `{recipe.task.type}`; {hint}")
@@ -248,17 +248,17 @@ class Recipe(_Section):
         return {name: Bound.parse(text) for name, text in self.constraints.items()}
 
     @property
-    def figures(self) -> list[str]:
+    def value_names(self) -> list[str]:
         """Every figure that the objectives and constraints name."""
         return list(dict.fromkeys((*self.objectives, *self.constraints)))
 
     @property
-    def qualities(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """The qualities among them."""
-        return [name for name in self.figures if name not in COSTS]
+        return [name for name in self.value_names if name not in COSTS]
 
     @property
-    def quality(self) -> str:
+    def primary_metric(self) -> str:
         """The first quality among the objectives; what picks and tables lead with."""
         return next(name for name in self.objectives if name not in COSTS)
 
@@ -266,7 +266,7 @@ class Recipe(_Section):
         """Dotted keys in which two recipes differ, with both values; where a search runs is no difference."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         keys = sorted(mine.keys() | theirs.keys())
-        changed = [k for k in keys if k not in PLACE and mine.get(k) != theirs.get(k)]
+        changed = [k for k in keys if k not in RESUMABLE_KEYS and mine.get(k) != theirs.get(k)]
         return [f"{k}: {mine.get(k)} against {theirs.get(k)}" for k in changed]
 
     def _with_defaults(self) -> Recipe:
@@ -275,7 +275,7 @@ class Recipe(_Section):
         update: dict[str, Any] = {}
         if not self.objectives:
             assert task.default_metric is not None
-            update["objectives"] = {task.default_metric: QUALITIES[task.default_metric], "latency_ms": "minimize"}
+            update["objectives"] = {task.default_metric: METRICS[task.default_metric], "latency_ms": "minimize"}
         if not task.reads_text:
             update["workload"] = replace(self.workload, sequence_length=None)
         return self.model_copy(update=update)
@@ -294,7 +294,7 @@ class Recipe(_Section):
                 raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")
         if not (self.objectives.keys() - set(COSTS) and self.objectives.keys() & set(COSTS)):
             raise InputError(
-                f"`objectives` must hold a quality ({', '.join(QUALITIES)}) and a cost ({', '.join(COSTS)}), "
+                f"`objectives` must hold a quality ({', '.join(METRICS)}) and a cost ({', '.join(COSTS)}), "
                 f"but got {list(self.objectives)}."
             )
         for name, text in self.constraints.items():

@@ -18,7 +18,7 @@ PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment",
 """Keys that may hold a local path; the values of ``task.metrics`` may as well."""
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a YAML recipe says once ``section.key=value`` overrides are applied, its local paths absolute.
 
     Raises:
@@ -71,7 +71,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
 
 
-def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
+def first_error(error: ValidationError, recipe: type[BaseModel]) -> str:
     """The first validation error as one line that names the key, the value and the way out."""
     first = error.errors()[0]
     location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]

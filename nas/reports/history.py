@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nas.fronts.front import objective_costs, reference_point
+from nas.fronts.front import minimized_values, reference_point
 from nas.fronts.point import Point
 from nas.runs.files import read_json
 from nas.runs.run import Run
@@ -27,15 +27,15 @@ def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> 
 
     Returns:
         ``growth``: curves of `growth`; ``importance``: shares of `importance`; ``training``: stage -> logged losses;
-        ``predictor``: see `accounted`.
+        ``predictor``: see `predicted_vs_measured`.
     """
     studies = open_studies(run.study, run.recipe)
-    logs = {stage.name: stage / "training.json" for stage in run.trained}
+    logs = {stage.name: stage / "training.json" for stage in run.trained_folders}
     return {
         "growth": growth(run, studies.values()),
         "importance": importance(studies),
         "training": {name: losses(read_json(file)) for name, file in logs.items() if file.is_file()},
-        "predictor": accounted(studies.values(), predictor, verified),
+        "predictor": predicted_vs_measured(studies.values(), predictor, verified),
     }
 
 
@@ -53,7 +53,7 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
     if not known:
         return {"reference": {}, "curves": []}
     reference = reference_point(known, recipe.objectives)
-    corner = objective_costs([Point(known[0].subnet, reference)], recipe.objectives)[0]
+    corner = minimized_values([Point(known[0].subnet, reference)], recipe.objectives)[0]
     curves = []
     for name, trials in told.items():
         standing, volumes = Standing(recipe, 0, Reference(corner)), []
@@ -102,7 +102,7 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     return {"step": [entry["step"] for entry in entries], "loss": [entry["loss"] for entry in entries]}
 
 
-def accounted(
+def predicted_vs_measured(
     studies: Iterable[optuna.Study], predictor: SubnetPredictor, verified: Sequence[Point]
 ) -> dict[str, Any]:
     """The predictor's held-out errors, and what it predicted of each subnetwork that was later measured.

@@ -15,7 +15,7 @@ from typing import Any
 
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
-from nas.recipe.objectives import Bound, format_figure
+from nas.recipe.objectives import Bound, format_value
 
 CHARTS = "plotly-gl2d.min.js"
 """plotly.js 3.7.0 (MIT) with the kinds of chart that the report has: npm's ``plotly.js-gl2d-dist-min`` as it came. It
@@ -122,7 +122,7 @@ def _provenance(points: Sequence[Point]) -> str:
 
 def _point(point: Point) -> dict[str, Any]:
     """A point with its figures as numbers and as text; key and value heads only where they are grouped."""
-    text = {name: format_figure(name, value, point.errors.get(name)) for name, value in point.values.items()}
+    text = {name: format_value(name, value, point.errors.get(name)) for name, value in point.values.items()}
     subnet = point.subnet.to_dict()
     if subnet["num_key_value_heads"] == subnet["num_attention_heads"]:
         del subnet["num_key_value_heads"]

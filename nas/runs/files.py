@@ -46,12 +46,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def partial_of(target: Path) -> Path:
+def partial_path(target: Path) -> Path:
     """Where a stage's result is built."""
     return target.with_name(f"{target.name}.partial")
 
 
-def remove(path: Path) -> None:
+def delete(path: Path) -> None:
     """Removes a file or folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -62,11 +62,11 @@ def remove(path: Path) -> None:
 def replace_folder(work: Path, target: Path) -> None:
     """Moves a finished folder to its place, over what was there."""
     old = target.with_name(f".{target.name}.old")
-    remove(old)
+    delete(old)
     if target.exists():
         os.replace(target, old)
     os.replace(work, target)
-    remove(old)
+    delete(old)
 
 
 def digest(file: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.fronts.point import Point
-from nas.recipe.objectives import FINETUNED, format_figure
+from nas.recipe.objectives import FINETUNED_SUFFIX, format_value
 from nas.runs.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -34,38 +34,38 @@ class Finetuned:
 
     def __str__(self) -> str:
         figures = ", ".join(
-            f"{name} {format_figure(name, v, self.errors.get(name))}" for name, v in self.values.items()
+            f"{name} {format_value(name, v, self.errors.get(name))}" for name, v in self.values.items()
         )
         return f"{self.folder}: {self.key}, {figures}"
 
 
-def finetuned(run: Run) -> dict[str, Finetuned]:
+def load_finetuned(run: Run) -> dict[str, Finetuned]:
     """What has been fine-tuned of a run, by key; of one subnetwork the last one."""
     if not run.finetuned.is_file():
         return {}
     return {key: Finetuned(**found) for key, found in read_json(run.finetuned).items()}
 
 
-def note_finetuned(run: Run, found: Finetuned) -> None:
+def save_finetuned(run: Run, found: Finetuned) -> None:
     """Keeps what an export reaches."""
-    known = {**finetuned(run), found.key: replace(found, folder=str(Path(found.folder).resolve()))}
+    known = {**load_finetuned(run), found.key: replace(found, folder=str(Path(found.folder).resolve()))}
     write_json(run.finetuned, {key: asdict(each) for key, each in known.items()})
 
 
-def front_beside(run: Run) -> ParetoFront:
+def front_with_finetuned(run: Run) -> ParetoFront:
     """The front of a run with the qualities of what has been fine-tuned of it."""
     front = run.front()
-    return replace(front, points=tuple(beside(front, finetuned(run))))
+    return replace(front, points=tuple(with_finetuned(front, load_finetuned(run))))
 
 
-def beside(points: Iterable[Point], known: dict[str, Finetuned]) -> list[Point]:
+def with_finetuned(points: Iterable[Point], known: dict[str, Finetuned]) -> list[Point]:
     """The same points, each fine-tuned quality behind the inherited one."""
-    return [_beside(point, known[point.key]) if point.key in known else point for point in points]
+    return [_with_finetuned_values(point, known[point.key]) if point.key in known else point for point in points]
 
 
-def _beside(point: Point, found: Finetuned) -> Point:
+def _with_finetuned_values(point: Point, found: Finetuned) -> Point:
     values: dict[str, float] = {}
     for name, value in point.values.items():
-        values |= {name: value, **({name + FINETUNED: found.values[name]} if name in found.values else {})}
-    errors = {name + FINETUNED: error for name, error in found.errors.items() if name in point.values}
+        values |= {name: value, **({name + FINETUNED_SUFFIX: found.values[name]} if name in found.values else {})}
+    errors = {name + FINETUNED_SUFFIX: error for name, error in found.errors.items() if name in point.values}
     return replace(point, values=values, errors={**point.errors, **errors})

@@ -17,7 +17,7 @@ print(json.dumps(getattr(importlib.import_module(module), name)(*args)))
 """
 
 
-def alone(module: str, name: str, *args: str, what: str) -> Any:
+def run_in_subprocess(module: str, name: str, *args: str, what: str) -> Any:
     """What a function returns there.
 
     Args:

@@ -19,59 +19,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.runs.files import partial_of
+from nas.runs.files import partial_path
 
 if TYPE_CHECKING:
     pass
 
 
-PATIENCE = timedelta(days=7)
+BARRIER_TIMEOUT = timedelta(days=7)
 """How long the others wait for the main one, which may measure latencies meanwhile."""
-PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 """Variables in which a launcher tells a process its place among the others."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many there are."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def is_main() -> bool:
     """Whether this is the one that writes and prints."""
-    return count() == 1 or int(os.environ["RANK"]) == 0
+    return world_size() == 1 or int(os.environ["RANK"]) == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns once all of them have come here."""
-    if count() > 1:
-        _joined().wait_for_everyone()
+    if world_size() > 1:
+        _process_group().wait_for_everyone()
 
 
-def end_others() -> None:
+def exit_other_processes() -> None:
     """Ends every process but the main one, which goes on as if it had been alone."""
-    if count() == 1:
+    if world_size() == 1:
         return
     main = is_main()
-    _joined().destroy_process_group()
+    _process_group().destroy_process_group()
     if not main:
         sys.exit()
-    for name in PLACE:
+    for name in RANK_VARIABLES:
         os.environ.pop(name, None)
 
 
-def _joined() -> PartialState:
+def _process_group() -> PartialState:
     import torch
     from accelerate import PartialState
 
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # several processes without a GPU are not found otherwise
-    return PartialState(timeout=PATIENCE)
+    return PartialState(timeout=BARRIER_TIMEOUT)
 
 
 def exists_for_all(target: Path) -> bool:
     """Whether a stage has its result; all processes get the same answer."""
     found = target.exists()
-    wait()
+    barrier()
     return found
 
 
@@ -82,5 +82,5 @@ def build_in_main(run: Run, target: Path) -> Iterator[Path]:
         with run.building(target) as work:
             yield work
     else:
-        yield partial_of(target)
-    wait()
+        yield partial_path(target)
+    barrier()

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     pass
 
 
-Report = Callable[[int, int, str], None]
+ProgressCallback = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what to show) while a training runs."""
 
 console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Prints one line."""
     console.print(text)
 
 
-class Bars(Progress):
+class ProgressBars(Progress):
     """Bars whose notes stand on a line of their own, so that nothing is squeezed in a narrow terminal."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -50,7 +50,7 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=console.is_terminal) as bar:
+    with ProgressBars(*columns, console=console, transient=console.is_terminal) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def update(done: int, total: int, note: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.schema import Recipe
-from nas.runs.files import partial_of, read_json, remove, write_json, write_text
+from nas.runs.files import delete, partial_path, read_json, write_json, write_text
 from predictors import MeasurementStore, device_name
 from search_spaces import InputError
 
@@ -52,18 +52,18 @@ class Run:
         self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
         self.logs = self.folder / "logs"
-        self.trained = (self.parent, self.supernet)
+        self.trained_folders = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
-        self.from_weights = (*self.trained, *searched, self.finetuned)
+        self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned)
 
     @classmethod
-    def open(cls, folder: str | Path, recipe: Recipe, *, elsewhere: bool = False) -> Run:
+    def open(cls, folder: str | Path, recipe: Recipe, *, remote: bool = False) -> Run:
         """Makes the folder of a recipe, or finds it again.
 
         Args:
             folder: Where it is.
             recipe: What the run does.
-            elsewhere: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
+            remote: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
 
         Raises:
             InputError: If the folder holds a run of another recipe.
@@ -79,7 +79,7 @@ class Run:
                 )
             return run
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(None if elsewhere else device_name(recipe.workload)))
+        write_json(folder / "environment.json", environment(None if remote else device_name(recipe.workload)))
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         return cls(folder)
 
@@ -99,18 +99,18 @@ class Run:
 
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                self._sweep()
+                self._remove_leftovers()
                 yield
         except Timeout:
             raise InputError(f"another process is working on `{self.folder}`; wait for it or stop it.") from None
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         for folder in self.folder.glob(".verify-*"):
             shutil.rmtree(folder, ignore_errors=True)
         for file in self.folder.glob(".*.tmp"):
             file.unlink(missing_ok=True)
-        for stage in self.trained:
-            remove(stage / "checkpoints")
+        for stage in self.trained_folders:
+            delete(stage / "checkpoints")
 
     @contextmanager
     def building(self, target: Path) -> Iterator[Path]:
@@ -118,19 +118,19 @@ class Run:
 
         What was made from earlier weights of ``target`` goes first, its checkpoints last: a kill costs no training.
         """
-        work = partial_of(target)
+        work = partial_path(target)
         work.mkdir(parents=True, exist_ok=True)
         yield work
-        self._forget_after(target)
+        self._remove_dependents(target)
         os.replace(work, target)
-        remove(target / "checkpoints")
+        delete(target / "checkpoints")
 
-    def _forget_after(self, target: Path) -> None:
+    def _remove_dependents(self, target: Path) -> None:
         """Removes what follows from a stage's weights. Latencies do not: measurements and the predictor stay."""
-        results = self.from_weights
+        results = self.depends_on_weights
         for path in results[results.index(target) + 1 :] if target in results else ():
-            remove(path)
-            remove(partial_of(path))
+            delete(path)
+            delete(partial_path(path))
 
     @property
     def layer_order(self) -> list[int]:
@@ -147,7 +147,7 @@ class Run:
         write_json(self.folder / "environment.json", {**self._environment, "device": name})
 
     @property
-    def elsewhere(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether latencies are measured on another device and brought here."""
         return bool(self._environment.get("elsewhere", False))
 

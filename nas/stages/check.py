@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.recipe.schema import Recipe
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.sampler import check_sampler
-from nas.supernets.space import paying, search_space
+from nas.supernets.space import recipe_choices, search_space
 from nas.supernets.trackers import check_reporting
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
@@ -19,21 +19,21 @@ from predictors.measurement.workload import one_line_errors
 from search_spaces import InputError
 
 
-def opened(recipe: Recipe, folder: str | Path, *, elsewhere: bool = False) -> tuple[TaskContext, Run]:
+def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
     """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well.
 
     Args:
         recipe: Of the run.
         folder: The run.
-        elsewhere: Whether a new run's latencies are measured on another device; an old one knows.
+        remote: Whether a new run's latencies are measured on another device; an old one knows.
     """
     found = Run(folder) if Path(folder, "recipe.yaml").exists() else None
-    elsewhere = found.elsewhere if found else elsewhere
-    context = checked(recipe, elsewhere=elsewhere)
+    remote = found.is_remote if found else remote
+    context = check_recipe(recipe, remote=remote)
     if found is None:
         _check_exact_constraints(context, AnalyticCosts.of(context.load_model(), context.layout))
-    run = Run.open(folder, recipe, elsewhere=elsewhere)
-    here = run.device if elsewhere else device_name(recipe.workload)
+    run = Run.open(folder, recipe, remote=remote)
+    here = run.device if remote else device_name(recipe.workload)
     if here != run.device:
         raise InputError(f"`{folder}` was begun on {run.device}, but this is {here}; give another folder with --run.")
     return context, run
@@ -53,30 +53,30 @@ def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> Non
                 )
 
 
-def checked(recipe: Recipe, *, elsewhere: bool = False) -> TaskContext:
+def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
     """Loads what a recipe names and checks it against each other, before anything is written.
 
-    The workload is not looked for on this machine if its device is ``elsewhere``.
+    The workload is not looked for on this machine if its device is remote.
 
     Raises:
         InputError: With the first thing that does not fit.
     """
-    if not elsewhere:
+    if not remote:
         recipe.workload.check_available()
         check_runtime(recipe.workload)
     check_sampler(recipe)
     context = TaskContext(recipe)
     if context.lengthens:
-        say(
+        print_line(
             f"positions  copied until there are {context.layout.inputs.max_sequence_length}, "
             "as the recipe's texts need"
         )
-    for reason in paying(context)[1]:
-        say(f"space      {reason}")
+    for reason in recipe_choices(context)[1]:
+        print_line(f"space      {reason}")
     space = search_space(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    if "kv_cache_mb" in recipe.figures and not context.layout.family.generates:
+    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
         )
@@ -87,7 +87,7 @@ def checked(recipe: Recipe, *, elsewhere: bool = False) -> TaskContext:
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
             raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
-    if not elsewhere:
+    if not remote:
         _check_memory(context)
     for settings in (recipe.parent, recipe.supernet):
         check_reporting(settings)

@@ -6,7 +6,7 @@ from nas.exports.export import export_subnet
 from nas.runs.run import Run
 
 
-def export_knee(run: Run) -> None:
+def run_export(run: Run) -> None:
     """Exports the knee of the front, where it is not there yet."""
     knee = run.front().knee()
     if not (run.exports / knee.key).exists():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from nas.runs import processes
-from nas.runs.files import partial_of
+from nas.runs.files import partial_path
 from nas.runs.processes import build_in_main, exists_for_all
-from nas.runs.progress import Report, say
+from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
-from nas.stages.training import run_training, store_model
+from nas.stages.training import run_training, save_trained
 from nas.supernets.training import plain_trainer, train
 from nas.tasks.context import TaskContext
 
 
-def make_parent(run: Run, context: TaskContext, cluster: str | None = None) -> None:
+def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Stores the parent: the recipe's model if it already does the task, else fine-tuned on it.
 
     Args:
@@ -26,15 +26,15 @@ def make_parent(run: Run, context: TaskContext, cluster: str | None = None) -> N
         if context.trains_parent:
             run_training(train_parent, "parent", run, context, cluster)
         elif processes.is_main():
-            store_model(context.load_model(), [], work)
+            save_trained(context.load_model(), [], work)
         if processes.is_main():
             context.processor.save_pretrained(work)
-    say(f"parent     {'fine-tuned' if context.trains_parent else 'as it came'}: {run.parent}")
+    print_line(f"parent     {'fine-tuned' if context.trains_parent else 'as it came'}: {run.parent}")
 
 
-def train_parent(run: Run, context: TaskContext, report: Report) -> None:
+def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> None:
     """Fine-tunes the recipe's model, and stores it where the parent is built."""
-    work, settings, task = partial_of(run.parent), context.recipe.parent, context.splits.task
+    work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
     model, examples = context.load_model(), context.training_set(settings)
     trainer = plain_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
-    store_model(model, train(trainer, report, run.logs / "parent"), work)
+    save_trained(model, train(trainer, report, run.logs / "parent"), work)

@@ -18,13 +18,13 @@ from predictors.latency.features import features
 from predictors.measurement.measure import TOGETHER
 from search_spaces import SearchSpace, SubnetConfig
 
-POOL = 512
+N_CANDIDATES = 512
 """Sampled subnetworks of which some are chosen to be measured."""
 
-Load = Callable[[Run, TaskContext], tuple[Supernet, SearchSpace]]
+LoadSupernet = Callable[[Run, TaskContext], tuple[Supernet, SearchSpace]]
 
 
-def make_profile(run: Run, context: TaskContext, load: Load = load_supernet) -> SubnetPredictor:
+def run_profile(run: Run, context: TaskContext, load: LoadSupernet = load_supernet) -> SubnetPredictor:
     """Measures subnetworks, each extracted, and fits the latency predictor on them.
 
     Where the latency is bounded and measured here, only half of them are sampled; the others follow in groups, chosen
@@ -44,11 +44,11 @@ def make_profile(run: Run, context: TaskContext, load: Load = load_supernet) -> 
     costs = AnalyticCosts.of(supernet.model, supernet.layout)
     bound = recipe.bounds.get("latency_ms")
     around_ms = bound.value if bound else None
-    drawn, chosen, measured = _measured(run, context, supernet, space, around_ms)
+    drawn, chosen, measured = _measure_all(run, context, supernet, space, around_ms)
     subnets = [*drawn, *chosen]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    ceilings = None if run.elsewhere else Ceilings.measure(recipe.workload)
+    ceilings = None if run.is_remote else Ceilings.measure(recipe.workload)
     predictor = SubnetPredictor.fit(
         space,
         subnets,
@@ -56,7 +56,7 @@ def make_profile(run: Run, context: TaskContext, load: Load = load_supernet) -> 
         recipe.workload,
         macs=macs,
         baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, ceilings)} if ceilings else {},
-        prior=priors(run),
+        prior=prior_predictors(run),
         around_ms=around_ms,
         chosen=len(chosen),
         seed=recipe.seed,
@@ -66,13 +66,13 @@ def make_profile(run: Run, context: TaskContext, load: Load = load_supernet) -> 
     return predictor
 
 
-def _measured(
+def _measure_all(
     run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, around_ms: float | None
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """What is sampled, what is chosen because of what was measured before, and what all of them took."""
     samples, seed = context.recipe.profile.samples, context.recipe.seed
-    known, chosen = reused(run, space)
-    active = around_ms is not None and not run.elsewhere
+    known, chosen = reusable_measurements(run, space)
+    active = around_ms is not None and not run.is_remote
     drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
     measured = measure_subnets(run, context, supernet, [*drawn, *chosen])
     while around_ms is not None and active and len(measured) < samples:
@@ -81,7 +81,7 @@ def _measured(
         if not following:
             break
         chosen += following
-        measured = measure_subnets(run, context, supernet, [*drawn, *chosen], is_scale_open=False)
+        measured = measure_subnets(run, context, supernet, [*drawn, *chosen], may_set_reference=False)
     return drawn, chosen, measured
 
 
@@ -118,14 +118,14 @@ def next_subnets(
 ) -> list[SubnetConfig]:
     """Subnetworks to measure next, of some sampled ones: the same after the same measurements."""
     rng = Random(f"{seed}/profile/{len(known)}")
-    sampled = {subnet.key: subnet for subnet in (space.sample_mixed(rng) for _ in range(POOL))}
+    sampled = {subnet.key: subnet for subnet in (space.sample_mixed(rng) for _ in range(N_CANDIDATES))}
     pool = [subnet for key, subnet in sampled.items() if key not in measured]
     latency_ms = np.array([measured[subnet.key].latency_ms for subnet in known])
     table = features(space, known), latency_ms, features(space, pool)
     return [pool[k] for k in least_sure(*table, min(count, len(pool)), around_ms=around_ms)]
 
 
-def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
+def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
     """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
 
     They count only beside the same anchor, because every latency is a multiple of the anchor's.
@@ -134,8 +134,8 @@ def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[Subne
         Those drawn at random, and those that an earlier run chose (see `nas.stages.make_profile`).
     """
     workload, store, found, chosen = run.recipe.workload, run.store, dict[str, SubnetConfig](), set[str]()
-    for earlier in _earlier(run):
-        if not _is_alike(earlier, run):
+    for earlier in _previous_runs(run):
+        if not _same_conditions(earlier, run):
             continue
         theirs = MeasurementStore(earlier.measurements, run.device)
         if any(earlier.predictor.glob("*")):
@@ -155,18 +155,22 @@ def reused(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[Subne
     return [s for s in found.values() if s.key not in chosen], [s for s in found.values() if s.key in chosen]
 
 
-def priors(run: Run) -> list[SubnetPredictor]:
+def prior_predictors(run: Run) -> list[SubnetPredictor]:
     """Predictors of earlier runs on other devices or workloads.
 
     Raises:
         InputError: If a folder is no run, or holds no whole predictor.
     """
-    return [SubnetPredictor.load(earlier.predictor) for earlier in _earlier(run) if not _is_alike(earlier, run)]
+    return [
+        SubnetPredictor.load(earlier.predictor)
+        for earlier in _previous_runs(run)
+        if not _same_conditions(earlier, run)
+    ]
 
 
-def _earlier(run: Run) -> list[Run]:
+def _previous_runs(run: Run) -> list[Run]:
     return [Run(folder) for folder in run.recipe.profile.earlier]
 
 
-def _is_alike(earlier: Run, run: Run) -> bool:
+def _same_conditions(earlier: Run, run: Run) -> bool:
     return (earlier.device, earlier.recipe.workload) == (run.device, run.recipe.workload)

@@ -6,30 +6,30 @@ from pathlib import Path
 
 from nas.reports.history import history
 from nas.reports.html import write_report
-from nas.reports.summary import hypervolume_line, near_line, predictor_line, workload_line
+from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, workload_line
 from nas.runs.files import read_json
-from nas.runs.finetuned import beside, finetuned, front_beside
+from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
 from nas.studies.study import open_studies, points
 from predictors import SubnetPredictor
 
 
-def make_report(run: Run, predictor: SubnetPredictor) -> None:
+def run_report(run: Run, predictor: SubnetPredictor) -> None:
     """Writes report.html."""
-    recipe, results, tuned = run.recipe, run.results(), finetuned(run)
+    recipe, results, tuned = run.recipe, run.results(), load_finetuned(run)
     command = f"nas export {run.folder} --pick {{key}} --out {{key}}"
     evaluated = [p for study in open_studies(run.study, recipe).values() for p in points(study)]
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",
-        front=front_beside(run),
-        verified=beside(run.verified_points(), tuned),
+        front=front_with_finetuned(run),
+        verified=with_finetuned(run.verified_points(), tuned),
         evaluated=evaluated,
         constraints=recipe.bounds,
         facts={
             "Workload": workload_line(run),
             "Latency predictor": predictor_line(predictor),
-            "Where it matters": near_line(predictor),
+            "Where it matters": near_bound_line(predictor),
             "Hypervolume": hypervolume_line(results),
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
             "Reported on": Path(recipe.task.test).name,

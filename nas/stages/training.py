@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nas.runs import processes
 from nas.runs.files import write_json
-from nas.runs.progress import Report, progress
+from nas.runs.progress import ProgressCallback, progress
 from nas.runs.run import Run
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
@@ -16,11 +16,11 @@ from search_spaces import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Train = Callable[[Run, TaskContext, Report], None]
+TrainFunction = Callable[[Run, TaskContext, ProgressCallback], None]
 """A training of a run, called in each of its processes."""
 
 
-def run_training(train: Train, name: str, run: Run, context: TaskContext, cluster: str | None) -> None:
+def run_training(train: TrainFunction, name: str, run: Run, context: TaskContext, cluster: str | None) -> None:
     """Runs a training in the processes there are, or on the workers of a Ray cluster.
 
     Args:
@@ -33,7 +33,7 @@ def run_training(train: Train, name: str, run: Run, context: TaskContext, cluste
     Raises:
         InputError: If the recipe asks for other processes than there are, and there is no cluster.
     """
-    here, settings = processes.count(), getattr(context.recipe, name)
+    here, settings = processes.world_size(), getattr(context.recipe, name)
     with progress(name) as report:
         if settings.workers in (None, here):
             train(run, context, report)
@@ -48,7 +48,7 @@ def run_training(train: Train, name: str, run: Run, context: TaskContext, cluste
             )
 
 
-def store_model(model: PreTrainedModel, log: list[dict[str, float]], work: Path) -> None:
+def save_trained(model: PreTrainedModel, log: list[dict[str, float]], work: Path) -> None:
     """Writes what a training ended with, from the main process."""
     if processes.is_main():
         model.save_pretrained(work)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from nas.exports.export import reload_here, save_subnet
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
-from nas.recipe.objectives import excess, reached
+from nas.recipe.objectives import against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
 from nas.runs.progress import progress
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, open_studies, points
-from nas.supernets.latency import say_doubts, time_models
+from nas.supernets.latency import time_models, warn_if_noisy
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
-from predictors import AnalyticCosts, Stage, SubnetPredictor, Timing
+from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
 from predictors.measurement.measure import groups
 from predictors.measurement.timing import Stated, stated
 from search_spaces import InputError, SubnetConfig
@@ -30,13 +30,13 @@ from search_spaces import InputError, SubnetConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PASSES: tuple[Stage, ...] = ("export", "repeat")
+PASSES: tuple[MeasurementStage, ...] = ("export", "repeat")
 """Stages of the measurements of an exported model; how far they lie apart is how far a repetition may."""
 
 PARENT = "parent"
 
 
-def verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> dict[str, Any]:
+def run_verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> dict[str, Any]:
     """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
     The front is what no other of them beats, whichever study it comes from.
@@ -56,19 +56,19 @@ def verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> dict[s
     studies = open_studies(run.study, recipe)
     candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
-        _refuse_infeasible(run, points(studies["search"]))
+        _raise_infeasible(run, points(studies["search"]))
     subnets = {point.key: point.subnet for found in candidates.values() for point in found}
-    figures = _figures(run, context, supernet, predictor, subnets)
+    figures = _values(run, context, supernet, predictor, subnets)
     verified = [
-        _point(figures[point.key], name, recipe.bounds)
+        _to_point(figures[point.key], name, recipe.bounds)
         for name, study in studies.items()
         for point in points(study)
         if point.key in figures
     ]
-    parent = _point(figures[PARENT], PARENT, recipe.bounds)
+    parent = _to_point(figures[PARENT], PARENT, recipe.bounds)
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
-        _refuse_infeasible(run, verified)
+        _raise_infeasible(run, verified)
     reference = reference_point([*verified, parent], recipe.objectives)
     results = {
         "front": front.to_dict(),
@@ -91,7 +91,7 @@ def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe
     return {name: ParetoFront.of(found, recipe.objectives).hypervolume(reference) for name, found in by_study.items()}
 
 
-def _figures(
+def _values(
     run: Run, context: TaskContext, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
 ) -> dict[str, dict[str, Any]]:
     """Key -> every figure of a verified subnetwork and of the parent; what is stored is not done again.
@@ -99,7 +99,7 @@ def _figures(
     A device elsewhere has its front measured there (see `nas.commands.remote`); until then the figures are the
     predictor's.
     """
-    passes: tuple[Stage, ...] = () if run.elsewhere else PASSES
+    passes: tuple[MeasurementStage, ...] = () if run.is_remote else PASSES
     scored = {**subnets, PARENT: supernet.parent}
     measured = list({subnet.key: subnet for subnet in scored.values()}.values())
     done, total = 0, len(scored) + len(passes) * len(measured)
@@ -141,17 +141,19 @@ def _scored(
     run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
     """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
-    done, counts = _read_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
+    done, counts = _read_json_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
     for key, subnet in subnets.items():
         if key not in done:
-            model = _parent(run, supernet, context) if key == PARENT else reloaded(run, context, supernet, subnet)
-            scores = score(model, context.splits.test, run.recipe.qualities)
+            model = (
+                _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
+            )
+            scores = score(model, context.splits.test, run.recipe.metric_names)
             counted = counts.count(counts.counted, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: found.value for name, found in scores.items()}
             errors = {name: found.standard_error for name, found in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
-            _append_line(run.verified, done[key])
+            _append_json_line(run.verified, done[key])
         advance(1)
     return {key: done[key] for key in subnets}
 
@@ -161,7 +163,7 @@ def _measure(
     context: TaskContext,
     supernet: Supernet,
     subnets: Sequence[SubnetConfig],
-    stage: Stage,
+    stage: MeasurementStage,
     number: int,
     advance: Advance,
 ) -> None:
@@ -171,16 +173,16 @@ def _measure(
     advance(len(subnets) - len(missing))
     timings: dict[str, Timing] = {}
     for _, group in groups(missing, seed=number):
-        models = {subnet.key: reloaded(run, context, supernet, subnet) for subnet in group}
+        models = {subnet.key: export_and_reload(run, context, supernet, subnet) for subnet in group}
         timed = time_models(context, supernet, models, store)
         for subnet in group:
             store.add(subnet, workload, stage, timed[subnet.key])
         timings |= timed
         advance(len(group))
-    say_doubts(timings, context)
+    warn_if_noisy(timings, context)
 
 
-def reloaded(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
     """An exported subnetwork as it loads from its folder, compared with the supernet's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
         save_subnet(supernet, subnet, context, Path(folder))
@@ -192,25 +194,25 @@ def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedMod
     return context.load_model(run.parent).to(supernet.model.device).eval()
 
 
-def _point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
+def _to_point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
     feasible = all(bound.violation(line["values"][name]) <= 0 for name, bound in bounds.items())
     subnet = SubnetConfig.from_dict(line["subnet"])
     kind = {"measured": True, "feasible": feasible, "predicted": line["predicted"]}
     return Point(subnet, line["values"], line["errors"], source, **kind)  # type: ignore[arg-type]
 
 
-def _refuse_infeasible(run: Run, tried: Sequence[Point]) -> None:
+def _raise_infeasible(run: Run, tried: Sequence[Point]) -> None:
     bounds = run.recipe.bounds
-    closest = min(tried, key=lambda point: excess(point.values, bounds))
+    closest = min(tried, key=lambda point: total_violation(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
     raise InputError(
-        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} reaches "
-        f"{reached(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add smaller choices to "
-        "`space`, in a new run."
+        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} "
+        f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add "
+        "smaller choices to `space`, in a new run."
     )
 
 
-def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
+def _read_json_lines(path: Path) -> dict[str, dict[str, Any]]:
     """Key -> line of a JSON lines file; a last line that a kill cut short is left out and cut off."""
     if not path.exists():
         return {}
@@ -224,7 +226,7 @@ def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"`{path}` is damaged ({error}); delete it and type the same command again.") from None
 
 
-def _append_line(path: Path, line: dict[str, Any]) -> None:
+def _append_json_line(path: Path, line: dict[str, Any]) -> None:
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.recipe.objectives import Bound, excess, reached
+from nas.recipe.objectives import Bound, against_bounds, total_violation
 from nas.samplers.encoding import choices_of
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
@@ -108,10 +108,10 @@ def block_solutions(
         if subnet is not None:
             found.setdefault(subnet.key, subnet)
     costs = {name: float(cost(name, [space.smallest])[0]) for name in bounds}
-    if not found and excess(costs, bounds) > 0:
+    if not found and total_violation(costs, bounds) > 0:
         raise InputError(
             f"no subnetwork made of the blocks scored meets the constraints; the smallest reaches "
-            f"{reached(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
+            f"{against_bounds(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
         )
     found = found or {space.smallest.key: space.smallest}
     first = objectives[0] if objectives else next(iter(bounds), None)
@@ -144,7 +144,7 @@ def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound])
         if subnet is None:
             return None
         costs = {name: float(program.cost(name, [subnet])[0]) for name in bounds}
-        if excess(costs, bounds) <= 0:
+        if total_violation(costs, bounds) <= 0:
             return subnet
         for name, bound in bounds.items():
             missed = bound.violation(costs[name])

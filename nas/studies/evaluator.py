@@ -60,7 +60,7 @@ class Evaluator:
     @property
     def scorer(self) -> Scorer:
         """What scores a subnetwork, with its weights and its examples."""
-        return Scorer(self.supernet, self.examples, self.recipe.qualities)
+        return Scorer(self.supernet, self.examples, self.recipe.metric_names)
 
     def race(self, subnet: SubnetConfig, front: np.ndarray) -> Race | None:
         """What a subnetwork must be able to reach beside a front; None where the recipe wants all in full."""

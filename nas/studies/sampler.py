@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
 
-from nas.recipe.objectives import COSTS, excess
+from nas.recipe.objectives import COSTS, total_violation
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates
@@ -116,9 +116,11 @@ class SpaceProblem:
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
         recipe, subnets = self.evaluator.recipe, self.parameters.batch(genomes)
-        columns = self.evaluator.known(recipe.figures, subnets)
+        columns = self.evaluator.known(recipe.value_names, subnets)
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
-        violations = np.array([excess({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
+        violations = np.array(
+            [total_violation({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))]
+        )
         return Candidates(self.parameters.encode(subnets), values, violations)

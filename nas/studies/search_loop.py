@@ -108,14 +108,14 @@ def phases_of(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: 
     """What a search evaluates before its sampler: its plan, or the blocks of its layers and what they add up to."""
     if recipe.search.sampler != "BlockSearch":
         return [lambda known: plan(space, evaluator, recipe, budget)]
-    sign = 1.0 if recipe.objectives[recipe.quality] == "minimize" else -1.0
+    sign = 1.0 if recipe.objectives[recipe.primary_metric] == "minimize" else -1.0
 
     def blocks(known: Mapping[str, Point]) -> list[SubnetConfig]:
         feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
         return distinct(iter([*feasible, *replacements(space)]), budget)
 
     def solutions(known: Mapping[str, Point]) -> list[SubnetConfig]:
-        losses = {key: sign * point.values[recipe.quality] for key, point in known.items()}
+        losses = {key: sign * point.values[recipe.primary_metric] for key, point in known.items()}
         costs = [name for name in recipe.objectives if name in COSTS]
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in COSTS}
         left = max(1, (budget - len(blocks(known))) // 2)

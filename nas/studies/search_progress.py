@@ -8,7 +8,7 @@ import numpy as np
 
 from nas.fronts.pareto import hypervolume, non_dominated
 from nas.fronts.point import Point
-from nas.recipe.objectives import reached
+from nas.recipe.objectives import against_bounds
 from nas.recipe.schema import Recipe
 from search_spaces import InputError
 
@@ -78,7 +78,7 @@ class Standing:
 
     def _add_feasible(self, point: Point, values: np.ndarray) -> None:
         self.feasible += 1
-        quality = self.recipe.quality
+        quality = self.recipe.primary_metric
         mine = point.values[quality]
         better = max if self.recipe.objectives[quality] == "maximize" else min
         self.best = mine if self.best is None else better(mine, self.best)
@@ -103,7 +103,7 @@ class Standing:
         """The standing in a few words."""
         if self.best is None:
             return "nothing feasible yet"
-        best = f"best {self.recipe.quality} {self.best:.4f}"
+        best = f"best {self.recipe.primary_metric} {self.best:.4f}"
         volume = f" · hypervolume {self.volume:.4g}" if self._measured else ""
         feasible = f"{self.feasible} feasible · " if self.recipe.bounds else ""
         return f"{feasible}{len(self.front)} on the front{volume} · {best}"
@@ -119,6 +119,7 @@ class Standing:
         others = ", ".join(f"{name} by {share:.0%}" for name, share in shares.items() if name != binds)
         raise InputError(
             f"none of {self.evaluated} subnetworks evaluated meets the constraints; `{binds}` binds: "
-            f"{shares[binds]:.0%} of them miss it, and the closest reaches {reached({binds: closest}, {binds: bound})}"
+            f"{shares[binds]:.0%} of them miss it, and the closest reaches "
+            f"{against_bounds({binds: closest}, {binds: bound})}"
             f"{f' (missed too: {others})' if others else ''}. Loosen it or widen `space`, in a new run."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from nas.recipe.objectives import COSTS, excess, reached
+from nas.recipe.objectives import COSTS, against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -57,11 +57,11 @@ def corners(space: SearchSpace) -> list[SubnetConfig]:
 
 def _refuse(tried: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
     bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
-    closest = min(tried, key=lambda subnet: excess(evaluator.costs(subnet), bounds))
+    closest = min(tried, key=lambda subnet: total_violation(evaluator.costs(subnet), bounds))
     raise InputError(
         f"none of the {REJECTIONS} subnetworks tried meets the constraints, nor any corner of the space; the closest "
-        f"corner reaches {reached(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or widen "
-        "`space`, in a new run."
+        f"corner reaches {against_bounds(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or "
+        "widen `space`, in a new run."
     )
 
 

@@ -139,7 +139,7 @@ def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
     return row
 
 
-def read_only(run: Run) -> BaseStorage | None:
+def open_read_only(run: Run) -> BaseStorage | None:
     """The studies' storage; a journal file is read without its lock and never mended."""
     if run.recipe.search.storage is not None:
         return open_storage(run.recipe.search.storage, run.study)

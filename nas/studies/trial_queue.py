@@ -203,7 +203,7 @@ class Docket:
         return True
 
     def _is_lost(self, race: Race, point: Point, examples: int) -> bool:
-        scores = {name: (point.values[name], point.errors[name]) for name in self.evaluator.recipe.qualities}
+        scores = {name: (point.values[name], point.errors[name]) for name in self.evaluator.recipe.metric_names}
         return race.is_lost(scores, examples / len(self.evaluator.examples))
 
     # -- telling --------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nas.runs.progress import progress, say
+from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStore, Timing
 from predictors.measurement.measure import groups, measure_in_calm
 from predictors.measurement.runtimes import prepared
-from predictors.measurement.timing import ANCHOR, doubts, max_drift
+from predictors.measurement.timing import ANCHOR, max_drift, noise_warning
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def measure_subnets(
-    run: Run, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig], *, is_scale_open: bool = True
+    run: Run,
+    context: TaskContext,
+    supernet: Supernet,
+    subnets: Sequence[SubnetConfig],
+    *,
+    may_set_reference: bool = True,
 ) -> dict[str, Timing]:
     """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
 
@@ -28,9 +33,9 @@ def measure_subnets(
     of all latencies; those beside a slower one, while something else ran, are measured once more.
     """
     workload, store = context.recipe.workload, run.store
-    is_scale_open &= not any(run.predictor.glob("*"))
+    may_set_reference &= not any(run.predictor.glob("*"))
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
-    if missing and run.elsewhere:
+    if missing and run.is_remote:
         raise InputError(
             f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
             "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
@@ -38,7 +43,7 @@ def measure_subnets(
 
     def measure_group(group: Sequence[SubnetConfig]) -> None:
         models = {subnet.key: supernet.extract(subnet) for subnet in group}
-        timed = time_models(context, supernet, models, store, is_scale_open=is_scale_open)
+        timed = time_models(context, supernet, models, store, may_set_reference=may_set_reference)
         for subnet in group:
             store.add(subnet, workload, "profile", timed[subnet.key])
 
@@ -49,17 +54,17 @@ def measure_subnets(
                 report(start + len(group), len(missing), "")
             timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
             limit = max_drift(context.recipe.profile.precision)
-            for _, group in groups([s for s in missing if is_scale_open and timings[s.key].drift > limit]):
+            for _, group in groups([s for s in missing if may_set_reference and timings[s.key].drift > limit]):
                 measure_group(group)
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-    say_doubts({subnet.key: timings[subnet.key] for subnet in missing}, context)
+    warn_if_noisy({subnet.key: timings[subnet.key] for subnet in missing}, context)
     return {subnet.key: timings[subnet.key] for subnet in subnets}
 
 
-def say_doubts(timings: Mapping[str, Timing], context: TaskContext) -> None:
+def warn_if_noisy(timings: Mapping[str, Timing], context: TaskContext) -> None:
     """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
-    if said := doubts(timings, context.recipe.profile.precision):
-        say(f"noisy      {said}")
+    if said := noise_warning(timings, context.recipe.profile.precision):
+        print_line(f"noisy      {said}")
 
 
 def time_models(
@@ -68,7 +73,7 @@ def time_models(
     models: dict[str, PreTrainedModel],
     store: MeasurementStore,
     *,
-    is_scale_open: bool = False,
+    may_set_reference: bool = False,
 ) -> dict[str, Timing]:
     """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
     workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
@@ -77,6 +82,6 @@ def time_models(
     anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
     precision = context.recipe.profile.precision
     timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
-    if anchor_ms is None or is_scale_open:
+    if anchor_ms is None or may_set_reference:
         store.add(supernet.parent, workload, "anchor", timed[ANCHOR].uncorrected)
     return timed

@@ -23,7 +23,7 @@ def calibration_set(context: TaskContext) -> EvaluationSet:
     return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32)
 
 
-def store_activations(supernet: Supernet, context: TaskContext, folder: Path) -> None:
+def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:
     """Stores what bases of low ranks are made from, where a rank is open."""
     if search_space(context).has_low_ranks:
         calibrate(supernet, calibration_set(context).batches).save(folder)

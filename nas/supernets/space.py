@@ -11,27 +11,27 @@ from search_spaces import SearchSpace
 from search_spaces.dimensions.bits import BITS
 from search_spaces.useful_choices import pruned
 
-THIN_TABLE_PAYS_IN = ("num_parameters", "size_mb")
+LOW_RANK_EMBEDDING_HELPS = ("num_parameters", "size_mb")
 """Figures that a rank of the embeddings can improve: looking rows up costs no time, the product after it does."""
 
 
 def search_space(context: TaskContext, layer_order: Sequence[int] | None = None) -> SearchSpace:
     """The recipe's space over its parent, without choices that cannot pay."""
-    return context.layout.search_space(paying(context)[0], layer_order)
+    return context.layout.search_space(recipe_choices(context)[0], layer_order)
 
 
-def paying(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
+def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can pay on its workload, and why others cannot."""
-    workload, figures = context.recipe.workload, context.recipe.figures
+    workload, figures = context.recipe.workload, context.recipe.value_names
     tokens = context.layout.inputs.longest_sequence(workload.sequence_length)
     refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
-    return pruned(context.recipe.space.model_dump(), tokens, refused, whole_embedding(context))
+    return pruned(context.recipe.space.model_dump(), tokens, refused, why_embedding_full_rank(context))
 
 
-def whole_embedding(context: TaskContext) -> str:
+def why_embedding_full_rank(context: TaskContext) -> str:
     """Why the table of embeddings must stay whole or cannot pay otherwise; empty where it can."""
     if context.layout.ties_embedding(context.recipe.task.type):
         return "the output head shares the embeddings' table"
-    if not {*THIN_TABLE_PAYS_IN} & {*context.recipe.figures}:
-        return f"it pays in {' and '.join(THIN_TABLE_PAYS_IN)} only, which no objective or constraint names"
+    if not {*LOW_RANK_EMBEDDING_HELPS} & {*context.recipe.value_names}:
+        return f"it pays in {' and '.join(LOW_RANK_EMBEDDING_HELPS)} only, which no objective or constraint names"
     return ""

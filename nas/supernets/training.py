@@ -21,7 +21,7 @@ from nas.tasks.types import TaskType
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
-from nas.runs.progress import Report
+from nas.runs.progress import ProgressCallback
 
 MEMORY_BATCH = 64
 """Examples that a teacher is asked about at once."""
@@ -155,7 +155,7 @@ def training_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def train(trainer: Trainer, report: Report, logs: Path) -> list[dict[str, float]]:
+def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
     """Runs a training from its last complete checkpoint, if there is one.
 
     Args:
@@ -205,7 +205,7 @@ def _printer() -> type[TrainerCallback]:
 class _Reporter(TrainerCallback):
     """Hands the Trainer's progress to our own display."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ProgressCallback) -> None:
         self.report = report
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -101,7 +101,7 @@ class TaskContext:
         settings, seed = self.recipe.task, self.recipe.seed
         train, test = (load_source(source, self.kind.folder) for source in (settings.train, settings.test))
         task = self.kind(self._task_inputs, train, test)
-        for name in self.recipe.qualities:
+        for name in self.recipe.metric_names:
             task.metric(name)
         if len(task.train) <= settings.search_examples:
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def text_columns(dataset: Dataset, wanted: list[str] | str | None, source: str) 
     """The one or two text columns: those the recipe names, else the columns of strings in order."""
     columns = _wanted(dataset, wanted, source)
     if wanted is None and len(columns) == 2:
-        say(f"texts      pairs of `{columns[0]}` and `{columns[1]}`; `task.text` names others")
+        print_line(f"texts      pairs of `{columns[0]}` and `{columns[1]}`; `task.text` names others")
     if len(columns) not in (1, 2):
         raise InputError(
             f"`task.text` must name one text column or a pair, but `{source}` offers "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from nas.tasks.data import TEXT_DTYPES, need_column
 from search_spaces import InputError
 
@@ -152,7 +152,9 @@ def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> 
         if outputs.keys() == {same(name) for name in names}:
             return [outputs[same(name)] for name in names]
     if has_ids and head == [f"LABEL_{k}" for k in range(len(head))]:
-        say(f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data")
+        print_line(
+            f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data"
+        )
         return list(range(len(head)))
     raise InputError(
         f"the labels of the data must be those of the model's head, but `{model}` has {head[:5]} and the data "

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from predictors.measurement.timing import ANCHOR, Timing, joined, max_drift, median_interval
+from predictors.measurement.timing import ANCHOR, Timing, combine, max_drift, median_interval
 from predictors.measurement.workload import Workload, one_line_errors
 from search_spaces.errors import InputError
 
@@ -67,7 +67,7 @@ def measure(
         precision: Wanted half-width of the confidence interval of each ratio, relative; None: no more than ``rounds``.
         max_rounds: Where rounds end even if a precision is not reached (see `doubts`).
         seed: Order of the candidates in each round.
-        earlier: Timings of the same models, loaded before; the interval of both together (`joined`) is then what must
+        earlier: Timings of the same models, loaded before; the interval of both together (`combine`) is then what must
             reach the precision.
 
     Returns:
@@ -258,7 +258,7 @@ def _precision(visits: list[_Visit], name: str, earlier: Timing | None) -> float
     if len(ratios) < MIN_KEPT:
         return math.inf
     timing = _timing(ratios, ratios, 1.0, 1.0)
-    return (timing if earlier is None else joined(earlier, timing)).precision
+    return (timing if earlier is None else combine(earlier, timing)).precision
 
 
 def _timing(ratios: np.ndarray, raw_ms: np.ndarray, beside_ms: float, reference_ms: float) -> Timing:

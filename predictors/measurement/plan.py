@@ -21,7 +21,7 @@ from predictors.measurement.energy import energy_mj
 from predictors.measurement.measure import groups, measure_in_calm, quiet
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.runtimes import Call, onnx_call, prepared
-from predictors.measurement.timing import ANCHOR, Timing, doubts, median_anchor
+from predictors.measurement.timing import ANCHOR, Timing, median_anchor, noise_warning
 from predictors.measurement.workload import Runtime, Workload, device_name, one_line_errors
 from search_spaces.errors import InputError
 
@@ -161,7 +161,7 @@ def measure_plan(folder: Path) -> None:
                 anchors.append(timed[ANCHOR].uncorrected)
             _append(folder, plan.workload, new)
             print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)
-            if said := doubts(timed, plan.precision):
+            if said := noise_warning(timed, plan.precision):
                 print(f"noisy: {said}", flush=True)
 
 

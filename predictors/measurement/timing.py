@@ -114,7 +114,7 @@ def median_interval(values: Sequence[float] | np.ndarray, confidence: float = CO
     return (float(ordered[cut - 1]), float(ordered[n - cut])) if cut else (0.0, math.inf)
 
 
-def joined(first: Timing, again: Timing) -> Timing:
+def combine(first: Timing, again: Timing) -> Timing:
     """Two measurements of one model, the second loaded anew, as one whose intervals cover both."""
     return Timing(
         ratio=math.sqrt(first.ratio * again.ratio),
@@ -163,7 +163,7 @@ def max_drift(precision: float) -> float:
     return max(MAX_DRIFT, precision)
 
 
-def doubts(timings: Mapping[str, Timing], precision: float) -> str:
+def noise_warning(timings: Mapping[str, Timing], precision: float) -> str:
     """What must be said of timings that were to have a precision; empty where all is well.
 
     An anchor more than `max_drift` away from its reference is named too: ratios are to anchors nearby, but a machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.runs.progress import say
+from nas.runs.progress import print_line
 from nas.tasks.batches import Row
 from nas.tasks.data import need_column, need_texts, string_columns, text_column
 from nas.tasks.types.base import TaskInputs, TextTask, random_tokens
@@ -33,7 +33,7 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
             )
         self.target = self.task.label or others[0]
         if None in (self.task.text, self.task.label):
-            say(f"texts      from `{self.source}` to `{self.target}`; `task.text` and `task.label` name others")
+            print_line(f"texts      from `{self.source}` to `{self.target}`; `task.text` and `task.label` name others")
 
     @property
     def tokenizer(self) -> Any:
