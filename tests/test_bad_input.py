@@ -141,7 +141,7 @@ def test_a_recipe_that_cannot_be(case: str, not_started: Refused) -> None:
         (b"model: \xff\xfe", ("recipe.yaml", "YAML")),
         (b"- model", ("recipe.yaml", "mapping", "list")),
         (b"", ("recipe.yaml", "mapping")),
-        (b"model: x\nspace: {}", ("`task`", "must be given")),
+        (b"model: x\nspace: {}", ("`task`", "is required")),
     ],
 )
 def test_a_recipe_file_that_is_none(
@@ -325,7 +325,7 @@ def forget(run: Path, *names: str) -> None:
 def test_a_run_of_another_recipe(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     before = contents(run)
-    says = ("another recipe", "search.evaluations: 17 against 16", "--run")
+    says = ("another recipe", "search.evaluations: 17, was 16", "--run")
     refused("search", recipe, "search.evaluations=17", "--run", run, says=says)
     assert contents(run) == before
 

@@ -144,7 +144,7 @@ def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None
     (tmp_path / "subnet.json").write_text(json.dumps(story))
     large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert large > found + 20  # 4,096 x 12 tokens of some 100 numbers
-    with pytest.raises(InputError, match="`it` must run alone"):
+    with pytest.raises(InputError, match="`it` failed in a separate process"):
         run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", what="it")
 
 

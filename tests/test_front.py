@@ -28,7 +28,7 @@ OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minim
 
 
 def point(accuracy: float, latency_ms: float, *, heads: int = 0, feasible: bool = True, **others: float) -> Point:
-    """A point whose subnetwork, and so its key, follows from its figures."""
+    """A point whose subnetwork, and so its key, follows from its values."""
     heads = heads or 1 + int(1000 * accuracy) + int(100_000 * latency_ms)
     subnet = SubnetConfig.uniform((0, 2), num_attention_heads=heads, intermediate_size=8, hidden_size=48)
     values = {"accuracy": accuracy, "latency_ms": latency_ms, **others}
@@ -37,8 +37,8 @@ def point(accuracy: float, latency_ms: float, *, heads: int = 0, feasible: bool 
 
 @pytest.fixture
 def front() -> ParetoFront:
-    figures = [(0.70, 1.0), (0.88, 2.0), (0.90, 5.0), (0.91, 9.0), (0.80, 5.0), (0.60, 1.0)]
-    return ParetoFront.of([point(a, ms, size_mb=20 * ms) for a, ms in figures], OBJECTIVES)
+    values = [(0.70, 1.0), (0.88, 2.0), (0.90, 5.0), (0.91, 9.0), (0.80, 5.0), (0.60, 1.0)]
+    return ParetoFront.of([point(a, ms, size_mb=20 * ms) for a, ms in values], OBJECTIVES)
 
 
 def reached(front: ParetoFront) -> list[tuple[float, float]]:
@@ -101,8 +101,8 @@ def test_a_front_keeps_the_feasible_undominated_points_fastest_first(front: Pare
 def test_a_front_does_not_depend_on_the_order_of_its_points(seed: int) -> None:
     rng = np.random.default_rng(0)
     objectives: dict[str, Direction] = {**OBJECTIVES, "size_mb": "minimize"}
-    figures = rng.integers(1, 5, size=(200, 3))
-    points = [point(a / 10, ms, heads=i + 1, size_mb=mb) for i, (a, ms, mb) in enumerate(figures.tolist())]
+    values = rng.integers(1, 5, size=(200, 3))
+    points = [point(a / 10, ms, heads=i + 1, size_mb=mb) for i, (a, ms, mb) in enumerate(values.tolist())]
     expected = ParetoFront.of(points, objectives)
     random.Random(seed).shuffle(points)
     assert ParetoFront.of(points, objectives) == expected
@@ -158,7 +158,7 @@ def test_an_ambiguous_key_lists_its_candidates() -> None:
     points = [point(0.01 * i, float(i), heads=i) for i in range(1, 40)]
     front = ParetoFront.of(points, OBJECTIVES)
     start = next(p.key[0] for p in front if sum(q.key[0] == p.key[0] for q in front) > 1)
-    with pytest.raises(InputError, match="unambiguous"):
+    with pytest.raises(InputError, match="must be unique"):
         front.pick(start)
 
 
@@ -167,11 +167,11 @@ def test_an_empty_front_says_so() -> None:
     assert front.hypervolume({"accuracy": 0.0, "latency_ms": 10.0}) == 0.0
     assert len(front.where("latency_ms <= 5")) == 0 and front.table().row_count == 0 and front.to_pandas().empty
     for pick in ("knee", "best", "latency_ms <= 5"):
-        with pytest.raises(InputError, match="no feasible"):
+        with pytest.raises(InputError, match="no point is feasible"):
             front.pick(pick)
 
 
-def test_objectives_and_figures_are_checked(front: ParetoFront) -> None:
+def test_objectives_and_values_are_checked(front: ParetoFront) -> None:
     with pytest.raises(InputError, match="lacks `size_mb`"):
         ParetoFront.of([point(0.5, 1.0)], {**OBJECTIVES, "size_mb": "minimize"})
     with pytest.raises(InputError, match="accuracy: up"):
@@ -261,7 +261,7 @@ def test_the_table_loses_nothing_in_a_narrow_terminal(width: int) -> None:
         ("accuracy", math.nan, "–"),
     ],
 )
-def test_figures_read_well(name: str, value: float, text: str) -> None:
+def test_values_are_formatted(name: str, value: float, text: str) -> None:
     assert format_value(name, value) == text
 
 

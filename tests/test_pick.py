@@ -72,14 +72,14 @@ def test_what_cannot_be_picked_is_said(text_recipe: Path, tmp_path: Path) -> Non
         ("latency_ms <= 0.5", "the closest"),
         ("latency <= 5", "did you mean `latency_ms`"),
         ("fastes", "did you mean `fastest`"),
-        ("0" * 10, "A pick is a name, a key or a condition"),
-        ("", "A pick is a name, a key or a condition"),
+        ("0" * 10, "A pick must be a name, a key or a condition"),
+        ("", "A pick must be a name, a key or a condition"),
     ):
         with pytest.raises(InputError, match=told):
             pick(run, what)
     empty = made(tmp_path / "empty", text_recipe, [])
     for what in ("knee", "best", "fastest", "latency_ms <= 5"):
-        with pytest.raises(InputError, match="no feasible one exists"):
+        with pytest.raises(InputError, match="no point is feasible"):
             pick(empty, what)
 
 
@@ -87,5 +87,5 @@ def test_the_parent_is_no_pick(text_recipe: Path, tmp_path: Path) -> None:
     (first, *others) = points(0)
     parent = Point(first.subnet, {"accuracy": 0.1, "latency_ms": 99.0}, source="parent", measured=True)
     run = made(tmp_path / "run", text_recipe, [*others, parent])
-    with pytest.raises(InputError, match="A pick is a name"):
+    with pytest.raises(InputError, match="A pick must be a name"):
         pick(run, parent.key)

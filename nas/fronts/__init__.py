@@ -1,1 +1,1 @@
-"""What a search ends with: points, Pareto fronts, hypervolume, and how a front is printed."""
+"""Points, Pareto fronts, hypervolume, and how a front is printed."""

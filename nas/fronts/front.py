@@ -1,10 +1,9 @@
-"""ParetoFront: the subnetworks no other one beats, and the questions asked of them.
+"""ParetoFront: the non-dominated subnetworks of a run, how to filter them and how to pick one.
 
-A front is built from points, filtered by conditions, and asked for one point:
 
-    front = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"})
-    front.where("latency_ms <= 5, size_mb < 40").knee()
-    front.pick("latency_ms <= 5")
+front = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"})
+front.where("latency_ms <= 5, size_mb < 40").knee()
+front.pick("latency_ms <= 5")
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ NAMED_PICKS = ("knee", "fastest", "best")
 
 
 def minimized_values(points: Sequence[Point], objectives: dict[str, Direction]) -> Array:
-    """Objective values to minimise, shape ``(len(points), len(objectives))``."""
+    """Objective values with the sign that makes them minimised, shape ``(len(points), len(objectives))``."""
     for point in points:
         missing = [name for name in objectives if name not in point.values]
         if missing:
             raise InputError(
-                f"Every point must know every objective, but {point.key} lacks `{missing[0]}`; "
+                f"Every point must have a value of every objective, but {point.key} lacks `{missing[0]}`; "
                 f"{did_you_mean(missing[0], point.values)}."
             )
     rows = [[_sign(way) * point.values[name] for name, way in objectives.items()] for point in points]
@@ -57,11 +56,10 @@ def _sign(direction: Direction) -> int:
 
 
 def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -> dict[str, float]:
-    """A reference for hypervolumes: the worst value of each objective, moved outward by 10 % of its range.
+    """A reference point for hypervolumes: the worst value of each objective, moved outward by 10 % of its range.
 
-    Give it all points of a run and publish it, so that the hypervolumes of its fronts can be compared. If an
-    objective never varies, it moves by 10 % of its size instead (by 1 if that is zero). NaN and infinities are passed
-    over.
+    Compute it from all points of a run, so that the hypervolumes of its fronts are comparable. An objective that does
+    not vary is moved by 10 % of its absolute value (by 1 if that is zero). NaN and infinities are ignored.
 
     Raises:
         InputError: If an objective has no finite value.
@@ -81,11 +79,11 @@ def reference_point(points: Sequence[Point], objectives: dict[str, Direction]) -
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The feasible subnetworks that no other one beats in every objective; build it with `of`.
+    """The feasible, non-dominated subnetworks; build it with `of`.
 
     Attributes:
         points: Sorted by the first minimised objective, ascending.
-        objectives: Figure name to direction. The first that is a quality leads.
+        objectives: Metric or cost -> direction.
     """
 
     points: tuple[Point, ...]
@@ -99,10 +97,10 @@ class ParetoFront:
 
     @classmethod
     def of(cls, points: Iterable[Point], objectives: dict[str, Direction]) -> ParetoFront:
-        """Keeps the feasible, non-dominated points, one for each objective vector, whatever their order.
+        """Keeps the feasible, non-dominated points, one of each objective vector; their order does not matter.
 
         Raises:
-            InputError: If a point does not know an objective.
+            InputError: If a point lacks an objective.
         """
         empty = cls((), dict(objectives))
         feasible = sorted((p for p in points if p.feasible), key=_sort_key)
@@ -120,14 +118,14 @@ class ParetoFront:
 
     @property
     def value_names(self) -> list[str]:
-        """Every known figure: the objectives first, fine-tuned beside inherited, the others in alphabetical order."""
+        """All metrics and costs: objectives first, each followed by its value after fine-tuning; the others sorted."""
         known = {name for point in self.points for name in point.values}
         first = [n for name in self.objectives for n in (name, *({name + FINETUNED_SUFFIX} & known))]
         return [*first, *sorted(known - set(first))]
 
     @property
     def primary_metric(self) -> str:
-        """The first objective that is a quality, such as accuracy or loss; else the first one."""
+        """The first objective that is a metric, such as accuracy or loss; else the first objective."""
         return next((name for name in self.objectives if name not in COSTS), next(iter(self.objectives)))
 
     def best(self, name: str) -> Point:
@@ -142,9 +140,9 @@ class ParetoFront:
         return min(self.points, key=lambda point: _sign(self.objectives[name]) * point.values[name])
 
     def knee(self) -> Point:
-        """The best compromise, after each objective is scaled to 0-1 over the front.
+        """The best trade-off, with each objective scaled to 0-1 over the front.
 
-        With two objectives: the point farthest from the chord between the two ends, towards the ideal (Das, Struct.
+        With two objectives: the point farthest from the line between the two ends, towards the ideal (Das, Struct.
         Optim. 18, 1999; Branke, Deb, Dierolf & Osswald, PPSN 2004). With more: the point nearest to the ideal.
 
         Raises:
@@ -160,29 +158,29 @@ class ParetoFront:
     def where(self, condition: str) -> ParetoFront:
         """The points that satisfy all comma-separated conditions, e.g. ``"latency_ms <= 5, accuracy > 0.9"``.
 
-        A point that lacks a figure does not satisfy a condition on it.
+        A point that lacks a value does not satisfy a condition on it.
 
         Raises:
-            InputError: If a condition cannot be read, or no point knows its figure.
+            InputError: If a condition cannot be parsed, or no point has its metric or cost.
         """
         bounds = self._parse_bounds(condition)
         kept = (p for p in self.points if all(b.violation(p.values.get(n, math.nan)) <= 0 for n, b in bounds))
         return replace(self, points=tuple(kept))
 
     def pick(self, what: str) -> Point:
-        """One point, by what the user typed.
+        """One point of the front.
 
         Args:
-            what: ``knee``; ``fastest`` (smallest ``latency_ms``); ``best`` (best quality); the key of a subnetwork or
-                an unambiguous beginning of it; or a condition as in `where`: the best quality that satisfies it.
+            what: ``knee``; ``fastest`` (lowest ``latency_ms``); ``best`` (best primary metric); a key or a unique
+                prefix of one; or a condition as in `where`: the best primary metric that satisfies it.
 
         Raises:
-            InputError: If nothing fits; after a condition it says what the closest point reaches.
+            InputError: If no point fits; for a condition, with the values of the closest point.
         """
         self._require_points()
         if any(op in what for op in OPERATORS):
-            found = self.where(what)
-            return found.best(found.primary_metric) if len(found) else self._nearest_miss(what)
+            matching = self.where(what)
+            return matching.best(self.primary_metric) if len(matching) else self._raise_with_closest(what)
         if what == "knee":
             return self.knee()
         if what == "best":
@@ -213,7 +211,7 @@ class ParetoFront:
         return cls(tuple(Point.from_dict(point) for point in data["points"]), dict(data["objectives"]))
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per point: key, figures, ``<figure>_error`` where known, source, measured, subnet as text."""
+        """One row per point: key, metrics and costs, ``<name>_error`` if known, source, measured, subnet as text."""
         import pandas as pd
 
         rows = [
@@ -225,7 +223,7 @@ class ParetoFront:
         return pd.DataFrame(rows, columns=None if rows else ["key", *self.value_names, "source", "measured", "subnet"])
 
     def table(self) -> Table:
-        """The front for the terminal: key, objectives, size and subnetwork; readable from 80 columns on."""
+        """The front for the terminal: key, objectives, size and subnetwork; fits 80 columns."""
         return rich_table(self)
 
     def _repr_html_(self) -> str:
@@ -233,39 +231,40 @@ class ParetoFront:
 
     def _fastest(self) -> Point:
         if "latency_ms" not in self.value_names:
-            raise InputError(f"`fastest` needs the figure `latency_ms`; known: {', '.join(self.value_names)}.")
+            raise InputError(f"`fastest` needs `latency_ms`, but the front has {', '.join(self.value_names)} only.")
         return min(self.points, key=lambda point: point.values.get("latency_ms", math.inf))
 
-    def _by_key(self, start: str) -> Point:
-        found = {point.key: point for point in self.points[::-1] if start and point.key.startswith(start)}
-        if len(found) != 1:
-            law = "The beginning of a key must be unambiguous" if found else "A pick is a name, a key or a condition"
-            hint = did_you_mean(start, found or [*NAMED_PICKS, *(point.key for point in self.points)])
-            raise InputError(f"{law}, but got `{start}`; {hint}; or a condition like `latency_ms <= 5`.")
-        return next(iter(found.values()))
+    def _by_key(self, prefix: str) -> Point:
+        matching = {point.key: point for point in self.points[::-1] if prefix and point.key.startswith(prefix)}
+        if len(matching) != 1:
+            law = "The prefix of a key must be unique" if matching else "A pick must be a name, a key or a condition"
+            hint = did_you_mean(prefix, matching or [*NAMED_PICKS, *(point.key for point in self.points)])
+            raise InputError(f"{law}, but got `{prefix}`; {hint}; or a condition like `latency_ms <= 5`.")
+        return next(iter(matching.values()))
 
     def _require_points(self) -> None:
         if not self.points:
-            raise InputError("A pick needs a point on the front, but no feasible one exists: loosen a constraint.")
+            raise InputError("A pick needs a point on the front, but no point is feasible; loosen a constraint.")
 
     def _parse_bounds(self, condition: str) -> list[tuple[str, Bound]]:
         bounds = [parse_condition(part) for part in condition.split(",")]
         for name, _ in bounds if self.points else ():
             if name not in self.value_names:
                 raise InputError(
-                    f"A condition needs a known figure, but got `{name}`; {did_you_mean(name, self.value_names)}."
+                    f"A condition must be on a known metric or cost, but got `{name}`; "
+                    f"{did_you_mean(name, self.value_names)}."
                 )
         return bounds
 
-    def _nearest_miss(self, condition: str) -> Point:
+    def _raise_with_closest(self, condition: str) -> Point:
         bounds = dict(self._parse_bounds(condition))
-        near = min(self.points, key=lambda point: total_violation(point.values, bounds))
+        closest = min(self.points, key=lambda point: total_violation(point.values, bounds))
         raise InputError(
-            f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {near.key}, "
-            f"reaches {against_bounds(near.values, bounds)}: loosen the condition."
+            f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {closest.key}, "
+            f"reaches {against_bounds(closest.values, bounds)}; loosen the condition."
         )
 
 
 def _sort_key(point: Point) -> tuple[str, bool, str, str]:
-    """Sort key that does not depend on the input order; of two equal subnetworks the measured one comes first."""
+    """A sort key that does not depend on the input order; of two equal subnetworks the measured one comes first."""
     return point.key, not point.measured, point.source, json.dumps(point.to_dict(), sort_keys=True)

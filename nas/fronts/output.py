@@ -1,4 +1,4 @@
-"""Listing: what of a front is printed, in which order, and as what."""
+"""Filters and sorts a front, and writes it as CSV, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from search_spaces.errors import InputError, did_you_mean
 
 
 def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") -> ParetoFront:
-    """The part of a front that is asked for.
+    """The points of a front that match, sorted.
 
     Args:
-        front: Of a run.
-        where: Conditions, as `ParetoFront.where` reads them.
-        pick: One point, as `ParetoFront.pick` reads it, of those that meet the conditions.
-        sort: A figure; the best of it comes first.
+        front: Front of a run.
+        where: Conditions, see `ParetoFront.where`.
+        pick: One of the points that satisfy the conditions, see `ParetoFront.pick`.
+        sort: Metric or cost to sort by, best first.
 
     Raises:
-        InputError: If a figure is unknown or nothing fits.
+        InputError: If a metric or cost is unknown, or no point fits.
     """
     if where:
         front = front.where(where)
@@ -31,22 +31,24 @@ def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str 
     if not sort:
         return front
     if sort not in front.value_names:
-        raise InputError(f"`--sort` needs a known figure, but got `{sort}`; {did_you_mean(sort, front.value_names)}.")
+        raise InputError(
+            f"`--sort` must be a known metric or cost, but got `{sort}`; {did_you_mean(sort, front.value_names)}."
+        )
     direction = {**DIRECTIONS, **front.objectives}.get(sort.removesuffix(FINETUNED_SUFFIX))
     sign = -1 if direction == "maximize" else 1
     order = sorted(front.points, key=lambda point: sign * point.values.get(sort, sign * math.inf))
     return replace(front, points=tuple(order))
 
 
-def front_as_text(front: ParetoFront, form: str) -> str:
+def front_as_text(front: ParetoFront, output_format: str) -> str:
     """A front as text for other programs.
 
     Raises:
-        InputError: If the form is not in `FORMATS`.
+        InputError: If the format is not in `FORMATS`.
     """
-    if form not in FORMATS:
-        raise InputError(f"`--format` must be table or one of {', '.join(FORMATS)}, but got `{form}`.")
-    return FORMATS[form](front)
+    if output_format not in FORMATS:
+        raise InputError(f"`--format` must be table or one of {', '.join(FORMATS)}, but got `{output_format}`.")
+    return FORMATS[output_format](front)
 
 
 def _csv(front: ParetoFront) -> str:
@@ -61,10 +63,10 @@ def _markdown(front: ParetoFront) -> str:
     names = ["key", *front.value_names, "subnetwork"]
     lines = [names, ["---", *("---:" for _ in front.value_names), "---"]]
     for point in front:
-        figures = [format_value(n, point.values.get(n, math.nan), point.errors.get(n)) for n in front.value_names]
-        lines.append([point.key, *figures, str(point.subnet)])
+        values = [format_value(n, point.values.get(n, math.nan), point.errors.get(n)) for n in front.value_names]
+        lines.append([point.key, *values, str(point.subnet)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 FORMATS: dict[str, Callable[[ParetoFront], str]] = {"csv": _csv, "json": _json, "markdown": _markdown}
-"""Name of ``--format`` -> what writes it."""
+"""Value of ``--format`` -> its writer."""

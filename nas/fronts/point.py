@@ -1,4 +1,4 @@
-"""Point: one subnetwork with every figure known of it."""
+"""Point: a subnetwork with its metrics and costs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Source = Literal["search", "uniform", "random", "parent"]
 
 @dataclass(frozen=True)
 class Point:
-    """One subnetwork with every figure known of it.
+    """A subnetwork with its metrics and costs.
 
     Attributes:
         subnet: The subnetwork.
-        values: Figure name to value, e.g. ``accuracy``, ``latency_ms``, ``num_parameters``, ``macs``, ``size_mb``.
-        errors: Spread of a figure in its own unit: the standard error of a quality; of a latency, half the
-            width of the interval that nine in ten repetitions in a new process fall into (measured), or nine in ten
-            measurements (predicted). A figure that is exact, or whose spread is unknown, is absent.
-        source: Who proposed it: the search, a baseline (``uniform``, ``random``), or the ``parent`` itself.
-        measured: True: latency measured on the exported model, quality on the held-out split. False: latency
-            predicted, quality on the search split.
-        feasible: Whether it keeps every constraint.
-        predicted: Whether the latency of a measured point is a prediction nonetheless: of a run whose device is
-            elsewhere, until its front is measured there.
+        values: Metric or cost -> value, e.g. ``accuracy``, ``latency_ms``, ``num_parameters``, ``macs``, ``size_mb``.
+        errors: Metric or cost -> spread, in the same unit. For a metric, the standard error. For a measured latency,
+            half the width of the interval that holds 90 % of repetitions in a new process; for a predicted one, of the
+            interval that holds 90 % of measurements. Exact values and values of unknown spread are absent.
+        source: Where it comes from: the search, a baseline (``uniform``, ``random``), or the ``parent``.
+        measured: True: latency measured on the exported model, metrics on the held-out split. False: latency
+            predicted, metrics on the search split.
+        feasible: Whether it satisfies every constraint.
+        predicted: Whether the latency of a measured point is still predicted, because the run's device is another one
+            that has not measured the front yet.
     """
 
     subnet: SubnetConfig

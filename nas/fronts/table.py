@@ -1,4 +1,4 @@
-"""The table of a front: for the terminal, and as HTML for notebooks and the report."""
+"""The table of a front, for the terminal and as HTML for notebooks and the report."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 KNEE = " ◀"
 SUBNETWORK_WIDTH = 25
-"""What is left of 80 columns; a longer one breaks after its commas."""
+"""Columns left for the subnetwork of 80; a longer text is wrapped at its commas."""
 TERMINAL_COLUMNS = ("size_mb",)
-"""Figures shown beside the objectives where space is scarce; `to_pandas` and the report have them all."""
+"""Costs that the terminal shows next to the objectives; `to_pandas` and the report show all."""
 
 
 def rich_table(front: ParetoFront) -> Table:
-    """For the terminal: key, objectives, size and subnetwork; from 80 columns on nothing is cut off."""
+    """The table for the terminal: key, objectives, size and subnetwork; 80 columns suffice."""
     from rich.table import Table
 
     names = [
@@ -43,7 +43,7 @@ def rich_table(front: ParetoFront) -> Table:
 
 
 def html_table(front: ParetoFront) -> str:
-    """As HTML with every figure; each row carries its key in ``data-key``."""
+    """The table as HTML, with every metric and cost; ``data-key`` of a row is its key."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("key", *front.value_names, "subnetwork"))
     body = "".join(
         f'<tr data-key="{point.key}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
@@ -54,7 +54,7 @@ def html_table(front: ParetoFront) -> str:
 
 
 def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
-    """One row of text per point: its key, these figures, its subnetwork."""
+    """One row of text per point: its key, these values, its subnetwork."""
     knee = front.knee() if len(front) else None
     return [
         [
@@ -67,18 +67,19 @@ def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
 
 
 def _caption(front: ParetoFront) -> str:
-    """What the mark of the knee means, and how many points are measured."""
+    """What the mark of the knee and the values mean."""
     if not len(front):
         return "The front is empty: no feasible point."
     if any(point.predicted for point in front):
-        how = "latency predicted, to be measured on its device (nas profile --export); quality on the held-out split"
+        how = "latency predicted (measure it with nas profile --export), metrics on the held-out split"
     elif all(point.measured for point in front):
-        how = "latency measured on the exported model, quality on the held-out split"
+        how = "latency measured on the exported model, metrics on the held-out split"
     else:
-        how = f"predicted latency, search-split quality ({sum(p.measured for p in front)} of {len(front)} measured)"
+        measured = f"{sum(point.measured for point in front)} of {len(front)} measured"
+        how = f"latency predicted, metrics on the search split ({measured})"
     tuned = (
         f" {FINETUNED_SUFFIX}: after `nas finetune`."
         if any(n.endswith(FINETUNED_SUFFIX) for n in front.value_names)
         else ""
     )
-    return f"{KNEE.strip()} knee. Figures: {how}.{tuned}"
+    return f"{KNEE.strip()} knee. {how[0].upper()}{how[1:]}.{tuned}"

@@ -1,1 +1,1 @@
-"""What a recipe may say: its sections, its text, the names and bounds of metrics and costs."""
+"""The recipe: its sections, its text form, and the names, directions and bounds of metrics and costs."""

@@ -1,4 +1,4 @@
-"""A figure: one number known of a subnetwork, such as ``latency_ms``; its direction, its bounds and how it reads."""
+"""Metrics and costs: their names and directions, bounds on them, and how their values are printed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ METRICS: dict[str, Direction] = {
     "wer": "minimize",
 }
 DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
-"""Every figure of ours and the direction that improves it; a recipe's ``task.metrics`` adds others."""
+"""Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""
 
 FINETUNED_SUFFIX = "_finetuned"
-"""End of the name of a quality after fine-tuning, which stands beside the inherited one."""
+"""Suffix of a metric after fine-tuning; without it, the metric is that of the weights inherited from the supernet."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -43,14 +43,14 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-"""Every operator of a bound."""
+"""Operator of a bound -> its comparison."""
 
 _BOUND = r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One side of a condition: an operator of `OPERATORS` and the value it compares with."""
+    """A bound on a value: an operator in `OPERATORS` and a limit, in the unit of the value."""
 
     op: str
     value: float
@@ -70,9 +70,9 @@ class Bound:
         return cls(match[1], float(match[2]))
 
     def violation(self, value: float) -> float:
-        """How far a value is on the wrong side, in its own unit; zero or less exactly if the bound holds.
+        """How far a value violates the bound, in the unit of the value; zero or less if and only if the bound holds.
 
-        A value that only touches a strict bound violates it by the smallest positive number; NaN by infinity.
+        A value equal to a strict bound violates it by the smallest positive number, NaN by infinity.
         """
         if math.isnan(value):
             return math.inf
@@ -86,7 +86,7 @@ class Bound:
 
 
 def parse_condition(text: str) -> tuple[str, Bound]:
-    """Reads one condition like ``"latency_ms <= 5"`` into the name of a figure and its bound.
+    """Reads a condition like ``"latency_ms <= 5"`` into the name of a metric or cost and its bound.
 
     Raises:
         InputError: If the text is not a name, an operator and a number.
@@ -94,39 +94,39 @@ def parse_condition(text: str) -> tuple[str, Bound]:
     match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
     if not match:
         raise InputError(
-            f"A condition must be a figure, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
+            f"A condition must be a metric or cost, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
             "try `latency_ms <= 5`; separate several by commas."
         )
     return match[1], Bound(match[2], float(match[3]))
 
 
 def format_value(name: str, value: float, error: float | None = None) -> str:
-    """A figure as people read it, without its unit, followed by ``± error`` if one is given.
+    """A metric or cost as text, without its unit, followed by ``± error`` if an error is given.
 
-    Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal, counts
-    (``num_*``, ``macs``) a K, M, G or B suffix, everything else four decimals.
+    Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal. Counts
+    (``num_*``, ``macs``) have a K, M, G or B suffix. Everything else has four decimals.
     """
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     if name.startswith("num_") or name in ("macs", "flops"):
-        big = "B" if name.startswith("num_") else "G"
-        for unit, suffix in ((1e9, big), (1e6, "M"), (1e3, "K")):
+        giga = "B" if name.startswith("num_") else "G"
+        for unit, suffix in ((1e9, giga), (1e6, "M"), (1e3, "K")):
             if abs(value) >= unit:
                 return f"{value / unit:.2f}{suffix}"
         return f"{value:g}"
     decimals = 4
     if name.endswith(("_ms", "_mb")):
-        fewest = int(name.endswith("_mb"))
-        decimals = max(fewest, 2 - math.floor(math.log10(abs(value)))) if value else fewest
+        least = int(name.endswith("_mb"))
+        decimals = max(least, 2 - math.floor(math.log10(abs(value)))) if value else least
     return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")
 
 
 def total_violation(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:
-    """How far constraints are missed in all, each relative to its bound; 0 where all hold."""
-    missed = {name: bound.violation(values.get(name, math.nan)) for name, bound in bounds.items()}
-    return sum(max(missed[name], 0.0) / (abs(bound.value) or 1.0) for name, bound in bounds.items())
+    """The sum of all violations, each relative to its bound; 0 if all bounds hold."""
+    violations = {name: bound.violation(values.get(name, math.nan)) for name, bound in bounds.items()}
+    return sum(max(violations[name], 0.0) / (abs(bound.value) or 1.0) for name, bound in bounds.items())
 
 
 def against_bounds(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> str:
-    """What is reached of each constraint, in words."""
+    """Each bounded value next to its bound, such as ``latency_ms 5.2 for `<= 5` ``."""
     return ", ".join(f"{name} {values.get(name, math.nan):.4g} for `{bound}`" for name, bound in bounds.items())

@@ -1,4 +1,4 @@
-"""A recipe as text: how YAML and overrides become a mapping, and its first mistake one line."""
+"""Reads a recipe: YAML and overrides become a mapping; a validation error becomes one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 
 PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
-"""Keys that may hold a local path; the values of ``task.metrics`` may as well."""
+"""Keys that may hold a local path. The values of ``task.metrics`` may be local paths too."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What a YAML recipe says once ``section.key=value`` overrides are applied, its local paths absolute.
+    """Reads a YAML recipe, applies ``section.key=value`` overrides and makes local paths absolute.
 
     Raises:
         InputError: If the file is missing or not YAML, or an override cannot be read.
@@ -30,7 +30,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"`{path}` is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"a recipe must be YAML, but `{path}` is not: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
     data = _absolute_paths(data, "", path.parent)
@@ -40,7 +40,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
-    """The value of a key with its local paths made absolute, so that the copy in a run works from anywhere."""
+    """The value of a key with local paths made absolute, so that the copy in a run does not depend on the folder."""
     if isinstance(value, dict):
         return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
     is_path = dotted in PATHS or dotted.startswith("task.metrics.")
@@ -60,41 +60,43 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise InputError(f"an override must read `section.key=value`, but got `{override}`.")
     *sections, key = dotted.split(".")
-    here = data
+    target = data
     for section in sections:
-        here = here.setdefault(section, {})
-        if not isinstance(here, dict):
-            raise InputError(f"`{dotted}` is not a recipe key: `{section}` holds a value, not a section.")
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise InputError(
+                f"an override must name a recipe key, but in `{dotted}`, `{section}` is a value, not a section."
+            )
     try:
-        here[key] = _absolute_paths(yaml.safe_load(text), dotted, Path.cwd())
+        target[key] = _absolute_paths(yaml.safe_load(text), dotted, Path.cwd())
     except yaml.YAMLError:
         raise InputError(f"the value of `{dotted}` must be YAML, but got `{text}`.") from None
 
 
 def first_error(error: ValidationError, recipe: type[BaseModel]) -> str:
-    """The first validation error as one line that names the key, the value and the way out."""
+    """The first validation error as one line: the key, what is wrong, the value."""
     first = error.errors()[0]
     location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
     dotted = ".".join(location)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"`{dotted}` is not a recipe key; {did_you_mean(location[-1], _known_keys(recipe, location[:-1]))}."
     if first["type"] == "missing":
-        return f"`{dotted}` must be given; the recipe has no such key."
-    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
-        return str(refusal)
+        return f"`{dotted}` is required, but the recipe does not have it."
+    if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
+        return str(cause)
     return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
 
 
 def _known_keys(recipe: type[BaseModel], sections: Sequence[str]) -> list[str]:
-    """Keys of a section, found by walking the types of the recipe."""
-    here: Any = recipe
+    """Keys of a section, from the types of the recipe's fields."""
+    model: Any = recipe
     for section in sections:
-        here = here.model_fields[section].annotation
-        here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
-    return list(here.model_fields) if hasattr(here, "model_fields") else [field.name for field in fields(here)]
+        model = model.model_fields[section].annotation
+        model = next((arg for arg in get_args(model) if hasattr(arg, "model_fields")), model)
+    return list(model.model_fields) if hasattr(model, "model_fields") else [field.name for field in fields(model)]
 
 
 def split_source(source: str, base: Path = Path()) -> tuple[str, str]:
-    """Splits ``place:part`` at its last colon; one in a path, after a drive or in a slice (``train[:9]``) is none."""
-    found = re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])*)", source)
-    return (source, "") if found is None or (base / source).exists() else (found[1], found[2])
+    """Splits ``path:name`` at its last colon; not at one in a path, after a drive or in a slice (``train[:9]``)."""
+    match = re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])*)", source)
+    return (source, "") if match is None or (base / source).exists() else (match[1], match[2])

@@ -1,1 +1,1 @@
-"""The folder of a run: its files, its lock, progress bars, and the processes that work on it."""
+"""The folder of a run: its files, its lock, its processes, and how progress is printed."""

@@ -1,4 +1,4 @@
-"""Whole-or-nothing writes, JSON, digest, folders."""
+"""Files and folders of a run: atomic writes, JSON, hashes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from search_spaces import InputError
 
 
-def read_json(path: Path, delete: Path | None = None) -> Any:
+def read_json(path: Path, to_delete: Path | None = None) -> Any:
     """Reads a JSON file of a run.
 
     Args:
         path: The file.
-        delete: What to delete if it cannot be read; by default the file, where it is a stage's whole result.
+        to_delete: What the user should delete if the file cannot be read: the result of a stage; default: the file.
 
     Raises:
         InputError: If it is missing or truncated.
@@ -26,18 +26,17 @@ def read_json(path: Path, delete: Path | None = None) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"`{path}` cannot be read ({error}); delete `{delete or path}` and type the same command again to make it "
-            "anew."
+            f"`{path}` cannot be read ({error}); delete `{to_delete or path}` and run the same command again."
         ) from None
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes JSON atomically."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically: a reader sees the old or the new text, never part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text)
@@ -47,12 +46,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def partial_path(target: Path) -> Path:
-    """Where a stage's result is built."""
+    """Where the result of a stage is built before it is moved to ``target``."""
     return target.with_name(f"{target.name}.partial")
 
 
 def delete(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
+    """Deletes a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -60,7 +59,7 @@ def delete(path: Path) -> None:
 
 
 def replace_folder(work: Path, target: Path) -> None:
-    """Moves a finished folder to its place, over what was there."""
+    """Moves a finished folder to its place; an older folder there is replaced."""
     old = target.with_name(f".{target.name}.old")
     delete(old)
     if target.exists():

@@ -1,4 +1,4 @@
-"""Fine-tuned: what exports of a run reach after `nas finetune`, beside what they inherited from the supernet."""
+"""Metrics of a run's exports after `nas finetune`, shown with those inherited from the supernet."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Finetuned:
     """One export of a run after fine-tuning.
 
     Attributes:
-        key: Of its subnetwork.
-        folder: Where it is.
-        values: Quality -> value on the run's held-out split.
-        errors: Quality -> its standard error.
+        key: Key of its subnetwork.
+        folder: The fine-tuned model.
+        values: Metric -> value on the run's held-out split.
+        errors: Metric -> standard error.
     """
 
     key: str
@@ -33,39 +33,41 @@ class Finetuned:
     errors: dict[str, float]
 
     def __str__(self) -> str:
-        figures = ", ".join(
+        metrics = ", ".join(
             f"{name} {format_value(name, v, self.errors.get(name))}" for name, v in self.values.items()
         )
-        return f"{self.folder}: {self.key}, {figures}"
+        return f"{self.folder}: {self.key}, {metrics}"
 
 
 def load_finetuned(run: Run) -> dict[str, Finetuned]:
-    """What has been fine-tuned of a run, by key; of one subnetwork the last one."""
+    """The fine-tuned exports of a run by key, the last one of each subnetwork."""
     if not run.finetuned.is_file():
         return {}
-    return {key: Finetuned(**found) for key, found in read_json(run.finetuned).items()}
+    return {key: Finetuned(**fields) for key, fields in read_json(run.finetuned).items()}
 
 
-def save_finetuned(run: Run, found: Finetuned) -> None:
-    """Keeps what an export reaches."""
-    known = {**load_finetuned(run), found.key: replace(found, folder=str(Path(found.folder).resolve()))}
-    write_json(run.finetuned, {key: asdict(each) for key, each in known.items()})
+def save_finetuned(run: Run, export: Finetuned) -> None:
+    """Adds a fine-tuned export to its run."""
+    exports = {**load_finetuned(run), export.key: replace(export, folder=str(Path(export.folder).resolve()))}
+    write_json(run.finetuned, {key: asdict(each) for key, each in exports.items()})
 
 
 def front_with_finetuned(run: Run) -> ParetoFront:
-    """The front of a run with the qualities of what has been fine-tuned of it."""
+    """The front of a run, with the metrics after fine-tuning where known."""
     front = run.front()
     return replace(front, points=tuple(with_finetuned(front, load_finetuned(run))))
 
 
-def with_finetuned(points: Iterable[Point], known: dict[str, Finetuned]) -> list[Point]:
-    """The same points, each fine-tuned quality behind the inherited one."""
-    return [_with_finetuned_values(point, known[point.key]) if point.key in known else point for point in points]
+def with_finetuned(points: Iterable[Point], exports: dict[str, Finetuned]) -> list[Point]:
+    """The points, with each metric after fine-tuning behind the inherited one."""
+    return [_with_finetuned_values(point, exports[point.key]) if point.key in exports else point for point in points]
 
 
-def _with_finetuned_values(point: Point, found: Finetuned) -> Point:
+def _with_finetuned_values(point: Point, export: Finetuned) -> Point:
     values: dict[str, float] = {}
     for name, value in point.values.items():
-        values |= {name: value, **({name + FINETUNED_SUFFIX: found.values[name]} if name in found.values else {})}
-    errors = {name + FINETUNED_SUFFIX: error for name, error in found.errors.items() if name in point.values}
+        values[name] = value
+        if name in export.values:
+            values[name + FINETUNED_SUFFIX] = export.values[name]
+    errors = {name + FINETUNED_SUFFIX: error for name, error in export.errors.items() if name in point.values}
     return replace(point, values=values, errors={**point.errors, **errors})

@@ -1,4 +1,4 @@
-"""Alone: a function in a new process that does nothing else, so that nothing else counts in what it measures."""
+"""Runs a function in a new Python process, so that it measures nothing but itself."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ print(json.dumps(getattr(importlib.import_module(module), name)(*args)))
 
 
 def run_in_subprocess(module: str, name: str, *args: str, what: str) -> Any:
-    """What a function returns there.
+    """The result of a function, called in a new process.
 
     Args:
-        module: Where it is.
-        name: Its name; it takes texts and returns what JSON can hold.
-        args: What it is called with.
-        what: What it runs, for the message.
+        module: Module of the function.
+        name: Name of the function; it takes strings and returns JSON values.
+        args: Arguments.
+        what: What it runs, for the error message.
 
     Raises:
-        InputError: If the process fails; ends with its last line.
+        InputError: If the process fails; the message ends with its last line.
     """
-    done = subprocess.run([sys.executable, "-c", CALL, module, name, *args], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for its memory"])[-1]
-        raise InputError(f"`{what}` must run alone in a clean process, but it does not: {last[:160]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", CALL, module, name, *args], capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["it was killed, perhaps for its memory"])[-1]
+        raise InputError(f"`{what}` failed in a separate process: {last[:160]}")
+    return json.loads(process.stdout.splitlines()[-1])

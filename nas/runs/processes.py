@@ -1,54 +1,49 @@
-"""Processes: those that torchrun, `accelerate launch` or Ray Train started to train one model together; mostly one.
+"""The data-parallel processes that torchrun, `accelerate launch` or Ray Train started; usually one.
 
-The main one does everything. The others wait for what it prepares, train with it, and end.
+The main process does everything. The others wait for what it prepares, train with it, and exit.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from datetime import timedelta
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-    from nas.runs.run import Run
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.runs.files import partial_path
 
 if TYPE_CHECKING:
-    pass
+    from accelerate import PartialState
 
+    from nas.runs.run import Run
 
 BARRIER_TIMEOUT = timedelta(days=7)
-"""How long the others wait for the main one, which may measure latencies meanwhile."""
+"""How long the others wait for the main process, which may be measuring latencies."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-"""Variables in which a launcher tells a process its place among the others."""
+"""Environment variables in which a launcher gives a process its rank."""
 
 
 def world_size() -> int:
-    """How many there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def is_main() -> bool:
-    """Whether this is the one that writes and prints."""
+    """Whether this is the main process, the one that writes and prints."""
     return world_size() == 1 or int(os.environ["RANK"]) == 0
 
 
 def barrier() -> None:
-    """Returns once all of them have come here."""
+    """Waits until every process has reached this point."""
     if world_size() > 1:
         _process_group().wait_for_everyone()
 
 
 def exit_other_processes() -> None:
-    """Ends every process but the main one, which goes on as if it had been alone."""
+    """Exits in every process but the main one, which then continues as a single process."""
     if world_size() == 1:
         return
     main = is_main()
@@ -64,20 +59,20 @@ def _process_group() -> PartialState:
     from accelerate import PartialState
 
     if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # several processes without a GPU are not found otherwise
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # otherwise accelerate sees one process if there is no GPU
     return PartialState(timeout=BARRIER_TIMEOUT)
 
 
 def exists_for_all(target: Path) -> bool:
-    """Whether a stage has its result; all processes get the same answer."""
-    found = target.exists()
+    """Whether the result of a stage exists; the same answer in all processes."""
+    exists = target.exists()
     barrier()
-    return found
+    return exists
 
 
 @contextmanager
 def build_in_main(run: Run, target: Path) -> Iterator[Path]:
-    """`Run.building` in the main process; the others see the same folder, and leave with it."""
+    """`Run.building` in the main process; the others get the same folder and wait for the main process at the end."""
     if is_main():
         with run.building(target) as work:
             yield work

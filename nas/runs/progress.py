@@ -1,11 +1,10 @@
-"""Progress of long work: one bar with what is best so far and the time left; plain lines when nobody watches."""
+"""Prints lines, and progress bars with a note and the time left."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,12 +12,8 @@ from rich.text import Text
 
 from nas.runs import processes
 
-if TYPE_CHECKING:
-    pass
-
-
 ProgressCallback = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, what to show) while a training runs."""
+"""Called with (steps done, total steps, note)."""
 
 console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
@@ -29,10 +24,10 @@ def print_line(text: str) -> None:
 
 
 class ProgressBars(Progress):
-    """Bars whose notes stand on a line of their own, so that nothing is squeezed in a narrow terminal."""
+    """Progress bars with the note of each on its own line, so that a narrow terminal shows all of it."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """A bar, then its note."""
+        """Each bar, then its note."""
         for task in self.tasks:
             yield self.make_tasks_table([task])
             if task.fields["note"]:
@@ -40,8 +35,8 @@ class ProgressBars(Progress):
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar; the function it yields takes (done, in all, what to show)."""
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """Shows a progress bar and yields the function that updates it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
@@ -60,13 +55,13 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def quiet_libraries() -> None:
-    """Silences the bars and notices of the libraries underneath, so that ours can be read."""
+    """Turns off the progress bars and notices of the libraries used."""
     import datasets
     import huggingface_hub
     import optuna
     import transformers
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # of no connection, we say so once
+    huggingface_hub.utils.logging.set_verbosity_error()  # errors of connection are printed once, by us
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

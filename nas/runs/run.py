@@ -1,4 +1,4 @@
-"""Run: the folder that holds everything of one search, so that typing the same command again resumes it."""
+"""Run: the folder of one recipe's results; running the same command again resumes from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run:
         if not (self.folder / "recipe.yaml").is_file():
             raise InputError(
                 f"a run must be a folder with a recipe.yaml, but there is none in `{self.folder}`; "
-                "`nas search recipe.yaml` makes one."
+                "`nas search recipe.yaml` creates one."
             )
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
         self.parent = self.folder / "parent"
@@ -58,11 +58,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, recipe: Recipe, *, remote: bool = False) -> Run:
-        """Makes the folder of a recipe, or finds it again.
+        """Creates the folder of a run, or opens an existing one.
 
         Args:
-            folder: Where it is.
-            recipe: What the run does.
+            folder: The run.
+            recipe: Its recipe.
             remote: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
 
         Raises:
@@ -71,11 +71,10 @@ class Run:
         folder = Path(folder)
         if (folder / "recipe.yaml").is_file():
             run = cls(folder)
-            changed = recipe.differences(run.recipe)
-            if changed:
+            if changed := recipe.differences(run.recipe):
                 raise InputError(
                     f"`{folder}` is a run of another recipe ({'; '.join(changed[:3])}); "
-                    "give another folder with --run, or the recipe it was started with."
+                    "choose another folder with --run, or use the recipe it was started with."
                 )
             return run
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +89,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for this process; one at a time works on it. What a killed one left half-written goes.
+        """Locks the run for this process and removes what a killed one left unfinished.
 
         Raises:
-            InputError: If another process holds it.
+            InputError: If another process has locked it.
         """
         from filelock import FileLock, Timeout
 
@@ -114,9 +113,9 @@ class Run:
 
     @contextmanager
     def building(self, target: Path) -> Iterator[Path]:
-        """A work folder that becomes ``target`` once the block has ended well; what a killed stage left is kept.
+        """A work folder, moved to ``target`` when the block ends without an error; a killed stage resumes in it.
 
-        What was made from earlier weights of ``target`` goes first, its checkpoints last: a kill costs no training.
+        Results of previous weights of ``target`` are deleted first, checkpoints last: a kill loses no training.
         """
         work = partial_path(target)
         work.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ class Run:
         delete(target / "checkpoints")
 
     def _remove_dependents(self, target: Path) -> None:
-        """Removes what follows from a stage's weights. Latencies do not: measurements and the predictor stay."""
+        """Deletes results that depend on a stage's weights. Latencies do not: measurements and the predictor stay."""
         results = self.depends_on_weights
         for path in results[results.index(target) + 1 :] if target in results else ():
             delete(path)
@@ -135,12 +134,12 @@ class Run:
     @property
     def layer_order(self) -> list[int]:
         """The parent's layers, most important first."""
-        return list(read_json(self.supernet / "importance.json", delete=self.supernet)["layers"])
+        return list(read_json(self.supernet / "importance.json", to_delete=self.supernet)["layers"])
 
     @property
     def device(self) -> str:
-        """The processor or GPU that every latency of this run was measured on."""
-        return str(self._environment.get("device") or "a device elsewhere, not measured yet")
+        """The CPU or GPU on which every latency of this run is measured."""
+        return str(self._environment.get("device") or "another device, not measured yet")
 
     @device.setter
     def device(self, name: str) -> None:
@@ -148,12 +147,12 @@ class Run:
 
     @property
     def is_remote(self) -> bool:
-        """Whether latencies are measured on another device and brought here."""
+        """Whether latencies are measured on another device and imported."""
         return bool(self._environment.get("elsewhere", False))
 
     @property
     def store(self) -> MeasurementStore:
-        """What was measured on the run's device."""
+        """The latencies measured on the run's device."""
         return MeasurementStore(self.measurements, self.device)
 
     @property
@@ -161,13 +160,13 @@ class Run:
         return dict(read_json(self.folder / "environment.json"))
 
     def results(self) -> dict[str, Any]:
-        """What the search ended with, as stored in front.json.
+        """The verified results, as stored in front.json.
 
         Raises:
-            InputError: If the search has not ended.
+            InputError: If the run has no front yet.
         """
         if not self.front_file.is_file():
-            raise InputError(f"`{self.folder}` has no front yet; finish it with `nas search` and the same recipe.")
+            raise InputError(f"`{self.folder}` has no front yet; run `nas search` with its recipe to the end.")
         return read_json(self.front_file)
 
     def front(self) -> ParetoFront:
@@ -175,12 +174,12 @@ class Run:
         return ParetoFront.from_dict(self.results()["front"])
 
     def verified_points(self) -> list[Point]:
-        """Every subnetwork that was exported, measured and scored on the held-out split, baselines and parent too."""
+        """Every subnetwork that was exported, measured and scored on the held-out split, with baselines and parent."""
         return [Point.from_dict(point) for point in self.results()["verified"]]
 
 
 def environment(device: str | None) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its recipe; without a device, latencies come from elsewhere."""
+    """What a run's results depend on besides its recipe; without ``device``, another device measures latencies."""
     return {
         "device": device,
         "elsewhere": device is None,
