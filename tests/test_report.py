@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("nas.reports.html.os.replace", fail)
+    monkeypatch.setattr("nas.runs.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -101,7 +101,7 @@ def test_every_point_has_its_export_command(chromium: Any, report: Path) -> None
     assert page.locator("#panel .badge").inner_text() == "predicted"
 
 
-def test_axes_and_a_third_figure_can_be_chosen(chromium: Any, report: Path) -> None:
+def test_axes_and_colour_can_be_chosen(chromium: Any, report: Path) -> None:
     page = opened(chromium, report)
     page.select_option("#x", "accuracy")
     page.select_option("#y", "latency_ms")

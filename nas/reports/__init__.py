@@ -1,1 +1,1 @@
-"""What report.html and the terminal show of a run."""
+"""The results of a run, as report.html and in the terminal."""

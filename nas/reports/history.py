@@ -1,4 +1,4 @@
-"""How a run came about: hypervolume as it grew, what mattered, training losses, and the predictor held to account."""
+"""The history of a run: hypervolume curves, parameter importance, training losses, predicted and measured latency."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import optuna
 
 IMPORTANCE_TRIALS = 300
-"""Trials that importance is computed on; more change it little and take longer."""
+"""Trials from which importance is computed; more change it little and take longer."""
 TREES = 32
 
 
 def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> dict[str, Any]:
-    """Everything of a run that lies behind its front, as plain values.
+    """The history of a run as plain values, for the report.
 
     Returns:
-        ``growth``: curves of `growth`; ``importance``: shares of `importance`; ``training``: stage -> logged losses;
-        ``predictor``: see `predicted_vs_measured`.
+        ``growth``: see `growth`; ``importance``: see `importance`; ``training``: stage -> see `losses`; ``predictor``:
+        see `predicted_vs_measured`.
     """
     studies = open_studies(run.study, run.recipe)
     logs = {stage.name: stage / "training.json" for stage in run.trained_folders}
@@ -40,11 +40,11 @@ def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> 
 
 
 def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
-    """The hypervolume of each study after each of its evaluations, all from one reference.
+    """The hypervolume of each study after each evaluation, all from one reference point.
 
     Returns:
-        ``reference``: objective -> value; ``curves``: study, ``seconds`` since its first evaluation and
-        ``hypervolume``, both one value an evaluation.
+        ``reference``: objective -> value; ``curves``: one dict per study, with ``study``, ``seconds`` since its first
+        evaluation and ``hypervolume``, one value per evaluation each.
     """
     recipe = run.recipe
     told = {short_name(s): [t for t in finished(s) if "point" in t.user_attrs] for s in studies}
@@ -67,9 +67,9 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
 
 
 def importance(studies: dict[str, optuna.Study]) -> dict[str, dict[str, float]]:
-    """Objective -> parameter -> share of its variance that the parameter explains (fANOVA: Hutter et al., ICML 2014).
+    """Objective -> parameter -> share of the variance it explains (fANOVA: Hutter et al., ICML 2014).
 
-    It is computed on the random baseline, which covers the space evenly, or on the search where that has too few.
+    It is computed from the random baseline, which covers the space evenly, or from the search if that has more trials.
     """
     study = max((studies[name] for name in ("random", "search")), key=lambda s: min(len(finished(s)), 30))
     trials = finished(study)[:IMPORTANCE_TRIALS]
@@ -88,16 +88,16 @@ def _explained(trials: Sequence[Any], directions: Sequence[Any], index: int) -> 
         warnings.simplefilter("ignore")
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        part = optuna.create_study(directions=list(directions))
-        part.add_trials(trials)
+        copy = optuna.create_study(directions=list(directions))
+        copy.add_trials(trials)
         evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
-        found = get_param_importances(part, evaluator=evaluator, target=lambda trial: trial.values[index])
+        shares = get_param_importances(copy, evaluator=evaluator, target=lambda trial: trial.values[index])
         optuna.logging.set_verbosity(level)
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def losses(log: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Steps and losses of a training."""
+    """Steps and losses of a training log."""
     entries = [entry for entry in log if "loss" in entry and "step" in entry]
     return {"step": [entry["step"] for entry in entries], "loss": [entry["loss"] for entry in entries]}
 
@@ -105,11 +105,11 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 def predicted_vs_measured(
     studies: Iterable[optuna.Study], predictor: SubnetPredictor, verified: Sequence[Point]
 ) -> dict[str, Any]:
-    """The predictor's held-out errors, and what it predicted of each subnetwork that was later measured.
+    """The predictor's held-out errors, and predicted and measured latencies of the verified subnetworks.
 
     Returns:
         ``model``; ``mape_percent``: model or baseline -> held-out error; ``key``, ``predicted_ms``, ``measured_ms``:
-        one value a verified subnetwork.
+        one value per verified subnetwork.
     """
     measured = {p.key: p.values["latency_ms"] for p in verified if p.source != "parent" and "latency_ms" in p.values}
     trials = [trial for study in studies for trial in finished(study) if "point" in trial.user_attrs]

@@ -1,13 +1,11 @@
-"""The report of a run: one HTML file that works offline, with the front, its baselines and every subnetwork in it."""
+"""Writes report.html: one offline file with the front, its baselines and every evaluated subnetwork."""
 
 from __future__ import annotations
 
 import html
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.objectives import Bound, format_value
+from nas.runs.files import write_text
 
 CHARTS = "plotly-gl2d.min.js"
-"""plotly.js 3.7.0 (MIT) with the kinds of chart that the report has: npm's ``plotly.js-gl2d-dist-min`` as it came. It
-is a third of the whole library, and starts in half the time."""
+"""plotly.js 3.7.0 (MIT), npm's ``plotly.js-gl2d-dist-min`` unchanged: only the chart types that the report uses. It is
+a third of the size of plotly.js and starts in half the time."""
 
 
 def write_report(
@@ -35,19 +34,19 @@ def write_report(
     export_command: str,
     history: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the report; a reader never sees half a file.
+    """Writes the report atomically.
 
     Args:
         path: The HTML file to write or replace.
-        title: Heading, e.g. the model and the task.
-        front: The front the run ends with.
-        verified: Measured points of every source: search, baselines, parent. Points on the front may be among them.
-        evaluated: Predicted points of every source; 5,000 still open quickly.
-        constraints: Figure name to bound, drawn as dashed lines.
-        facts: What the figures mean: workload, splits, seeds, predictor error, hypervolumes.
+        title: Heading, e.g. the model and the run.
+        front: The verified front.
+        verified: Measured points of every source (search, baselines, parent), with or without those on the front.
+        evaluated: Predicted points of every source; a page with 5,000 still opens quickly.
+        constraints: Metric or cost -> bound, drawn as a dashed line.
+        facts: Name -> text, such as workload, splits, seed, predictor error, hypervolumes.
         notes: Sentences below the table, e.g. warnings of the run.
         export_command: The command that exports a point, with ``{key}`` in place of its key.
-        history: What lies behind the front, as `nas.reports.history.history` tells it; its part is left out without.
+        history: See `nas.reports.history.history`; None leaves out its sections.
     """
     parts = {
         "title": html.escape(title),
@@ -61,7 +60,8 @@ def write_report(
         "script": _page("report.js") + _page("report_history.js"),
     }
     template = _page("report.html")
-    _write_atomically(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
 
 
 def _page(name: str) -> str:
@@ -75,7 +75,7 @@ def _data(
     constraints: dict[str, Bound],
     export_command: str,
 ) -> dict[str, Any]:
-    """Everything the page's script reads."""
+    """The data that the script of the page reads."""
     points = [*front, *verified, *evaluated]
     known = {name for point in points for name in point.values} - set(front.objectives)
     on_front = {point.key for point in front}
@@ -89,7 +89,7 @@ def _data(
     }
     return {
         "objectives": front.objectives,
-        "figures": [*front.objectives, *sorted(known)],
+        "value_names": [*front.objectives, *sorted(known)],
         "constraints": [{"name": n, "op": b.op, "value": b.value, "text": str(b)} for n, b in constraints.items()],
         "series": [
             {"kind": kind, "name": f"{name} ({_provenance(shown)})", "points": [_point(p) for p in shown]}
@@ -103,7 +103,7 @@ def _data(
 
 
 def _of_source(source: str, verified: Sequence[Point], evaluated: Sequence[Point]) -> list[Point]:
-    """The verified points of one source, or the evaluated ones if none was verified."""
+    """The verified points of a source, or its evaluated points if none was verified."""
     return [p for p in verified if p.source == source] or [p for p in evaluated if p.source == source]
 
 
@@ -121,7 +121,7 @@ def _provenance(points: Sequence[Point]) -> str:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    """A point with its figures as numbers and as text; key and value heads only where they are grouped."""
+    """A point with its values as numbers and as text; key-value heads only if they are grouped."""
     text = {name: format_value(name, value, point.errors.get(name)) for name, value in point.values.items()}
     subnet = point.subnet.to_dict()
     if subnet["num_key_value_heads"] == subnet["num_attention_heads"]:
@@ -130,13 +130,13 @@ def _point(point: Point) -> dict[str, Any]:
 
 
 def _embed(data: dict[str, Any]) -> str:
-    """JSON that may stand inside a ``<script>`` element: no name in it can close the element."""
+    """JSON that is safe inside a ``<script>`` element: no string in it can close the element."""
     text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _finite(data: Any) -> Any:
-    """The same values in seven digits, with null for what is not finite, as JSON has no word for it."""
+    """The data with floats rounded to seven digits and null in place of NaN and infinities, which JSON lacks."""
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -150,16 +150,3 @@ def _constraints_html(constraints: dict[str, Bound]) -> str:
     if not constraints:
         return "none"
     return ", ".join(f"<code>{html.escape(f'{name} {bound}')}</code>" for name, bound in constraints.items())
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

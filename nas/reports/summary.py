@@ -1,4 +1,4 @@
-"""What a run ended with, in the terminal."""
+"""The results of a run in the terminal, and the one-line summaries that the report shares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASELINES = ("depth-only", "macs", "linear", "roofline")
 
 
 def predictor_line(predictor: SubnetPredictor) -> str:
-    """The held-out error of the predictor beside its baselines, in one line."""
+    """The held-out error of the latency predictor and of its baselines."""
     report = predictor.report
     e = report.chosen
     return (
@@ -29,10 +29,10 @@ def predictor_line(predictor: SubnetPredictor) -> str:
 
 
 def near_bound_line(predictor: SubnetPredictor) -> str:
-    """The same near the bound on the latency, or the order of near-equal subnetworks where there is no bound."""
+    """The predictor's error near the latency bound; without a bound, its rank correlation among similar latencies."""
     report = predictor.report
     if not report.near or not report.n_near:
-        return f"{report.whereabouts}, so nothing is known of the error there"
+        return f"{report.whereabouts}: the error there is unknown"
     e, tau = report.near[report.model], f"Kendall tau {report.near[report.model].kendall_tau:.2f}"
     if report.around_ms is None:
         return f"{tau} of {report.whereabouts} ({_baseline_errors(report.near, lambda e: f'{e.kendall_tau:.2f}')})"
@@ -42,41 +42,40 @@ def near_bound_line(predictor: SubnetPredictor) -> str:
     )
 
 
-def _baseline_errors(found: Mapping[str, Errors], shown: Callable[[Errors], str]) -> str:
-    """A figure of each baseline."""
-    return ", ".join(f"{name} {shown(found[name])}" for name in BASELINES if name in found)
+def _baseline_errors(errors: Mapping[str, Errors], text: Callable[[Errors], str]) -> str:
+    return ", ".join(f"{name} {text(errors[name])}" for name in BASELINES if name in errors)
 
 
 def hypervolume_line(results: dict[str, Any]) -> str:
-    """Hypervolumes: of the search, of its sampler without the uniform scalings it begins with, of baselines."""
+    """The hypervolumes of the search, of the search without its initial uniform scalings, and of the baselines."""
     volumes = {name: f"{value:.4g}" for name, value in results["hypervolume"].items()}
     reference = ", ".join(f"{name} {format_value(name, value)}" for name, value in results["reference"].items())
     return (
-        f"search {volumes['search']} (its sampler alone {volumes['sampler']}), uniform {volumes['uniform']}, "
-        f"random {volumes['random']} (reference {reference})"
+        f"search {volumes['search']} ({volumes['sampler']} without the uniform scalings it starts from), "
+        f"uniform {volumes['uniform']}, random {volumes['random']}; reference point: {reference}"
     )
 
 
 def workload_line(run: Run) -> str:
-    """What every latency of a run means."""
+    """The workload and the device of a run's latencies."""
     return f"{run.recipe.workload} · {run.device}"
 
 
 def print_summary(run: Run, front: ParetoFront) -> None:
-    """Prints a front with what it must be read with."""
+    """Prints a front, the parent, the workload, the hypervolumes and the files of a run."""
     results = run.results()
     parent = next(point for point in run.verified_points() if point.source == "parent")
-    figures = " · ".join(
+    parent_values = " · ".join(
         f"{name} {format_value(name, parent.values[name], parent.errors.get(name))}"
         for name in front.value_names
         if name in parent.values
     )
     console.print(Group(front.table()))
-    print_line(f"parent       {figures}")
+    print_line(f"parent       {parent_values}")
     print_line(f"workload     {workload_line(run)}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
     print_line(f"report       {run.report}")
     for folder in sorted(run.exports.glob("[!.]*")):
         print_line(f"export       {folder}")
-    for found in load_finetuned(run).values():
-        print_line(f"fine-tuned   {found}")
+    for export in load_finetuned(run).values():
+        print_line(f"fine-tuned   {export}")

@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a reader sees the old or the new text, never part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

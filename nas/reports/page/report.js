@@ -29,18 +29,18 @@ function hover(point) {
   const subnet = Object.entries(point.subnet).map(([name, value]) =>
     name === "layers" ? `${value.length} of ${DATA.layers} layers kept: ${value.join(", ")}`
       : `${name}: ${Array.isArray(value) ? compact(value) : value}`);
-  const figures = Object.entries(point.text).map(([name, text]) => `${name}: ${text}`);
+  const values = Object.entries(point.text).map(([name, text]) => `${name}: ${text}`);
   const state = (point.measured && !point.predicted ? "MEASURED" : "PREDICTED") + " · " + point.source
-    + (point.feasible ? "" : " · breaks a constraint");
-  return `<b>${safe(point.key)}</b> · ${safe(state)}<br>` + [...figures, ...subnet].map(safe).join("<br>");
+    + (point.feasible ? "" : " · violates a constraint");
+  return `<b>${safe(point.key)}</b> · ${safe(state)}<br>` + [...values, ...subnet].map(safe).join("<br>");
 }
 
-/* The points that no other beats in the two shown objectives, from left to right. */
+/* The points that are not dominated in the two shown objectives, from left to right. */
 function staircase(points, x, y) {
   const known = points.filter(p => p.values[x] != null && p.values[y] != null);
-  const beats = (a, b) => cost(a, x) <= cost(b, x) && cost(a, y) <= cost(b, y)
+  const dominates = (a, b) => cost(a, x) <= cost(b, x) && cost(a, y) <= cost(b, y)
     && (cost(a, x) < cost(b, x) || cost(a, y) < cost(b, y));
-  return known.filter(p => !known.some(q => beats(q, p))).sort((a, b) => a.values[x] - b.values[x]);
+  return known.filter(p => !known.some(q => dominates(q, p))).sort((a, b) => a.values[x] - b.values[x]);
 }
 
 function hasWebGL() {
@@ -59,7 +59,7 @@ function errorBars(points, name, kind) {
   };
 }
 
-/* Colours of the marks: those of their kind, or a scale over a third figure. */
+/* Colours of the marks: by source, or a scale over a third value. */
 function paints(kind, points, z) {
   if (!z || kind === "parent") return {color: tone(kind)};
   const all = POINTS.map(e => e.p.values[z]).filter(v => v != null);
@@ -127,7 +127,7 @@ function frame(x, y) {
   };
 }
 
-/* Draws the chart anew, as a promise; without the evaluated cloud where it is to be on the screen sooner. */
+/* Draws the chart and returns a promise; without the evaluated points it is on the screen sooner. */
 function draw(cloud = true) {
   if (!window.Plotly) return;
   const x = byId("x").value, y = byId("y").value, z = byId("z").value;
@@ -173,7 +173,7 @@ function legend() {
 
 const breakable = name => name.replaceAll("_", "_\u200b");
 
-/* Fields with one value a layer. */
+/* Fields with one value per layer. */
 const layered = subnet => Object.keys(subnet).filter(name => name !== "layers" && Array.isArray(subnet[name]));
 
 /* One row per layer of the parent: a bar for each value of a kept layer, an empty row for a dropped one. */
@@ -215,7 +215,7 @@ function copy(text, button) {
 }
 
 function exportCommand(point) {
-  if (point.source === "parent") return element("p", {class: "quiet"}, "The parent is a model folder of the run already.");
+  if (point.source === "parent") return element("p", {class: "quiet"}, "The parent is already a model folder of the run.");
   const command = DATA.export_command.replaceAll("{key}", point.key);
   const button = element("button", {type: "button"}, "Copy");
   button.addEventListener("click", () => copy(command, button));
@@ -225,17 +225,17 @@ function exportCommand(point) {
 function show(point) {
   selected = point;
   const measured = point.measured && !point.predicted;
-  const figures = Object.entries(point.text).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
+  const values = Object.entries(point.text).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
   const scalars = Object.entries(point.subnet).filter(([, v]) => !Array.isArray(v))
     .flatMap(([n, v]) => [element("dt", {}, n), element("dd", {}, String(v))]);
   const knee = point.key === DATA.selected ? " · knee of the front" : "";
   const heading = element("h3", {}, element("span", {class: "key"}, point.key),
     element("span", {class: measured ? "badge" : "badge predicted"}, measured ? "measured" : "predicted"),
-    element("span", {class: "quiet"}, ` ${point.source}${knee}${point.feasible ? "" : " · breaks a constraint"}`));
+    element("span", {class: "quiet"}, ` ${point.source}${knee}${point.feasible ? "" : " · violates a constraint"}`));
   byId("panel").replaceChildren(heading,
-    element("dl", {class: "figures"}, ...figures, ...scalars),
+    element("dl", {class: "values"}, ...values, ...scalars),
     element("h4", {}, `${point.subnet.layers.length} of ${DATA.layers} layers`),
-    layerPicture(point.subnet), element("h4", {}, "Export it"), exportCommand(point));
+    layerPicture(point.subnet), element("h4", {}, "Export"), exportCommand(point));
   for (const row of document.querySelectorAll("tr[data-key]"))
     row.setAttribute("aria-selected", String(row.dataset.key === point.key));
   draw();
@@ -249,39 +249,39 @@ for (const {p} of POINTS)
     for (const value of Array.isArray(values) ? values : [])
       if (Number.isFinite(value)) WIDEST[name] = Math.max(WIDEST[name] || 0, value);
 
-/* The quality of the knee beside the parent's. */
-function aside(knee, parent) {
-  const quality = byId("y").value, [mine, theirs] = [knee, parent].map(p => p.text[quality]?.split(" ± ")[0]);
-  return mine && theirs && quality !== "latency_ms" ? `, with ${quality} ${mine} against ${theirs}` : "";
+/* The metric of the knee and that of the parent. */
+function metricNote(knee, parent) {
+  const metric = byId("y").value, [ofKnee, ofParent] = [knee, parent].map(p => p.text[metric]?.split(" ± ")[0]);
+  return ofKnee && ofParent && metric !== "latency_ms" ? `, with ${metric} ${ofKnee} instead of ${ofParent}` : "";
 }
 
-/* What the knee gives for what it costs, in one sentence and a few figures. */
+/* The knee compared with its parent: values in the headline, speed-up in one sentence. */
 function summary() {
   const knee = DATA.selected && find(DATA.selected, "front"), parent = POINTS.find(e => e.kind === "parent")?.p;
   if (!knee) return;
-  for (const name of DATA.figures) {
+  for (const name of DATA.value_names) {
     if (knee.text[name] == null) continue;
     const [value, error] = knee.text[name].split(" ± ");
-    const beside = parent?.text[name] ? `parent ${parent.text[name].split(" ± ")[0]}` : "";
-    const note = [error && "± " + error, beside].filter(Boolean).join(" · ");
+    const reference = parent?.text[name] ? `parent ${parent.text[name].split(" ± ")[0]}` : "";
+    const note = [error && "± " + error, reference].filter(Boolean).join(" · ");
     byId("headline").append(element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, note))));
   }
   if (parent && knee.values.latency_ms && parent.values.latency_ms) {
     const times = parent.values.latency_ms / knee.values.latency_ms;
     byId("summary").append("The knee of the front, ", element("b", {class: "key"}, knee.key), ", is ",
       element("b", {}, times >= 1 ? times.toFixed(1) + " times faster" : (1 / times).toFixed(1) + " times slower"),
-      ` than its parent, both measured${aside(knee, parent)}.`);
+      ` than its parent, both measured${metricNote(knee, parent)}.`);
   }
 }
 
 for (const id of ["x", "y", "z"]) {
-  for (const name of DATA.figures) byId(id).append(element("option", {value: name}, name));
+  for (const name of DATA.value_names) byId(id).append(element("option", {value: name}, name));
   byId(id).addEventListener("change", () => draw());
 }
 const names = Object.keys(DATA.objectives);
 byId("x").value = names.find(n => DATA.objectives[n] === "minimize") || names[0];
 byId("y").value = names.find(n => n !== byId("x").value && DATA.objectives[n] === "maximize")
-  || names.find(n => n !== byId("x").value) || DATA.figures.find(n => n !== byId("x").value) || names[0];
+  || names.find(n => n !== byId("x").value) || DATA.value_names.find(n => n !== byId("x").value) || names[0];
 byId("z").value = names.find(n => n !== byId("x").value && n !== byId("y").value) || "";
 legend();
 summary();
@@ -295,7 +295,7 @@ for (const row of document.querySelectorAll("tr[data-key]")) {
 
 const painted = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
 
-/* Reading the chart library takes longest, so it waits until all text is on the screen, and the cloud for the front. */
+/* Loading the chart library takes longest, so the text is shown first, then the front, then all evaluated points. */
 async function startCharts() {
   await painted();
   document.head.append(element("script", {}, byId("plotly").textContent));

@@ -1,4 +1,4 @@
-/* Below the front: all figures at once, what mattered, and how the run came about. Charts are drawn when first seen. */
+/* Below the front: all metrics and costs, parameter importance, history. Charts are drawn when first visible. */
 const HISTORY = DATA.history;
 
 function parallel() {
@@ -12,11 +12,11 @@ function parallel() {
   const columns = [["layers kept", points.map(p => p.subnet.layers.length)]];
   const fields = new Set(points.flatMap(p => Object.keys(p.subnet).filter(name => name !== "layers")));
   for (const name of fields) columns.push([Array.isArray(points[0].subnet[name]) ? "mean " + name : name, numbers(name)]);
-  for (const name of DATA.figures) columns.push([name, points.map(p => p.values[name])]);
+  for (const name of DATA.value_names) columns.push([name, points.map(p => p.values[name])]);
   const shown = columns.filter(([, values]) => new Set(values).size > 1 && values.every(v => Number.isFinite(v)));
   if (!shown.length) return byId("all").remove();
   const dimensions = shown.map(([name, values]) => ({label: safe(name).replace("mean ", "mean<br>"), values}));
-  const quality = byId("y").value, order = points.map((_, i) => i).sort((a, b) => cost(points[b], quality) - cost(points[a], quality));
+  const metric = byId("y").value, order = points.map((_, i) => i).sort((a, b) => cost(points[b], metric) - cost(points[a], metric));
   const paint = [];
   order.forEach((i, rank) => { paint[i] = rank; });
   const layout = {
@@ -31,7 +31,7 @@ function parallel() {
   }], layout, {...CONFIG, responsive: true});
 }
 
-/* One row per field, with its share in all; where it varies by layer, one cell per layer. */
+/* One row per field with its total share; a field that varies by layer has one cell per layer. */
 function importance() {
   const shares = HISTORY.importance[byId("objective").value], fields = {};
   for (const [parameter, share] of Object.entries(shares)) {
@@ -68,12 +68,12 @@ function growth() {
   Plotly.react("growth", lines, layout, CONFIG);
 }
 
-function account() {
+function predicted() {
   const {predicted_ms, measured_ms, key} = HISTORY.predictor, all = [...predicted_ms, ...measured_ms];
   const ends = [Math.min(...all), Math.max(...all)];
   const layout = {...frame("measured latency_ms", "predicted latency_ms")};
   layout.margin.t = 12;
-  Plotly.react("account", [
+  Plotly.react("predicted", [
     {type: "scatter", mode: "lines", x: ends, y: ends, line: {color: color("rule"), width: 1.5}, hoverinfo: "skip"},
     {type: "scatter", mode: "markers", x: measured_ms, y: predicted_ms, text: key, marker: {color: color("front"), size: 7},
       hovertemplate: "%{text}<br>measured %{x:.3g} ms<br>predicted %{y:.3g} ms<extra></extra>"},
@@ -88,17 +88,17 @@ function losses(stage) {
     hovertemplate: "step %{x}: loss %{y:.4g}<extra></extra>"}], layout, CONFIG);
 }
 
-const CHARTS = {parallel, growth, account, supernet: () => losses("supernet"), parent: () => losses("parent")};
-const there = {
-  growth: HISTORY.growth?.curves.length, account: HISTORY.predictor?.key.length,
+const CHARTS = {parallel, growth, predicted, supernet: () => losses("supernet"), parent: () => losses("parent")};
+const available = {
+  growth: HISTORY.growth?.curves.length, predicted: HISTORY.predictor?.key.length,
   supernet: HISTORY.training?.supernet?.step.length, parent: HISTORY.training?.parent?.step.length, parallel: POINTS.length,
 };
-for (const [name, known] of Object.entries(there))
+for (const [name, known] of Object.entries(available))
   if (!known) byId(name === "parallel" ? "all" : name + "-card").remove();
 if (!document.querySelector("#history .card")) byId("history").remove();
 if (HISTORY.growth && byId("reference")) {
   const corner = Object.entries(HISTORY.growth.reference).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`);
-  byId("reference").textContent = `Of all that was evaluated, as predicted; measured from ${corner.join(", ")}.`;
+  byId("reference").textContent = `Of evaluated points, with predicted latency. Reference point: ${corner.join(", ")}.`;
 }
 if (HISTORY.predictor) for (const [name, error] of Object.entries(HISTORY.predictor.mape_percent))
   byId("mape")?.append(element("span", {}, name === HISTORY.predictor.model ? element("b", {}, name) : name, ` ${error.toFixed(1)} %`));
