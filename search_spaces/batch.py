@@ -8,12 +8,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from search_spaces.dimensions.attention import code_of, text_of
+from search_spaces.dimensions.attention import decode_pattern, encode_pattern
 from search_spaces.dimensions.bits import BITS
-from search_spaces.subnet import NAMED, OF_ALL, PER_LAYER, SubnetConfig
+from search_spaces.subnet import CATEGORICAL, GLOBAL_FIELDS, PER_LAYER, SubnetConfig
 
 CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {
-    "attention": (code_of, text_of),
+    "attention": (encode_pattern, decode_pattern),
     "bits": (BITS.index, BITS.__getitem__),
 }
 """Field that holds names -> what makes numbers of them, and names of the numbers."""
@@ -25,19 +25,19 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     Attributes:
         kept: Which layers of the parent stay (n, parent layers).
-        widths: Per-layer field -> its value in each layer of the parent (n, parent layers), 0 where it is dropped;
-            names as numbers (see `CODES`).
+        layer_values: Field of `PER_LAYER` -> its value in each layer of the parent (n, parent layers), 0 where the
+            layer is dropped; names are encoded as numbers (see `CODES`).
         hidden_size: Channels of the residual stream (n,).
         embedding_rank: Rank of the table of token embeddings in percent of break-even (n,).
     """
 
     kept: np.ndarray
-    widths: Mapping[str, np.ndarray]
+    layer_values: Mapping[str, np.ndarray]
     hidden_size: np.ndarray
     embedding_rank: np.ndarray
 
     @classmethod
-    def of(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
+    def from_subnets(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
         """Some subnetworks of a parent with so many layers; a batch as it is."""
         if isinstance(subnets, SubnetBatch):
             return subnets
@@ -45,12 +45,12 @@ class SubnetBatch(Sequence[SubnetConfig]):
         columns = np.array([layer for subnet in subnets for layer in subnet.layers], dtype=int)
         kept = np.zeros((len(subnets), num_layers), dtype=bool)
         kept[rows, columns] = True
-        widths = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
-        for field, values in widths.items():
-            of_layers = [value for subnet in subnets for value in getattr(subnet, field)]
-            values[rows, columns] = list(map(CODES[field][0], of_layers)) if field in NAMED else of_layers
-        of_all = (np.array([getattr(subnet, name) for subnet in subnets], dtype=np.int64) for name in OF_ALL)
-        return cls(kept, widths, *of_all)
+        layer_values = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
+        for field, values in layer_values.items():
+            flat = [value for subnet in subnets for value in getattr(subnet, field)]
+            values[rows, columns] = list(map(CODES[field][0], flat)) if field in CATEGORICAL else flat
+        global_values = (np.array([getattr(s, name) for s in subnets], dtype=np.int64) for name in GLOBAL_FIELDS)
+        return cls(kept, layer_values, *global_values)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -63,25 +63,27 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     def __getitem__(self, index: int | slice) -> SubnetConfig | SubnetBatch:
         if isinstance(index, slice):
-            widths = {field: values[index] for field, values in self.widths.items()}
-            return SubnetBatch(self.kept[index], widths, self.hidden_size[index], self.embedding_rank[index])
+            values = {field: column[index] for field, column in self.layer_values.items()}
+            return SubnetBatch(self.kept[index], values, self.hidden_size[index], self.embedding_rank[index])
         layers = np.flatnonzero(self.kept[index])
-        fields: dict[str, Any] = {name: tuple(values[index, layers].tolist()) for name, values in self.widths.items()}
-        fields |= {name: tuple(map(CODES[name][1], fields[name])) for name in NAMED}
-        fields |= {name: int(getattr(self, name)[index]) for name in OF_ALL}
+        fields: dict[str, Any] = {
+            name: tuple(column[index, layers].tolist()) for name, column in self.layer_values.items()
+        }
+        fields |= {name: tuple(map(CODES[name][1], fields[name])) for name in CATEGORICAL}
+        fields |= {name: int(getattr(self, name)[index]) for name in GLOBAL_FIELDS}
         return SubnetConfig(tuple(layers.tolist()), **fields)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         return (self[index] for index in range(len(self)))
 
-    def places(self, field: str, names: Sequence[str]) -> np.ndarray:
-        """Place of each name of a field among some (n, parent layers), the first is 1; 0 where there is none."""
+    def category_index(self, field: str, names: Sequence[str]) -> np.ndarray:
+        """Index of a field's value among ``names``, from 1 (n, parent layers); 0 where the layer has no value."""
         codes = np.array([CODES[field][0](name) for name in names])
-        there = self.widths["num_attention_heads"] > 0 if field == "attention" else self.kept
-        return np.where(there, 1 + (self.widths[field][..., None] == codes).argmax(axis=-1), 0)
+        has_value = self.layer_values["num_attention_heads"] > 0 if field == "attention" else self.kept
+        return np.where(has_value, 1 + (self.layer_values[field][..., None] == codes).argmax(axis=-1), 0)
 
-    def fingerprints(self) -> list[bytes]:
-        """The same for subnetworks that are equal, and for no others."""
-        columns = [self.kept, *self.widths.values(), *(getattr(self, name)[:, None] for name in OF_ALL)]
+    def row_keys(self) -> list[bytes]:
+        """One key per subnetwork; equal subnetworks have equal keys, different ones do not."""
+        columns = [self.kept, *self.layer_values.values(), *(getattr(self, name)[:, None] for name in GLOBAL_FIELDS)]
         rows = np.concatenate(columns, axis=1).astype(np.int64)
         return [row.tobytes() for row in rows]

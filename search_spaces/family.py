@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 
 Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding"]
-"""What one dimension of a weight counts. ``cross_heads`` are those of a decoder's cross-attention; ``qkv_heads``
-interleaves query, key and value head by head; ``head_biases`` are position biases that all layers share, one for each
-head of the widest layer; ``embedding`` is the width of embeddings that are projected to the hidden size, or the hidden
-size itself where they are not."""
+"""What one dimension of a weight counts.
+
+``cross_heads`` are the heads of a decoder's cross-attention. ``qkv_heads`` interleaves query, key and value head by
+head. ``head_biases`` are position biases that all layers share, one per head of the widest layer. ``embedding`` is the
+width of the embeddings where they are projected to the hidden size, else the hidden size itself.
+"""
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
-"""One entry for each dimension of a weight, output first: an axis, several fused along one dimension, or none."""
+"""One entry per dimension of a weight, output first: an axis, several axes fused in one dimension, or None."""
 
-Position = Literal["once", "label", "token", "source", "patch", "frame"]
-"""On what a module outside the layers runs: once a sample; on what gets a label, the sample or each token; on every
-token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or every
-frame of a sound."""
+RunsOn = Literal["once", "label", "token", "source", "patch", "frame"]
+"""What a module outside the layers runs on: once per sample; on what gets a label (the sample, or each token); on
+every token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or
+every frame of a sound."""
 
 Skip = Literal[
     "input",
@@ -41,8 +43,8 @@ Skip = Literal[
     "residual",
     "identity",
 ]
-"""What a skipped module returns: its input, zeros of its shape, its second argument (the residual), alone or with what
-an attention module returns beside it: the position bias it was given, the attention weights."""
+"""What a skipped module returns: its input, zeros of its shape, or its second argument (the residual). An attention
+module returns a tuple: the output, then the position bias it was given or None for the attention weights."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +54,29 @@ class Stack:
     Attributes:
         layers: Path of the layer list, below the base model.
         modules: Path of a module or raw parameter below a layer -> axes of its weight. A bias has the first axis.
-        attributes: Module path below a layer -> attribute -> what it counts, a name in `layout.FORMULAS`. A path that
-            ends in ``config`` is the config that this module reads.
+        attributes: Module path below a layer -> attribute -> what it counts, a name in `shapes.ATTRIBUTE_FORMULAS`. A
+            path that ends in ``config`` is the config that this module reads.
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
-        source: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
-        leading: Modules that the first layer has for all of them, as wide as the widest needs; where that layer is
-            dropped or its block skipped, the next one has them.
-        wrappers: Module path below a layer -> class of `nas.modeling.modeling_nas` mixed into it, in supernet and
-            export alike.
-        first_lacks: Module path below a layer that the first layer of a stock model lacks -> one that is like it.
-        attention: Path below a layer of the module whose self-attention goes through transformers' attention interface
-            with no position bias or cap of its scores; empty where none does.
+        source_modules: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
+        shared_by_first_layer: Modules that only the first layer has and all layers use, with the size that the widest
+            layer needs. If that layer is dropped or its block skipped, the next layer has them.
+        mixins: Module path below a layer -> class of `nas.modeling.modeling_nas` mixed into it, both in the supernet
+            and in an export.
+        missing_in_first_layer: Module path below a layer that the first layer of a stock model lacks -> one that is
+            like it.
+        attention_module: Path below a layer of the self-attention module, if it uses transformers' attention interface
+            without a position bias and without a cap on its scores; else empty.
     """
 
     layers: str
     modules: Mapping[str, Axes]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
-    source: tuple[str, ...] = ()
-    leading: tuple[str, ...] = ()
-    wrappers: Mapping[str, str] = field(default_factory=dict)
-    first_lacks: Mapping[str, str] = field(default_factory=dict)
-    attention: str = ""
+    source_modules: tuple[str, ...] = ()
+    shared_by_first_layer: tuple[str, ...] = ()
+    mixins: Mapping[str, str] = field(default_factory=dict)
+    missing_in_first_layer: Mapping[str, str] = field(default_factory=dict)
+    attention_module: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,54 +85,54 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type`` of the stock model.
-        tasks: What it does, names in `TASKS`.
+        tasks: Its tasks, names in `TASKS`.
         stacks: Its lists of layers: one, or the encoder's and the decoder's.
-        outer: Path of a module or raw parameter outside the layers -> axes of its weight. Paths are matched from the
-            end, heads of any task included.
-        positions: Modules outside the layers that multiply -> on what they run.
-        head_dim_in_config: Whether a stock config can set the head's width apart from hidden_size / heads.
-        config_names: Our field -> what the config calls it: one name for all stacks, or one a stack.
-        per_layer: Config fields that hold a list with one entry a layer.
-        equal_to_hidden: Config fields beside hidden_size that a stock model needs to be equal to it.
-        ffn_of_ratio: Config, hidden size, ratio -> FFN neurons, where the config has a whole ratio in their place.
-        cache_depth: Config field to add where the decoder is deeper than the encoder, because generation would else
-            prepare a cache for too few layers.
-        requires: Config field -> the only value for which this table is right.
-        unused: Module outside the layers that no task uses -> attribute of its parent and field of the config that are
-            False without it.
-        fixed_hidden: Why the residual stream cannot be narrowed, where it cannot.
-        embedding: Path, in ``outer``, of the table of token embeddings, where it may become two thin ones.
-        whole_embedding: Why it may not, where there is one.
+        outside_layers: Path of a module or raw parameter outside the layers -> axes of its weight, heads of all tasks
+            included. Paths are matched from the end.
+        runs_on: Module outside the layers that multiplies -> what it runs on.
+        head_dim_in_config: Whether a stock config can set the channels of a head apart from hidden_size / heads.
+        config_names: Our field -> its name in the config: one name for all stacks, or one per stack.
+        per_layer_fields: Config fields that hold a list with one entry per layer.
+        equal_to_hidden_size: Config fields that must equal hidden_size in a stock model.
+        ffn_from_ratio: Config, hidden size, ratio -> FFN neurons, for a config that holds an integer ratio instead.
+        cache_depth_field: Config field to add where the decoder is deeper than the encoder; without it, generation
+            prepares a cache for too few layers.
+        required_values: Config field -> the only value for which this table is right.
+        unused_modules: Module outside the layers that no task uses -> attribute of its parent and field of the config
+            to set to False when it is removed.
+        hidden_fixed_reason: Why the hidden size cannot vary; empty where it can.
+        embedding: Path, in ``outside_layers``, of the table of token embeddings, if it may be factorized.
+        embedding_fixed_reason: Why it may not be factorized; empty where the reason is not specific to the family.
         shared_layers: Whether all layers are one set of weights, applied again and again.
-        shared_heads: Whether a head must keep its place in every layer, because position biases are shared.
+        shared_heads: Whether a head must keep its index in every layer, because position biases are shared.
         conv1d: Whether the layers store their linear weights input first, as GPT-2 does.
-        special_tokens: Tokens that an image model puts before the patches.
-        position_offset: Position embeddings that no token uses.
+        special_tokens: Number of tokens that an image model puts before the patches.
+        position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
-        stock_if: Whether a stock config can describe a subnetwork whose widths it can; by default it can.
-        folds: Config, new hidden size -> parameter path -> (factor, offset): a stock model of another hidden size
-            takes ``(weight + offset) * factor - offset``, so that constants computed from that size cancel.
-        extra_macs: Layout, widths of a layer, tokens -> multiply-accumulates of a layer beyond its weights, its scores
-            and their weighted sum.
+        has_stock_config: Layout, subnetwork -> whether a stock config can describe it, for limits beyond its sizes.
+        rescale_constants: Config, new hidden size -> parameter path -> (factor, offset). A stock model of another
+            hidden size takes ``(weight + offset) * factor - offset``: constants computed from that size then cancel.
+        extra_macs: Layout, values of a layer, tokens -> multiply-accumulates of a layer beyond those of its weights,
+            its scores and their weighted sum.
     """
 
     model_type: str
     tasks: tuple[str, ...]
     stacks: tuple[Stack, ...]
-    outer: Mapping[str, Axes]
-    positions: Mapping[str, Position]
+    outside_layers: Mapping[str, Axes]
+    runs_on: Mapping[str, RunsOn]
     head_dim_in_config: bool
     config_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    per_layer: tuple[str, ...] = ()
-    equal_to_hidden: tuple[str, ...] = ()
-    ffn_of_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
-    cache_depth: str = ""
-    requires: Mapping[str, Any] = field(default_factory=dict)
-    unused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    fixed_hidden: str = ""
+    per_layer_fields: tuple[str, ...] = ()
+    equal_to_hidden_size: tuple[str, ...] = ()
+    ffn_from_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
+    cache_depth_field: str = ""
+    required_values: Mapping[str, Any] = field(default_factory=dict)
+    unused_modules: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    hidden_fixed_reason: str = ""
     embedding: str = ""
-    whole_embedding: str = ""
+    embedding_fixed_reason: str = ""
     shared_layers: bool = False
     shared_heads: bool = False
     conv1d: bool = False
@@ -137,28 +140,28 @@ class Family:
     position_offset: int = 0
     learned_positions: str = ""
     sub_config: str = ""
-    stock_if: Callable[[Layout, SubnetConfig], bool] | None = None
-    folds: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
+    has_stock_config: Callable[[Layout, SubnetConfig], bool] | None = None
+    rescale_constants: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
     extra_macs: Callable[[Layout, Mapping[str, int], int], int] | None = None
 
     @property
     def axes(self) -> set[str]:
-        """Every axis that a layer of it has."""
-        found: set[str] = set()
+        """Every axis that a layer has."""
+        names: set[str] = set()
         for stack in self.stacks:
             for axes in stack.modules.values():
                 for axis in axes:
-                    found.update(axis if isinstance(axis, tuple) else [axis] if axis else [])
-        return found
+                    names.update(axis if isinstance(axis, tuple) else [axis] if axis else [])
+        return names
 
     @property
     def dimensions(self) -> list[str]:
-        """Recipe keys of what may vary."""
-        found = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
-        found += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
-        found += ["hidden_size"] * (not self.fixed_hidden) + ["attention_rank", "mlp_rank"]
-        found += ["embedding_rank"] * bool(self.embedding) + ["bits"]
-        return found + ["attention"] * all(stack.attention for stack in self.stacks)
+        """Recipe keys of the dimensions that may vary."""
+        keys = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
+        keys += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
+        keys += ["hidden_size"] * (not self.hidden_fixed_reason) + ["attention_rank", "mlp_rank"]
+        keys += ["embedding_rank"] * bool(self.embedding) + ["bits"]
+        return keys + ["attention"] * all(stack.attention_module for stack in self.stacks)
 
     @property
     def skippable(self) -> list[str]:
@@ -174,11 +177,11 @@ class Family:
         """Whether no token of a stack attends to a later one."""
         return self.generates and stack == len(self.stacks) - 1
 
-    def runs_on(self, stack: int) -> Position:
+    def stack_runs_on(self, stack: int) -> RunsOn:
         """What the layers of a stack run on."""
         return "source" if stack < len(self.stacks) - 1 else "token"
 
-    def names(self, field: str) -> tuple[str, ...]:
+    def names_in_config(self, field: str) -> tuple[str, ...]:
         """What the config calls a field: one name a stack."""
         names = self.config_names.get(field, (field,))
         return names if len(names) == len(self.stacks) else names * len(self.stacks)

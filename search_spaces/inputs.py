@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from search_spaces.family import Family, Position
+from search_spaces.family import Family, RunsOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,7 +25,7 @@ class Inputs:
     family: Family
     sizes: PreTrainedConfig
 
-    def runs(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[Position, int]:
+    def runs_per_sample(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[RunsOn, int]:
         """How often a module runs in one pass over one sample, by what it runs on.
 
         Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
@@ -46,8 +46,8 @@ class Inputs:
 
     def longest_sequence(self, sequence_length: int | None) -> int:
         """Tokens of one sample, in the stack that has more."""
-        runs = self.runs(sequence_length)
-        return max(runs[self.family.runs_on(stack)] for stack in range(len(self.family.stacks)))
+        runs = self.runs_per_sample(sequence_length)
+        return max(runs[self.family.stack_runs_on(stack)] for stack in range(len(self.family.stacks)))
 
     @property
     def max_sequence_length(self) -> int | None:

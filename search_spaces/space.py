@@ -9,12 +9,12 @@ from itertools import chain, product
 from random import Random
 from typing import Any, Literal
 
-from search_spaces.dimensions.attention import FULL, by_cost
-from search_spaces.dimensions.bits import by_fidelity
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.attention import FULL, sorted_by_cost
+from search_spaces.dimensions.bits import sorted_by_precision
+from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.errors import InputError
 from search_spaces.parameters import Parameters
-from search_spaces.subnet import BLOCKS, NAMED, OF_ALL, PER_LAYER, RANKS, SubnetConfig, is_grouping
+from search_spaces.subnet import BLOCKS, CATEGORICAL, GLOBAL_FIELDS, PER_LAYER, RANK_FIELDS, SubnetConfig, is_grouping
 
 Scope = Literal["uniform", "per-layer"]
 
@@ -38,8 +38,8 @@ class SearchSpace:
             attention heads share a key and value head as in the parent.
         intermediate_size: Allowed feed-forward widths of a layer.
         hidden_size: Allowed widths of the residual stream.
-        attention_rank: Allowed ranks of the linear layers of a layer's attention, in percent of break-even; `DENSE`
-            keeps them whole (see `SubnetConfig`).
+        attention_rank: Allowed ranks of the linear layers of a layer's attention, in percent of break-even;
+            `FULL_RANK` keeps the full matrix (see `SubnetConfig`).
         mlp_rank: The same of its feed-forward block.
         attention: Allowed attention patterns of a layer (see `AttentionPattern`).
         bits: Allowed numbers of a layer (see `search_spaces.dimensions.bits.BITS`).
@@ -87,95 +87,101 @@ class SearchSpace:
         lowest = int(scope == "uniform")
         counts = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
         self.choices: dict[str, tuple[Any, ...]] = {
-            **{name: _checked(name, counts[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
-            "num_attention_heads": _checked("num_attention_heads", num_attention_heads, heads, lowest),
-            "num_key_value_heads": _checked("num_key_value_heads", num_key_value_heads, groups),
-            "intermediate_size": _checked("intermediate_size", intermediate_size, width, lowest),
-            "hidden_size": _checked("hidden_size", hidden_size, parent.hidden_size),
-            "attention_rank": _checked("attention_rank", attention_rank, DENSE),
-            "mlp_rank": _checked("mlp_rank", mlp_rank, DENSE),
+            **{name: _valid_choices(name, counts[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
+            "num_attention_heads": _valid_choices("num_attention_heads", num_attention_heads, heads, lowest),
+            "num_key_value_heads": _valid_choices("num_key_value_heads", num_key_value_heads, groups),
+            "intermediate_size": _valid_choices("intermediate_size", intermediate_size, width, lowest),
+            "hidden_size": _valid_choices("hidden_size", hidden_size, parent.hidden_size),
+            "attention_rank": _valid_choices("attention_rank", attention_rank, FULL_RANK),
+            "mlp_rank": _valid_choices("mlp_rank", mlp_rank, FULL_RANK),
         }
         if attention is not None:
-            self.choices["attention"] = by_cost(tuple(attention)) or _checked("attention", (), 0)
+            self.choices["attention"] = sorted_by_cost(tuple(attention)) or _valid_choices("attention", (), 0)
         if bits is not None:
-            self.choices["bits"] = by_fidelity(tuple(bits)) or _checked("bits", (), 0)
+            self.choices["bits"] = sorted_by_precision(tuple(bits)) or _valid_choices("bits", (), 0)
         if embedding_rank is not None:
-            self.choices["embedding_rank"] = _checked("embedding_rank", embedding_rank, DENSE)
-        self._per_group = heads // groups
-        self._groups = {h: self._groups_of(h) for h in self.choices["num_attention_heads"]}
+            self.choices["embedding_rank"] = _valid_choices("embedding_rank", embedding_rank, FULL_RANK)
+        self._heads_per_group = heads // groups
+        self._groups = {h: self._groups_for(h) for h in self.choices["num_attention_heads"]}
 
-    def _groups_of(self, heads: int) -> tuple[int, ...]:
+    def _groups_for(self, heads: int) -> tuple[int, ...]:
         """Numbers of key and value heads that so many attention heads can share, ascending."""
         if not heads:
             return (0,)
-        choices = self.choices["num_key_value_heads"] if self.groups_open else (max(1, heads // self._per_group),)
-        fitting = tuple(g for g in choices if is_grouping(heads, g) and heads // g <= self._per_group)
-        if not fitting or not (self.groups_open or heads % self._per_group == 0):
+        choices = (
+            self.choices["num_key_value_heads"] if self.groups_open else (max(1, heads // self._heads_per_group),)
+        )
+        possible = tuple(g for g in choices if is_grouping(heads, g) and heads // g <= self._heads_per_group)
+        if not possible or not (self.groups_open or heads % self._heads_per_group == 0):
             raise InputError(
                 "each choice of `space.num_attention_heads` must be a multiple of a number of key and value heads, at "
-                f"most {self._per_group} times it, but {heads} is not one of any of {list(choices)}; change it or "
-                "`space.num_key_value_heads`."
+                f"most {self._heads_per_group} times it, but {heads} is not one of any of {list(choices)}; change it "
+                "or `space.num_key_value_heads`."
             )
-        return fitting
+        return possible
 
     # -- the space as a whole -------------------------------------------------------------------------------------
 
-    def block_widths(self, block: str) -> list[tuple[Any, ...]]:
+    def block_choices(self, block: str) -> list[tuple[Any, ...]]:
         """Every choice for one block of a layer: values of its fields, in their order."""
         width, *others = BLOCKS[block]
-        found: list[tuple[Any, ...]] = []
+        choices: list[tuple[Any, ...]] = []
         for value in self.choices[width]:
-            found += product([value], *(self._beside(field, value) for field in others))
-        return found
+            choices += product([value], *(self._choices_given(field, value) for field in others))
+        return choices
 
-    def _beside(self, field: str, width: int) -> tuple[Any, ...]:
+    def _choices_given(self, field: str, width: int) -> tuple[Any, ...]:
         """Choices of a further field of a block of some width."""
         if field == "num_key_value_heads":
             return self._groups[width]
         if field == "attention":
-            return self._named(field) if width else (FULL,)
+            return self._categories(field) if width else (FULL,)
         return self.choices[field] if width else (0,)
 
     @property
-    def layer_widths(self) -> list[tuple[Any, ...]]:
+    def layer_choices(self) -> list[tuple[Any, ...]]:
         """Every choice for one layer: values of `PER_LAYER`; never nothing at all."""
-        of_blocks = product(*(self.block_widths(block) for block in BLOCKS))
-        whole = [tuple(chain(*blocks)) for blocks in of_blocks if any(block[0] for block in blocks)]
-        return [(*widths, bits) for widths in whole for bits in self._named("bits")]
+        combinations = product(*(self.block_choices(block) for block in BLOCKS))
+        layers = [tuple(chain(*blocks)) for blocks in combinations if any(block[0] for block in blocks)]
+        return [(*values, bits) for values in layers for bits in self._categories("bits")]
 
-    def _named(self, field: str) -> tuple[str, ...]:
+    def _categories(self, field: str) -> tuple[str, ...]:
         """Choices of a field that holds names; the one that changes nothing where it is not open."""
-        return self.choices.get(field, (NAMED[field],))
+        return self.choices.get(field, (CATEGORICAL[field],))
 
     @property
     def size(self) -> int:
         """Number of distinct subnetworks, exact."""
-        choices = [self.block_widths(block) for block in BLOCKS]
-        widths = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
-        widths *= len(self._named("bits"))
-        total = math.prod(len(self.choices[name]) for name in self.of_all)
+        choices = [self.block_choices(block) for block in BLOCKS]
+        per_layer = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
+        per_layer *= len(self._categories("bits"))
+        total = math.prod(len(self.choices[name]) for name in self.global_fields)
         if self.scope == "uniform":
-            return total * widths * math.prod(len(self.choices[name]) for name in self.depth_names)
+            return total * per_layer * math.prod(len(self.choices[name]) for name in self.depth_names)
         for name, layers in zip(self.depth_names, self.stacks, strict=True):
-            total *= sum(math.comb(len(layers), depth) * widths**depth for depth in self.choices[name])
+            total *= sum(math.comb(len(layers), depth) * per_layer**depth for depth in self.choices[name])
         return total
 
     @property
-    def of_all(self) -> list[str]:
-        """Those of `OF_ALL` that have choices."""
-        return [name for name in OF_ALL if name in self.choices]
+    def global_fields(self) -> list[str]:
+        """Those of `GLOBAL_FIELDS` that have choices."""
+        return [name for name in GLOBAL_FIELDS if name in self.choices]
 
     @property
     def has_low_ranks(self) -> bool:
         """Whether a module of one of its subnetworks is two thin ones."""
-        return any(self.choices[rank][0] < DENSE for rank in (*RANKS, "embedding_rank") if rank in self.choices)
+        return any(
+            self.choices[rank][0] < FULL_RANK for rank in (*RANK_FIELDS, "embedding_rank") if rank in self.choices
+        )
 
     @property
     def fields(self) -> list[str]:
         """Fields of a layer that vary on their own: widths, and ranks and names that are open."""
-        closed = {rank for rank in RANKS if len(self.choices[rank]) == 1} | (NAMED.keys() - self.choices.keys())
-        closed |= set() if self.groups_open else {"num_key_value_heads"}
-        return [field for field in PER_LAYER if field not in closed]
+        fixed = {rank for rank in RANK_FIELDS if len(self.choices[rank]) == 1} | (
+            CATEGORICAL.keys() - self.choices.keys()
+        )
+        fixed |= set() if self.groups_open else {"num_key_value_heads"}
+        return [field for field in PER_LAYER if field not in fixed]
 
     @property
     def depth_names(self) -> tuple[str, ...]:
@@ -185,24 +191,20 @@ class SearchSpace:
     def __contains__(self, subnet: SubnetConfig) -> bool:
         if not set(subnet.layers) <= set(self.parent.layers):
             return False
-        known = {"embedding_rank": (DENSE,), **self.choices}
-        if any(getattr(subnet, name) not in known[name] for name in OF_ALL):
+        choices = {"embedding_rank": (FULL_RANK,), **self.choices}
+        if any(getattr(subnet, name) not in choices[name] for name in GLOBAL_FIELDS):
             return False
-        counts = self.counts(subnet)
-        if any(n not in self.choices[name] for n, name in zip(counts, self.depth_names, strict=True)):
+        depths = self.stack_depths(subnet)
+        if any(n not in self.choices[name] for n, name in zip(depths, self.depth_names, strict=True)):
             return False
         for block, fields in BLOCKS.items():
             if not set(zip(*(getattr(subnet, field) for field in fields), strict=True)) <= set(
-                self.block_widths(block)
+                self.block_choices(block)
             ):
                 return False
-        if not set(subnet.bits) <= set(self._named("bits")):
+        if not set(subnet.bits) <= set(self._categories("bits")):
             return False
-        return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.kept(counts))
-
-    def with_layer_order(self, layer_order: Sequence[int]) -> SearchSpace:
-        """The same space once the importance of the layers is known."""
-        return SearchSpace(**{**self.arguments(), "layer_order": layer_order})
+        return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.most_important_layers(depths))
 
     def with_largest(self, share: float) -> SearchSpace:
         """The space left when every dimension keeps a share of its choices only, its largest ones, at least one."""
@@ -224,18 +226,18 @@ class SearchSpace:
             "depths": self.depths,
         }
 
-    def kept(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """The most important layers of each stack, so many of each, ascending."""
-        found: list[int] = []
-        for count, layers in zip(counts, self.stacks, strict=True):
-            found += [layer for layer in self.layer_order if layer in layers][:count]
-        return tuple(sorted(found))
+    def most_important_layers(self, depths: Sequence[int]) -> tuple[int, ...]:
+        """The layers that stay, ascending, where each stack keeps the given number of its most important ones."""
+        kept: list[int] = []
+        for depth, layers in zip(depths, self.stacks, strict=True):
+            kept += [layer for layer in self.layer_order if layer in layers][:depth]
+        return tuple(sorted(kept))
 
-    def counts(self, subnet: SubnetConfig) -> tuple[int, ...]:
+    def stack_depths(self, subnet: SubnetConfig) -> tuple[int, ...]:
         """How many layers of each stack a subnetwork keeps."""
         return tuple(sum(layer in stack for layer in subnet.layers) for stack in self.stacks)
 
-    def fitting_groups(self, heads: int, groups: int) -> int:
+    def nearest_groups(self, heads: int, groups: int) -> int:
         """The number of key and value heads nearest to one that so many attention heads can share."""
         return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
 
@@ -250,29 +252,29 @@ class SearchSpace:
         """The uniform subnetwork of these values; numbers of key and value heads are mended."""
         heads = values["num_attention_heads"]
         return SubnetConfig.uniform(
-            self.kept([values[name] for name in self.depth_names]),
+            self.most_important_layers([values[name] for name in self.depth_names]),
             num_attention_heads=heads,
-            num_key_value_heads=self.fitting_groups(heads, values["num_key_value_heads"]),
+            num_key_value_heads=self.nearest_groups(heads, values["num_key_value_heads"]),
             intermediate_size=values["intermediate_size"],
-            **{name: values[name] for name in self.of_all},
-            **{rank: values[rank] for rank in RANKS},
-            **{name: values.get(name, default) for name, default in NAMED.items()},
+            **{name: values[name] for name in self.global_fields},
+            **{rank: values[rank] for rank in RANK_FIELDS},
+            **{name: values.get(name, default) for name, default in CATEGORICAL.items()},
         )
 
     @property
-    def _whole(self) -> dict[str, tuple[Any, ...]]:
+    def _without_skips(self) -> dict[str, tuple[Any, ...]]:
         """The choices without those that skip a block."""
         return {name: tuple(v for v in values if v) for name, values in self.choices.items()}
 
     @property
     def largest(self) -> SubnetConfig:
         """Every dimension at its largest choice."""
-        return self._uniform({name: values[-1] for name, values in self._whole.items()})
+        return self._uniform({name: values[-1] for name, values in self._without_skips.items()})
 
     @property
     def smallest(self) -> SubnetConfig:
         """Every dimension at its smallest choice, no block skipped."""
-        return self._uniform({name: values[0] for name, values in self._whole.items()})
+        return self._uniform({name: values[0] for name, values in self._without_skips.items()})
 
     def uniform_scalings(self) -> list[SubnetConfig]:
         """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
@@ -281,31 +283,34 @@ class SearchSpace:
         -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest, attention
         is as full and numbers are as fine as they may be.
         """
-        widths = {name: values for name, values in self._whole.items() if name not in DEPTHS}
-        widths |= {name: widths[name][-1:] for name in (*RANKS, *NAMED, "embedding_rank") if name in widths}
+        widths = {name: values for name, values in self._without_skips.items() if name not in DEPTHS}
+        widths |= {
+            name: widths[name][-1:] for name in (*RANK_FIELDS, *CATEGORICAL, "embedding_rank") if name in widths
+        }
         depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
-        found = [
+        scalings = [
             self._uniform(
-                {n: _at(v, d, deep) for n, v in depths.items()} | {n: _at(v, w, wide) for n, v in widths.items()}
+                {n: _at_fraction(v, d, deep) for n, v in depths.items()}
+                | {n: _at_fraction(v, w, wide) for n, v in widths.items()}
             )
             for d in reversed(range(deep))
             for w in reversed(range(wide))
         ]
-        return list({subnet.key: subnet for subnet in found}.values())
+        return list({subnet.key: subnet for subnet in scalings}.values())
 
     def neighbours(self, subnet: SubnetConfig) -> list[SubnetConfig]:
         """Every subnetwork one step away: one choice up or down in one place, or one layer more or less."""
-        params = self.parameters.of(subnet)
-        found: dict[str, SubnetConfig] = {}
+        params = self.parameters.from_subnet(subnet)
+        neighbours: dict[str, SubnetConfig] = {}
         for name, values in self.parameters.items():
-            here = values.index(params[name])
-            for there in (here - 1, here + 1):
-                if 0 <= there < len(values):
-                    near = self.parameters.subnet({**params, name: values[there]})
-                    found[near.key] = near
-        found.pop(subnet.key, None)
-        return list(found.values())
+            index = values.index(params[name])
+            for other in (index - 1, index + 1):
+                if 0 <= other < len(values):
+                    neighbour = self.parameters.to_subnet({**params, name: values[other]})
+                    neighbours[neighbour.key] = neighbour
+        neighbours.pop(subnet.key, None)
+        return list(neighbours.values())
 
     def sample(self, rng: Random) -> SubnetConfig:
         """One subnetwork: the depths uniform over their choices, then the layers, then the widths."""
@@ -314,38 +319,38 @@ class SearchSpace:
         layers: list[int] = []
         for name, stack in zip(self.depth_names, self.stacks, strict=True):
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
-        of_layers = [self._sample_widths(rng) for _ in layers]
-        widths: dict[str, Any] = {field: tuple(found[field] for found in of_layers) for field in of_layers[0]}
-        of_all = {name: rng.choice(self.choices[name]) for name in self.of_all}
-        return SubnetConfig(tuple(layers), **of_all, **widths)
+        sampled = [self._sample_layer(rng) for _ in layers]
+        layer_values: dict[str, Any] = {field: tuple(values[field] for values in sampled) for field in sampled[0]}
+        global_values = {name: rng.choice(self.choices[name]) for name in self.global_fields}
+        return SubnetConfig(tuple(layers), **global_values, **layer_values)
 
-    def _sample_widths(self, rng: Random) -> dict[str, Any]:
+    def _sample_layer(self, rng: Random) -> dict[str, Any]:
         while True:
-            widths = {fields[0]: rng.choice(self.choices[fields[0]]) for fields in BLOCKS.values()}
-            if any(widths.values()):
+            values = {fields[0]: rng.choice(self.choices[fields[0]]) for fields in BLOCKS.values()}
+            if any(values.values()):
                 break
         for width, *others in BLOCKS.values():
-            open_here = [field for field in others if field in self.choices]
-            widths |= {field: rng.choice(self._beside(field, widths[width])) for field in open_here}
-        return widths | ({"bits": rng.choice(self.choices["bits"])} if "bits" in self.choices else {})
+            searched = [field for field in others if field in self.choices]
+            values |= {field: rng.choice(self._choices_given(field, values[width])) for field in searched}
+        return values | ({"bits": rng.choice(self.choices["bits"])} if "bits" in self.choices else {})
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
         """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
         if rng.random() < 0.5:
-            return self._uniform({name: rng.choice(values) for name, values in self._whole.items()})
+            return self._uniform({name: rng.choice(values) for name, values in self._without_skips.items()})
         return self.sample(rng)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
-        names = (*self.depth_names, *self.of_all)
+        names = (*self.depth_names, *self.global_fields)
         for values in product(*(self.choices[name] for name in names)):
-            for widths in self.layer_widths:
-                yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *widths), strict=True)))
+            for layer in self.layer_choices:
+                yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *layer), strict=True)))
 
 
-def _checked(name: str, values: Sequence[int] | None, largest: int, lowest: int = 1) -> tuple[int, ...]:
+def _valid_choices(name: str, values: Sequence[int] | None, largest: int, lowest: int = 1) -> tuple[int, ...]:
     """Sorted distinct choices of one dimension; the parent's own value where none are given."""
     if values is None:
         return (largest,)
@@ -360,6 +365,6 @@ def _checked(name: str, values: Sequence[int] | None, largest: int, lowest: int 
     return tuple(sorted(set(values)))
 
 
-def _at(values: Sequence[int], step: int, steps: int) -> int:
+def _at_fraction(values: Sequence[int], step: int, steps: int) -> int:
     """The choice at the same fraction of the way through ``values`` as ``step`` is through ``steps``."""
     return values[round(step * (len(values) - 1) / max(steps - 1, 1))]

@@ -6,63 +6,63 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.layout import Layout
-from search_spaces.subnet import RANKS, SubnetConfig
+from search_spaces.subnet import RANK_FIELDS, SubnetConfig
 
 
-def stock_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
+def stock_config_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
     """Fields that make the parent's stock config describe a subnetwork, or None where a stock config cannot.
 
     A stock config has one width for all layers of a stack, full attention, no skipped blocks, no factors, one kind of
     numbers and no layers of another structure; and where it cannot give ``head_dim``, heads times their width make
     the hidden size.
     """
-    family, update = layout.family, layout.depth_update(subnet)
-    if subnet.is_sparse or subnet.is_quantized or subnet.embedding_rank != DENSE:
+    family, update = layout.family, layout.depth_config_update(subnet)
+    if subnet.is_sparse or subnet.is_quantized or subnet.embedding_rank != FULL_RANK:
         return None
-    for number, positions in enumerate(layout.kept(subnet)):
-        widths = [subnet.width(position) for position in positions]
-        if any(width != widths[0] for width in widths) or 0 in widths[0].values():
+    for number, positions in enumerate(layout.kept_positions(subnet)):
+        layers = [subnet.layer_values(position) for position in positions]
+        if any(layer != layers[0] for layer in layers) or 0 in layers[0].values():
             return None
-        if any(widths[0][rank] != DENSE for rank in RANKS):
+        if any(layers[0][rank] != FULL_RANK for rank in RANK_FIELDS):
             return None
-        if layout.first_differs(number, subnet):
+        if layout.first_layer_differs(number, subnet):
             return None
-        for name, value in _stack_fields(layout, number, widths[0]).items():
+        for name, value in _stack_fields(layout, number, layers[0]).items():
             if value is None or update.setdefault(name, value) != value:
                 return None
-        if not family.head_dim_in_config and widths[0]["num_attention_heads"] * layout.head_dim != subnet.hidden_size:
+        if not family.head_dim_in_config and layers[0]["num_attention_heads"] * layout.head_dim != subnet.hidden_size:
             return None
     if "embedding_size" in family.config_names:
-        if layout.embedding_is_hidden:
-            update[family.names("embedding_size")[0]] = subnet.hidden_size
-        elif subnet.hidden_size == layout.embedding_size:
+        if not layout.shapes.projects_embeddings:
+            update[family.names_in_config("embedding_size")[0]] = subnet.hidden_size
+        elif subnet.hidden_size == layout.shapes.embedding_size:
             return None  # a stock model of equal widths has no projection
-    update |= dict.fromkeys(family.equal_to_hidden, subnet.hidden_size)
+    update |= dict.fromkeys(family.equal_to_hidden_size, subnet.hidden_size)
     if family.head_dim_in_config and _changes_head_dim(layout, subnet):
         update["head_dim"] = layout.head_dim
-    refused = family.stock_if is not None and not family.stock_if(layout, subnet)
-    return None if refused or not _is_valid(layout, update) else update
+    has_none = family.has_stock_config is not None and not family.has_stock_config(layout, subnet)
+    return None if has_none or not _is_valid(layout, update) else update
 
 
-def _stack_fields(layout: Layout, stack: int, width: Mapping[str, int]) -> dict[str, int | None]:
+def _stack_fields(layout: Layout, stack: int, values: Mapping[str, int]) -> dict[str, int | None]:
     """What the config must say of the layers of a stack; None where it cannot."""
     family = layout.family
-    unsaid = {*RANKS} if "kv_heads" in family.axes else {*RANKS, "num_key_value_heads"}
-    fields = [name for name in width if name not in unsaid]
-    said: dict[str, int | None] = {family.names(field)[stack]: width[field] for field in fields}
-    if family.ffn_of_ratio is not None:
-        said[family.names("intermediate_size")[stack]] = _ffn_ratio(layout, width)
-    return said
+    left_out = {*RANK_FIELDS} if "kv_heads" in family.axes else {*RANK_FIELDS, "num_key_value_heads"}
+    fields = [name for name in values if name not in left_out]
+    config: dict[str, int | None] = {family.names_in_config(field)[stack]: values[field] for field in fields}
+    if family.ffn_from_ratio is not None:
+        config[family.names_in_config("intermediate_size")[stack]] = _ffn_ratio(layout, values)
+    return config
 
 
-def _ffn_ratio(layout: Layout, width: Mapping[str, int]) -> int | None:
+def _ffn_ratio(layout: Layout, values: Mapping[str, int]) -> int | None:
     """The whole ratio that gives a stock model so many neurons, None where no ratio does."""
-    hidden, neurons, of_ratio = width["hidden_size"], width["intermediate_size"], layout.family.ffn_of_ratio
-    assert of_ratio is not None
+    hidden, neurons, ffn_from_ratio = values["hidden_size"], values["intermediate_size"], layout.family.ffn_from_ratio
+    assert ffn_from_ratio is not None
     ratios = range(1, 2 * (neurons // hidden + 1))
-    return next((ratio for ratio in ratios if of_ratio(layout.sizes, hidden, ratio) == neurons), None)
+    return next((ratio for ratio in ratios if ffn_from_ratio(layout.sizes, hidden, ratio) == neurons), None)
 
 
 def _changes_head_dim(layout: Layout, subnet: SubnetConfig) -> bool:

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from search_spaces.dimensions.attention import FULL, AttentionPattern
-from search_spaces.dimensions.bits import WHOLE, checked
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.bits import FULL_PRECISION, check_bits
+from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.errors import InputError
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -23,16 +23,16 @@ then so are the others."""
 PER_LAYER = (*(field for fields in BLOCKS.values() for field in fields), "bits")
 """Fields that hold one value per kept layer."""
 
-NAMED = {"attention": FULL, "bits": WHOLE}
+CATEGORICAL = {"attention": FULL, "bits": FULL_PRECISION}
 """Those that are names -> the name that changes nothing."""
 
-WIDTHS = tuple(field for field in PER_LAYER if field not in NAMED)
+NUMERIC = tuple(field for field in PER_LAYER if field not in CATEGORICAL)
 """Those that are numbers of something."""
 
-RANKS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
+RANK_FIELDS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
 """Rank of the linear layers of a block -> the width of that block."""
 
-OF_ALL = ("hidden_size", "embedding_rank")
+GLOBAL_FIELDS = ("hidden_size", "embedding_rank")
 """Fields that hold one value for all layers."""
 
 
@@ -50,18 +50,18 @@ class SubnetConfig:
         hidden_size: Channels of the residual stream.
         num_key_value_heads: Key and value heads of each kept layer; by default as many as attention heads.
         attention_rank: Rank of the linear layers of each kept layer's attention, in percent of the break-even rank,
-            out * in / (out + in), at which two factors hold as many numbers as the one matrix; by default `DENSE`.
+            out * in / (out + in), at which two factors hold as many numbers as the one matrix; by default `FULL_RANK`.
         mlp_rank: The same of its feed-forward block.
         attention: Whom the tokens of each kept layer attend to (see `AttentionPattern`); by default, and where its
             attention is skipped, ``full``.
         bits: In what numbers the linear layers of each kept layer are stored and multiplied, one of
             `search_spaces.dimensions.bits.BITS`; by default those of the parent.
         embedding_rank: Rank of the table of token embeddings, in percent of the break-even rank,
-            vocabulary * channels / (vocabulary + channels); by default `DENSE`.
+            vocabulary * channels / (vocabulary + channels); by default `FULL_RANK`.
 
     Raises:
         InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
-            heads, a rank is not between 1 and `DENSE`, an attention pattern or kind of bits is none, or nothing is
+            heads, a rank is not between 1 and `FULL_RANK`, an attention pattern or kind of bits is none, or nothing is
             kept.
     """
 
@@ -74,38 +74,38 @@ class SubnetConfig:
     mlp_rank: tuple[int, ...] = ()
     attention: tuple[str, ...] = ()
     bits: tuple[str, ...] = ()
-    embedding_rank: int = DENSE
+    embedding_rank: int = FULL_RANK
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        for rank, width in RANKS.items():
+        for rank, width in RANK_FIELDS.items():
             sizes = getattr(self, width)
-            ranks = getattr(self, rank) or (DENSE,) * len(sizes)
+            ranks = getattr(self, rank) or (FULL_RANK,) * len(sizes)
             if len(ranks) == len(sizes):
                 ranks = tuple(percent if size else 0 for percent, size in zip(ranks, sizes, strict=True))
             object.__setattr__(self, rank, ranks)
         patterns = map(AttentionPattern.parse, self.attention or (FULL,) * len(self.layers))
         object.__setattr__(self, "attention", tuple(FULL if p is None else str(p) for p in patterns))
-        object.__setattr__(self, "bits", tuple(map(checked, self.bits or (WHOLE,) * len(self.layers))))
+        object.__setattr__(self, "bits", tuple(map(check_bits, self.bits or (FULL_PRECISION,) * len(self.layers))))
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
         if self.hidden_size < 1:
             raise InputError(f"`hidden_size` must be at least 1, but got {self.hidden_size}.")
         for field in PER_LAYER:
             values = getattr(self, field)
-            if len(values) != len(self.layers) or (field in WIDTHS and min(values) < 0):
+            if len(values) != len(self.layers) or (field in NUMERIC and min(values) < 0):
                 raise InputError(
                     f"`{field}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, "
                     f"but got {list(values)}."
                 )
-        attended = zip(self.attention, self.num_attention_heads, strict=True)
-        object.__setattr__(self, "attention", tuple(text if heads else FULL for text, heads in attended))
+        patterns_and_heads = zip(self.attention, self.num_attention_heads, strict=True)
+        object.__setattr__(self, "attention", tuple(text if heads else FULL for text, heads in patterns_and_heads))
         self._check_layers()
 
     def _check_layers(self) -> None:
-        of_layers = self.layers, self.num_attention_heads, self.num_key_value_heads, self.intermediate_size
-        for layer, heads, groups, width in zip(*of_layers, strict=True):
+        columns = self.layers, self.num_attention_heads, self.num_key_value_heads, self.intermediate_size
+        for layer, heads, groups, width in zip(*columns, strict=True):
             if not heads and not width:
                 raise InputError(
                     f"a layer must keep its attention or its feed-forward block, but {layer} has neither."
@@ -115,12 +115,14 @@ class SubnetConfig:
                     f"`num_key_value_heads` must divide `num_attention_heads`, but layer {layer} has {groups} and "
                     f"{heads}."
                 )
-        given = {"embedding_rank": [self.embedding_rank]}
-        for rank, name in RANKS.items():
-            given[rank] = [n for n, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
-        for rank, ranks in given.items():
-            if any(not 1 <= percent <= DENSE for percent in ranks):
-                raise InputError(f"`{rank}` must lie between 1 and {DENSE} percent of break-even, but got {ranks}.")
+        ranks_of = {"embedding_rank": [self.embedding_rank]}
+        for rank, name in RANK_FIELDS.items():
+            ranks_of[rank] = [n for n, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
+        for rank, ranks in ranks_of.items():
+            if any(not 1 <= percent <= FULL_RANK for percent in ranks):
+                raise InputError(
+                    f"`{rank}` must lie between 1 and {FULL_RANK} percent of break-even, but got {ranks}."
+                )
 
     @classmethod
     def uniform(
@@ -131,7 +133,7 @@ class SubnetConfig:
         intermediate_size: int,
         hidden_size: int,
         num_key_value_heads: int | None = None,
-        embedding_rank: int = DENSE,
+        embedding_rank: int = FULL_RANK,
         **others: Any,
     ) -> SubnetConfig:
         """The subnetwork whose kept layers are all alike; ``others`` are further fields of `PER_LAYER`."""
@@ -145,18 +147,18 @@ class SubnetConfig:
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
         """Reads back what `to_dict` wrote."""
         lists: dict[str, Any] = {
-            name: tuple(int(v) for v in data[name]) for name in ("layers", *WIDTHS) if name in data
+            name: tuple(int(v) for v in data[name]) for name in ("layers", *NUMERIC) if name in data
         }
-        names: dict[str, Any] = {name: tuple(data.get(name, ())) for name in NAMED}
-        of_all: dict[str, Any] = {name: int(data[name]) for name in OF_ALL if name in data}
-        return cls(**of_all, **lists, **names)
+        names: dict[str, Any] = {name: tuple(data.get(name, ())) for name in CATEGORICAL}
+        global_values: dict[str, Any] = {name: int(data[name]) for name in GLOBAL_FIELDS if name in data}
+        return cls(**global_values, **lists, **names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON; what is not a width only where it is not as by default."""
-        usual = [rank for rank in RANKS if set(getattr(self, rank)) <= {0, DENSE}]
-        usual += [name for name, default in NAMED.items() if set(getattr(self, name)) == {default}]
-        usual += ["embedding_rank"] * (self.embedding_rank == DENSE)
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in usual}
+        defaults = [rank for rank in RANK_FIELDS if set(getattr(self, rank)) <= {0, FULL_RANK}]
+        defaults += [name for name, default in CATEGORICAL.items() if set(getattr(self, name)) == {default}]
+        defaults += ["embedding_rank"] * (self.embedding_rank == FULL_RANK)
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in defaults}
 
     @cached_property
     def key(self) -> str:
@@ -176,16 +178,16 @@ class SubnetConfig:
     @property
     def is_quantized(self) -> bool:
         """Whether a layer is stored in other numbers than the parent's."""
-        return any(bits != WHOLE for bits in self.bits)
+        return any(bits != FULL_PRECISION for bits in self.bits)
 
     @property
     def is_uniform(self) -> bool:
         """Whether all kept layers are alike."""
         return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
 
-    def width(self, position: int) -> dict[str, int]:
+    def layer_values(self, position: int) -> dict[str, int]:
         """Widths of the kept layer at a position of ``layers``: field -> value, ``hidden_size`` included."""
-        return {**{field: getattr(self, field)[position] for field in WIDTHS}, "hidden_size": self.hidden_size}
+        return {**{field: getattr(self, field)[position] for field in NUMERIC}, "hidden_size": self.hidden_size}
 
     @property
     def parts(self) -> dict[str, str]:
@@ -194,13 +196,13 @@ class SubnetConfig:
         if self.num_key_value_heads != self.num_attention_heads:
             widths["kv heads"] = self.num_key_value_heads
         given = self.to_dict()
-        widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANKS if rank in given}
+        widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANK_FIELDS if rank in given}
         alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
-        for name in (name for name in NAMED if name in given):
+        for name in (name for name in CATEGORICAL if name in given):
             values = getattr(self, name)
             alike[name] = values[0] if len(set(values)) == 1 else "; ".join(values)
         alike["hidden"] = str(self.hidden_size)
-        if self.embedding_rank != DENSE:
+        if self.embedding_rank != FULL_RANK:
             alike["embedding rank %"] = str(self.embedding_rank)
         return {"layers": ",".join(map(str, self.layers)), **alike}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.ranks import FULL_RANK
 
 if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
@@ -21,15 +21,15 @@ def svg(subnet: SubnetConfig) -> str:
     """
     fields = {name: values for name, values in subnet.to_dict().items() if isinstance(values, list)}
     layers, rank = fields.pop("layers"), subnet.embedding_rank
-    rows = len(layers) + 1 + (rank != DENSE)
+    rows = len(layers) + 1 + (rank != FULL_RANK)
     width, height = LABEL + len(fields) * (BAR + GAP), ROW * rows + 6
     cells = [_text(0, row + 1, f"layer {layer}", "0.65") for row, layer in enumerate(layers)]
     for column, (name, values) in enumerate(fields.items()):
         x = LABEL + column * (BAR + GAP)
         cells.append(_text(x, 0, name, "0.65"))
         cells += [_cell(x, row + 1, value, values) for row, value in enumerate(values)]
-    if rank != DENSE:
-        cells += [_text(0, rows - 1, "embedding", "0.65"), _cell(LABEL, rows - 1, rank, [DENSE], f"rank {rank} %")]
+    if rank != FULL_RANK:
+        cells += [_text(0, rows - 1, "embedding", "0.65"), _cell(LABEL, rows - 1, rank, [FULL_RANK], f"rank {rank} %")]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="currentColor">{"".join(cells)}</svg>'

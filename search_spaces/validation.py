@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimensions.attention import AttentionPattern
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.errors import InputError
 from search_spaces.subnet import BLOCKS, SubnetConfig
 
@@ -20,8 +20,8 @@ def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
     family = layout.family
     for name, values in choices.items():
         if name != "scope" and values is not None and name not in family.dimensions:
-            known = {"hidden_size": family.fixed_hidden, "embedding_rank": family.whole_embedding}
-            why = f" ({known[name]})" if known.get(name) else ""
+            reasons = {"hidden_size": family.hidden_fixed_reason, "embedding_rank": family.embedding_fixed_reason}
+            why = f" ({reasons[name]})" if reasons.get(name) else ""
             raise InputError(
                 f"`space.{name}` does not vary in `{family.model_type}`{why}, only "
                 f"{', '.join(family.dimensions)}; leave it out."
@@ -39,26 +39,26 @@ def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
 
 def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
     """Raises InputError unless the parent contains a subnetwork."""
-    family, per_group = layout.family, partial(layout.attribute_value, "heads_per_group")
+    family, per_group = layout.family, partial(layout.shapes.attribute_value, "heads_per_group")
     if subnet.layers[-1] >= layout.parent.num_hidden_layers:
         raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
     for position, layer in enumerate(subnet.layers):
         number, _ = layout.stack_of(layer)
-        width, full = subnet.width(position), layout.widths[number]
-        if any(width[name] > full[name] for name in width) or per_group(width) > per_group(full):
+        values, full = subnet.layer_values(position), layout.parent_values[number]
+        if any(values[name] > full[name] for name in values) or per_group(values) > per_group(full):
             raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
         for block, (field, *_) in BLOCKS.items():
-            if not width[field] and block not in family.skippable:
+            if not values[field] and block not in family.skippable:
                 raise InputError(f"`{family.model_type}` cannot skip its {block}, but got {subnet}.")
     for pattern in set(subnet.attention):
         _check_pattern(layout, pattern)
     if family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
         raise InputError(f"the layers of `{family.model_type}` share their weights, but got {subnet}.")
-    if family.fixed_hidden and subnet.hidden_size != layout.parent.hidden_size:
-        raise InputError(f"`hidden_size` of `{family.model_type}` is fixed: {family.fixed_hidden}.")
-    if subnet.embedding_rank != DENSE and not family.embedding:
+    if family.hidden_fixed_reason and subnet.hidden_size != layout.parent.hidden_size:
+        raise InputError(f"`hidden_size` of `{family.model_type}` is fixed: {family.hidden_fixed_reason}.")
+    if subnet.embedding_rank != FULL_RANK and not family.embedding:
         raise InputError(f"the embeddings of `{family.model_type}` must stay whole, but got {subnet}.")
-    if not all(layout.kept(subnet)):
+    if not all(layout.kept_positions(subnet)):
         raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
 
 

@@ -1,4 +1,4 @@
-"""Attention patterns as values: how they are written, ordered, counted and pruned."""
+"""Attention patterns as values: how they are written, ordered, counted and left out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from conftest import TOYS
 
 from predictors.latency.features import feature_names, features
 from search_spaces import FAMILIES, InputError, Layout, SearchSpace, SubnetConfig
-from search_spaces.dimensions.attention import AttentionPattern, by_cost, code_of, text_of
-from search_spaces.useful_choices import pruned
+from search_spaces.dimensions.attention import AttentionPattern, decode_pattern, encode_pattern, sorted_by_cost
+from search_spaces.useful_choices import useful_choices
 from search_spaces.validation import check_subnet
 
 TEXTS = ("full", "local:64", "bigbird:64,1,2", "bigbird:64,1,2,7", "local:1")
@@ -28,10 +28,10 @@ def space(scope: str = "per-layer") -> SearchSpace:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_pattern_is_its_text_and_its_code(text: str) -> None:
-    assert text_of(code_of(text)) == text
+    assert decode_pattern(encode_pattern(text)) == text
     pattern = AttentionPattern.parse(text)
     assert (pattern is None) == (text == "full") and (pattern is None or str(pattern) == text)
-    assert len({code_of(other) for other in TEXTS}) == len(TEXTS)
+    assert len({encode_pattern(other) for other in TEXTS}) == len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_a_space_samples_counts_and_encodes_patterns(scope: str) -> None:
     here, rng = space(scope), Random(0)
     assert (
         here.choices["attention"]
-        == by_cost(("bigbird:16,1,1", "full", "local:8"))
+        == sorted_by_cost(("bigbird:16,1,1", "full", "local:8"))
         == ("local:8", "bigbird:16,1,1", "full")
     )
     assert here.largest.attention[0] == "full" and here.smallest.attention[0] == "local:8"
     assert {subnet.attention for subnet in here.uniform_scalings()} == {("full",) * 3}
-    per_layer = len(here.block_widths("attention"))
+    per_layer = len(here.block_choices("attention"))
     assert per_layer == (6 if scope == "uniform" else 7) and here.size == (6 if scope == "uniform" else 7**3)
     found = [here.sample(rng) for _ in range(60)]
     assert len({pattern for subnet in found for pattern in subnet.attention}) == 3
     for subnet in found:
-        assert subnet in here and here.parameters.subnet(here.parameters.of(subnet)) == subnet
+        assert subnet in here and here.parameters.to_subnet(here.parameters.from_subnet(subnet)) == subnet
         assert all(near in here for near in here.neighbours(subnet))
     encoded = here.parameters.encode(found)
     assert len(np.unique(encoded, axis=0)) == len(set(found)) and encoded.min() >= 0 and encoded.max() <= 1
@@ -88,12 +88,12 @@ def test_features_let_time_grow_with_the_heads_of_each_pattern() -> None:
 
 def test_patterns_that_cannot_pay_are_pruned_with_a_reason() -> None:
     choices = {"scope": "uniform", "attention": ["full", "local:4", "local:16"], "hidden_size": None}
-    kept, (reason,) = pruned(choices, 63)
+    kept, (reason,) = useful_choices(choices, 63)
     assert kept == {**choices, "attention": ["full", "local:4"]}
     assert "local:16 (pays from 64 tokens)" in reason and "local:4" not in reason and "63" in reason
-    assert pruned(choices, 64) == (choices, [])
-    assert pruned({**choices, "attention": ["local:16"]}, 8)[0]["attention"] == ["full"]
-    assert pruned({**choices, "attention": None}, 8) == ({**choices, "attention": None}, [])
+    assert useful_choices(choices, 64) == (choices, [])
+    assert useful_choices({**choices, "attention": ["local:16"]}, 8)[0]["attention"] == ["full"]
+    assert useful_choices({**choices, "attention": None}, 8) == ({**choices, "attention": None}, [])
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "attention" not in family.dimensions])
@@ -115,6 +115,6 @@ def test_wider_patterns_compute_more_pairs_and_all_of_them_linearly_many() -> No
         for text in ("local:8", "bigbird:8,1,1"):
             pattern = AttentionPattern.parse(text)
             assert pattern is not None
-            assert pattern.pairs(256, causal=causal) == 2 * pattern.pairs(128, causal=causal)
-    pairs = [AttentionPattern(w).pairs(128, causal=False) for w in (4, 8, 16)]
+            assert pattern.computed_pairs(256, causal=causal) == 2 * pattern.computed_pairs(128, causal=causal)
+    pairs = [AttentionPattern(w).computed_pairs(128, causal=False) for w in (4, 8, 16)]
     assert pairs == sorted(pairs)

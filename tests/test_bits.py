@@ -30,10 +30,10 @@ from predictors.measurement import precision
 from predictors.measurement.onnx_export import write_onnx
 from predictors.measurement.precision import why_not
 from search_spaces import InputError, SearchSpace, SubnetConfig
-from search_spaces.dimensions.bits import BITS, WHOLE, stored_weight
-from search_spaces.useful_choices import pruned
+from search_spaces.dimensions.bits import BITS, FULL_PRECISION, stored_weight
+from search_spaces.useful_choices import useful_choices
 
-ROUNDED = [kind for kind in BITS if kind != WHOLE]
+ROUNDED = [kind for kind in BITS if kind != FULL_PRECISION]
 LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 7}
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -118,15 +118,17 @@ def test_bits_are_left_out_where_they_cannot_run_or_pay(monkeypatch: pytest.Monk
     here, both = Workload(), ["latency_ms", "size_mb"]
     assert "does not multiply" in why_not("bfloat16", here, both) and not why_not("int8", here, both)
     assert "pays in size_mb only" in why_not("int4-weight", here, ["accuracy", "latency_ms"])
-    assert not why_not("int4-weight", here, ["accuracy", "size_mb"]) and not why_not(WHOLE, here, [])
+    assert not why_not("int4-weight", here, ["accuracy", "size_mb"]) and not why_not(FULL_PRECISION, here, [])
     assert "no objective" in why_not("int8", here, ["accuracy", "macs"])
     assert "VNNI" in why_not("int8", Workload(runtime="onnxruntime"), both)
     assert "does not multiply" in why_not("int8", Workload(runtime="openvino"), both)
     assert "already" in why_not("int8", Workload(dtype="int8"), both)
-    choices, reasons = pruned({"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"})
+    choices, reasons = useful_choices(
+        {"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"}
+    )
     assert choices["bits"] == ["float32", "int8"] and reasons == ["bits bfloat16 left out: why"]
     with pytest.raises(InputError, match="did you mean `int8`"):
-        pruned({"bits": ["int88"]}, 64)
+        useful_choices({"bits": ["int88"]}, 64)
 
 
 def test_old_subnetworks_keep_their_keys_and_kinds_come_back() -> None:

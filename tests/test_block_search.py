@@ -51,7 +51,7 @@ def everything() -> list[SubnetConfig]:
     names = parameters.distributions()
     values: dict[str, tuple[Any, ...]] = {"layers": (False, True), "num": tuple(HEADS), "int": tuple(WIDTHS)}
     choices = [next(v for k, v in values.items() if name.startswith(k)) for name in names]
-    return list({parameters.subnet(dict(zip(names, c, strict=True))) for c in product(*choices)})
+    return list({parameters.to_subnet(dict(zip(names, c, strict=True))) for c in product(*choices)})
 
 
 def scores(subnets: Sequence[SubnetConfig]) -> Mapping[str, float]:

@@ -231,7 +231,7 @@ def test_it_is_one_choice_of_the_whole_subnetwork(scope: Any) -> None:
     assert found == {25, 50, 100} and space.smallest.embedding_rank == 25 and space.largest == closed.largest
     assert all(subnet.embedding_rank == 100 for subnet in space.uniform_scalings())
     smallest = space.smallest
-    assert smallest in space and space.parameters.subnet(space.parameters.of(smallest)) == smallest
+    assert smallest in space and space.parameters.to_subnet(space.parameters.from_subnet(smallest)) == smallest
     assert space.smallest not in closed and space.with_largest(0.4).smallest.embedding_rank == 50
 
 

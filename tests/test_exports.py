@@ -20,7 +20,7 @@ from nas.modeling.modeling_nas import PREFIX
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
-from search_spaces.stock_config import stock_update
+from search_spaces.stock_config import stock_config_update
 
 HEADS_IN_CONFIG = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
@@ -95,7 +95,7 @@ def uniform(layout: Layout, groups: int, **sizes: int) -> SubnetConfig:
 
 def hidden(layout: Layout, size: int) -> int:
     """A hidden size, or the parent's where it cannot vary."""
-    return layout.parent.hidden_size if layout.family.fixed_hidden else size
+    return layout.parent.hidden_size if layout.family.hidden_fixed_reason else size
 
 
 def per_group(layout: Layout) -> int:
@@ -184,5 +184,5 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
 def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:
     layout = Layout(TOYS["modernbert"].model().config)
     whole = {"num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
-    assert stock_update(layout, SubnetConfig.uniform((0, 2), **whole)) is not None
-    assert stock_update(layout, SubnetConfig.uniform((1, 2), **whole)) is None
+    assert stock_config_update(layout, SubnetConfig.uniform((0, 2), **whole)) is not None
+    assert stock_config_update(layout, SubnetConfig.uniform((1, 2), **whole)) is None

@@ -25,7 +25,7 @@ from nas.supernets.supernet import Supernet
 from predictors.costs.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import RANKS
+from search_spaces.subnet import RANK_FIELDS
 
 CHOICES: dict[str, list[Any]] = {
     "num_hidden_layers": [1, 2, 4],
@@ -149,7 +149,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        others = ("hidden_size", "embedding_rank", "attention", "bits", *DEPTHS, *RANKS)
+        others = ("hidden_size", "embedding_rank", "attention", "bits", *DEPTHS, *RANK_FIELDS)
         here = space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = here.sample(Random(k))
@@ -168,7 +168,9 @@ def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
         if place.stack is not None and place.layer is not None and parameter.dim() == 2:
             dim = 0 if layout.family.conv1d else 1
             if place.axes[dim] in ("heads", "cross_heads", "ffn"):
-                rows = layout.rows(place.axes[dim], subnet.width(place.layer), layout.widths[place.stack])
+                rows = layout.shapes.active_rows(
+                    place.axes[dim], subnet.layer_values(place.layer), layout.parent_values[place.stack]
+                )
                 kept = torch.zeros(parameter.shape[dim])
                 kept[rows] = 1
                 parameter.data *= kept[:, None] if dim == 0 else kept
@@ -237,7 +239,9 @@ def test_importance_order_leaves_the_full_model_as_it_was(family: str, task: str
     changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, weights[name])]
     moved = [set(supernet.layout.locate(name).axes) - {None} for name in changed]
     assert "heads" in str(moved) and "ffn" in str(moved)
-    assert any({"hidden"} <= axes <= {"hidden", "embedding"} for axes in moved) == (not supernet.family.fixed_hidden)
+    assert any({"hidden"} <= axes <= {"hidden", "embedding"} for axes in moved) == (
+        not supernet.family.hidden_fixed_reason
+    )
 
 
 @pytest.mark.parametrize("family", TOYS)

@@ -60,7 +60,7 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
         tuple(layers),
         tuple(heads) * stacks,
         neurons * stacks,
-        supernet.parent.hidden_size if supernet.family.fixed_hidden else hidden,
+        supernet.parent.hidden_size if supernet.family.hidden_fixed_reason else hidden,
         groups * stacks,
         attention=patterns(supernet, case) * stacks,
     )

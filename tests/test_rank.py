@@ -29,7 +29,7 @@ from nas.tasks.context import TaskContext
 from predictors.latency.features import feature_names, features
 from predictors.latency.models import LeastSquares
 from search_spaces import InputError, SearchSpace, SubnetConfig
-from search_spaces.useful_choices import pruned
+from search_spaces.useful_choices import useful_choices
 
 
 def inputs_and_weight(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +70,10 @@ def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
     supernet.activations = calibrate(supernet, [batch])
     layers = supernet.parent.num_hidden_layers
     subnet = SubnetConfig(**{**vars(supernet.parent), "attention_rank": (60,) * layers, "mlp_rank": (30,) * layers})
-    ranks = {name: supernet.layout.rank(supernet.layout.locate(name), subnet.width(0)) for name in supernet.linear}
+    ranks = {
+        name: supernet.layout.shapes.rank(supernet.layout.locate(name), subnet.layer_values(0))
+        for name in supernet.linear
+    }
     for name, moment in supernet.activations.moments.items():
         weight = parent.get_parameter(name)
         matrix = weight.T if supernet.family.conv1d else weight
@@ -195,11 +198,11 @@ def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key(
 
 
 def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
-    choices, reasons = pruned({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
+    choices, reasons = useful_choices({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
     assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
     assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 left out: ")
     with pytest.raises(InputError, match=r"at least 0\.01"):
-        pruned({"mlp_rank": [0.001]}, 64)
+        useful_choices({"mlp_rank": [0.001]}, 64)
 
 
 def test_uniform_scaling_keeps_layers_whole() -> None:

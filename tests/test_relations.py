@@ -35,9 +35,9 @@ def context(text_recipe: Path) -> TaskContext:
 def narrowed(supernet: Supernet) -> SubnetConfig:
     """Without the second layer of each stack, and narrower, where the family can be."""
     scope = {"scope": "uniform"} if supernet.family.shared_layers else {}
-    groups = supernet.layout.widths[0]["num_key_value_heads"] // 2
+    groups = supernet.layout.parent_values[0]["num_key_value_heads"] // 2
     narrow = {
-        "num_attention_heads": [supernet.layout.widths[0]["num_attention_heads"] // 2],
+        "num_attention_heads": [supernet.layout.parent_values[0]["num_attention_heads"] // 2],
         "intermediate_size": [48],
     }
     narrow |= {"num_key_value_heads": [groups]} if "kv_heads" in supernet.family.axes else {}
@@ -72,7 +72,7 @@ def test_the_states_of_kept_layers_are_those_of_the_network_alone(toy: Toy) -> N
     with torch.no_grad():
         outputs = supernet.extract(subnet)(**inputs, output_hidden_states=True)
     names = ("hidden_states",) if len(supernet.stacks) == 1 else ("encoder_hidden_states", "decoder_hidden_states")
-    for name, positions in zip(names, supernet.layout.kept(subnet), strict=True):
+    for name, positions in zip(names, supernet.layout.kept_positions(subnet), strict=True):
         states = getattr(outputs, name)
         for place, position in enumerate(positions[:-1]):  # what a stack ends with may have gone through a norm
             assert torch.allclose(found[subnet.layers[position], "hidden"], states[place + 1], atol=1e-4)
@@ -90,7 +90,7 @@ ROTATED = (
     "gpt_neox",
     "dinov3_vit",
 )
-SPIED = [name for name, toy in TOYS.items() if all(stack.attention for stack in FAMILIES[name].stacks)]
+SPIED = [name for name, toy in TOYS.items() if all(stack.attention_module for stack in FAMILIES[name].stacks)]
 
 
 @pytest.mark.parametrize("name", SPIED)

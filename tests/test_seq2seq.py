@@ -100,7 +100,7 @@ def reference(model: Any, subnet: SubnetConfig) -> Any:
             to, of = layers[kept[0]].layer[0].SelfAttention, layers[0].layer[0].SelfAttention
             to.has_relative_attention_bias, to.relative_attention_bias = True, of.relative_attention_bias
         for index in kept:
-            width = subnet.width(subnet.layers.index(index + start))
+            width = subnet.layer_values(subnet.layers.index(index + start))
             (_zero_t5 if name == "block" else _zero_bart)(layers[index], width)
             for module in layers[index].modules():
                 if hasattr(module, "layer_idx") and start:
@@ -268,8 +268,8 @@ def test_each_stack_has_a_depth_of_its_own() -> None:
     counts = set()
     for seed in range(40):
         subnet = space.sample(Random(seed))
-        assert subnet in space and space.parameters.subnet(space.parameters.of(subnet)) == subnet
-        counts.add(tuple(len(kept) for kept in layout.kept(subnet)))
+        assert subnet in space and space.parameters.to_subnet(space.parameters.from_subnet(subnet)) == subnet
+        counts.add(tuple(len(kept) for kept in layout.kept_positions(subnet)))
     assert counts == {(1, 2), (1, 4), (3, 2), (3, 4)}
     uniform = layout.search_space({**choices, "num_attention_heads": [2, 4], "scope": "uniform"})
     assert len({subnet.key for subnet in uniform}) == uniform.size == 8

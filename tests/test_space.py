@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import NAMED, OF_ALL, PER_LAYER, RANKS, WIDTHS
+from search_spaces.subnet import CATEGORICAL, GLOBAL_FIELDS, NUMERIC, PER_LAYER, RANK_FIELDS
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -44,7 +44,7 @@ def test_parameters_and_subnetworks_are_the_same_thing(scope: str) -> None:
     for _ in range(200):
         subnet = here.sample(rng)
         assert subnet in here
-        assert here.parameters.subnet(here.parameters.of(subnet)) == subnet
+        assert here.parameters.to_subnet(here.parameters.from_subnet(subnet)) == subnet
         assert SubnetConfig.from_dict(subnet.to_dict()) == subnet
         for near in here.neighbours(subnet):
             assert near in here and near != subnet
@@ -71,9 +71,9 @@ def test_evenly_spaced_choices_are_ordered_for_the_sampler() -> None:
 
 def test_a_set_of_layers_of_a_forbidden_size_is_mended_by_importance() -> None:
     here = space(num_hidden_layers=[2])
-    assert here.parameters.subnet({f"layers.{i}": False for i in range(3)}).layers == (0, 2)
-    assert here.parameters.subnet({f"layers.{i}": True for i in range(3)}).layers == (0, 2)
-    assert here.parameters.subnet({"layers.0": False, "layers.1": True, "layers.2": False}).layers == (1, 2)
+    assert here.parameters.to_subnet({f"layers.{i}": False for i in range(3)}).layers == (0, 2)
+    assert here.parameters.to_subnet({f"layers.{i}": True for i in range(3)}).layers == (0, 2)
+    assert here.parameters.to_subnet({"layers.0": False, "layers.1": True, "layers.2": False}).layers == (1, 2)
 
 
 def test_uniform_scalings_run_from_the_largest_to_the_smallest() -> None:
@@ -111,9 +111,9 @@ def test_a_subnet_checks_itself() -> None:
 
 def widths_of(here: SearchSpace) -> list[tuple[int, ...]]:
     """Attention heads, key and value heads and neurons of every choice for one layer, none of low rank."""
-    named = [dict(zip(PER_LAYER, widths, strict=True)) for widths in here.layer_widths]
-    assert all({widths[rank] for rank in RANKS} <= {0, 100} for widths in named)
-    others = (*RANKS, *NAMED)
+    named = [dict(zip(PER_LAYER, widths, strict=True)) for widths in here.layer_choices]
+    assert all({widths[rank] for rank in RANK_FIELDS} <= {0, 100} for widths in named)
+    others = (*RANK_FIELDS, *CATEGORICAL)
     return [tuple(value for field, value in widths.items() if field not in others) for widths in named]
 
 
@@ -134,9 +134,11 @@ def test_grouped_queries_and_skipped_blocks_are_counted_and_never_empty() -> Non
     found = {here.sample(rng) for _ in range(3000)}
     assert len(found) == here.size and all(subnet in here for subnet in found)
     for subnet in list(found)[:50]:
-        assert here.parameters.subnet(here.parameters.of(subnet)) == subnet
-    assert here.parameters.subnet({"num_attention_heads.0": 0, "intermediate_size.0": 0}).intermediate_size[0] == 8
-    assert here.parameters.subnet({"num_attention_heads.0": 4, "num_key_value_heads.0": 1}).num_key_value_heads[0] == 2
+        assert here.parameters.to_subnet(here.parameters.from_subnet(subnet)) == subnet
+    assert here.parameters.to_subnet({"num_attention_heads.0": 0, "intermediate_size.0": 0}).intermediate_size[0] == 8
+    assert (
+        here.parameters.to_subnet({"num_attention_heads.0": 4, "num_key_value_heads.0": 1}).num_key_value_heads[0] == 2
+    )
     assert min(here.smallest.num_attention_heads) == 2 and min(here.smallest.intermediate_size) == 8
 
 
@@ -155,7 +157,7 @@ def test_an_encoder_decoder_has_two_depths() -> None:
     here = SearchSpace(
         parent, num_hidden_layers=[1, 3], num_decoder_layers=[2], depths=(3, 2), layer_order=[4, 1, 0, 3, 2]
     )
-    assert here.size == 3 + 1 and here.kept((1, 2)) == (1, 3, 4)
+    assert here.size == 3 + 1 and here.most_important_layers((1, 2)) == (1, 3, 4)
     assert {subnet.layers for subnet in map(here.sample, [Random(0)] * 200)} == {
         (0, 3, 4),
         (1, 3, 4),
@@ -171,21 +173,21 @@ def reference(here: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
     """What `Parameters.subnet` documents, one layer at a time."""
     if here.scope == "uniform":
         layers = sorted([layer for layer in here.layer_order][: params["num_hidden_layers"]])
-        values = {name: [params[name]] * len(layers) for name in (*WIDTHS, "bits")}
+        values = {name: [params[name]] * len(layers) for name in (*NUMERIC, "bits")}
     else:
         wanted = [layer for layer in here.layer_order if params[f"layers.{layer}"]]
         spare = [layer for layer in here.layer_order if not params[f"layers.{layer}"]]
         allowed = here.choices["num_hidden_layers"]
         depth = max(allowed, key=lambda d: (-abs(d - len(wanted)), d))
         layers = sorted([*wanted, *spare][:depth])
-        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in (*WIDTHS, "bits")}
+        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in (*NUMERIC, "bits")}
     for k in range(len(layers)):
         heads, groups = values["num_attention_heads"][k], values["num_key_value_heads"][k]
         fits = [g for g in here.choices["num_key_value_heads"] if heads and heads % g == 0 and heads // g <= 2]
         values["num_key_value_heads"][k] = min(fits, key=lambda g: (abs(g - groups), -g)) if fits else 0
         if not heads and not values["intermediate_size"][k]:
             values["intermediate_size"][k] = min(v for v in here.choices["intermediate_size"] if v)
-    of_all = {name: params[name] for name in OF_ALL}
+    of_all = {name: params[name] for name in GLOBAL_FIELDS}
     return SubnetConfig(tuple(layers), **of_all, **{name: tuple(found) for name, found in values.items()})
 
 
@@ -212,13 +214,13 @@ def test_many_at_once_are_the_same_as_one_at_a_time(scope: str) -> None:
     parameters = here.parameters
     names, choices = list(parameters.distributions()), list(parameters.values())
     genomes = np.random.default_rng(0).integers(0, [len(values) for values in choices], (500, len(names)))
-    batch = parameters.batch(genomes)
+    batch = parameters.to_batch(genomes)
     expected = [
         reference(here, {n: c[g] for n, c, g in zip(names, choices, row, strict=True)}) for row in genomes.tolist()
     ]
     assert list(batch) == expected and list(batch[100:200]) == expected[100:200]
     assert all(subnet in here for subnet in batch)
-    again = SubnetBatch.of(expected, 3)
-    assert again.fingerprints() == batch.fingerprints()
-    assert len(set(batch.fingerprints())) == len(set(expected))
+    again = SubnetBatch.from_subnets(expected, 3)
+    assert again.row_keys() == batch.row_keys()
+    assert len(set(batch.row_keys())) == len(set(expected))
     assert (parameters.encode(batch) == parameters.encode(expected)).all()

@@ -64,7 +64,7 @@ def main() -> None:
     genomes = np.stack([rng.integers(0, size, n) for size in choices], axis=1)
     taken = {}
     start = time.perf_counter()
-    batch = space.parameters.batch(genomes)
+    batch = space.parameters.to_batch(genomes)
     taken["subnetworks from choices"] = time.perf_counter() - start
     start = time.perf_counter()
     found = costs.count(COUNTED, batch, workload)

@@ -28,15 +28,15 @@ from predictors.measurement.measure import groups, measure_in_calm
 from predictors.measurement.runtimes import Call, onnx_call
 from predictors.measurement.timing import ANCHOR, MAX_DRIFT, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.ranks import FULL_RANK
 
 CHOICES = {
     "num_hidden_layers": [2, 3, 4, 5, 6],
     "num_attention_heads": [0, 2, 4, 6, 8, 10, 12],
     "intermediate_size": [0, 192, 384, 768, 1152, 1536],
     "hidden_size": [256, 320, 384],
-    "attention_rank": [25, 50, 75, DENSE],
-    "mlp_rank": [25, 50, 75, DENSE],
+    "attention_rank": [25, 50, 75, FULL_RANK],
+    "mlp_rank": [25, 50, 75, FULL_RANK],
     "attention": ["local:16", "local:32", "full"],
     "bits": ["float32", "int8"],
 }

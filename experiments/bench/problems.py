@@ -173,13 +173,13 @@ def digits_vit(folder: Path) -> Problem:
     """
     table = json.loads((folder / "digits-vit.json").read_text())
     space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
-    every = SubnetBatch.of(list(subnets(space)), space.parent.num_hidden_layers)
+    every = SubnetBatch.from_subnets(list(subnets(space)), space.parent.num_hidden_layers)
     values = np.array([table["rows"][subnet.key] for subnet in every])
-    parameters, rows = space.parameters, dict(zip(every.fingerprints(), values, strict=True))
+    parameters, rows = space.parameters, dict(zip(every.row_keys(), values, strict=True))
     return Problem(
         "digits-vit",
         parameters.distributions(),
-        lambda genomes: np.array([rows[key] for key in parameters.batch(genomes).fingerprints()]),
+        lambda genomes: np.array([rows[key] for key in parameters.to_batch(genomes).row_keys()]),
         reference=values.max(0),
         front=values[non_dominated(values)],
         space=space,
@@ -194,7 +194,7 @@ def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
             kept = {f"layers.{i}": i in layers for i in space.parent.layers}
             names = [f"{field}.{i}" for field in fields for i in layers]
             for values in product(*(space.choices[name.partition(".")[0]] for name in names)):
-                yield space.parameters.subnet({**kept, **dict(zip(names, values, strict=True))})
+                yield space.parameters.to_subnet({**kept, **dict(zip(names, values, strict=True))})
 
 
 PROBLEMS: dict[str, Callable[[Path], Problem]] = {

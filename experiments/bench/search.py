@@ -43,14 +43,14 @@ class Costs(PlainProblem):
 
     def keys(self, genomes: np.ndarray) -> list[bytes]:
         space = self.problem.space
-        return super().keys(genomes) if space is None else space.parameters.batch(genomes).fingerprints()
+        return super().keys(genomes) if space is None else space.parameters.to_batch(genomes).row_keys()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         seen, space = super().describe(genomes), self.problem.space
         if space is None:
             values = self.problem.evaluate(genomes)
             return replace(seen, values=self._hide(values))
-        features = space.parameters.encode(space.parameters.batch(genomes))
+        features = space.parameters.encode(space.parameters.to_batch(genomes))
         return replace(seen, values=self._hide(self.problem.evaluate(genomes)), features=features)
 
     @staticmethod

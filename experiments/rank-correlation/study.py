@@ -224,7 +224,9 @@ def parameters(counts: AnalyticCosts) -> Callable[[Sequence[SubnetConfig]], np.n
 
 def placed(subnet: SubnetConfig, space: SearchSpace) -> SubnetConfig:
     """The subnetwork with its layers the most important ones of another order: depth and widths are compared."""
-    return SubnetConfig.from_dict({**subnet.to_dict(), "layers": space.kept([subnet.num_hidden_layers])})
+    return SubnetConfig.from_dict(
+        {**subnet.to_dict(), "layers": space.most_important_layers([subnet.num_hidden_layers])}
+    )
 
 
 def quality(model: Any, context: TaskContext) -> dict[str, float]:

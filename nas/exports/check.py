@@ -24,7 +24,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors.measurement.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
-from search_spaces.dimensions.bits import ROUND_INPUTS
+from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 
 SLOWER = 1.25
 """How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""
@@ -78,7 +78,7 @@ def broken_promises(story: Mapping[str, Any], found: Mapping[str, Checked]) -> l
     lines = []
     for form, checked in found.items():
         limit = TOLERANCE if form == "torch" else ONNX_TOLERANCE
-        rounds = form == "int8" or (form != "torch" and {*story["subnet"].get("bits", ())} & {*ROUND_INPUTS})
+        rounds = form == "int8" or (form != "torch" and {*story["subnet"].get("bits", ())} & {*ROUNDS_ACTIVATIONS})
         if checked.failure:
             lines.append(f"{form} does not run: {checked.failure}")
         elif checked.difference is not None and not (rounds or checked.difference <= limit):

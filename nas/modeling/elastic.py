@@ -16,10 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from nas.modeling.modeling_nas import SHAPED, skipped
 from nas.modeling.quantized import rounded_linear
-from search_spaces.dimensions.bits import WHOLE
+from search_spaces.dimensions.bits import FULL_PRECISION
 
 if TYPE_CHECKING:
-    from search_spaces.layout import Rows
+    from search_spaces.shapes import Rows
 
 Index = tuple[slice | torch.Tensor, ...]
 """Active entries of a parameter, one for each of its elastic dimensions."""
@@ -48,12 +48,12 @@ class Elastic(nn.Module):
         if self.basis is not None and not isinstance(self, nn.Embedding):
             up, down = factors(matrix(self), self.basis)
             return self._product(self._product(args[0], down, None), up, self.bias)
-        if self.bits != WHOLE:
+        if self.bits != FULL_PRECISION:
             return self._product(args[0], matrix(self), self.bias)
         return super().forward(*args, **kwargs)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self.bits == WHOLE:
+        if self.bits == FULL_PRECISION:
             return functional.linear(x, weight, bias)
         return rounded_linear(x, weight, bias, self.bits)
 
@@ -190,6 +190,6 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
-        module.views, module.skip, module.basis, module.bits = {}, None, None, WHOLE  # type: ignore[assignment]
+        module.views, module.skip, module.basis, module.bits = {}, None, None, FULL_PRECISION  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

@@ -55,12 +55,12 @@ def blocks(space: SearchSpace) -> list[Block]:
             "let each layer have widths of its own, or use another sampler."
         )
     parameters, largest = space.parameters, space.largest
-    whole, kept = parameters.of(largest), {*map(str, largest.layers), "embedding_rank"}
+    whole, kept = parameters.from_subnet(largest), {*map(str, largest.layers), "embedding_rank"}
     found = []
     for name, distribution in parameters.distributions().items():
         layer = name.rpartition(".")[2]
         for value in choices_of(distribution) if layer in kept else ():
-            subnet = parameters.subnet({**whole, name: value})
+            subnet = parameters.to_subnet({**whole, name: value})
             if value is not True and (value == whole[name] or subnet != largest):
                 found.append(Block(layer, name, value, subnet))
     return found
@@ -220,4 +220,4 @@ class _Program:
             return None
         chosen = {b.name: b.value for b, x in zip(self.blocks, found.x, strict=True) if x > 0.5}
         parameters = self.space.parameters
-        return parameters.subnet({**parameters.of(self.space.largest), **chosen})
+        return parameters.to_subnet({**parameters.from_subnet(self.space.largest), **chosen})

@@ -111,11 +111,11 @@ class SpaceProblem:
 
     def keys(self, genomes: np.ndarray) -> list[bytes]:
         """One for each subnetwork: widths of dropped layers do not count."""
-        return self.parameters.batch(genomes).fingerprints()
+        return self.parameters.to_batch(genomes).row_keys()
 
     def describe(self, genomes: np.ndarray) -> Candidates:
         """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
-        recipe, subnets = self.evaluator.recipe, self.parameters.batch(genomes)
+        recipe, subnets = self.evaluator.recipe, self.parameters.to_batch(genomes)
         columns = self.evaluator.known(recipe.value_names, subnets)
         unknown = np.full(len(subnets), np.nan)
         values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)

@@ -153,14 +153,14 @@ class Docket:
         """Adds what the study does not hold yet as waiting trials."""
         trials = self.study.get_trials(deepcopy=False)
         parameters = self.space.parameters
-        held = {parameters.subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
+        held = {parameters.to_subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
         distributions = parameters.distributions()
         for subnet in subnets:
             if subnet.key not in held:
                 self.study.add_trial(
                     optuna.create_trial(
                         state=TrialState.WAITING,
-                        params=parameters.of(subnet),
+                        params=parameters.from_subnet(subnet),
                         distributions=distributions,
                         user_attrs={"planned": True},
                     )

@@ -74,7 +74,7 @@ def order_by_importance(
         return ImportanceOrder(supernet.parent.layers, {}, [])
     scores = gradient_scores if by == "gradient" else activation_scores
     units = unit_orders(supernet, scores(supernet, batches))
-    hidden = [] if supernet.family.fixed_hidden else _falling(hidden_scores(supernet, batches))
+    hidden = [] if supernet.family.hidden_fixed_reason else _falling(hidden_scores(supernet, batches))
     permute(supernet, units, hidden)
     return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
 
@@ -111,7 +111,7 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     sizes = _sizes(supernet, batches, watched, lambda inputs, output: inputs[0])
     empty, found = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
     for axis in SCORED:
-        unit = supernet.layout.unit(axis)
+        unit = supernet.layout.shapes.channels_per_unit(axis)
         of_layers = [sizes.get((axis, layer), empty) for layer in supernet.parent.layers]
         found[axis] = [size.view(-1, unit).sum(1) for size in of_layers]
     return {axis: layers for axis, layers in found.items() if any(len(layer) for layer in layers)}
@@ -178,7 +178,7 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
         orders["heads"] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
         orders["head_biases"] = orders["heads"]
     if "kv_heads" in supernet.family.axes:
-        grouped = [s.view(layout.widths[0]["num_key_value_heads"], -1) for s in scores["heads"]]
+        grouped = [s.view(layout.parent_values[0]["num_key_value_heads"], -1) for s in scores["heads"]]
         orders["kv_heads"] = [_falling(s.sum(1)) for s in grouped]
         orders["heads"] = [
             [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
@@ -203,7 +203,7 @@ def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]
     if supernet.family.shared_layers:
         return kept.layers
     while True:
-        stacks = [positions for positions in supernet.layout.kept(kept) if len(positions) > 1]
+        stacks = [positions for positions in supernet.layout.kept_positions(kept) if len(positions) > 1]
         candidates = [kept.layers[position] for positions in stacks for position in positions]
         if not candidates:
             break
@@ -254,8 +254,8 @@ def _index(
     for part in axis if isinstance(axis, tuple) else (axis,):
         if part is None:
             return None
-        size = layout.size(part, layout.widths[stack])
-        unit = layout.unit(part)
+        size = layout.shapes.size(part, layout.parent_values[stack])
+        unit = layout.shapes.channels_per_unit(part)
         same = part == "embedding" and size == layout.parent.hidden_size
         order = orders.get("hidden" if same else str(part)) or range(size // unit)
         moves = moves or not isinstance(order, range)
@@ -271,7 +271,7 @@ def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
         weight = module.weight
         assert isinstance(weight, torch.Tensor) and weight.grad is not None
         columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
-        found = columns.view(-1, supernet.layout.unit(axis)).sum(1).abs()
+        found = columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
         total = found if not len(total) else total + found
     return total
 

@@ -110,8 +110,8 @@ class StateRecorder:
             by_head = output.unflatten(-1, (-1, 3, self.layout.head_dim))
             return [piece.flatten(-2) for piece in by_head.unbind(-2)]
         assert self._subnet is not None
-        width = self._subnet.width(self._subnet.layers.index(self._entered[-1][0]))
-        return list(output.split([self.layout.size(part, width) for part in parts], -1))
+        width = self._subnet.layer_values(self._subnet.layers.index(self._entered[-1][0]))
+        return list(output.split([self.layout.shapes.size(part, width) for part in parts], -1))
 
 
 def detached(states: States) -> States:
@@ -126,7 +126,9 @@ def relation_loss(
     losses = []
     for (layer, what), ours in student.items():
         theirs, stack = teacher[layer, what], layout.stack_of(layer)[0]
-        heads = 1 if what == "last" else relation_heads(ours, theirs, layout.widths[stack]["num_attention_heads"])
+        heads = (
+            1 if what == "last" else relation_heads(ours, theirs, layout.parent_values[stack]["num_attention_heads"])
+        )
         losses.append(relation_divergence(ours, theirs, real_tokens(inputs, stack), heads))
     return torch.stack(losses).mean() if losses else next(iter(teacher.values())).new_zeros(())
 

@@ -9,7 +9,7 @@ from nas.tasks.context import TaskContext
 from predictors.measurement.precision import why_not
 from search_spaces import SearchSpace
 from search_spaces.dimensions.bits import BITS
-from search_spaces.useful_choices import pruned
+from search_spaces.useful_choices import useful_choices
 
 LOW_RANK_EMBEDDING_HELPS = ("num_parameters", "size_mb")
 """Figures that a rank of the embeddings can improve: looking rows up costs no time, the product after it does."""
@@ -25,7 +25,7 @@ def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
     workload, figures = context.recipe.workload, context.recipe.value_names
     tokens = context.layout.inputs.longest_sequence(workload.sequence_length)
     refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
-    return pruned(context.recipe.space.model_dump(), tokens, refused, why_embedding_full_rank(context))
+    return useful_choices(context.recipe.space.model_dump(), tokens, refused, why_embedding_full_rank(context))
 
 
 def why_embedding_full_rank(context: TaskContext) -> str:

@@ -20,11 +20,11 @@ from nas.modeling.quantized import quantize
 from nas.supernets.low_rank import Activations, leading, output_basis
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.dimensions.attention import FULL, AttentionPattern
-from search_spaces.dimensions.bits import WHOLE
-from search_spaces.dimensions.ranks import DENSE, factor_rank
+from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.dimensions.ranks import FULL_RANK, factor_rank
 from search_spaces.family import Axes
-from search_spaces.stock_config import stock_update
-from search_spaces.subnet import RANKS
+from search_spaces.stock_config import stock_config_update
+from search_spaces.subnet import RANK_FIELDS
 from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Part:
     numbered: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
     attention: str = FULL
-    bits: str = WHOLE
+    bits: str = FULL_PRECISION
 
 
 class Supernet:
@@ -65,7 +65,7 @@ class Supernet:
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._class = type(model)
-        for path, (attribute, _) in self.family.unused.items():
+        for path, (attribute, _) in self.family.unused_modules.items():
             setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
@@ -104,7 +104,7 @@ class Supernet:
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             place = self.layout.locate(name)
             part = self._outer if place.layer is None else self._layers[place.layer]
-            if not any(place.axes) or self.layout.is_leading(place):
+            if not any(place.axes) or self.layout.is_shared_by_first_layer(place):
                 continue
             if parameter.dim() < len(place.axes):
                 raise InputError(
@@ -113,20 +113,20 @@ class Supernet:
                 )
             part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
             part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
-            if self.layout.linear_axes(place) and name.endswith(".weight"):
+            if self.layout.shapes.linear_axes(place) and name.endswith(".weight"):
                 part.ranked[place.path] = name
-            if self.layout.is_embedding(place) and name not in tied:
+            if self.layout.shapes.is_embedding(place) and name not in tied:
                 self.embedding = cast(nn.Embedding, part.modules[place.path])
                 part.ranked[place.path] = name
         for index, part in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
-            for path, wrapper in stack.wrappers.items():
+            for path, wrapper in stack.mixins.items():
                 part.modules[path] = make_elastic(part.root.get_submodule(path), WRAPPERS[wrapper])
             for paths in stack.skips.values():
                 part.modules |= {path: make_elastic(part.root.get_submodule(path)) for path in paths}
             part.numbered = [module for module in part.root.modules() if hasattr(module, "layer_idx")]
         for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
-            for path in stack.leading:
+            for path in stack.shared_by_first_layer:
                 parent, _, name = path.rpartition(".")
                 for layer in layers[1:]:  # seen by every layer, a child of the first one only
                     layer.get_submodule(parent).__dict__[name] = layers[0].get_submodule(path)
@@ -134,9 +134,9 @@ class Supernet:
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError unless the parent contains a subnetwork."""
         check_subnet(self.layout, subnet)
-        if subnet.embedding_rank != DENSE and self.embedding is None:
+        if subnet.embedding_rank != FULL_RANK and self.embedding is None:
             raise InputError(
-                f"`embedding_rank` must be {DENSE} where the output head shares the embeddings' table, as that of "
+                f"`embedding_rank` must be {FULL_RANK} where the output head shares the embeddings' table, as that of "
                 f"{self._class.__name__} does, but got {subnet.embedding_rank}."
             )
 
@@ -147,20 +147,20 @@ class Supernet:
             InputError: If the parent does not contain it.
         """
         self.check(subnet)
-        for stack, positions in enumerate(self.layout.kept(subnet)):
+        for stack, positions in enumerate(self.layout.kept_positions(subnet)):
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
             self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
             for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 part = self._layers[subnet.layers[position]]
-                self._show(part, stack, subnet.width(position))
+                self._show(part, stack, subnet.layer_values(position))
                 self._attend(part, stack, subnet.attention[position])
                 self._store_in(part, subnet.bits[position])
                 for module in part.numbered:
                     module.__dict__["layer_idx"] = number  # the place in the cache
-        self._show(self._outer, None, self.layout.outer_width(subnet))
+        self._show(self._outer, None, self.layout.outside_values(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
-        sizes.__dict__.pop(self.family.cache_depth, None)
-        for name, value in self.layout.depth_update(subnet).items():
+        sizes.__dict__.pop(self.family.cache_depth_field, None)
+        for name, value in self.layout.depth_config_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
 
@@ -172,7 +172,7 @@ class Supernet:
         for path, kinds in part.axes.items():
             views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
             part.modules[path].__dict__["views"] = views
-        low = any(width.get(rank, DENSE) not in (0, DENSE) for rank in (*RANKS, "embedding_rank"))
+        low = any(width.get(rank, FULL_RANK) not in (0, FULL_RANK) for rank in (*RANK_FIELDS, "embedding_rank"))
         for path, name in part.ranked.items():
             part.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
         if stack is not None:
@@ -181,15 +181,15 @@ class Supernet:
                 part.modules[path].__dict__["skip"] = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
-                    setattr(holder(part.root, path), name, self.layout.attribute_value(formula, width))
+                    setattr(holder(part.root, path), name, self.layout.shapes.attribute_value(formula, width))
         part.width = width
 
     def _attend(self, part: _Part, stack: int, text: str) -> None:
         """Sets the attention pattern of one layer."""
         if part.attention != text:
             pattern = AttentionPattern.parse(text)
-            module = part.root.get_submodule(self.family.stacks[stack].attention)
-            set_attention(module, None if pattern is None else pattern.graph)
+            module = part.root.get_submodule(self.family.stacks[stack].attention_module)
+            set_attention(module, None if pattern is None else pattern.to_list())
             part.attention = text
 
     def _store_in(self, part: _Part, bits: str) -> None:
@@ -201,7 +201,7 @@ class Supernet:
 
     def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
         """Axes of the parameters that are not active whole with given widths -> their active entries."""
-        width, full = dict(items), self.layout.widths[stack or 0]
+        width, full = dict(items), self.layout.parent_values[stack or 0]
         parts = [self._outer] if stack is None else self._layers
         every = {axes for part in parts for kinds in part.axes.values() for axes in kinds.values()}
         found = {axes: self._index(axes, width, full) for axes in every}
@@ -209,9 +209,9 @@ class Supernet:
 
     def _index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
         def whole(axis: Any, rows: Any) -> bool:
-            return isinstance(rows, slice) and rows.stop == self.layout.size(axis, full)
+            return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
-        found = [(axis, self.layout.rows(axis, width, full)) for axis in axes]
+        found = [(axis, self.layout.shapes.active_rows(axis, width, full)) for axis in axes]
         return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
 
     @property
@@ -225,10 +225,10 @@ class Supernet:
         It is that of the active entries alone, and the same until there are other activations.
         """
         place = self.layout.locate(name)
-        rank = self.layout.rank(place, width)
+        rank = self.layout.shapes.rank(place, width)
         if rank is None:
             return None
-        axes, full = self.layout.linear_axes(place) or place.axes, self.layout.widths[place.stack or 0]
+        axes, full = self.layout.shapes.linear_axes(place) or place.axes, self.layout.parent_values[place.stack or 0]
         index = self._index(axes, width, full)
         key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
         if key not in self._bases:
@@ -239,7 +239,7 @@ class Supernet:
         """Basis of the active entries of a module, for its largest rank below break-even."""
         known = self._activations
         place = self.layout.locate(name)
-        if known is not None and self.layout.is_embedding(place) and known.embedding is not None:
+        if known is not None and self.layout.shapes.is_embedding(place) and known.embedding is not None:
             moment = take(known.embedding, (index[1], index[1]))
             return leading(moment, _largest(len(moment), self.layout.sizes.vocab_size))
         if known is None or name not in known.moments:
@@ -259,7 +259,7 @@ class Supernet:
             InputError: If the parent does not contain the subnetwork.
         """
         self.check(subnet)
-        update = stock_update(self.layout, subnet)
+        update = stock_config_update(self.layout, subnet)
         model_class, config = self._stock(update) if update is not None else self._edited(subnet)
         with torch.random.fork_rng(devices=[]), no_init_weights():
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
@@ -276,17 +276,17 @@ class Supernet:
         """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
-            width, place = self.layout.width_of(subnet, name), self.layout.locate(name)
+            width, place = self.layout.values_at(subnet, name), self.layout.locate(name)
             if width is not None:
-                index = self._index(place.axes, width, self.layout.widths[place.stack or 0])
-                new_name, basis = self.layout.name_of(subnet, name), None
+                index = self._index(place.axes, width, self.layout.parent_values[place.stack or 0])
+                new_name, basis = self.layout.name_in_subnet(subnet, name), None
                 module, _, kind = new_name.rpartition(".")
-                is_table = self.layout.is_embedding(place)
-                if self.layout.linear_axes(place) or is_table:
+                is_table = self.layout.shapes.is_embedding(place)
+                if self.layout.shapes.linear_axes(place) or is_table:
                     basis = self._basis(f"{name.removesuffix(kind)}weight", width)
                 bits = self.layout.bits_of(subnet, place)
                 found = take(tensor, index)
-                if kind != "weight" or (basis is None and bits == WHOLE):
+                if kind != "weight" or (basis is None and bits == FULL_PRECISION):
                     state[new_name if basis is None else f"{module}.up.{kind}"] = found
                     continue
                 matrices = {"": found.T if self.family.conv1d or is_table else found}
@@ -294,15 +294,15 @@ class Supernet:
                     up, down = factors(matrices[""], basis)
                     matrices = {".up": up, ".down": down.T if is_table else down}
                 for end, one in matrices.items():
-                    stored = {"weight": one} if bits == WHOLE else quantize(one, bits)
+                    stored = {"weight": one} if bits == FULL_PRECISION else quantize(one, bits)
                     state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
         return state
 
     def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
         """The weights of a stock model whose constants follow from another hidden size than the parent's."""
-        if self.family.folds is None or subnet.hidden_size == self.parent.hidden_size:
+        if self.family.rescale_constants is None or subnet.hidden_size == self.parent.hidden_size:
             return state
-        folds = self.family.folds(self.config, subnet.hidden_size)
+        folds = self.family.rescale_constants(self.config, subnet.hidden_size)
         for end, (factor, offset) in folds.items():
             for name in state:
                 if f".{name}".endswith(f".{end}"):
@@ -312,7 +312,7 @@ class Supernet:
     def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update({**update, **{name: False for _, name in self.family.unused.values()}})
+        sizes.update({**update, **{name: False for _, name in self.family.unused_modules.values()}})
         if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
@@ -321,19 +321,19 @@ class Supernet:
 
     def _edited(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         """Class and config of a subnetwork that no stock config describes."""
-        _, config = self._stock(self.layout.depth_update(subnet))
+        _, config = self._stock(self.layout.depth_config_update(subnet))
         config.update({"nas_arch": arch_of(self.model, self.layout, subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
-        if subnet.embedding_rank != DENSE:
+        if subnet.embedding_rank != FULL_RANK:
             described.tie_word_embeddings = False  # no head can share a table of another width
         return nas_model, described
 
 
 def _largest(outputs: int, inputs: int) -> int:
     """The largest rank of two factors below break-even."""
-    rank = factor_rank(outputs, inputs, DENSE - 1)
+    rank = factor_rank(outputs, inputs, FULL_RANK - 1)
     assert rank is not None
     return rank

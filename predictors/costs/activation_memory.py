@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from search_spaces import Layout, SubnetConfig
-from search_spaces.family import Position, Stack
+from search_spaces.family import RunsOn, Stack
 
 ATTENTION_AXES = {"heads", "kv_heads", "qkv_heads"}
 """Output axes of what self-attention projects its input to."""
@@ -22,7 +22,7 @@ def live_numbers(
     subnet: SubnetConfig,
     position: int,
     block: str,
-    runs: Mapping[Position, int],
+    runs: Mapping[RunsOn, int],
     modules: Collection[str],
 ) -> int:
     """Numbers in the tensors that are alive at once while a block of a layer runs in eager PyTorch, on one sample.
@@ -40,11 +40,11 @@ def live_numbers(
         modules: Paths below a layer of the modules that the parent has; a table may list more.
     """
     number, _ = layout.stack_of(subnet.layers[position])
-    stack, width = layout.family.stacks[number], subnet.width(position)
-    tokens = runs[layout.family.runs_on(number)]
+    stack, width = layout.family.stacks[number], subnet.layer_values(position)
+    tokens = runs[layout.family.stack_runs_on(number)]
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
-        layout.size(found[0], width)
+        layout.shapes.size(found[0], width)
         for path, found in stack.modules.items()
         if path in modules and len(found) == 2 and found[1] == "hidden" and found[0] and axes >= set(_parts(found[0]))
     ]
@@ -56,7 +56,7 @@ def _attention(layout: Layout, stack: Stack, width: Mapping[str, int], projected
     heads, streams = width["num_attention_heads"], 2 if is_post_norm(stack) else 4
     queries = heads * layout.head_dim
     rotated = 2 * queries if hasattr(layout.sizes, "rope_parameters") else 0
-    scores = 0 if stack.attention else (6 if layout.family.extra_macs else 3) * heads * tokens
+    scores = 0 if stack.attention_module else (6 if layout.family.extra_macs else 3) * heads * tokens
     return streams * width["hidden_size"] + sum(projected) + queries + rotated + scores
 
 
@@ -74,7 +74,7 @@ def is_post_norm(stack: Stack) -> bool:
     return any(found.startswith("input") for found in stack.skips.get("attention", {}).values())
 
 
-def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
+def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
     """Numbers in the keys and values that a decoder's layer keeps of one sample, those of the encoder included.
 
     One whose attention is skipped keeps one channel, which counts the tokens.
@@ -82,9 +82,9 @@ def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Ma
     number, index = layout.stack_of(subnet.layers[position])
     if not layout.family.is_causal(number):
         return 0
-    width = subnet.width(position)
+    width = subnet.layer_values(position)
     channels = [max(layout.head_dim * width[f"num_{name}_heads"], 1) for name in ("key_value", "attention")]
-    crossed = runs["source"] if layout.family.stacks[number].source else 0
+    crossed = runs["source"] if layout.family.stacks[number].source_modules else 0
     return 2 * (_cached_tokens(layout, index, runs["token"]) * channels[0] + crossed * channels[1])
 
 

@@ -14,7 +14,7 @@ from predictors.costs.part_table import PartTable
 from predictors.costs.parts import Parts, Shape
 from predictors.measurement.workload import Workload
 from search_spaces import Layout, SubnetBatch, SubnetConfig
-from search_spaces.layout import ALSO_NAMED
+from search_spaces.shapes import NAMES_IN_SUBNET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,7 +111,7 @@ class AnalyticCosts:
             workload: Batch, tokens and precision.
         """
         workload, found = workload or Workload(), {name: [np.zeros(0)] for name in names}
-        batch = SubnetBatch.of(subnets, self.layout.parent.num_hidden_layers)
+        batch = SubnetBatch.from_subnets(subnets, self.layout.parent.num_hidden_layers)
         for start in range(0, len(batch), AT_ONCE):
             here = batch[start : start + AT_ONCE]
             for name, values in self._counted(names, here, workload).items():
@@ -136,7 +136,7 @@ class AnalyticCosts:
 
     def size_bytes(self, subnet: SubnetConfig) -> int:
         """Size of the exported ``model.safetensors`` to the byte, header and rounded weights included."""
-        return int(self.files(SubnetBatch.of([subnet], self.layout.parent.num_hidden_layers))[0])
+        return int(self.files(SubnetBatch.from_subnets([subnet], self.layout.parent.num_hidden_layers))[0])
 
 
 def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
@@ -159,8 +159,8 @@ def _kinds(layout: Layout, name: str) -> dict[str, str]:
     module, _, kind = name.rpartition(".")
     kinds = {kind: name}
     place = layout.locate(name)
-    if layout.linear_axes(place) or layout.is_embedding(place):
-        kinds |= {new: f"{module}.{new}" for new in ALSO_NAMED[kind]}
+    if layout.shapes.linear_axes(place) or layout.shapes.is_embedding(place):
+        kinds |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[kind]}
     return kinds
 
 

@@ -19,9 +19,9 @@ import numpy as np
 from predictors.costs.part_table import distinct, made_once
 from predictors.costs.parts import Blocks, Shape, blocks_of, pieces_of
 from search_spaces import Layout, SubnetBatch, SubnetConfig
-from search_spaces.dimensions.bits import InFile
+from search_spaces.dimensions.bits import StoredTensor
 from search_spaces.layout import is_under
-from search_spaces.subnet import BLOCKS, NAMED, OF_ALL, WIDTHS
+from search_spaces.subnet import BLOCKS, CATEGORICAL, GLOBAL_FIELDS, NUMERIC
 
 LEADING: Blocks = ("leading",)
 """Stands for the modules of a first layer that serve its whole stack."""
@@ -38,7 +38,8 @@ class Stored:
     """One tensor of the parent: its shape, its name in the file, the type of its numbers and their bytes.
 
     The file holds tensors of one name there as one, concatenated along their first dimension. ``disk_names`` has the
-    names of its factors and of its rounded numbers as well, by what `Layout.pieces` and `stored_pieces` call them.
+    names of its factors and of its rounded numbers as well, by what `Shapes.tensor_shapes` and
+    `Shapes.stored_tensors` call them.
     """
 
     shape: Shape
@@ -120,9 +121,9 @@ class FileSizes:
         """Every run in every place that it can stand in, in no order."""
         if not len(batch):
             return
-        of_all = [getattr(batch, name)[:, None] for name in OF_ALL]
+        of_all = [getattr(batch, name)[:, None] for name in GLOBAL_FIELDS]
         found, which = self._spans(
-            batch, [OUTSIDE], [*of_all, batch.widths["num_attention_heads"].max(axis=1, keepdims=True)]
+            batch, [OUTSIDE], [*of_all, batch.layer_values["num_attention_heads"].max(axis=1, keepdims=True)]
         )
         for (dtype, (name, _)), spans in _transposed(found):
             yield _Slot((-TYPES.index(dtype), name), 0, spans, which[:, 0])
@@ -144,20 +145,20 @@ class FileSizes:
         """
         if blocks == LEADING:
             groups, has = [(layers[0], LEADING)] * len(layers), self._leads(batch, layers)
-            widths = [batch.widths[name][:, layers].max(axis=1, keepdims=True) for name in WIDTHS]
+            widths = [batch.layer_values[name][:, layers].max(axis=1, keepdims=True) for name in NUMERIC]
         else:
             groups, has = [(layer, blocks) for layer in layers], batch.kept[:, layers]
-            names = (name for block in blocks for name in BLOCKS[block] if name not in NAMED)
-            widths = [batch.widths[name][:, layers] for name in names]
+            names = (name for block in blocks for name in BLOCKS[block] if name not in CATEGORICAL)
+            widths = [batch.layer_values[name][:, layers] for name in names]
         first = np.array([1 + self._alike.get(group, group)[0] for group in groups])
-        return groups, [has * first, batch.hidden_size[:, None], batch.widths["bits"][:, layers], *widths]
+        return groups, [has * first, batch.hidden_size[:, None], batch.layer_values["bits"][:, layers], *widths]
 
     def _leads(self, batch: SubnetBatch, layers: range) -> np.ndarray:
         """Which layer of a stack has what serves all of it: the first that does not skip it (n, layers)."""
         place, has = self.layout.locate(self._names[layers[0], LEADING][0]), batch.kept[:, layers]
         for block, modules in self.layout.family.stacks[place.stack or 0].skips.items():
             if is_under(place.path, modules):
-                has = has & (batch.widths[BLOCKS[block][0]][:, layers] > 0)
+                has = has & (batch.layer_values[BLOCKS[block][0]][:, layers] > 0)
         return has & (has.cumsum(axis=1) == 1)
 
     def _spans(
@@ -180,12 +181,12 @@ class FileSizes:
         found, which = made_once(self._known, groups[0], flat, make)
         return found, which.reshape(shape)
 
-    def _files_of(self, subnet: SubnetConfig, names: Sequence[str]) -> list[tuple[Name, InFile]]:
+    def _files_of(self, subnet: SubnetConfig, names: Sequence[str]) -> list[tuple[Name, StoredTensor]]:
         """Some of the parent's tensors as they lie in the file."""
         found = []
         for name, pieces in pieces_of(self.layout, subnet, {name: self.stored[name].shape for name in names}).items():
             place, stored = self.layout.locate(name), self.stored[name]
-            rounded = self.layout.stored_pieces(place, pieces, self.layout.bits_of(subnet, place))
+            rounded = self.layout.shapes.stored_tensors(place, pieces, self.layout.bits_of(subnet, place))
             whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
             for kind, tensor in (rounded or whole).items():
                 found.append((self._split(stored.disk_names[kind], place.layer), tensor))
@@ -198,9 +199,9 @@ class FileSizes:
         before, _, after = disk_name.partition(f".{self.layout.stack_of(layer)[1]}.")
         return f"{before}.", f".{after}"
 
-    def _by_run(self, files: Sequence[tuple[Name, InFile]]) -> Spans:
+    def _by_run(self, files: Sequence[tuple[Name, StoredTensor]]) -> Spans:
         """The span of each run; tensors of one name are one, as long as all of them."""
-        found: dict[Run, dict[Name, InFile]] = {}
+        found: dict[Run, dict[Name, StoredTensor]] = {}
         for name, (shape, dtype, itemsize) in files:
             run = found.setdefault((dtype, self._first[name]), {})
             if name in run:
@@ -215,7 +216,10 @@ class FileSizes:
         for name in self.stored:
             place, group = self.layout.locate(name), OUTSIDE
             if place.layer is not None:
-                group = place.layer, LEADING if self.layout.is_leading(place) else blocks_of(self.layout, place)
+                group = (
+                    place.layer,
+                    LEADING if self.layout.is_shared_by_first_layer(place) else blocks_of(self.layout, place),
+                )
             found.setdefault(group, []).append(name)
         return found
 
@@ -253,7 +257,7 @@ def _transposed(found: Sequence[Spans]) -> Iterator[tuple[Run, list[_Span]]]:
         yield run, [spans.get(run, NOTHING) for spans in found]
 
 
-def _span(tensors: Mapping[Name, InFile]) -> _Span:
+def _span(tensors: Mapping[Name, StoredTensor]) -> _Span:
     header = 0
     for (before, after), (shape, dtype, _) in tensors.items():
         sizes = ",".join(map(str, shape))

@@ -10,7 +10,7 @@ import numpy as np
 
 from predictors.costs.parts import OUTER, Blocks, Part, Parts
 from search_spaces import SubnetBatch
-from search_spaces.subnet import BLOCKS, OF_ALL
+from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS
 
 Made = TypeVar("Made")
 
@@ -54,9 +54,9 @@ class PartTable:
         return largest
 
     def _outer(self) -> tuple[Part, np.ndarray]:
-        heads, starts = self.batch.widths["num_attention_heads"], np.cumsum([0, *self._parts.layout.depths])
+        heads, starts = self.batch.layer_values["num_attention_heads"], np.cumsum([0, *self._parts.layout.depths])
         most = [heads[:, a:b].max(axis=1) for a, b in pairwise(starts)]
-        columns = [*(getattr(self.batch, name) for name in OF_ALL), *most]
+        columns = [*(getattr(self.batch, name) for name in GLOBAL_FIELDS), *most]
         return self._counted((OUTER,), columns, lambda row: self._parts.outer(self.batch[row], self._length))
 
     def _of_layer(self, layer: int, blocks: Blocks) -> tuple[Part, np.ndarray]:
@@ -66,7 +66,7 @@ class PartTable:
                 return Part()
             return self._parts.of_layer(subnet, subnet.layers.index(layer), blocks, self._length)
 
-        widths = [self.batch.widths[field][:, layer] for block in blocks for field in BLOCKS[block]]
+        widths = [self.batch.layer_values[field][:, layer] for block in blocks for field in BLOCKS[block]]
         return self._counted((layer, blocks), [self.batch.kept[:, layer], self.batch.hidden_size, *widths], count)
 
     def _counted(self, key: Any, columns: list[np.ndarray], count: Callable[[int], Part]) -> tuple[Part, np.ndarray]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from predictors.costs.activation_memory import cached_numbers, live_numbers
 from search_spaces import Layout, SubnetConfig
 from search_spaces.dimensions.attention import AttentionPattern
-from search_spaces.family import Position
-from search_spaces.layout import FIELD_OF_AXIS, Place, is_under
-from search_spaces.subnet import BLOCKS, OF_ALL
+from search_spaces.family import RunsOn
+from search_spaces.layout import ParameterLocation, is_under
+from search_spaces.shapes import FIELD_OF_AXIS
+from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS
 
 Shape = tuple[int, ...]
 Pieces = dict[str, dict[str, Shape]]
@@ -74,8 +75,8 @@ class Parts:
 
     def outer(self, subnet: SubnetConfig, sequence_length: int | None) -> Part:
         """All outside the layers; it depends on what holds for all layers and on the most heads of each stack."""
-        heads = [max(subnet.num_attention_heads[k] for k in kept) for kept in self.layout.kept(subnet)]
-        key = (sequence_length, *(getattr(subnet, name) for name in OF_ALL), *heads)
+        heads = [max(subnet.num_attention_heads[k] for k in kept) for kept in self.layout.kept_positions(subnet)]
+        key = (sequence_length, *(getattr(subnet, name) for name in GLOBAL_FIELDS), *heads)
         return self._remembered(key, lambda: self._outer(subnet, sequence_length))
 
     def of_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> Part:
@@ -93,11 +94,11 @@ class Parts:
         runs, held = self._runs(sequence_length), self._held[OUTER]
         found = pieces_of(self.layout, subnet, {name: self.parameters[name] for name in held})
         family = self.layout.family
-        runs_on: dict[str, Position] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
+        runs_on: dict[str, RunsOn] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
         macs = weights = moved = largest = 0
         for name, shapes in self._products(subnet, OUTER):
             module, numbers = name.removesuffix(".weight"), sum(map(math.prod, shapes))
-            for path, position in {**family.positions, **runs_on}.items():
+            for path, position in {**family.runs_on, **runs_on}.items():
                 if f".{module}".endswith(f".{path}"):
                     flow = runs[position] * sum(map(_flow, shapes))
                     macs, weights, moved = macs + runs[position] * numbers, weights + numbers, moved + flow
@@ -128,25 +129,25 @@ class Parts:
         names = self._used.get(where, [])
         found = pieces_of(self.layout, subnet, {name: self.multiplied[name] for name in names})
         for name, shapes in found.items():
-            looked_up = {"weight", "down.weight"} if self.layout.is_embedding(self.layout.locate(name)) else ()
+            looked_up = {"weight", "down.weight"} if self.layout.shapes.is_embedding(self.layout.locate(name)) else ()
             yield name, [shape for kind, shape in shapes.items() if kind not in looked_up]
 
-    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[Position, int]) -> int:
+    def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
         """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
-        layout, width = self.layout, subnet.width(position)
+        layout, width = self.layout, subnet.layer_values(position)
         number, _ = layout.stack_of(subnet.layers[position])
-        family, tokens = layout.family, runs[layout.family.runs_on(number)]
+        family, tokens = layout.family, runs[layout.family.stack_runs_on(number)]
         pattern = AttentionPattern.parse(subnet.attention[position])
-        own = tokens * tokens if pattern is None else pattern.pairs(tokens, causal=family.is_causal(number))
-        crossed = tokens * runs["source"] if family.stacks[number].source else 0
+        own = tokens * tokens if pattern is None else pattern.computed_pairs(tokens, causal=family.is_causal(number))
+        crossed = tokens * runs["source"] if family.stacks[number].source_modules else 0
         found = 2 * (own + crossed) * width["num_attention_heads"] * layout.head_dim
         extra = family.extra_macs
         return found + (extra(layout, width, tokens) if extra is not None else 0)
 
     # -- where each tensor belongs ------------------------------------------------------------------------------------
 
-    def _runs(self, sequence_length: int | None) -> Mapping[Position, int]:
-        return self.layout.inputs.runs(sequence_length, label_tokens=self.label_tokens)
+    def _runs(self, sequence_length: int | None) -> Mapping[RunsOn, int]:
+        return self.layout.inputs.runs_per_sample(sequence_length, label_tokens=self.label_tokens)
 
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:
@@ -167,7 +168,7 @@ class Parts:
         found: dict[Any, list[str]] = {OUTER: []}
         for name in names:
             place = self.layout.locate(name)
-            inside = place.stack is not None and not self.layout.is_leading(place)
+            inside = place.stack is not None and not self.layout.is_shared_by_first_layer(place)
             part = (place.layer, blocks_of(self.layout, place)) if inside else OUTER
             found.setdefault(part, []).append(name)
         return found
@@ -183,16 +184,16 @@ def pieces_of(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, Shape])
     """What the extracted model holds of some of the parent's tensors."""
     found = Pieces()
     for name, shape in shapes.items():
-        width = layout.width_of(subnet, name)
+        width = layout.values_at(subnet, name)
         if width is not None:
-            found[name] = layout.pieces(layout.locate(name), name.rpartition(".")[2], width, shape)
+            found[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], width, shape)
     return found
 
 
-def blocks_of(layout: Layout, place: Place) -> Blocks:
+def blocks_of(layout: Layout, place: ParameterLocation) -> Blocks:
     """The blocks of a layer on whose fields it depends what is left of a tensor there."""
     assert place.stack is not None
-    axes = [part for axis in (*place.axes, *layout.linear_axes(place)) for part in _parts(axis)]
+    axes = [part for axis in (*place.axes, *layout.shapes.linear_axes(place)) for part in _parts(axis)]
     fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[place.stack].skips
     touched = {block for block, modules in skips.items() if is_under(place.path, modules)}
     return tuple(block for block, names in BLOCKS.items() if block in touched or fields & set(names))

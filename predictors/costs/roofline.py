@@ -76,7 +76,7 @@ def roofline_ms(
     Weights are read once; what products read and write goes to memory, and so does the cache when a token is decoded.
     All are in the workload's precision: what the bits of a layer save is not in it.
     """
-    batch = SubnetBatch.of(subnets, costs.layout.parent.num_hidden_layers)
+    batch = SubnetBatch.from_subnets(subnets, costs.layout.parent.num_hidden_layers)
     whole = PartTable(costs.parts, batch, workload.sequence_length)
     numbers = workload.batch_size * workload.activation_bytes
 

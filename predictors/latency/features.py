@@ -9,9 +9,9 @@ import numpy as np
 
 from predictors.latency.work import RANK_OF, work, work_names
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.dimensions.ranks import DENSE
+from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import WIDTHS
+from search_spaces.subnet import NUMERIC
 
 BLOCK_WIDTHS = tuple(RANK_OF)
 HIDDEN = "hidden_size*"
@@ -57,16 +57,16 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice. Rows lie together, as
         in a table read back from a file: sums, and so fits, are then the same to the last bit.
     """
-    batch = SubnetBatch.of(subnets, space.parent.num_hidden_layers)
+    batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
     for stack in space.stacks:
         kept, sums, climbs = batch.kept[:, stack].T, list[np.ndarray](), list[np.ndarray]()
-        widths = {field: np.ascontiguousarray(batch.widths[field][:, stack].T) for field in WIDTHS}
+        widths = {field: np.ascontiguousarray(batch.layer_values[field][:, stack].T) for field in NUMERIC}
         for field in (field for field in space.fields if field != "bits"):
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
                 heads = widths["num_attention_heads"] / max(space.choices["num_attention_heads"])
-                place = batch.places(field, space.choices[field])[:, stack].T
+                place = batch.category_index(field, space.choices[field])[:, stack].T
                 sums.append((heads * place).sum(axis=0))
                 climbs += [(heads * (place > k)).sum(axis=0) for k in range(1, len(steps) + 1)]
                 continue
@@ -80,13 +80,13 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
                 here = kept if rank is None else widths[RANK_OF[field]] == rank
                 climbs += [(climb * here).sum(axis=0) / largest for climb in climbed]
         for number, _ in enumerate(_kinds(space), 1):
-            here = (batch.places("bits", _kinds(space)) == number)[:, stack].T
+            here = (batch.category_index("bits", _kinds(space)) == number)[:, stack].T
             climbs.append(here.sum(axis=0))
             for width in BLOCK_WIDTHS:
                 climbs.append((widths[width] * here).sum(axis=0) / max(space.choices[width]))
         columns += [kept.sum(axis=0), *sums, *climbs]
     percent, thin = batch.embedding_rank, _thin_tables(space)
-    columns += [np.where(percent < DENSE, percent / DENSE, 0.0)] * bool(thin)
+    columns += [np.where(percent < FULL_RANK, percent / FULL_RANK, 0.0)] * bool(thin)
     columns += [np.equal(percent, choice) for choice in thin]
     table, of_work = np.stack(columns, dtype=float), work(space, batch).T
     if len(space.choices["hidden_size"]) == 1:
@@ -102,7 +102,7 @@ def _kinds(space: SearchSpace) -> Sequence[str]:
 
 def _thin_tables(space: SearchSpace) -> Sequence[int]:
     """The ranks with which embeddings take a product more, in percent, where that is open."""
-    return [rank for rank in space.parameters.get("embedding_rank", ()) if rank < DENSE]
+    return [rank for rank in space.parameters.get("embedding_rank", ()) if rank < FULL_RANK]
 
 
 def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:

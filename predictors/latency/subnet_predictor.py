@@ -117,7 +117,7 @@ class SubnetPredictor:
 
     def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Latencies of subnetworks: (len(subnets),) milliseconds; fastest for a `SubnetBatch`."""
-        batch = SubnetBatch.of(subnets, self.space.parent.num_hidden_layers)
+        batch = SubnetBatch.from_subnets(subnets, self.space.parent.num_hidden_layers)
         parts = [batch[start : start + AT_ONCE] for start in range(0, len(batch), AT_ONCE)]
         return np.concatenate([np.zeros(0), *(self.latency.predict(features(self.space, part)) for part in parts)])
 

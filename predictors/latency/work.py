@@ -13,14 +13,14 @@ import numpy as np
 
 from search_spaces import SearchSpace, SubnetBatch
 from search_spaces.dimensions.attention import FULL
-from search_spaces.dimensions.bits import BITS, WHOLE
-from search_spaces.dimensions.ranks import DENSE
-from search_spaces.subnet import RANKS
+from search_spaces.dimensions.bits import BITS, FULL_PRECISION
+from search_spaces.dimensions.ranks import FULL_RANK
+from search_spaces.subnet import RANK_FIELDS
 
 WORK = "work:"
 """Begins the names of its columns."""
 
-RANK_OF = {width: rank for rank, width in RANKS.items()}
+RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
 
 
@@ -29,7 +29,7 @@ def work_names(space: SearchSpace) -> tuple[str, ...]:
     names = ["hidden"]
     for stack in range(len(space.stacks)):
         names += [f"{stack} layers", f"{stack} hidden"]
-        for kind in space.choices.get("bits", (WHOLE,)):
+        for kind in space.choices.get("bits", (FULL_PRECISION,)):
             names += [f"{stack} {kind} {field} {what}" for field in RANK_OF for what in PER_BLOCK]
             names += [f"{stack} {kind} key and value products"]
         names += [
@@ -44,35 +44,35 @@ def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     columns = [batch.hidden_size / space.parent.hidden_size]
     columns += [column for stack in space.stacks for column in _of_stack(space, batch, stack)]
     if "embedding_rank" in space.parameters:
-        thin = batch.embedding_rank < DENSE
-        columns += [thin.astype(float), thin * batch.embedding_rank / DENSE * batch.hidden_size]
+        thin = batch.embedding_rank < FULL_RANK
+        columns += [thin.astype(float), thin * batch.embedding_rank / FULL_RANK * batch.hidden_size]
     return np.stack(columns).T
 
 
 def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
     parent, kept = space.parent, batch.kept[:, stack].T
-    widths = {field: np.ascontiguousarray(values[:, stack].T) for field, values in batch.widths.items()}
+    widths = {field: np.ascontiguousarray(values[:, stack].T) for field, values in batch.layer_values.items()}
     hidden = batch.hidden_size / parent.hidden_size
     yield kept.sum(axis=0, dtype=float)
     yield (kept * hidden).sum(axis=0)
-    for kind in space.choices.get("bits", (WHOLE,)):
+    for kind in space.choices.get("bits", (FULL_PRECISION,)):
         stored = kept & (widths["bits"] == BITS.index(kind))
         for field, of_rank in RANK_OF.items():
             largest = max(getattr(parent, field))
             share = parent.hidden_size if field == "num_attention_heads" else largest
             width = widths[field] / largest
-            rank = np.where(widths[of_rank] < DENSE, widths[of_rank] / DENSE, 1.0)
+            rank = np.where(widths[of_rank] < FULL_RANK, widths[of_rank] / FULL_RANK, 1.0)
             here, thin = stored & (width > 0), stored & (width > 0) & (rank < 1)
             outputs, inputs = width * share, hidden * parent.hidden_size
             factor = rank * outputs * inputs / (outputs + inputs) / parent.hidden_size
             columns = here, thin, here * width * hidden * rank, here * width, thin * factor, here * (width + hidden)
             yield from (column.sum(axis=0, dtype=float) for column in columns)
         groups = widths["num_key_value_heads"] / max(parent.num_key_value_heads)
-        rank = np.minimum(widths["attention_rank"] / DENSE, 1.0)
+        rank = np.minimum(widths["attention_rank"] / FULL_RANK, 1.0)
         yield (stored * groups * hidden * rank).sum(axis=0)
     heads = widths["num_attention_heads"] / max(parent.num_attention_heads)
     patterns = space.choices.get("attention", (FULL,))
-    place = batch.places("attention", patterns)[:, stack].T
+    place = batch.category_index("attention", patterns)[:, stack].T
     for number, _ in enumerate(patterns, 1):
         here = kept & (heads > 0) & (place == number)
         yield here.sum(axis=0, dtype=float)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from predictors.measurement.precision import has_vnni
-from search_spaces.dimensions.bits import ROUND_INPUTS
+from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_onnx(
 
 def require_close(model: PreTrainedModel, difference: float, what: str) -> None:
     """Raises InputError if outputs differ by more than 1e-4, unless layers round what they are given."""
-    rounds = any(getattr(module, "bits", "") in ROUND_INPUTS for module in model.modules())
+    rounds = any(getattr(module, "bits", "") in ROUNDS_ACTIVATIONS for module in model.modules())
     if not (rounds or difference <= TOLERANCE):
         raise InputError(
             f"{what} must give the outputs of the model within {TOLERANCE:g}, but they differ by {difference:.3g}; "

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from predictors.measurement.workload import Workload
-from search_spaces.dimensions.bits import WHOLE
+from search_spaces.dimensions.bits import FULL_PRECISION
 
 PAYS_IN = {
     "bfloat16": ("latency_ms", "size_mb"),
@@ -28,7 +28,7 @@ def why_not(bits: str, workload: Workload, figures: Collection[str]) -> str:
         workload: What latency is measured on.
         figures: What a search is asked to improve or to bound.
     """
-    if bits == WHOLE:
+    if bits == FULL_PRECISION:
         return ""
     if workload.dtype != "float32":
         return f"`workload.dtype` {workload.dtype} holds for all layers already"

@@ -11,7 +11,7 @@ from search_spaces.errors import InputError
 FULL = "full"
 """Whatever the stock layer attends to: every token, or those of a window of its own."""
 
-BITS = (24, 12, 12, 12)
+CODE_BITS = (24, 12, 12, 12)
 """Bits of each number of a pattern in its code."""
 
 
@@ -44,9 +44,9 @@ class AttentionPattern:
         """
         if text == FULL:
             return None
-        found = re.fullmatch(r"local:(\d+)|bigbird:(\d+(?:,\d+){2,3})", str(text))
-        numbers = [int(number) for number in (found[1] or found[2]).split(",")] if found else [0]
-        if not numbers[0] or any(number >= 2**bits for number, bits in zip(numbers, BITS, strict=False)):
+        match = re.fullmatch(r"local:(\d+)|bigbird:(\d+(?:,\d+){2,3})", str(text))
+        numbers = [int(number) for number in (match[1] or match[2]).split(",")] if match else [0]
+        if not numbers[0] or any(number >= 2**bits for number, bits in zip(numbers, CODE_BITS, strict=False)):
             raise InputError(
                 "an attention pattern must be `full`, `local:w` or `bigbird:w,g,r` with a window above 0 (window, "
                 f"global tokens, random blocks), but got `{text}`; write, say, `local:64`."
@@ -64,60 +64,59 @@ class AttentionPattern:
         """Queries that share a gathered set of keys; half a window leaves little in it that none of them needs."""
         return max(self.window // 2, min(self.window, 32))
 
-    @property
-    def graph(self) -> list[int]:
+    def to_list(self) -> list[int]:
         """The pattern as `nas.modeling.sparse_attention.Graph` has it."""
         return [self.window, self.global_tokens, self.random_blocks, self.seed, self.block]
 
-    def keys(self, *, causal: bool) -> int:
+    def keys_per_block(self, *, causal: bool) -> int:
         """Keys that are gathered for one block of queries."""
         window = self.block + (self.window - 1 if causal else 2 * self.window)
         return window + self.random_blocks * self.block + self.global_tokens
 
-    def pairs(self, tokens: int, *, causal: bool) -> int:
+    def computed_pairs(self, tokens: int, *, causal: bool) -> int:
         """Pairs of query and key that are computed for so many tokens, those that are then not listed included."""
         blocks = -(-tokens // self.block) * self.block
-        asked_of_all = 0 if causal else min(self.global_tokens, tokens) * tokens
-        return blocks * self.keys(causal=causal) + asked_of_all
+        global_pairs = 0 if causal else min(self.global_tokens, tokens) * tokens
+        return blocks * self.keys_per_block(causal=causal) + global_pairs
 
     @property
-    def pays_from(self) -> int:
+    def faster_from_tokens(self) -> int:
         """Tokens from which on it is faster than full attention.
 
         A window pays from four of it, about where it computes 5/8 of all pairs; other keys are copied for each block,
         and pay where they are a fifth of all. Both are measured on a CPU (experiments/bench/attention.py).
         """
         if self.global_tokens or self.random_blocks:
-            return 5 * self.keys(causal=False)
+            return 5 * self.keys_per_block(causal=False)
         return 4 * self.window
 
 
 @cache
-def code_of(text: str) -> int:
+def encode_pattern(text: str) -> int:
     """A pattern as one number, for arrays; 0 is ``full``."""
     pattern, code = AttentionPattern.parse(text), 0
     if pattern is not None:
         numbers = pattern.window, pattern.global_tokens, pattern.random_blocks, pattern.seed
-        for number, bits in zip(numbers, BITS, strict=True):
+        for number, bits in zip(numbers, CODE_BITS, strict=True):
             code = (code << bits) | number
     return code
 
 
 @cache
-def text_of(code: int) -> str:
-    """The text of a pattern that `code_of` made a number of."""
+def decode_pattern(code: int) -> str:
+    """The text of a pattern that `encode_pattern` made a number of."""
     numbers = []
-    for bits in reversed(BITS):
+    for bits in reversed(CODE_BITS):
         numbers.append(code % 2**bits)
         code >>= bits
     return str(AttentionPattern(*reversed(numbers))) if any(numbers) else FULL
 
 
-def by_cost(patterns: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+def sorted_by_cost(patterns: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Distinct patterns, cheapest first and ``full`` last."""
     parsed = {text if (p := AttentionPattern.parse(text)) is None else str(p): p for text in patterns}
     return tuple(sorted(parsed, key=lambda text: (parsed[text] is None, _cost(parsed[text]), text)))
 
 
 def _cost(pattern: AttentionPattern | None) -> int:
-    return pattern.pays_from if pattern is not None else 0
+    return pattern.faster_from_tokens if pattern is not None else 0

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from search_spaces.errors import InputError, did_you_mean
 
-WHOLE = "float32"
+FULL_PRECISION = "float32"
 """The numbers of the parent."""
 
-BITS = (WHOLE, "bfloat16", "int8-weight", "int8", "int4-weight")
+BITS = (FULL_PRECISION, "bfloat16", "int8-weight", "int8", "int4-weight")
 """Every kind, the most faithful first. ``int8`` rounds activations as they come and multiplies whole numbers (dynamic
 quantization); of the kinds that end in ``weight``, weights are stored in fewer bits and multiplied as before."""
 
-ROUND_INPUTS = ("bfloat16", "int8")
+ROUNDS_ACTIVATIONS = ("bfloat16", "int8")
 """Kinds in which a layer also rounds what it is given, and every runtime a little differently."""
 
-InFile = tuple[tuple[int, ...], str, int]
+StoredTensor = tuple[tuple[int, ...], str, int]
 """Shape of a tensor, the name of its type in a safetensors header, and bytes of one number."""
 
 
-def checked(bits: str) -> str:
+def check_bits(bits: str) -> str:
     """A kind as it is.
 
     Raises:
@@ -31,12 +31,12 @@ def checked(bits: str) -> str:
     return bits
 
 
-def by_fidelity(kinds: Sequence[str]) -> tuple[str, ...]:
+def sorted_by_precision(kinds: Sequence[str]) -> tuple[str, ...]:
     """Distinct kinds, the coarsest first and those of the parent last."""
-    return tuple(sorted(set(map(checked, kinds)), key=BITS.index, reverse=True))
+    return tuple(sorted(set(map(check_bits, kinds)), key=BITS.index, reverse=True))
 
 
-def stored_weight(outputs: int, inputs: int, bits: str) -> dict[str, InFile]:
+def stored_weight(outputs: int, inputs: int, bits: str) -> dict[str, StoredTensor]:
     """What stands in a file for the weight of a linear layer, as `nas.modeling.quantized.quantize` writes it."""
     if bits == "bfloat16":
         return {"qweight": ((outputs, inputs), "BF16", 2)}

@@ -12,7 +12,7 @@ ALBERT = Family(
     stacks=(
         Stack(
             layers="encoder.albert_layer_groups.0.albert_layers",
-            attention="attention",
+            attention_module="attention",
             modules={
                 "attention.query": ("heads", "hidden"),
                 "attention.key": ("heads", "hidden"),
@@ -26,14 +26,14 @@ ALBERT = Family(
             attributes={"attention": {"num_attention_heads": "heads", "all_head_size": "heads*head_dim"}},
         ),
     ),
-    outer={
+    outside_layers={
         "embedding_hidden_mapping_in": ("hidden", None),
         "pooler": ("hidden", "hidden"),
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
         "predictions.dense": (None, "hidden"),
     },
-    positions={
+    runs_on={
         "embedding_hidden_mapping_in": "token",
         "pooler": "once",
         "classifier": "label",
@@ -42,8 +42,8 @@ ALBERT = Family(
         "predictions.decoder": "token",
     },
     learned_positions="position_embeddings",
-    whole_embedding="its embeddings are projected to the hidden size already",
+    embedding_fixed_reason="its embeddings are projected to the hidden size already",
     head_dim_in_config=False,
-    requires={"num_hidden_groups": 1, "inner_group_num": 1},
+    required_values={"num_hidden_groups": 1, "inner_group_num": 1},
     shared_layers=True,
 )

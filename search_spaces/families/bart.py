@@ -37,18 +37,18 @@ NO_FEED_FORWARD: dict[str, Skip] = {"fc1": "input", "fc2": "zeros", "final_layer
 BART_STACKS = (
     Stack(
         layers="encoder.layers",
-        attention="self_attn",
+        attention_module="self_attn",
         modules=ENCODER,
         attributes={"self_attn": {"num_heads": "heads"}},
         skips={"attention": NO_SELF_ATTENTION, "mlp": NO_FEED_FORWARD},
     ),
     Stack(
         layers="decoder.layers",
-        attention="self_attn",
+        attention_module="self_attn",
         modules=DECODER,
         attributes={"self_attn": {"num_heads": "heads"}, "encoder_attn": {"num_heads": "heads"}},
         skips={"attention": {**NO_SELF_ATTENTION, **NO_CROSS_ATTENTION}, "mlp": NO_FEED_FORWARD},
-        source=("encoder_attn.k_proj", "encoder_attn.v_proj"),
+        source_modules=("encoder_attn.k_proj", "encoder_attn.v_proj"),
     ),
 )
 
@@ -68,17 +68,17 @@ BART = Family(
     model_type="bart",
     tasks=("text2text-generation",),
     stacks=BART_STACKS,
-    outer={
+    outside_layers={
         "shared": (None, "hidden"),
         "embed_tokens": (None, "hidden"),
         "embed_positions": (None, "hidden"),
         "layernorm_embedding": ("hidden",),
         "lm_head": (None, "hidden"),
     },
-    positions={"lm_head": "token"},
+    runs_on={"lm_head": "token"},
     learned_positions="embed_positions",
-    whole_embedding="its encoder, decoder and output head share one table",
+    embedding_fixed_reason="its encoder, decoder and output head share one table",
     head_dim_in_config=False,
     config_names=BART_CONFIG_NAMES,
-    stock_if=keeps_its_scale,
+    has_stock_config=keeps_its_scale,
 )

@@ -4,7 +4,7 @@ from search_spaces.family import Family, Stack
 
 BERT_LAYERS = Stack(
     layers="encoder.layer",
-    attention="attention.self",
+    attention_module="attention.self",
     modules={
         "attention.self.query": ("heads", "hidden"),
         "attention.self.key": ("heads", "hidden"),
@@ -23,7 +23,7 @@ BERT = Family(
     model_type="bert",
     tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
     stacks=(BERT_LAYERS,),
-    outer={
+    outside_layers={
         "embeddings.word_embeddings": (None, "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.token_type_embeddings": (None, "hidden"),
@@ -35,7 +35,7 @@ BERT = Family(
         "transform.LayerNorm": ("hidden",),
         "predictions.decoder": (None, "hidden"),
     },
-    positions={
+    runs_on={
         "pooler.dense": "once",
         "classifier": "label",
         "qa_outputs": "token",
@@ -45,5 +45,5 @@ BERT = Family(
     learned_positions="position_embeddings",
     embedding="embeddings.word_embeddings",
     head_dim_in_config=False,
-    requires={"add_cross_attention": False},
+    required_values={"add_cross_attention": False},
 )

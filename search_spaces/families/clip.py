@@ -11,7 +11,7 @@ CLIP = Family(
     stacks=(
         Stack(
             layers="vision_model.encoder.layers",
-            attention="self_attn",
+            attention_module="self_attn",
             modules={
                 "layer_norm1": ("hidden",),
                 "self_attn.q_proj": ("heads", "hidden"),
@@ -29,7 +29,7 @@ CLIP = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "vision_model.embeddings.class_embedding": ("hidden",),
         "vision_model.embeddings.patch_embedding": ("hidden",),
         "vision_model.embeddings.position_embedding": (None, "hidden"),
@@ -37,7 +37,7 @@ CLIP = Family(
         "vision_model.post_layernorm": ("hidden",),
         "classifier": (None, "hidden"),
     },
-    positions={"vision_model.embeddings.patch_embedding": "patch", "classifier": "once"},
+    runs_on={"vision_model.embeddings.patch_embedding": "patch", "classifier": "once"},
     head_dim_in_config=False,
     sub_config="vision_config",
 )

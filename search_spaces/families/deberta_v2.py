@@ -60,7 +60,7 @@ DEBERTA_V2 = replace(
             skips=BERT.stacks[0].skips,
         ),
     ),
-    outer={
+    outside_layers={
         "embeddings.word_embeddings": (None, "embedding"),
         "embeddings.position_embeddings": (None, "embedding"),
         "embeddings.token_type_embeddings": (None, "embedding"),
@@ -77,9 +77,9 @@ DEBERTA_V2 = replace(
         "transform.LayerNorm": ("embedding",),
         "predictions.decoder": (None, "embedding"),
     },
-    positions={**BERT.positions, "embeddings.embed_proj": "token", "encoder.conv.conv": "token"},
+    runs_on={**BERT.runs_on, "embeddings.embed_proj": "token", "encoder.conv.conv": "token"},
     config_names={"embedding_size": ("embedding_size",)},
-    equal_to_hidden=("pooler_hidden_size",),
-    requires={**BERT.requires, "conv_groups": 1, "legacy": True},
+    equal_to_hidden_size=("pooler_hidden_size",),
+    required_values={**BERT.required_values, "conv_groups": 1, "legacy": True},
     extra_macs=disentangled_macs,
 )

@@ -7,7 +7,11 @@ from search_spaces.families.vit import VIT
 DEIT = replace(
     VIT,
     model_type="deit",
-    outer={**VIT.outer, "cls_classifier": (None, "hidden"), "distillation_classifier": (None, "hidden")},
-    positions={**VIT.positions, "cls_classifier": "once", "distillation_classifier": "once"},
+    outside_layers={
+        **VIT.outside_layers,
+        "cls_classifier": (None, "hidden"),
+        "distillation_classifier": (None, "hidden"),
+    },
+    runs_on={**VIT.runs_on, "cls_classifier": "once", "distillation_classifier": "once"},
     special_tokens=2,
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def ffn_of_ratio(config: PreTrainedConfig, hidden: int, ratio: int) -> int:
+def ffn_from_ratio(config: PreTrainedConfig, hidden: int, ratio: int) -> int:
     """Neurons of a feed-forward block: a gated one has two thirds, rounded up to a multiple of 8."""
     sizes: Any = config
     return -(-int(hidden * ratio * 2 / 3) // 8) * 8 if sizes.use_swiglu_ffn else hidden * ratio
@@ -24,7 +24,7 @@ DINOV2 = replace(
     stacks=(
         Stack(
             layers="encoder.layer",
-            attention="attention",
+            attention_module="attention",
             modules={
                 "norm1": ("hidden",),
                 "attention.q_proj": ("heads", "hidden"),
@@ -47,7 +47,7 @@ DINOV2 = replace(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "embeddings.cls_token": (None, None, "hidden"),
         "embeddings.mask_token": (None, "hidden"),
         "embeddings.position_embeddings": (None, None, "hidden"),
@@ -56,5 +56,5 @@ DINOV2 = replace(
         "classifier": (None, ("hidden", "hidden")),
     },
     config_names={"intermediate_size": ("mlp_ratio",)},
-    ffn_of_ratio=ffn_of_ratio,
+    ffn_from_ratio=ffn_from_ratio,
 )

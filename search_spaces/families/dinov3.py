@@ -12,15 +12,15 @@ DINOV3 = replace(
     model_type="dinov3_vit",
     tasks=("image-feature-extraction",),
     stacks=(replace(DINOV2.stacks[0], layers="layer", attributes={"attention": {"num_heads": "heads"}}),),
-    outer={
+    outside_layers={
         "embeddings.cls_token": (None, None, "hidden"),
         "embeddings.mask_token": (None, None, "hidden"),
         "embeddings.register_tokens": (None, None, "hidden"),
         "embeddings.patch_embeddings": ("hidden",),
         "norm": ("hidden",),
     },
-    positions={"embeddings.patch_embeddings": "patch"},
+    runs_on={"embeddings.patch_embeddings": "patch"},
     head_dim_in_config=False,
     config_names={},
-    ffn_of_ratio=None,
+    ffn_from_ratio=None,
 )

@@ -8,7 +8,7 @@ DISTILBERT = Family(
     stacks=(
         Stack(
             layers="transformer.layer",
-            attention="attention",
+            attention_module="attention",
             modules={
                 "attention.q_lin": ("heads", "hidden"),
                 "attention.k_lin": ("heads", "hidden"),
@@ -26,7 +26,7 @@ DISTILBERT = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "embeddings.word_embeddings": (None, "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.LayerNorm": ("hidden",),
@@ -37,7 +37,7 @@ DISTILBERT = Family(
         "vocab_layer_norm": ("hidden",),
         "vocab_projector": (None, "hidden"),
     },
-    positions={
+    runs_on={
         "pre_classifier": "once",
         "classifier": "label",
         "qa_outputs": "token",

@@ -7,7 +7,7 @@ from search_spaces.families.bert import BERT
 ELECTRA = replace(
     BERT,
     model_type="electra",
-    outer={
+    outside_layers={
         "embeddings.word_embeddings": (None, "embedding"),
         "embeddings.position_embeddings": (None, "embedding"),
         "embeddings.token_type_embeddings": (None, "embedding"),
@@ -21,7 +21,7 @@ ELECTRA = replace(
         "generator_predictions.LayerNorm": ("embedding",),
         "generator_lm_head": (None, "embedding"),
     },
-    positions={
+    runs_on={
         "embeddings_project": "token",
         "classifier": "token",
         "classifier.dense": "once",
@@ -31,6 +31,6 @@ ELECTRA = replace(
         "generator_lm_head": "token",
     },
     embedding="",
-    whole_embedding="its embeddings are projected to the hidden size already",
+    embedding_fixed_reason="its embeddings are projected to the hidden size already",
     config_names={"embedding_size": ("embedding_size",)},
 )

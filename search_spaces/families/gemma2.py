@@ -45,9 +45,9 @@ GEMMA2 = replace(
                     "post_feedforward_layernorm": "identity",
                 },
             },
-            attention="",  # scores are capped
+            attention_module="",  # scores are capped
         ),
     ),
-    per_layer=("layer_types",),
-    folds=folded_scale,
+    per_layer_fields=("layer_types",),
+    rescale_constants=folded_scale,
 )

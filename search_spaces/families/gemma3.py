@@ -9,5 +9,5 @@ GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     tasks=("text-generation", "text-classification"),
-    stacks=(replace(GEMMA2.stacks[0], attention="self_attn"),),
+    stacks=(replace(GEMMA2.stacks[0], attention_module="self_attn"),),
 )

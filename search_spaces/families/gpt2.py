@@ -8,7 +8,7 @@ GPT2 = Family(
     stacks=(
         Stack(
             layers="h",
-            attention="attn",
+            attention_module="attn",
             modules={
                 "attn.c_attn": (("heads", "heads", "heads"), "hidden"),
                 "attn.c_proj": ("hidden", "heads"),
@@ -24,7 +24,7 @@ GPT2 = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "wte": (None, "hidden"),
         "wpe": (None, "hidden"),
         "ln_f": ("hidden",),
@@ -33,11 +33,11 @@ GPT2 = Family(
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
     },
-    positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
+    runs_on={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
     learned_positions="wpe",
     embedding="wte",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("n_inner",)},
-    requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
+    required_values={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
     conv1d=True,
 )

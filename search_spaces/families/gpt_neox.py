@@ -9,7 +9,7 @@ GPT_NEOX = Family(
     stacks=(
         Stack(
             layers="layers",
-            attention="attention",
+            attention_module="attention",
             modules={
                 "attention.query_key_value": ("qkv_heads", "hidden"),
                 "attention.dense": ("hidden", "heads"),
@@ -24,7 +24,7 @@ GPT_NEOX = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "embed_in": (None, "hidden"),
         "final_layer_norm": ("hidden",),
         "lm_head": (None, "hidden"),
@@ -32,7 +32,7 @@ GPT_NEOX = Family(
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
     },
-    positions={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
+    runs_on={"lm_head": "token", "score": "token", "classifier": "token", "qa_outputs": "token"},
     embedding="embed_in",
     head_dim_in_config=False,
 )

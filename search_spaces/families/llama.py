@@ -4,7 +4,7 @@ from search_spaces.family import Family, Stack
 
 LLAMA_LAYERS = Stack(
     layers="layers",
-    attention="self_attn",
+    attention_module="self_attn",
     modules={
         "self_attn.q_proj": ("heads", "hidden"),
         "self_attn.k_proj": ("kv_heads", "hidden"),
@@ -27,14 +27,14 @@ LLAMA = Family(
     model_type="llama",
     tasks=("text-generation", "text-classification", "token-classification", "question-answering"),
     stacks=(LLAMA_LAYERS,),
-    outer={
+    outside_layers={
         "embed_tokens": (None, "hidden"),
         "norm": ("hidden",),
         "lm_head": (None, "hidden"),
         "score": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
     },
-    positions={"lm_head": "token", "score": "token", "qa_outputs": "token"},
+    runs_on={"lm_head": "token", "score": "token", "qa_outputs": "token"},
     embedding="embed_tokens",
     head_dim_in_config=True,
 )

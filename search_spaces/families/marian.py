@@ -8,7 +8,7 @@ MARIAN = replace(
     BART,
     model_type="marian",
     learned_positions="",
-    outer={"shared": (None, "hidden"), "embed_tokens": (None, "hidden"), "lm_head": (None, "hidden")},
-    fixed_hidden="its sinusoidal positions are computed channel by channel when a model is loaded, and not stored",
-    stock_if=None,
+    outside_layers={"shared": (None, "hidden"), "embed_tokens": (None, "hidden"), "lm_head": (None, "hidden")},
+    hidden_fixed_reason="its sinusoidal positions are not stored but computed for each channel when a model is loaded",
+    has_stock_config=None,
 )

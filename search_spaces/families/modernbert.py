@@ -9,7 +9,7 @@ MODERNBERT = Family(
     stacks=(
         Stack(
             layers="layers",
-            attention="attn",
+            attention_module="attn",
             modules={
                 "attn_norm": ("hidden",),
                 "attn.Wqkv": (("heads", "heads", "heads"), "hidden"),
@@ -22,10 +22,10 @@ MODERNBERT = Family(
                 "attention": {"attn_norm": "identity", "attn": "zeros, None"},
                 "mlp": {"mlp_norm": "identity", "mlp": "zeros"},
             },
-            first_lacks={"attn_norm": "mlp_norm"},
+            missing_in_first_layer={"attn_norm": "mlp_norm"},
         ),
     ),
-    outer={
+    outside_layers={
         "embeddings.tok_embeddings": (None, "hidden"),
         "embeddings.norm": ("hidden",),
         "final_norm": ("hidden",),
@@ -34,8 +34,8 @@ MODERNBERT = Family(
         "classifier": (None, "hidden"),
         "decoder": (None, "hidden"),
     },
-    positions={"head.dense": "label", "classifier": "label", "decoder": "token"},
+    runs_on={"head.dense": "label", "classifier": "label", "decoder": "token"},
     embedding="embeddings.tok_embeddings",
     head_dim_in_config=False,
-    per_layer=("layer_types",),
+    per_layer_fields=("layer_types",),
 )

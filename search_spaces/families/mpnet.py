@@ -23,14 +23,14 @@ MPNET = replace(
             },
             attributes={"attention.attn": {"num_attention_heads": "heads", "all_head_size": "heads*head_dim"}},
             skips={"attention": {"attention": "input, None"}, "mlp": {"intermediate": "input", "output": "residual"}},
-            wrappers={"attention.attn": "SlicedPositionBias"},
+            mixins={"attention.attn": "SlicedPositionBias"},
         ),
     ),
-    outer={
-        **ROBERTA.outer,
+    outside_layers={
+        **ROBERTA.outside_layers,
         "encoder.relative_attention_bias": (None, "head_biases"),
         "pooler.dense": ("hidden", "hidden"),
     },
-    positions={**ROBERTA.positions, "pooler.dense": "once"},
+    runs_on={**ROBERTA.runs_on, "pooler.dense": "once"},
     shared_heads=True,
 )

@@ -8,7 +8,7 @@ OPT = Family(
     stacks=(
         Stack(
             layers="decoder.layers",
-            attention="self_attn",
+            attention_module="self_attn",
             modules={
                 "self_attn.q_proj": ("heads", "hidden"),
                 "self_attn.k_proj": ("heads", "hidden"),
@@ -26,7 +26,7 @@ OPT = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "embed_tokens": (None, "embedding"),
         "embed_positions": (None, "hidden"),
         "project_in": ("hidden", "embedding"),
@@ -36,7 +36,7 @@ OPT = Family(
         "score": (None, "embedding"),
         "qa_outputs": (None, "embedding"),
     },
-    positions={
+    runs_on={
         "project_in": "token",
         "project_out": "token",
         "lm_head": "token",
@@ -47,5 +47,5 @@ OPT = Family(
     embedding="embed_tokens",
     head_dim_in_config=False,
     config_names={"intermediate_size": ("ffn_dim",), "embedding_size": ("word_embed_proj_dim",)},
-    requires={"layer_norm_elementwise_affine": True},
+    required_values={"layer_norm_elementwise_affine": True},
 )

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from search_spaces.families.llama import LLAMA
 
-QWEN2 = replace(LLAMA, model_type="qwen2", per_layer=("layer_types",))
+QWEN2 = replace(LLAMA, model_type="qwen2", per_layer_fields=("layer_types",))

@@ -7,7 +7,7 @@ from search_spaces.families.bert import BERT
 ROBERTA = replace(
     BERT,
     model_type="roberta",
-    outer={
+    outside_layers={
         "embeddings.word_embeddings": (None, "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.token_type_embeddings": (None, "hidden"),
@@ -20,7 +20,7 @@ ROBERTA = replace(
         "lm_head.layer_norm": ("hidden",),
         "lm_head.decoder": (None, "hidden"),
     },
-    positions={
+    runs_on={
         "classifier": "token",
         "classifier.dense": "once",
         "classifier.out_proj": "once",

@@ -10,6 +10,6 @@ from search_spaces.families.clip import CLIP
 SIGLIP = replace(
     CLIP,
     model_type="siglip",
-    unused={"vision_model.head": ("use_head", "vision_use_head")},
+    unused_modules={"vision_model.head": ("use_head", "vision_use_head")},
     special_tokens=0,
 )

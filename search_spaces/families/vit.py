@@ -8,7 +8,7 @@ VIT = Family(
     stacks=(
         Stack(
             layers="layers",
-            attention="attention",
+            attention_module="attention",
             modules={
                 "attention.q_proj": ("heads", "hidden"),
                 "attention.k_proj": ("heads", "hidden"),
@@ -26,7 +26,7 @@ VIT = Family(
             },
         ),
     ),
-    outer={
+    outside_layers={
         "embeddings.cls_token": (None, None, "hidden"),
         "embeddings.mask_token": (None, None, "hidden"),
         "embeddings.distillation_token": (None, None, "hidden"),
@@ -36,6 +36,6 @@ VIT = Family(
         "pooler.dense": (None, "hidden"),
         "classifier": (None, "hidden"),
     },
-    positions={"patch_embeddings.projection": "patch", "pooler.dense": "once", "classifier": "once"},
+    runs_on={"patch_embeddings.projection": "patch", "pooler.dense": "once", "classifier": "once"},
     head_dim_in_config=True,
 )

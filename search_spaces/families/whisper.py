@@ -10,7 +10,7 @@ WHISPER = replace(
     model_type="whisper",
     learned_positions="",
     tasks=("automatic-speech-recognition",),
-    outer={
+    outside_layers={
         "conv1": ("hidden",),
         "conv2": ("hidden", "hidden"),
         "embed_tokens": (None, "hidden"),
@@ -19,6 +19,6 @@ WHISPER = replace(
         "decoder.layer_norm": ("hidden",),
         "proj_out": (None, "hidden"),
     },
-    positions={"conv1": "frame", "conv2": "source", "proj_out": "token"},
-    stock_if=None,
+    runs_on={"conv1": "frame", "conv2": "source", "proj_out": "token"},
+    has_stock_config=None,
 )
