@@ -1,0 +1,187 @@
+"""Writes the reference pages that follow from the code: the recipe, the commands, the families.
+
+Run ``python docs/generate.py`` after changing one of them. ``tests/test_docs.py`` fails while a page is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nas.cli import app
+from nas.recipe.schema import Recipe
+from predictors import Workload
+from search_spaces import FAMILIES
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"
+
+
+def recipe_page() -> str:
+    """Every key of a recipe, from the schema that validates it."""
+    schema = Recipe.model_json_schema()
+    sections = {name: schema["$defs"][ref] for name, ref in _sections(schema)}
+    parts = [
+        "# Recipe",
+        "A recipe is a YAML file. `model`, `task` and `space` must be given; every other key has a default. "
+        "`nas search recipe.yaml --dry-run` prints the recipe with all of its defaults. "
+        "`section.key=value` after the recipe on the command line overrides a key, for instance "
+        "`search.evaluations=50`. A value is read as YAML. Paths in the file are relative to the file; paths on the "
+        "command line are relative to the working directory.",
+        "## Top level",
+        _key_table("", schema, sections),
+    ]
+    descriptions = {"workload": Workload}
+    for name, section in sections.items():
+        documented = _attribute_docs(descriptions[name]) if name in descriptions else {}
+        parts += [f"## {name}", _prose(section.get("description", "")), _key_table(name, section, {}, documented)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def commands_page() -> str:
+    """Every command, from the typer application itself."""
+    group = typer.main.get_command(app)
+    parts = [
+        "# Commands",
+        f"{group.help} Each command prints its options with `--help`.",
+        "Exit codes: 0 if all went well; 2 if an input is wrong, a check failed or the command was stopped, with one "
+        "line on standard error that says what to change. A command that was stopped resumes when it is typed again.",
+    ]
+    for name, command in group.commands.items():
+        parts += [f"## nas {name}", _prose(inspect.cleandoc(command.help or "")), f"```text\n{_usage(name, command)}\n```"]
+        parts.append(_option_table(command.params))
+    return "\n\n".join(parts) + "\n"
+
+
+def families_page() -> str:
+    """Every family, its tasks and dimensions, from the tables in `search_spaces/families/`."""
+    rows = [
+        (f"`{family.model_type}`", _codes(family.tasks), _codes(family.dimensions), _codes(family.skippable) or "–")
+        for family in sorted(FAMILIES.values(), key=lambda family: family.model_type)
+    ]
+    return "\n\n".join(
+        [
+            "# Families",
+            f"{len(FAMILIES)} model types are supported: the `model_type` of a Hugging Face config. `nas families` "
+            "prints the same table. [The search space](../guides/search-space.md) explains the dimensions; "
+            "[Add a family](../contributing/family.md) shows how to add a model type.",
+            _table(("model type", "tasks", "dimensions", "blocks that may be skipped"), rows),
+        ]
+    ) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "recipe.md": recipe_page,
+    "commands.md": commands_page,
+    "families.md": families_page,
+}
+"""File in `docs/reference/` -> what writes its text."""
+
+
+def pages() -> dict[Path, str]:
+    """File -> the text that it must hold."""
+    return {REFERENCE / name: NOTE + write() for name, write in PAGES.items()}
+
+
+def _sections(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name of a section -> name of its definition."""
+    for name, prop in schema["properties"].items():
+        if "$ref" in prop:
+            yield name, prop["$ref"].rpartition("/")[2]
+
+
+def _key_table(
+    section: str, schema: Mapping[str, Any], sections: Mapping[str, Any], documented: Mapping[str, str] | None = None
+) -> str:
+    required = schema.get("required", [])
+    rows = []
+    for name, prop in schema["properties"].items():
+        key = f"`{section}.{name}`" if section else f"`{name}`"
+        if name in sections:
+            rows.append((key, "section", "required" if name in required else "", f"see [{name}](#{name})"))
+            continue
+        default = "required" if name in required else _default(prop.get("default", [] if prop.get("type") == "array" else {}))
+        text = prop.get("description", "") or (documented or {}).get(name, "")
+        rows.append((key, _type(prop), default, _prose(text)))
+    return _table(("key", "value", "default", ""), rows)
+
+
+def _type(prop: Mapping[str, Any]) -> str:
+    """A JSON schema type in words."""
+    if "anyOf" in prop:
+        return " or ".join(_type(option) for option in prop["anyOf"] if option.get("type") != "null")
+    if "enum" in prop:
+        return _codes(prop["enum"])
+    if "const" in prop:
+        return f"`{prop['const']}`"
+    if prop.get("type") == "array":
+        return f"list of {_type(prop['items'])}".replace("integer", "integers").replace("number", "numbers")
+    if prop.get("type") == "object":
+        values = prop.get("additionalProperties")
+        return "mapping" if not isinstance(values, dict) else f"mapping: name to {_type(values)}"
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`"}[prop["type"]]
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {prop[limit]:g}" for limit, sign in limits.items() if limit in prop]
+    return ", ".join([words, *bounds])
+
+
+def _default(value: Any) -> str:
+    """A default as it is written in a recipe."""
+    return "not set" if value is None or value == "" else f"`{json.dumps(value)}`".replace('"', "")
+
+
+def _attribute_docs(of: type) -> dict[str, str]:
+    """The ``Attributes:`` of a Google docstring: name -> text on one line."""
+    section = (inspect.getdoc(of) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.M)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _usage(name: str, command: Any) -> str:
+    words = ["nas", name]
+    for param in command.params:
+        shown = param.name.upper()
+        if param.opts[0].startswith("-"):
+            value = param.metavar or param.opts[0].lstrip("-").upper()
+            shown = param.opts[0] + ("" if getattr(param, "is_flag", False) else f" {value}")
+        elif param.nargs == -1:
+            shown = "KEY=VALUE ..." if param.name == "overrides" else f"{shown} ..."
+        words.append(shown if param.required else f"[{shown}]")
+    return " ".join(words)
+
+
+def _option_table(params: Any) -> str:
+    rows = []
+    for param in params:
+        name = param.opts[0] if param.opts[0].startswith("-") else param.name.upper()
+        shown = param.default not in (None, False, "") and not callable(param.default)
+        default = "required" if param.required else f"`{param.default}`" if shown else ""
+        rows.append((f"`{name}`", default, _prose(param.help or "")))
+    return _table(("argument", "default", ""), rows)
+
+
+def _prose(text: str) -> str:
+    """The text of a docstring as Markdown, without its sections: one line a paragraph, single backquotes."""
+    text = re.split(r"\n\n(?:Example|Attributes|Raises):\n", inspect.cleandoc(text))[0]
+    text = text.replace("``", "`").replace("<", "&lt;")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _codes(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    for file, text in pages().items():
+        file.write_text(text)
