@@ -54,7 +54,11 @@ def commands_page() -> str:
         "line on standard error that says what to change. A command that was stopped resumes when it is typed again.",
     ]
     for name, command in group.commands.items():
-        parts += [f"## nas {name}", _prose(inspect.cleandoc(command.help or "")), f"```text\n{_usage(name, command)}\n```"]
+        parts += [
+            f"## nas {name}",
+            _prose(inspect.cleandoc(command.help or "")),
+            f"```text\n{_usage(name, command)}\n```",
+        ]
         parts.append(_option_table(command.params))
     return "\n\n".join(parts) + "\n"
 
@@ -65,15 +69,18 @@ def families_page() -> str:
         (f"`{family.model_type}`", _codes(family.tasks), _codes(family.dimensions), _codes(family.skippable) or "–")
         for family in sorted(FAMILIES.values(), key=lambda family: family.model_type)
     ]
-    return "\n\n".join(
-        [
-            "# Families",
-            f"{len(FAMILIES)} model types are supported: the `model_type` of a Hugging Face config. `nas families` "
-            "prints the same table. [The search space](../guides/search-space.md) explains the dimensions; "
-            "[Add a family](../contributing/family.md) shows how to add a model type.",
-            _table(("model type", "tasks", "dimensions", "blocks that may be skipped"), rows),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Families",
+                f"{len(FAMILIES)} model types (`model_type` of a Hugging Face config) are supported. `nas families` "
+                "prints the same table. [The search space](../guides/search-space.md) explains the dimensions; "
+                "[Add a family](../contributing/family.md) shows how to add a model type.",
+                _table(("model type", "tasks", "dimensions", "blocks that may be skipped"), rows),
+            ]
+        )
+        + "\n"
+    )
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -106,7 +113,11 @@ def _key_table(
         if name in sections:
             rows.append((key, "section", "required" if name in required else "", f"see [{name}](#{name})"))
             continue
-        default = "required" if name in required else _default(prop.get("default", [] if prop.get("type") == "array" else {}))
+        default = (
+            "required"
+            if name in required
+            else _default(prop.get("default", [] if prop.get("type") == "array" else {}))
+        )
         text = prop.get("description", "") or (documented or {}).get(name, "")
         rows.append((key, _type(prop), default, _prose(text)))
     return _table(("key", "value", "default", ""), rows)

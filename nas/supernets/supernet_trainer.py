@@ -34,9 +34,9 @@ class SupernetTrainer(DistillationTrainer):
     Args:
         supernet: Its model is trained; its weights should be in importance order.
         strategy: Which subnetworks learn in a step.
-        teacher: The parent; None: in place.
         relations: Weight of the loss on how tokens relate.
         relations_of: In which states of a subnetwork they relate as in the teacher's.
+        **kwargs: Those of `DistillationTrainer`, such as ``teacher``: the parent, or None for in-place distillation.
 
     Raises:
         InputError: If relations are of all layers while one process drives several GPUs.
