@@ -22,8 +22,8 @@ from nas.stages.supernet import run_supernet
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-CODE = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "def drop_words" in code)
+PAGE = (Path(__file__).parent.parent / "docs" / "guides" / "training.md").read_text()
+CODE = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "def drop_words" in code)
 
 
 class Seen(Exception):
@@ -36,7 +36,7 @@ def given(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.fixture
 def recipe(text_recipe: Path) -> Recipe:
-    """The toy recipe with the README's function for both sections."""
+    """The toy recipe with the function of the page on training for both sections."""
     file = text_recipe.parent / "augment.py"
     file.write_text(CODE)
     return Recipe.load(text_recipe, [f"{name}.augment={file}:drop_words" for name in ("parent", "supernet")])

@@ -14,7 +14,8 @@ import yaml
 
 from nas.recipe.schema import Recipe, Search
 
-PAGE = Path(__file__).parent.parent / "experiments" / "cluster"
+ROOT = Path(__file__).parent.parent
+PAGE, GUIDE = ROOT / "experiments" / "cluster", ROOT / "docs" / "guides" / "ray-cluster.md"
 BASE = {"model": "m", "task": {"type": "text-classification", "train": "a", "test": "b"}, "space": {}}
 
 
@@ -61,7 +62,7 @@ def test_the_manifest_runs_the_ray_that_is_pinned() -> None:
 
 
 def test_the_recipe_and_the_commands_of_the_page_are_real() -> None:
-    text = (PAGE / "README.md").read_text()
+    text = GUIDE.read_text()
     sections = [yaml.safe_load(section) for section in re.findall(r"```yaml\n(.*?)```", text, re.S)]
     recipe = Recipe.parse({**BASE, **dict(item for section in sections for item in section.items())})
     assert (recipe.search.gpus_per_worker, recipe.supernet.workers) == (0.25, 4)

@@ -81,16 +81,3 @@ def test_a_dry_run_writes_nothing(
     printed = capsys.readouterr().out
     assert "evaluations: 7" in printed and "# space: 2,400 subnetworks" in printed and "# estimated minutes" in printed
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(text_recipe: Path, tmp_path: Path) -> None:
-    """As it stands there, but on a toy recipe and with a bound that a toy meets."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    code = readme.split("## In Python")[1].split("```python\n")[1].split("```")[0]
-    code = code.replace("experiments/quickstart/recipe.yaml", str(text_recipe)).replace(
-        "evaluations=50", "evaluations=12"
-    )
-    code = code.replace("runs/quickstart-50", str(tmp_path / "run")).replace("latency_ms <= 5", "latency_ms <= 5000")
-    exec(compile(code, "README.md", "exec"), {})
-    assert (tmp_path / "run" / "small" / "subnet.json").exists()

@@ -39,7 +39,9 @@ def test_an_export_trains_and_reloads_as_any_model(tmp_path: Path) -> None:
         assert torch.equal(model.eval()(**batch).logits, again.eval()(**batch).logits)
 
 
-def test_the_trainer_of_the_readme_runs(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_of_the_deploying_page_runs(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it stands there, with a local dataset in place of the hub's."""
     import datasets
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -52,10 +54,10 @@ def test_the_trainer_of_the_readme_runs(text_folder: Path, tmp_path: Path, monke
     describe_remote_code(exported, "AutoModelForSequenceClassification")
     exported.save_pretrained("small")
     AutoTokenizer.from_pretrained(text_folder / "model").save_pretrained("small")
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    code = readme.split("`push_to_hub` pushes it as any other:")[1].split("```python\n")[1].split("```")[0]
+    page = (Path(__file__).parent.parent / "docs" / "guides" / "deploying.md").read_text()
+    code = next(block for block in page.split("```python\n") if "Trainer(" in block).split("```")[0]
     scope: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(code, "deploying.md", "exec"), scope)
     trained = scope["trainer"].model.eval().cpu()
     again = AutoModelForSequenceClassification.from_pretrained("tuned", trust_remote_code=True).eval()
     batch = TOYS["bert"].inputs()

@@ -1,0 +1,162 @@
+"""The pages: what they name exists, commands and recipes are valid, Python runs, generated pages are current."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import shlex
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+import nas
+from nas.cli import app
+from nas.recipe.schema import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")] + sorted((ROOT / "docs").rglob("*.md"))
+GENERATOR = ROOT / "docs" / "generate.py"
+BASE: dict[str, Any] = {
+    "model": "m",
+    "task": {"type": "text-classification", "train": "a.csv", "test": "b.csv"},
+    "space": {"num_hidden_layers": [1, 2]},
+}
+"""What a page that shows only some sections of a recipe leaves out."""
+
+NOT_RUN = {"README.md": 1, "docs/guides/deploying.md": 1}
+"""Page -> its Python blocks that cannot run here, each preceded by its reason; one more must be meant."""
+
+FENCE = re.compile(r"(<!-- not run: [^>]+ -->\n)?^( *)```(\w+)\n(.*?)^\2```", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    code: str
+    runs: bool
+
+
+def blocks(page: Path, *languages: str) -> Iterator[Block]:
+    for reason, _, language, code in FENCE.findall(page.read_text()):
+        if language in languages:
+            yield Block(language, textwrap.dedent(code), not reason)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def pages_with(*languages: str) -> list[Any]:
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if any(b.runs for b in blocks(page, *languages))]
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text()))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every `nas` command that is to be typed."""
+    for block in blocks(page, "bash", "console"):
+        for line in block.code.replace("\\\n", " ").splitlines():
+            if found := re.match(r"(?:\$ )?nas (.*)", line if block.language == "bash" else line.removeprefix("$ ")):
+                yield shlex.split(found[1], comments=True)
+
+
+def generator() -> dict[str, Any]:
+    return runpy.run_path(str(GENERATOR))
+
+
+def test_generated_pages_are_current() -> None:
+    for file, text in generator()["pages"]().items():
+        assert file.read_text() == text, f"{name_of(file)} is out of date; run `python docs/generate.py`"
+
+
+def test_every_key_and_option_is_described() -> None:
+    for name in ("recipe.md", "commands.md"):
+        rows = re.findall(r"^\| `([^`]+)`.*\|(.*)\|$", (ROOT / "docs" / "reference" / name).read_text(), re.M)
+        assert rows and not [key for key, text in rows if not text.strip()]
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_recipes_are_valid(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        recipe = yaml.safe_load(block.code)
+        sections = {key: {**BASE[key], **recipe.get(key, {})} for key in ("task", "space")}
+        Recipe.parse({"model": BASE["model"], **recipe, **sections})
+
+
+@pytest.mark.parametrize("page", pages_with("bash", "console"))
+def test_commands_are_valid(page: Path) -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command, *words in commands(page):
+        if command != "--help":
+            known[command].make_context(command, words)
+            assert set(re.findall(r"^(\w+\.\w+)=", "\n".join(words), re.M)) <= keys()
+
+
+def test_commands_within_sentences_exist() -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for page in PAGES:
+        for words in (span.split() for span in spans(page) if re.match(r"nas [a-z]", span)):
+            assert words[1] in known, (name_of(page), words)
+            options = {option for param in known[words[1]].params for option in param.opts}
+            assert {word for word in words if word.startswith("--")} <= options, (name_of(page), words)
+
+
+def keys() -> set[str]:
+    """Every key of a recipe, as in ``section.key``."""
+    text = (ROOT / "docs" / "reference" / "recipe.md").read_text()
+    return set(re.findall(r"^\| `([\w.]+)`", text, re.M))
+
+
+def test_keys_files_and_names_exist() -> None:
+    sections, known = {key.partition(".")[0] for key in keys() if "." in key}, keys()
+    for page in PAGES:
+        for span in spans(page):
+            where = f"{name_of(page)} names `{span}`"
+            if found := re.match(r"(\w+)\.(\w+)(?:$|[:=])", span):
+                if found[1] in sections and (found[1], found[2]) != ("search", "md"):
+                    assert f"{found[1]}.{found[2]}" in known, f"{where}, which is no recipe key"
+                elif found[1] == "nas":
+                    there = found[2] in nas.__all__ or importlib.util.find_spec(span.partition("=")[0])
+                    assert there, f"{where}, which does not exist"
+            if re.match(r"(nas|predictors|search_spaces|tests|experiments|docs)/[\w./-]*$", span):
+                assert (ROOT / span).exists(), f"{where}, which does not exist"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    headings = set(re.findall(r"heading: nas\.(\w+)", (ROOT / "docs" / "reference" / "python.md").read_text()))
+    assert headings == set(nas.__all__) - {"FAMILIES"}
+
+
+def test_blocks_that_do_not_run_are_counted() -> None:
+    found = Counter(name_of(page) for page in PAGES for block in blocks(page, "python") if not block.runs)
+    assert found == NOT_RUN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_runs(page: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page, one after the other, next to a finished run of a toy recipe and an export of it."""
+    place = tmp_path / "place"
+    run = place / "runs" / "quickstart"
+    shutil.copytree(finished[1], run)
+    shutil.copy(run / "recipe.yaml", place)
+    shutil.copytree(next((run / "exports").glob("[!.]*")), place / "small")
+    monkeypatch.chdir(place)
+    scope: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        if block.runs:
+            exec(compile(block.code, name_of(page), "exec"), scope)
