@@ -65,22 +65,22 @@ def commands_page() -> str:
 
 def families_page() -> str:
     """Every family, its tasks and dimensions, from the tables in `search_spaces/families/`."""
-    rows = [
-        (f"`{family.model_type}`", _codes(family.tasks), _codes(family.dimensions), _codes(family.skippable) or "–")
-        for family in sorted(FAMILIES.values(), key=lambda family: family.model_type)
+    families = sorted(FAMILIES.values(), key=lambda family: family.model_type)
+    shared = [name for name in families[0].dimensions if all(name in family.dimensions for family in families)]
+    rows = []
+    for family in families:
+        others = [name for name in family.dimensions if name not in shared]
+        cells = (family.tasks, others, family.skippable)
+        rows.append((f"`{family.model_type}`", *(_codes(names) or "–" for names in cells)))
+    parts = [
+        "# Families",
+        f"{len(FAMILIES)} model types (`model_type` of a Hugging Face config) are supported. `nas families` prints the "
+        "same table. [The search space](../guides/search-space.md) explains the dimensions; "
+        "[Add a family](../contributing/family.md) shows how to add a model type.",
+        f"Every family has the dimensions {_codes(shared)}. The table lists the others.",
+        _table(("model type", "tasks", "other dimensions", "blocks that may be skipped"), rows),
     ]
-    return (
-        "\n\n".join(
-            [
-                "# Families",
-                f"{len(FAMILIES)} model types (`model_type` of a Hugging Face config) are supported. `nas families` "
-                "prints the same table. [The search space](../guides/search-space.md) explains the dimensions; "
-                "[Add a family](../contributing/family.md) shows how to add a model type.",
-                _table(("model type", "tasks", "dimensions", "blocks that may be skipped"), rows),
-            ]
-        )
-        + "\n"
-    )
+    return "\n\n".join(parts) + "\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -179,8 +179,8 @@ def _option_table(params: Any) -> str:
 
 def _prose(text: str) -> str:
     """The text of a docstring as Markdown, without its sections: one line a paragraph, single backquotes."""
-    text = re.split(r"\n\n(?:Example|Attributes|Raises):\n", inspect.cleandoc(text))[0]
-    text = text.replace("``", "`").replace("<", "&lt;")
+    text = re.split(r"\n\n(?:Examples|Attributes|Raises):\n", inspect.cleandoc(text))[0]
+    text = re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text.replace("``", "`"))
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 

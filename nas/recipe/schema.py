@@ -204,7 +204,7 @@ class Search(_Section):
 class Recipe(_Section):
     """Everything that a run depends on.
 
-    Example:
+    Examples:
         >>> recipe = Recipe.load("experiments/quickstart/recipe.yaml", ["search.evaluations=50"])
     """
 

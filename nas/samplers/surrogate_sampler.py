@@ -55,7 +55,7 @@ class SurrogateSampler(BaseSampler):
     Raises:
         ValueError: If a parameter is neither an integer nor a categorical, or `n_startup_trials` is below 8.
 
-    Example:
+    Examples:
         >>> space = {f"x{i}": IntDistribution(0, 7) for i in range(10)}
         >>> study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(space, seed=0))
     """

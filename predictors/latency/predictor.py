@@ -35,7 +35,7 @@ class LatencyPredictor:
 
     Made by `fit`; the constructor refits ``report.model`` on all measurements.
 
-    Example:
+    Examples:
         >>> xeon = LatencyPredictor.fit(features, xeon_ms)            # (n, d) numbers and (n,) milliseconds
         >>> phone = LatencyPredictor.fit(few, few_ms, prior=[xeon])   # ten measurements suffice on another device
         >>> phone.predict(others), phone.spread_ms(others), phone.report.table()
