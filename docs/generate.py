@@ -1,6 +1,6 @@
 """Writes the reference pages that follow from the code: the recipe, the commands, the families.
 
-Run ``python docs/generate.py`` after changing one of them. ``tests/test_docs.py`` fails while a page is out of date.
+Run ``python -m docs.generate`` after changing one of them. ``tests/test_docs.py`` fails while a page is out of date.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def families_page() -> str:
         rows.append((f"`{family.model_type}`", *(_codes(names) or "–" for names in cells)))
     parts = [
         "# Families",
-        f"{len(FAMILIES)} model types (`model_type` of a Hugging Face config) are supported. `nas families` prints the "
-        "same table. [The search space](../guides/search-space.md) explains the dimensions; "
+        f"{len(FAMILIES)} model types (`model_type` of a Hugging Face config) are supported. `nas families` prints "
+        "the same table. [The search space](../guides/search-space.md) explains the dimensions; "
         "[Add a family](../contributing/family.md) shows how to add a model type.",
         f"Every family has the dimensions {_codes(shared)}. The table lists the others.",
         _table(("model type", "tasks", "other dimensions", "blocks that may be skipped"), rows),

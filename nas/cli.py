@@ -26,7 +26,7 @@ INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
 RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as section.key=value.", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
 
 
@@ -106,7 +106,7 @@ def profile(
 
 @app.command()
 def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
-    """Replace one block at a time and print what it costs in quality beside the time it saves."""
+    """Replace one block at a time and print the change in quality with the time it saves."""
     from nas.commands.sensitivity import sensitivity as find_sensitivity
     from nas.commands.sensitivity import sensitivity_table
     from nas.recipe.schema import Recipe
@@ -194,7 +194,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
-    to: Annotated[str, typer.Option(help="Other formats beside it: onnx, int8, program, openvino, executorch.")] = "",
+    to: Annotated[
+        str, typer.Option(help="Other formats to write as well: onnx, int8, program, openvino, executorch.")
+    ] = "",
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
@@ -230,7 +232,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
     run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
 ) -> None:
-    """Reload an export, compare, time and score it in every format; exit code 2 where a stated figure fails."""
+    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card does not hold."""
     from nas.exports.check import check_folder, checked_table, require_whole
     from nas.runs.progress import console, quiet_libraries
     from nas.runs.run import Run

@@ -80,7 +80,7 @@ def generator() -> dict[str, Any]:
 
 def test_generated_pages_are_current() -> None:
     for file, text in generator()["pages"]().items():
-        assert file.read_text() == text, f"{name_of(file)} is out of date; run `python docs/generate.py`"
+        assert file.read_text() == text, f"{name_of(file)} is out of date; run `python -m docs.generate`"
 
 
 def test_every_key_and_option_is_described() -> None:
