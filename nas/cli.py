@@ -232,7 +232,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
     run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
 ) -> None:
-    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card does not hold."""
+    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card fails."""
     from nas.exports.check import check_folder, checked_table, require_whole
     from nas.runs.progress import console, quiet_libraries
     from nas.runs.run import Run
