@@ -73,7 +73,7 @@ class TaskSettings(_Section):
     )
     metrics: dict[str, str] = Field(
         default_factory=dict,
-        description="Metrics of your own: name -> file.py:function, package.module:function or evaluate:name.",
+        description="Metrics of your own: name -> `file.py:function`, `package.module:function` or `evaluate:name`.",
     )
     train_examples: int | None = Field(
         None, ge=1, description="Size of a random sample of the training data to use; default: all."
@@ -90,16 +90,26 @@ Rank = Literal["full"] | float
 class Space(_Section):
     """The choices of each dimension. A dimension left out keeps the parent's value."""
 
-    scope: Scope = "per-layer"
-    num_hidden_layers: list[int] | None = None
-    num_decoder_layers: list[int] | None = None
-    num_attention_heads: list[int] | None = None
-    num_key_value_heads: list[int] | None = None
-    intermediate_size: list[int] | None = None
-    hidden_size: list[int] | None = None
-    attention_rank: list[Rank] | None = None
-    mlp_rank: list[Rank] | None = None
-    embedding_rank: list[Rank] | None = None
+    scope: Scope = Field(
+        "per-layer", description="`per-layer`: each layer has its own values; `uniform`: all layers share them."
+    )
+    num_hidden_layers: list[int] | None = Field(
+        None, description="How many layers are kept; of the encoder in an encoder-decoder."
+    )
+    num_decoder_layers: list[int] | None = Field(None, description="How many layers of the decoder are kept.")
+    num_attention_heads: list[int] | None = Field(
+        None, description="Attention heads of a layer; 0 skips its attention block."
+    )
+    num_key_value_heads: list[int] | None = Field(None, description="Key and value heads of a layer.")
+    intermediate_size: list[int] | None = Field(
+        None, description="Feed-forward neurons of a layer; 0 skips its feed-forward block."
+    )
+    hidden_size: list[int] | None = Field(None, description="Width of the residual stream.")
+    attention_rank: list[Rank] | None = Field(
+        None, description="Rank of the linear layers of attention: `full`, or a fraction of the break-even rank."
+    )
+    mlp_rank: list[Rank] | None = Field(None, description="The same for the feed-forward block.")
+    embedding_rank: list[Rank] | None = Field(None, description="The same for the token embeddings.")
     attention: list[str] | None = Field(None, description="`full`, `local:w` or `bigbird:w,g,r`.")
     bits: list[str] | None = Field(
         None, description="Dtype of the linear layers: `float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`."
@@ -117,12 +127,12 @@ class Training(_Section):
     """
 
     epochs: float | None = Field(None, gt=0, description="Default: 3 if the model has no trained head, else none.")
-    learning_rate: float = Field(5e-5, gt=0)
-    batch_size: int = Field(32, ge=1)
-    weight_decay: float = Field(0.01, ge=0)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    activation_checkpointing: bool = False
-    bf16: bool = False
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    batch_size: int = Field(32, ge=1, description="Examples of one batch, of each process.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches of one optimizer step.")
+    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    bf16: bool = Field(False, description="Train in bfloat16 mixed precision.")
     workers: int | None = Field(
         None, ge=1, description="Number of data-parallel processes; default: as many as were launched."
     )
@@ -130,7 +140,7 @@ class Training(_Section):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a Ray worker.")
     augment: str | None = Field(
         None,
-        description="file.py:function from a datasets.Dataset of training examples to one with the same columns.",
+        description="`file.py:function`, from a datasets.Dataset of training examples to one with the same columns.",
     )
     report_to: list[Literal["tensorboard", "mlflow"]] = Field(
         default_factory=list, description="Trackers that log the losses, into `logs` of the run."
@@ -145,15 +155,17 @@ class Training(_Section):
 class SupernetTraining(Training):
     """Settings of the supernet training."""
 
-    epochs: float = Field(DEFAULT_EPOCHS, gt=0)
+    epochs: float = Field(DEFAULT_EPOCHS, gt=0, description="Epochs.")
     order: ImportanceScore = Field("gradient", description="Importance score that orders weights before training.")
-    strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = "sandwich"
+    strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = Field(
+        "sandwich", description="Which subnetworks are trained in a step."
+    )
     sampler: Literal["mixed", "uniform", "num_parameters", "macs", "latency_ms"] = Field(
         "mixed", description="Distribution of sampled subnetworks; a cost: uniform over it, latency as predicted."
     )
-    sampled_subnets: int = Field(2, ge=0)
-    teacher: Literal["parent", "in-place"] = Field("parent", description="in-place: the largest subnetwork.")
-    temperature: float = Field(1.0, gt=0)
+    sampled_subnets: int = Field(2, ge=0, description="Sampled subnetworks of one step.")
+    teacher: Literal["parent", "in-place"] = Field("parent", description="`in-place`: the largest subnetwork.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the distillation.")
     relations: float = Field(0.0, ge=0, description="Weight of the MiniLMv2 relation loss.")
     relations_of: Literal["last", "hidden", "attention"] = Field(
         "last",
@@ -164,7 +176,7 @@ class SupernetTraining(Training):
 class Profile(_Section):
     """How many subnetworks the latency predictor is fitted on, and how precisely each is measured."""
 
-    samples: int = Field(60, ge=10)
+    samples: int = Field(60, ge=10, description="Subnetworks that are measured.")
     precision: float = Field(
         0.03, gt=0, lt=1, description="Wanted half-width of the 95 % confidence interval of a latency, relative."
     )
@@ -182,7 +194,7 @@ class Search(_Section):
     package may be a local folder.
     """
 
-    evaluations: int = Field(200, ge=1)
+    evaluations: int = Field(200, ge=1, description="Subnetworks that the search evaluates.")
     hours: float | None = Field(None, gt=0, description="Stop after this time, summed over all commands of the run.")
     patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations that improve the hypervolume by under 0.1 %."
@@ -193,12 +205,12 @@ class Search(_Section):
         le=1,
         description="Stop an evaluation early at this confidence that it cannot reach the front; 1 disables it.",
     )
-    sampler: str = "SurrogateSampler"
-    sampler_options: dict[str, Any] = Field(default_factory=dict)
-    storage: str | None = Field(None, description="Database URL or grpc://host:port; default: a file in the run.")
+    sampler: str = Field("SurrogateSampler", description="Name of the sampler.")
+    sampler_options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the sampler's class.")
+    storage: str | None = Field(None, description="Database URL or `grpc://host:port`; default: a file in the run.")
     workers: int | None = Field(None, ge=1, description="Concurrent evaluations on Ray; default: as many as fit.")
-    cpus_per_worker: float = Field(1, ge=0)
-    gpus_per_worker: float = Field(0, ge=0, description="May be a fraction.")
+    cpus_per_worker: float = Field(1, ge=0, description="CPUs of a Ray worker.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a Ray worker; may be a fraction.")
 
 
 class Recipe(_Section):
@@ -213,14 +225,17 @@ class Recipe(_Section):
     space: Space
     workload: Workload = Field(default_factory=Workload)
     objectives: dict[str, Direction] = Field(
-        default_factory=dict, description="Default: the default metric of the task type, and latency_ms."
+        default_factory=dict,
+        description="Metric or cost -> direction; default: the task's default metric, and `latency_ms`.",
     )
-    constraints: dict[str, str] = Field(default_factory=dict)
+    constraints: dict[str, str] = Field(
+        default_factory=dict, description="Metric or cost -> operator and number, such as `<= 80`."
+    )
     parent: Training = Field(default_factory=Training)
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
     profile: Profile = Field(default_factory=Profile)
     search: Search = Field(default_factory=Search)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Seed of data order, sampling and search.")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
