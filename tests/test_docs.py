@@ -136,6 +136,14 @@ def test_keys_files_and_names_exist() -> None:
                 assert (ROOT / span).exists(), f"{where}, which does not exist"
 
 
+@pytest.mark.parametrize("package", ["search_spaces", "predictors", "nas"])
+def test_the_map_has_every_folder_and_loose_module(package: str) -> None:
+    found = {path.parent for path in (ROOT / package).glob("*/__init__.py")}
+    found |= {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
+    page = (ROOT / "docs" / "contributing" / "tree.md").read_text()
+    assert [name_of(path) for path in found if f"`{name_of(path)}{'/' * path.is_dir()}`" not in page] == []
+
+
 def test_the_reference_has_every_public_name() -> None:
     headings = set(re.findall(r"heading: nas\.(\w+)", (ROOT / "docs" / "reference" / "python.md").read_text()))
     assert headings == set(nas.__all__) - {"FAMILIES"}
