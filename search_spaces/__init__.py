@@ -1,4 +1,4 @@
-"""What may vary: choices, subnetworks, and one file per transformer family. No training, no torch."""
+"""Search spaces: what may vary in a transformer, its subnetworks, and one file per model family. Imports no torch."""
 
 from search_spaces.batch import SubnetBatch
 from search_spaces.errors import InputError

@@ -1,4 +1,4 @@
-"""SubnetBatch: many subnetworks of one parent as arrays, for what is computed of thousands of them at once."""
+"""SubnetBatch: many subnetworks of one parent as arrays, to compute costs and features of thousands at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {
     "attention": (encode_pattern, decode_pattern),
     "bits": (BITS.index, BITS.__getitem__),
 }
-"""Field that holds names -> what makes numbers of them, and names of the numbers."""
+"""Field whose values are names -> encoder from name to integer, decoder from integer to name."""
 
 
 @dataclass(frozen=True)
 class SubnetBatch(Sequence[SubnetConfig]):
-    """Subnetworks of one parent; each is a `SubnetConfig` when indexed or walked through.
+    """Subnetworks of one parent; indexing and iteration give `SubnetConfig`.
 
     Attributes:
         kept: Which layers of the parent stay (n, parent layers).
@@ -38,7 +38,7 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     @classmethod
     def from_subnets(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
-        """Some subnetworks of a parent with so many layers; a batch as it is."""
+        """A batch of subnetworks of a parent with ``num_layers`` layers; a `SubnetBatch` is returned unchanged."""
         if isinstance(subnets, SubnetBatch):
             return subnets
         rows = np.repeat(np.arange(len(subnets)), [subnet.num_hidden_layers for subnet in subnets])

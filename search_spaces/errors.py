@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises: the law, the value, the way out."""
+"""InputError: the exception for a mistake in the user's input; its message gives the rule, the value and the fix."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Names the nearest neighbours of an unknown name, then everything that exists."""
+    """A hint with the known names most similar to an unknown one, then all known names."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
+    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(f'`{n}`' for n in similar)}? " if similar else ""
     return f"{hint}known: {', '.join(known)}"

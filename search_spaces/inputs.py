@@ -1,4 +1,4 @@
-"""Inputs: what one parent reads: tokens, patches or frames, how many, and how often its modules run on them."""
+"""Inputs: the tokens, patches or frames that one parent reads, and how often its modules run on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one parent reads, whatever of it is active.
+    """The input of one parent; it is the same for all its subnetworks.
 
     Attributes:
         family: The table of its type.
@@ -28,8 +28,12 @@ class Inputs:
     def runs_per_sample(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[RunsOn, int]:
         """How often a module runs in one pass over one sample, by what it runs on.
 
-        Tokens are the workload's for text, patches and special tokens for images; the source of an encoder-decoder is
-        as long as what it writes, or as the sound it hears. With ``label_tokens``, every token gets a label.
+        Text has ``sequence_length`` tokens; an image has its patches and the special tokens. The source of an
+        encoder-decoder is as long as its target, or as the encoded sound.
+
+        Args:
+            sequence_length: Tokens of one sample, None for images.
+            label_tokens: Whether every token gets a label, not the sample.
         """
         special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
         token = self.num_patches + special if self.num_patches else sequence_length or 0
@@ -45,20 +49,20 @@ class Inputs:
         }
 
     def longest_sequence(self, sequence_length: int | None) -> int:
-        """Tokens of one sample, in the stack that has more."""
+        """Tokens of one sample, in the stack with the longer sequence."""
         runs = self.runs_per_sample(sequence_length)
         return max(runs[self.family.stack_runs_on(stack)] for stack in range(len(self.family.stacks)))
 
     @property
     def max_sequence_length(self) -> int | None:
-        """The longest text the position embeddings allow, None where nothing limits it."""
+        """Most tokens that the position embeddings allow, None if they set no limit."""
         written = getattr(self.sizes, "max_target_positions", None)
         positions = getattr(self.sizes, "max_position_embeddings", written)
         return None if positions is None or self.num_patches else positions - self.family.position_offset
 
     @cached_property
     def num_patches(self) -> int:
-        """Patches of one image, 0 for a model that reads text."""
+        """Patches of one image, 0 if the model reads no images."""
         if not hasattr(self.sizes, "patch_size"):
             return 0
         pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)

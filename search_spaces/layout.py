@@ -42,7 +42,7 @@ class ParameterLocation:
 
 
 class Layout:
-    """What is elastic in one parent, and where.
+    """The layers of one parent, and where each of its parameters lies.
 
     Args:
         config: The parent's Hugging Face config.
@@ -50,13 +50,13 @@ class Layout:
     Attributes:
         family: The table of its type.
         config: A copy of the config.
-        sizes: The part of it that holds the sizes.
-        inputs: What the parent reads.
+        sizes: The part of the config that holds the sizes.
+        inputs: The input of the parent.
         head_dim: Channels of one attention head.
         shapes: Sizes of its weights in a subnetwork.
 
     Raises:
-        InputError: If the model type is not supported, or the config is one that its table does not cover.
+        InputError: If the model type is not supported, or the family's table does not cover the config.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -234,7 +234,7 @@ class Layout:
         return is_under(location.path, self.skips(location.stack, subnet.layer_values(position)))
 
     def index_in_stack(self, subnet: SubnetConfig, stack: int, position: int) -> int:
-        """Which of the kept layers of its stack the one at a position of ``subnet.layers`` is."""
+        """Index, among the kept layers of its stack, of the layer at a position of ``subnet.layers``."""
         return position - sum(layer < sum(self.depths[:stack]) for layer in subnet.layers)
 
     def outside_values(self, subnet: SubnetConfig) -> dict[str, int]:
@@ -276,7 +276,7 @@ class Layout:
         return bool(self.family.stacks[stack].missing_in_first_layer) and self.stack_of(first)[1] > 0
 
     def missing_in_first_layer(self, stack: int, subnet: SubnetConfig) -> dict[str, str]:
-        """Modules that the first kept layer has and that of a stock model lacks -> one that is like it."""
+        """Modules of the first kept layer that the first layer of a stock model lacks -> a module like it."""
         if not self.first_layer_differs(stack, subnet):
             return {}
         return dict(self.family.stacks[stack].missing_in_first_layer)
@@ -284,10 +284,10 @@ class Layout:
     # -- the space ----------------------------------------------------------------------------------------------------
 
     def search_space(self, choices: Mapping[str, Any], layer_order: Sequence[int] | None = None) -> SearchSpace:
-        """The space that a recipe opens over this parent.
+        """The search space of a recipe over this parent.
 
         Args:
-            choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
+            choices: Scope and lists of choices, as in `SearchSpace`; None where a dimension is fixed.
             layer_order: Parent layers, most important first, once it is known.
 
         Raises:
@@ -298,7 +298,7 @@ class Layout:
 
 
 def is_under(path: str, modules: Iterable[str]) -> bool:
-    """Whether a path is one of some modules, or lies in one."""
+    """Whether a path is one of the modules, or is inside one."""
     return any(f"{path}.".startswith(f"{module}.") for module in modules)
 
 

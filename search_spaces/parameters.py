@@ -1,4 +1,4 @@
-"""Parameters: the subnetworks of a search space as a study, a sampler and a surrogate write them down."""
+"""Parameters: subnetworks of a search space as Optuna parameters, as vectors of a sampler, as features of a model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FIXED = {
     "embedding_rank": (FULL_RANK,),
     **{name: (default,) for name, default in CATEGORICAL.items()},
 }
-"""Field that a space may have no choices of -> its only one then."""
+"""Field that a space may have no choices of -> its only value then."""
 
 
 class Parameters(Mapping[str, tuple[Any, ...]]):
-    """Name of each open parameter -> its values in ascending order; what has one choice only is left out.
+    """Name of each parameter of the search -> its values in ascending order; fields with one choice have none.
 
-    A study names a subnetwork by values of them, a sampler by a vector: the index of each one's value, in their order.
+    A study describes a subnetwork by parameter values, a sampler by a vector: the index of each parameter's value.
 
     Args:
         space: The subnetworks.
@@ -62,19 +62,19 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space for an Optuna study.
 
-        Evenly spaced choices become an integer parameter, so that a sampler sees their order; others, and whether a
-        layer stays, are categorical.
+        Evenly spaced choices are an integer parameter, so that a sampler sees their order. Other choices, and whether
+        a layer stays, are categorical.
         """
         return {name: _distribution(values) for name, values in self._searched.items()}
 
     def suggest(self, trial: optuna.Trial) -> SubnetConfig:
-        """Asks a trial for every parameter of the space; what it answers is a subnetwork."""
+        """The subnetwork of the values that a trial suggests for every parameter."""
         return self.to_subnet({name: _suggest(trial, name, values) for name, values in self._searched.items()})
 
     def to_subnet(self, params: Mapping[str, Any]) -> SubnetConfig:
-        """The subnetwork that parameter values mean, mended as by `to_batch`.
+        """The subnetwork of parameter values, repaired as by `to_batch`.
 
-        A layer that is left out of them stays, and a width that is left out is the smallest.
+        Missing parameters: a layer stays, any other parameter has its first choice.
         """
         complete = {
             **{name: values[-1] if values == (False, True) else values[0] for name, values in self._searched.items()},
@@ -84,7 +84,7 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         return self.to_batch(np.array([vector], dtype=np.int64))[0]
 
     def from_subnet(self, subnet: SubnetConfig) -> dict[str, Any]:
-        """Parameter values that mean a subnetwork; a dropped layer gets its largest widths."""
+        """Parameter values of a subnetwork; a dropped layer gets its largest values."""
         space = self.space
         values: dict[str, Any] = {name: getattr(subnet, name) for name in GLOBAL_FIELDS}
         if space.scope == "uniform":
@@ -103,12 +103,12 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
     # -- vectors ------------------------------------------------------------------------------------------------------
 
     def to_batch(self, vectors: np.ndarray) -> SubnetBatch:
-        """The subnetworks that vectors mean.
+        """The subnetworks of vectors.
 
-        Widths of dropped layers are ignored. A set of layers whose size is not an allowed depth is mended to the
-        nearest allowed one (the larger on a tie): the most important dropped layers come back, or the least
-        important kept ones go. So are key and value heads that do not fit, and a layer left with nothing gets the
-        narrowest feed-forward block.
+        Values of dropped layers are ignored. Invalid combinations are repaired. A set of layers whose size is no
+        allowed depth gets the nearest allowed one (the larger on a tie): the most important dropped layers are added,
+        or the least important kept ones removed. Key and value heads get the nearest number that the attention heads
+        can share. A layer that skips both blocks gets the narrowest feed-forward block.
 
         Args:
             vectors: (n, parameters) index of the choice of each parameter.
@@ -118,7 +118,7 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         return SubnetBatch(kept, layer_values, *(self._values_of(vectors, name) for name in GLOBAL_FIELDS))
 
     def _values_of(self, vectors: np.ndarray, name: str) -> np.ndarray:
-        """Values (n,) of a parameter; of one that is not open, its only one."""
+        """Values (n,) of a parameter, or the only value of a fixed field; names are encoded as integers."""
         field = name.partition(".")[0]
         values = self._searched.get(name) or {**FIXED, **self.space.choices}[field][:1]
         numbers = np.array([CODES[field][0](value) for value in values] if field in CATEGORICAL else values)
@@ -159,18 +159,18 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
 
     @cached_property
     def _nearest_groups(self) -> np.ndarray:
-        """Key and value heads that stand for each choice of them (columns) beside each of attention heads (rows)."""
+        """Key and value heads to use for each choice of attention heads (rows) and of key-value heads (columns)."""
         heads, groups = (self.space.choices[field] for field in BLOCKS["attention"][:2])
         return np.array([[self.space.nearest_groups(h, g) for g in groups] for h in heads])
 
     # -- features -----------------------------------------------------------------------------------------------------
 
     def encode(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """Subnetworks as features for a surrogate, all in [0, 1].
+        """Subnetworks as features of a surrogate, all in [0, 1].
 
         Returns:
-            (n, k x parent layers + m): for each layer whether it stays and its k - 1 `fields` of the space, zeros
-            where it is dropped. Last the m `global_fields`.
+            (n, k x parent layers + m): whether each layer stays; then the k - 1 `fields` of the space for each layer,
+            0 where it is dropped; then the m `global_fields`.
         """
         space = self.space
         batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
@@ -179,7 +179,7 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         return np.concatenate([batch.kept, *layers, *rest], axis=1)
 
     def _scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
-        """Values of a field (n, parent layers) over the parent's; of a name, its place among the choices."""
+        """Values of a field (n, parent layers) over the parent's; of names, the index over the number of choices."""
         if field in CATEGORICAL:
             choices = self.space.choices[field]
             return batch.category_index(field, choices) / len(choices)
@@ -201,7 +201,7 @@ def _suggest(trial: optuna.Trial, name: str, values: tuple[Any, ...]) -> Any:
 
 
 def _step(values: tuple[Any, ...]) -> int | None:
-    """The distance between evenly spaced integers, else None."""
+    """The step of evenly spaced integers, else None."""
     if isinstance(values[0], bool | str):
         return None
     steps = {b - a for a, b in pairwise(values)}

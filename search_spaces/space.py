@@ -1,4 +1,4 @@
-"""SearchSpace: a parent and the dimensions left open, with their choices and their scope."""
+"""SearchSpace: a parent, the dimensions that may vary, their choices and their scope."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ DEPTHS = ("num_hidden_layers", "num_decoder_layers")
 class SearchSpace:
     """All subnetworks of a parent that a search may visit.
 
-    With scope ``uniform``, every kept layer has the same widths and the most important layers stay. With scope
-    ``per-layer``, each layer has widths of its own, which layers stay is searched too, and a choice of 0 heads or 0
+    With scope ``uniform``, all kept layers have the same values and the most important layers stay. With scope
+    ``per-layer``, each layer has its own values, the set of kept layers is searched too, and a choice of 0 heads or 0
     neurons skips that block.
 
     Args:
-        parent: The whole model as a subnetwork.
+        parent: The full model as a subnetwork.
         num_hidden_layers: Allowed depths; of an encoder-decoder, of the encoder.
         num_decoder_layers: Allowed depths of the decoder of an encoder-decoder.
         num_attention_heads: Allowed head counts of a layer.
-        num_key_value_heads: Allowed numbers of key and value heads of a layer. By default whole groups go: as many
-            attention heads share a key and value head as in the parent.
+        num_key_value_heads: Allowed numbers of key and value heads of a layer. By default as many attention heads
+            share a key and value head as in the parent.
         intermediate_size: Allowed feed-forward widths of a layer.
         hidden_size: Allowed widths of the residual stream.
         attention_rank: Allowed ranks of the linear layers of a layer's attention, in percent of break-even;
             `FULL_RANK` keeps the full matrix (see `SubnetConfig`).
-        mlp_rank: The same of its feed-forward block.
+        mlp_rank: The same for its feed-forward block.
         attention: Allowed attention patterns of a layer (see `AttentionPattern`).
-        bits: Allowed numbers of a layer (see `search_spaces.dimensions.bits.BITS`).
+        bits: Allowed dtypes of a layer's linear layers (see `search_spaces.dimensions.bits.BITS`).
         embedding_rank: Allowed ranks of the table of token embeddings, in percent of break-even.
         scope: ``uniform`` or ``per-layer``.
         layer_order: Parent layers, most important first; the order in which a shrinking depth keeps them.
@@ -81,13 +81,13 @@ class SearchSpace:
             raise InputError(f"`layer_order` must name each parent layer once, but got {list(self.layer_order)}.")
         if num_decoder_layers is not None and len(self.depths) == 1:
             raise InputError("`space.num_decoder_layers` is for an encoder-decoder, but the model has one stack only.")
-        self.groups_open = num_key_value_heads is not None
+        self.searches_groups = num_key_value_heads is not None
         sizes = parent.num_attention_heads, parent.num_key_value_heads, parent.intermediate_size
         heads, groups, width = map(max, sizes)
         lowest = int(scope == "uniform")
-        counts = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
+        depth_lists = {"num_hidden_layers": num_hidden_layers, "num_decoder_layers": num_decoder_layers}
         self.choices: dict[str, tuple[Any, ...]] = {
-            **{name: _valid_choices(name, counts[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
+            **{name: _valid_choices(name, depth_lists[name], d) for name, d in zip(DEPTHS, self.depths, strict=False)},
             "num_attention_heads": _valid_choices("num_attention_heads", num_attention_heads, heads, lowest),
             "num_key_value_heads": _valid_choices("num_key_value_heads", num_key_value_heads, groups),
             "intermediate_size": _valid_choices("intermediate_size", intermediate_size, width, lowest),
@@ -102,28 +102,28 @@ class SearchSpace:
         if embedding_rank is not None:
             self.choices["embedding_rank"] = _valid_choices("embedding_rank", embedding_rank, FULL_RANK)
         self._heads_per_group = heads // groups
-        self._groups = {h: self._groups_for(h) for h in self.choices["num_attention_heads"]}
+        self._possible_groups = {h: self._groups_for(h) for h in self.choices["num_attention_heads"]}
 
     def _groups_for(self, heads: int) -> tuple[int, ...]:
-        """Numbers of key and value heads that so many attention heads can share, ascending."""
+        """Numbers of key and value heads that ``heads`` attention heads can share, ascending."""
         if not heads:
             return (0,)
         choices = (
-            self.choices["num_key_value_heads"] if self.groups_open else (max(1, heads // self._heads_per_group),)
+            self.choices["num_key_value_heads"] if self.searches_groups else (max(1, heads // self._heads_per_group),)
         )
         possible = tuple(g for g in choices if is_grouping(heads, g) and heads // g <= self._heads_per_group)
-        if not possible or not (self.groups_open or heads % self._heads_per_group == 0):
+        if not possible or not (self.searches_groups or heads % self._heads_per_group == 0):
             raise InputError(
                 "each choice of `space.num_attention_heads` must be a multiple of a number of key and value heads, at "
-                f"most {self._heads_per_group} times it, but {heads} is not one of any of {list(choices)}; change it "
-                "or `space.num_key_value_heads`."
+                f"most {self._heads_per_group} times it, but got {heads} with {list(choices)} key and value heads; "
+                "change it or `space.num_key_value_heads`."
             )
         return possible
 
-    # -- the space as a whole -------------------------------------------------------------------------------------
+    # -- choices ------------------------------------------------------------------------------------------------------
 
     def block_choices(self, block: str) -> list[tuple[Any, ...]]:
-        """Every choice for one block of a layer: values of its fields, in their order."""
+        """Every choice for one block of a layer: values of its fields, in the order of `BLOCKS`."""
         width, *others = BLOCKS[block]
         choices: list[tuple[Any, ...]] = []
         for value in self.choices[width]:
@@ -131,22 +131,22 @@ class SearchSpace:
         return choices
 
     def _choices_given(self, field: str, width: int) -> tuple[Any, ...]:
-        """Choices of a further field of a block of some width."""
+        """Choices of another field of a block with the given width."""
         if field == "num_key_value_heads":
-            return self._groups[width]
+            return self._possible_groups[width]
         if field == "attention":
             return self._categories(field) if width else (FULL,)
         return self.choices[field] if width else (0,)
 
     @property
     def layer_choices(self) -> list[tuple[Any, ...]]:
-        """Every choice for one layer: values of `PER_LAYER`; never nothing at all."""
+        """Every choice for one layer: values of `PER_LAYER`; a layer never skips both blocks."""
         combinations = product(*(self.block_choices(block) for block in BLOCKS))
         layers = [tuple(chain(*blocks)) for blocks in combinations if any(block[0] for block in blocks)]
         return [(*values, bits) for values in layers for bits in self._categories("bits")]
 
     def _categories(self, field: str) -> tuple[str, ...]:
-        """Choices of a field that holds names; the one that changes nothing where it is not open."""
+        """Choices of a field whose values are names; the default one if it is not searched."""
         return self.choices.get(field, (CATEGORICAL[field],))
 
     @property
@@ -169,18 +169,18 @@ class SearchSpace:
 
     @property
     def has_low_ranks(self) -> bool:
-        """Whether a module of one of its subnetworks is two thin ones."""
+        """Whether any subnetwork has a low-rank module."""
         return any(
             self.choices[rank][0] < FULL_RANK for rank in (*RANK_FIELDS, "embedding_rank") if rank in self.choices
         )
 
     @property
     def fields(self) -> list[str]:
-        """Fields of a layer that vary on their own: widths, and ranks and names that are open."""
+        """Fields of a layer that are parameters of the search: widths, and the ranks and names that have choices."""
         fixed = {rank for rank in RANK_FIELDS if len(self.choices[rank]) == 1} | (
             CATEGORICAL.keys() - self.choices.keys()
         )
-        fixed |= set() if self.groups_open else {"num_key_value_heads"}
+        fixed |= set() if self.searches_groups else {"num_key_value_heads"}
         return [field for field in PER_LAYER if field not in fixed]
 
     @property
@@ -207,7 +207,7 @@ class SearchSpace:
         return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.most_important_layers(depths))
 
     def with_largest(self, share: float) -> SearchSpace:
-        """The space left when every dimension keeps a share of its choices only, its largest ones, at least one."""
+        """The space in which each dimension keeps only a share of its choices: its largest ones, at least one."""
         open_choices = {
             name: values[-max(1, math.ceil(share * len(values))) :]
             for name, values in self.choices.items()
@@ -216,8 +216,8 @@ class SearchSpace:
         return SearchSpace(**{**self.arguments(), **open_choices})
 
     def arguments(self) -> dict[str, Any]:
-        """What makes this space again."""
-        open_choices = {n: v for n, v in self.choices.items() if n != "num_key_value_heads" or self.groups_open}
+        """Keyword arguments of the constructor that give this space."""
+        open_choices = {n: v for n, v in self.choices.items() if n != "num_key_value_heads" or self.searches_groups}
         return {
             "parent": self.parent,
             **open_choices,
@@ -234,22 +234,22 @@ class SearchSpace:
         return tuple(sorted(kept))
 
     def stack_depths(self, subnet: SubnetConfig) -> tuple[int, ...]:
-        """How many layers of each stack a subnetwork keeps."""
+        """Number of layers of each stack that a subnetwork keeps."""
         return tuple(sum(layer in stack for layer in subnet.layers) for stack in self.stacks)
 
     def nearest_groups(self, heads: int, groups: int) -> int:
-        """The number of key and value heads nearest to one that so many attention heads can share."""
-        return min(self._groups[heads], key=lambda g: (abs(g - groups), -g))
+        """The number of key and value heads nearest to ``groups`` that ``heads`` attention heads can share."""
+        return min(self._possible_groups[heads], key=lambda g: (abs(g - groups), -g))
 
     @cached_property
     def parameters(self) -> Parameters:
-        """What is open, as the parameters of a study: the coordinates of its subnetworks."""
+        """The parameters of an Optuna study over this space."""
         return Parameters(self)
 
     # -- points of interest ---------------------------------------------------------------------------------------
 
     def _uniform(self, values: dict[str, Any]) -> SubnetConfig:
-        """The uniform subnetwork of these values; numbers of key and value heads are mended."""
+        """The uniform subnetwork of these values, with the nearest possible number of key and value heads."""
         heads = values["num_attention_heads"]
         return SubnetConfig.uniform(
             self.most_important_layers([values[name] for name in self.depth_names]),
@@ -263,7 +263,7 @@ class SearchSpace:
 
     @property
     def _without_skips(self) -> dict[str, tuple[Any, ...]]:
-        """The choices without those that skip a block."""
+        """The choices except 0, which skips a block."""
         return {name: tuple(v for v in values if v) for name, values in self.choices.items()}
 
     @property
@@ -277,11 +277,11 @@ class SearchSpace:
         return self._uniform({name: values[0] for name, values in self._without_skips.items()})
 
     def uniform_scalings(self) -> list[SubnetConfig]:
-        """The baseline of uniform scaling: for each depth, all widths shrunk together, largest first.
+        """The baseline of uniform scaling: at each depth, all widths shrink together; largest first.
 
-        Widths are taken at equal fractions of the way through their choices, as a model family such as BERT-mini,
-        -small, -medium scales; so are the depths of an encoder and its decoder. Ranks are the largest, attention
-        is as full and numbers are as fine as they may be.
+        Each width is at the same fraction of its list of choices, as in a model family such as BERT-mini, -small,
+        -medium; so are the depths of an encoder and its decoder. Ranks, attention and bits are at their last (most
+        accurate) choice.
         """
         widths = {name: values for name, values in self._without_skips.items() if name not in DEPTHS}
         widths |= {
@@ -300,7 +300,7 @@ class SearchSpace:
         return list({subnet.key: subnet for subnet in scalings}.values())
 
     def neighbours(self, subnet: SubnetConfig) -> list[SubnetConfig]:
-        """Every subnetwork one step away: one choice up or down in one place, or one layer more or less."""
+        """Every subnetwork one step away: one parameter at an adjacent choice, or one layer added or removed."""
         params = self.parameters.from_subnet(subnet)
         neighbours: dict[str, SubnetConfig] = {}
         for name, values in self.parameters.items():
@@ -313,7 +313,7 @@ class SearchSpace:
         return list(neighbours.values())
 
     def sample(self, rng: Random) -> SubnetConfig:
-        """One subnetwork: the depths uniform over their choices, then the layers, then the widths."""
+        """One random subnetwork: uniform depths, then uniform layers, then uniform values of each layer."""
         if self.scope == "uniform":
             return self._uniform({name: rng.choice(values) for name, values in self.choices.items()})
         layers: list[int] = []
@@ -335,13 +335,13 @@ class SearchSpace:
         return values | ({"bits": rng.choice(self.choices["bits"])} if "bits" in self.choices else {})
 
     def sample_mixed(self, rng: Random) -> SubnetConfig:
-        """One subnetwork for training: half of the time uniform in width with the most important layers kept."""
+        """One random subnetwork for training: with probability 1/2 uniform, with the most important layers kept."""
         if rng.random() < 0.5:
             return self._uniform({name: rng.choice(values) for name, values in self._without_skips.items()})
         return self.sample(rng)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
-        """Every subnetwork of a ``uniform`` space (a ``per-layer`` one is too large to walk)."""
+        """Every subnetwork of a ``uniform`` space; a ``per-layer`` one is too large to enumerate."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
         names = (*self.depth_names, *self.global_fields)
@@ -351,7 +351,7 @@ class SearchSpace:
 
 
 def _valid_choices(name: str, values: Sequence[int] | None, largest: int, lowest: int = 1) -> tuple[int, ...]:
-    """Sorted distinct choices of one dimension; the parent's own value where none are given."""
+    """Sorted distinct choices of one dimension; the parent's value if None."""
     if values is None:
         return (largest,)
     if not values:
@@ -360,11 +360,11 @@ def _valid_choices(name: str, values: Sequence[int] | None, largest: int, lowest
     if wrong or not max(values):
         raise InputError(
             f"`space.{name}` must lie between {max(lowest, 1)} and the parent's {largest}"
-            f"{'' if lowest else ', or be 0 to skip the block beside other choices'}, but got {wrong or list(values)}."
+            f"{'' if lowest else ', or be 0, with other choices, to skip the block'}, but got {wrong or list(values)}."
         )
     return tuple(sorted(set(values)))
 
 
 def _at_fraction(values: Sequence[int], step: int, steps: int) -> int:
-    """The choice at the same fraction of the way through ``values`` as ``step`` is through ``steps``."""
+    """The choice at the same fraction of ``values`` as ``step`` is of ``steps``."""
     return values[round(step * (len(values) - 1) / max(steps - 1, 1))]

@@ -1,4 +1,4 @@
-"""Stock configs: which subnetworks a plain Hugging Face config can describe, and what it then says."""
+"""Stock configs: the Hugging Face config of a subnetwork, if one can describe it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from search_spaces.subnet import RANK_FIELDS, SubnetConfig
 
 
 def stock_config_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] | None:
-    """Fields that make the parent's stock config describe a subnetwork, or None where a stock config cannot.
+    """Fields that make the parent's stock config describe a subnetwork, None if a stock config cannot.
 
-    A stock config has one width for all layers of a stack, full attention, no skipped blocks, no factors, one kind of
-    numbers and no layers of another structure; and where it cannot give ``head_dim``, heads times their width make
-    the hidden size.
+    It can if all layers of a stack have equal sizes and the same structure, no block is skipped, attention is full, no
+    layer is low-rank or quantized, and, where the config has no ``head_dim``, the heads fill the hidden size.
     """
     family, update = layout.family, layout.depth_config_update(subnet)
     if subnet.is_sparse or subnet.is_quantized or subnet.embedding_rank != FULL_RANK:
@@ -47,7 +46,7 @@ def stock_config_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] 
 
 
 def _stack_fields(layout: Layout, stack: int, values: Mapping[str, int]) -> dict[str, int | None]:
-    """What the config must say of the layers of a stack; None where it cannot."""
+    """Config fields of the layers of a stack; a value is None if no config value gives it."""
     family = layout.family
     left_out = {*RANK_FIELDS} if "kv_heads" in family.axes else {*RANK_FIELDS, "num_key_value_heads"}
     fields = [name for name in values if name not in left_out]
@@ -58,7 +57,7 @@ def _stack_fields(layout: Layout, stack: int, values: Mapping[str, int]) -> dict
 
 
 def _ffn_ratio(layout: Layout, values: Mapping[str, int]) -> int | None:
-    """The whole ratio that gives a stock model so many neurons, None where no ratio does."""
+    """The integer ratio that gives a stock model the layer's number of neurons, None if there is none."""
     hidden, neurons, ffn_from_ratio = values["hidden_size"], values["intermediate_size"], layout.family.ffn_from_ratio
     assert ffn_from_ratio is not None
     ratios = range(1, 2 * (neurons // hidden + 1))
@@ -66,13 +65,13 @@ def _ffn_ratio(layout: Layout, values: Mapping[str, int]) -> int | None:
 
 
 def _changes_head_dim(layout: Layout, subnet: SubnetConfig) -> bool:
-    """Whether hidden size / heads, which a config means where it says nothing else, is no longer the parent's."""
+    """Whether hidden size or heads differ from the parent's, so that a config without ``head_dim`` would change it."""
     parent = layout.parent
     return subnet.hidden_size != parent.hidden_size or subnet.num_attention_heads[0] != parent.num_attention_heads[0]
 
 
 def _is_valid(layout: Layout, update: Mapping[str, Any]) -> bool:
-    """Whether the stock config takes these values; some demand, say, that the heads divide the hidden size."""
+    """Whether the stock config's own validation passes; some configs require that heads divide the hidden size."""
     from huggingface_hub.errors import StrictDataclassError
 
     config = copy.deepcopy(layout.config)

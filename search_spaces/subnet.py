@@ -17,31 +17,31 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "attention": ("num_attention_heads", "num_key_value_heads", "attention_rank", "attention"),
     "mlp": ("intermediate_size", "mlp_rank"),
 }
-"""Block of a layer -> its fields, named as in Hugging Face configs: first its width, 0 where the block is skipped and
-then so are the others."""
+"""Block of a layer -> its fields, named as in Hugging Face configs. The first is its width; where that is 0, the block
+is skipped and the other numbers are 0 too."""
 
 PER_LAYER = (*(field for fields in BLOCKS.values() for field in fields), "bits")
 """Fields that hold one value per kept layer."""
 
 CATEGORICAL = {"attention": FULL, "bits": FULL_PRECISION}
-"""Those that are names -> the name that changes nothing."""
+"""Per-layer fields whose values are names -> the name that changes nothing."""
 
 NUMERIC = tuple(field for field in PER_LAYER if field not in CATEGORICAL)
-"""Those that are numbers of something."""
+"""Per-layer fields whose values are numbers."""
 
 RANK_FIELDS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
-"""Rank of the linear layers of a block -> the width of that block."""
+"""Field of the rank of a block's linear layers -> field of the block's width."""
 
 GLOBAL_FIELDS = ("hidden_size", "embedding_rank")
-"""Fields that hold one value for all layers."""
+"""Fields that hold one value for the subnetwork."""
 
 
 @dataclass(frozen=True)
 class SubnetConfig:
-    """Which layers of the parent stay, and how wide each of them is.
+    """One subnetwork: which layers of the parent stay, and the values of each layer.
 
-    Layers of an encoder-decoder are numbered through: those of the encoder, then those of the decoder, where
-    ``num_attention_heads`` holds for self-attention and cross-attention alike.
+    Layers of an encoder-decoder are numbered encoder first, then decoder. In a decoder layer, ``num_attention_heads``
+    is the number of heads of both self-attention and cross-attention.
 
     Attributes:
         layers: Indices of the kept parent layers, ascending.
@@ -49,20 +49,20 @@ class SubnetConfig:
         intermediate_size: Feed-forward neurons of each kept layer, 0 where its feed-forward block is skipped.
         hidden_size: Channels of the residual stream.
         num_key_value_heads: Key and value heads of each kept layer; by default as many as attention heads.
-        attention_rank: Rank of the linear layers of each kept layer's attention, in percent of the break-even rank,
-            out * in / (out + in), at which two factors hold as many numbers as the one matrix; by default `FULL_RANK`.
-        mlp_rank: The same of its feed-forward block.
-        attention: Whom the tokens of each kept layer attend to (see `AttentionPattern`); by default, and where its
-            attention is skipped, ``full``.
-        bits: In what numbers the linear layers of each kept layer are stored and multiplied, one of
-            `search_spaces.dimensions.bits.BITS`; by default those of the parent.
+        attention_rank: Rank of the linear layers in each kept layer's attention, in percent of the break-even rank,
+            out * in / (out + in), at which two factors have as many weights as one matrix; by default `FULL_RANK`.
+        mlp_rank: The same for its feed-forward block.
+        attention: Attention pattern of each kept layer (see `AttentionPattern`); ``full`` by default and where the
+            attention is skipped.
+        bits: Dtype of the weights (and activations) of the linear layers of each kept layer, one of
+            `search_spaces.dimensions.bits.BITS`; by default the parent's.
         embedding_rank: Rank of the table of token embeddings, in percent of the break-even rank,
             vocabulary * channels / (vocabulary + channels); by default `FULL_RANK`.
 
     Raises:
-        InputError: If the lengths differ, a layer repeats or is empty, key and value heads do not divide the attention
-            heads, a rank is not between 1 and `FULL_RANK`, an attention pattern or kind of bits is none, or nothing is
-            kept.
+        InputError: If the lengths differ, a layer repeats or has neither block, key and value heads do not divide the
+            attention heads, a rank is not between 1 and `FULL_RANK`, an attention pattern or dtype is unknown, or no
+            layer is kept.
     """
 
     layers: tuple[int, ...]
@@ -136,7 +136,7 @@ class SubnetConfig:
         embedding_rank: int = FULL_RANK,
         **others: Any,
     ) -> SubnetConfig:
-        """The subnetwork whose kept layers are all alike; ``others`` are further fields of `PER_LAYER`."""
+        """The subnetwork whose kept layers all have these values; ``others`` are more fields of `PER_LAYER`."""
         n = len(layers)
         groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
@@ -145,7 +145,7 @@ class SubnetConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
-        """Reads back what `to_dict` wrote."""
+        """The subnetwork of a dict from `to_dict`."""
         lists: dict[str, Any] = {
             name: tuple(int(v) for v in data[name]) for name in ("layers", *NUMERIC) if name in data
         }
@@ -154,7 +154,7 @@ class SubnetConfig:
         return cls(**global_values, **lists, **names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, ready for JSON; what is not a width only where it is not as by default."""
+        """Plain numbers and lists for JSON; ranks, attention and bits only where they are not the default."""
         defaults = [rank for rank in RANK_FIELDS if set(getattr(self, rank)) <= {0, FULL_RANK}]
         defaults += [name for name, default in CATEGORICAL.items() if set(getattr(self, name)) == {default}]
         defaults += ["embedding_rank"] * (self.embedding_rank == FULL_RANK)
@@ -167,31 +167,31 @@ class SubnetConfig:
 
     @property
     def num_hidden_layers(self) -> int:
-        """How many layers stay."""
+        """Number of kept layers."""
         return len(self.layers)
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the attention of a layer is not full."""
+        """Whether a layer has sparse attention."""
         return any(pattern != FULL for pattern in self.attention)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether a layer is stored in other numbers than the parent's."""
+        """Whether a layer has another dtype than the parent."""
         return any(bits != FULL_PRECISION for bits in self.bits)
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all kept layers are alike."""
+        """Whether all kept layers have the same values."""
         return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
 
     def layer_values(self, position: int) -> dict[str, int]:
-        """Widths of the kept layer at a position of ``layers``: field -> value, ``hidden_size`` included."""
+        """Numeric values of the kept layer at a position of ``layers``: field -> value, with ``hidden_size``."""
         return {**{field: getattr(self, field)[position] for field in NUMERIC}, "hidden_size": self.hidden_size}
 
     @property
     def parts(self) -> dict[str, str]:
-        """What it consists of, in words: one number where all layers are alike."""
+        """Name -> text of each field; one value where all layers have the same."""
         widths = {"heads": self.num_attention_heads, "ffn": self.intermediate_size}
         if self.num_key_value_heads != self.num_attention_heads:
             widths["kv heads"] = self.num_key_value_heads
@@ -216,5 +216,5 @@ class SubnetConfig:
 
 
 def is_grouping(heads: int, groups: int) -> bool:
-    """Whether so many attention heads can share so many key and value heads; 0 attention heads need 0."""
+    """Whether ``heads`` attention heads can share ``groups`` key and value heads; 0 heads need 0 groups."""
     return heads % groups == 0 if heads and groups else heads == groups

@@ -1,4 +1,4 @@
-"""Picture: a subnetwork layer by layer as SVG, one column for each field that holds one value a layer."""
+"""SVG: a subnetwork layer by layer, one column for each field with one value per layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
 
 ROW, BAR, GAP, LABEL = 20, 120, 14, 60
-"""Height of a layer, width of a bar, space between bars and width of the layers' names, in pixels."""
+"""Height of a layer, width of a bar, gap between bars, width of the layers' names; in pixels."""
 
 
 def svg(subnet: SubnetConfig) -> str:
-    """Bars of each kept layer, relative to the widest of its field; a value of 0 is a skipped block.
+    """Bars of each kept layer, relative to the largest value of the field; a value of 0 is a skipped block.
 
-    The rank of the embeddings stands in a row of its own, where they are not whole.
+    Low-rank embeddings add one row with their rank.
     """
     fields = {name: values for name, values in subnet.to_dict().items() if isinstance(values, list)}
     layers, rank = fields.pop("layers"), subnet.embedding_rank

@@ -1,4 +1,4 @@
-"""The table of tasks, by the names of Hugging Face pipelines: how a model is loaded and what it reads."""
+"""The table of tasks, named as Hugging Face pipelines are: the auto class, the default metric, the kind of input."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of a task without its data.
+    """Properties of a task that do not depend on its data.
 
     Attributes:
         auto_class: Name of the transformers auto class that loads a model for it.
-        default_metric: The metric of a recipe that names no objectives; None: no recipe can ask for the task.
-        reads_text: Whether a model reads sequences of tokens, so that a workload has a sequence length.
+        default_metric: The metric of a recipe without objectives; None if a recipe cannot use the task.
+        reads_text: Whether the model reads sequences of tokens, so that a workload needs a sequence length.
     """
 
     auto_class: str
@@ -31,4 +31,4 @@ TASKS: dict[str, Task] = {
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
     "image-feature-extraction": Task("AutoModel", None, reads_text=False),
 }
-"""Name of the task -> what is known of it."""
+"""Name of the task -> its properties."""

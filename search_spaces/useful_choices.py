@@ -1,4 +1,4 @@
-"""Pruning: choices of a recipe that cannot pay, left out of the space before anything is searched."""
+"""Useful choices: drops those choices of a recipe that can improve no objective, before the search."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ def useful_choices(
     unsupported_bits: Mapping[str, str] | None = None,
     embedding_fixed_reason: str = "",
 ) -> tuple[dict[str, Any], list[str]]:
-    """The choices of a recipe as a `SearchSpace` takes them, and one line for each dimension that lost some.
+    """The choices of a recipe as `SearchSpace` takes them, and one line for each dimension that lost some.
 
-    Ranks are fractions of the break-even rank in a recipe, percent of it in a space; a recipe calls a linear layer
-    that stays one matrix ``full``.
+    A recipe gives ranks as fractions of the break-even rank, or ``full`` for one matrix; a space has them in percent.
 
     Args:
-        choices: Scope and lists of choices, as in the recipe; None where a dimension stays as it is.
-        tokens: Of one sample of the workload, in the stack that has more.
-        unsupported_bits: Kind of bits -> why it cannot run or pay there.
-        embedding_fixed_reason: Why the table of token embeddings must stay whole or cannot pay otherwise.
+        choices: Scope and lists of choices, as in the recipe; None where a dimension is fixed.
+        tokens: Tokens of one sample of the workload, in the stack with the longer sequence.
+        unsupported_bits: Dtype -> why it cannot run, or is not worthwhile, on this workload.
+        embedding_fixed_reason: Why low-rank token embeddings are impossible or not worthwhile; empty if they are.
 
     Raises:
-        InputError: If a rank is under a percent of break-even, or an attention pattern or kind of bits is none.
+        InputError: If a rank is under 1 % of break-even, or an attention pattern or dtype is unknown.
     """
     useful, reasons = dict(choices), list[str]()
     for rank in (*RANK_FIELDS, "embedding_rank"):
@@ -39,37 +38,34 @@ def useful_choices(
             reasons += [f"{rank} {dropped}"] * bool(dropped)
     if embedding_fixed_reason and (low := [n for n in useful.get("embedding_rank") or () if n != FULL_RANK]):
         useful["embedding_rank"] = [FULL_RANK]
-        reasons += [f"embedding_rank {', '.join(f'{n / 100:g}' for n in low)} left out: {embedding_fixed_reason}"]
+        reasons += [f"embedding_rank {', '.join(f'{n / 100:g}' for n in low)} dropped: {embedding_fixed_reason}"]
     if choices.get("attention") is not None:
         useful["attention"], dropped = _useful_patterns(choices["attention"], tokens)
         reasons += [f"attention {dropped}"] * bool(dropped)
     if choices.get("bits") is not None:
-        given = [check_bits(kind) for kind in choices["bits"]]
-        unsupported = {kind: why for kind, why in (unsupported_bits or {}).items() if kind in given}
-        useful["bits"] = [kind for kind in given if kind not in unsupported] or [FULL_PRECISION] * bool(given)
-        reasons += [f"bits {kind} left out: {why}" for kind, why in unsupported.items()]
+        dtypes = [check_bits(dtype) for dtype in choices["bits"]]
+        unsupported = {dtype: why for dtype, why in (unsupported_bits or {}).items() if dtype in dtypes}
+        useful["bits"] = [dtype for dtype in dtypes if dtype not in unsupported] or [FULL_PRECISION] * bool(dtypes)
+        reasons += [f"bits {dtype} dropped: {why}" for dtype, why in unsupported.items()]
     return useful, reasons
 
 
 def _useful_ranks(rank: str, values: Sequence[Any]) -> tuple[list[int], str]:
-    """Ranks below break-even, in percent, and why others are left out."""
+    """Ranks below break-even, in percent, and why the others are dropped."""
     if wrong := [value for value in values if value != FULL and value < 0.01]:
         raise InputError(f"`space.{rank}` must be `{FULL}` or at least 0.01 of break-even, but got {wrong}.")
     useful = [value for value in values if value == FULL or value < 1]
     dropped = ", ".join(f"{value:g}" for value in values if value not in useful)
-    why = "left out: from break-even on, two factors cost as much as the one matrix"
+    why = "dropped: at this rank the two factors are no smaller than the full matrix"
     percent = [FULL_RANK if value == FULL else int(round(100 * value, 6)) for value in useful or [FULL]]
     return percent, f"{dropped} {why}" if dropped else ""
 
 
 def _useful_patterns(values: Sequence[str], tokens: int) -> tuple[list[str], str]:
-    """Attention patterns that are faster than full attention of so many tokens, and why others are left out."""
+    """Attention patterns that are faster than full attention at this length, and why the others are dropped."""
     parsed = {text: AttentionPattern.parse(text) for text in values}
-    late = {
-        text: pattern.faster_from_tokens
-        for text, pattern in parsed.items()
-        if pattern and pattern.faster_from_tokens > tokens
-    }
-    dropped = ", ".join(f"{text} (pays from {faster_from_tokens} tokens)" for text, faster_from_tokens in late.items())
-    why = f"left out: slower than full attention at {tokens} tokens"
-    return [text for text in values if text not in late] or [FULL] * bool(values), f"{dropped} {why}" if late else ""
+    limits = {text: pattern.faster_from_tokens if pattern else 0 for text, pattern in parsed.items()}
+    useful = [text for text in values if limits[text] <= tokens]
+    dropped = ", ".join(f"{text} (faster from {limit} tokens)" for text, limit in limits.items() if limit > tokens)
+    why = f"dropped: slower than full attention at {tokens} tokens"
+    return useful or [FULL] * bool(values), f"{dropped} {why}" if dropped else ""

@@ -1,4 +1,4 @@
-"""Limits: what a family admits of one parent: choices for a space, subnetworks, attention patterns."""
+"""Validation: whether one parent allows the choices of a recipe, a subnetwork, or an attention pattern."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
-    """Raises InputError unless the choices of a recipe are some that the family has."""
+    """Raises InputError unless the family allows the choices of a recipe."""
     family = layout.family
     for name, values in choices.items():
         if name != "scope" and values is not None and name not in family.dimensions:
@@ -57,24 +57,25 @@ def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
     if family.hidden_fixed_reason and subnet.hidden_size != layout.parent.hidden_size:
         raise InputError(f"`hidden_size` of `{family.model_type}` is fixed: {family.hidden_fixed_reason}.")
     if subnet.embedding_rank != FULL_RANK and not family.embedding:
-        raise InputError(f"the embeddings of `{family.model_type}` must stay whole, but got {subnet}.")
+        raise InputError(f"the embeddings of `{family.model_type}` cannot be factorized, but got {subnet}.")
     if not all(layout.kept_positions(subnet)):
-        raise InputError(f"an encoder-decoder must keep a layer of each, but got {subnet}.")
+        raise InputError(f"an encoder-decoder must keep at least one encoder and one decoder layer, but got {subnet}.")
 
 
 def _check_pattern(layout: Layout, text: str) -> None:
-    """Raises InputError unless layers of the parent can attend by a pattern."""
+    """Raises InputError unless the layers of the parent can use an attention pattern."""
     family, pattern = layout.family, AttentionPattern.parse(text)
     if pattern is None:
         return
     if "attention" not in family.dimensions:
         raise InputError(
-            f"the attention of `{family.model_type}` is always full, because it does not go through "
-            f"transformers' attention interface as it is, but got `{text}`; leave it out."
+            f"the attention of `{family.model_type}` must be full, because it does not use transformers' attention "
+            f"interface unmodified, but got `{text}`; leave it out."
         )
     slides = any("sliding" in kind for kind in getattr(layout.sizes, "layer_types", None) or ())
     slides = slides or getattr(layout.sizes, "sliding_window", None) is not None
     if (pattern.global_tokens or pattern.random_blocks) and slides and family.is_causal(0):
         raise InputError(
-            f"a layer with a sliding window of its own keeps no other keys, but got `{text}`; use `local:w`."
+            f"layers of `{family.model_type}` with a sliding window cache no keys outside it, but got `{text}`; "
+            "use `local:w`."
         )

@@ -90,7 +90,7 @@ def test_patterns_that_cannot_pay_are_pruned_with_a_reason() -> None:
     choices = {"scope": "uniform", "attention": ["full", "local:4", "local:16"], "hidden_size": None}
     kept, (reason,) = useful_choices(choices, 63)
     assert kept == {**choices, "attention": ["full", "local:4"]}
-    assert "local:16 (pays from 64 tokens)" in reason and "local:4" not in reason and "63" in reason
+    assert "local:16 (faster from 64 tokens)" in reason and "local:4" not in reason and "63" in reason
     assert useful_choices(choices, 64) == (choices, [])
     assert useful_choices({**choices, "attention": ["local:16"]}, 8)[0]["attention"] == ["full"]
     assert useful_choices({**choices, "attention": None}, 8) == ({**choices, "attention": None}, [])

@@ -126,7 +126,7 @@ def test_bits_are_left_out_where_they_cannot_run_or_pay(monkeypatch: pytest.Monk
     choices, reasons = useful_choices(
         {"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"}
     )
-    assert choices["bits"] == ["float32", "int8"] and reasons == ["bits bfloat16 left out: why"]
+    assert choices["bits"] == ["float32", "int8"] and reasons == ["bits bfloat16 dropped: why"]
     with pytest.raises(InputError, match="did you mean `int8`"):
         useful_choices({"bits": ["int88"]}, 64)
 
@@ -191,4 +191,4 @@ def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path) -> None:
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
     kept, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
-    assert kept["bits"] == ["float32", "int8"] and "int4-weight left out" in reasons[0]
+    assert kept["bits"] == ["float32", "int8"] and "int4-weight dropped" in reasons[0]

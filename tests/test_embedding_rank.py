@@ -187,7 +187,7 @@ def test_families_whose_table_must_stay_whole_say_why(family: str, why: str) -> 
     supernet = Supernet(TOYS[family].model())
     with pytest.raises(InputError, match=why):
         supernet.layout.search_space({"embedding_rank": [50, 100], "scope": "uniform"})
-    with pytest.raises(InputError, match="must stay whole"):
+    with pytest.raises(InputError, match="cannot be factorized"):
         supernet.activate(replace(supernet.parent, embedding_rank=50))
 
 
@@ -201,12 +201,12 @@ def test_choices_that_cannot_pay_are_left_out_with_a_reason(text_recipe: Path) -
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"
     found, reasons = kept(size)
-    assert found == [100, 75, 20] and len(reasons) == 1 and reasons[0].startswith("embedding_rank 1 left out: from")
+    assert found == [100, 75, 20] and len(reasons) == 1 and reasons[0].startswith("embedding_rank 1 dropped: at this")
     assert kept("constraints={num_parameters: <= 1e6}")[0] == [100, 75, 20]
     found, reasons = kept()
-    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 left out: it pays in num_parameters and")
+    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: it pays in num_parameters and")
     found, reasons = kept(size, task="fill-mask")
-    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 left out: the output head shares")
+    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: the output head shares")
 
 
 # -- the space --------------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key(
 def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
     choices, reasons = useful_choices({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
     assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
-    assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 left out: ")
+    assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 dropped: ")
     with pytest.raises(InputError, match=r"at least 0\.01"):
         useful_choices({"mlp_rank": [0.001]}, 64)
 
@@ -237,7 +237,7 @@ def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
 def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
     run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
-    assert "attention_rank 2 left out" in capsys.readouterr().out
+    assert "attention_rank 2 dropped" in capsys.readouterr().out
     assert any(50 in p.subnet.attention_rank for p in points(open_studies(run.study, run.recipe)["search"]))
     stored = Activations.load(run.supernet)
     assert stored is not None

@@ -1,1 +1,1 @@
-"""Values of the dimensions that are more than a number: attention patterns, dtypes, ranks."""
+"""Values of the dimensions that are no plain numbers: attention patterns, dtypes, ranks."""

@@ -1,4 +1,4 @@
-"""AttentionPattern: whom a token of a layer attends to, as a value; what it costs, and from where on it pays."""
+"""AttentionPattern: which tokens attend to which, the cost, and the length from which sparse attention is faster."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from functools import cache
 from search_spaces.errors import InputError
 
 FULL = "full"
-"""Whatever the stock layer attends to: every token, or those of a window of its own."""
+"""The attention of the stock layer: over all tokens, or over its own sliding window."""
 
 CODE_BITS = (24, 12, 12, 12)
-"""Bits of each number of a pattern in its code."""
+"""Bits of each number of a pattern in its integer code."""
 
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """A sparse graph of tokens: a window, tokens that see and are seen by all, and random blocks.
+    """A sparse attention pattern: a sliding window, global tokens, and random blocks.
 
-    Written ``local:w``, the sliding window of Longformer (Beltagy et al. 2020, arXiv 2004.05150), or ``bigbird:w,g,r``
-    with its seed as a fourth number if it is not 0 (BigBird, Zaheer et al. 2020, arXiv 2007.14062).
+    Its text is ``local:w``, the sliding window of Longformer (Beltagy et al. 2020, arXiv 2004.05150), or
+    ``bigbird:w,g,r`` (BigBird, Zaheer et al. 2020, arXiv 2007.14062) with the seed as fourth number if it is not 0.
 
     Attributes:
-        window: Of a decoder, how many keys a token attends to, its own and those before it; of an encoder, how many to
-            each side.
-        global_tokens: How many tokens, from the first on, attend to all and are attended by all.
-        random_blocks: Blocks of keys that each block of queries attends to, drawn from outside its window.
-        seed: Of the draw.
+        window: Keys that a token attends to: in a decoder its own and those before it, in an encoder so many on each
+            side.
+        global_tokens: Number of first tokens that attend to all tokens and that all tokens attend to.
+        random_blocks: Blocks of keys outside its window that each block of queries attends to, drawn at random.
+        seed: Seed of that draw.
     """
 
     window: int
@@ -37,10 +37,10 @@ class AttentionPattern:
 
     @classmethod
     def parse(cls, text: str) -> AttentionPattern | None:
-        """The pattern that a text means, None for ``full``.
+        """The pattern of a text, None for ``full``.
 
         Raises:
-            InputError: If it means none.
+            InputError: If the text is no pattern.
         """
         if text == FULL:
             return None
@@ -49,7 +49,7 @@ class AttentionPattern:
         if not numbers[0] or any(number >= 2**bits for number, bits in zip(numbers, CODE_BITS, strict=False)):
             raise InputError(
                 "an attention pattern must be `full`, `local:w` or `bigbird:w,g,r` with a window above 0 (window, "
-                f"global tokens, random blocks), but got `{text}`; write, say, `local:64`."
+                f"global tokens, random blocks), but got `{text}`; write, for example, `local:64`."
             )
         return cls(*numbers)
 
@@ -61,11 +61,11 @@ class AttentionPattern:
 
     @property
     def block(self) -> int:
-        """Queries that share a gathered set of keys; half a window leaves little in it that none of them needs."""
+        """Queries that share one gathered set of keys; with half a window, almost all of these keys are used."""
         return max(self.window // 2, min(self.window, 32))
 
     def to_list(self) -> list[int]:
-        """The pattern as `nas.modeling.sparse_attention.Graph` has it."""
+        """The pattern as `nas.modeling.sparse_attention.Graph` stores it."""
         return [self.window, self.global_tokens, self.random_blocks, self.seed, self.block]
 
     def keys_per_block(self, *, causal: bool) -> int:
@@ -74,17 +74,18 @@ class AttentionPattern:
         return window + self.random_blocks * self.block + self.global_tokens
 
     def computed_pairs(self, tokens: int, *, causal: bool) -> int:
-        """Pairs of query and key that are computed for so many tokens, those that are then not listed included."""
+        """Query-key pairs that are computed for a sequence, including gathered pairs that are then masked."""
         blocks = -(-tokens // self.block) * self.block
         global_pairs = 0 if causal else min(self.global_tokens, tokens) * tokens
         return blocks * self.keys_per_block(causal=causal) + global_pairs
 
     @property
     def faster_from_tokens(self) -> int:
-        """Tokens from which on it is faster than full attention.
+        """Length of a sequence, in tokens, from which it is faster than full attention.
 
-        A window pays from four of it, about where it computes 5/8 of all pairs; other keys are copied for each block,
-        and pay where they are a fifth of all. Both are measured on a CPU (experiments/bench/attention.py).
+        A window is faster from four windows on, where it computes about 5/8 of all pairs. Global and random keys are
+        copied for each block; with them it is faster once a block uses a fifth of all keys. Both limits were measured
+        on a CPU (experiments/bench/attention.py).
         """
         if self.global_tokens or self.random_blocks:
             return 5 * self.keys_per_block(causal=False)
@@ -93,7 +94,7 @@ class AttentionPattern:
 
 @cache
 def encode_pattern(text: str) -> int:
-    """A pattern as one number, for arrays; 0 is ``full``."""
+    """The text of a pattern as one integer, for arrays; 0 is ``full``."""
     pattern, code = AttentionPattern.parse(text), 0
     if pattern is not None:
         numbers = pattern.window, pattern.global_tokens, pattern.random_blocks, pattern.seed
@@ -104,7 +105,7 @@ def encode_pattern(text: str) -> int:
 
 @cache
 def decode_pattern(code: int) -> str:
-    """The text of a pattern that `encode_pattern` made a number of."""
+    """The text of a pattern from the integer that `encode_pattern` gives."""
     numbers = []
     for bits in reversed(CODE_BITS):
         numbers.append(code % 2**bits)

@@ -1,17 +1,24 @@
-"""`FULL_RANK`, `RANK_STEP`, `factor_rank`."""
+"""Ranks of low-rank linear layers and embeddings, in percent of the break-even rank."""
 
 from __future__ import annotations
 
 RANK_STEP = 8
-"""Ranks are multiples of it: matrix products of other widths take up to half as long again."""
+"""Ranks are multiples of this step: matrix products with other sizes take up to 50 % longer."""
+
 FULL_RANK = 100
-"""The rank of linear layers that stay one matrix each."""
+"""The rank of a linear layer that stays one full matrix."""
 
 
 def factor_rank(outputs: int, inputs: int, percent: int) -> int | None:
-    """So many percent of the rank at which two factors hold as many numbers as one matrix; None for `FULL_RANK`.
+    """Rank of two factors in place of one matrix, None if it stays one matrix.
 
-    It is rounded down to a multiple of `RANK_STEP`, unless it is smaller.
+    Break-even is the rank outputs * inputs / (outputs + inputs), at which two factors have as many weights as the
+    matrix. A rank above `RANK_STEP` is rounded down to a multiple of it.
+
+    Args:
+        outputs: Rows of the matrix.
+        inputs: Columns of the matrix.
+        percent: Rank in percent of break-even; `FULL_RANK` or 0 (a skipped block) keeps one matrix.
     """
     if percent in (0, FULL_RANK):
         return None

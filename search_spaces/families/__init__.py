@@ -1,4 +1,4 @@
-"""Every supported transformer type: one file each, one line here."""
+"""The registry of model families: one file and one line here per supported model type."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def family_of(model_type: str) -> Family:
     """The family of a Hugging Face model type.
 
     Raises:
-        InputError: If the type is not supported; names the closest that is.
+        InputError: If the type is not supported; the message names similar ones.
     """
     if model_type not in FAMILIES:
         raise InputError(

@@ -59,8 +59,8 @@ BART_CONFIG_NAMES = {
 }
 
 
-def keeps_its_scale(layout: Layout, subnet: SubnetConfig) -> bool:
-    """Embeddings that are scaled by the root of the hidden size, and tied to the head, allow no other hidden size."""
+def keeps_embedding_scale(layout: Layout, subnet: SubnetConfig) -> bool:
+    """Whether a stock model scales its embeddings as the parent does: the scale is the root of the hidden size."""
     return not layout.config.scale_embedding or subnet.hidden_size == layout.parent.hidden_size
 
 
@@ -80,5 +80,5 @@ BART = Family(
     embedding_fixed_reason="its encoder, decoder and output head share one table",
     head_dim_in_config=False,
     config_names=BART_CONFIG_NAMES,
-    has_stock_config=keeps_its_scale,
+    has_stock_config=keeps_embedding_scale,
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.families.bert import BERT
 from search_spaces.family import Stack
 
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
 
 
 def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> int:
-    """Position embeddings projected to keys and queries, and the scores of all tokens against them.
+    """Multiply-accumulates to project position embeddings to keys and queries, and to score all tokens against them.
 
-    Projections of their own are among the weights of the layer, counted there as if they ran on tokens.
+    Unless they are shared with the content, these projections are weights of the layer too, which are counted as if
+    they ran on every token; that count is subtracted here.
     """
-    from search_spaces.dimensions.ranks import factor_rank
-
     config = layout.sizes
     if not config.relative_attention:
         return 0

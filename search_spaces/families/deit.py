@@ -1,4 +1,4 @@
-"""DeiT (Touvron et al. 2021, arXiv 2012.12877): ViT with a distillation token beside the class token."""
+"""DeiT (Touvron et al. 2021, arXiv 2012.12877): ViT with a distillation token next to the class token."""
 
 from dataclasses import replace
 

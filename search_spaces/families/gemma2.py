@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def folded_scale(config: PreTrainedConfig, hidden_size: int) -> Mapping[str, tuple[float, float]]:
-    """Keeps the embeddings' scale, which a stock model computes from its own hidden size.
+def rescaled_embeddings(config: PreTrainedConfig, hidden_size: int) -> Mapping[str, tuple[float, float]]:
+    """Factors that keep the scale of the embeddings, which a stock model computes from its own hidden size.
 
-    The scale goes into the embedding rows. Every head takes the same factor, since one may share those rows, and the
-    last norm, which multiplies by 1 + weight, takes it back.
+    The embedding rows are multiplied by the ratio of the two scales. So is every head, because a head may share those
+    rows; the last norm, which multiplies by 1 + weight, is divided by it.
     """
     factor = math.sqrt(config.hidden_size / hidden_size)
     rows = dict.fromkeys(("embed_tokens.weight", "lm_head.weight", "score.weight"), (factor, 0.0))
@@ -49,5 +49,5 @@ GEMMA2 = replace(
         ),
     ),
     per_layer_fields=("layer_types",),
-    rescale_constants=folded_scale,
+    rescale_constants=rescaled_embeddings,
 )

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower (Zhai et al. 2023, arXiv 2303.15343): CLIP's layers over patches alone.
+"""SigLIP's vision tower (Zhai et al. 2023, arXiv 2303.15343): CLIP's layers over patches only.
 
 Its attention-pooling head is left out: an image classifier averages the patches instead.
 """

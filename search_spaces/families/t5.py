@@ -42,8 +42,8 @@ def feed_forward(path: str) -> dict[str, Axes]:
     }
 
 
-def folds(config: PreTrainedConfig, hidden_size: int) -> Mapping[str, tuple[float, float]]:
-    """Logits are divided by the root of the hidden size before the tied head: the norm before it makes up for that."""
+def rescaled_final_norm(config: PreTrainedConfig, hidden_size: int) -> Mapping[str, tuple[float, float]]:
+    """A factor for the last norm: a stock model divides the input of the tied head by the root of its hidden size."""
     factor = (hidden_size / config.d_model) ** 0.5 if config.scale_decoder_outputs else 1.0
     return {"decoder.final_layer_norm.weight": (factor, 0.0)}
 
@@ -96,5 +96,5 @@ T5 = Family(
     config_names={"num_hidden_layers": ("num_layers", "num_decoder_layers"), "intermediate_size": ("d_ff",)},
     cache_depth_field="decoder_layers",
     shared_heads=True,
-    rescale_constants=folds,
+    rescale_constants=rescaled_final_norm,
 )
