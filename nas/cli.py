@@ -233,14 +233,14 @@ def verify(
     run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
 ) -> None:
     """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card fails."""
-    from nas.exports.check import check_folder, checked_table, require_whole
+    from nas.exports.check import check_folder, check_table, raise_if_failed
     from nas.runs.progress import console, quiet_libraries
     from nas.runs.run import Run
 
     quiet_libraries()
     found, broken = check_folder(folder, Run(run))
-    console.print(checked_table(found))
-    require_whole(folder, broken)
+    console.print(check_table(found))
+    raise_if_failed(folder, broken)
 
 
 @app.command()

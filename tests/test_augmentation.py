@@ -15,7 +15,8 @@ from nas.commands import finetune as finetune_module
 from nas.commands.finetune import finetune
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages import supernet as trainings
+from nas.stages import parent as parent_stage
+from nas.stages import supernet as supernet_stage
 from nas.stages.check import check_recipe
 from nas.stages.parent import run_parent
 from nas.stages.supernet import run_supernet
@@ -73,15 +74,15 @@ def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch
     run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
     twice = 2 * len(context.splits.train)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(trainings, "plain_trainer", given)
+        patch.setattr(parent_stage, "model_trainer", given)
         run_parent(run, context)
     context.load_model().save_pretrained(run.parent)
     context.processor.save_pretrained(run.parent)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(trainings, "SupernetTrainer", given)
+        patch.setattr(supernet_stage, "SupernetTrainer", given)
         run_supernet(run, context)
     with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(finetune_module, "plain_trainer", given)
+        patch.setattr(finetune_module, "model_trainer", given)
         finetune(export(run, SMALL, tmp_path / "small"), recipe, run.folder, tmp_path / "out")
 
 

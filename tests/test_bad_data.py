@@ -11,7 +11,7 @@ import pytest
 from toy_tasks import CASES, SENTENCES, Make, Rows, seq2seq, seq2seq_context, tags
 
 from nas.tasks.evaluation import score
-from nas.tasks.labels import without_multi_hot
+from nas.tasks.labels import multi_hot_to_ids
 from search_spaces import InputError
 
 
@@ -104,7 +104,7 @@ def test_zeros_and_ones_of_another_length_are_refused() -> None:
 
     data = Dataset.from_dict({"label": [[1, 0], [0, 1, 1]]})
     with pytest.raises(InputError, match=r"`toy` must be 2 numbers 0 or 1.*\[0, 1, 1\]"):
-        without_multi_hot(data, "label", 2, "toy")
+        multi_hot_to_ids(data, "label", 2, "toy")
 
 
 def test_a_question_fits_at_the_length_that_the_refusal_names(make: Make) -> None:

@@ -19,7 +19,7 @@ import torch
 from conftest import TOYS, logits, read_lines
 from safetensors.torch import load_file
 
-from nas.modeling.quantized import QuantizedLinear, integers, quantize, rounded_linear
+from nas.modeling.quantized import QuantizedLinear, fake_quant_linear, quantize, unpack
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.supernets.space import recipe_choices
@@ -60,7 +60,7 @@ def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(
         assert torch.equal(found["qweight"], weight.bfloat16())
         return
     steps = weight.abs().amax(1, keepdim=True) / LARGEST[kind]
-    whole = integers(found["qweight"], inputs)
+    whole = unpack(found["qweight"], inputs)
     assert whole.shape == weight.shape and whole.abs().max() == LARGEST[kind] and not whole[2].any()
     assert ((whole * found["scales"] - weight).abs() <= steps / 2 + 1e-7).all()
 
@@ -69,13 +69,13 @@ def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(
 def test_training_sees_what_is_computed_and_its_gradients_pass_the_rounding(kind: str) -> None:
     x, weight, bias = torch.randn(3, 7, 48), torch.randn(96, 48, requires_grad=True), torch.randn(96)
     with torch.no_grad():
-        expected = rounded_linear(x, weight, bias, kind)
-    found = rounded_linear(x, weight, bias, kind)
+        expected = fake_quant_linear(x, weight, bias, kind)
+    found = fake_quant_linear(x, weight, bias, kind)
     near = 0.2 if kind == "bfloat16" else 1e-4
     assert torch.allclose(found, expected, atol=near) and not torch.allclose(found, x @ weight.T + bias, atol=1e-3)
     (gradient,) = torch.autograd.grad(found.square().sum(), weight)
     if kind != "bfloat16":
-        rounded_x = torch.autograd.grad(rounded_linear(x, weight, None, kind).sum(), weight)[0][0]
+        rounded_x = torch.autograd.grad(fake_quant_linear(x, weight, None, kind).sum(), weight)[0][0]
         assert torch.allclose(rounded_x, x.sum((0, 1)), atol=0.5) and gradient.isfinite().all() and gradient.any()
 
 
@@ -87,7 +87,7 @@ def test_int8_rounds_activations_as_the_dynamic_quantization_of_pytorch_does() -
         warnings.simplefilter("ignore")
         rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, True).dequantize()
         expected = torch.nn.functional.linear(rounded, stored["qweight"] * stored["scales"], layer.bias)
-        assert torch.allclose(rounded_linear(x, layer.weight, layer.bias, "int8"), expected, atol=1e-5)
+        assert torch.allclose(fake_quant_linear(x, layer.weight, layer.bias, "int8"), expected, atol=1e-5)
         assert not torch.allclose(layer(x), expected, atol=1e-3)
 
 

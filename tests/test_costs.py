@@ -108,7 +108,7 @@ def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
 def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_path: Path) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
-    supernet.activations = calibrate(supernet, [toy.inputs()])
+    supernet.calibration = calibrate(supernet, [toy.inputs()])
     bits = ["int4-weight", "int8", "float32"]
     space = SearchSpace(**{**open_space(supernet.layout).arguments(), "bits": bits})
     rng, sizes = Random(2), []

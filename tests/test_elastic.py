@@ -22,7 +22,7 @@ def test_a_vocabulary_gets_the_gradient_of_its_stock_module(
     elastic = nn.Embedding(9, 6, padding_idx=padding_idx, dtype=dtype)
     elastic.load_state_dict(stock.state_dict())
     table = elastic.weight
-    make_elastic(elastic).__dict__["views"] = {"weight": (slice(None), columns)}
+    make_elastic(elastic).__dict__["active_entries"] = {"weight": (slice(None), columns)}
     for _ in range(2):  # gradients add up
         expected, found = stock(IDS)[..., columns], elastic(IDS)
         assert torch.equal(found, expected)

@@ -18,14 +18,14 @@ from test_rank import assert_features_explain
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from nas.exports.export import describe_remote_code
+from nas.exports.export import enable_remote_code
 from nas.modeling.modeling_nas import LowRankEmbedding
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.studies.block_search import blocks
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import calibration_set, load_supernet
-from nas.supernets.low_rank import UNSEEN, Activations, leading, row_moment
+from nas.supernets.low_rank import TOKEN_SMOOTHING, CalibrationStatistics, embedding_moment, top_eigenvectors
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
@@ -38,7 +38,7 @@ NAME = "bert.embeddings.word_embeddings.weight"
 
 def calibrated_bert() -> tuple[Supernet, dict[str, torch.Tensor]]:
     supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     return supernet, batch
 
 
@@ -51,14 +51,14 @@ def best(table: torch.Tensor, counts: torch.Tensor, rank: int) -> torch.Tensor:
 
 def counts_of(batch: dict[str, torch.Tensor], vocabulary: int) -> torch.Tensor:
     tokens = batch["input_ids"][batch["attention_mask"].bool()]
-    return torch.bincount(tokens, minlength=vocabulary).double() + UNSEEN
+    return torch.bincount(tokens, minlength=vocabulary).double() + TOKEN_SMOOTHING
 
 
 def test_the_error_on_the_tokens_that_occur_is_the_least_possible_and_below_that_of_plain_svd() -> None:
     table = torch.randn(200, 24) @ torch.randn(24, 24)
     tokens = torch.multinomial(1 / torch.arange(1, 201), 3000, replacement=True)
-    counts = torch.bincount(tokens, minlength=200).double() + UNSEEN
-    basis = leading(row_moment(table, tokens), 24)
+    counts = torch.bincount(tokens, minlength=200).double() + TOKEN_SMOOTHING
+    basis = top_eigenvectors(embedding_moment(table, tokens), 24)
     assert torch.allclose(basis.T @ basis, torch.eye(24, dtype=torch.float64), atol=1e-10)
     whole = table.double()
     u, s, vt = torch.linalg.svd(whole, full_matrices=False)
@@ -78,7 +78,7 @@ def test_a_rank_computes_with_the_best_table_of_that_rank(family: str) -> None:
     toy = TOYS[family]
     parent, batch = toy.model("text-classification"), toy.inputs()
     supernet = Supernet(copy.deepcopy(parent))
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     supernet.activate(replace(supernet.parent, embedding_rank=60))
     table = parent.get_input_embeddings().weight
     table.data = best(table, counts_of(batch, len(table)), 8).float()
@@ -128,7 +128,7 @@ def test_bases_are_nested_and_stay_until_there_are_other_activations() -> None:
         with torch.no_grad():
             supernet.model.get_parameter(NAME).add_(0.3 * torch.randn(len(supernet.embedding.weight), 48))  # type: ignore[union-attr]
     assert found[100] is None and torch.equal(found[60][:, :4], found[30])
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     supernet.activate(replace(supernet.parent, embedding_rank=60))
     assert not torch.allclose(supernet.embedding.basis, found[60], atol=1e-2)  # type: ignore[union-attr, arg-type]
 
@@ -137,17 +137,17 @@ def test_padding_does_not_count_and_activations_come_back_from_disk(tmp_path: Pa
     supernet, batch = calibrated_bert()
     table = supernet.model.get_parameter(NAME).detach().double()
     counts = counts_of(batch, len(table))
-    assert supernet.activations is not None and supernet.activations.embedding is not None
+    assert supernet.calibration is not None and supernet.calibration.embedding is not None
     expected = table.T @ (counts[:, None] * table) / counts.sum()
-    assert torch.allclose(supernet.activations.embedding, expected, atol=1e-10)
-    supernet.activations.save(tmp_path)
-    found = Activations.load(tmp_path)
+    assert torch.allclose(supernet.calibration.embedding, expected, atol=1e-10)
+    supernet.calibration.save(tmp_path)
+    found = CalibrationStatistics.load(tmp_path)
     assert found is not None and found.embedding is not None
-    assert torch.equal(found.embedding, supernet.activations.embedding.float().double())
-    assert found.moments.keys() == supernet.activations.moments.keys()
-    replace(supernet.activations, embedding=None).save(tmp_path)
-    assert Activations.load(tmp_path).embedding is None  # type: ignore[union-attr]
-    supernet.activations = replace(supernet.activations, embedding=None)
+    assert torch.equal(found.embedding, supernet.calibration.embedding.float().double())
+    assert found.moments.keys() == supernet.calibration.moments.keys()
+    replace(supernet.calibration, embedding=None).save(tmp_path)
+    assert CalibrationStatistics.load(tmp_path).embedding is None  # type: ignore[union-attr]
+    supernet.calibration = replace(supernet.calibration, embedding=None)
     with pytest.raises(InputError, match="calibrated"):
         supernet.activate(replace(supernet.parent, embedding_rank=60))
 
@@ -158,7 +158,7 @@ def test_an_export_loads_bare_and_with_another_head(tmp_path: Path) -> None:
     model = supernet.extract(replace(supernet.parent, embedding_rank=60))
     table = model.bert.embeddings.word_embeddings
     assert isinstance(table, LowRankEmbedding) and "Embedding(20, 8" in str(table) and not table.up.bias
-    describe_remote_code(model, "AutoModelForSequenceClassification")
+    enable_remote_code(model, "AutoModelForSequenceClassification")
     model.save_pretrained(tmp_path)
     for auto in (AutoModel, AutoModelForMaskedLM):
         found = auto.from_pretrained(tmp_path, trust_remote_code=True).eval().base_model
@@ -262,7 +262,7 @@ def test_the_whole_road_with_a_rank_of_the_embeddings(text_recipe: Path, tmp_pat
     run = search(Recipe.load(text_recipe, overrides), tmp_path / "run")
     points = [point for point in run.verified_points() if point.subnet.embedding_rank < 100]
     assert points and all(point.measured for point in points)
-    context, stored = TaskContext(run.recipe), Activations.load(run.supernet)
+    context, stored = TaskContext(run.recipe), CalibrationStatistics.load(run.supernet)
     supernet, _ = load_supernet(run, context)
     trained = calibrate(supernet, calibration_set(context).batches).embedding
     before = calibrate(Supernet(context.load_model(run.parent)), calibration_set(context).batches).embedding

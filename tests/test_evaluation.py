@@ -12,28 +12,28 @@ from toy_tasks import CASES, Make
 
 from nas.recipe.schema import Recipe
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, score, spread
+from nas.tasks.evaluation import EvaluationSet, score, van_der_corput_order
 
 
 def test_a_smaller_evaluation_set_begins_a_larger_one_and_is_spread_over_the_lengths(make: Make) -> None:
     context = make("single label")
     splits = context.splits
-    examples = EvaluationSet.of(splits.task.process(splits.task.train, "toy"), splits.task, 4)
-    assert len(examples) == 108 and [len(examples.first(n)) for n in (1, 8, 9, 1000)] == [4, 8, 8, 108]
-    small, large = examples.first(16), examples.first(40)
+    examples = EvaluationSet.from_dataset(splits.task.process(splits.task.train, "toy"), splits.task, 4)
+    assert len(examples) == 108 and [len(examples.take(n)) for n in (1, 8, 9, 1000)] == [4, 8, 8, 108]
+    small, large = examples.take(16), examples.take(40)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(small.batches, large.batches, strict=False))
     lengths = [batch["input_ids"].shape[1] for batch in small.batches]
     assert min(lengths) == 6 and max(lengths) == 8
-    assert sorted(spread(27)) == list(range(27)) and spread(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert sorted(van_der_corput_order(27)) == list(range(27)) and van_der_corput_order(8) == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
 def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
-    from nas.tasks.evaluation import found_of
+    from nas.tasks.evaluation import collect_stats
 
     metrics = pytest.importorskip("sklearn.metrics")
     context = make("tags")
     examples, model = context.splits.test, context.load_model().eval()
-    found = found_of(model, examples, ["f1"])
+    found = collect_stats(model, examples, ["f1"])
     true, guess = (np.concatenate(found[name]) for name in ("labels", "predictions"))
     inside = [k for k, name in enumerate(context.splits.task.names) if name != "O"]
     expected = metrics.f1_score(true, guess, labels=inside, average="micro")
@@ -44,12 +44,12 @@ def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
 
 
 def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> None:
-    from nas.tasks.evaluation import found_of
+    from nas.tasks.evaluation import collect_stats
 
     stats, metrics = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
     context = make("regression")
     model, examples = context.load_model().eval(), context.splits.test
-    found = found_of(model, examples, ["r2"])
+    found = collect_stats(model, examples, ["r2"])
     x, y = found["labels"], found["predictions"]
     expected = {
         "pearsonr": stats.pearsonr(x, y)[0],
@@ -64,12 +64,12 @@ def test_numbers_are_scored_as_scipy_and_scikit_learn_score_them(make: Make) -> 
 
 
 def test_sets_of_classes_are_scored_as_scikit_learn_scores_them(make: Make) -> None:
-    from nas.tasks.evaluation import found_of
+    from nas.tasks.evaluation import collect_stats
 
     metrics = pytest.importorskip("sklearn.metrics")
     context = make("multi-label")
     model, examples = context.load_model().eval(), context.splits.test
-    found = found_of(model, examples, ["f1"])
+    found = collect_stats(model, examples, ["f1"])
     expected = metrics.f1_score(found["labels"], found["predictions"], average="micro")
     got = score(model, examples, ["f1", "accuracy"])
     assert got["f1"].value == pytest.approx(expected)
@@ -108,7 +108,7 @@ def test_a_metric_of_the_evaluate_library_may_be_a_local_folder(make: Make, tmp_
         "        return {'half': sum(p == r for p, r in zip(predictions, references)) / len(references) / 2}\n"
     )
     context = make("single label", metrics={"half": f"evaluate:{folder}"})
-    found = score(context.load_model().eval(), context.splits.test.first(1), ["half", "accuracy"])
+    found = score(context.load_model().eval(), context.splits.test.take(1), ["half", "accuracy"])
     assert found["half"].value == pytest.approx(found["accuracy"].value / 2)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TOYS, logits
 
-from nas.exports.export import describe_remote_code
+from nas.exports.export import enable_remote_code
 from nas.supernets.supernet import Supernet
 from search_spaces import SubnetConfig
 
@@ -20,7 +20,7 @@ def test_an_export_trains_and_reloads_as_any_model(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     exported = Supernet(TOYS["bert"].model()).extract(UNEVEN)
-    describe_remote_code(exported, "AutoModelForSequenceClassification")
+    enable_remote_code(exported, "AutoModelForSequenceClassification")
     exported.save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
     batch = TOYS["bert"].labelled()
@@ -51,7 +51,7 @@ def test_the_trainer_of_the_deploying_page_runs(
     monkeypatch.setattr(datasets, "load_dataset", {"stanfordnlp/sst2": local}.__getitem__)
     monkeypatch.chdir(tmp_path)
     exported = Supernet(TOYS["bert"].model()).extract(UNEVEN)
-    describe_remote_code(exported, "AutoModelForSequenceClassification")
+    enable_remote_code(exported, "AutoModelForSequenceClassification")
     exported.save_pretrained("small")
     AutoTokenizer.from_pretrained(text_folder / "model").save_pretrained("small")
     page = (Path(__file__).parent.parent / "docs" / "guides" / "deploying.md").read_text()

@@ -15,7 +15,7 @@ import torch
 from conftest import TOYS, logits
 from safetensors.torch import load_file, save_file
 
-from nas.exports.export import describe_remote_code
+from nas.exports.export import enable_remote_code
 from nas.modeling.modeling_nas import PREFIX
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
@@ -139,11 +139,11 @@ def write(family: str, kind: str, auto_class: str, folder: Path) -> torch.Tensor
     """Exports a subnetwork of a random model with inputs beside it; returns the active supernet's outputs."""
     torch.manual_seed(0)
     supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     subnet = SUBNETS[kind](supernet.layout)
     model = supernet.extract(subnet)
     if type(model).__name__.startswith(PREFIX):
-        describe_remote_code(model, auto_class)
+        enable_remote_code(model, auto_class)
     model.save_pretrained(folder)
     save_file(batch, folder / "inputs.safetensors")
     supernet.activate(subnet)

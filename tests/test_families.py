@@ -58,7 +58,7 @@ TRAINED = [(name, task) for name, task in TASKS if task != "image-feature-extrac
 def calibrated(model: Any, toy: Toy) -> Supernet:
     """A supernet whose layers may have a rank."""
     supernet = Supernet(model)
-    supernet.activations = calibrate(supernet, [toy.inputs()])
+    supernet.calibration = calibrate(supernet, [toy.inputs()])
     return supernet
 
 

@@ -20,7 +20,7 @@ from transformers import BertForSequenceClassification
 
 from nas.commands import finetune as finetune_module
 from nas.commands.finetune import finetune, measured_export_info, updated_export_info
-from nas.exports.export import describe_remote_code, origin, save_subnet
+from nas.exports.export import enable_remote_code, provenance, save_subnet
 from nas.fronts.front import ParetoFront
 from nas.fronts.output import filter_front
 from nas.fronts.point import Point
@@ -80,12 +80,12 @@ def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     save_subnet(Supernet(context.load_model(run.parent)), subnet, context, out)
     values = {"accuracy": 7.0, "latency_ms": 9.0, "macs": 5.0}
     point = Point(subnet, values, {"accuracy": 0.7}, measured=True)
-    write_json(out / "subnet.json", {**origin(run), **point.to_dict()})
+    write_json(out / "subnet.json", {**provenance(run), **point.to_dict()})
     return out
 
 
 def test_an_export_names_a_local_parent_but_not_its_place(run: Run) -> None:
-    told = origin(run)
+    told = provenance(run)
     assert told["name"] == Path(run.recipe.model).name and told["base_model"] is None
     assert str(Path(run.recipe.model).parent) not in str(told)
 
@@ -181,14 +181,14 @@ def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Pa
 def test_a_finetuned_export_keeps_counts_and_is_judged_anew(text_recipe: Path) -> None:
     recipe = Recipe.load(text_recipe, ["constraints.accuracy='>= 0.8'"])
     values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0, "macs": 5.0}, {"accuracy": 0.1}
-    story = {"key": "k", "feasible": False, "measured": False, "values": values, "errors": errors, "formats": {}}
+    info = {"key": "k", "feasible": False, "measured": False, "values": values, "errors": errors, "formats": {}}
     new = {"values": {"accuracy": 0.9, "latency_ms": 2.0}, "errors": {"accuracy": 0.05}, "measured": True}
-    told = updated_export_info(story, new, recipe)
+    told = updated_export_info(info, new, recipe)
     assert told["values"] == {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0} and told["feasible"]
     assert told["errors"] == new["errors"] and told["inherited"] == {"values": values, "errors": errors}
     assert told["measured"] and "formats" not in told
     worse = {**new, "values": {**new["values"], "accuracy": 0.75}}
-    assert not updated_export_info(story, worse, recipe)["feasible"]
+    assert not updated_export_info(info, worse, recipe)["feasible"]
 
 
 def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
@@ -284,7 +284,7 @@ def test_the_supernet_is_scored_on_the_training_device(
 @pytest.mark.parametrize("modules", ["nas, transformers.models.bert.modeling_bert", "transformers.pipelines, nas"])
 def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(modules: str, tmp_path: Path) -> None:
     model = Supernet(bert()).extract(UNEVEN)
-    describe_remote_code(model, "AutoModelForSequenceClassification")
+    enable_remote_code(model, "AutoModelForSequenceClassification")
     model.save_pretrained(tmp_path)
     load = f"from transformers import AutoConfig; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})))"
     command = [sys.executable, "-c", f"import {modules}; {load}"]

@@ -14,9 +14,9 @@ from conftest import TOYS, bert, logits, text_inputs
 from test_exports import narrower, per_layer
 
 from nas.exports.card import write_card
-from nas.exports.check import Checked, broken_promises, holds
-from nas.exports.export import ReloadError, describe_remote_code, outputs_elsewhere
-from nas.exports.formats import FORMATS, convert, parse_formats, present, size_mb
+from nas.exports.check import FormatCheck, failed_checks, is_within_tolerance
+from nas.exports.export import ReloadError, enable_remote_code, outputs_in_subprocess
+from nas.exports.formats import FORMATS, convert, formats_in, parse_formats, size_mb
 from nas.exports.reload import RUNNERS
 from nas.exports.runtime_model import LOADERS
 from nas.fronts.point import Point
@@ -34,7 +34,11 @@ TASK_OF = {
     "t5": "text2text-generation",
 }
 SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(layout))}
-NEEDS = {form: form for form in FORMATS} | {"onnx": "onnxscript", "int8": "onnxscript", "program": "torch"}
+NEEDS = {format_name: format_name for format_name in FORMATS} | {
+    "onnx": "onnxscript",
+    "int8": "onnxscript",
+    "program": "torch",
+}
 LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4, "executorch": 1e-4}
 """How far an output may be; random toys have logits of about 1."""
 UNCONVERTED = {(family, "per-layer", "openvino") for family in TASK_OF}
@@ -50,26 +54,26 @@ def unrounded(subnet: SubnetConfig) -> SubnetConfig:
 def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:
     """An export of a random toy as `nas export` writes it; returns its subnet.json."""
     supernet = Supernet(TOYS[family].model(TASK_OF[family]))
-    supernet.activations = calibrate(supernet, [TOYS[family].inputs()])
+    supernet.calibration = calibrate(supernet, [TOYS[family].inputs()])
     subnet = SUBNETS[kind](supernet.layout)
     model = supernet.extract(subnet)
     if type(model).__name__.startswith(PREFIX):
-        describe_remote_code(model, TASKS[TASK_OF[family]].auto_class)
+        enable_remote_code(model, TASKS[TASK_OF[family]].auto_class)
     model.save_pretrained(folder)
     workload = Workload(sequence_length=None if family == "vit" else 12)
     values, errors = {"accuracy": 0.9, "latency_ms": 2.0, "size_mb": 1.0}, {"accuracy": 0.01, "latency_ms": 0.1}
     point = Point(subnet, values, errors, measured=True)
-    story = {
+    info = {
         "base_model": "some/parent",
         "name": "parent",
         "license": "mit",
         "task": TASK_OF[family],
         "split": "dev.csv",
     }
-    story |= {"workload": workload.to_dict(), "device": "a processor", "parent": {"values": values, "errors": errors}}
-    story |= point.to_dict()
-    (folder / "subnet.json").write_text(json.dumps(story))
-    return story
+    info |= {"workload": workload.to_dict(), "device": "a processor", "parent": {"values": values, "errors": errors}}
+    info |= point.to_dict()
+    (folder / "subnet.json").write_text(json.dumps(info))
+    return info
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +85,24 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", SUBNETS)
 @pytest.mark.parametrize("family", TASK_OF)
-def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, form: str) -> None:
-    pytest.importorskip(NEEDS[form])
+def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, format_name: str) -> None:
+    pytest.importorskip(NEEDS[format_name])
     folder = shelf / f"{family}-{kind}"
     if not folder.exists():
         exported(folder, family, kind)
-    if (family, kind, form) in UNCONVERTED:
+    if (family, kind, format_name) in UNCONVERTED:
         with pytest.raises(InputError, match="cannot be traced for OpenVINO"):
-            convert(folder, [form])
+            convert(folder, [format_name])
         return
-    file = convert(folder, [form])[form]
+    file = convert(folder, [format_name])[format_name]
     inputs, auto = TOYS[family].inputs(), TASKS[TASK_OF[family]].auto_class
     inputs.pop("decoder_attention_mask", None)
     if family == "bert":
         inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
     expected = RUNNERS["torch"](str(folder), auto, inputs)
-    found = RUNNERS[form](str(file), auto, inputs)
+    found = RUNNERS[format_name](str(file), auto, inputs)
     assert found.keys() == expected.keys()
-    assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[form]
+    assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[format_name]
 
 
 @pytest.mark.slow
@@ -110,8 +114,8 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_
     inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
     model.save_pretrained(tmp_path)
     workload = Workload(batch_size=2, sequence_length=8).to_dict()
-    story = {"task": "text-classification", "max_length": 12, "workload": workload}
-    (tmp_path / "subnet.json").write_text(json.dumps(story))
+    info = {"task": "text-classification", "max_length": 12, "workload": workload}
+    (tmp_path / "subnet.json").write_text(json.dumps(info))
     file = convert(tmp_path, ["executorch"])["executorch"]
     assert b"XnnpackBackend" in file.read_bytes()
     torch.set_num_threads(2)
@@ -127,21 +131,21 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_
 def test_a_clean_process_runs_a_folder(tmp_path: Path) -> None:
     exported(tmp_path)
     inputs = TOYS["bert"].inputs()
-    found = outputs_elsewhere("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
+    found = outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
     expected = RUNNERS["torch"](str(tmp_path), "AutoModelForSequenceClassification", inputs)
     assert torch.allclose(found["logits"], expected["logits"], atol=1e-5)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ReloadError):
-        outputs_elsewhere("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
+        outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
 
 
 @pytest.mark.slow
 def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None:
-    story = exported(tmp_path)
+    info = exported(tmp_path)
     found = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert found < 40  # of a toy; the libraries that run it take hundreds
-    story["workload"]["batch_size"] = 4096
-    (tmp_path / "subnet.json").write_text(json.dumps(story))
+    info["workload"]["batch_size"] = 4096
+    (tmp_path / "subnet.json").write_text(json.dumps(info))
     large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert large > found + 20  # 4,096 x 12 tokens of some 100 numbers
     with pytest.raises(InputError, match="`it` failed in a separate process"):
@@ -152,9 +156,9 @@ def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None
 def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path, kind: str) -> None:
     from huggingface_hub import ModelCard
 
-    story = exported(tmp_path, kind=kind)
-    found = Checked({"accuracy": 0.8, "latency_ms": 1.0, "memory_mb": 30.0}, {"accuracy": 0.01})
-    write_card(tmp_path, {**story, "formats": {"int8": {"values": found.values, "errors": found.errors}}})
+    info = exported(tmp_path, kind=kind)
+    found = FormatCheck({"accuracy": 0.8, "latency_ms": 1.0, "memory_mb": 30.0}, {"accuracy": 0.01})
+    write_card(tmp_path, {**info, "formats": {"int8": {"values": found.values, "errors": found.errors}}})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "mit" and card.data.base_model == "some/parent"
     assert card.data.pipeline_tag == "text-classification"
@@ -171,29 +175,31 @@ def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path, kind: str) 
 
 
 def test_a_figure_that_does_not_hold_is_named(tmp_path: Path) -> None:
-    story = exported(tmp_path)
-    good = Checked({"accuracy": 0.902, "latency_ms": 2.3, "size_mb": 1.0}, difference=1e-6)
-    assert broken_promises(story, {"torch": good}) == []
+    info = exported(tmp_path)
+    good = FormatCheck({"accuracy": 0.902, "latency_ms": 2.3, "size_mb": 1.0}, difference=1e-6)
+    assert failed_checks(info, {"torch": good}) == []
     slow = replace(good, values={**good.values, "latency_ms": 3.0})
-    assert broken_promises(story, {"torch": slow}) == ["torch states latency_ms 2.00, but it is 3.00"]
+    assert failed_checks(info, {"torch": slow}) == ["torch states latency_ms 2.00, but it is 3.00"]
     worse = replace(good, values={**good.values, "accuracy": 0.88})
-    assert broken_promises(story, {"torch": worse}) == ["torch states accuracy 0.9000, but it is 0.8800"]
-    (line,) = broken_promises(story, {"torch": good, "onnx": replace(good, difference=0.01)})
+    assert failed_checks(info, {"torch": worse}) == ["torch states accuracy 0.9000, but it is 0.8800"]
+    (line,) = failed_checks(info, {"torch": good, "onnx": replace(good, difference=0.01)})
     assert "onnx must give equal outputs" in line
-    (line,) = broken_promises(story, {"torch": Checked(failure="no file")})
+    (line,) = failed_checks(info, {"torch": FormatCheck(failure="no file")})
     assert line == "torch does not run: no file"
-    assert broken_promises(story, {"torch": replace(good, difference=float("nan"))})
-    assert not holds("accuracy", 0.9, float("nan"), 0.01) and holds("memory_mb", 30.0, 60.0, 0.0)
+    assert failed_checks(info, {"torch": replace(good, difference=float("nan"))})
+    assert not is_within_tolerance("accuracy", 0.9, float("nan"), 0.01) and is_within_tolerance(
+        "memory_mb", 30.0, 60.0, 0.0
+    )
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:
     exported(tmp_path)
-    assert list(present(tmp_path)) == ["torch"]
+    assert list(formats_in(tmp_path)) == ["torch"]
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"0" * 2_000_000)
     (tmp_path / "onnx" / "model.onnx.data").write_bytes(b"0" * 1_000_000)
     (tmp_path / "onnx" / "model_int8.onnx").write_bytes(b"0" * 500_000)
-    assert list(present(tmp_path)) == ["torch", "onnx", "int8"]
+    assert list(formats_in(tmp_path)) == ["torch", "onnx", "int8"]
     assert size_mb("onnx", tmp_path / "onnx" / "model.onnx") == 3.0
     assert size_mb("int8", tmp_path / "onnx" / "model_int8.onnx") == 0.5
     assert parse_formats(" onnx, int8,onnx") == ["onnx", "int8"] and parse_formats("") == []

@@ -47,7 +47,7 @@ def test_a_vocabulary_gets_the_gradient_of_its_stock_module() -> None:
     elastic = torch.nn.Embedding(50, 6, padding_idx=0).cuda()
     table = elastic.weight
     elastic.load_state_dict(stock.state_dict())
-    make_elastic(elastic).__dict__["views"] = {"weight": (slice(None), slice(0, 4))}
+    make_elastic(elastic).__dict__["active_entries"] = {"weight": (slice(None), slice(0, 4))}
     stock(ids)[..., :4].square().sum().backward()
     elastic(ids).square().sum().backward()
     torch.testing.assert_close(table.grad, stock.weight.grad)

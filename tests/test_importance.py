@@ -10,13 +10,13 @@ import torch
 from conftest import TOYS
 
 from nas.supernets.importance import (
+    drop_layer,
     gradient_scores,
     hidden_scores,
     layer_order,
     mean_loss,
     order_by_importance,
     unit_orders,
-    without_layer,
 )
 from nas.supernets.supernet import Supernet
 from search_spaces import InputError, SubnetConfig
@@ -72,7 +72,7 @@ def test_grouped_heads_move_with_their_group() -> None:
 def test_layer_order_removes_the_least_harmful_layer_first() -> None:
     supernet, batches = Supernet(TOYS["bert"].model()), [TOYS["bert"].labelled()]
     order = layer_order(supernet, batches)
-    without = {i: mean_loss(supernet, without_layer(supernet.parent, i), batches) for i in range(4)}
+    without = {i: mean_loss(supernet, drop_layer(supernet.parent, i), batches) for i in range(4)}
     assert order[-1] == min(without, key=lambda i: without[i])
 
 

@@ -11,7 +11,7 @@ from conftest import bert
 from toy_tasks import Make, Rows, causal, jsonl
 
 from nas.recipe.schema import Recipe
-from nas.tasks.batches import IGNORED, model_inputs
+from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import Workload
@@ -56,9 +56,9 @@ def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
     context = make("tags", lambda s: {"tokens": ["the film", "good"], "ner_tags": ["B", "O"]})
     row = context.splits.train[0]
     assert context.processor.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "the", "film", "good", "[SEP]"]
-    assert row["labels"] == [IGNORED, 0, IGNORED, 1, IGNORED]
+    assert row["labels"] == [IGNORE_INDEX, 0, IGNORE_INDEX, 1, IGNORE_INDEX]
     batch = context.splits.task.collate([row, {name: values[:2] for name, values in row.items()}])
-    assert batch["labels"].tolist()[1] == [IGNORED, 0, IGNORED, IGNORED, IGNORED]
+    assert batch["labels"].tolist()[1] == [IGNORE_INDEX, 0, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
 
 
 def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> None:

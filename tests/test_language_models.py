@@ -15,9 +15,9 @@ from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_context, tokeniz
 
 from nas.recipe.schema import Recipe
 from nas.supernets.training import DistillationTrainer
-from nas.tasks.batches import IGNORED, model_inputs
+from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import found_of, score
+from nas.tasks.evaluation import collect_stats, score
 from predictors import Workload
 
 
@@ -63,10 +63,10 @@ def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
     from nas.tasks.types import base
 
     model = causal(tmp_path / "lm")
-    monkeypatch.setattr(base, "LOGITS_IN_MEMORY", 3 * 8 * model.config.vocab_size)
+    monkeypatch.setattr(base, "MAX_BATCH_LOGITS", 3 * 8 * model.config.vocab_size)
     examples = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.search
     assert {len(batch["input_ids"]) for batch in examples.batches} == {3, 2}
-    found = found_of(model, examples, ["loss"])
+    found = collect_stats(model, examples, ["loss"])
     tokens = sum(len(row) for row in found["labels"])
     assert sum(np.size(v) if v.dtype != object else sum(map(len, v)) for v in found.values()) <= 2 * tokens + 4 * 5
 
@@ -84,7 +84,7 @@ def test_masks_of_evaluation_sets_are_fixed_and_those_of_a_training_are_not(make
     first, second = (make("masks").splits for _ in range(2))
     for a, b in zip(first.test.batches, second.test.batches, strict=True):
         assert torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(a["labels"], b["labels"])
-    assert (first.test.batches[0]["labels"] != IGNORED).float().mean() < 0.4
+    assert (first.test.batches[0]["labels"] != IGNORE_INDEX).float().mean() < 0.4
     rows = [first.train[k] for k in range(len(first.train))]
     assert not torch.equal(first.task.collate(rows)["labels"], first.task.collate(rows)["labels"])
 
@@ -94,12 +94,12 @@ def test_a_decoder_reads_what_the_model_itself_would_let_it_read(model_type: str
     model = seq2seq(model_type, tmp_path / "model")
     examples = seq2seq_context(tmp_path).splits.test
     batch = examples.batches[0]
-    assert (batch["labels"] == IGNORED).any()
+    assert (batch["labels"] == IGNORE_INDEX).any()
     own = {name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}
     with torch.inference_mode():
         assert torch.equal(model(**own).logits, model(**model_inputs(batch)).logits)
         expected = model(**own).loss.item()
-    first = examples.first(1)
+    first = examples.take(1)
     assert len(first.batches) == 1
     assert score(model, first, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
 
@@ -109,10 +109,13 @@ def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) ->
     context = seq2seq_context(tmp_path)
     task, batch = context.splits.task, context.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
-    trainer.task, trainer.teacher, trainer.temperature, trainer.memory = task, model, 2.0, []
-    taught, ours = trainer.taught(dict(batch), torch.zeros(0)), trainer.said(model(**batch), dict(batch))
+    trainer.task, trainer.teacher, trainer.temperature, trainer.teacher_cache = task, model, 2.0, []
+    taught, ours = (
+        trainer.teacher_outputs(dict(batch), torch.zeros(0)),
+        trainer.logits_and_labels(model(**batch), dict(batch)),
+    )
     assert trainer.divergence(ours, taught).abs() < 1e-6
-    padding = batch["labels"] == IGNORED
+    padding = batch["labels"] == IGNORE_INDEX
     ((logits, labels),) = taught
     noisy = logits.clone()
     noisy[padding] += 100 * torch.randn(noisy[padding].shape)
@@ -124,7 +127,7 @@ def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) ->
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
     sacrebleu, jiwer = pytest.importorskip("sacrebleu"), pytest.importorskip("jiwer")
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    from nas.tasks.generation_metrics import TEXT_METRICS
+    from nas.tasks.generation_metrics import GENERATION_METRICS
 
     right = [
         "the film was very good and the cast was fine",
@@ -134,13 +137,13 @@ def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path)
     ]
     found = ["the film was good and the cast was very fine", "the plot is bad", "the bad plot", "it was poor"]
     names = ("exact_match", "rougeL", "sacrebleu", "wer")
-    counts: dict[str, np.ndarray] = {"examples": np.ones(4)}
+    counts: dict[str, np.ndarray] = {"n_examples": np.ones(4)}
     for name in names:
-        counts.update(TEXT_METRICS[name].count(right, found))
+        counts.update(GENERATION_METRICS[name].count(right, found))
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     rouge = np.mean([scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(right, found, strict=True)])
     expected = (0.25, rouge, sacrebleu.corpus_bleu(found, [right]).score, jiwer.wer(right, found))
-    assert [TEXT_METRICS[name].metric(counts) for name in names] == pytest.approx(expected)
+    assert [GENERATION_METRICS[name].metric(counts) for name in names] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
@@ -148,14 +151,14 @@ def test_a_model_writes_texts_that_are_scored(model_type: str, tmp_path: Path) -
     model = seq2seq(model_type, tmp_path / "model")
     context = seq2seq_context(tmp_path, objectives={"exact_match": "maximize", "latency_ms": "minimize"})
     task, examples = context.splits.task, context.splits.search
-    found = found_of(model, examples, ["exact_match"])
+    found = collect_stats(model, examples, ["exact_match"])
     for batch, start in zip(examples.batches, range(0, len(examples), 20), strict=True):
         ids = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=12, do_sample=False
         )
         texts = task.processor.batch_decode(ids, skip_special_tokens=True)
         assert list(found["predictions"][start : start + 20]) == texts
-        right = batch["labels"].masked_fill(batch["labels"] == IGNORED, 0)
+        right = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, 0)
         assert task.processor.batch_decode(right, skip_special_tokens=True) == list(
             found["labels"][start : start + 20]
         )

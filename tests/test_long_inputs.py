@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import TOYS, WORDS, bert, logits
 
-from nas.modeling.longer_positions import lengthened, lengthened_config
+from nas.modeling.longer_positions import extend_config, extend_positions
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
 from nas.tasks.context import TaskContext
@@ -44,8 +44,8 @@ def test_positions_are_copied_and_shorter_texts_compute_the_same(family: str) ->
     model = TOYS[family].model()
     limit = Layout(model.config).inputs.max_sequence_length
     assert limit is not None
-    config = lengthened_config(model.config, 150)
-    longer = lengthened(model, config)
+    config = extend_config(model.config, 150)
+    longer = extend_positions(model, config)
     assert Layout(longer.config).inputs.max_sequence_length == 150 and model.config.max_position_embeddings == 64
     before, after = (rows(m, FAMILIES[family].learned_positions) for m in (model, longer))
     assert torch.equal(after, before.repeat(3, 1)[:150])
@@ -56,9 +56,9 @@ def test_positions_are_copied_and_shorter_texts_compute_the_same(family: str) ->
 
 def test_what_fits_or_cannot_be_copied_stays() -> None:
     model = bert()
-    assert lengthened_config(model.config, 64) is model.config and lengthened(model, model.config) is model
+    assert extend_config(model.config, 64) is model.config and extend_positions(model, model.config) is model
     rotary = TOYS["llama"].model().config
-    assert lengthened_config(rotary, 150) is rotary
+    assert extend_config(rotary, 150) is rotary
 
 
 def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path, text_folder: Path) -> None:
@@ -66,13 +66,13 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
     bert().save_pretrained(text_folder / "model")
     recipe = Recipe.load(text_recipe, ["task.max_length=100", "workload.sequence_length=100"])
     context = check_recipe(recipe)
-    assert context.lengthens and context.processor.model_max_length == 100
+    assert context.extends_positions and context.processor.model_max_length == 100
     model = context.load_model()
     assert model.config.max_position_embeddings == 100 and not model.training
     stored = transformers.AutoModel.from_pretrained(text_folder / "model").state_dict()
     found = model.base_model.state_dict()["embeddings.position_embeddings.weight"]
     assert torch.equal(found[64:], stored["embeddings.position_embeddings.weight"][:36])
-    assert not TaskContext(Recipe.load(text_recipe)).lengthens
+    assert not TaskContext(Recipe.load(text_recipe)).extends_positions
 
 
 @pytest.mark.parametrize("key", ["task.max_length", "workload.sequence_length"])

@@ -22,7 +22,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
     context = make("answers", rows, max_length=16)
     splits = context.splits
     assert len(splits.search) == 36 and len(splits.search.batches[0]["input_ids"]) > 36
-    for example in splits.task.examples(splits.task.process(splits.task.test, "toy")):
+    for example in splits.task.group_by_example(splits.task.process(splits.task.test, "toy")):
         assert len({row["example"] for row in example}) == 1 and len(example) > 2
         hits = [row for row in example if row["end_positions"]]
         assert hits and hits[-1]["context"].endswith(example[0]["answers"][0])
@@ -50,9 +50,9 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
 
 
 def test_squad_compares_without_case_articles_and_punctuation() -> None:
-    from nas.tasks.types.question_answering import normalized, word_f1
+    from nas.tasks.types.question_answering import normalize_answer, word_f1
 
-    assert normalized("The  Film!") == normalized("film")
+    assert normalize_answer("The  Film!") == normalize_answer("film")
     assert word_f1("a very good film", "good film") == pytest.approx(0.8)
     assert (word_f1("", ""), word_f1("film", ""), word_f1("bad", "good")) == (1.0, 0.0, 0.0)
 
@@ -77,10 +77,12 @@ def test_a_question_without_an_answer_may_be_left_unanswered(make: Make) -> None
     context = make("answers", rows)
     assert context.splits.task.has_unanswerable
     task = context.splits.task
-    unanswered = [e for e in task.examples(task.process(task.test, "toy")) if not e[0]["answers"]]
+    unanswered = [e for e in task.group_by_example(task.process(task.test, "toy")) if not e[0]["answers"]]
     assert unanswered and all(row["start_positions"] == row["end_positions"] == 0 for e in unanswered for row in e)
     window = unanswered[0][0]
     size = len(window["input_ids"])
     first, last = np.eye(size)[0], np.eye(size)[size - 2]
-    assert context.splits.task._answer(9 * first[None], 9 * first[None], [window]) == ""
-    assert context.splits.task._answer(9 * last[None], 9 * last[None], [window]) == window["context"].split()[-1]
+    assert context.splits.task._predict_answer(9 * first[None], 9 * first[None], [window]) == ""
+    assert (
+        context.splits.task._predict_answer(9 * last[None], 9 * last[None], [window]) == window["context"].split()[-1]
+    )

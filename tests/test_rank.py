@@ -16,14 +16,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from nas.modeling.elastic import factors
+from nas.modeling.elastic import low_rank_factors
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.study import open_studies, points
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import load_supernet
-from nas.supernets.low_rank import FILE, Activations, output_basis
+from nas.supernets.low_rank import STATISTICS_FILE, CalibrationStatistics, output_basis
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.latency.features import feature_names, features
@@ -55,7 +55,7 @@ def test_the_truncation_error_is_the_least_possible_and_below_that_of_plain_svd(
     tails = torch.linalg.svdvals(x @ weight.T) ** 2
     u, s, vt = torch.linalg.svd(weight, full_matrices=False)
     for rank in range(1, min(shape)):
-        up, down = factors(weight, basis[:, :rank])
+        up, down = low_rank_factors(weight, basis[:, :rank])
         error = ((x @ weight.T - x @ down.T @ up.T) ** 2).sum()
         plain = ((x @ (weight - (u[:, :rank] * s[:rank]) @ vt[:rank]).T) ** 2).sum()
         assert error.item() == pytest.approx(tails[rank:].sum().item(), rel=1e-6) and error < plain
@@ -67,26 +67,26 @@ def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
     toy = TOYS[family]
     parent, batch = toy.model(), toy.inputs()
     supernet = Supernet(copy.deepcopy(parent))
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     layers = supernet.parent.num_hidden_layers
     subnet = SubnetConfig(**{**vars(supernet.parent), "attention_rank": (60,) * layers, "mlp_rank": (30,) * layers})
     ranks = {
         name: supernet.layout.shapes.rank(supernet.layout.locate(name), subnet.layer_values(0))
-        for name in supernet.linear
+        for name in supernet.linear_layers
     }
-    for name, moment in supernet.activations.moments.items():
+    for name, moment in supernet.calibration.moments.items():
         weight = parent.get_parameter(name)
         matrix = weight.T if supernet.family.conv1d else weight
         found = best(matrix.double(), moment, ranks[name] or 0).float()  # type: ignore[operator]
         weight.data = (found.T if supernet.family.conv1d else found).contiguous()
     supernet.activate(subnet)
-    assert len(supernet.activations.moments) == len(ranks) > 4 * layers - 1 and None not in ranks.values()
+    assert len(supernet.calibration.moments) == len(ranks) > 4 * layers - 1 and None not in ranks.values()
     assert torch.allclose(logits(supernet.model, batch), logits(parent, batch), atol=2e-4)
 
 
 def calibrated_bert() -> tuple[Supernet, dict[str, torch.Tensor]]:
     supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     return supernet, batch
 
 
@@ -111,7 +111,7 @@ def test_gradients_reach_the_weight_through_a_fixed_basis() -> None:
     supernet, batch = calibrated_bert()
     supernet.activate(with_rank(supernet.parent, 50))
     supernet.model(**batch).loss.backward()
-    name, module = next(iter(supernet.linear.items()))
+    name, module = next(iter(supernet.linear_layers.items()))
     found, basis = supernet.model.get_parameter(name).grad, module.basis
     assert found is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
     assert found.norm() > 0 and torch.allclose(basis @ (basis.T @ found), found, atol=1e-6)
@@ -121,21 +121,21 @@ def test_a_basis_stays_until_there_are_other_activations() -> None:
     supernet, batch = calibrated_bert()
     low = with_rank(supernet.parent, 50)
     supernet.activate(low)
-    module = next(iter(supernet.linear.values()))
+    module = next(iter(supernet.linear_layers.values()))
     before = module.basis
     for parameter in supernet.model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     supernet.activate(supernet.parent)
     supernet.activate(low)
     assert torch.equal(module.basis, before)  # type: ignore[arg-type]
-    supernet.activations = calibrate(supernet, [batch])
+    supernet.calibration = calibrate(supernet, [batch])
     supernet.activate(low)
     assert not torch.allclose(module.basis, before, atol=1e-2)  # type: ignore[arg-type]
 
 
 def test_ranks_are_nested() -> None:
     supernet, _ = calibrated_bert()
-    module, bases = next(iter(supernet.linear.values())), {}
+    module, bases = next(iter(supernet.linear_layers.values())), {}
     for percent in (30, 80):
         supernet.activate(with_rank(supernet.parent, percent))
         bases[percent] = module.basis
@@ -146,7 +146,7 @@ def test_ranks_are_nested() -> None:
 def test_padding_is_left_out_of_calibration() -> None:
     supernet, batch = calibrated_bert()
     name, seen = "bert.encoder.layer.0.attention.self.query.weight", []
-    module = supernet.linear[name]
+    module = supernet.linear_layers[name]
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
     logits(supernet.model, {n: batch[n] for n in ("input_ids", "attention_mask")})
     handle.remove()
@@ -157,13 +157,13 @@ def test_padding_is_left_out_of_calibration() -> None:
 
 def test_activations_come_back_from_disk(tmp_path: Path) -> None:
     supernet, _ = calibrated_bert()
-    assert supernet.activations is not None and Activations.load(tmp_path) is None
-    supernet.activations.save(tmp_path)
-    found = Activations.load(tmp_path)
-    assert found is not None and found.moments.keys() == supernet.activations.moments.keys()
-    assert all(torch.equal(found.weights[n], w) for n, w in supernet.activations.weights.items())
-    assert list(found.moments) == list(supernet.activations.moments)
-    for name, moment in supernet.activations.moments.items():
+    assert supernet.calibration is not None and CalibrationStatistics.load(tmp_path) is None
+    supernet.calibration.save(tmp_path)
+    found = CalibrationStatistics.load(tmp_path)
+    assert found is not None and found.moments.keys() == supernet.calibration.moments.keys()
+    assert all(torch.equal(found.weights[n], w) for n, w in supernet.calibration.weights.items())
+    assert list(found.moments) == list(supernet.calibration.moments)
+    for name, moment in supernet.calibration.moments.items():
         assert torch.equal(found.moments[name], moment.float().double())
     stored = sum(moment.numel() * 8 for moment in found.moments.values())
     weights = sum(weight.numel() * 4 for weight in found.weights.values())
@@ -172,12 +172,12 @@ def test_activations_come_back_from_disk(tmp_path: Path) -> None:
 
 def test_activations_of_whole_matrices_are_still_read(tmp_path: Path) -> None:
     supernet, _ = calibrated_bert()
-    assert supernet.activations is not None
-    named = {f"moments:{name}": moment for name, moment in supernet.activations.moments.items()}
-    named |= {f"weights:{name}": weight.contiguous() for name, weight in supernet.activations.weights.items()}
-    save_file(named, tmp_path / FILE)
-    found = Activations.load(tmp_path)
-    assert found is not None and all(torch.equal(found.moments[n], m) for n, m in supernet.activations.moments.items())
+    assert supernet.calibration is not None
+    named = {f"moments:{name}": moment for name, moment in supernet.calibration.moments.items()}
+    named |= {f"weights:{name}": weight.contiguous() for name, weight in supernet.calibration.weights.items()}
+    save_file(named, tmp_path / STATISTICS_FILE)
+    found = CalibrationStatistics.load(tmp_path)
+    assert found is not None and all(torch.equal(found.moments[n], m) for n, m in supernet.calibration.moments.items())
 
 
 def test_a_rank_without_activations_is_refused() -> None:
@@ -239,7 +239,7 @@ def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: py
     run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
     assert "attention_rank 2 dropped" in capsys.readouterr().out
     assert any(50 in p.subnet.attention_rank for p in points(open_studies(run.study, run.recipe)["search"]))
-    stored = Activations.load(run.supernet)
+    stored = CalibrationStatistics.load(run.supernet)
     assert stored is not None
     model = AutoModelForSequenceClassification.from_pretrained(run.supernet)
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in stored.weights.items())

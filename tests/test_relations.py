@@ -16,8 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from nas.recipe.schema import Recipe
 from nas.supernets.relation_distillation import (
-    StateRecorder,
-    real_tokens,
+    HiddenStateRecorder,
+    attention_mask_of,
     relation_divergence,
     relation_heads,
     relation_loss,
@@ -54,7 +54,7 @@ def order(supernet: Supernet) -> list[int]:
 
 def recorded(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, Any], of: Any) -> dict[Any, torch.Tensor]:
     supernet.activate(supernet.parent)
-    recorder = StateRecorder(supernet.model, supernet.layout, of)
+    recorder = HiddenStateRecorder(supernet.model, supernet.layout, of)
     supernet.activate(subnet)
     with torch.no_grad():
         return recorder.run(supernet.model, inputs, subnet)[1]
@@ -179,8 +179,8 @@ def test_a_layer_is_compared_with_the_parent_s_layer_of_its_number() -> None:
 
 def test_the_tokens_of_a_decoder_are_those_with_labels() -> None:
     inputs = {"attention_mask": torch.tensor([[1, 1, 1, 0]]), "labels": torch.tensor([[5, 6, -100, -100]])}
-    assert real_tokens(inputs, 0) is inputs["attention_mask"]
-    assert real_tokens(inputs, 1).tolist() == [[True, True, False, False]]  # type: ignore[union-attr]
+    assert attention_mask_of(inputs, 0) is inputs["attention_mask"]
+    assert attention_mask_of(inputs, 1).tolist() == [[True, True, False, False]]  # type: ignore[union-attr]
 
 
 # -- in a step --------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_a_step_adds_the_loss_on_relations_by_its_weight(
     batch, losses = {**text_inputs(), **BATCH}, []
     for weight in (0.0, 1.0, 2.0):
         changes = {"teacher": None} if in_place else {}
-        made = trainer(context, tmp_path, relations=weight, relations_of=of, **changes)
+        made = trainer(context, tmp_path, relation_weight=weight, relation_source=of, **changes)
         losses.append(float(made.training_step(made.model, dict(batch))))
     assert losses[1] > losses[0] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
@@ -205,7 +205,7 @@ def test_a_step_adds_the_loss_on_relations_by_its_weight(
 def test_the_whole_network_relates_as_a_teacher_with_its_weights(
     of: Any, context: TaskContext, tmp_path: Path
 ) -> None:
-    made = trainer(context, tmp_path, teacher=still(), relations=1.0, relations_of=of)
+    made = trainer(context, tmp_path, teacher=still(), relation_weight=1.0, relation_source=of)
     whole = made.supernet.parent
     inputs = {**text_inputs(), **BATCH}
     taught = made._called(made.teacher, inputs, whole)[1]
@@ -217,7 +217,7 @@ def test_the_whole_network_relates_as_a_teacher_with_its_weights(
 def test_activation_checkpointing_changes_no_gradient(of: Any, context: TaskContext, tmp_path: Path) -> None:
     batch, found = {**text_inputs(), **BATCH}, []
     for checkpoints in (False, True):
-        made = trainer(context, tmp_path, relations=1.0, relations_of=of)
+        made = trainer(context, tmp_path, relation_weight=1.0, relation_source=of)
         if checkpoints:
             made.model.gradient_checkpointing_enable({"use_reentrant": False})
         made.training_step(made.model, dict(batch))

@@ -51,7 +51,7 @@ def test_a_skipped_block_scores_as_in_the_stock_parent_without_it(
     layer = lacking.bert.encoder.layer[2]
     layer.intermediate.forward = lambda hidden: hidden
     layer.output.forward = lambda hidden, residual: residual
-    examples = TaskContext(run.recipe).splits.search.first(EXAMPLES)
+    examples = TaskContext(run.recipe).splits.search.take(EXAMPLES)
     losses, apart = [], []
     with torch.inference_mode():
         for batch in examples.batches:

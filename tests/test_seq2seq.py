@@ -18,7 +18,7 @@ from conftest import TOYS, Toy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nas.exports.export import describe_remote_code
+from nas.exports.export import enable_remote_code
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
 from predictors.latency.features import feature_names, features
@@ -76,7 +76,7 @@ def exported(model: Any, toy: Toy, folder: Path) -> str:
     """Saves a model as `nas export` does and names its auto class."""
     auto_class = TASKS[FAMILIES[toy.model_type].tasks[0]].auto_class
     if _is_nas(model):
-        describe_remote_code(model, auto_class)
+        enable_remote_code(model, auto_class)
     model.save_pretrained(folder)
     return auto_class
 

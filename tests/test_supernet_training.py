@@ -24,7 +24,7 @@ from nas.stages.profile import profile_sample, run_profile
 from nas.stages.supernet import make_strategy, run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import load_supernet
-from nas.supernets.strategies import SAMPLES, STRATEGIES, Strategy, stratified
+from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, training_arguments
@@ -39,9 +39,9 @@ def space_of(supernet: Supernet, scope: str = "per-layer") -> SearchSpace:
     return supernet.layout.search_space({**CHOICES, "scope": scope})
 
 
-def lessons(name: str, space: SearchSpace, progress: float = 0.0, seed: int = 0) -> list[Any]:
-    strategy: Strategy = STRATEGIES[name](space, SAMPLES["mixed"](space), 2)
-    return strategy.lessons(progress, Random(seed))
+def passes(name: str, space: SearchSpace, progress: float = 0.0, seed: int = 0) -> list[Any]:
+    strategy: Strategy = STRATEGIES[name](space, SUBNET_SAMPLERS["mixed"](space), 2)
+    return strategy.passes(progress, Random(seed))
 
 
 # -- strategies -------------------------------------------------------------------------------------------------------
@@ -49,23 +49,31 @@ def lessons(name: str, space: SearchSpace, progress: float = 0.0, seed: int = 0)
 
 def test_the_roles_of_each_strategy() -> None:
     space = space_of(Supernet(bert()))
-    roles = {name: [lesson.role for lesson in lessons(name, space)] for name in STRATEGIES}
+    roles = {name: [training_pass.role for training_pass in passes(name, space)] for name in STRATEGIES}
     assert roles["sandwich"] == ["largest", "smallest", "sampled", "sampled"]
     assert roles["progressive"] == ["largest", "sampled", "sampled", "sampled"]
     assert roles["single-path"] == roles["granularity"] == ["sampled"]
-    assert lessons("sandwich", space)[0].subnet == space.largest
-    assert lessons("sandwich", space)[1].subnet == space.smallest
-    assert {lessons("granularity", space, seed=k)[0].subnet for k in range(200)} == set(space.uniform_scalings())
+    assert passes("sandwich", space)[0].subnet == space.largest
+    assert passes("sandwich", space)[1].subnet == space.smallest
+    assert {passes("granularity", space, seed=k)[0].subnet for k in range(200)} == set(space.uniform_scalings())
 
 
 def test_progressive_shrinking_opens_the_small_choices_late() -> None:
     space = space_of(Supernet(bert()))
     least = [
-        min(min(lesson.subnet.intermediate_size) for k in range(60) for lesson in lessons("progressive", space, at, k))
+        min(
+            min(training_pass.subnet.intermediate_size)
+            for k in range(60)
+            for training_pass in passes("progressive", space, at, k)
+        )
         for at in (0.0, 0.3, 0.6, 0.9)
     ]
     assert least == [96, 48, 24, 24]
-    depths = {lesson.subnet.num_hidden_layers for k in range(60) for lesson in lessons("progressive", space, 0.0, k)}
+    depths = {
+        training_pass.subnet.num_hidden_layers
+        for k in range(60)
+        for training_pass in passes("progressive", space, 0.0, k)
+    }
     assert depths == {4}
 
 
@@ -78,7 +86,7 @@ def test_a_stratified_sample_is_more_even_over_the_cost() -> None:
 
     low, high = cost([space.smallest, space.largest])
     spread = {}
-    for name, sample in (("mixed", space.sample_mixed), ("stratified", stratified(space, cost))):
+    for name, sample in (("mixed", space.sample_mixed), ("stratified", stratified_sampler(space, cost))):
         rng = Random(0)
         shares = (cost([sample(rng) for _ in range(300)]) - low) / (high - low)
         spread[name] = np.abs(np.histogram(shares, bins=5, range=(0, 1))[0] / 300 - 0.2).max()
@@ -89,8 +97,8 @@ def test_a_recipe_names_the_strategy_and_the_sampler(text_recipe: Path) -> None:
     supernet = Supernet(bert())
     for sampler in ("mixed", "uniform", "num_parameters", "macs"):
         recipe = Recipe.load(text_recipe, ["supernet.strategy=single-path", f"supernet.sampler={sampler}"])
-        (lesson,) = make_strategy(recipe.supernet, supernet, space_of(supernet)).lessons(0.0, Random(0))
-        assert lesson.labels and lesson.subnet in space_of(supernet)
+        (training_pass,) = make_strategy(recipe.supernet, supernet, space_of(supernet)).passes(0.0, Random(0))
+        assert training_pass.uses_labels and training_pass.subnet in space_of(supernet)
 
 
 def test_latencies_are_predicted_before_the_training_that_samples_by_them(
@@ -98,7 +106,9 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
 ) -> None:
     recipe = Recipe.load(text_recipe, ["supernet.sampler=latency_ms", "supernet.epochs=1", "parent.epochs=1"])
     run, context, costs = Run.open(tmp_path / "run", recipe), TaskContext(recipe), []
-    monkeypatch.setattr(trainings, "stratified", lambda space, cost: costs.append(cost) or stratified(space, cost))
+    monkeypatch.setattr(
+        trainings, "stratified_sampler", lambda space, cost: costs.append(cost) or stratified_sampler(space, cost)
+    )
     run_parent(run, context)
     run_supernet(run, context)
     measured = run.measurements.read_bytes()
@@ -154,12 +164,12 @@ def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, context: Task
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
     loss = made.training_step(made.model, dict(batch))
     found = gradients(made.supernet.model)
-    taken = made.lessons(0)
+    taken = made.passes(0)
 
     supernet, expected = made.supernet, torch.zeros(())
     supernet.model.zero_grad()
-    for number, lesson in enumerate(taken):
-        supernet.activate(lesson.subnet)
+    for number, training_pass in enumerate(taken):
+        supernet.activate(training_pass.subnet)
         outputs = supernet.model(**batch)
         if number == 0:
             with torch.no_grad():
@@ -178,10 +188,10 @@ def test_a_single_path_learns_in_place_from_the_whole_model(context: TaskContext
     made = trainer(context, tmp_path, "single-path", teacher=None)
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
     loss = made.training_step(made.model, dict(batch))
-    (lesson,) = made.lessons(0)
+    (training_pass,) = made.passes(0)
     with torch.no_grad():
         whole = made.supernet.model(**batch).logits
-        made.supernet.activate(lesson.subnet)
+        made.supernet.activate(training_pass.subnet)
         outputs = made.supernet.model(**batch)
     assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, whole)), rel=1e-5)
 
@@ -197,7 +207,7 @@ def test_a_teacher_is_asked_about_each_example_once(context: TaskContext, tmp_pa
         assert made.teacher is not None
         made.teacher.register_forward_hook(lambda module, inputs, outputs, seen=seen: seen.append(len(outputs.logits)))
         if not remembers:
-            made._memory = list  # type: ignore[method-assign]
+            made._cache_teacher = list  # type: ignore[method-assign]
         made.train()
         logs.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
         asked.append(sum(seen))

@@ -10,7 +10,7 @@ import torch
 from conftest import bert
 from toy_tasks import CASES, Make
 
-from nas.exports.export import active_outputs, outputs_elsewhere, require_equal, save_subnet
+from nas.exports.export import check_equal, outputs_in_subprocess, save_subnet, supernet_outputs
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
@@ -38,22 +38,22 @@ def test_a_parent_learns_it_a_supernet_shares_it_and_an_export_keeps_it(case: st
     part = score(supernet.model, context.splits.search, [quality, "loss"])
     assert whole["loss"].value != part["loss"].value and math.isfinite(part["loss"].standard_error)
     save_subnet(supernet, space.smallest, context, tmp_path / "small")
-    inputs, expected = active_outputs(supernet, space.smallest, context)
-    outputs = outputs_elsewhere("torch", tmp_path / "small", context.auto_class, inputs)
-    require_equal(outputs, expected, space.smallest)
+    inputs, expected = supernet_outputs(supernet, space.smallest, context)
+    outputs = outputs_in_subprocess("torch", tmp_path / "small", context.auto_class, inputs)
+    check_equal(outputs, expected, space.smallest)
     with torch.no_grad():
         for weight in supernet.model.parameters():
             weight.mul_(1.1)
-    _, changed = active_outputs(supernet, space.smallest, context)
+    _, changed = supernet_outputs(supernet, space.smallest, context)
     with pytest.raises(InputError, match="the export is refused"):
-        require_equal(outputs, changed, space.smallest)
+        check_equal(outputs, changed, space.smallest)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_the_models_own(case: str, make: Make) -> None:
     context = make(case)
     model, examples = context.load_model().eval(), context.splits.test
-    (batch, *_), first = examples.batches, examples.first(1)
+    (batch, *_), first = examples.batches, examples.take(1)
     with torch.inference_mode():
         expected = model(**batch).loss.item()
     assert score(model, first, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
@@ -65,11 +65,13 @@ def test_nothing_is_learnt_from_a_teacher_that_says_the_same(case: str, make: Ma
     task, model = context.splits.task, context.load_model().eval()
     batch = context.splits.search.batches[0]
     ours, theirs = model(**batch), context.load_model().eval()(**model_inputs(batch))
-    same = divergence(task.scored(ours, batch), task.scored(theirs, batch), task.activation, 2.0)
+    same = divergence(task.logits_and_labels(ours, batch), task.logits_and_labels(theirs, batch), task.activation, 2.0)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.5)
-    apart = divergence(task.scored(model(**batch), batch), task.scored(theirs, batch), task.activation, 2.0)
+    apart = divergence(
+        task.logits_and_labels(model(**batch), batch), task.logits_and_labels(theirs, batch), task.activation, 2.0
+    )
     assert abs(same.item()) < 1e-6 < 1e-5 < apart.item()
 
 
@@ -77,12 +79,12 @@ def test_a_trained_language_model_is_used_as_it_came_unless_epochs_are_given(mak
     from transformers import AutoModelForMaskedLM
 
     context = make("masks")
-    assert not context.has_head and context.trains_parent
+    assert not context.has_head and context.should_finetune
     AutoModelForMaskedLM.from_config(bert().config).save_pretrained(text_folder / "model")
     again = make("masks")
-    assert again.has_head and again.trains_parent
+    assert again.has_head and again.should_finetune
     recipe = again.recipe.model_copy(update={"parent": again.recipe.parent.model_copy(update={"epochs": None})})
-    assert not TaskContext(recipe).trains_parent
+    assert not TaskContext(recipe).should_finetune
     bert(num_labels=2).save_pretrained(text_folder / "model")
     assert not make("masks").has_head
 

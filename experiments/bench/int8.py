@@ -77,7 +77,7 @@ def main() -> None:
     run = Run(given.run)
     context, quality = TaskContext(run.recipe), run.recipe.primary_metric
     supernet = Supernet(context.load_model(run.parent).eval())
-    supernet.activations = calibrate(supernet, calibration_set(context).batches)
+    supernet.calibration = calibrate(supernet, calibration_set(context).batches)
     parent = supernet.parent
     subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": replace(parent, embedding_rank=50)}
     models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}

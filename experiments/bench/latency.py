@@ -55,7 +55,7 @@ class Bench:
         self.subnets = [self.space.sample(rng) for _ in range(FITTED + HELD_OUT)]
         ids = torch.randint(1000, 30000, (workload.batch_size, workload.sequence_length or 1))
         self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        self.supernet.activations = calibrate(self.supernet, [self.inputs])
+        self.supernet.calibration = calibrate(self.supernet, [self.inputs])
 
     def call(self, subnet: SubnetConfig) -> Call:
         """Runs a subnetwork once; its ONNX file is written before if it is not there."""

@@ -34,7 +34,7 @@ from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import calibration_set
-from nas.supernets.low_rank import leading, output_basis
+from nas.supernets.low_rank import output_basis, top_eigenvectors
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
@@ -94,7 +94,7 @@ def encoder_layers(rounds: int) -> Table:
     for name, sizes in SIZES.items():
         config = transformers.BertConfig(num_hidden_layers=1, vocab_size=1000, **sizes)
         supernet = Supernet(transformers.BertForSequenceClassification(config).eval())
-        supernet.activations = calibrate(supernet, [{"input_ids": torch.randint(5, 1000, (8, 128))}])
+        supernet.calibration = calibrate(supernet, [{"input_ids": torch.randint(5, 1000, (8, 128))}])
         layers = {p: supernet.extract(with_rank(supernet.parent, p)).bert.encoder.layer[0] for p in FRACTIONS}
         for tokens in TOKENS:
             x = torch.randn(1, tokens, sizes["hidden_size"])
@@ -153,10 +153,10 @@ def embeddings(run: Run) -> Table:
         numbers = table.numel() if rank is None else rank * (tokens + channels)
         cells = [f"{rank or 'full'}", f"{percent} %" if rank else "–", f"{numbers / 1e6:.2f}M"]
         for moment in moments.values():
-            u = leading(moment, rank or channels)
+            u = top_eigenvectors(moment, rank or channels)
             cells.append(f"{(((rows - rows @ u @ u.T) ** 2).sum() / (rows**2).sum()).item():.5f}")
         for name in ("ours", "plain SVD"):
-            supernet.activations = replace(activations, embedding=moments[name])
+            supernet.calibration = replace(activations, embedding=moments[name])
             supernet.activate(supernet.parent)
             supernet.activate(subnet)
             scored = score(supernet.model, context.splits.test, [quality])[quality]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
-from nas.supernets.strategies import SAMPLES, STRATEGIES
+from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from search_spaces import SearchSpace
@@ -52,7 +52,7 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
     """A step of a strategy, called with its number and whether the teacher is asked in it."""
     trainer = SupernetTrainer(
         supernet=supernet,
-        strategy=STRATEGIES[strategy](space, SAMPLES["mixed"](space), 2),
+        strategy=STRATEGIES[strategy](space, SUBNET_SAMPLERS["mixed"](space), 2),
         task=cast(Any, task()),
         teacher=model(),
         args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", disable_tqdm=True),
@@ -62,7 +62,7 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
 
     def step(number: int, asks: bool) -> None:
         trainer.state.global_step, trainer.state.max_steps = number, 1000
-        trainer.memory = [] if asks else remembered
+        trainer.teacher_cache = [] if asks else remembered
         trainer.training_step(supernet.model, {**batch, "row": torch.arange(len(batch["labels"]))})
         update.step()
         update.zero_grad()

@@ -34,9 +34,9 @@ from nas.stages.supernet import LAYER_EXAMPLES, run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import CALIBRATION_EXAMPLES, load_supernet
 from nas.supernets.space import search_space
-from nas.supernets.strategies import stratified
+from nas.supernets.strategies import stratified_sampler
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import plain_trainer, training_device
+from nas.supernets.training import model_trainer, training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, score
 from predictors import AnalyticCosts
@@ -142,7 +142,7 @@ class Study:
         """Distinct subnetworks, spread evenly over their parameters; the order of the layers is the parent's own."""
         supernet = Supernet(context.load_model())
         counts, space = AnalyticCosts.of(supernet.model, supernet.layout), search_space(context)
-        draw, rng = stratified(space, parameters(counts)), Random(f"{seed}/study")
+        draw, rng = stratified_sampler(space, parameters(counts)), Random(f"{seed}/study")
         found: dict[str, SubnetConfig] = {}
         while len(found) < self.count:
             subnet = draw(rng)
@@ -178,7 +178,7 @@ class Study:
         context, run = self.opened("default", seed)
         supernet = Supernet(context.load_model(run.parent).to(training_device()))
         train, task = context.splits.train, context.splits.task
-        calibration = EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
+        calibration = EvaluationSet.from_dataset(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
         batches = calibration.labelled_batches(CALIBRATION_EXAMPLES)
         order = order_by_importance(supernet, batches, calibration.labelled_batches(LAYER_EXAMPLES))
         space, found = search_space(context, order.layers), {}
@@ -204,7 +204,7 @@ class Study:
         """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
         checkpoints, teacher = run.folder / name, context.load_model(run.parent)
         settings, splits = context.recipe.parent, context.splits
-        trainer = plain_trainer(
+        trainer = model_trainer(
             model, settings, checkpoints, context.training_set(settings), splits.task, seed, teacher
         )
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"

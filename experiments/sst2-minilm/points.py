@@ -30,7 +30,7 @@ from nas.studies.evaluator import Evaluator
 from nas.studies.search_loop import run_search
 from nas.studies.study import open_studies, points
 from nas.supernets.load import load_supernet
-from nas.supernets.training import plain_trainer
+from nas.supernets.training import model_trainer
 from nas.tasks.evaluation import score
 from search_spaces import SubnetConfig
 
@@ -87,7 +87,7 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
         )
         model = supernet.extract(best.subnet)
         inherited = score(model, context.splits.test, ["accuracy"])["accuracy"].value
-        trainer = plain_trainer(model, finetune, run.folder / "finetune", examples, context.splits.task, seed, teacher)
+        trainer = model_trainer(model, finetune, run.folder / "finetune", examples, context.splits.task, seed, teacher)
         trainer.args.save_strategy = "no"
         trainer.train()
         tuned = score(model.eval(), context.splits.test, ["accuracy"])["accuracy"].value

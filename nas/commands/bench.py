@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from nas.modeling.longer_positions import positions
+from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
 from nas.runs.isolated import run_in_subprocess
 from nas.tasks.loading import load_config
@@ -191,7 +191,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
     """Tokens that a model reads at most: by its family's table, or as its config says; None where it does not."""
     family = FAMILIES.get(config.model_type.removeprefix("nas_"))
     if family is None:
-        return positions(config)
+        return num_positions(config)
     return Inputs(family, getattr(config, family.sub_config) if family.sub_config else config).max_sequence_length
 
 

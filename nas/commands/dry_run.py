@@ -14,7 +14,7 @@ from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import evaluating
+from nas.tasks.evaluation import evaluation_mode
 
 STEP_OVERHEAD = 0.3
 SUBNET_SHARE = 0.55
@@ -37,9 +37,9 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     train_s, score_s = _seconds_per_example(context)
     settings, space = recipe.supernet, search_space(context)
     strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
-    subnets = len(strategy.lessons(0.0, Random(0)))
+    subnets = len(strategy.passes(0.0, Random(0)))
     seconds = {
-        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if context.trains_parent else 0.0,
+        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if context.should_finetune else 0.0,
         "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
@@ -55,7 +55,7 @@ def _seconds_per_example(context: TaskContext) -> tuple[float, float]:
     """Time of a training step and of a forward pass of the parent, on one batch."""
     splits, model = context.splits, context.load_model()
     (batch,) = splits.search.labelled_batches(1)
-    examples = len(splits.search.first(1))
+    examples = len(splits.search.take(1))
     inputs = model_inputs(batch)
 
     def step() -> None:
@@ -63,7 +63,7 @@ def _seconds_per_example(context: TaskContext) -> tuple[float, float]:
         model.zero_grad()
 
     train_s = _seconds(step) / examples
-    with evaluating(model):
+    with evaluation_mode(model):
         return train_s, _seconds(lambda: model(**inputs)) / examples
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import transformers
 
 from nas.exports.card import write_card
-from nas.exports.formats import read_story, size_mb
-from nas.exports.runtime_model import PARENT, timed_beside
+from nas.exports.formats import read_export_info, size_mb
+from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
@@ -22,7 +22,7 @@ from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.stages.check import check_recipe
 from nas.stages.report import run_report
-from nas.supernets.training import plain_trainer, train, training_device
+from nas.supernets.training import model_trainer, train, training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
 from predictors import SubnetPredictor, Workload, device_name
@@ -48,8 +48,8 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     """
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
-    story = read_story(folder)
-    Workload.from_dict(story["workload"]).check_available()
+    info = read_export_info(folder)
+    Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
     model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=False)
     before = score(model.to(training_device()), context.splits.test, recipe.metric_names)
@@ -59,7 +59,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
             work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()}
         )
     processes.barrier()
-    trainer = plain_trainer(
+    trainer = model_trainer(
         model,
         recipe.parent,
         work / "checkpoints",
@@ -74,12 +74,12 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model.save_pretrained(work)
     context.processor.save_pretrained(work)
     after = score(model, context.splits.test, recipe.metric_names)
-    told = updated_export_info(story, measured_export_info(work, parent, story, after, context), recipe)
+    told = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
     write_json(work / "subnet.json", told)
     write_card(work, told)
     replace_folder(work, out)
     delete(out / "checkpoints")
-    _record_in_run(Run(run), recipe, Finetuned(story["key"], str(out), values_of(after), errors_of(after)))
+    _record_in_run(Run(run), recipe, Finetuned(info["key"], str(out), values_of(after), errors_of(after)))
     return before, told
 
 
@@ -94,16 +94,16 @@ def _record_in_run(run: Run, recipe: Recipe, found: Finetuned) -> None:
 
 
 def measured_export_info(
-    folder: Path, parent: Path, story: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
+    folder: Path, parent: Path, info: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
 ) -> dict[str, Any]:
     """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
 
     On another device than that of its story, the parent's latency is told anew as well.
     """
-    here = device_name(Workload.from_dict(story["workload"]))
-    told = story["parent"] or {"values": {}, "errors": {}}
-    stated = told["values"].get("latency_ms") if here == story["device"] else None
-    timed = timed_beside(parent, {"torch": folder}, story, stated)
+    here = device_name(Workload.from_dict(info["workload"]))
+    told = info["parent"] or {"values": {}, "errors": {}}
+    stated = told["values"].get("latency_ms") if here == info["device"] else None
+    timed = time_with_parent(parent, {"torch": folder}, info, stated)
     (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
     values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
     beside = {
@@ -122,14 +122,14 @@ def measured_export_info(
     }
 
 
-def updated_export_info(story: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def updated_export_info(info: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A subnet.json with what `measured_export_info` found; the figures it came with are kept as ``inherited``."""
-    counts = {name: value for name, value in story["values"].items() if name in COSTS}
+    counts = {name: value for name, value in info["values"].items() if name in COSTS}
     values = {**counts, **new["values"]}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in values}
     feasible = all(bound.violation(values[name]) <= 0 for name, bound in bounds.items())
-    rest = {name: value for name, value in story.items() if name != "formats"}
-    inherited = {part: story[part] for part in ("values", "errors")}
+    rest = {name: value for name, value in info.items() if name != "formats"}
+    inherited = {part: info[part] for part in ("values", "errors")}
     return {**rest, **new, "values": values, "feasible": feasible, "inherited": inherited}
 
 

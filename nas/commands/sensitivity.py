@@ -30,8 +30,8 @@ from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, evaluating
-from nas.tasks.losses import Scored, divergence
+from nas.tasks.evaluation import EvaluationSet, evaluation_mode
+from nas.tasks.losses import LogitsAndLabels, divergence
 from search_spaces import SearchSpace
 from search_spaces.subnet import BLOCKS
 
@@ -88,11 +88,11 @@ def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
     supernet = Supernet(context.load_model(run.parent).to(training_device()).eval())
     examples = calibration_set(context)
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
-    supernet.activations = calibrate(supernet, examples.batches)
+    supernet.calibration = calibrate(supernet, examples.batches)
     space = fully_skippable_space(supernet, search_space(context))
     found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops]
     saved = _saved_ms(run, context, supernet, space, found)
-    scored = _scored(supernet, context.splits.search.first(EXAMPLES), space, found)
+    scored = _scored(supernet, context.splits.search.take(EXAMPLES), space, found)
     rows = [
         BlockReplacement(layer_of(block), *describe_change(block), *scores, *saved[timing_group(space, block)])
         for block, scores in zip(found, scored, strict=True)
@@ -166,17 +166,17 @@ def _scored(
     return results
 
 
-Outputs = list[tuple[float, list[Scored]]]
+Outputs = list[tuple[float, list[LogitsAndLabels]]]
 """Loss and logits of each batch."""
 
 
 def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
     model, found = supernet.model, []
-    with evaluating(model):
+    with evaluation_mode(model):
         for batch in examples.batches:
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             outputs = model(**inputs)
-            found.append((outputs.loss.item(), examples.task.scored(outputs, inputs)))
+            found.append((outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)))
     return found
 
 

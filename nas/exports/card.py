@@ -16,26 +16,26 @@ COLUMNS = ("latency_ms", "size_mb", "memory_mb")
 """Costs of a format, after its qualities."""
 
 
-def write_card(folder: Path, story: Mapping[str, Any]) -> None:
+def write_card(folder: Path, info: Mapping[str, Any]) -> None:
     """Writes README.md: what it is, its figures with split, error and workload, how to load it, its licence."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    name = story["name"]
+    name = info["name"]
     data = ModelCardData(
         library_name="transformers",
-        license=story.get("license"),
-        base_model=story["base_model"],
-        pipeline_tag=story["task"],
+        license=info.get("license"),
+        base_model=info["base_model"],
+        pipeline_tag=info["task"],
         tags=["paretoformer", "neural-architecture-search"],
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {name}, subnetwork {story['key']}",
-        _what(story, name),
-        "## Figures\n\n" + _figures(story),
-        "## Runtimes\n\n" + _runtimes(story) if story.get("formats") else "",
-        "## Load\n\n" + _load(folder, story),
-        "## Licence\n\n" + _licence(story, name),
+        f"# {name}, subnetwork {info['key']}",
+        _summary(info, name),
+        "## Figures\n\n" + _metrics_table(info),
+        "## Runtimes\n\n" + _formats_table(info) if info.get("formats") else "",
+        "## Load\n\n" + _loading_code(folder, info),
+        "## Licence\n\n" + _licence(info, name),
     ]
     ModelCard("\n\n".join(part for part in parts if part) + "\n").save(folder / "README.md")
 
@@ -54,52 +54,54 @@ def licence_of(model: str) -> str | None:
         return None
 
 
-def _what(story: Mapping[str, Any], name: str) -> str:
-    subnet = SubnetConfig.from_dict(story["subnet"])
+def _summary(info: Mapping[str, Any], name: str) -> str:
+    subnet = SubnetConfig.from_dict(info["subnet"])
     rows = "\n".join(f"| {part} | {value} |" for part, value in subnet.parts.items())
-    tuned = " Its weights were fine-tuned after the search." if "inherited" in story else ""
+    tuned = " Its weights were fine-tuned after the search." if "inherited" in info else ""
     return (
-        f"A subnetwork of `{name}` for {story['task']}, found by hardware-aware architecture search with paretoformer."
+        f"A subnetwork of `{name}` for {info['task']}, found by hardware-aware architecture search with paretoformer."
         f"{tuned}\n\n| | |\n|---|---|\n{rows}"
     )
 
 
-def _figures(story: Mapping[str, Any]) -> str:
-    parent = story.get("parent") or {"values": {}, "errors": {}}
+def _metrics_table(info: Mapping[str, Any]) -> str:
+    parent = info.get("parent") or {"values": {}, "errors": {}}
     lines = ["| | this model | its parent |", "|---|---|---|"]
-    for name, value in story["values"].items():
-        mine = format_value(name, value, story["errors"].get(name))
-        theirs = parent["values"].get(name)
-        beside = "" if theirs is None else format_value(name, theirs, parent["errors"].get(name))
-        lines.append(f"| {name} | {mine} | {beside} |")
-    workload = Workload.from_dict(story["workload"])
-    how = "measured on this exported model" if story["measured"] and not story.get("predicted") else "predicted"
-    split = story["split"] if story["measured"] else f"a slice of the training data, not on {story['split']}"
+    for name, value in info["values"].items():
+        cell = format_value(name, value, info["errors"].get(name))
+        parent_value = parent["values"].get(name)
+        parent_cell = "" if parent_value is None else format_value(name, parent_value, parent["errors"].get(name))
+        lines.append(f"| {name} | {cell} | {parent_cell} |")
+    workload = Workload.from_dict(info["workload"])
+    latency_source = (
+        "measured on this exported model" if info["measured"] and not info.get("predicted") else "predicted"
+    )
+    split = info["split"] if info["measured"] else f"a slice of the training data, not on {info['split']}"
     return "\n".join(lines) + (
-        f"\n\nQuality ± its standard error on `{split}`. Latency {how}: {workload}, {story['device']}; nine in ten "
-        "repetitions in a new process lie within ±."
+        f"\n\nQuality ± its standard error on `{split}`. Latency {latency_source}: {workload}, {info['device']}; nine "
+        "in ten repetitions in a new process lie within ±."
     )
 
 
-def _runtimes(story: Mapping[str, Any]) -> str:
-    formats = story["formats"]
-    qualities = [name for name in story["values"] if name not in COSTS]
-    columns = [n for n in (*qualities, *COLUMNS) if any(n in found["values"] for found in formats.values())]
+def _formats_table(info: Mapping[str, Any]) -> str:
+    formats = info["formats"]
+    qualities = [name for name in info["values"] if name not in COSTS]
+    columns = [n for n in (*qualities, *COLUMNS) if any(n in results["values"] for results in formats.values())]
     lines = ["| format | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for form, found in formats.items():
+    for format_name, results in formats.items():
         cells = [
-            format_value(n, found["values"][n], found["errors"].get(n)) if n in found["values"] else "–"
+            format_value(n, results["values"][n], results["errors"].get(n)) if n in results["values"] else "–"
             for n in columns
         ]
-        lines.append(f"| {form} | " + " | ".join(cells) + " |")
+        lines.append(f"| {format_name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
         "\n\nMeasured side by side on the same workload; memory is what loading the model and running the workload's "
         "input adds at most to a clean process, libraries not counted."
     )
 
 
-def _load(folder: Path, story: Mapping[str, Any]) -> str:
-    auto = TASKS[story["task"]].auto_class
+def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
+    auto = TASKS[info["task"]].auto_class
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
     note = (
@@ -114,7 +116,7 @@ def _load(folder: Path, story: Mapping[str, Any]) -> str:
     )
 
 
-def _licence(story: Mapping[str, Any], name: str) -> str:
-    if story.get("license"):
-        return f"That of its parent, `{name}`: {story['license']}."
+def _licence(info: Mapping[str, Any], name: str) -> str:
+    if info.get("license"):
+        return f"That of its parent, `{name}`: {info['license']}."
     return f"That of its parent, `{name}`, whose card states none that could be read here."

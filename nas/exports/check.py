@@ -12,9 +12,9 @@ import torch
 from rich.table import Table
 
 from nas.exports.card import write_card
-from nas.exports.export import TOLERANCE, ReloadError, active_outputs, outputs_elsewhere
-from nas.exports.formats import present, read_story, size_mb
-from nas.exports.runtime_model import RuntimeModel, timed_beside
+from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs
+from nas.exports.formats import formats_in, read_export_info, size_mb
+from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.recipe.objectives import format_value
 from nas.runs.files import write_json
 from nas.runs.isolated import run_in_subprocess
@@ -26,12 +26,12 @@ from predictors.measurement.onnx_export import TOLERANCE as ONNX_TOLERANCE
 from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 
-SLOWER = 1.25
+LATENCY_TOLERANCE = 1.25
 """How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""
 
 
 @dataclass
-class Checked:
+class FormatCheck:
     """What was found of one format of a folder.
 
     Attributes:
@@ -47,7 +47,7 @@ class Checked:
     failure: str = ""
 
 
-def check_folder(folder: Path, run: Run) -> tuple[dict[str, Checked], list[str]]:
+def check_folder(folder: Path, run: Run) -> tuple[dict[str, FormatCheck], list[str]]:
     """Reloads, compares, times and scores an export, and states in its card what it did not state yet.
 
     Each format runs in a clean process. The Hugging Face model is compared with the supernet's subnetwork (unless it
@@ -59,132 +59,138 @@ def check_folder(folder: Path, run: Run) -> tuple[dict[str, Checked], list[str]]
     Raises:
         InputError: If the folder is not an export.
     """
-    story, context = read_story(folder), TaskContext(run.recipe)
-    found = {form: Checked() for form in present(folder)}
-    _reload(folder, story, run, context, found)
-    working = {form: path for form, path in present(folder).items() if not found[form].failure}
-    _score(working, context, found)
-    _measure(folder, working, story, run, found)
-    for form, path in working.items():
-        found[form].values["size_mb"] = size_mb(form, path)
-    broken = broken_promises(story, found)
-    if not broken:
-        _state(folder, story, found)
-    return found, broken
+    info, context = read_export_info(folder), TaskContext(run.recipe)
+    checks = {format_name: FormatCheck() for format_name in formats_in(folder)}
+    _reload(folder, info, run, context, checks)
+    working = {
+        format_name: path for format_name, path in formats_in(folder).items() if not checks[format_name].failure
+    }
+    _score(working, context, checks)
+    _measure(folder, working, info, run, checks)
+    for format_name, path in working.items():
+        checks[format_name].values["size_mb"] = size_mb(format_name, path)
+    failures = failed_checks(info, checks)
+    if not failures:
+        _add_to_card(folder, info, checks)
+    return checks, failures
 
 
-def broken_promises(story: Mapping[str, Any], found: Mapping[str, Checked]) -> list[str]:
+def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) -> list[str]:
     """What does not hold of an export: a format that fails or differs, or a stated figure that is not reached."""
     lines = []
-    for form, checked in found.items():
-        limit = TOLERANCE if form == "torch" else ONNX_TOLERANCE
-        rounds = form == "int8" or (form != "torch" and {*story["subnet"].get("bits", ())} & {*ROUNDS_ACTIVATIONS})
-        if checked.failure:
-            lines.append(f"{form} does not run: {checked.failure}")
-        elif checked.difference is not None and not (rounds or checked.difference <= limit):
+    for format_name, check in checks.items():
+        limit = TOLERANCE if format_name == "torch" else ONNX_TOLERANCE
+        rounds_activations = format_name == "int8" or (
+            format_name != "torch" and {*info["subnet"].get("bits", ())} & {*ROUNDS_ACTIVATIONS}
+        )
+        if check.failure:
+            lines.append(f"{format_name} does not run: {check.failure}")
+        elif check.difference is not None and not (rounds_activations or check.difference <= limit):
             lines.append(
-                f"{form} must give equal outputs within {limit:g}, but they differ by {checked.difference:.3g}"
+                f"{format_name} must give equal outputs within {limit:g}, but they differ by {check.difference:.3g}"
             )
-        stated = story.get("formats", {}).get(form, story if form == "torch" and story["measured"] else None)
-        for name, value in (stated["values"] if stated and not checked.failure else {}).items():
-            if name in checked.values and not holds(
-                name, value, checked.values[name], stated["errors"].get(name, 0.0)
+        stated = info.get("formats", {}).get(
+            format_name, info if format_name == "torch" and info["measured"] else None
+        )
+        for name, value in (stated["values"] if stated and not check.failure else {}).items():
+            if name in check.values and not is_within_tolerance(
+                name, value, check.values[name], stated["errors"].get(name, 0.0)
             ):
-                figures = [format_value(name, v) for v in (value, checked.values[name])]
-                lines.append(f"{form} states {name} {figures[0]}, but it is {figures[1]}")
+                values = [format_value(name, v) for v in (value, check.values[name])]
+                lines.append(f"{format_name} states {name} {values[0]}, but it is {values[1]}")
     return lines
 
 
-def holds(name: str, stated: float, found: float, error: float) -> bool:
+def is_within_tolerance(name: str, stated: float, measured: float, error: float) -> bool:
     """Whether a stated figure holds.
 
     A quality must be found again within half of its standard error, as processors round differently; a latency may be
-    `SLOWER` times the stated one and its spread; a size within a hundredth; memory within a half and 20 MB.
+    `LATENCY_TOLERANCE` times the stated one and its spread; a size within a hundredth; memory within a half and 20 MB.
     """
-    if not math.isfinite(found):
+    if not math.isfinite(measured):
         return False
     if name == "latency_ms":
-        return found <= SLOWER * (stated + error)
+        return measured <= LATENCY_TOLERANCE * (stated + error)
     if name == "size_mb":
-        return abs(found - stated) <= 0.01 * stated + 0.02
+        return abs(measured - stated) <= 0.01 * stated + 0.02
     if name == "memory_mb":
-        return found <= 1.5 * stated + 20
-    return abs(found - stated) <= max(0.5 * error, 1e-6 * abs(stated))
+        return measured <= 1.5 * stated + 20
+    return abs(measured - stated) <= max(0.5 * error, 1e-6 * abs(stated))
 
 
-def _reload(folder: Path, story: Mapping[str, Any], run: Run, context: TaskContext, found: dict[str, Checked]) -> None:
+def _reload(
+    folder: Path, info: Mapping[str, Any], run: Run, context: TaskContext, checks: dict[str, FormatCheck]
+) -> None:
     """Runs each format in a clean process; notes how far its outputs are from their reference."""
     supernet, _ = load_supernet(run, context)
-    inputs, active = active_outputs(supernet, SubnetConfig.from_dict(story["subnet"]), context)
-    reference: dict[str, torch.Tensor] | None = None if "inherited" in story else active
-    for form, path in present(folder).items():
+    inputs, active = supernet_outputs(supernet, SubnetConfig.from_dict(info["subnet"]), context)
+    reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
+    for format_name, path in formats_in(folder).items():
         try:
-            outputs = outputs_elsewhere(form, path, context.auto_class, inputs)
+            outputs = outputs_in_subprocess(format_name, path, context.auto_class, inputs)
         except ReloadError as error:
-            found[form].failure = str(error)
+            checks[format_name].failure = str(error)
             continue
         if reference is not None:
-            found[form].difference = max(float((outputs[n] - reference[n]).abs().max()) for n in reference)
-        if form == "torch":
+            checks[format_name].difference = max(float((outputs[n] - reference[n]).abs().max()) for n in reference)
+        if format_name == "torch":
             reference = outputs
 
 
-def _score(working: Mapping[str, Path], context: TaskContext, found: dict[str, Checked]) -> None:
+def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, FormatCheck]) -> None:
     """Qualities on the held-out split."""
-    for form, path in working.items():
-        model = RuntimeModel.load(form, path, context)
+    for format_name, path in working.items():
+        model = RuntimeModel.load(format_name, path, context)
         try:
             scores = score(model, context.splits.test, context.recipe.metric_names)
         except InputError as error:
-            found[form].failure = str(error)
+            checks[format_name].failure = str(error)
             continue
         for name, scored in scores.items():
-            found[form].values[name], found[form].errors[name] = scored.value, scored.standard_error
+            checks[format_name].values[name], checks[format_name].errors[name] = scored.value, scored.standard_error
 
 
 def _measure(
-    folder: Path, working: Mapping[str, Path], story: Mapping[str, Any], run: Run, found: dict[str, Checked]
+    folder: Path, working: Mapping[str, Path], info: Mapping[str, Any], run: Run, checks: dict[str, FormatCheck]
 ) -> None:
     """Memory, and latencies beside the parent's on the scale of its stated one; not where the stated ones are of a
     device elsewhere."""
     if run.is_remote:
         return
-    for form in working:
+    for format_name in working:
         memory_mb = run_in_subprocess(
-            "nas.exports.runtime_model", "memory_mb", str(folder), form, what=f"{folder} ({form})"
+            "nas.exports.runtime_model", "memory_mb", str(folder), format_name, what=f"{folder} ({format_name})"
         )
         if memory_mb is not None:
-            found[form].values["memory_mb"] = memory_mb
-    stated = (story.get("parent") or {"values": {}})["values"].get("latency_ms")
-    for form, (latency_ms, error) in timed_beside(run.parent, working, story, stated).items():
-        if form in found:
-            found[form].values["latency_ms"], found[form].errors["latency_ms"] = latency_ms, error
+            checks[format_name].values["memory_mb"] = memory_mb
+    stated = (info.get("parent") or {"values": {}})["values"].get("latency_ms")
+    for format_name, (latency_ms, error) in time_with_parent(run.parent, working, info, stated).items():
+        if format_name in checks:
+            checks[format_name].values["latency_ms"], checks[format_name].errors["latency_ms"] = latency_ms, error
 
 
-def _state(folder: Path, story: dict[str, Any], found: Mapping[str, Checked]) -> None:
+def _add_to_card(folder: Path, info: dict[str, Any], checks: Mapping[str, FormatCheck]) -> None:
     """Adds what the folder did not state yet to its subnet.json and card."""
-    formats = dict(story.get("formats", {}))
-    for form, checked in found.items():
-        formats.setdefault(form, {"values": checked.values, "errors": checked.errors})
-    story["formats"] = formats
-    write_json(folder / "subnet.json", story)
-    write_card(folder, story)
+    formats = dict(info.get("formats", {}))
+    for format_name, check in checks.items():
+        formats.setdefault(format_name, {"values": check.values, "errors": check.errors})
+    info["formats"] = formats
+    write_json(folder / "subnet.json", info)
+    write_card(folder, info)
 
 
-def checked_table(found: Mapping[str, Checked]) -> Table:
+def check_table(checks: Mapping[str, FormatCheck]) -> Table:
     """One row a format."""
-    names = list(dict.fromkeys(name for checked in found.values() for name in sorted(checked.values)))
+    names = list(dict.fromkeys(name for check in checks.values() for name in sorted(check.values)))
     table = Table("format", *names, "differs by", box=None, padding=(0, 2, 0, 0))
-    for form, checked in found.items():
-        cells = [
-            format_value(n, checked.values[n], checked.errors.get(n)) if n in checked.values else "–" for n in names
-        ]
-        difference = "–" if checked.difference is None else f"{checked.difference:.2g}"
-        table.add_row(form, *cells, checked.failure or difference)
+    for format_name, check in checks.items():
+        cells = [format_value(n, check.values[n], check.errors.get(n)) if n in check.values else "–" for n in names]
+        difference = "–" if check.difference is None else f"{check.difference:.2g}"
+        table.add_row(format_name, *cells, check.failure or difference)
     return table
 
 
-def require_whole(folder: Path, broken: list[str]) -> None:
+def raise_if_failed(folder: Path, failures: list[str]) -> None:
     """Raises InputError with what does not hold, if anything."""
-    if broken:
-        raise InputError(f"`{folder}` does not hold what it states: {'; '.join(broken)}.")
+    if failures:
+        raise InputError(f"`{folder}` does not hold what it states: {'; '.join(failures)}.")

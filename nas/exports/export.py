@@ -27,7 +27,7 @@ from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import evaluating
+from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
 from search_spaces import InputError, SubnetConfig
 
@@ -46,13 +46,13 @@ def save_subnet(supernet: Supernet, subnet: SubnetConfig, context: TaskContext, 
 def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:
     """Writes a model, its modelling file unless it is stock, and its weights if they are wanted."""
     if type(model).__name__.startswith(PREFIX):
-        describe_remote_code(model, context.auto_class)
+        enable_remote_code(model, context.auto_class)
     model.save_pretrained(folder)
     for file in () if weights else folder.glob("*.safetensors*"):
         file.unlink()
 
 
-def describe_remote_code(model: PreTrainedModel, auto_class: str) -> None:
+def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     """Makes ``save_pretrained`` copy the modelling file and name its classes, for ``trust_remote_code=True``."""
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class(auto_class)
@@ -85,18 +85,18 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_subnet(supernet, point.subnet, context, work)
-        story = {**origin(run), **point.to_dict()}
-        write_json(work / "subnet.json", story)
+        info = {**provenance(run), **point.to_dict()}
+        write_json(work / "subnet.json", info)
         check_reload(work, supernet, point.subnet, context)
         convert(work, formats)
-        write_card(work, story)
+        write_card(work, info)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
 
 
-def origin(run: Run) -> dict[str, Any]:
+def provenance(run: Run) -> dict[str, Any]:
     """Where an export comes from, and what its figures mean; of a local folder only the name, as exports travel."""
     recipe = run.recipe
     verified = run.verified_points() if run.front_file.is_file() else []
@@ -120,25 +120,25 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, context
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
     """
-    inputs, expected = active_outputs(supernet, subnet, context)
+    inputs, expected = supernet_outputs(supernet, subnet, context)
     try:
-        outputs = outputs_elsewhere("torch", folder, context.auto_class, inputs)
+        outputs = outputs_in_subprocess("torch", folder, context.auto_class, inputs)
     except ReloadError as error:
         raise InputError(f"the export is refused: it does not reload ({error}).") from None
-    require_equal(outputs, expected, subnet)
+    check_equal(outputs, expected, subnet)
 
 
 class ReloadError(Exception):
     """A clean process could not load or run a model; its last line of error."""
 
 
-def outputs_elsewhere(
-    form: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
+def outputs_in_subprocess(
+    format_name: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Logits by name that a clean process computes with an export.
 
     Args:
-        form: ``torch`` or a name in `nas.exports.formats.FORMATS`.
+        format_name: ``torch`` or a name in `nas.exports.formats.FORMATS`.
         path: The model folder, or the format's file.
         auto_class: The transformers auto class of the task.
         inputs: What the model is called with.
@@ -150,27 +150,36 @@ def outputs_elsewhere(
         inputs_file, outputs_file = Path(folder, "inputs.safetensors"), Path(folder, "outputs.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, inputs_file)
         script = str(files("nas.exports") / "reload.py")
-        command = [sys.executable, "-P", script, form, str(path), auto_class, str(inputs_file), str(outputs_file)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        if done.returncode:
-            raise ReloadError((done.stderr.strip().splitlines() or ["it was killed"])[-1])
+        command = [
+            sys.executable,
+            "-P",
+            script,
+            format_name,
+            str(path),
+            auto_class,
+            str(inputs_file),
+            str(outputs_file),
+        ]
+        process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        if process.returncode:
+            raise ReloadError((process.stderr.strip().splitlines() or ["it was killed"])[-1])
         return load_file(outputs_file)
 
 
-def reload_here(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
+def reload_in_process(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
     """Loads a folder in this process, makes the same comparison and returns the model, on the supernet's device.
 
     Raises:
         InputError: If its outputs differ by more than 1e-5.
     """
     model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
-    inputs, expected = active_outputs(supernet, subnet, context)
+    inputs, expected = supernet_outputs(supernet, subnet, context)
     with torch.inference_mode():
-        require_equal(logits_of(model(**inputs)), expected, subnet)
+        check_equal(logits_of(model(**inputs)), expected, subnet)
     return model.to(supernet.model.device)
 
 
-def active_outputs(
+def supernet_outputs(
     supernet: Supernet, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A small batch, texts padded to different lengths, and the supernet's logits on it by name.
@@ -184,13 +193,13 @@ def active_outputs(
             inputs["attention_mask"][row, length - padding :] = 0
     supernet.activate(subnet)
     device = supernet.model.device
-    with evaluating(supernet.model.cpu()):
+    with evaluation_mode(supernet.model.cpu()):
         logits = logits_of(supernet.model(**inputs))
     supernet.model.to(device)
     return inputs, logits
 
 
-def require_equal(
+def check_equal(
     reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
 ) -> None:
     """Raises InputError unless two sets of logits agree within the tolerance; a NaN never agrees."""

@@ -22,44 +22,46 @@ from search_spaces.errors import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Story = Mapping[str, Any]
+ExportInfo = Mapping[str, Any]
 """The subnet.json of an export."""
 
 
-def _onnx(model: PreTrainedModel, story: Story, file: Path) -> None:
-    write_onnx(model, two_samples(model, story), file)
+def _write_onnx(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
+    write_onnx(model, tracing_inputs(model, info), file)
 
 
-def _int8(model: PreTrainedModel, story: Story, file: Path) -> None:
+def _write_int8(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
     """From the ONNX file where it is there: tracing again would take as long."""
     plain = file.parent / "model.onnx"
     if plain.is_file():
         quantize_onnx(plain, file)
     else:
-        write_onnx(model, two_samples(model, story), file, int8=True)
+        write_onnx(model, tracing_inputs(model, info), file, int8=True)
 
 
-def _program(model: PreTrainedModel, story: Story, file: Path) -> None:
+def _write_program(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
     """A `torch.export` program whose batch and sequence may have any size."""
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with quiet_export(model, "torch.export"):
-        exported = DynamoExporter().export(model, two_samples(model, story), DynamoConfig(dynamic=True))
+        exported = DynamoExporter().export(model, tracing_inputs(model, info), DynamoConfig(dynamic=True))
         torch.export.save(getattr(exported, "program", exported), file)
 
 
-def _openvino(model: PreTrainedModel, story: Story, file: Path) -> None:
+def _write_openvino(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
     require("openvino", extra="openvino", what="an OpenVINO model")
     import openvino
     from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
     with quiet_export(model, "OpenVINO"):
         exporter = OpenVINOExporter()
-        graph = exporter.export(model, two_samples(model, story), OpenVINOConfig(stateful=False, dynamic=True)).program
+        graph = exporter.export(
+            model, tracing_inputs(model, info), OpenVINOConfig(stateful=False, dynamic=True)
+        ).program
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
-def _executorch(model: PreTrainedModel, story: Story, file: Path) -> None:
+def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
     """A program for ExecuTorch's XNNPACK kernels, and beside it a manifest that names its inputs and outputs.
 
     Its memory is planned for a largest batch, the workload's, and a largest length, the longer of the workload's and
@@ -69,48 +71,48 @@ def _executorch(model: PreTrainedModel, story: Story, file: Path) -> None:
     from torch.export import Dim
     from transformers.exporters import ExecutorchConfig, ExecutorchExporter
 
-    workload = Workload.from_dict(story["workload"])
+    workload = Workload.from_dict(info["workload"])
     if workload.sequence_length is not None:
-        longest = max(workload.sequence_length, story.get("max_length", 1))
+        longest = max(workload.sequence_length, info.get("max_length", 1))
         workload = replace(workload, sequence_length=longest)
-    inputs = _inputs(story, model.config, workload)
+    inputs = _random_inputs(info, model.config, workload)
     sizes = {name: tensor.shape[: 2 if tensor.ndim == 2 else 1] for name, tensor in inputs.items()}  # batch, length
     bounds = {
         name: {axis: Dim.AUTO(min=1, max=size) for axis, size in enumerate(shape) if size > 1}
         for name, shape in sizes.items()
     }
     with quiet_export(model, "ExecuTorch"), torch.inference_mode():
-        with _plain_attention(model):
+        with _eager_attention(model):
             config = ExecutorchConfig(dynamic_shapes=bounds)
-            exported = ExecutorchExporter().export(model, called_with(model, inputs), config)
-        difference = max(_difference(model, exported, case) for case in (inputs, halved(inputs)))
+            exported = ExecutorchExporter().export(model, forward_arguments(model, inputs), config)
+        difference = max(_max_difference(model, exported, case) for case in (inputs, halved(inputs)))
     require_close(model, difference, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # they stand in the folder above
     exported.save_pretrained(file.parent)
 
 
-def _difference(model: PreTrainedModel, program: Any, inputs: Mapping[str, torch.Tensor]) -> float:
-    found, expected = (logits_of(run(**called_with(model, inputs))) for run in (program, model))
-    return float(torch.stack([(found[name] - expected[name]).abs().max() for name in expected]).max())
+def _max_difference(model: PreTrainedModel, program: Any, inputs: Mapping[str, torch.Tensor]) -> float:
+    outputs, expected = (logits_of(run(**forward_arguments(model, inputs))) for run in (program, model))
+    return float(torch.stack([(outputs[name] - expected[name]).abs().max() for name in expected]).max())
 
 
 @contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Attention as its products: XNNPACK has those, but not what SDPA does for queries that see no key."""
-    usual = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        model.set_attn_implementation(implementation)
 
 
-FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, Story, Path], None]]] = {
-    "onnx": ("onnx/model.onnx", _onnx),
-    "int8": ("onnx/model_int8.onnx", _int8),
-    "program": ("program/model.pt2", _program),
-    "openvino": ("openvino/openvino_model.xml", _openvino),
-    "executorch": ("executorch/model.pte", _executorch),
+FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, ExportInfo, Path], None]]] = {
+    "onnx": ("onnx/model.onnx", _write_onnx),
+    "int8": ("onnx/model_int8.onnx", _write_int8),
+    "program": ("program/model.pt2", _write_program),
+    "openvino": ("openvino/openvino_model.xml", _write_openvino),
+    "executorch": ("executorch/model.pte", _write_executorch),
 }
 """Name -> the file in the folder, and what writes it."""
 
@@ -138,32 +140,32 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     Raises:
         InputError: If the folder is not an export, a package is missing, or the model cannot be traced.
     """
-    story = read_story(folder)
+    info = read_export_info(folder)
     if not formats:
         return {}
-    model = load_model(folder, story)
+    model = load_export(folder, info)
     written = {}
     for name in formats:
         file = folder / FORMATS[name][0]
         file.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[name][1](model, story, file)
+        FORMATS[name][1](model, info, file)
         written[name] = file
     return written
 
 
-def present(folder: Path) -> dict[str, Path]:
+def formats_in(folder: Path) -> dict[str, Path]:
     """The formats that a folder holds: name -> file, the Hugging Face model (``torch``) first."""
     files = {name: folder / file for name, (file, _) in FORMATS.items()}
     return {"torch": folder, **{name: file for name, file in files.items() if file.is_file()}}
 
 
-def size_mb(form: str, path: Path) -> float:
+def size_mb(format_name: str, path: Path) -> float:
     """What a format's weights and graph take on disk, in MB."""
-    files = path.glob("*.safetensors") if form == "torch" else path.parent.glob(f"{path.stem}.*")
+    files = path.glob("*.safetensors") if format_name == "torch" else path.parent.glob(f"{path.stem}.*")
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def read_story(folder: Path) -> dict[str, Any]:
+def read_export_info(folder: Path) -> dict[str, Any]:
     """The subnet.json of an export.
 
     Raises:
@@ -174,27 +176,27 @@ def read_story(folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / "subnet.json"))
 
 
-def load_model(folder: Path, story: Story) -> PreTrainedModel:
+def load_export(folder: Path, info: ExportInfo) -> PreTrainedModel:
     """The model of an export, for the task it was exported for."""
-    auto = getattr(transformers, TASKS[story["task"]].auto_class)
+    auto = getattr(transformers, TASKS[info["task"]].auto_class)
     return auto.from_pretrained(folder, trust_remote_code=False).eval()
 
 
-def story_inputs(story: Story, config: Any) -> dict[str, torch.Tensor]:
+def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
     """Random inputs of the workload that an export was measured on."""
-    return _inputs(story, config, Workload.from_dict(story["workload"]))
+    return _random_inputs(info, config, Workload.from_dict(info["workload"]))
 
 
-def two_samples(model: PreTrainedModel, story: Story) -> dict[str, Any]:
+def tracing_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:
     """What a model is traced with: a batch of one would be taken for a constant."""
-    workload = replace(Workload.from_dict(story["workload"]), batch_size=2)
-    return called_with(model, _inputs(story, model.config, workload))
+    workload = replace(Workload.from_dict(info["workload"]), batch_size=2)
+    return forward_arguments(model, _random_inputs(info, model.config, workload))
 
 
-def called_with(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def forward_arguments(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Inputs of one pass; a model that generates keeps no keys and values in it."""
     return {**inputs, "use_cache": False} if model.can_generate() else dict(inputs)
 
 
-def _inputs(story: Story, config: Any, workload: Workload) -> dict[str, torch.Tensor]:
-    return TASK_TYPES[story["task"]].dummy_inputs(config, workload, torch.Generator().manual_seed(0))
+def _random_inputs(info: ExportInfo, config: Any, workload: Workload) -> dict[str, torch.Tensor]:
+    return TASK_TYPES[info["task"]].dummy_inputs(config, workload, torch.Generator().manual_seed(0))

@@ -30,8 +30,8 @@ def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Ten
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {spec.name: inputs[spec.name].numpy() for spec in session.get_inputs()})
-    return logits_of({name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)})
+    outputs = session.run(names, {spec.name: inputs[spec.name].numpy() for spec in session.get_inputs()})
+    return logits_of({name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)})
 
 
 def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
@@ -48,8 +48,8 @@ def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     feed = {name: inputs[name].numpy() for port in model.inputs for name in port.get_names() if name in inputs}
-    found = {name: value for port, value in model(feed).items() for name in port.get_names()}
-    return logits_of({name: torch.from_numpy(value) for name, value in found.items()})
+    outputs = {name: value for port, value in model(feed).items() for name in port.get_names()}
+    return logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
 
 
 def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
@@ -58,8 +58,8 @@ def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, tor
 
     program = ExportedModel.from_pretrained(os.path.dirname(path))
     samples = zip(*(tensor.split(1) for tensor in inputs.values()), strict=True)
-    found = [logits_of(program(**dict(zip(inputs, sample, strict=True)))) for sample in samples]
-    return {name: torch.cat([logits[name] for logits in found]) for name in found[0]}
+    outputs = [logits_of(program(**dict(zip(inputs, sample, strict=True)))) for sample in samples]
+    return {name: torch.cat([logits[name] for logits in outputs]) for name in outputs[0]}
 
 
 RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
@@ -72,9 +72,9 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
 }
 
 
-def main(form: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
+def main(format_name: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
     """Runs what a path holds on stored inputs."""
-    save_file(RUNNERS[form](path, auto_class, load_file(inputs_file)), outputs_file)
+    save_file(RUNNERS[format_name](path, auto_class, load_file(inputs_file)), outputs_file)
 
 
 if __name__ == "__main__":

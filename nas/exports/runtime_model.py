@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.utils import ModelOutput
 
-from nas.exports.formats import load_model, present, read_story, story_inputs
+from nas.exports.formats import formats_in, load_export, read_export_info, workload_inputs
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
@@ -25,24 +25,24 @@ from predictors.measurement.runtimes import input_names, onnx_call, prepared
 from predictors.measurement.timing import ANCHOR
 from search_spaces import TASKS, InputError
 
-Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+ForwardFunction = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 
 class RuntimeModel(torch.nn.Module):
     """What runs one format; it takes model inputs and returns logits by name."""
 
-    def __init__(self, run: Run, config: Any) -> None:
+    def __init__(self, run: ForwardFunction, config: Any) -> None:
         super().__init__()
         self.run, self.config = run, config
         self.device = torch.device("cpu")
 
     @classmethod
-    def load(cls, form: str, path: Path, context: TaskContext) -> Any:
+    def load(cls, format_name: str, path: Path, context: TaskContext) -> Any:
         """The model of a format; of ``torch``, the Hugging Face model itself."""
-        if form == "torch":
+        if format_name == "torch":
             auto = getattr(transformers, context.auto_class)
             return auto.from_pretrained(path, trust_remote_code=False).eval()
-        return cls(LOADERS[form](path), context.config)
+        return cls(LOADERS[format_name](path), context.config)
 
     def forward(self, **inputs: Any) -> ModelOutput:
         """Logits by name; other outputs are left out."""
@@ -50,7 +50,7 @@ class RuntimeModel(torch.nn.Module):
         return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
 
 
-RUNS_AS: dict[str, dict[str, Any]] = {
+FORMAT_WORKLOADS: dict[str, dict[str, Any]] = {
     "onnx": {"runtime": "onnxruntime"},
     "int8": {"runtime": "onnxruntime"},
     "program": {"runtime": "torch", "device": "cpu"},
@@ -60,95 +60,97 @@ RUNS_AS: dict[str, dict[str, Any]] = {
 """Format -> in what it differs from the workload that its model was measured on."""
 
 PARENT = ANCHOR
-"""The name under which `timed_beside` returns the parent."""
+"""The name under which `time_with_parent` returns the parent."""
 
 
-def timed_beside(
-    parent: Path, files: Mapping[str, Path], story: Mapping[str, Any], parent_ms: float | None
+def time_with_parent(
+    parent: Path, files: Mapping[str, Path], info: Mapping[str, Any], parent_ms: float | None
 ) -> dict[str, tuple[float, float]]:
     """Latencies of an export's formats on its workload, measured in rounds beside its parent.
 
     Args:
         parent: Model folder of the parent.
         files: Format -> its file, as `nas.exports.formats.present` finds them.
-        story: The subnet.json of the export.
+        info: The subnet.json of the export.
         parent_ms: What the parent takes on this device, as stated before; None to state what it takes now.
 
     Returns:
         Format, and `PARENT` -> milliseconds, and half of their 10-90 % spread.
     """
-    workload = Workload.from_dict(story["workload"])
+    workload = Workload.from_dict(info["workload"])
     threads = replace(workload, runtime="torch", dtype="float32")  # formats that run elsewhere take PyTorch's threads
-    inputs = story_inputs(story, load_config(str(parent)))
+    inputs = workload_inputs(info, load_config(str(parent)))
     with quiet(threads):  # some when they are loaded
-        calls = {form: _call(form, path, story, inputs, workload) for form, path in files.items()}
-    anchor = _call("torch", parent, story, inputs, workload)
+        calls = {
+            format_name: _make_call(format_name, path, info, inputs, workload) for format_name, path in files.items()
+        }
+    anchor = _make_call("torch", parent, info, inputs, workload)
     timed = measure(calls, anchor, threads, anchor_ms=parent_ms)
     return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
 
 
-def memory_mb(folder: str, form: str) -> float | None:
+def memory_mb(folder: str, format_name: str) -> float | None:
     """What loading a format and running it on its workload's input adds at most to this process, in MB.
 
     Libraries do not count. For a process that does nothing else; None where `peak_memory_mb` has no counter, or where
     a model folder would be converted first.
     """
-    story, path = read_story(Path(folder)), present(Path(folder))[form]
-    workload = replace(Workload.from_dict(story["workload"]), **RUNS_AS.get(form, {}))
-    if form == "torch" and workload.runtime not in ("torch", "compile"):
+    info, path = read_export_info(Path(folder)), formats_in(Path(folder))[format_name]
+    workload = replace(Workload.from_dict(info["workload"]), **FORMAT_WORKLOADS.get(format_name, {}))
+    if format_name == "torch" and workload.runtime not in ("torch", "compile"):
         return None
-    inputs = story_inputs(story, load_config(folder))
-    import_libraries(workload, folder, TASKS[story["task"]].auto_class)
-    if form == "executorch":
+    inputs = workload_inputs(info, load_config(folder))
+    import_libraries(workload, folder, TASKS[info["task"]].auto_class)
+    if format_name == "executorch":
         import executorch.extension.pybindings.portable_lib  # noqa: F401
         import transformers.exporters.exporter_executorch  # noqa: F401
     with quiet(workload):
-        return peak_memory_mb(lambda: _call(form, path, story, inputs, workload), workload)
+        return peak_memory_mb(lambda: _make_call(format_name, path, info, inputs, workload), workload)
 
 
-def _call(
-    form: str, path: Path, story: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], workload: Workload
+def _make_call(
+    format_name: str, path: Path, info: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], workload: Workload
 ) -> Callable[[], object]:
     """One pass of a format on inputs of a workload, with its threads; a model folder runs as the workload says."""
-    if form in ("onnx", "int8"):
+    if format_name in ("onnx", "int8"):
         return onnx_call(path, {name: inputs[name].numpy() for name in input_names(path)}, workload)
-    if form == "torch":
-        return prepared(load_model(path, story), inputs, workload)
-    return partial(LOADERS[form](path), inputs)
+    if format_name == "torch":
+        return prepared(load_export(path, info), inputs, workload)
+    return partial(LOADERS[format_name](path), inputs)
 
 
-def _onnx(path: Path) -> Run:
+def _load_onnx(path: Path) -> ForwardFunction:
     session = onnx_session(path, torch.get_num_threads())
-    names, taken = ([port.name for port in ports] for ports in (session.get_outputs(), session.get_inputs()))
+    names, expected = ([port.name for port in ports] for ports in (session.get_outputs(), session.get_inputs()))
 
     def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = session.run(names, {name: inputs[name].numpy() for name in taken})
-        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        outputs = session.run(names, {name: inputs[name].numpy() for name in expected})
+        return {name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)}
 
     return run
 
 
-def _program(path: Path) -> Run:
+def _load_program(path: Path) -> ForwardFunction:
     program = torch.export.load(path)
-    module, taken = program.module(), program.graph_signature.user_inputs
-    return lambda inputs: module(**{name: value for name, value in inputs.items() if name in taken})
+    module, expected = program.module(), program.graph_signature.user_inputs
+    return lambda inputs: module(**{name: value for name, value in inputs.items() if name in expected})
 
 
-def _openvino(path: Path) -> Run:
+def _load_openvino(path: Path) -> ForwardFunction:
     import openvino
 
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(str(path), "CPU", threads)
-    taken = [name for port in model.inputs for name in port.get_names()]
+    expected = [name for port in model.inputs for name in port.get_names()]
 
     def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = model({name: inputs[name].numpy() for name in taken if name in inputs})
-        return {name: torch.from_numpy(value) for port, value in found.items() for name in port.get_names()}
+        outputs = model({name: inputs[name].numpy() for name in expected if name in inputs})
+        return {name: torch.from_numpy(value) for port, value in outputs.items() for name in port.get_names()}
 
     return run
 
 
-def _executorch(path: Path) -> Run:
+def _load_executorch(path: Path) -> ForwardFunction:
     from executorch.extension.pybindings import portable_lib
     from transformers.exporters import ExportedModel
 
@@ -168,17 +170,17 @@ def _executorch(path: Path) -> Run:
                     "`max_length` in subnet.json, and `nas convert` writes it anew."
                 )
         pieces = zip(*(inputs[name].split(shape[0]) for name, shape in largest.items()), strict=True)
-        found = [program(**dict(zip(largest, piece, strict=True))) for piece in pieces]
-        return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
+        outputs = [program(**dict(zip(largest, piece, strict=True))) for piece in pieces]
+        return {name: torch.cat([outputs[name] for outputs in outputs]) for name in outputs[0]}
 
     return run
 
 
-LOADERS: dict[str, Callable[[Path], Run]] = {
-    "onnx": _onnx,
-    "int8": _onnx,
-    "program": _program,
-    "openvino": _openvino,
-    "executorch": _executorch,
+LOADERS: dict[str, Callable[[Path], ForwardFunction]] = {
+    "onnx": _load_onnx,
+    "int8": _load_onnx,
+    "program": _load_program,
+    "openvino": _load_openvino,
+    "executorch": _load_executorch,
 }
 """Format -> what loads its file."""

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-OF_WEIGHTS = ("move", "shapes", "head_shapes", "low_rank", "embedding", "bits")
-OF_MODULES = ("like", "skip", "wrap", "attributes", "attention")
+WEIGHT_EDITS = ("move", "shapes", "head_shapes", "low_rank", "embedding", "bits")
+MODULE_EDITS = ("like", "skip", "wrap", "attributes", "attention")
 """Kinds of edits, as `modeling_nas.apply_arch` reads them."""
 
 
-def arch_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
+def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
     """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
-    arch: dict[str, dict[str, object]] = {section: {} for section in (*OF_WEIGHTS, *OF_MODULES)}
+    arch: dict[str, dict[str, object]] = {section: {} for section in (*WEIGHT_EDITS, *MODULE_EDITS)}
     bare = model.base_model is model
     prefix = "" if bare else f"{model.base_model_prefix}."
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from nas.modeling.modeling_nas import SHAPED, skipped
-from nas.modeling.quantized import rounded_linear
+from nas.modeling.modeling_nas import SHAPE_ATTRIBUTES, skip_output
+from nas.modeling.quantized import fake_quant_linear
 from search_spaces.dimensions.bits import FULL_PRECISION
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ class Elastic(nn.Module):
     """Mixed into a module's class by `make_elastic`.
 
     Attributes:
-        views: Parameter name -> its active entries, for those that are not active whole.
+        active_entries: Parameter name -> its active entries, for those that are not active whole.
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
         basis: Of a linear layer or embedding of low rank, the orthonormal directions that its outputs keep
             (outputs, rank), else None.
         bits: In what numbers a linear layer is stored and multiplied.
     """
 
-    views: dict[str, Index]
+    active_entries: dict[str, Index]
     skip: str | None
     basis: torch.Tensor | None
     bits: str
@@ -44,24 +44,24 @@ class Elastic(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock module computes, unless its block is skipped."""
         if self.skip is not None:
-            return skipped(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
+            return skip_output(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
         if self.basis is not None and not isinstance(self, nn.Embedding):
-            up, down = factors(matrix(self), self.basis)
-            return self._product(self._product(args[0], down, None), up, self.bias)
+            up, down = low_rank_factors(linear_weight(self), self.basis)
+            return self._linear(self._linear(args[0], down, None), up, self.bias)
         if self.bits != FULL_PRECISION:
-            return self._product(args[0], matrix(self), self.bias)
+            return self._linear(args[0], linear_weight(self), self.bias)
         return super().forward(*args, **kwargs)
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.bits == FULL_PRECISION:
             return functional.linear(x, weight, bias)
-        return rounded_linear(x, weight, bias, self.bits)
+        return fake_quant_linear(x, weight, bias, self.bits)
 
     def __getattr__(self, name: str) -> Any:
         """A parameter is read as its active entries, by the module itself and by others."""
-        found: Any = super().__getattr__(name)
-        index = self.__dict__["views"].get(name)
-        return found if index is None else take(found, index)
+        parameter: Any = super().__getattr__(name)
+        index = self.__dict__["active_entries"].get(name)
+        return parameter if index is None else select_active(parameter, index)
 
 
 class ActiveEmbedding(nn.Embedding):
@@ -71,16 +71,16 @@ class ActiveEmbedding(nn.Embedding):
         """Rows of the table (..., active channels)."""
         table = self._parameters["weight"]
         assert table is not None and self.max_norm is None and not self.scale_grad_by_freq
-        _, columns = self.__dict__["views"].get("weight", (slice(None), slice(None)))
+        _, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
         stop = columns.stop if isinstance(columns, slice) else None
-        found: torch.Tensor = _LookUp.apply(table, input, stop, self.padding_idx)
+        rows: torch.Tensor = _TruncatedLookup.apply(table, input, stop, self.padding_idx)
         if isinstance(columns, torch.Tensor):
-            found = take(found, (slice(None),) * input.dim() + (columns,))
+            rows = select_active(rows, (slice(None),) * input.dim() + (columns,))
         basis = self.__dict__["basis"]
-        return found if basis is None else found @ basis @ basis.T
+        return rows if basis is None else rows @ basis @ basis.T
 
 
-class _LookUp(torch.autograd.Function):
+class _TruncatedLookup(torch.autograd.Function):
     """Rows of a table, cut to their first channels.
 
     A vocabulary's gradient is as large as the vocabulary, and few of its rows are not zero: on a CPU its memory comes
@@ -97,24 +97,24 @@ class _LookUp(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (ids,), table = ctx.saved_tensors, ctx.table
         if table.device.type != "cpu" or table.dtype != torch.float32:
-            whole = functional.pad(gradient, (0, table.shape[1] - gradient.shape[-1]))
+            padded = functional.pad(gradient, (0, table.shape[1] - gradient.shape[-1]))
             padding = -1 if ctx.padding_idx is None else ctx.padding_idx
-            return torch.ops.aten.embedding_dense_backward(whole, ids, len(table), padding, False), None, None, None
-        found = torch.from_numpy(np.zeros(table.shape, dtype=np.float32))
-        active = found[:, : gradient.shape[-1]]
+            return torch.ops.aten.embedding_dense_backward(padded, ids, len(table), padding, False), None, None, None
+        table_gradient = torch.from_numpy(np.zeros(table.shape, dtype=np.float32))
+        active = table_gradient[:, : gradient.shape[-1]]
         active.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
         if ctx.padding_idx is not None:
             active[ctx.padding_idx] = 0
-        return found, None, None, None
+        return table_gradient, None, None, None
 
 
-def matrix(module: nn.Module) -> torch.Tensor:
+def linear_weight(module: nn.Module) -> torch.Tensor:
     """The active weight of a linear layer (outputs, inputs); GPT-2 stores its own inputs first."""
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def low_rank_factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """U and U^T W, (outputs, rank) and (rank, inputs): a linear layer's outputs projected on a basis U.
 
     Gradients reach W (outputs, inputs); U is fixed.
@@ -123,16 +123,16 @@ def factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
     return basis, basis.T @ weight
 
 
-def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
+def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     """The active entries of a tensor: a view where they are a prefix, a copy where they are not."""
-    tensor = _prefix(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
+    tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
     for dim, rows in enumerate(index):
         if isinstance(rows, torch.Tensor):
             tensor = tensor.index_select(dim, rows.to(tensor.device))
     return tensor
 
 
-def _prefix(tensor: torch.Tensor, stops: list[int | None]) -> torch.Tensor:
+def _prefix_view(tensor: torch.Tensor, stops: list[int | None]) -> torch.Tensor:
     """The first entries along each dimension (None: all), as one view: its gradient is filled once, not once a cut."""
     size = [length if stop is None else min(stop, length) for stop, length in zip(stops, tensor.shape, strict=False)]
     size += tensor.shape[len(stops) :]
@@ -140,7 +140,7 @@ def _prefix(tensor: torch.Tensor, stops: list[int | None]) -> torch.Tensor:
 
 
 def as_index(rows: Rows) -> slice | torch.Tensor:
-    """What `take` reads, of what a layout gives."""
+    """What `select_active` reads, of what a layout gives."""
     return rows if isinstance(rows, slice) else torch.from_numpy(rows)
 
 
@@ -167,11 +167,11 @@ class ElasticModuleList(nn.ModuleList):
         return self._modules[str(index)]
 
 
-def _of_weight(of_shape: Callable[[tuple[int, ...]], Any]) -> property:
+def _property_of_weight_shape(value_of_shape: Callable[[tuple[int, ...]], Any]) -> property:
     """An attribute that follows the shape of the active weight."""
 
     def read(module: nn.Module) -> Any:
-        return of_shape(tuple(module.weight.shape))  # type: ignore[arg-type]
+        return value_of_shape(tuple(module.weight.shape))  # type: ignore[arg-type]
 
     return property(read)
 
@@ -179,8 +179,12 @@ def _of_weight(of_shape: Callable[[tuple[int, ...]], Any]) -> property:
 @cache
 def elastic_class(stock: type, *wrappers: type) -> type:
     """The elastic subclass of a module's class, with further mixins before it."""
-    shaped = {name: _of_weight(of_shape) for cls, (name, of_shape) in SHAPED.items() if issubclass(stock, cls)}
-    members = {"__module__": stock.__module__, **shaped}
+    shape_properties = {
+        name: _property_of_weight_shape(of_shape)
+        for cls, (name, of_shape) in SHAPE_ATTRIBUTES.items()
+        if issubclass(stock, cls)
+    }
+    members = {"__module__": stock.__module__, **shape_properties}
     bases: tuple[type, ...] = (stock,)
     if issubclass(stock, nn.Embedding):
         bases = (ActiveEmbedding,) if stock is nn.Embedding else (stock, ActiveEmbedding)
@@ -190,6 +194,6 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
     if not isinstance(module, Elastic):
-        module.views, module.skip, module.basis, module.bits = {}, None, None, FULL_PRECISION  # type: ignore[assignment]
+        module.active_entries, module.skip, module.basis, module.bits = {}, None, None, FULL_PRECISION  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

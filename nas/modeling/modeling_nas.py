@@ -21,14 +21,14 @@ from .sparse_attention import NAME
 
 PREFIX = "Nas"
 
-SHAPED: dict[type[nn.Module], tuple[str, Callable[[tuple[int, ...]], Any]]] = {
+SHAPE_ATTRIBUTES: dict[type[nn.Module], tuple[str, Callable[[tuple[int, ...]], Any]]] = {
     nn.LayerNorm: ("normalized_shape", tuple),
     Conv1D: ("nf", lambda shape: shape[1]),
 }
 """Module class -> the attribute its forward reads that must follow the shape of its weight."""
 
 
-def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> Any:
+def skip_output(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> Any:
     """What a module gives back while its block is skipped.
 
     Args:
@@ -42,9 +42,9 @@ def skipped(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> A
     cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
     if cache is not None and layer_idx is not None:
         _store_tokens(cache, layer_idx, hidden, kwargs.get("key_value_states"))
-    what, *beside = returns.split(", ")
-    found = args[1] if what == "residual" else torch.zeros_like(hidden) if what == "zeros" else hidden
-    return (found, *(kwargs.get(name) for name in beside)) if beside else found
+    kind, *others = returns.split(", ")
+    output = args[1] if kind == "residual" else torch.zeros_like(hidden) if kind == "zeros" else hidden
+    return (output, *(kwargs.get(name) for name in others)) if others else output
 
 
 def _store_tokens(cache: Any, layer_idx: int, hidden: torch.Tensor, source: torch.Tensor | None) -> None:
@@ -62,7 +62,7 @@ def _store_tokens(cache: Any, layer_idx: int, hidden: torch.Tensor, source: torc
 
 
 class Skip(nn.Module):
-    """Takes the place of a module whose block is skipped; see `skipped`."""
+    """Takes the place of a module whose block is skipped; see `skip_output`."""
 
     def __init__(self, returns: str, layer_idx: int | None) -> None:
         super().__init__()
@@ -70,17 +70,17 @@ class Skip(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The input, zeros or the residual."""
-        return skipped(self.returns, self.layer_idx, *args, **kwargs)
+        return skip_output(self.returns, self.layer_idx, *args, **kwargs)
 
 
 class LowRank(nn.Module):
     """Takes the place of a linear layer as two thin ones: (.., inputs) -> (.., rank) -> (.., outputs)."""
 
-    def __init__(self, like: Any, inputs: int, outputs: int, rank: int) -> None:
+    def __init__(self, original: Any, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
-        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
-        self.down = nn.Linear(inputs, rank, bias=False, **kind)
-        self.up = nn.Linear(rank, outputs, bias=like.bias is not None, **kind)
+        factory_kwargs = {"device": original.weight.device, "dtype": original.weight.dtype}
+        self.down = nn.Linear(inputs, rank, bias=False, **factory_kwargs)
+        self.up = nn.Linear(rank, outputs, bias=original.bias is not None, **factory_kwargs)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -95,13 +95,13 @@ class LowRank(nn.Module):
 class LowRankEmbedding(nn.Module):
     """Takes the place of an embedding as a thin one and a linear layer: ids -> (.., rank) -> (.., outputs)."""
 
-    def __init__(self, like: Any, outputs: int, rank: int) -> None:
+    def __init__(self, original: Any, outputs: int, rank: int) -> None:
         super().__init__()
-        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
-        self.down = like  # of the stock class, which may scale what it looks up
-        self.down.weight = nn.Parameter(like.weight.data.new_empty(like.num_embeddings, rank))
+        factory_kwargs = {"device": original.weight.device, "dtype": original.weight.dtype}
+        self.down = original  # of the stock class, which may scale what it looks up
+        self.down.weight = nn.Parameter(original.weight.data.new_empty(original.num_embeddings, rank))
         self.down.embedding_dim = rank
-        self.up = nn.Linear(rank, outputs, bias=False, **kind)
+        self.up = nn.Linear(rank, outputs, bias=False, **factory_kwargs)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -172,7 +172,7 @@ class LayerConfig:
         return getattr(self.shared, name)
 
 
-def holder(root: nn.Module, path: str) -> Any:
+def config_or_module(root: nn.Module, path: str) -> Any:
     """What holds the attributes at a path: a module, or the config that a module reads, which becomes its own."""
     parent, _, last = path.rpartition(".")
     if last != "config":
@@ -183,7 +183,7 @@ def holder(root: nn.Module, path: str) -> Any:
     return module.config
 
 
-def set_attention(module: Any, graph: list[int] | None) -> None:
+def set_sparse_attention(module: Any, graph: list[int] | None) -> None:
     """Makes an attention module attend by a graph (see `sparse_attention.Graph`), or as the model does."""
     if graph is not None:
         if not isinstance(module.config, LayerConfig):
@@ -236,20 +236,20 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     for name, shape in arch.get("head_shapes", {}).items():
         _reshape(model, name, tuple(shape))
     for path, bits in arch.get("bits", {}).items():
-        _store_in(base, path, bits)
+        _quantize(base, path, bits)
     for path, attributes in arch.get("attributes", {}).items():
         for name, value in attributes.items():
-            setattr(holder(base, path), name, value)
+            setattr(config_or_module(base, path), name, value)
     for path, graph in arch.get("attention", {}).items():
-        set_attention(base.get_submodule(path), graph)
+        set_sparse_attention(base.get_submodule(path), graph)
 
 
-def _store_in(base: Any, path: str, bits: str) -> None:
+def _quantize(base: Any, path: str, bits: str) -> None:
     """Replaces a linear layer, or each of two that took its place."""
     module = base.get_submodule(path)
     if isinstance(module, LowRank):
         for factor in ("down", "up"):
-            _store_in(base, f"{path}.{factor}", bits)
+            _quantize(base, f"{path}.{factor}", bits)
         return
     parent, _, name = path.rpartition(".")
     outputs, inputs = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
@@ -267,7 +267,7 @@ def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
     setattr(module, kind, nn.Parameter(stock.data.new_empty(shape), requires_grad=stock.requires_grad))
     if isinstance(module, nn.Linear) and kind == "weight":
         module.out_features, module.in_features = shape
-    for cls, (attribute, of_shape) in SHAPED.items():
+    for cls, (attribute, of_shape) in SHAPE_ATTRIBUTES.items():
         if isinstance(module, cls) and kind == "weight":
             setattr(module, attribute, of_shape(shape))
 
@@ -278,7 +278,7 @@ def _nas_config(stock: Any) -> type:
 
 
 def _nas_model(stock: Any) -> type:
-    config_class = globals_getattr(PREFIX + stock.config_class.__name__)
+    config_class = class_by_name(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         config.__class__ = stock.config_class  # a head may ask an auto class for its body, by the type of the config
@@ -303,14 +303,14 @@ def _nas_model(stock: Any) -> type:
     return type(PREFIX + stock.__name__, (stock,), members)
 
 
-def _keep_renamings(stock: Any, made: Any, key: str) -> None:
+def _register_weight_renamings(stock: Any, custom: Any, key: str) -> None:
     """Weights keep the names that they have in files of the stock model, by its class or by its model type."""
     renamings = get_checkpoint_conversion_mapping(getattr(stock, key))
     if renamings is not None:
-        register_checkpoint_conversion_mapping(getattr(made, key), renamings, overwrite=True)
+        register_checkpoint_conversion_mapping(getattr(custom, key), renamings, overwrite=True)
 
 
-def globals_getattr(name: str) -> Any:
+def class_by_name(name: str) -> Any:
     """A class of this module by name, made on first use."""
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
@@ -318,8 +318,8 @@ def globals_getattr(name: str) -> Any:
     if name not in globals():
         is_config = hasattr(stock, "model_type")
         globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
-        _keep_renamings(stock, globals()[name], "model_type" if is_config else "__name__")
+        _register_weight_renamings(stock, globals()[name], "model_type" if is_config else "__name__")
     return globals()[name]
 
 
-__getattr__ = globals_getattr
+__getattr__ = class_by_name

@@ -30,5 +30,5 @@ def register() -> None:
 
 def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
     """The model classes an auto class has for a config class; most types have one, DeiT has two."""
-    found = auto._model_mapping[config]
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+    classes = auto._model_mapping[config]
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)

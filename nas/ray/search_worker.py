@@ -21,7 +21,7 @@ from ray import tune
 
 from nas.runs.files import digest
 from nas.studies.racing import Evaluate, Outcome, Race, Scorer, attempt
-from nas.supernets import low_rank as basis
+from nas.supernets import low_rank
 
 if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
@@ -73,7 +73,7 @@ class Package:
         """The weights in a folder, and the scorer's examples and qualities."""
         folder = folder.resolve()
         load = partial(load_scorer, type(scorer.supernet.model), scorer.examples, list(scorer.names))
-        files = [folder / name for name in ("config.json", "model.safetensors", basis.FILE)]
+        files = [folder / name for name in ("config.json", "model.safetensors", low_rank.STATISTICS_FILE)]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
 
     def served(self) -> Package:
@@ -131,7 +131,7 @@ def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str]
 
     quiet_libraries()
     model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
-    supernet = Supernet(model.to(training_device()).eval(), basis.Activations.load(folder))
+    supernet = Supernet(model.to(training_device()).eval(), low_rank.CalibrationStatistics.load(folder))
     return Scorer(supernet, examples, names)
 
 

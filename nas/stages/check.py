@@ -9,7 +9,7 @@ from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.sampler import check_sampler
 from nas.supernets.space import recipe_choices, search_space
-from nas.supernets.trackers import check_reporting
+from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
 from predictors.costs.analytic import COUNTED
@@ -66,7 +66,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
         check_runtime(recipe.workload)
     check_sampler(recipe)
     context = TaskContext(recipe)
-    if context.lengthens:
+    if context.extends_positions:
         print_line(
             f"positions  copied until there are {context.layout.inputs.max_sequence_length}, "
             "as the recipe's texts need"
@@ -90,7 +90,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
     if not remote:
         _check_memory(context)
     for settings in (recipe.parent, recipe.supernet):
-        check_reporting(settings)
+        check_trackers(settings)
         context.training_set(settings)
     _ = context.has_head
     return context

@@ -8,7 +8,7 @@ from nas.runs.processes import build_in_main, exists_for_all
 from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.stages.training import run_training, save_trained
-from nas.supernets.training import plain_trainer, train
+from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 
 
@@ -23,18 +23,18 @@ def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> No
     if exists_for_all(run.parent):
         return
     with build_in_main(run, run.parent) as work:
-        if context.trains_parent:
+        if context.should_finetune:
             run_training(train_parent, "parent", run, context, cluster)
         elif processes.is_main():
             save_trained(context.load_model(), [], work)
         if processes.is_main():
             context.processor.save_pretrained(work)
-    print_line(f"parent     {'fine-tuned' if context.trains_parent else 'as it came'}: {run.parent}")
+    print_line(f"parent     {'fine-tuned' if context.should_finetune else 'as it came'}: {run.parent}")
 
 
 def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> None:
     """Fine-tunes the recipe's model, and stores it where the parent is built."""
     work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
     model, examples = context.load_model(), context.training_set(settings)
-    trainer = plain_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
+    trainer = model_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
     save_trained(model, train(trainer, report, run.logs / "parent"), work)

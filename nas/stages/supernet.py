@@ -14,9 +14,9 @@ from nas.stages.profile import run_profile
 from nas.stages.training import run_training, save_trained
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
 from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration
-from nas.supernets.low_rank import Activations
+from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.space import search_space
-from nas.supernets.strategies import SAMPLES, STRATEGIES, Cost, Strategy, stratified
+from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, CostFunction, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import train, training_arguments, training_device
@@ -80,7 +80,7 @@ def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, 
     order = ImportanceOrder.from_dict(read_json(work / ORDER))
     supernet = Supernet(context.load_model(run.parent).to(training_device()))
     permute(supernet, order.units, order.hidden)
-    supernet.activations = Activations.load(work)
+    supernet.calibration = CalibrationStatistics.load(work)
     return supernet, search_space(context, order.layers)
 
 
@@ -96,8 +96,8 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         teacher=context.load_model(run.parent) if settings.teacher == "parent" else None,
         strategy=make_strategy(settings, supernet, space, profiled),
         temperature=settings.temperature,
-        relations=settings.relations,
-        relations_of=settings.relations_of,
+        relation_weight=settings.relations,
+        relation_source=settings.relations_of,
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
     )
@@ -108,17 +108,17 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
 
 
 def make_strategy(
-    settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: Cost | None = None
+    settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: CostFunction | None = None
 ) -> Strategy:
     """What a recipe's section says of which subnetworks learn in a step; ``latency_ms`` predicts what they take."""
-    if settings.sampler in SAMPLES:
-        sample = SAMPLES[settings.sampler](space)
+    if settings.sampler in SUBNET_SAMPLERS:
+        sample = SUBNET_SAMPLERS[settings.sampler](space)
     else:
-        sample = stratified(space, latency_ms or _exact_cost(settings.sampler, supernet))
+        sample = stratified_sampler(space, latency_ms or _exact_cost(settings.sampler, supernet))
     return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
 
 
-def _exact_cost(name: str, supernet: Supernet) -> Cost:
+def _exact_cost(name: str, supernet: Supernet) -> CostFunction:
     """An exact cost of subnetworks."""
     counts = AnalyticCosts.of(supernet.model, supernet.layout)
     return lambda subnets: counts.count([name], subnets)[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.exports.export import reload_here, save_subnet
+from nas.exports.export import reload_in_process, save_subnet
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.recipe.objectives import against_bounds, total_violation
@@ -186,7 +186,7 @@ def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet
     """An exported subnetwork as it loads from its folder, compared with the supernet's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
         save_subnet(supernet, subnet, context, Path(folder))
-        return reload_here(Path(folder), supernet, subnet, context)
+        return reload_in_process(Path(folder), supernet, subnet, context)
 
 
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nas.modeling.elastic import matrix
+from nas.modeling.elastic import linear_weight
 
 if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
-from nas.supernets.low_rank import Activations, row_moment
+from nas.supernets.low_rank import CalibrationStatistics, embedding_moment
 
 Batch = Mapping[str, torch.Tensor]
 
 
-def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
+def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatistics:
     """Runs the whole parent over batches and sums up what its modules are given; padding is left out.
 
     Args:
@@ -26,44 +26,48 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> Activations:
     """
     supernet.activate(supernet.parent)
     layout, model = supernet.layout, supernet.model
-    linear = supernet.linear
+    linear = supernet.linear_layers
     totals: dict[str, Any] = {}
     counts: dict[str, int] = {}
     masks: dict[str, torch.Tensor | None] = {}
 
-    def summing(name: str) -> Callable[..., None]:
+    def accumulator(name: str) -> Callable[..., None]:
         runs_on = layout.runs_on(layout.locate(name))
 
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = _real(inputs[0].detach(), masks[runs_on]).double()
+            rows = _unpadded_rows(inputs[0].detach(), masks[runs_on]).double()
             totals[name] = totals.get(name, 0.0) + (rows.T @ rows).cpu()
             counts[name] = counts.get(name, 0) + len(rows)
 
         return add
 
-    hooks = {module: summing(name) for name, module in linear.items()}
-    table, seen = supernet.embedding, list[torch.Tensor]()
+    hooks = {module: accumulator(name) for name, module in linear.items()}
+    table, looked_up = supernet.embedding, list[torch.Tensor]()
     if table is not None:
-        hooks[table] = lambda module, inputs: seen.append(_real(inputs[0][..., None], masks["token"])[:, 0].cpu())
-    with _hooked(hooks), torch.inference_mode():
+        hooks[table] = lambda module, inputs: looked_up.append(
+            _unpadded_rows(inputs[0][..., None], masks["token"])[:, 0].cpu()
+        )
+    with _forward_pre_hooks(hooks), torch.inference_mode():
         was_training = model.training
         model.eval()
         for batch in batches:
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            masks |= _masks(inputs, len(layout.depths))
+            masks |= _token_masks(inputs, len(layout.depths))
             model(**inputs)
         model.train(was_training)
     moments = {name: totals[name] / counts[name] for name in linear if name in totals}
-    weights = {name: matrix(linear[name]).detach().cpu().clone() for name in moments}
-    return Activations(moments, weights, None if table is None else row_moment(table.weight, torch.cat(seen)))
+    weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments}
+    return CalibrationStatistics(
+        moments, weights, None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
+    )
 
 
-def _real(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _unpadded_rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Rows (n, channels) of real tokens; all where the mask is of others."""
     return x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
 
 
-def _masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
+def _token_masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
     """Which tokens are real, by what a module runs on."""
     token = inputs.get("attention_mask" if stacks == 1 else "decoder_attention_mask")
     source = inputs.get("attention_mask")
@@ -71,7 +75,7 @@ def _masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.T
 
 
 @contextmanager
-def _hooked(hooks: Mapping[torch.nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def _forward_pre_hooks(hooks: Mapping[torch.nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Calls a function with the inputs of each module, for the duration."""
     handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
     try:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nas.supernets.supernet import Supernet
-from nas.tasks.evaluation import evaluating
+from nas.tasks.evaluation import evaluation_mode
 from search_spaces import SubnetConfig
 from search_spaces.family import Axis
 from search_spaces.subnet import PER_LAYER
@@ -24,7 +24,7 @@ Key = TypeVar("Key")
 Scores = dict[str, list[torch.Tensor]]
 """Axis -> one float64 tensor (units,) per parent layer."""
 
-SCORED: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
+SCORED_AXES: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
 """Axes whose units are scored; key and value heads follow the attention heads of their group."""
 
 
@@ -74,7 +74,7 @@ def order_by_importance(
         return ImportanceOrder(supernet.parent.layers, {}, [])
     scores = gradient_scores if by == "gradient" else activation_scores
     units = unit_orders(supernet, scores(supernet, batches))
-    hidden = [] if supernet.family.hidden_fixed_reason else _falling(hidden_scores(supernet, batches))
+    hidden = [] if supernet.family.hidden_fixed_reason else _argsort_descending(hidden_scores(supernet, batches))
     permute(supernet, units, hidden)
     return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
 
@@ -92,10 +92,12 @@ def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     scores: Scores = {}
     for batch in batches:
         model.zero_grad()
-        model(**_to(batch, model.device)).loss.backward()
-        for axis in SCORED:
-            found = [_layer_scores(supernet, layer, axis) for layer in supernet.parent.layers]
-            scores[axis] = [a + b for a, b in zip(scores[axis], found, strict=True)] if axis in scores else found
+        model(**_to_device(batch, model.device)).loss.backward()
+        for axis in SCORED_AXES:
+            batch_scores = [_layer_gradient_scores(supernet, layer, axis) for layer in supernet.parent.layers]
+            scores[axis] = (
+                [a + b for a, b in zip(scores[axis], batch_scores, strict=True)] if axis in scores else batch_scores
+            )
     model.zero_grad()
     model.train(was_training)
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
@@ -107,14 +109,16 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     Absolute outputs, mean over tokens, root of the sum of squares over samples, summed over a head's channels
     (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
     """
-    watched = {(axis, layer): _consumers(supernet, layer, axis) for axis in SCORED for layer in supernet.parent.layers}
-    sizes = _sizes(supernet, batches, watched, lambda inputs, output: inputs[0])
-    empty, found = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
-    for axis in SCORED:
+    modules_by_key = {
+        (axis, layer): _consumers(supernet, layer, axis) for axis in SCORED_AXES for layer in supernet.parent.layers
+    }
+    norms = _activation_norms(supernet, batches, modules_by_key, lambda inputs, output: inputs[0])
+    empty, scores = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
+    for axis in SCORED_AXES:
         unit = supernet.layout.shapes.channels_per_unit(axis)
-        of_layers = [sizes.get((axis, layer), empty) for layer in supernet.parent.layers]
-        found[axis] = [size.view(-1, unit).sum(1) for size in of_layers]
-    return {axis: layers for axis, layers in found.items() if any(len(layer) for layer in layers)}
+        layer_norms = [norms.get((axis, layer), empty) for layer in supernet.parent.layers]
+        scores[axis] = [size.view(-1, unit).sum(1) for size in layer_norms]
+    return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
 
 
 def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
@@ -126,14 +130,16 @@ def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     Returns:
         (hidden_size,) float64.
     """
-    watched = {norm: [norm] for norm in _norms(supernet)}
-    return torch.stack([*_sizes(supernet, batches, watched, lambda inputs, output: output).values()]).sum(0)
+    modules_by_key = {norm: [norm] for norm in _norms(supernet)}
+    return torch.stack(
+        [*_activation_norms(supernet, batches, modules_by_key, lambda inputs, output: output).values()]
+    ).sum(0)
 
 
-def _sizes(
+def _activation_norms(
     supernet: Supernet,
     batches: Sequence[Batch],
-    watched: Mapping[Key, Sequence[torch.nn.Module]],
+    modules_by_key: Mapping[Key, Sequence[torch.nn.Module]],
     activations: Callable[[Any, Any], torch.Tensor],
 ) -> dict[Key, torch.Tensor]:
     """Size of activations by channel: absolute, mean over tokens, root of the sum of squares over samples.
@@ -141,7 +147,7 @@ def _sizes(
     Args:
         supernet: Runs on the batches in evaluation mode.
         batches: Model inputs.
-        watched: Key -> the modules whose activations are taken together.
+        modules_by_key: Key -> the modules whose activations are taken together.
         activations: What is taken of a module, from its inputs and its output (samples, ..., channels).
 
     Returns:
@@ -155,12 +161,14 @@ def _sizes(
         squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
 
     handles = [
-        module.register_forward_hook(partial(add, key)) for key, modules in watched.items() for module in modules
+        module.register_forward_hook(partial(add, key))
+        for key, modules in modules_by_key.items()
+        for module in modules
     ]
-    with evaluating(supernet.model):
+    with evaluation_mode(supernet.model):
         for batch in batches:
             samples = len(next(iter(batch.values())))
-            supernet.model(**_to(batch, supernet.model.device))
+            supernet.model(**_to_device(batch, supernet.model.device))
     for handle in handles:
         handle.remove()
     return {key: total.sqrt() for key, total in squares.items()}
@@ -171,17 +179,23 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
 
     Where position biases are shared between layers, so is the order of the heads.
     """
-    layout, orders = supernet.layout, {axis: [_falling(s) for s in layers] for axis, layers in scores.items()}
+    layout, orders = (
+        supernet.layout,
+        {axis: [_argsort_descending(s) for s in layers] for axis, layers in scores.items()},
+    )
     if supernet.family.shared_heads:
-        of_stack = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
-        sums = {k: sum(s for s, n in zip(scores["heads"], of_stack, strict=True) if n == k) for k in set(of_stack)}
-        orders["heads"] = [_falling(torch.as_tensor(sums[k])) for k in of_stack]
+        stack_of_layer = [layout.stack_of(layer)[0] for layer in supernet.parent.layers]
+        sums = {
+            k: sum(s for s, n in zip(scores["heads"], stack_of_layer, strict=True) if n == k)
+            for k in set(stack_of_layer)
+        }
+        orders["heads"] = [_argsort_descending(torch.as_tensor(sums[k])) for k in stack_of_layer]
         orders["head_biases"] = orders["heads"]
     if "kv_heads" in supernet.family.axes:
         grouped = [s.view(layout.parent_values[0]["num_key_value_heads"], -1) for s in scores["heads"]]
-        orders["kv_heads"] = [_falling(s.sum(1)) for s in grouped]
+        orders["kv_heads"] = [_argsort_descending(s.sum(1)) for s in grouped]
         orders["heads"] = [
-            [group * s.shape[1] + head for group in groups for head in _falling(s[group])]
+            [group * s.shape[1] + head for group in groups for head in _argsort_descending(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
     if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
@@ -199,38 +213,38 @@ def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]
         Parent layers, most important first, so that the first d are the ones to keep at depth d; of an
         encoder-decoder, those of the encoder and those of the decoder among each other.
     """
-    kept, dropped = supernet.parent, []
+    remaining, dropped = supernet.parent, []
     if supernet.family.shared_layers:
-        return kept.layers
+        return remaining.layers
     while True:
-        stacks = [positions for positions in supernet.layout.kept_positions(kept) if len(positions) > 1]
-        candidates = [kept.layers[position] for positions in stacks for position in positions]
+        stacks = [positions for positions in supernet.layout.kept_positions(remaining) if len(positions) > 1]
+        candidates = [remaining.layers[position] for positions in stacks for position in positions]
         if not candidates:
             break
-        losses = {layer: mean_loss(supernet, without_layer(kept, layer), batches) for layer in candidates}
+        losses = {layer: mean_loss(supernet, drop_layer(remaining, layer), batches) for layer in candidates}
         least = min(losses, key=lambda layer: (losses[layer], -layer))
         dropped.append(least)
-        kept = without_layer(kept, least)
+        remaining = drop_layer(remaining, least)
     supernet.activate(supernet.parent)
-    return (*kept.layers, *reversed(dropped))
+    return (*remaining.layers, *reversed(dropped))
 
 
 def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]) -> float:
     """Mean loss of a subnetwork over labelled batches; leaves it active."""
     supernet.activate(subnet)
-    with evaluating(supernet.model):
-        losses = [supernet.model(**_to(batch, supernet.model.device)).loss.item() for batch in batches]
+    with evaluation_mode(supernet.model):
+        losses = [supernet.model(**_to_device(batch, supernet.model.device)).loss.item() for batch in batches]
     return sum(losses) / len(losses)
 
 
-def without_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
+def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
     """The subnetwork less one of its layers."""
-    place = subnet.layers.index(layer)
+    position = subnet.layers.index(layer)
 
-    def cut(values: tuple[int, ...]) -> tuple[int, ...]:
-        return values[:place] + values[place + 1 :]
+    def without(values: tuple[int, ...]) -> tuple[int, ...]:
+        return values[:position] + values[position + 1 :]
 
-    fields: dict[str, Any] = {field: cut(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
+    fields: dict[str, Any] = {field: without(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
     return replace(subnet, **fields)
 
 
@@ -241,38 +255,38 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
         place = supernet.layout.locate(name)
         orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
         for dim, axis in enumerate(place.axes):
-            index = _index(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
+            index = _permutation(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
             if index is not None:
                 parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
 
 
-def _index(
+def _permutation(
     supernet: Supernet, axis: Axis | tuple[Axis, ...] | None, orders: Mapping[str, Sequence[int]], stack: int
 ) -> torch.Tensor | None:
     """Where each entry along a dimension comes from; None where nothing moves."""
-    layout, pieces, start, moves = supernet.layout, [], 0, False
-    for part in axis if isinstance(axis, tuple) else (axis,):
-        if part is None:
+    layout, pieces, start, is_permuted = supernet.layout, [], 0, False
+    for single_axis in axis if isinstance(axis, tuple) else (axis,):
+        if single_axis is None:
             return None
-        size = layout.shapes.size(part, layout.parent_values[stack])
-        unit = layout.shapes.channels_per_unit(part)
-        same = part == "embedding" and size == layout.parent.hidden_size
-        order = orders.get("hidden" if same else str(part)) or range(size // unit)
-        moves = moves or not isinstance(order, range)
+        size = layout.shapes.size(single_axis, layout.parent_values[stack])
+        unit = layout.shapes.channels_per_unit(single_axis)
+        is_hidden = single_axis == "embedding" and size == layout.parent.hidden_size
+        order = orders.get("hidden" if is_hidden else str(single_axis)) or range(size // unit)
+        is_permuted = is_permuted or not isinstance(order, range)
         pieces.append((torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1) + start)
         start += size
-    return torch.cat(pieces) if moves else None
+    return torch.cat(pieces) if is_permuted else None
 
 
-def _layer_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
+def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
     """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
     total = torch.zeros(0, dtype=torch.float64)
     for module in _consumers(supernet, layer, axis):
         weight = module.weight
         assert isinstance(weight, torch.Tensor) and weight.grad is not None
         columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
-        found = columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
-        total = found if not len(total) else total + found
+        scores = columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
+        total = scores if not len(total) else total + scores
     return total
 
 
@@ -285,18 +299,18 @@ def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Modu
 
 def _norms(supernet: Supernet) -> list[torch.nn.Module]:
     """The norms on the residual stream in all layers."""
-    found: dict[torch.nn.Module, None] = {}
+    norms: dict[torch.nn.Module, None] = {}
     for layer in supernet.parent.layers:
         modules = dict(supernet.layer(layer).named_modules())
         stack, _ = supernet.layout.stack_of(layer)
         table = supernet.family.stacks[stack].modules
-        found |= {modules[path]: None for path, axes in table.items() if axes == ("hidden",) and path in modules}
-    return list(found)
+        norms |= {modules[path]: None for path, axes in table.items() if axes == ("hidden",) and path in modules}
+    return list(norms)
 
 
-def _falling(scores: torch.Tensor) -> list[int]:
+def _argsort_descending(scores: torch.Tensor) -> list[int]:
     return [int(i) for i in torch.argsort(scores, descending=True, stable=True)]
 
 
-def _to(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+def _to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
-from nas.supernets.low_rank import Activations
+from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import training_device
@@ -20,7 +20,9 @@ CALIBRATION_EXAMPLES = 512
 def calibration_set(context: TaskContext) -> EvaluationSet:
     """A few hundred examples of the training data, to see what matters in the parent."""
     train = context.splits.train
-    return EvaluationSet.of(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32)
+    return EvaluationSet.from_dataset(
+        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32
+    )
 
 
 def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:
@@ -31,6 +33,8 @@ def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> 
 
 def load_supernet(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
     """The trained supernet of a run on the training device, and its space with the layers in importance order."""
-    supernet = Supernet(context.load_model(run.supernet).to(training_device()), Activations.load(run.supernet))
+    supernet = Supernet(
+        context.load_model(run.supernet).to(training_device()), CalibrationStatistics.load(run.supernet)
+    )
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)

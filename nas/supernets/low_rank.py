@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-FILE = "activations.safetensors"
-UNSEEN = 0.1
+STATISTICS_FILE = "activations.safetensors"
+TOKEN_SMOOTHING = 0.1
 """Times that every token is taken to have occurred besides: calibration sees a part of a vocabulary only."""
-AT_ONCE = 8192
+CHUNK_SIZE = 8192
 """Rows of a table that are made float64 together."""
 
 
 @dataclass(frozen=True)
-class Activations:
+class CalibrationStatistics:
     """What linear layers are given, and the weights they have meanwhile.
 
     Attributes:
@@ -39,57 +39,61 @@ class Activations:
     embedding: torch.Tensor | None = None
 
     def save(self, folder: Path) -> None:
-        """Writes `FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
+        """Writes `STATISTICS_FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
 
         Layers that read the same inputs, as queries, keys and values do, have equal moments.
         """
         from safetensors.torch import save_file
 
-        halves: dict[str, torch.Tensor] = {}
-        same: dict[str, str] = {}
+        triangles: dict[str, torch.Tensor] = {}
+        stored_under: dict[str, str] = {}
         for name, moment in self.moments.items():
-            half = _half(moment)
-            first = next((other for other in list(halves)[-2:] if torch.equal(halves[other], half)), name)
-            halves[first], same[name] = half, first
-        named = {f"halves:{name}": half for name, half in halves.items()}
-        named |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
+            triangle = _upper_triangle(moment)
+            first = next((other for other in list(triangles)[-2:] if torch.equal(triangles[other], triangle)), name)
+            triangles[first], stored_under[name] = triangle, first
+        tensors = {f"halves:{name}": triangle for name, triangle in triangles.items()}
+        tensors |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
         if self.embedding is not None:
-            named["embedding:"] = _half(self.embedding)
-        save_file(named, folder / FILE, metadata={"moments": json.dumps(same)})
+            tensors["embedding:"] = _upper_triangle(self.embedding)
+        save_file(tensors, folder / STATISTICS_FILE, metadata={"moments": json.dumps(stored_under)})
 
     @classmethod
-    def load(cls, folder: Path) -> Activations | None:
+    def load(cls, folder: Path) -> CalibrationStatistics | None:
         """Reads back what `save` wrote; None where there is nothing."""
         from safetensors import safe_open
 
-        if not (folder / FILE).exists():
+        if not (folder / STATISTICS_FILE).exists():
             return None
-        found: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
-        with safe_open(folder / FILE, "pt") as stored:
-            same = json.loads((stored.metadata() or {}).get("moments", "{}"))
+        groups: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
+        with safe_open(folder / STATISTICS_FILE, "pt") as stored:
+            stored_under = json.loads((stored.metadata() or {}).get("moments", "{}"))
             for name in stored.keys():  # noqa: SIM118
-                kind, _, weight = name.partition(":")
-                found[kind][weight] = stored.get_tensor(name)
-        wholes = {name: _whole(half) for name, half in found["halves"].items()}
-        moments = found["moments"] | {name: wholes[first] for name, first in same.items()}
-        return cls(moments, found["weights"], next((_whole(half) for half in found["embedding"].values()), None))
+                group, _, weight = name.partition(":")
+                groups[group][weight] = stored.get_tensor(name)
+        matrices = {name: _from_upper_triangle(triangle) for name, triangle in groups["halves"].items()}
+        moments = groups["moments"] | {name: matrices[first] for name, first in stored_under.items()}
+        return cls(
+            moments,
+            groups["weights"],
+            next((_from_upper_triangle(triangle) for triangle in groups["embedding"].values()), None),
+        )
 
 
-def _half(moment: torch.Tensor) -> torch.Tensor:
+def _upper_triangle(moment: torch.Tensor) -> torch.Tensor:
     """The upper triangle of a symmetric matrix, row by row, in float32."""
     return moment[tuple(torch.triu_indices(*moment.shape))].float()
 
 
-def _whole(half: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix, float64, of which `_half` made this."""
-    size = (math.isqrt(8 * len(half) + 1) - 1) // 2
-    found = torch.zeros(size, size, dtype=torch.float64)
+def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix, float64, of which `_upper_triangle` made this."""
+    size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
+    matrix = torch.zeros(size, size, dtype=torch.float64)
     rows, columns = torch.triu_indices(size, size)
-    found[rows, columns] = found[columns, rows] = half.double()
-    return found
+    matrix[rows, columns] = matrix[columns, rows] = triangle.double()
+    return matrix
 
 
-def row_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def embedding_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Mean of e e^T over the rows e of a table that tokens look up, those that none looked up not forgotten.
 
     Args:
@@ -97,13 +101,13 @@ def row_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         tokens: Indices of rows (n,), one for each time that a token occurred.
 
     Returns:
-        (channels, channels) float64. Each row counts as often as its token occurred, and `UNSEEN` times more.
+        (channels, channels) float64. Each row counts as often as its token occurred, and `TOKEN_SMOOTHING` times more.
     """
-    counts = torch.bincount(tokens, minlength=len(table)).double() + UNSEEN
+    counts = torch.bincount(tokens, minlength=len(table)).double() + TOKEN_SMOOTHING
     total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
-    for rows, count in zip(table.detach().cpu().split(AT_ONCE), counts.split(AT_ONCE), strict=True):
-        wide = rows.double()
-        total += wide.T @ (wide * count[:, None])
+    for rows, count in zip(table.detach().cpu().split(CHUNK_SIZE), counts.split(CHUNK_SIZE), strict=True):
+        float64_rows = rows.double()
+        total += float64_rows.T @ (float64_rows * count[:, None])
     return total / counts.sum()
 
 
@@ -119,13 +123,13 @@ def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch
         (outputs, size) float64, orthonormal columns.
     """
     weight, moment = weight.double(), moment.double()
-    frame = None
+    outer_basis = None
     if weight.shape[0] > weight.shape[1]:  # the outputs span no more dimensions than there are inputs
-        frame, weight = torch.linalg.qr(weight)
-    found = leading(weight @ moment @ weight.T, size)
-    return found if frame is None else frame @ found
+        outer_basis, weight = torch.linalg.qr(weight)
+    basis = top_eigenvectors(weight @ moment @ weight.T, size)
+    return basis if outer_basis is None else outer_basis @ basis
 
 
-def leading(moment: torch.Tensor, size: int) -> torch.Tensor:
+def top_eigenvectors(moment: torch.Tensor, size: int) -> torch.Tensor:
     """So many eigenvectors of a symmetric matrix (n, n) as columns (n, size), those of the largest values first."""
     return torch.linalg.eigh(moment)[1].flip(1)[:, :size]

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from nas.tasks.batches import IGNORED
+from nas.tasks.batches import IGNORE_INDEX
 from search_spaces import Layout, SubnetConfig
 from search_spaces.family import Axis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Related = Literal["last", "hidden", "attention"]
+RelationSource = Literal["last", "hidden", "attention"]
 """The last hidden states; those that every layer puts out; or its queries, keys and values."""
 
-States = dict[tuple[int, str], torch.Tensor]
+HiddenStates = dict[tuple[int, str], torch.Tensor]
 """Parent layer, and what of it -> states (examples, tokens, channels)."""
 
-PROJECTED: tuple[Axis, ...] = ("heads", "kv_heads", "qkv_heads")
+PROJECTION_AXES: tuple[Axis, ...] = ("heads", "kv_heads", "qkv_heads")
 """Axes of the outputs of the modules that make queries, keys and values of a layer's own tokens."""
 
 
-class StateRecorder:
+class HiddenStateRecorder:
     """Runs a model and keeps the states that relations are of.
 
     Layers have the parent's numbers, so that what a subnetwork keeps finds its counterpart in the teacher.
@@ -35,20 +35,20 @@ class StateRecorder:
     Args:
         model: The supernet's model with the parent active, or the teacher.
         layout: The parent's.
-        of: Which states; queries and keys are those before their positions are rotated in.
+        source: Which states; queries and keys are those before their positions are rotated in.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: Layout, of: Related) -> None:
-        self.layout, self.of = layout, of
+    def __init__(self, model: PreTrainedModel, layout: Layout, source: RelationSource) -> None:
+        self.layout, self.source = layout, source
         self._subnet: SubnetConfig | None = None
-        self._states: States = {}
-        self._entered: list[tuple[int, torch.Size]] = []
-        if of != "last":
-            self._watch(model)
+        self._states: HiddenStates = {}
+        self._entered_layers: list[tuple[int, torch.Size]] = []
+        if source != "last":
+            self._add_hooks(model)
 
-    def run(self, model: Any, inputs: Mapping[str, torch.Tensor], subnet: SubnetConfig) -> tuple[Any, States]:
+    def run(self, model: Any, inputs: Mapping[str, torch.Tensor], subnet: SubnetConfig) -> tuple[Any, HiddenStates]:
         """The outputs of a model of which ``subnet`` is active, and its states."""
-        if self.of == "last":
+        if self.source == "last":
             outputs = model(**inputs, output_hidden_states=True)
             states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
             return outputs, {(self.layout.parent.layers[-1], "last"): states[-1]}
@@ -58,90 +58,92 @@ class StateRecorder:
     @contextmanager
     def _recording(self, subnet: SubnetConfig) -> Iterator[None]:
         """Hooks listen for the duration only: activation checkpointing calls the layers again in the backward pass."""
-        self._subnet, self._states, self._entered = subnet, {}, []
+        self._subnet, self._states, self._entered_layers = subnet, {}, []
         try:
             yield
         finally:
             self._subnet = None
 
-    def _watch(self, model: PreTrainedModel) -> None:
+    def _add_hooks(self, model: PreTrainedModel) -> None:
         number = 0
         for stack in self.layout.family.stacks:
             for layer in model.base_model.get_submodule(stack.layers).children():
-                self._watch_layer(layer, number, stack.modules)
+                self._add_layer_hooks(layer, number, stack.modules)
                 number += 1
 
-    def _watch_layer(self, layer: torch.nn.Module, number: int, table: Mapping[str, Any]) -> None:
+    def _add_layer_hooks(self, layer: torch.nn.Module, number: int, modules_of_stack: Mapping[str, Any]) -> None:
         def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._subnet is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                index = len(self._entered) if self.layout.family.shared_layers else number
-                self._entered.append((index, hidden.shape[:2]))
+                index = len(self._entered_layers) if self.layout.family.shared_layers else number
+                self._entered_layers.append((index, hidden.shape[:2]))
 
         def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._subnet is not None:
-                self._keep("hidden", output[0] if isinstance(output, tuple) else output)
+                self._store("hidden", output[0] if isinstance(output, tuple) else output)
 
         layer.register_forward_pre_hook(enter, with_kwargs=True)
-        if self.of == "hidden":
+        if self.source == "hidden":
             layer.register_forward_hook(leave)
             return
         modules = dict(layer.named_modules())
-        for path, axes in table.items():
-            parts = axes[0] if isinstance(axes[0], tuple) else axes[:1]
-            if path in modules and len(axes) == 2 and set(parts) <= set(PROJECTED):
-                self._watch_projection(modules[path], path, parts)
+        for path, axes in modules_of_stack.items():
+            output_axes = axes[0] if isinstance(axes[0], tuple) else axes[:1]
+            if path in modules and len(axes) == 2 and set(output_axes) <= set(PROJECTION_AXES):
+                self._add_projection_hook(modules[path], path, output_axes)
 
-    def _watch_projection(self, module: torch.nn.Module, path: str, parts: tuple[Axis, ...]) -> None:
+    def _add_projection_hook(self, module: torch.nn.Module, path: str, output_axes: tuple[Axis, ...]) -> None:
         def leave(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            if self._subnet is not None and output.shape[:2] == self._entered[-1][1]:
-                for number, piece in enumerate(self._pieces(output, parts)):
-                    self._keep(f"{path}.{number}", piece)
+            if self._subnet is not None and output.shape[:2] == self._entered_layers[-1][1]:
+                for number, projection in enumerate(self._split_projection(output, output_axes)):
+                    self._store(f"{path}.{number}", projection)
 
         module.register_forward_hook(leave)
 
-    def _keep(self, what: str, states: torch.Tensor) -> None:
+    def _store(self, what: str, states: torch.Tensor) -> None:
         """Keeps the first of a kind: DeBERTa projects its relative positions with the same weights afterwards."""
-        self._states.setdefault((self._entered[-1][0], what), states)
+        self._states.setdefault((self._entered_layers[-1][0], what), states)
 
-    def _pieces(self, output: torch.Tensor, parts: tuple[Axis, ...]) -> list[torch.Tensor]:
+    def _split_projection(self, output: torch.Tensor, output_axes: tuple[Axis, ...]) -> list[torch.Tensor]:
         """Queries, keys and values of a matrix that makes several of them."""
-        if parts == ("qkv_heads",):
+        if output_axes == ("qkv_heads",):
             by_head = output.unflatten(-1, (-1, 3, self.layout.head_dim))
-            return [piece.flatten(-2) for piece in by_head.unbind(-2)]
+            return [projection.flatten(-2) for projection in by_head.unbind(-2)]
         assert self._subnet is not None
-        width = self._subnet.layer_values(self._subnet.layers.index(self._entered[-1][0]))
-        return list(output.split([self.layout.shapes.size(part, width) for part in parts], -1))
+        width = self._subnet.layer_values(self._subnet.layers.index(self._entered_layers[-1][0]))
+        return list(output.split([self.layout.shapes.size(part, width) for part in output_axes], -1))
 
 
-def detached(states: States) -> States:
+def detach_states(states: HiddenStates) -> HiddenStates:
     """The same states outside the graph."""
     return {key: each.detach() for key, each in states.items()}
 
 
 def relation_loss(
-    student: States, teacher: States, inputs: Mapping[str, torch.Tensor], layout: Layout
+    student: HiddenStates, teacher: HiddenStates, inputs: Mapping[str, torch.Tensor], layout: Layout
 ) -> torch.Tensor:
     """Mean of `relation_divergence` over what the student has of its layers, each beside the parent's same layer."""
     losses = []
-    for (layer, what), ours in student.items():
-        theirs, stack = teacher[layer, what], layout.stack_of(layer)[0]
+    for (layer, kind), student_states in student.items():
+        teacher_states, stack = teacher[layer, kind], layout.stack_of(layer)[0]
         heads = (
-            1 if what == "last" else relation_heads(ours, theirs, layout.parent_values[stack]["num_attention_heads"])
+            1
+            if kind == "last"
+            else relation_heads(student_states, teacher_states, layout.parent_values[stack]["num_attention_heads"])
         )
-        losses.append(relation_divergence(ours, theirs, real_tokens(inputs, stack), heads))
+        losses.append(relation_divergence(student_states, teacher_states, attention_mask_of(inputs, stack), heads))
     return torch.stack(losses).mean() if losses else next(iter(teacher.values())).new_zeros(())
 
 
-def real_tokens(inputs: Mapping[str, torch.Tensor], stack: int) -> torch.Tensor | None:
+def attention_mask_of(inputs: Mapping[str, torch.Tensor], stack: int) -> torch.Tensor | None:
     """Which tokens of a stack are no padding (examples, tokens); a decoder after an encoder reads what has labels."""
-    return inputs.get("attention_mask") if stack == 0 else inputs["labels"] != IGNORED
+    return inputs.get("attention_mask") if stack == 0 else inputs["labels"] != IGNORE_INDEX
 
 
-def relation_heads(student: torch.Tensor, teacher: torch.Tensor, most: int) -> int:
+def relation_heads(student: torch.Tensor, teacher: torch.Tensor, max_heads: int) -> int:
     """Into how many heads both models' channels can be split, at most so many."""
     common = math.gcd(student.shape[-1], teacher.shape[-1])
-    return next(heads for heads in range(most, 0, -1) if common % heads == 0)
+    return next(heads for heads in range(max_heads, 0, -1) if common % heads == 0)
 
 
 def relation_divergence(
@@ -161,13 +163,15 @@ def relation_divergence(
     """
     if mask is None or mask.shape != student.shape[:2]:
         mask = student.new_ones(student.shape[:2])
-    real = mask.bool()
-    ours, theirs = (_relations(states.float(), real, heads)[real] for states in (student, teacher))
-    return (theirs.exp() * (theirs - ours)).nan_to_num(0.0).sum(-1).mean()
+    is_real = mask.bool()
+    student_relations, teacher_relations = (
+        _relations(states.float(), is_real, heads)[is_real] for states in (student, teacher)
+    )
+    return (teacher_relations.exp() * (teacher_relations - student_relations)).nan_to_num(0.0).sum(-1).mean()
 
 
-def _relations(states: torch.Tensor, real: torch.Tensor, heads: int) -> torch.Tensor:
+def _relations(states: torch.Tensor, is_real: torch.Tensor, heads: int) -> torch.Tensor:
     """Logarithms (examples, tokens, heads, tokens); padding is no one's relation."""
-    split = states.unflatten(-1, (heads, -1)).transpose(1, 2)
-    scores = split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5
-    return F.log_softmax(scores.masked_fill(~real[:, None, None, :], -torch.inf), -1).transpose(1, 2)
+    heads_first = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = heads_first @ heads_first.transpose(-1, -2) / heads_first.shape[-1] ** 0.5
+    return F.log_softmax(scores.masked_fill(~is_real[:, None, None, :], -torch.inf), -1).transpose(1, 2)

@@ -13,30 +13,30 @@ import numpy as np
 from search_spaces import SearchSpace, SubnetConfig
 
 Role = Literal["largest", "smallest", "sampled"]
-Sample = Callable[[Random], SubnetConfig]
+SubnetSampler = Callable[[Random], SubnetConfig]
 """Draws one subnetwork."""
-Cost = Callable[[Sequence[SubnetConfig]], np.ndarray]
+CostFunction = Callable[[Sequence[SubnetConfig]], np.ndarray]
 """A cost of each subnetwork (n,)."""
 
 CANDIDATES = 32
 """Subnetworks drawn for one of a stratified sample; the one nearest to the wanted cost is kept."""
-STAGES = 4
+SHRINKING_STAGES = 4
 """Steps in which progressive shrinking opens the choices, the first with a quarter of them."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPass:
     """One forward and backward pass of a step: a subnetwork, and whether it learns from the labels too."""
 
     role: Role
     subnet: SubnetConfig
-    labels: bool
+    uses_labels: bool
 
 
 class Strategy(Protocol):
     """Which subnetworks learn together in one step."""
 
-    def lessons(self, progress: float, rng: Random) -> list[Lesson]:
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
         """The lessons of a step, at a share of the training in [0, 1); that of the largest subnetwork first."""
         ...
 
@@ -46,13 +46,16 @@ class Sandwich:
     """The largest, the smallest and some sampled subnetworks (Yu & Huang 2019, arXiv 1903.05134)."""
 
     space: SearchSpace
-    sample: Sample
-    sampled: int
+    sample: SubnetSampler
+    n_sampled: int
 
-    def lessons(self, progress: float, rng: Random) -> list[Lesson]:
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
         """The largest learns from the labels too."""
-        ends = [Lesson("largest", self.space.largest, True), Lesson("smallest", self.space.smallest, False)]
-        return ends + [Lesson("sampled", self.sample(rng), False) for _ in range(self.sampled)]
+        extremes = [
+            TrainingPass("largest", self.space.largest, True),
+            TrainingPass("smallest", self.space.smallest, False),
+        ]
+        return extremes + [TrainingPass("sampled", self.sample(rng), False) for _ in range(self.n_sampled)]
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ class SinglePath:
     """One sampled subnetwork a step (Guo et al. 2019, arXiv 1904.00420; AutoFormer, arXiv 2107.00651)."""
 
     space: SearchSpace
-    sample: Sample
-    sampled: int
+    sample: SubnetSampler
+    n_sampled: int
 
-    def lessons(self, progress: float, rng: Random) -> list[Lesson]:
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
         """It learns from the labels and from the teacher."""
-        return [Lesson("sampled", self.sample(rng), True)]
+        return [TrainingPass("sampled", self.sample(rng), True)]
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class Granularity:
     """One of the uniform scalings a step (MatFormer, Devvrit et al. 2023, arXiv 2310.07707)."""
 
     space: SearchSpace
-    sample: Sample
-    sampled: int
+    sample: SubnetSampler
+    n_sampled: int
 
-    def lessons(self, progress: float, rng: Random) -> list[Lesson]:
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
         """It learns from the labels and from the teacher."""
-        return [Lesson("sampled", rng.choice(self.space.uniform_scalings()), True)]
+        return [TrainingPass("sampled", rng.choice(self.space.uniform_scalings()), True)]
 
 
 @dataclass(frozen=True)
@@ -89,31 +92,31 @@ class ProgressiveShrinking:
     """
 
     space: SearchSpace
-    sample: Sample
-    sampled: int
+    sample: SubnetSampler
+    n_sampled: int
 
-    def lessons(self, progress: float, rng: Random) -> list[Lesson]:
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
         """The largest learns from the labels too."""
-        open_now = self.space.with_largest(math.floor(1 + STAGES * progress) / STAGES)
-        draws = self.sample if open_now.size == self.space.size else open_now.sample_mixed
-        sampled = [Lesson("sampled", draws(rng), False) for _ in range(self.sampled + 1)]
-        return [Lesson("largest", self.space.largest, True), *sampled]
+        open_space = self.space.with_largest(math.floor(1 + SHRINKING_STAGES * progress) / SHRINKING_STAGES)
+        sample = self.sample if open_space.size == self.space.size else open_space.sample_mixed
+        sampled = [TrainingPass("sampled", sample(rng), False) for _ in range(self.n_sampled + 1)]
+        return [TrainingPass("largest", self.space.largest, True), *sampled]
 
 
-def stratified(space: SearchSpace, cost: Cost) -> Sample:
+def stratified_sampler(space: SearchSpace, cost: CostFunction) -> SubnetSampler:
     """Draws subnetworks whose cost, not whose choices, is spread between the smallest and the largest."""
     low, high = cost([space.smallest, space.largest])
     scalings = space.uniform_scalings()  # near the ends there is little else, and it is rarely drawn
 
     def sample(rng: Random) -> SubnetConfig:
-        drawn = [*scalings, *(space.sample_mixed(rng) for _ in range(CANDIDATES))]
-        wanted = low + (high - low) * rng.random()
-        return drawn[int(np.argmin(np.abs(cost(drawn) - wanted)))]
+        candidates = [*scalings, *(space.sample_mixed(rng) for _ in range(CANDIDATES))]
+        target = low + (high - low) * rng.random()
+        return candidates[int(np.argmin(np.abs(cost(candidates) - target)))]
 
     return sample
 
 
-STRATEGIES: dict[str, Callable[[SearchSpace, Sample, int], Strategy]] = {
+STRATEGIES: dict[str, Callable[[SearchSpace, SubnetSampler, int], Strategy]] = {
     "sandwich": Sandwich,
     "single-path": SinglePath,
     "granularity": Granularity,
@@ -121,7 +124,7 @@ STRATEGIES: dict[str, Callable[[SearchSpace, Sample, int], Strategy]] = {
 }
 """Name in a recipe -> strategy, of a space, what draws subnetworks, and how many of those learn in a step."""
 
-SAMPLES: dict[str, Callable[[SearchSpace], Sample]] = {
+SUBNET_SAMPLERS: dict[str, Callable[[SearchSpace], SubnetSampler]] = {
     "mixed": lambda space: space.sample_mixed,
     "uniform": lambda space: space.sample,
 }

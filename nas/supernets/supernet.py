@@ -13,11 +13,19 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from nas.modeling import modeling_nas
-from nas.modeling.arch import arch_of
-from nas.modeling.elastic import Elastic, ElasticModuleList, Index, as_index, factors, make_elastic, take
-from nas.modeling.modeling_nas import WRAPPERS, holder, set_attention
+from nas.modeling.arch import edits_of
+from nas.modeling.elastic import (
+    Elastic,
+    ElasticModuleList,
+    Index,
+    as_index,
+    low_rank_factors,
+    make_elastic,
+    select_active,
+)
+from nas.modeling.modeling_nas import WRAPPERS, config_or_module, set_sparse_attention
 from nas.modeling.quantized import quantize
-from nas.supernets.low_rank import Activations, leading, output_basis
+from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.dimensions.attention import FULL, AttentionPattern
 from search_spaces.dimensions.bits import FULL_PRECISION
@@ -32,14 +40,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Part:
+class _ElasticLayer:
     """The elastic modules of one layer, or those outside the layers, and the widths they have now."""
 
     root: nn.Module
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
-    ranked: dict[str, str] = field(default_factory=dict)
-    numbered: list[nn.Module] = field(default_factory=list)
+    low_rank_weights: dict[str, str] = field(default_factory=dict)
+    cached_modules: list[nn.Module] = field(default_factory=list)
     width: dict[str, int] | None = None
     attention: str = FULL
     bits: str = FULL_PRECISION
@@ -54,37 +62,37 @@ class Supernet:
 
     Args:
         model: A model of a supported family; it is changed in place.
-        activations: What `basis.calibrate` found, for subnetworks with layers of low rank.
+        calibration: Statistics from `calibrate`, for subnetworks with layers of low rank.
 
     Raises:
         InputError: If the model type is not supported or its linear layers are not plain ones.
     """
 
-    def __init__(self, model: PreTrainedModel, activations: Activations | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, calibration: CalibrationStatistics | None = None) -> None:
         self.model = model
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
-        self._class = type(model)
+        self._model_class = type(model)
         for path, (attribute, _) in self.family.unused_modules.items():
             setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
-        self._layers = [_Part(self.layer(index)) for index in distinct]
-        self._outer = _Part(model)
+        self._layers = [_ElasticLayer(self.layer(index)) for index in distinct]
+        self._outside_layers = _ElasticLayer(model)
         self.embedding: nn.Embedding | None = None
         self._find_modules()
-        self._indices = lru_cache(4096)(self._indices_of)
-        self.activations = activations
+        self._cached_indices = lru_cache(4096)(self._compute_indices)
+        self.calibration = calibration
         self.active = self.parent
 
     @property
-    def activations(self) -> Activations | None:
+    def calibration(self) -> CalibrationStatistics | None:
         """What the bases of low ranks are made from."""
-        return self._activations
+        return self._calibration
 
-    @activations.setter
-    def activations(self, activations: Activations | None) -> None:
-        self._activations = activations
+    @calibration.setter
+    def calibration(self, calibration: CalibrationStatistics | None) -> None:
+        self._calibration = calibration
         self._bases: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def layer(self, index: int) -> nn.Module:
@@ -103,7 +111,7 @@ class Supernet:
         tied = {*self.model.all_tied_weights_keys, *self.model.all_tied_weights_keys.values()}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             place = self.layout.locate(name)
-            part = self._outer if place.layer is None else self._layers[place.layer]
+            layer = self._outside_layers if place.layer is None else self._layers[place.layer]
             if not any(place.axes) or self.layout.is_shared_by_first_layer(place):
                 continue
             if parameter.dim() < len(place.axes):
@@ -111,20 +119,20 @@ class Supernet:
                     f"`{name}` must be the weight of a plain layer to be elastic, but it has {parameter.dim()} "
                     "dimensions; load the model without quantization or adapters."
                 )
-            part.modules.setdefault(place.path, make_elastic(part.root.get_submodule(place.path)))
-            part.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
+            layer.modules.setdefault(place.path, make_elastic(layer.root.get_submodule(place.path)))
+            layer.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
             if self.layout.shapes.linear_axes(place) and name.endswith(".weight"):
-                part.ranked[place.path] = name
+                layer.low_rank_weights[place.path] = name
             if self.layout.shapes.is_embedding(place) and name not in tied:
-                self.embedding = cast(nn.Embedding, part.modules[place.path])
-                part.ranked[place.path] = name
-        for index, part in enumerate(self._layers):
+                self.embedding = cast(nn.Embedding, layer.modules[place.path])
+                layer.low_rank_weights[place.path] = name
+        for index, layer in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.mixins.items():
-                part.modules[path] = make_elastic(part.root.get_submodule(path), WRAPPERS[wrapper])
+                layer.modules[path] = make_elastic(layer.root.get_submodule(path), WRAPPERS[wrapper])
             for paths in stack.skips.values():
-                part.modules |= {path: make_elastic(part.root.get_submodule(path)) for path in paths}
-            part.numbered = [module for module in part.root.modules() if hasattr(module, "layer_idx")]
+                layer.modules |= {path: make_elastic(layer.root.get_submodule(path)) for path in paths}
+            layer.cached_modules = [module for module in layer.root.modules() if hasattr(module, "layer_idx")]
         for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
             for path in stack.shared_by_first_layer:
                 parent, _, name = path.rpartition(".")
@@ -137,7 +145,7 @@ class Supernet:
         if subnet.embedding_rank != FULL_RANK and self.embedding is None:
             raise InputError(
                 f"`embedding_rank` must be {FULL_RANK} where the output head shares the embeddings' table, as that of "
-                f"{self._class.__name__} does, but got {subnet.embedding_rank}."
+                f"{self._model_class.__name__} does, but got {subnet.embedding_rank}."
             )
 
     def activate(self, subnet: SubnetConfig) -> None:
@@ -151,63 +159,65 @@ class Supernet:
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
             self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
             for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
-                part = self._layers[subnet.layers[position]]
-                self._show(part, stack, subnet.layer_values(position))
-                self._attend(part, stack, subnet.attention[position])
-                self._store_in(part, subnet.bits[position])
-                for module in part.numbered:
+                layer = self._layers[subnet.layers[position]]
+                self._set_widths(layer, stack, subnet.layer_values(position))
+                self._set_attention(layer, stack, subnet.attention[position])
+                self._set_bits(layer, subnet.bits[position])
+                for module in layer.cached_modules:
                     module.__dict__["layer_idx"] = number  # the place in the cache
-        self._show(self._outer, None, self.layout.outside_values(subnet))
+        self._set_widths(self._outside_layers, None, self.layout.outside_values(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
         for name, value in self.layout.depth_config_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
 
-    def _show(self, part: _Part, stack: int | None, width: dict[str, int]) -> None:
+    def _set_widths(self, layer: _ElasticLayer, stack: int | None, width: dict[str, int]) -> None:
         """Sets what is active in one layer, or outside the layers (``stack`` is None)."""
-        if part.width == width:
+        if layer.width == width:
             return
-        index = self._indices(stack, tuple(width.items()))
-        for path, kinds in part.axes.items():
-            views = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
-            part.modules[path].__dict__["views"] = views
+        index = self._cached_indices(stack, tuple(width.items()))
+        for path, kinds in layer.axes.items():
+            active_entries = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
+            layer.modules[path].__dict__["active_entries"] = active_entries
         low = any(width.get(rank, FULL_RANK) not in (0, FULL_RANK) for rank in (*RANK_FIELDS, "embedding_rank"))
-        for path, name in part.ranked.items():
-            part.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
+        for path, name in layer.low_rank_weights.items():
+            layer.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
         if stack is not None:
             skips = self.layout.skips(stack, width)
             for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
-                part.modules[path].__dict__["skip"] = skips.get(path)
+                layer.modules[path].__dict__["skip"] = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
-                    setattr(holder(part.root, path), name, self.layout.shapes.attribute_value(formula, width))
-        part.width = width
+                    setattr(
+                        config_or_module(layer.root, path), name, self.layout.shapes.attribute_value(formula, width)
+                    )
+        layer.width = width
 
-    def _attend(self, part: _Part, stack: int, text: str) -> None:
+    def _set_attention(self, layer: _ElasticLayer, stack: int, text: str) -> None:
         """Sets the attention pattern of one layer."""
-        if part.attention != text:
+        if layer.attention != text:
             pattern = AttentionPattern.parse(text)
-            module = part.root.get_submodule(self.family.stacks[stack].attention_module)
-            set_attention(module, None if pattern is None else pattern.to_list())
-            part.attention = text
+            module = layer.root.get_submodule(self.family.stacks[stack].attention_module)
+            set_sparse_attention(module, None if pattern is None else pattern.to_list())
+            layer.attention = text
 
-    def _store_in(self, part: _Part, bits: str) -> None:
+    def _set_bits(self, layer: _ElasticLayer, bits: str) -> None:
         """Sets in what numbers one layer is stored."""
-        if part.bits != bits:
-            for path in part.ranked:
-                part.modules[path].__dict__["bits"] = bits
-            part.bits = bits
+        if layer.bits != bits:
+            for path in layer.low_rank_weights:
+                layer.modules[path].__dict__["bits"] = bits
+            layer.bits = bits
 
-    def _indices_of(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
+    def _compute_indices(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
         """Axes of the parameters that are not active whole with given widths -> their active entries."""
         width, full = dict(items), self.layout.parent_values[stack or 0]
-        parts = [self._outer] if stack is None else self._layers
-        every = {axes for part in parts for kinds in part.axes.values() for axes in kinds.values()}
-        found = {axes: self._index(axes, width, full) for axes in every}
+        layers = [self._outside_layers] if stack is None else self._layers
+        every = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
+        found = {axes: self._active_index(axes, width, full) for axes in every}
         return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
 
-    def _index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
+    def _active_index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
         def whole(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
@@ -215,9 +225,9 @@ class Supernet:
         return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
 
     @property
-    def linear(self) -> dict[str, nn.Module]:
+    def linear_layers(self) -> dict[str, nn.Module]:
         """Name of the weight of each linear layer in the layers -> its module."""
-        return {name: part.modules[path] for part in self._layers for path, name in part.ranked.items()}
+        return {name: layer.modules[path] for layer in self._layers for path, name in layer.low_rank_weights.items()}
 
     def _basis(self, name: str, width: Mapping[str, int]) -> torch.Tensor | None:
         """Basis (outputs, rank) of a module where these widths hold; None where it is one matrix.
@@ -229,25 +239,25 @@ class Supernet:
         if rank is None:
             return None
         axes, full = self.layout.shapes.linear_axes(place) or place.axes, self.layout.parent_values[place.stack or 0]
-        index = self._index(axes, width, full)
+        index = self._active_index(axes, width, full)
         key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
         if key not in self._bases:
-            self._bases[key] = self._found_basis(name, index).to(self.model.device, self.model.dtype)
+            self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
         return self._bases[key][:, :rank]
 
-    def _found_basis(self, name: str, index: Index) -> torch.Tensor:
+    def _compute_basis(self, name: str, index: Index) -> torch.Tensor:
         """Basis of the active entries of a module, for its largest rank below break-even."""
-        known = self._activations
+        known = self._calibration
         place = self.layout.locate(name)
         if known is not None and self.layout.shapes.is_embedding(place) and known.embedding is not None:
-            moment = take(known.embedding, (index[1], index[1]))
-            return leading(moment, _largest(len(moment), self.layout.sizes.vocab_size))
+            moment = select_active(known.embedding, (index[1], index[1]))
+            return top_eigenvectors(moment, _largest_rank(len(moment), self.layout.sizes.vocab_size))
         if known is None or name not in known.moments:
-            raise InputError(
-                f"`{name}` must be calibrated to have a rank; set `activations` to `basis.calibrate(...)`."
-            )
-        weight = take(known.weights[name], index)
-        return output_basis(weight, take(known.moments[name], (index[1], index[1])), _largest(*weight.shape))
+            raise InputError(f"`{name}` must be calibrated to have a rank; set `calibration` to `calibrate(...)`.")
+        weight = select_active(known.weights[name], index)
+        return output_basis(
+            weight, select_active(known.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
+        )
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
         """A model of its own that computes what the supernet computes with ``subnet`` active.
@@ -260,12 +270,14 @@ class Supernet:
         """
         self.check(subnet)
         update = stock_config_update(self.layout, subnet)
-        model_class, config = self._stock(update) if update is not None else self._edited(subnet)
+        model_class, config = (
+            self._stock_class_and_config(update) if update is not None else self._custom_class_and_config(subnet)
+        )
         with torch.random.fork_rng(devices=[]), no_init_weights():
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
         model.to(self.model.device)
         state = self.state_dict(subnet)
-        state = self._folded(state, subnet) if update is not None else state
+        state = self._fold_constants(state, subnet) if update is not None else state
         model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         model.tie_weights()
         if self.model.can_generate():
@@ -278,27 +290,27 @@ class Supernet:
         for name, tensor in self.model.state_dict().items():
             width, place = self.layout.values_at(subnet, name), self.layout.locate(name)
             if width is not None:
-                index = self._index(place.axes, width, self.layout.parent_values[place.stack or 0])
+                index = self._active_index(place.axes, width, self.layout.parent_values[place.stack or 0])
                 new_name, basis = self.layout.name_in_subnet(subnet, name), None
                 module, _, kind = new_name.rpartition(".")
                 is_table = self.layout.shapes.is_embedding(place)
                 if self.layout.shapes.linear_axes(place) or is_table:
                     basis = self._basis(f"{name.removesuffix(kind)}weight", width)
                 bits = self.layout.bits_of(subnet, place)
-                found = take(tensor, index)
+                found = select_active(tensor, index)
                 if kind != "weight" or (basis is None and bits == FULL_PRECISION):
                     state[new_name if basis is None else f"{module}.up.{kind}"] = found
                     continue
                 matrices = {"": found.T if self.family.conv1d or is_table else found}
                 if basis is not None:
-                    up, down = factors(matrices[""], basis)
+                    up, down = low_rank_factors(matrices[""], basis)
                     matrices = {".up": up, ".down": down.T if is_table else down}
                 for end, one in matrices.items():
                     stored = {"weight": one} if bits == FULL_PRECISION else quantize(one, bits)
                     state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
         return state
 
-    def _folded(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+    def _fold_constants(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
         """The weights of a stock model whose constants follow from another hidden size than the parent's."""
         if self.family.rescale_constants is None or subnet.hidden_size == self.parent.hidden_size:
             return state
@@ -309,7 +321,7 @@ class Supernet:
                     state[name] = (state[name] + offset) * factor - offset
         return state
 
-    def _stock(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    def _stock_class_and_config(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
         sizes.update({**update, **{name: False for _, name in self.family.unused_modules.values()}})
@@ -317,14 +329,14 @@ class Supernet:
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
-        return self._class, config
+        return self._model_class, config
 
-    def _edited(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    def _custom_class_and_config(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         """Class and config of a subnetwork that no stock config describes."""
-        _, config = self._stock(self.layout.depth_config_update(subnet))
-        config.update({"nas_arch": arch_of(self.model, self.layout, subnet)})
+        _, config = self._stock_class_and_config(self.layout.depth_config_update(subnet))
+        config.update({"nas_arch": edits_of(self.model, self.layout, subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
-        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._class.__name__)
+        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
         if subnet.embedding_rank != FULL_RANK:
@@ -332,7 +344,7 @@ class Supernet:
         return nas_model, described
 
 
-def _largest(outputs: int, inputs: int) -> int:
+def _largest_rank(outputs: int, inputs: int) -> int:
     """The largest rank of two factors below break-even."""
     rank = factor_rank(outputs, inputs, FULL_RANK - 1)
     assert rank is not None

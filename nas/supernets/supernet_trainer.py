@@ -10,15 +10,21 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from nas.supernets.relation_distillation import Related, StateRecorder, States, detached, relation_loss
-from nas.supernets.strategies import Lesson, Strategy
+from nas.supernets.relation_distillation import (
+    HiddenStateRecorder,
+    HiddenStates,
+    RelationSource,
+    detach_states,
+    relation_loss,
+)
+from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import DistillationTrainer
 from nas.tasks.batches import model_inputs
-from nas.tasks.losses import Scored
+from nas.tasks.losses import LogitsAndLabels
 from search_spaces import InputError, SubnetConfig
 
-Said = tuple[list[Scored], States]
+DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
 """What counts of a model's outputs, and the states whose relations are learned from."""
 
 
@@ -34,8 +40,8 @@ class SupernetTrainer(DistillationTrainer):
     Args:
         supernet: Its model is trained; its weights should be in importance order.
         strategy: Which subnetworks learn in a step.
-        relations: Weight of the loss on how tokens relate.
-        relations_of: In which states of a subnetwork they relate as in the teacher's.
+        relation_weight: Weight of the loss on how tokens relate.
+        relation_source: In which states of a subnetwork they relate as in the teacher's.
         **kwargs: Those of `DistillationTrainer`, such as ``teacher``: the parent, or None for in-place distillation.
 
     Raises:
@@ -47,31 +53,31 @@ class SupernetTrainer(DistillationTrainer):
         *,
         supernet: Supernet,
         strategy: Strategy,
-        relations: float = 0.0,
-        relations_of: Related = "last",
+        relation_weight: float = 0.0,
+        relation_source: RelationSource = "last",
         **kwargs: Any,
     ) -> None:
         super().__init__(model=supernet.model, **kwargs)
-        self.supernet, self.strategy, self.relations = supernet, strategy, relations
-        self._recorders: dict[int, StateRecorder] = {}
-        if relations:
-            self._record(relations_of)
+        self.supernet, self.strategy, self.relation_weight = supernet, strategy, relation_weight
+        self._recorders: dict[int, HiddenStateRecorder] = {}
+        if relation_weight:
+            self._attach_recorders(relation_source)
         self._losses: dict[str, list[torch.Tensor]] = {}
 
-    def _record(self, of: Related) -> None:
+    def _attach_recorders(self, source: RelationSource) -> None:
         """Makes the states of the subnetworks and of the teacher known."""
-        if of != "last" and self.args.n_gpu > 1:
+        if source != "last" and self.args.n_gpu > 1:
             raise InputError(
-                f"`supernet.relations_of` must be `last` where one process drives several GPUs, but got `{of}`; start "
-                "a process for each with `accelerate launch`."
+                f"`supernet.relations_of` must be `last` where one process drives several GPUs, but got `{source}`; "
+                "start a process for each with `accelerate launch`."
             )
         models = [self.supernet.model, *([] if self.teacher is None else [self.teacher])]
-        self._recorders = {id(model): StateRecorder(model, self.supernet.layout, of) for model in models}
+        self._recorders = {id(model): HiddenStateRecorder(model, self.supernet.layout, source) for model in models}
 
-    def lessons(self, step: int) -> list[Lesson]:
+    def passes(self, step: int) -> list[TrainingPass]:
         """What is learned in one step."""
         progress = step / max(self.state.max_steps, step + 1)
-        return self.strategy.lessons(progress, Random(f"{self.args.seed}/{step}"))
+        return self.strategy.passes(progress, Random(f"{self.args.seed}/{step}"))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
@@ -79,21 +85,25 @@ class SupernetTrainer(DistillationTrainer):
         """One forward and backward pass a lesson; gradients add up. Returns the mean loss."""
         model.train()
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        inputs, rows = self.split(self._prepare_inputs(inputs))
-        lessons = self.lessons(self.state.global_step)
-        taught = self._from_teacher(model, inputs, rows, lessons)
+        inputs, rows = self.pop_row_index(self._prepare_inputs(inputs))
+        passes = self.passes(self.state.global_step)
+        teacher_outputs = self._teacher_forward(model, inputs, rows, passes)
         total = torch.zeros((), device=self.args.device)
-        for lesson in lessons:
-            self.supernet.activate(lesson.subnet)
+        for training_pass in passes:
+            self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
-                outputs, said = self._called(model, inputs, lesson.subnet)
-                parts = [outputs.loss.mean()] if lesson.labels else []  # DataParallel gives one loss a device
-                parts += [] if taught is None else [self._divergence(said, taught, inputs)]
+                outputs, outputs_and_states = self._forward(model, inputs, training_pass.subnet)
+                parts = (
+                    [outputs.loss.mean()] if training_pass.uses_labels else []
+                )  # DataParallel gives one loss a device
+                parts += (
+                    [] if teacher_outputs is None else [self._divergence(outputs_and_states, teacher_outputs, inputs)]
+                )
                 loss = torch.stack(parts).sum()
-            taught = taught or _fixed(said)
-            self.accelerator.backward(loss / (len(lessons) * self.args.gradient_accumulation_steps))
-            self._losses.setdefault(f"loss_{lesson.role}", []).append(loss.detach())
-            total += loss.detach() / len(lessons)
+            teacher_outputs = teacher_outputs or _detach(outputs_and_states)
+            self.accelerator.backward(loss / (len(passes) * self.args.gradient_accumulation_steps))
+            self._losses.setdefault(f"loss_{training_pass.role}", []).append(loss.detach())
+            total += loss.detach() / len(passes)
         self.supernet.activate(self.supernet.parent)
         self._average_gradients()
         return total
@@ -105,38 +115,40 @@ class SupernetTrainer(DistillationTrainer):
             self._losses = {}
         super().log(logs, *args, **kwargs)
 
-    def _called(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, Said]:
+    def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
         """The outputs of a model of which ``subnet`` is active, and what it says."""
-        taught = model is self.teacher
-        given = model_inputs(inputs) if taught else inputs
-        if not self.relations:
-            outputs = model(**given)
-            return outputs, (self.said(outputs, inputs), {})
-        recorder = self._recorders[id(self.teacher if taught else self.supernet.model)]
-        outputs, states = recorder.run(model, given, subnet)
-        return outputs, (self.said(outputs, inputs), states)
+        is_teacher = model is self.teacher
+        model_batch = model_inputs(inputs) if is_teacher else inputs
+        if not self.relation_weight:
+            outputs = model(**model_batch)
+            return outputs, (self.logits_and_labels(outputs, inputs), {})
+        recorder = self._recorders[id(self.teacher if is_teacher else self.supernet.model)]
+        outputs, states = recorder.run(model, model_batch, subnet)
+        return outputs, (self.logits_and_labels(outputs, inputs), states)
 
-    def _from_teacher(
-        self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, lessons: Sequence[Lesson]
-    ) -> Said | None:
+    def _teacher_forward(
+        self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, passes: Sequence[TrainingPass]
+    ) -> DistillationOutputs | None:
         """What the teacher says; None where the first lesson, the largest subnetwork, will be the teacher."""
-        whole = self.supernet.parent
+        parent = self.supernet.parent
         if self.teacher is None:
-            if lessons[0].role == "largest":
+            if passes[0].role == "largest":
                 return None
-            self.supernet.activate(whole)
+            self.supernet.activate(parent)
             with torch.no_grad():
-                return _fixed(self._called(model, inputs, whole)[1])
-        if not self.relations:
-            return self.taught(inputs, rows), {}
+                return _detach(self._forward(model, inputs, parent)[1])
+        if not self.relation_weight:
+            return self.teacher_outputs(inputs, rows), {}
         with torch.no_grad():
-            return self._called(self.teacher, inputs, whole)[1]
+            return self._forward(self.teacher, inputs, parent)[1]
 
-    def _divergence(self, student: Said, teacher: Said, inputs: dict[str, Any]) -> torch.Tensor:
+    def _divergence(
+        self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any]
+    ) -> torch.Tensor:
         loss = self.divergence(student[0], teacher[0])
-        if not self.relations:
+        if not self.relation_weight:
             return loss
-        return loss + self.relations * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
+        return loss + self.relation_weight * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
 
     def _average_gradients(self) -> None:
         """Takes the mean over processes, once the gradients of a step are complete.
@@ -151,7 +163,7 @@ class SupernetTrainer(DistillationTrainer):
                 parameter.grad /= distributed.get_world_size()
 
 
-def _fixed(said: Said) -> Said:
+def _detach(outputs: DistillationOutputs) -> DistillationOutputs:
     """The same outside the graph."""
-    scored, states = said
-    return [(logits.detach(), labels) for logits, labels in scored], detached(states)
+    logits_and_labels, states = outputs
+    return [(logits.detach(), labels) for logits, labels in logits_and_labels], detach_states(states)

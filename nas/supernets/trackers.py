@@ -12,7 +12,7 @@ from nas.recipe.schema import Training
 from search_spaces import InputError
 
 
-def check_reporting(settings: Training) -> None:
+def check_trackers(settings: Training) -> None:
     """Makes sure that what a training reports to is installed.
 
     Raises:
@@ -25,7 +25,7 @@ def check_reporting(settings: Training) -> None:
         )
 
 
-def keep_logs(trainer: Trainer, logs: Path) -> None:
+def set_log_folder(trainer: Trainer, logs: Path) -> None:
     """Has the integrations of a trainer write to a folder, all runs of MLflow to one database beside it.
 
     Where the environment variables of the integrations name another place, such as a server, they write there.

@@ -13,9 +13,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import Training
-from nas.supernets.trackers import keep_logs
+from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import model_inputs
-from nas.tasks.losses import Scored, divergence
+from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 from nas.runs.progress import ProgressCallback
 
-MEMORY_BATCH = 64
+TEACHER_BATCH_SIZE = 64
 """Examples that a teacher is asked about at once."""
-ROW = "row"
+ROW_INDEX = "row"
 """Column of a training set that numbers its examples."""
 
 
-def _collated(task: TaskType, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _collate_with_row_index(task: TaskType, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch, with the numbers of its rows where they have one."""
-    numbers = {ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {}
-    return {**task.collate([{n: v for n, v in row.items() if n != ROW} for row in rows]), **numbers}
+    row_index = {ROW_INDEX: torch.tensor([row[ROW_INDEX] for row in rows])} if ROW_INDEX in rows[0] else {}
+    return {**task.collate([{n: v for n, v in row.items() if n != ROW_INDEX} for row in rows]), **row_index}
 
 
 class DistillationTrainer(Trainer):
@@ -57,10 +57,10 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if train_dataset is not None and teacher is not None:
-            train_dataset = train_dataset.add_column(ROW, list(range(len(train_dataset))))
-        super().__init__(data_collator=partial(_collated, task), train_dataset=train_dataset, **kwargs)
+            train_dataset = train_dataset.add_column(ROW_INDEX, list(range(len(train_dataset))))
+        super().__init__(data_collator=partial(_collate_with_row_index, task), train_dataset=train_dataset, **kwargs)
         self.task = task
-        self.memory: list[torch.Tensor] = []
+        self.teacher_cache: list[torch.Tensor] = []
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
 
@@ -68,29 +68,29 @@ class DistillationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Labels and, where there is a teacher, its outputs; see the class."""
-        inputs, rows = self.split(inputs)
+        inputs, rows = self.pop_row_index(inputs)
         outputs = model(**inputs)
         loss = outputs.loss
         if self.teacher is not None:
-            loss = loss + self.divergence(self.said(outputs, inputs), self.taught(inputs, rows))
+            loss = loss + self.divergence(self.logits_and_labels(outputs, inputs), self.teacher_outputs(inputs, rows))
         return (loss, outputs) if return_outputs else loss
 
-    def split(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+    def pop_row_index(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         """A batch without the numbers of its rows, and these numbers."""
         inputs = dict(inputs)
-        return inputs, inputs.pop(ROW, torch.zeros(0)).cpu()
+        return inputs, inputs.pop(ROW_INDEX, torch.zeros(0)).cpu()
 
-    def said(self, outputs: Any, inputs: dict[str, Any]) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, inputs: dict[str, Any]) -> list[LogitsAndLabels]:
         """What counts of a model's outputs."""
-        return self.task.scored(outputs, inputs)
+        return self.task.logits_and_labels(outputs, inputs)
 
-    def taught(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[Scored]:
+    def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[LogitsAndLabels]:
         """The teacher's outputs on the same inputs, those of the decoder included; from memory where it has them."""
-        if self.memory and len(rows):
-            return [(logits[rows].to(self.args.device), inputs["labels"]) for logits in self.memory]
+        if self.teacher_cache and len(rows):
+            return [(logits[rows].to(self.args.device), inputs["labels"]) for logits in self.teacher_cache]
         assert self.teacher is not None
         with torch.no_grad():
-            return self.said(self.teacher(**model_inputs(inputs)), inputs)
+            return self.logits_and_labels(self.teacher(**model_inputs(inputs)), inputs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; a teacher is asked about every example once, where it says one vector of each.
@@ -99,23 +99,25 @@ class DistillationTrainer(Trainer):
         again, gets the same answers.
         """
         if self.teacher is not None and self.args.num_train_epochs > 1:
-            self.memory = self._memory()
+            self.teacher_cache = self._cache_teacher()
         return super().train(*args, **kwargs)
 
-    def _memory(self) -> list[torch.Tensor]:
+    def _cache_teacher(self) -> list[torch.Tensor]:
         """What the teacher says of each row; texts of a length are asked about together. Nothing of tokens."""
-        dataset, found = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
-        texts = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
-        order = torch.tensor([len(text) for text in texts]).argsort(stable=True)
-        for numbers in order.split(MEMORY_BATCH):
-            inputs, _ = self.split(self._prepare_inputs(self.data_collator(list(dataset.select(numbers.tolist())))))
-            logits = [each for each, _ in self.taught(inputs, torch.zeros(0))]
+        dataset, batches = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
+        token_lists = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
+        order = torch.tensor([len(text) for text in token_lists]).argsort(stable=True)
+        for rows in order.split(TEACHER_BATCH_SIZE):
+            inputs, _ = self.pop_row_index(
+                self._prepare_inputs(self.data_collator(list(dataset.select(rows.tolist()))))
+            )
+            logits = [each for each, _ in self.teacher_outputs(inputs, torch.zeros(0))]
             if any(each.shape[1:] != (self.teacher.config.num_labels,) for each in logits):  # type: ignore[union-attr]
                 return []
-            found.append([each.float().cpu() for each in logits])
-        return [torch.cat(each)[order.argsort()] for each in zip(*found, strict=True)]
+            batches.append([each.float().cpu() for each in logits])
+        return [torch.cat(each)[order.argsort()] for each in zip(*batches, strict=True)]
 
-    def divergence(self, student: Sequence[Scored], teacher: Sequence[Scored]) -> torch.Tensor:
+    def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
         """How far a student's outputs are from the teacher's, on what has a label."""
         return divergence(student, teacher, self.task.activation, self.temperature)
 
@@ -166,9 +168,9 @@ def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[s
     Returns:
         The logged losses: one mapping a logging step.
     """
-    trainer.remove_callback(_printer())
-    trainer.add_callback(_Reporter(report))
-    keep_logs(trainer, logs)
+    trainer.remove_callback(_printer_callback())
+    trainer.add_callback(_ProgressReporter(report))
+    set_log_folder(trainer, logs)
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -179,8 +181,8 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
     The Trainer writes ``trainer_state.json`` last; a process killed before leaves a folder without a readable one.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return next((path for path in reversed(found) if _is_complete(path)), None)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return next((path for path in reversed(checkpoints) if _is_complete(path)), None)
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -196,13 +198,13 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def _printer() -> type[TrainerCallback]:
+def _printer_callback() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
 
 
-class _Reporter(TrainerCallback):
+class _ProgressReporter(TrainerCallback):
     """Hands the Trainer's progress to our own display."""
 
     def __init__(self, report: ProgressCallback) -> None:
@@ -214,7 +216,7 @@ class _Reporter(TrainerCallback):
         self.report(state.global_step, state.max_steps, " · ".join(shown))
 
 
-def plain_trainer(
+def model_trainer(
     model: PreTrainedModel,
     settings: Training,
     folder: Path,

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Batch = Mapping[str, "torch.Tensor"]
-TARGETS = ("labels", "start_positions", "end_positions")
+LABEL_NAMES = ("labels", "start_positions", "end_positions")
 """What of a batch a model only needs for its own loss."""
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of what is not scored, as everywhere in Hugging Face."""
 
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """A batch without its labels."""
-    return {name: tensor for name, tensor in batch.items() if name not in TARGETS}
+    return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nas.modeling.longer_positions import lengthened, lengthened_config, positions
+from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
 from nas.modeling.registration import stock_classes
 from nas.recipe.schema import Recipe, Training
-from nas.tasks.data import augmented, load_source
+from nas.tasks.data import augment, load_source
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
@@ -32,14 +32,14 @@ class Splits:
 
     Attributes:
         task: The task with its data: collates, and knows what of the outputs counts.
-        examples: What the parent and the supernet learn from, not yet processed.
+        raw_train: What the parent and the supernet learn from, not yet processed.
         train: The same as model inputs with labels.
         search: Slice of the training data that the search scores on.
         test: Held-out split that is reported.
     """
 
     task: TaskType
-    examples: Dataset
+    raw_train: Dataset
     train: Dataset
     search: EvaluationSet
     test: EvaluationSet
@@ -55,15 +55,15 @@ class TaskContext:
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The parent's Hugging Face config; positions that it learns are as many as the recipe asks for."""
-        return lengthened_config(load_config(self.recipe.model), self._tokens)
+        return extend_config(load_config(self.recipe.model), self._longest_input)
 
     @cached_property
-    def lengthens(self) -> bool:
+    def extends_positions(self) -> bool:
         """Whether the recipe's texts are longer than the model has position embeddings for, and those are copied."""
-        return positions(load_config(self.recipe.model)) != positions(self.config)
+        return num_positions(load_config(self.recipe.model)) != num_positions(self.config)
 
     @property
-    def _tokens(self) -> int:
+    def _longest_input(self) -> int:
         return max(self.recipe.task.max_length, self.recipe.workload.sequence_length or 0)
 
     @cached_property
@@ -83,15 +83,15 @@ class TaskContext:
         return TASKS[self.recipe.task.type].auto_class
 
     @property
-    def kind(self) -> type[TaskType]:
+    def task_type(self) -> type[TaskType]:
         """The recipe's task type."""
         return TASK_TYPES[self.recipe.task.type]
 
     @cached_property
     def processor(self) -> Any:
         """Tokenizer, image processor or both of a speech model."""
-        processor = load_processor(self.kind, self.recipe.model)
-        if self.lengthens:
+        processor = load_processor(self.task_type, self.recipe.model)
+        if self.extends_positions:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
@@ -99,8 +99,10 @@ class TaskContext:
     def splits(self) -> Splits:
         """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
         settings, seed = self.recipe.task, self.recipe.seed
-        train, test = (load_source(source, self.kind.folder) for source in (settings.train, settings.test))
-        task = self.kind(self._task_inputs, train, test)
+        train, test = (
+            load_source(source, self.task_type.folder_builder) for source in (settings.train, settings.test)
+        )
+        task = self.task_type(self._task_inputs, train, test)
         for name in self.recipe.metric_names:
             task.metric(name)
         if len(task.train) <= settings.search_examples:
@@ -114,10 +116,10 @@ class TaskContext:
         train = shuffled.select(range(settings.search_examples, min(end or len(shuffled), len(shuffled))))
         return Splits(
             task=task,
-            examples=train,
+            raw_train=train,
             train=task.process(train, settings.train),
-            search=EvaluationSet.of(task.process(search, settings.train), task),
-            test=EvaluationSet.of(task.process(task.test, settings.test), task),
+            search=EvaluationSet.from_dataset(task.process(search, settings.train), task),
+            test=EvaluationSet.from_dataset(task.process(task.test, settings.test), task),
         )
 
     @property
@@ -140,7 +142,7 @@ class TaskContext:
             from transformers import set_seed
 
             set_seed(self.recipe.seed)
-            self._augmented[source] = self.splits.task.process(augmented(self.splits.examples, source), source)
+            self._augmented[source] = self.splits.task.process(augment(self.splits.raw_train, source), source)
         return self._augmented[source]
 
     @cached_property
@@ -149,7 +151,7 @@ class TaskContext:
         import transformers
 
         heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
-        return bool(heads & set(self.config.architectures or [])) and not self.untrained
+        return bool(heads & set(self.config.architectures or [])) and not self.has_no_weights
 
     @property
     def head_names(self) -> list[str] | None:
@@ -157,7 +159,7 @@ class TaskContext:
         return [str(name) for _, name in sorted(self.config.id2label.items())] if self.has_head else None
 
     @property
-    def trains_parent(self) -> bool:
+    def should_finetune(self) -> bool:
         """Whether the model is fine-tuned on the task: if it has no trained head, or the recipe gives the epochs.
 
         A pretrained language model has its head, and is used as it came unless ``parent.epochs`` is set.
@@ -165,7 +167,7 @@ class TaskContext:
         return not self.has_head or self.recipe.parent.epochs is not None
 
     @property
-    def untrained(self) -> bool:
+    def has_no_weights(self) -> bool:
         """Whether the model is a local folder with a config and no weights."""
         folder = Path(self.recipe.model)
         weights = ("*.safetensors", "*.bin", "*.index.json")
@@ -181,18 +183,18 @@ class TaskContext:
         """
         import transformers
 
-        labels = self._new_labels() if folder is None and not self.has_head else {}
+        labels = self._label_mappings() if folder is None and not self.has_head else {}
         transformers.set_seed(self.recipe.seed)
-        if folder is None and self.untrained:
+        if folder is None and self.has_no_weights:
             self.config.update({**labels, **({"num_labels": len(labels["id2label"])} if labels else {})})
-            model = self._fresh()
+            model = self._from_config()
         else:
-            model = self._pretrained(folder, labels)
+            model = self._from_pretrained(folder, labels)
         if folder is None:
             self.splits.task.configure(model.config)
         return model
 
-    def _fresh(self) -> PreTrainedModel:
+    def _from_config(self) -> PreTrainedModel:
         import transformers
 
         try:
@@ -203,18 +205,18 @@ class TaskContext:
                 f"{' '.join(str(error).split())[:200]}."
             ) from None
 
-    def _new_labels(self) -> dict[str, dict[Any, Any]]:
+    def _label_mappings(self) -> dict[str, dict[Any, Any]]:
         names = self.splits.task.names
         return {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}} if names else {}
 
-    def _pretrained(self, folder: str | Path | None, labels: dict[str, Any]) -> PreTrainedModel:
+    def _from_pretrained(self, folder: str | Path | None, labels: dict[str, Any]) -> PreTrainedModel:
         import transformers
 
         source = str(folder or self.recipe.model)
         try:
             auto = getattr(transformers, self.auto_class)
             model = auto.from_pretrained(source, **labels, dtype=torch.float32)
-            return model if folder is not None else lengthened(model, self.config)
+            return model if folder is not None else extend_positions(model, self.config)
         except Exception as error:
             again = f"delete `{source}` and type the same command again to make them anew"
             raise InputError(
@@ -229,4 +231,4 @@ class TaskContext:
             InputError: If they do not fit in memory.
         """
         with one_line_errors(workload):
-            return self.kind.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))
+            return self.task_type.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-RESAMPLES = 200
+BOOTSTRAP_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,30 @@ class EvaluationSet:
     rows: tuple[Sequence[list[Row]], ...]
 
     @classmethod
-    def of(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
+    def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
         """Collates a processed dataset, the same way on every call."""
-        size, collate = batch_size or task.evaluation_batch_size, task.fixed_collate()
-        examples = sorted(task.examples(dataset[i] for i in range(len(dataset))), key=_length)
+        size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
+        examples = sorted(task.group_by_example(dataset[i] for i in range(len(dataset))), key=_num_tokens)
         groups = [examples[start : start + size] for start in range(0, len(examples), size)]
-        groups = [groups[i] for i in spread(len(groups))]
+        groups = [groups[i] for i in van_der_corput_order(len(groups))]
         batches = tuple(collate([row for example in group for row in example]) for group in groups)
-        return cls(task, batches, tuple([_compared(example, task) for example in group] for group in groups))
+        return cls(task, batches, tuple([_reference_rows(example, task) for example in group] for group in groups))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
 
-    def first(self, examples: int) -> EvaluationSet:
+    def take(self, examples: int) -> EvaluationSet:
         """The first whole batches of about so many examples, at least one; a longer such set begins with a shorter."""
         sizes = np.cumsum([len(group) for group in self.rows])
         count = max(1, int(np.abs(sizes - examples).argmin()) + 1)
         return replace(self, batches=self.batches[:count], rows=self.rows[:count])
 
     def labelled_batches(self, examples: int) -> list[dict[str, torch.Tensor]]:
-        """The batches of `first`."""
-        return [dict(batch) for batch in self.first(examples).batches]
+        """The batches of `take`."""
+        return [dict(batch) for batch in self.take(examples).batches]
 
 
-def spread(count: int) -> list[int]:
+def van_der_corput_order(count: int) -> list[int]:
     """The numbers below ``count``, each far from those before it (van der Corput 1935)."""
     bits = max(count - 1, 1).bit_length()
     return [i for i in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)) if i < count]
@@ -86,17 +86,17 @@ class Score:
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Several qualities of a model from one pass over the examples."""
-    found = found_of(model, examples, names)
-    return {name: _with_error(examples.task.metric(name), found) for name in names}
+    stats = collect_stats(model, examples, names)
+    return {name: _bootstrap(examples.task.metric(name), stats) for name in names}
 
 
-def found_of(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
+def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
     """What these qualities need to know of each example, in the order of the batches."""
     parts = []
-    with evaluating(model):
+    with evaluation_mode(model):
         for batch, rows in zip(examples.batches, examples.rows, strict=True):
-            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            parts.append(examples.task.found(model, here, rows, names))
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            parts.append(examples.task.example_stats(model, inputs, rows, names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -111,37 +111,37 @@ def score_in_slices(
     parts: list[dict[str, np.ndarray]] = []
     count, start = len(examples.batches), 0
     for end in sorted({max(1, round(fraction * count)) for fraction in fractions} | {count}):
-        piece = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
-        parts.append(found_of(model, piece, names))
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        chunk = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
+        parts.append(collect_stats(model, chunk, names))
+        stats = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         start = end
         yield (
             sum(map(len, examples.rows[:end])),
-            {name: _with_error(examples.task.metric(name), found) for name in names},
+            {name: _bootstrap(examples.task.metric(name), stats) for name in names},
         )
 
 
-def _with_error(metric: Metric, found: Mapping[str, np.ndarray]) -> Score:
+def _bootstrap(metric: Metric, stats: Mapping[str, np.ndarray]) -> Score:
     """The metric and its bootstrap standard error over examples (Efron 1979), the same resamples for every model."""
     rng = np.random.default_rng(0)
-    count = len(next(iter(found.values())))
-    draws = [
-        metric({name: values[rows] for name, values in found.items()})
-        for rows in rng.integers(0, count, (RESAMPLES, count))
+    n_examples = len(next(iter(stats.values())))
+    resampled = [
+        metric({name: values[rows] for name, values in stats.items()})
+        for rows in rng.integers(0, n_examples, (BOOTSTRAP_SAMPLES, n_examples))
     ]
-    return Score(metric(found), float(np.std(draws, ddof=1)))
+    return Score(metric(stats), float(np.std(resampled, ddof=1)))
 
 
-def _compared(example: list[Row], task: TaskType) -> list[Row]:
-    return [{name: row[name] for name in task.compared} for row in example]
+def _reference_rows(example: list[Row], task: TaskType) -> list[Row]:
+    return [{name: row[name] for name in task.reference_columns} for row in example]
 
 
-def _length(example: list[Row]) -> int:
+def _num_tokens(example: list[Row]) -> int:
     return max(len(row.get("input_ids", ())) for row in example)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients for the duration, then the mode it had."""
     was_training = model.training
     model.eval()

@@ -11,15 +11,15 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from nas.tasks.metrics import Found, Metric, mean_of
+from nas.tasks.metrics import ExampleStats, Metric, ratio_of_sums
 from search_spaces import InputError
 
-Count = Callable[[Sequence[str], Sequence[str]], Found]
+CountFunction = Callable[[Sequence[str], Sequence[str]], ExampleStats]
 """Takes the right texts and the generated ones; gives arrays (texts, ...)."""
 
 
 @dataclass(frozen=True)
-class TextMetric:
+class GenerationMetric:
     """A figure of generated texts.
 
     Attributes:
@@ -29,7 +29,7 @@ class TextMetric:
         module: What it is imported as.
     """
 
-    count: Count
+    count: CountFunction
     metric: Metric
     package: str | None = None
     module: str | None = None
@@ -40,11 +40,11 @@ class TextMetric:
             raise InputError(f"quality `{name}` needs the package `{self.package}`: pip install {self.package}.")
 
 
-def _exact(labels: Sequence[str], predictions: Sequence[str]) -> Found:
+def _count_exact(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
     return {"exact": np.array([a.strip() == b.strip() for a, b in zip(labels, predictions, strict=True)], float)}
 
 
-def _rouge(labels: Sequence[str], predictions: Sequence[str]) -> Found:
+def _count_rouge(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
@@ -52,7 +52,7 @@ def _rouge(labels: Sequence[str], predictions: Sequence[str]) -> Found:
     return {"rougeL": np.array([scorer.score(a, b)["rougeL"].fmeasure for a, b in pairs])}
 
 
-def _ngrams(labels: Sequence[str], predictions: Sequence[str]) -> Found:
+def _count_ngrams(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
     from sacrebleu.metrics import BLEU
 
     scorer = BLEU(effective_order=True)
@@ -60,29 +60,31 @@ def _ngrams(labels: Sequence[str], predictions: Sequence[str]) -> Found:
     return {"ngrams": np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores])}
 
 
-def _bleu(found: Found) -> float:
+def _bleu(stats: ExampleStats) -> float:
     from sacrebleu.metrics import BLEU
 
-    *ngrams, written, right = found["ngrams"].sum(0).tolist()
-    return float(BLEU.compute_bleu(ngrams[:4], ngrams[4:], written, right, smooth_method="exp").score)
+    *ngrams, system_length, reference_length = stats["ngrams"].sum(0).tolist()
+    return float(BLEU.compute_bleu(ngrams[:4], ngrams[4:], system_length, reference_length, smooth_method="exp").score)
 
 
-def _word_errors(labels: Sequence[str], predictions: Sequence[str]) -> Found:
+def _count_word_errors(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
     from jiwer import process_words
 
-    found = [process_words(a, b) for a, b in zip(labels, predictions, strict=True)]
-    words = [one.hits + one.substitutions + one.deletions for one in found]
+    alignments = [process_words(a, b) for a, b in zip(labels, predictions, strict=True)]
+    words = [alignment.hits + alignment.substitutions + alignment.deletions for alignment in alignments]
     return {
-        "word_errors": np.array([one.substitutions + one.deletions + one.insertions for one in found]),
-        "words": np.array(words),
+        "word_errors": np.array(
+            [alignment.substitutions + alignment.deletions + alignment.insertions for alignment in alignments]
+        ),
+        "n_words": np.array(words),
     }
 
 
-TEXT_METRICS: dict[str, TextMetric] = {
-    "exact_match": TextMetric(_exact, mean_of("exact", "examples")),
-    "rougeL": TextMetric(_rouge, mean_of("rougeL", "examples"), "rouge-score", "rouge_score"),
-    "sacrebleu": TextMetric(_ngrams, _bleu, "sacrebleu", "sacrebleu"),
-    "wer": TextMetric(_word_errors, mean_of("word_errors", "words"), "jiwer", "jiwer"),
+GENERATION_METRICS: dict[str, GenerationMetric] = {
+    "exact_match": GenerationMetric(_count_exact, ratio_of_sums("exact", "n_examples")),
+    "rougeL": GenerationMetric(_count_rouge, ratio_of_sums("rougeL", "n_examples"), "rouge-score", "rouge_score"),
+    "sacrebleu": GenerationMetric(_count_ngrams, _bleu, "sacrebleu", "sacrebleu"),
+    "wer": GenerationMetric(_count_word_errors, ratio_of_sums("word_errors", "n_words"), "jiwer", "jiwer"),
 }
 """Name -> a figure of generated texts: share of equal ones, ROUGE-L (Lin 2004), corpus BLEU (Papineni et al. 2002, as
 sacreBLEU computes it, 0 to 100), word error rate."""

@@ -7,30 +7,32 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nas.runs.progress import print_line
-from nas.tasks.data import TEXT_DTYPES, need_column
+from nas.tasks.data import TEXT_DTYPES, require_column
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 from nas.recipe.schema import ProblemType
 
-NUMBERS = ("int", "uint", "float")
+NUMERIC_DTYPES = ("int", "uint", "float")
 
 
-def problem_type_of(dataset: Dataset, column: str, source: str) -> ProblemType | None:
+def infer_problem_type(dataset: Dataset, column: str, source: str) -> ProblemType | None:
     """What a label column is for, or None where it does not say.
 
     Lists are several classes a row, numbers with a fraction are for regression, strings and booleans name classes.
     Whole numbers may be either.
     """
-    need_column(dataset, column, source, "task.label")
+    require_column(dataset, column, source, "task.label")
     feature = dataset.features[column]
     if is_list(feature):
         return "multi_label_classification"
     dtype = _dtype(feature)
     if dtype.startswith("float") and any(v is not None and v % 1 for v in dataset.unique(column)):
         return "regression"
-    return None if dtype.startswith(NUMBERS) and not hasattr(feature, "names") else "single_label_classification"
+    return (
+        None if dtype.startswith(NUMERIC_DTYPES) and not hasattr(feature, "names") else "single_label_classification"
+    )
 
 
 def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, source: str) -> tuple[Dataset, list[str]]:
@@ -51,37 +53,37 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
     """
     from datasets import ClassLabel
 
-    values, item = _classes(dataset, column, source), _item(dataset.features[column])
-    if isinstance(item, ClassLabel):
-        found = item.names
-        if names is not None and found != names:
-            raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {found}.")
+    values, item_feature = _distinct_classes(dataset, column, source), _item_feature(dataset.features[column])
+    if isinstance(item_feature, ClassLabel):
+        classes = item_feature.names
+        if names is not None and classes != names:
+            raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {classes}.")
     else:
-        found = _in_order({_name(v) for v in values})
-        ids = {name: k for k, name in enumerate(names or found)}
-        unknown = [name for name in found if name not in ids]
+        classes = _sorted_names({_class_name(v) for v in values})
+        ids = {name: k for k, name in enumerate(names or classes)}
+        unknown = [name for name in classes if name not in ids]
         if unknown:
             raise InputError(
                 f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
                 "an unlabelled split cannot be reported on, choose another split."
             )
-        dataset = relabelled(dataset, column, lambda value: ids[_name(value)], names or found)
-    if len(names or found) < 2:
-        raise InputError(f"`{source}` must hold at least two classes, but got only {found}.")
-    return dataset, names or found
+        dataset = relabel(dataset, column, lambda value: ids[_class_name(value)], names or classes)
+    if len(names or classes) < 2:
+        raise InputError(f"`{source}` must hold at least two classes, but got only {classes}.")
+    return dataset, names or classes
 
 
-def relabelled(dataset: Dataset, column: str, class_id: Callable[[Any], int], names: list[str]) -> Dataset:
+def relabel(dataset: Dataset, column: str, class_id: Callable[[Any], int], names: list[str]) -> Dataset:
     """The dataset with each class of its label column replaced by an id."""
     from datasets import ClassLabel, List
 
     label, values = ClassLabel(names=names), dataset[column]
     if is_list(dataset.features[column]):
-        return _replaced(dataset, column, [[class_id(v) for v in row] for row in values], List(label))
-    return _replaced(dataset, column, [class_id(v) for v in values], label)
+        return _replace_column(dataset, column, [[class_id(v) for v in row] for row in values], List(label))
+    return _replace_column(dataset, column, [class_id(v) for v in values], label)
 
 
-def with_numbers(dataset: Dataset, column: str, source: str) -> Dataset:
+def with_float_labels(dataset: Dataset, column: str, source: str) -> Dataset:
     """Casts a label column to float32.
 
     Raises:
@@ -89,14 +91,14 @@ def with_numbers(dataset: Dataset, column: str, source: str) -> Dataset:
     """
     from datasets import Value
 
-    _need_labels(dataset, column, source)
+    _require_labels(dataset, column, source)
     dtype = _dtype(dataset.features[column])
-    if not dtype.startswith(NUMBERS):
+    if not dtype.startswith(NUMERIC_DTYPES):
         raise InputError(
             f"labels of a regression must be numbers, but `{column}` of `{source}` holds {dtype or 'lists'}; name "
             "another column in `task.label`."
         )
-    _need_every_label(dataset.unique(column), column, source)
+    _require_no_missing(dataset.unique(column), column, source)
     return dataset.cast_column(column, Value("float32"))
 
 
@@ -107,7 +109,7 @@ def is_multi_hot(dataset: Dataset, column: str) -> bool:
     return len(lengths) == 1 and min(lengths) > 1 and set(chain(*rows)) <= {0, 1}
 
 
-def without_multi_hot(dataset: Dataset, column: str, classes: int, source: str) -> Dataset:
+def multi_hot_to_ids(dataset: Dataset, column: str, classes: int, source: str) -> Dataset:
     """Replaces the lists of 0 and 1 of a column by lists of class ids.
 
     Raises:
@@ -121,11 +123,11 @@ def without_multi_hot(dataset: Dataset, column: str, classes: int, source: str) 
         raise InputError(
             f"labels of `{source}` must be {classes} numbers 0 or 1, as in the training data, but got {wrong[0]}."
         )
-    ids = [[k for k, here in enumerate(row) if here] for row in rows]
-    return _replaced(dataset, column, ids, List(ClassLabel(names=[str(k) for k in range(classes)])))
+    ids = [[k for k, is_set in enumerate(row) if is_set] for row in rows]
+    return _replace_column(dataset, column, ids, List(ClassLabel(names=[str(k) for k in range(classes)])))
 
 
-def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
+def match_head_labels(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
     """The output of a trained head for every class of the data.
 
     Args:
@@ -147,10 +149,10 @@ def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> 
         )
     if all(map(_is_integer, names)):
         return list(range(len(head)))
-    for same in (str, str.casefold):
-        outputs = {same(name): k for k, name in enumerate(head)}
-        if outputs.keys() == {same(name) for name in names}:
-            return [outputs[same(name)] for name in names]
+    for normalize in (str, str.casefold):
+        outputs = {normalize(name): k for k, name in enumerate(head)}
+        if outputs.keys() == {normalize(name) for name in names}:
+            return [outputs[normalize(name)] for name in names]
     if has_ids and head == [f"LABEL_{k}" for k in range(len(head))]:
         print_line(
             f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data"
@@ -164,7 +166,7 @@ def head_order(names: list[str], head: list[str], model: str, has_ids: bool) -> 
 
 def has_ids(dataset: Dataset, column: str) -> bool:
     """Whether a label column gives ids, not only names."""
-    return _dtype(_item(dataset.features[column])) not in TEXT_DTYPES
+    return _dtype(_item_feature(dataset.features[column])) not in TEXT_DTYPES
 
 
 def is_list(feature: Any) -> bool:
@@ -174,7 +176,7 @@ def is_list(feature: Any) -> bool:
     return isinstance(feature, (List, LargeList))
 
 
-def _item(feature: Any) -> Any:
+def _item_feature(feature: Any) -> Any:
     return feature.feature if is_list(feature) else feature
 
 
@@ -182,12 +184,12 @@ def _dtype(feature: Any) -> str:
     return str(getattr(feature, "dtype", ""))
 
 
-def _replaced(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
+def _replace_column(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
     dataset = dataset.add_column("new labels", values, feature=feature)
     return dataset.remove_columns(column).rename_column("new labels", column)
 
 
-def _name(label: Any) -> str:
+def _class_name(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) else str(label)
 
 
@@ -195,22 +197,22 @@ def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _in_order(names: set[str]) -> list[str]:
+def _sorted_names(names: set[str]) -> list[str]:
     """Class names in the order of their ids: integers by value, others by letter."""
     return sorted(names, key=lambda name: (int(name), name)) if all(map(_is_integer, names)) else sorted(names)
 
 
-def _classes(dataset: Dataset, column: str, source: str) -> list[Any]:
+def _distinct_classes(dataset: Dataset, column: str, source: str) -> list[Any]:
     """The distinct classes of a label column; InputError unless every row has one, or a list of them."""
     from datasets import ClassLabel, Value
 
-    _need_labels(dataset, column, source)
+    _require_labels(dataset, column, source)
     feature = dataset.features[column]
-    item = _item(feature)
+    item = _item_feature(feature)
     if not isinstance(item, (ClassLabel, Value)):
         raise InputError(f"`task.label` must name a column of classes, but `{column}` of `{source}` is {feature}.")
-    values = _distinct_of_lists(dataset, column) if is_list(feature) else dataset.unique(column)
-    _need_every_label(values, column, source, lowest=0 if isinstance(item, ClassLabel) else None)
+    values = _distinct_in_lists(dataset, column) if is_list(feature) else dataset.unique(column)
+    _require_no_missing(values, column, source, lowest=0 if isinstance(item, ClassLabel) else None)
     other = [v for v in values if not isinstance(v, (bool, int, str)) and not (isinstance(v, float) and v % 1 == 0)]
     if other:
         raise InputError(
@@ -220,18 +222,18 @@ def _classes(dataset: Dataset, column: str, source: str) -> list[Any]:
     return values
 
 
-def _distinct_of_lists(dataset: Dataset, column: str) -> list[Any]:
+def _distinct_in_lists(dataset: Dataset, column: str) -> list[Any]:
     """The distinct classes of a column of lists, None among them if a row has no list."""
     return list(dict.fromkeys(chain.from_iterable([None] if row is None else row for row in dataset[column])))
 
 
-def _need_labels(dataset: Dataset, column: str, source: str) -> None:
-    need_column(dataset, column, source, "task.label")
+def _require_labels(dataset: Dataset, column: str, source: str) -> None:
+    require_column(dataset, column, source, "task.label")
     if not len(dataset):
         raise InputError(f"`{source}` must hold examples to train or report on, but it has no examples.")
 
 
-def _need_every_label(values: list[Any], column: str, source: str, lowest: int | None = None) -> None:
+def _require_no_missing(values: list[Any], column: str, source: str, lowest: int | None = None) -> None:
     """Raises InputError if one is missing: None, NaN or below the lowest id."""
     missing = [v for v in values if v is None or v != v or (lowest is not None and v < lowest)]
     if missing:

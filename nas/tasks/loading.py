@@ -33,7 +33,7 @@ def load_config(model: str) -> PreTrainedConfig:
         ) from None
 
 
-def load_processor(kind: type[TaskType], model: str) -> Any:
+def load_processor(task_type: type[TaskType], model: str) -> Any:
     """What makes model inputs: a tokenizer, an image processor or both of a speech model.
 
     A tokenizer without a padding token pads with its end of text.
@@ -43,12 +43,12 @@ def load_processor(kind: type[TaskType], model: str) -> Any:
     """
     import transformers
 
-    auto = getattr(transformers, kind.processor_class)
+    auto = getattr(transformers, task_type.processor_class)
     try:
-        processor = auto.from_pretrained(model, **kind.processor_options)
+        processor = auto.from_pretrained(model, **task_type.processor_kwargs)
     except Exception as error:
         raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {' '.join(str(error).split())[:160]}") from None
-    tokenizer = processor if kind.processor_class == "AutoTokenizer" else getattr(processor, "tokenizer", None)
+    tokenizer = processor if task_type.processor_class == "AutoTokenizer" else getattr(processor, "tokenizer", None)
     if tokenizer is None:
         return processor
     if len(tokenizer) <= len(tokenizer.all_special_ids):

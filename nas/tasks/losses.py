@@ -8,18 +8,18 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from nas.tasks.batches import IGNORED
+from nas.tasks.batches import IGNORE_INDEX
 
 Activation = Literal["softmax", "sigmoid", "identity"]
 """What makes a prediction of logits: one class of several, any number of classes, or the number itself."""
 
-Scored = tuple[torch.Tensor, torch.Tensor]
+LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), those that are
-`IGNORED` are not scored; else they are numbers of the logits' shape."""
+`IGNORE_INDEX` are not scored; else they are numbers of the logits' shape."""
 
 
 def divergence(
-    student: Sequence[Scored], teacher: Sequence[Scored], activation: Activation, temperature: float
+    student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], activation: Activation, temperature: float
 ) -> torch.Tensor:
     """How far a student's outputs are from its teacher's, zero where they are equal.
 
@@ -27,14 +27,16 @@ def divergence(
     mean over what has a label; for sigmoid the same of every class by itself, mean over examples and classes; for
     identity the squared difference. The mean over several outputs, such as the start and the end of an answer.
     """
-    parts = [
-        DIVERGENCES[activation](_kept(ours, labels, activation), _kept(theirs, labels, activation), temperature)
-        for (ours, labels), (theirs, _) in zip(student, teacher, strict=True)
+    losses = [
+        DIVERGENCES[activation](
+            _labelled(student_logits, labels, activation), _labelled(teacher_logits, labels, activation), temperature
+        )
+        for (student_logits, labels), (teacher_logits, _) in zip(student, teacher, strict=True)
     ]
-    return torch.stack(parts).mean()
+    return torch.stack(losses).mean()
 
 
-def loss_by_example(scored: Sequence[Scored], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each example on its labels, summed over what is scored, and how many scores that is.
 
     The mean of a whole set is the sum of the first over the sum of the second.
@@ -42,37 +44,37 @@ def loss_by_example(scored: Sequence[Scored], activation: Activation) -> tuple[t
     Returns:
         Two tensors (examples,).
     """
-    parts = [LABEL_LOSSES[activation](logits.float(), labels) for logits, labels in scored]
-    counts = [_mask(labels, activation).reshape(len(labels), -1).sum(1) for _, labels in scored]
-    return torch.stack([part.sum(1) for part in parts]).sum(0), torch.stack(counts).sum(0)
+    losses = [LABEL_LOSSES[activation](logits.float(), labels) for logits, labels in outputs]
+    counts = [_label_mask(labels, activation).reshape(len(labels), -1).sum(1) for _, labels in outputs]
+    return torch.stack([loss.sum(1) for loss in losses]).sum(0), torch.stack(counts).sum(0)
 
 
-def _kept(logits: torch.Tensor, labels: torch.Tensor, activation: Activation) -> torch.Tensor:
+def _labelled(logits: torch.Tensor, labels: torch.Tensor, activation: Activation) -> torch.Tensor:
     """Logits (scored, classes) of what has a label."""
-    return logits[_mask(labels, activation)].float() if activation == "softmax" else logits.float()
+    return logits[_label_mask(labels, activation)].float() if activation == "softmax" else logits.float()
 
 
-def _mask(labels: torch.Tensor, activation: Activation) -> torch.Tensor:
-    return labels != IGNORED if activation == "softmax" else torch.ones_like(labels, dtype=torch.bool)
+def _label_mask(labels: torch.Tensor, activation: Activation) -> torch.Tensor:
+    return labels != IGNORE_INDEX if activation == "softmax" else torch.ones_like(labels, dtype=torch.bool)
 
 
-def _kl(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+def _kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
     scores, target = F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1)
     return F.kl_div(scores, target, reduction="sum", log_target=True) * (t * t / max(len(student), 1))
 
 
-def _binary_kl(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+def _binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
     probability = torch.sigmoid(teacher / t)
     cross_entropy = F.binary_cross_entropy_with_logits(student / t, probability)
     return (cross_entropy - F.binary_cross_entropy_with_logits(teacher / t, probability)) * t * t
 
 
-def _squared(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+def _mean_squared_error(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
     return F.mse_loss(student, teacher)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return losses.view(len(labels), -1)
 
 
@@ -84,5 +86,5 @@ def _squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(logits, labels.float(), reduction="none")
 
 
-DIVERGENCES = {"softmax": _kl, "sigmoid": _binary_kl, "identity": _squared}
+DIVERGENCES = {"softmax": _kl_divergence, "sigmoid": _binary_kl_divergence, "identity": _mean_squared_error}
 LABEL_LOSSES = {"softmax": _cross_entropy, "sigmoid": _binary_cross_entropy, "identity": _squared_error}

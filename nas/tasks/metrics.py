@@ -12,80 +12,80 @@ from typing import Any
 import numpy as np
 
 from nas.recipe.text import split_source
-from nas.tasks.data import one_line, python_function
+from nas.tasks.data import python_function, short_error
 from search_spaces import InputError
 
-Found = Mapping[str, np.ndarray]
+ExampleStats = Mapping[str, np.ndarray]
 """Name -> what was found of each example (examples, ...): ``labels``, ``predictions``, ``loss`` and others."""
 
-Metric = Callable[[Found], float]
+Metric = Callable[[ExampleStats], float]
 
 
-def mean_of(total: str, count: str) -> Metric:
+def ratio_of_sums(total: str, count: str) -> Metric:
     """The sum of one thing found over the sum of another, such as the loss of all tokens over their number."""
-    return lambda found: float(found[total].sum() / max(found[count].sum(), 1))
+    return lambda stats: float(stats[total].sum() / max(stats[count].sum(), 1))
 
 
-def perplexity(found: Found) -> float:
+def perplexity(stats: ExampleStats) -> float:
     """Exponential of the mean loss of a token."""
-    return math.exp(min(mean_of("loss", "scored")(found), 700.0))
+    return math.exp(min(ratio_of_sums("loss", "n_scored")(stats), 700.0))
 
 
-def micro_f1(found: Found) -> float:
-    """F1 of all decisions together, from the ``hits``, ``guesses`` and ``truths`` of each example."""
-    both = found["guesses"].sum() + found["truths"].sum()
-    return float(2 * found["hits"].sum() / both) if both else 1.0
+def micro_f1(stats: ExampleStats) -> float:
+    """F1 over all decisions: ``true_positives``, ``predicted_positives``, ``actual_positives`` of each example."""
+    total = stats["predicted_positives"].sum() + stats["actual_positives"].sum()
+    return float(2 * stats["true_positives"].sum() / total) if total else 1.0
 
 
-def accuracy(found: Found) -> float:
+def accuracy(stats: ExampleStats) -> float:
     """Share of examples whose every label is right."""
-    same = found["labels"] == found["predictions"]
+    same = stats["labels"] == stats["predictions"]
     return float(same.reshape(len(same), -1).all(1).mean())
 
 
-def f1(found: Found) -> float:
+def f1(stats: ExampleStats) -> float:
     """F1 of the second of two classes, or the mean F1 of more of them."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(found["labels"], found["predictions"], average="binary" if binary(found) else "macro"))
+    return float(f1_score(stats["labels"], stats["predictions"], average="binary" if is_binary(stats) else "macro"))
 
 
-def binary(found: Found) -> bool:
+def is_binary(stats: ExampleStats) -> bool:
     """Whether there are two classes."""
-    return bool(found["logits"].shape[1] == 2)
+    return bool(stats["logits"].shape[1] == 2)
 
 
-def matthews_correlation(found: Found) -> float:
+def matthews_correlation(stats: ExampleStats) -> float:
     """Matthews correlation of classes."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(found["labels"], found["predictions"]))
+    return float(matthews_corrcoef(stats["labels"], stats["predictions"]))
 
 
-def pearsonr(found: Found) -> float:
+def pearsonr(stats: ExampleStats) -> float:
     """Pearson correlation of numbers; 0 for predictions that are all the same."""
-    x, y = found["labels"] - found["labels"].mean(), found["predictions"] - found["predictions"].mean()
+    x, y = stats["labels"] - stats["labels"].mean(), stats["predictions"] - stats["predictions"].mean()
     scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / scale) if scale else 0.0
 
 
-def spearmanr(found: Found) -> float:
+def spearmanr(stats: ExampleStats) -> float:
     """Spearman rank correlation of numbers; 0 for predictions that are all the same."""
     from scipy.stats import rankdata
 
-    return pearsonr({name: rankdata(found[name]) for name in ("labels", "predictions")})
+    return pearsonr({name: rankdata(stats[name]) for name in ("labels", "predictions")})
 
 
-def mean_absolute_error(found: Found) -> float:
+def mean_absolute_error(stats: ExampleStats) -> float:
     """Mean distance of a prediction from its number."""
-    return float(np.abs(found["labels"] - found["predictions"]).mean())
+    return float(np.abs(stats["labels"] - stats["predictions"]).mean())
 
 
-def r2(found: Found) -> float:
+def r2(stats: ExampleStats) -> float:
     """Share of the variance that is explained."""
     from sklearn.metrics import r2_score
 
-    return float(r2_score(found["labels"], found["predictions"]))
+    return float(r2_score(stats["labels"], stats["predictions"]))
 
 
 @cache
@@ -100,14 +100,14 @@ def load_metric(source: str) -> Metric:
     Raises:
         InputError: If there is none, or, when called, if it fails or gives no number.
     """
-    place, name = split_source(source)
+    module, name = split_source(source)
     if source.startswith("evaluate:"):
         function = _from_evaluate(source.removeprefix("evaluate:"))
-    elif place.endswith(".py"):
-        function = python_function(Path(place), name, "metric")
+    elif module.endswith(".py"):
+        function = python_function(Path(module), name, "metric")
     else:
-        function = _from_module(place, name)
-    return lambda found: _number(function, found, source)
+        function = _from_module(module, name)
+    return lambda stats: _finite_value(function, stats, source)
 
 
 def _from_module(module: str, name: str) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ def _from_module(module: str, name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"a metric must be `file.py:function`, `package.module:function` such as `sklearn.metrics:f1_score`, or "
-            f"`evaluate:name`, but got `{module}:{name}` ({one_line(error)})."
+            f"`evaluate:name`, but got `{module}:{name}` ({short_error(error)})."
         ) from None
 
 
@@ -129,7 +129,7 @@ def _from_evaluate(name: str) -> Callable[..., Any]:
         metric = evaluate.load(name)
     except Exception as error:
         raise InputError(
-            f"metric `evaluate:{name}` cannot be loaded ({one_line(error)}); it is a script on the hub: check the "
+            f"metric `evaluate:{name}` cannot be loaded ({short_error(error)}); it is a script on the hub: check the "
             "spelling and the connection, or give a local folder."
         ) from None
 
@@ -140,25 +140,25 @@ def _from_evaluate(name: str) -> Callable[..., Any]:
     return compute
 
 
-def _number(function: Callable[..., Any], found: Found, source: str) -> float:
+def _finite_value(function: Callable[..., Any], stats: ExampleStats, source: str) -> float:
     try:
-        value = float(function(_joined(found["labels"]), _joined(found["predictions"])))
+        value = float(function(_flatten_tokens(stats["labels"]), _flatten_tokens(stats["predictions"])))
     except Exception as error:
-        raise InputError(f"metric `{source}` fails: {type(error).__name__}: {one_line(error)}") from error
+        raise InputError(f"metric `{source}` fails: {type(error).__name__}: {short_error(error)}") from error
     if not math.isfinite(value):
         raise InputError(f"a metric must give a number, but `{source}` gave {value}.")
     return value
 
 
-def _joined(values: np.ndarray) -> np.ndarray:
+def _flatten_tokens(values: np.ndarray) -> np.ndarray:
     """What a metric is called with: the labels of all tokens one after the other where an example has many."""
-    tokens = values.dtype == object and len(values) and isinstance(values[0], np.ndarray)
-    return np.concatenate(values) if tokens else values
+    has_tokens = values.dtype == object and len(values) and isinstance(values[0], np.ndarray)
+    return np.concatenate(values) if has_tokens else values
 
 
-def objects(values: list[Any]) -> np.ndarray:
+def object_array(values: list[Any]) -> np.ndarray:
     """An array (examples,) of texts, lists or arrays."""
     out = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        out[place] = value
+    for index, value in enumerate(values):
+        out[index] = value
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Row
-from nas.tasks.data import need_column, need_texts, one_line
+from nas.tasks.data import require_column, require_texts, short_error
 from nas.tasks.labels import is_list
 from nas.tasks.types.base import random_tokens
 from nas.tasks.types.sequence_to_sequence import SequenceToSequence
@@ -23,7 +23,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
     """Recordings in a column of `datasets.Audio`, or of lists of samples at the rate of the feature extractor."""
 
     processor_class = "AutoProcessor"
-    folder = "audiofolder"
+    folder_builder = "audiofolder"
 
     @property
     def tokenizer(self) -> Any:
@@ -33,15 +33,15 @@ class AutomaticSpeechRecognition(SequenceToSequence):
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Log-mel features, made when a row is read, tokens of the text, and the text itself."""
         column, target = self.task.audio, self.task.label or "text"
-        need_column(examples, target, source, "task.label")
-        need_texts(examples, target, source, "task.label")
-        examples = self._with_rate(examples, column, source)
+        require_column(examples, target, source, "task.label")
+        require_texts(examples, target, source, "task.label")
+        examples = self._resampled(examples, column, source)
         tokenizer, length, start = self.tokenizer, self.task.max_length, self.config.decoder_start_token_id
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             ids = tokenizer(rows[target], truncation=True, max_length=length)["input_ids"]
             labels = [row[1:] if row[0] == start else row for row in ids]
-            return {"input_features": self._features(rows[column]), "labels": labels, "target": rows[target]}
+            return {"input_features": self._log_mel_features(rows[column]), "labels": labels, "target": rows[target]}
 
         return examples.with_transform(transform)
 
@@ -64,11 +64,11 @@ class AutomaticSpeechRecognition(SequenceToSequence):
             "decoder_input_ids": random_tokens(config, workload, generator),
         }
 
-    def _with_rate(self, examples: Dataset, column: str, source: str) -> Dataset:
+    def _resampled(self, examples: Dataset, column: str, source: str) -> Dataset:
         """The data with recordings at the rate of the feature extractor; InputError if they cannot be read."""
         from datasets import Audio
 
-        need_column(examples, column, source, "task.audio")
+        require_column(examples, column, source, "task.audio")
         feature = examples.features[column]
         if is_list(feature):
             return examples
@@ -81,11 +81,11 @@ class AutomaticSpeechRecognition(SequenceToSequence):
             _ = examples[0][column]["array"]
         except ImportError as error:
             raise InputError(
-                f"recordings of `{source}` cannot be decoded: {one_line(error)}; pip install torchcodec."
+                f"recordings of `{source}` cannot be decoded: {short_error(error)}; pip install torchcodec."
             ) from None
         return examples
 
-    def _features(self, recordings: list[Any]) -> list[torch.Tensor]:
+    def _log_mel_features(self, recordings: list[Any]) -> list[torch.Tensor]:
         extractor = self.processor.feature_extractor
-        samples = [one if isinstance(one, list) else one["array"] for one in recordings]
+        samples = [recording if isinstance(recording, list) else recording["array"] for recording in recordings]
         return list(extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"])

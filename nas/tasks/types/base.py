@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas.tasks.batches import IGNORED, Batch, Row
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row
 from nas.tasks.metrics import Metric, load_metric
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from nas.recipe.schema import TaskSettings
-    from nas.tasks.losses import Activation, Scored
+    from nas.tasks.losses import Activation, LogitsAndLabels
     from predictors import Workload
 
 EVALUATION_BATCH_SIZE = 64
-LOGITS_IN_MEMORY = 2**26
+MAX_BATCH_LOGITS = 2**26
 """Scores of words that one evaluation batch may have: 256 MB."""
 
 
@@ -62,10 +62,10 @@ class TaskType(ABC):
     """
 
     processor_class: ClassVar[str] = "AutoTokenizer"
-    processor_options: ClassVar[Mapping[str, Any]] = {}
-    folder: ClassVar[str] = "imagefolder"
-    writes_words: ClassVar[bool] = False
-    compared: ClassVar[tuple[str, ...]] = ()
+    processor_kwargs: ClassVar[Mapping[str, Any]] = {}
+    folder_builder: ClassVar[str] = "imagefolder"
+    has_vocabulary_logits: ClassVar[bool] = False
+    reference_columns: ClassVar[tuple[str, ...]] = ()
     names: list[str]
     problem_type: str | None = None
     activation: Activation = "softmax"
@@ -96,20 +96,20 @@ class TaskType(ABC):
         """Rows -> a batch: what a model is called with."""
 
     @abstractmethod
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The logits that the task is about, each with its labels."""
 
     @abstractmethod
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """What the metrics need to know of each example of a batch, small enough to keep.
 
         Args:
             model: In evaluation mode, on the device of the batch.
             batch: Collated rows.
-            rows: The rows of each example, their ``compared`` columns.
-            wanted: Names of the qualities that are asked for.
+            rows: The rows of each example, their ``reference_columns``.
+            metric_names: Names of the qualities that are asked for.
 
         Returns:
             Name -> array (examples, ...).
@@ -124,21 +124,21 @@ class TaskType(ABC):
         if self.problem_type is not None:
             config.problem_type = self.problem_type
 
-    def fixed_collate(self) -> Callable[[list[Row]], Batch]:
+    def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
         """How an evaluation set is collated: the same on every call."""
         return self.collate
 
-    def examples(self, rows: Iterable[Row]) -> list[list[Row]]:
+    def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
         """Rows grouped by the example they are of."""
         return [[row] for row in rows]
 
     @property
     def evaluation_batch_size(self) -> int:
         """Examples of one batch when a model is scored; of words, as many as all their scores leave room for."""
-        if not self.writes_words:
+        if not self.has_vocabulary_logits:
             return EVALUATION_BATCH_SIZE
-        fitting = LOGITS_IN_MEMORY // (self.task.max_length * self.config.vocab_size)
-        return max(1, min(EVALUATION_BATCH_SIZE, fitting))
+        max_examples = MAX_BATCH_LOGITS // (self.task.max_length * self.config.vocab_size)
+        return max(1, min(EVALUATION_BATCH_SIZE, max_examples))
 
     def metric(self, name: str) -> Metric:
         """A quality by name, one of ours or of the recipe's ``task.metrics``.
@@ -149,9 +149,9 @@ class TaskType(ABC):
         if name in self.task.metrics:
             return load_metric(self.task.metrics[name])
         if name not in self.metrics:
-            kind = self.problem_type or self.task.type
+            task_name = self.problem_type or self.task.type
             raise InputError(
-                f"`objectives` and `constraints` must name qualities of this task ({kind}), but got `{name}`; "
+                f"`objectives` and `constraints` must name qualities of this task ({task_name}), but got `{name}`; "
                 f"{did_you_mean(name, [*self.metrics, *self.task.metrics])}; `task.metrics` adds others."
             )
         return self.metrics[name]
@@ -173,15 +173,15 @@ def random_tokens(config: PreTrainedConfig, workload: Workload, generator: torch
     return torch.randint(0, config.vocab_size, shape, generator=generator)
 
 
-def padded_labels(rows: list[Row], length: int, side: str = "right") -> torch.Tensor:
-    """Label lists of different lengths as one tensor (rows, length), filled up with `IGNORED`."""
+def pad_labels(rows: list[Row], length: int, side: str = "right") -> torch.Tensor:
+    """Label lists of different lengths as one tensor (rows, length), filled up with `IGNORE_INDEX`."""
     import torch
 
-    out = torch.full((len(rows), length), IGNORED)
-    for line, row in zip(out, rows, strict=True):
+    padded = torch.full((len(rows), length), IGNORE_INDEX)
+    for padded_row, row in zip(padded, rows, strict=True):
         labels = torch.tensor(row["labels"])
-        line[slice(len(labels)) if side == "right" else slice(length - len(labels), length)] = labels
-    return out
+        padded_row[slice(len(labels)) if side == "right" else slice(length - len(labels), length)] = labels
+    return padded
 
 
 class TextTask(TaskType):
@@ -201,7 +201,7 @@ class TextTask(TaskType):
             inputs["token_type_ids"] = (torch.arange(length) >= (length + 1) // 2).long().repeat(len(ids), 1)
         return inputs
 
-    def padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def pad_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """What of the rows a tokenizer made, as long as the longest."""
         names = [name for name in self.processor.model_input_names if name in rows[0]]
         inputs = [{name: row[name] for name in names} for row in rows]

@@ -10,19 +10,19 @@ import numpy as np
 from nas.recipe.schema import ProblemType
 from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs
-from nas.tasks.data import need_column
+from nas.tasks.data import require_column
 from nas.tasks.labels import (
     has_ids,
-    head_order,
+    infer_problem_type,
     is_list,
     is_multi_hot,
-    problem_type_of,
-    relabelled,
+    match_head_labels,
+    multi_hot_to_ids,
+    relabel,
     with_class_ids,
-    with_numbers,
-    without_multi_hot,
+    with_float_labels,
 )
-from nas.tasks.metrics import Found, Metric
+from nas.tasks.metrics import ExampleStats, Metric
 from nas.tasks.types.base import TaskInputs, TaskType
 from search_spaces import InputError
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.tasks.losses import Activation, Scored
+    from nas.tasks.losses import Activation, LogitsAndLabels
 
-LOSS = {"loss": metrics.mean_of("loss", "scored")}
+LOSS_METRIC = {"loss": metrics.ratio_of_sums("loss", "n_scored")}
 METRICS: dict[ProblemType, dict[str, Metric]] = {
     "single_label_classification": {
         "accuracy": metrics.accuracy,
         "f1": metrics.f1,
         "matthews_correlation": metrics.matthews_correlation,
-        **LOSS,
+        **LOSS_METRIC,
     },
-    "multi_label_classification": {"f1": metrics.micro_f1, "accuracy": metrics.accuracy, **LOSS},
+    "multi_label_classification": {"f1": metrics.micro_f1, "accuracy": metrics.accuracy, **LOSS_METRIC},
     "regression": {
         "pearsonr": metrics.pearsonr,
         "spearmanr": metrics.spearmanr,
-        "mean_squared_error": LOSS["loss"],
+        "mean_squared_error": LOSS_METRIC["loss"],
         "mean_absolute_error": metrics.mean_absolute_error,
         "r2": metrics.r2,
-        **LOSS,
+        **LOSS_METRIC,
     },
 }
 """Problem type -> its qualities. With several labels a row, ``f1`` is that of all decisions together (micro) and
@@ -68,11 +68,11 @@ class Classification(TaskType):
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         self.label = self.task.label or "label"
-        self.problem_type = _problem_type(inputs, train, self.label)
+        self.problem_type = _choose_problem_type(inputs, train, self.label)
         self.activation = ACTIVATIONS[self.problem_type]
         if self.problem_type == "regression":
-            self.train = with_numbers(train, self.label, self.task.train)
-            self.test = with_numbers(test, self.label, self.task.test)
+            self.train = with_float_labels(train, self.label, self.task.train)
+            self.test = with_float_labels(test, self.label, self.task.test)
             self.names = inputs.head_names or ["LABEL_0"]
             return
         if self.problem_type == "multi_label_classification":
@@ -84,25 +84,25 @@ class Classification(TaskType):
         """Those of the problem type."""
         return METRICS[self.problem_type]
 
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The class scores (examples, classes); of a regression, a number (examples, 1)."""
         labels = batch["labels"]
         return [(outputs.logits, labels[:, None] if self.problem_type == "regression" else labels)]
 
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Labels, logits in float64, predictions and losses."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
-        loss, scored = loss_by_example(self.scored(outputs, batch), self.activation)
+        loss, n_scored = loss_by_example(self.logits_and_labels(outputs, batch), self.activation)
         logits, labels = outputs.logits.double().cpu().numpy(), batch["labels"].cpu().numpy()
         common = {
             "labels": labels,
             "logits": logits,
             "loss": loss.double().cpu().numpy(),
-            "scored": scored.cpu().numpy(),
+            "n_scored": n_scored.cpu().numpy(),
         }
         return {**common, **PREDICTIONS[self.problem_type](labels, logits)}
 
@@ -114,24 +114,24 @@ def targets(labels: list[Any], problem_type: ProblemType, classes: int) -> list[
     return [[float(k in row) for k in range(classes)] for row in labels]
 
 
-def _classes(labels: np.ndarray, logits: np.ndarray) -> Found:
+def _class_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
     return {"predictions": logits.argmax(1)}
 
 
-def _sets(labels: np.ndarray, logits: np.ndarray) -> Found:
-    found, true = logits > 0, labels > 0
-    counts = {"hits": found & true, "guesses": found, "truths": true}
-    return {"predictions": found.astype(int), **{name: count.sum(1) for name, count in counts.items()}}
+def _label_set_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
+    predicted, true = logits > 0, labels > 0
+    counts = {"true_positives": predicted & true, "predicted_positives": predicted, "actual_positives": true}
+    return {"predictions": predicted.astype(int), **{name: count.sum(1) for name, count in counts.items()}}
 
 
-def _values(labels: np.ndarray, logits: np.ndarray) -> Found:
+def _value_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
     return {"predictions": logits[:, 0]}
 
 
 PREDICTIONS = {
-    "single_label_classification": _classes,
-    "multi_label_classification": _sets,
-    "regression": _values,
+    "single_label_classification": _class_predictions,
+    "multi_label_classification": _label_set_predictions,
+    "regression": _value_predictions,
 }
 
 
@@ -145,30 +145,30 @@ def with_class_names(
     head = inputs.head_names
     if head is None:
         return train, test, names
-    order = head_order(names, head, inputs.model, has_ids(raw, label))
-    train, test = (relabelled(split, label, order.__getitem__, head) for split in (train, test))
+    order = match_head_labels(names, head, inputs.model, has_ids(raw, label))
+    train, test = (relabel(split, label, order.__getitem__, head) for split in (train, test))
     return train, test, head
 
 
-def _problem_type(inputs: TaskInputs, train: Dataset, label: str) -> ProblemType:
+def _choose_problem_type(inputs: TaskInputs, train: Dataset, label: str) -> ProblemType:
     """What the recipe says, else what the data says, else what the model's head says, else one class a row."""
     task = inputs.settings
-    found = problem_type_of(train, label, task.train)
-    clear = found in ("multi_label_classification", "regression")
-    if task.problem_type and clear and task.problem_type != found:
+    inferred = infer_problem_type(train, label, task.train)
+    is_certain = inferred in ("multi_label_classification", "regression")
+    if task.problem_type and is_certain and task.problem_type != inferred:
         raise InputError(
-            f"`task.problem_type` must fit the labels, but `{label}` of `{task.train}` is for {found}, not for "
+            f"`task.problem_type` must fit the labels, but `{label}` of `{task.train}` is for {inferred}, not for "
             f"{task.problem_type}; leave it out, or name another column in `task.label`."
         )
-    one_output = found is None and inputs.head_names is not None and len(inputs.head_names) == 1
-    return task.problem_type or found or ("regression" if one_output else "single_label_classification")
+    one_output = inferred is None and inputs.head_names is not None and len(inputs.head_names) == 1
+    return task.problem_type or inferred or ("regression" if one_output else "single_label_classification")
 
 
 def _class_lists(inputs: TaskInputs, train: Dataset, test: Dataset, label: str) -> tuple[Dataset, Dataset]:
     """Both splits with lists of classes as labels; lists of 0 and 1 become lists of ids."""
     task = inputs.settings
     for split, source in ((train, task.train), (test, task.test)):
-        need_column(split, label, source, "task.label")
+        require_column(split, label, source, "task.label")
         if not is_list(split.features[label]):
             raise InputError(
                 f"labels must be lists of classes in both splits, but `{label}` of `{source}` is "
@@ -177,4 +177,4 @@ def _class_lists(inputs: TaskInputs, train: Dataset, test: Dataset, label: str) 
     if not is_multi_hot(train, label):
         return train, test
     classes = len(train[0][label])
-    return without_multi_hot(train, label, classes, task.train), without_multi_hot(test, label, classes, task.test)
+    return multi_hot_to_ids(train, label, classes, task.train), multi_hot_to_ids(test, label, classes, task.test)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row
-from nas.tasks.data import need_images
+from nas.tasks.data import require_images
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 from search_spaces import InputError
@@ -29,11 +29,11 @@ class ImageClassification(Classification):
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Pixels, made when a row is read, and the label's targets."""
-        need_images(examples, self.task.image, source)
-        column, label, kind, classes = self.task.image, self.label, self.problem_type, len(self.names)
+        require_images(examples, self.task.image, source)
+        column, label, problem_type, classes = self.task.image, self.label, self.problem_type, len(self.names)
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
-            return {"pixel_values": self._pixels(rows[column]), "labels": targets(rows[label], kind, classes)}
+            return {"pixel_values": self._pixels(rows[column]), "labels": targets(rows[label], problem_type, classes)}
 
         return examples.with_transform(transform)
 
@@ -63,13 +63,13 @@ class ImageClassification(Classification):
             pixels = list(
                 self.processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"]
             )
-            made = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
+            problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
         except ValueError as error:
-            made = " ".join(str(error).split())[:160]
-        if made:
+            problem = " ".join(str(error).split())[:160]
+        if problem:
             raise InputError(
                 f"the image processor of `{self.model}` must make (channels, height, width) {shape}, "
-                f"what the model takes, of images, but got {made}; set `size`, `image_mean` and `image_std` in its "
+                f"what the model takes, of images, but got {problem}; set `size`, `image_mean` and `image_std` in its "
                 "preprocessor_config.json."
             )
         return pixels

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.tasks import metrics
-from nas.tasks.batches import IGNORED, Batch, Row, model_inputs
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.data import text_column
-from nas.tasks.metrics import Metric, objects
+from nas.tasks.metrics import Metric, object_array
 from nas.tasks.types.base import TaskInputs, TextTask
 from search_spaces import InputError
 
@@ -20,49 +20,49 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class LanguageModelling(TextTask):
+class LanguageModeling(TextTask):
     """An example is a block of exactly ``task.max_length`` tokens; what is left at the end is dropped.
 
     Blocks are cut before the search slice is drawn, so that they follow the text. Loss, perplexity and accuracy are
     means over tokens; their standard errors are over blocks.
     """
 
-    writes_words = True
+    has_vocabulary_logits = True
     metrics: Mapping[str, Metric] = {
-        "loss": metrics.mean_of("loss", "scored"),
+        "loss": metrics.ratio_of_sums("loss", "n_scored"),
         "perplexity": metrics.perplexity,
-        "accuracy": metrics.mean_of("right", "scored"),
+        "accuracy": metrics.ratio_of_sums("correct", "n_scored"),
     }
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         column = text_column(train, self.task.text, self.task.train)
-        self.train = self._blocks(train, column, self.task.train)
-        self.test = self._blocks(test, text_column(test, column, self.task.test), self.task.test)
+        self.train = self._cut_blocks(train, column, self.task.train)
+        self.test = self._cut_blocks(test, text_column(test, column, self.task.test), self.task.test)
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Blocks are rows already."""
         return examples
 
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each block its loss and the predicted tokens, not the scores of all words."""
         from nas.tasks.losses import loss_by_example
 
-        scored = self.scored(model(**model_inputs(batch)), batch)
-        loss, count = loss_by_example(scored, self.activation)
-        true, guess = scored[0][1].cpu().numpy(), scored[0][0].argmax(-1).cpu().numpy()
-        real = true != IGNORED
+        outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
+        loss, count = loss_by_example(outputs, self.activation)
+        labels, predictions = outputs[0][1].cpu().numpy(), outputs[0][0].argmax(-1).cpu().numpy()
+        has_label = labels != IGNORE_INDEX
         return {
             "loss": loss.double().cpu().numpy(),
-            "scored": count.cpu().numpy(),
-            "right": ((true == guess) & real).sum(1),
-            "labels": objects([t[k] for t, k in zip(true, real, strict=True)]),
-            "predictions": objects([g[k] for g, k in zip(guess, real, strict=True)]),
+            "n_scored": count.cpu().numpy(),
+            "correct": ((labels == predictions) & has_label).sum(1),
+            "labels": object_array([t[k] for t, k in zip(labels, has_label, strict=True)]),
+            "predictions": object_array([g[k] for g, k in zip(predictions, has_label, strict=True)]),
         }
 
-    def _blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
+    def _cut_blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
         """Tokens of the texts, a thousand texts at a time one after the other, in blocks (``input_ids``)."""
         tokenizer, length = self.processor, self.task.max_length
 

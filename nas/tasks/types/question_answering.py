@@ -13,8 +13,8 @@ import numpy as np
 
 from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs
-from nas.tasks.data import need_column, text_columns
-from nas.tasks.metrics import Metric, objects
+from nas.tasks.data import require_column, text_columns
+from nas.tasks.metrics import Metric, object_array
 from nas.tasks.types.base import TaskInputs, TextTask
 from search_spaces import InputError
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.tasks.losses import Scored
+    from nas.tasks.losses import LogitsAndLabels
 
 MAX_ANSWER_TOKENS = 30
-OVERLAP = 1 / 3
+STRIDE_SHARE = 1 / 3
 """Share of ``task.max_length`` that two windows of one context have in common, as 128 of 384 for SQuAD."""
 
 
@@ -35,11 +35,11 @@ class QuestionAnswering(TextTask):
     A question without an answer is answered by the first token. Spans are at most 30 tokens.
     """
 
-    compared = ("offset_mapping", "context", "answers")
+    reference_columns = ("offset_mapping", "context", "answers")
     metrics: Mapping[str, Metric] = {
-        "f1": metrics.mean_of("overlap", "examples"),
-        "exact_match": metrics.mean_of("exact", "examples"),
-        "loss": metrics.mean_of("loss", "scored"),
+        "f1": metrics.ratio_of_sums("overlap", "n_examples"),
+        "exact_match": metrics.ratio_of_sums("exact", "n_examples"),
+        "loss": metrics.ratio_of_sums("loss", "n_scored"),
     }
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
@@ -61,8 +61,8 @@ class QuestionAnswering(TextTask):
         text_columns(examples, self.columns, source)
         question, context = self.columns
         tokenizer, label, length = self.processor, self.label, self.task.max_length
-        overlap = int(length * OVERLAP)
-        _need_room(tokenizer, examples[question], length, overlap, source)
+        overlap = int(length * STRIDE_SHARE)
+        _require_room(tokenizer, examples[question], length, overlap, source)
 
         def cut(rows: dict[str, Any], indices: list[int]) -> dict[str, Any]:
             windows = tokenizer(
@@ -74,22 +74,22 @@ class QuestionAnswering(TextTask):
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-            of = windows.pop("overflow_to_sample_mapping")
-            offsets = [_offsets_in_context(windows, w) for w in range(len(of))]
-            spans = [_span(offsets[w], rows[label][k]) for w, k in enumerate(of)]
+            example_of_window = windows.pop("overflow_to_sample_mapping")
+            offsets = [_offsets_in_context(windows, w) for w in range(len(example_of_window))]
+            spans = [_answer_tokens(offsets[w], rows[label][k]) for w, k in enumerate(example_of_window)]
             return {
                 **windows,
                 "offset_mapping": offsets,
                 "start_positions": [start for start, _ in spans],
                 "end_positions": [end for _, end in spans],
-                "example": [indices[k] for k in of],
-                "context": [rows[context][k] for k in of],
-                "answers": [[answer["text"] for answer in rows[label][k]] for k in of],
+                "example": [indices[k] for k in example_of_window],
+                "context": [rows[context][k] for k in example_of_window],
+                "answers": [[answer["text"] for answer in rows[label][k]] for k in example_of_window],
             }
 
         return examples.map(cut, batched=True, with_indices=True, remove_columns=examples.column_names)
 
-    def examples(self, rows: Iterable[Row]) -> list[list[Row]]:
+    def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
         """The windows of each question."""
         return [list(windows) for _, windows in groupby(rows, key=lambda row: row["example"])]
 
@@ -98,45 +98,49 @@ class QuestionAnswering(TextTask):
         import torch
 
         positions = {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
-        return {**self.padded(rows), **positions}
+        return {**self.pad_inputs(rows), **positions}
 
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The scores of each token (windows, tokens) as the start and as the end of the answer."""
         return [(outputs.start_logits, batch["start_positions"]), (outputs.end_logits, batch["end_positions"])]
 
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each question its answers, the predicted one, whether they agree, and the loss of all its windows."""
         from nas.tasks.losses import loss_by_example
 
-        scored = self.scored(model(**model_inputs(batch)), batch)
-        losses, counts = (tensor.double().cpu().numpy() for tensor in loss_by_example(scored, self.activation))
-        start, end = (logits.float().cpu().numpy() for logits, _ in scored)
+        outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
+        losses, counts = (tensor.double().cpu().numpy() for tensor in loss_by_example(outputs, self.activation))
+        start, end = (logits.float().cpu().numpy() for logits, _ in outputs)
         first = np.cumsum([0, *(len(windows) for windows in rows)])
-        parts = [slice(a, b) for a, b in pairwise(first.tolist())]
-        guesses = [self._answer(start[p], end[p], windows) for p, windows in zip(parts, rows, strict=True)]
+        slices = [slice(a, b) for a, b in pairwise(first.tolist())]
+        predictions = [
+            self._predict_answer(start[p], end[p], windows) for p, windows in zip(slices, rows, strict=True)
+        ]
         answers = [windows[0]["answers"] or [""] for windows in rows]
-        pairs = list(zip(guesses, answers, strict=True))
+        pairs = list(zip(predictions, answers, strict=True))
         return {
-            "loss": np.array([losses[p].sum() for p in parts]),
-            "scored": np.array([counts[p].sum() for p in parts]),
-            "examples": np.ones(len(rows)),
-            "exact": np.array([max(float(normalized(g) == normalized(a)) for a in true) for g, true in pairs]),
-            "overlap": np.array([max(word_f1(g, a) for a in true) for g, true in pairs]),
-            "labels": objects(answers),
-            "predictions": objects(guesses),
+            "loss": np.array([losses[p].sum() for p in slices]),
+            "n_scored": np.array([counts[p].sum() for p in slices]),
+            "n_examples": np.ones(len(rows)),
+            "exact": np.array(
+                [max(float(normalize_answer(g) == normalize_answer(a)) for a in references) for g, references in pairs]
+            ),
+            "overlap": np.array([max(word_f1(g, a) for a in references) for g, references in pairs]),
+            "labels": object_array(answers),
+            "predictions": object_array(predictions),
         }
 
-    def _answer(self, start: np.ndarray, end: np.ndarray, windows: list[Row]) -> str:
+    def _predict_answer(self, start: np.ndarray, end: np.ndarray, windows: list[Row]) -> str:
         """The best span of the windows of one question, or no answer if that scores higher."""
-        best, text, none = -np.inf, "", np.inf
+        best, text, null_score = -np.inf, "", np.inf
         for s, e, window in zip(start, end, windows, strict=True):
-            none = min(none, float(s[0] + e[0]))
+            null_score = min(null_score, float(s[0] + e[0]))
             score, span = best_span(s, e, window["offset_mapping"])
             if score > best:
                 best, text = score, window["context"][span[0] : span[1]]
-        return "" if self.has_unanswerable and none > best else text
+        return "" if self.has_unanswerable and null_score > best else text
 
 
 def best_span(start: np.ndarray, end: np.ndarray, offsets: list[list[int]]) -> tuple[float, tuple[int, int]]:
@@ -150,29 +154,29 @@ def best_span(start: np.ndarray, end: np.ndarray, offsets: list[list[int]]) -> t
     Returns:
         The score and the characters of the span; minus infinity where there is no context.
     """
-    places = np.array(offsets)
-    inside = places[:, 0] >= 0
-    first, last = (np.where(inside, scores[: len(places)], -np.inf) for scores in (start, end))
+    characters = np.array(offsets)
+    is_context = characters[:, 0] >= 0
+    first, last = (np.where(is_context, scores[: len(characters)], -np.inf) for scores in (start, end))
     sums = first[:, None] + last[None, :]
-    sums[np.tril_indices(len(places), -1)] = -np.inf
-    sums[np.triu_indices(len(places), MAX_ANSWER_TOKENS)] = -np.inf
+    sums[np.tril_indices(len(characters), -1)] = -np.inf
+    sums[np.triu_indices(len(characters), MAX_ANSWER_TOKENS)] = -np.inf
     i, j = np.unravel_index(sums.argmax(), sums.shape)
-    return float(sums[i, j]), (int(places[i, 0]), int(places[j, 1]))
+    return float(sums[i, j]), (int(characters[i, 0]), int(characters[j, 1]))
 
 
-def normalized(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """An answer without case, punctuation, articles and extra space, as SQuAD compares them (arXiv 1606.05250)."""
     bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def word_f1(guess: str, answer: str) -> float:
+def word_f1(prediction: str, answer: str) -> float:
     """F1 of the words of two answers; of nothing, whether both are nothing."""
-    found, true = normalized(guess).split(), normalized(answer).split()
-    if not found or not true:
-        return float(found == true)
-    common = sum((Counter(found) & Counter(true)).values())
-    return 2 * common / (len(found) + len(true))
+    predicted_words, answer_words = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if not predicted_words or not answer_words:
+        return float(predicted_words == answer_words)
+    common = sum((Counter(predicted_words) & Counter(answer_words)).values())
+    return 2 * common / (len(predicted_words) + len(answer_words))
 
 
 def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Dataset:
@@ -181,16 +185,16 @@ def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Da
     Raises:
         InputError: If the column is missing or of another form, or an answer is not where it says in the context.
     """
-    need_column(dataset, label, source, "task.label")
+    require_column(dataset, label, source, "task.label")
     try:
-        answers = [_answers(value) for value in dataset[label]]
+        answers = [_parse_answers(value) for value in dataset[label]]
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f"`task.label` must name a column of {{text: [...], answer_start: [...]}}, but `{label}` of `{source}` is "
             f"{dataset.features[label]}."
         ) from None
-    for row, (text, found) in enumerate(zip(dataset[context], answers, strict=True)):
-        for answer in found:
+    for row, (text, row_answers) in enumerate(zip(dataset[context], answers, strict=True)):
+        for answer in row_answers:
             if text is not None and not text.startswith(answer["text"], answer["answer_start"]):
                 raise InputError(
                     f"every answer must stand in its context where `answer_start` says, but row {row} of `{source}` "
@@ -199,7 +203,7 @@ def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Da
     return dataset.remove_columns(label).add_column(label, answers, feature=_answers_feature())
 
 
-def _answers(value: Any) -> list[dict[str, Any]]:
+def _parse_answers(value: Any) -> list[dict[str, Any]]:
     pairs = (
         zip(value["text"], value["answer_start"], strict=True)
         if isinstance(value, dict)
@@ -214,29 +218,30 @@ def _answers_feature() -> Any:
     return List({"text": Value("string"), "answer_start": Value("int64")})
 
 
-def _need_room(tokenizer: Any, questions: Iterable[str], length: int, overlap: int, source: str) -> None:
+def _require_room(tokenizer: Any, questions: Iterable[str], length: int, overlap: int, source: str) -> None:
     """Raises InputError unless every question leaves room for more context than two windows have in common."""
     longest = max(len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"])
     needed = longest + tokenizer.num_special_tokens_to_add(pair=True) + overlap + 1
     if needed > length:
         raise InputError(
             f"`task.max_length` must leave room for a context beside the longest question of `{source}` ({longest} "
-            f"tokens), but got {length}; set it to {int(np.ceil((needed - overlap) / (1 - OVERLAP))) + 1} or more."
+            f"tokens), but got {length}; set it to "
+            f"{int(np.ceil((needed - overlap) / (1 - STRIDE_SHARE))) + 1} or more."
         )
 
 
 def _offsets_in_context(windows: Any, window: int) -> list[list[int]]:
     """First and last character of each token of a window in the context, ``[-1, -1]`` for all other tokens."""
-    places = zip(windows["offset_mapping"][window], windows.sequence_ids(window), strict=True)
-    return [list(offsets) if sequence == 1 else [-1, -1] for offsets, sequence in places]
+    tokens = zip(windows["offset_mapping"][window], windows.sequence_ids(window), strict=True)
+    return [list(offsets) if sequence == 1 else [-1, -1] for offsets, sequence in tokens]
 
 
-def _span(offsets: list[list[int]], answers: list[dict[str, Any]]) -> tuple[int, int]:
+def _answer_tokens(offsets: list[list[int]], answers: list[dict[str, Any]]) -> tuple[int, int]:
     """First and last token of the first answer, both 0 where the window does not hold it whole."""
     if not answers:
         return 0, 0
     start = answers[0]["answer_start"]
     end = start + len(answers[0]["text"])
     inside = [k for k, (a, b) in enumerate(offsets) if a >= 0 and a < end and b > start]
-    whole = bool(inside) and offsets[inside[0]][0] <= start and offsets[inside[-1]][1] >= end
-    return (inside[0], inside[-1]) if whole else (0, 0)
+    is_complete = bool(inside) and offsets[inside[0]][0] <= start and offsets[inside[-1]][1] >= end
+    return (inside[0], inside[-1]) if is_complete else (0, 0)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.tasks import metrics
-from nas.tasks.batches import IGNORED, Batch, Row, model_inputs
-from nas.tasks.generation_metrics import TEXT_METRICS
-from nas.tasks.metrics import Metric, objects
-from nas.tasks.types.base import TaskInputs, TaskType, padded_labels
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
+from nas.tasks.generation_metrics import GENERATION_METRICS
+from nas.tasks.metrics import Metric, object_array
+from nas.tasks.types.base import TaskInputs, TaskType, pad_labels
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.tasks.losses import Scored
+    from nas.tasks.losses import LogitsAndLabels
 
 
 class SequenceToSequence(TaskType):
@@ -30,13 +30,13 @@ class SequenceToSequence(TaskType):
     compare a text that the model generates greedily, of up to ``task.max_length`` tokens.
     """
 
-    compared = ("target",)
-    writes_words = True
+    reference_columns = ("target",)
+    has_vocabulary_logits = True
     metrics: Mapping[str, Metric] = {
-        "loss": metrics.mean_of("loss", "scored"),
+        "loss": metrics.ratio_of_sums("loss", "n_scored"),
         "perplexity": metrics.perplexity,
-        "accuracy": metrics.mean_of("right", "scored"),
-        **{name: text.metric for name, text in TEXT_METRICS.items()},
+        "accuracy": metrics.ratio_of_sums("correct", "n_scored"),
+        **{name: text.metric for name, text in GENERATION_METRICS.items()},
     }
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
@@ -49,8 +49,8 @@ class SequenceToSequence(TaskType):
 
     def metric(self, name: str) -> Metric:
         """As for every task; one of generated texts needs its package."""
-        if name in TEXT_METRICS and name not in self.task.metrics:
-            TEXT_METRICS[name].require(name)
+        if name in GENERATION_METRICS and name not in self.task.metrics:
+            GENERATION_METRICS[name].require(name)
         return super().metric(name)
 
     @property
@@ -64,39 +64,39 @@ class SequenceToSequence(TaskType):
 
     def collate(self, rows: list[Row]) -> Batch:
         """Encoder inputs, labels, and the same shifted by one as what the decoder has read."""
-        labels = padded_labels(rows, max(len(row["labels"]) for row in rows))
-        decoder_inputs = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORED, self.tokenizer.pad_token_id)
+        labels = pad_labels(rows, max(len(row["labels"]) for row in rows))
+        decoder_inputs = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORE_INDEX, self.tokenizer.pad_token_id)
         decoder_inputs[:, 0] = self.config.decoder_start_token_id
         return {**self.encoder_inputs(rows), "decoder_input_ids": decoder_inputs, "labels": labels}
 
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The scores of each token (examples, tokens, words)."""
         return [(outputs.logits, batch["labels"])]
 
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each example the loss and the right tokens; where a quality needs it, the generated text."""
         from nas.tasks.losses import loss_by_example
 
-        scored = self.scored(model(**model_inputs(batch)), batch)
-        loss, count = loss_by_example(scored, self.activation)
-        right = (scored[0][0].argmax(-1) == batch["labels"]).sum(1)
-        counts = {"loss": loss.double(), "scored": count, "right": right, "examples": count.clamp(1, 1)}
-        found = {name: tensor.cpu().numpy() for name, tensor in counts.items()}
-        generated = [name for name in wanted if name in TEXT_METRICS or name in self.task.metrics]
-        return {**found, **self._texts(model, batch, rows, generated)} if generated else found
+        outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
+        loss, count = loss_by_example(outputs, self.activation)
+        correct = (outputs[0][0].argmax(-1) == batch["labels"]).sum(1)
+        counts = {"loss": loss.double(), "n_scored": count, "correct": correct, "n_examples": count.clamp(1, 1)}
+        stats = {name: tensor.cpu().numpy() for name, tensor in counts.items()}
+        generated = [name for name in metric_names if name in GENERATION_METRICS or name in self.task.metrics]
+        return {**stats, **self._generated_stats(model, batch, rows, generated)} if generated else stats
 
-    def _texts(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def _generated_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Generated and right texts, and what the metrics count of them."""
         inputs = {name: tensor for name, tensor in model_inputs(batch).items() if name != "decoder_input_ids"}
         ids = model.generate(**inputs, max_new_tokens=self.task.max_length, do_sample=False, num_beams=1)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        right = [row["target"] for (row,) in rows]
-        found = {"labels": objects(right), "predictions": objects(texts)}
-        for name in wanted:
-            if name in TEXT_METRICS and name not in self.task.metrics:
-                found.update(TEXT_METRICS[name].count(right, texts))
-        return found
+        references = [row["target"] for (row,) in rows]
+        stats = {"labels": object_array(references), "predictions": object_array(texts)}
+        for name in metric_names:
+            if name in GENERATION_METRICS and name not in self.task.metrics:
+                stats.update(GENERATION_METRICS[name].count(references, texts))
+        return stats

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.runs.progress import print_line
 from nas.tasks.batches import Row
-from nas.tasks.data import need_column, need_texts, string_columns, text_column
+from nas.tasks.data import require_column, require_texts, string_columns, text_column
 from nas.tasks.types.base import TaskInputs, TextTask, random_tokens
 from nas.tasks.types.sequence_to_sequence import SequenceToSequence
 from search_spaces import InputError
@@ -43,8 +43,8 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokens of both texts, and the target itself."""
         for column, key in ((self.source, "task.text"), (self.target, "task.label")):
-            need_column(examples, column, source, key)
-            need_texts(examples, column, source, key)
+            require_column(examples, column, source, key)
+            require_texts(examples, column, source, key)
         text, target, tokenizer, length = self.source, self.target, self.processor, self.task.max_length
 
         def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Tokens padded to the longest text."""
-        return self.padded(rows)
+        return self.pad_inputs(rows)
 
     @classmethod
     def dummy_inputs(

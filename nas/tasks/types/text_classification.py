@@ -43,4 +43,4 @@ class TextClassification(Classification, TextTask):
         """Tokens padded to the longest text."""
         import torch
 
-        return {**self.padded(rows), "labels": torch.tensor([row["labels"] for row in rows])}
+        return {**self.pad_inputs(rows), "labels": torch.tensor([row["labels"] for row in rows])}

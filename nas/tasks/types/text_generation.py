@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row
-from nas.tasks.types.language_modeling import LanguageModelling
+from nas.tasks.types.language_modeling import LanguageModeling
 
 if TYPE_CHECKING:
-    from nas.tasks.losses import Scored
+    from nas.tasks.losses import LogitsAndLabels
 
 
-class TextGeneration(LanguageModelling):
+class TextGeneration(LanguageModeling):
     """Every token of a block but the first is predicted from those before it."""
 
     def collate(self, rows: list[Row]) -> Batch:
@@ -21,6 +21,6 @@ class TextGeneration(LanguageModelling):
         ids = torch.tensor([row["input_ids"] for row in rows])
         return {"input_ids": ids, "labels": ids}
 
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The scores of each next token (examples, tokens - 1, words)."""
         return [(outputs.logits[:, :-1], batch["labels"][:, 1:])]

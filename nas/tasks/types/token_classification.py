@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nas.tasks import metrics
-from nas.tasks.batches import IGNORED, Batch, Row, model_inputs
-from nas.tasks.data import TEXT_DTYPES, need_column
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
+from nas.tasks.data import TEXT_DTYPES, require_column
 from nas.tasks.labels import is_list
-from nas.tasks.metrics import Metric, objects
-from nas.tasks.types.base import TaskInputs, TextTask, padded_labels
+from nas.tasks.metrics import Metric, object_array
+from nas.tasks.types.base import TaskInputs, TextTask, pad_labels
 from nas.tasks.types.classification import with_class_names
 from search_spaces import InputError
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from nas.tasks.losses import Scored
+    from nas.tasks.losses import LogitsAndLabels
 
-OUTSIDE = "O"
+OUTSIDE_TAG = "O"
 """The tag of words that belong to nothing; ``f1`` leaves it out."""
 
 
@@ -32,18 +32,18 @@ class TokenClassification(TextTask):
     ``f1`` is that of words (micro, without the tag `O`), not of whole entities: ``task.metrics`` may add one.
     """
 
-    processor_options: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
+    processor_kwargs: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
     metrics: Mapping[str, Metric] = {
         "f1": metrics.micro_f1,
-        "accuracy": metrics.mean_of("right", "scored"),
-        "loss": metrics.mean_of("loss", "scored"),
+        "accuracy": metrics.ratio_of_sums("correct", "n_scored"),
+        "loss": metrics.ratio_of_sums("loss", "n_scored"),
     }
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         self.label = self.task.label or "ner_tags"
         for split, source in ((train, self.task.train), (test, self.task.test)):
-            need_column(split, self.label, source, "task.label")
+            require_column(split, self.label, source, "task.label")
             if not is_list(split.features[self.label]):
                 raise InputError(
                     f"`task.label` must name a column of lists of tags, but `{self.label}` of `{source}` is "
@@ -51,61 +51,67 @@ class TokenClassification(TextTask):
                 )
         self.words = _words_column(train, self.task.text, self.label, self.task.train)
         self.train, self.test, self.names = with_class_names(inputs, train, test, self.label)
-        self.outside = self.names.index(OUTSIDE) if OUTSIDE in self.names else IGNORED
+        self.outside = self.names.index(OUTSIDE_TAG) if OUTSIDE_TAG in self.names else IGNORE_INDEX
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokens of the words, and the tag of each word at its first token."""
         words, label, tokenizer, length = self.words, self.label, self.processor, self.task.max_length
-        _need_tags(examples, words, label, source)
+        _require_tags(examples, words, label, source)
 
         def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
             tokens = tokenizer(rows[words], is_split_into_words=True, truncation=True, max_length=length)
-            tags = [_aligned(tokens.word_ids(i), row) for i, row in enumerate(rows[label])]
+            tags = [_align_tags(tokens.word_ids(i), row) for i, row in enumerate(rows[label])]
             return {**tokens, "labels": tags}
 
         return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Tokens padded to the longest text, their labels alike."""
-        inputs = self.padded(rows)
-        return {**inputs, "labels": padded_labels(rows, inputs["input_ids"].shape[1], self.processor.padding_side)}
+        inputs = self.pad_inputs(rows)
+        return {**inputs, "labels": pad_labels(rows, inputs["input_ids"].shape[1], self.processor.padding_side)}
 
-    def scored(self, outputs: Any, batch: Batch) -> list[Scored]:
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """The scores of each token (examples, tokens, tags)."""
         return [(outputs.logits, batch["labels"])]
 
-    def found(
-        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], wanted: Sequence[str]
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Of each text its tags and the predicted ones, and what is counted of them."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
-        loss, scored = loss_by_example(self.scored(outputs, batch), self.activation)
-        true, guess = batch["labels"].cpu().numpy(), outputs.logits.argmax(-1).cpu().numpy()
-        real, named, called = true != IGNORED, true != self.outside, guess != self.outside
+        loss, n_scored = loss_by_example(self.logits_and_labels(outputs, batch), self.activation)
+        labels, predictions = batch["labels"].cpu().numpy(), outputs.logits.argmax(-1).cpu().numpy()
+        has_label, is_entity, predicted_entity = (
+            labels != IGNORE_INDEX,
+            labels != self.outside,
+            predictions != self.outside,
+        )
         return {
             "loss": loss.double().cpu().numpy(),
-            "scored": scored.cpu().numpy(),
-            "right": ((true == guess) & real).sum(1),
-            "hits": ((true == guess) & real & named).sum(1),
-            "guesses": (called & real).sum(1),
-            "truths": (named & real).sum(1),
-            "labels": objects([t[k] for t, k in zip(true, real, strict=True)]),
-            "predictions": objects([g[k] for g, k in zip(guess, real, strict=True)]),
+            "n_scored": n_scored.cpu().numpy(),
+            "correct": ((labels == predictions) & has_label).sum(1),
+            "true_positives": ((labels == predictions) & has_label & is_entity).sum(1),
+            "predicted_positives": (predicted_entity & has_label).sum(1),
+            "actual_positives": (is_entity & has_label).sum(1),
+            "labels": object_array([t[k] for t, k in zip(labels, has_label, strict=True)]),
+            "predictions": object_array([g[k] for g, k in zip(predictions, has_label, strict=True)]),
         }
 
 
-def _aligned(words: list[int | None], tags: list[int]) -> list[int]:
+def _align_tags(words: list[int | None], tags: list[int]) -> list[int]:
     """The tag of each token: its word's at the first token of a word, else none."""
-    starts = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
-    return [tags[word] if first and word is not None else IGNORED for word, first in zip(words, starts, strict=True)]
+    is_first = [word is not None and word != previous for word, previous in zip(words, [None, *words], strict=False)]
+    return [
+        tags[word] if first and word is not None else IGNORE_INDEX for word, first in zip(words, is_first, strict=True)
+    ]
 
 
-def _words_column(dataset: Dataset, wanted: list[str] | str | None, label: str, source: str) -> str:
+def _words_column(dataset: Dataset, requested: list[str] | str | None, label: str, source: str) -> str:
     """The column of words: the one the recipe names, else the only other column of lists of strings."""
     lists = [n for n, f in dataset.features.items() if is_list(f) and getattr(f.feature, "dtype", None) in TEXT_DTYPES]
-    columns = [wanted] if isinstance(wanted, str) else wanted or [name for name in lists if name != label]
+    columns = [requested] if isinstance(requested, str) else requested or [name for name in lists if name != label]
     if len(columns) != 1 or columns[0] not in lists:
         raise InputError(
             f"`task.text` must name one column of lists of words, but `{source}` offers "
@@ -114,9 +120,9 @@ def _words_column(dataset: Dataset, wanted: list[str] | str | None, label: str, 
     return columns[0]
 
 
-def _need_tags(dataset: Dataset, words: str, label: str, source: str) -> None:
+def _require_tags(dataset: Dataset, words: str, label: str, source: str) -> None:
     """Raises InputError unless every word has a tag."""
-    need_column(dataset, words, source, "task.text")
+    require_column(dataset, words, source, "task.text")
     for row, (text, tags) in enumerate(zip(dataset[words], dataset[label], strict=True)):
         if text is None or len(text) != len(tags):
             raise InputError(
