@@ -53,12 +53,12 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
             yield Block(language, textwrap.dedent(code), not reason)
 
 
-def name_in_subnet(page: Path) -> str:
+def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
 def pages_with(*languages: str) -> list[Any]:
-    return [pytest.param(page, id=name_in_subnet(page)) for page in PAGES if any(b.runs for b in blocks(page, *languages))]
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if any(b.runs for b in blocks(page, *languages))]
 
 
 def spans(page: Path) -> list[str]:
@@ -80,7 +80,7 @@ def generator() -> dict[str, Any]:
 
 def test_generated_pages_are_current() -> None:
     for file, text in generator()["pages"]().items():
-        assert file.read_text() == text, f"{name_in_subnet(file)} is out of date; run `python -m docs.generate`"
+        assert file.read_text() == text, f"{name_of(file)} is out of date; run `python -m docs.generate`"
 
 
 def test_every_key_and_option_is_described() -> None:
@@ -110,9 +110,9 @@ def test_commands_within_sentences_exist() -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for page in PAGES:
         for words in (span.split() for span in spans(page) if re.match(r"nas [a-z]", span)):
-            assert words[1] in known, (name_in_subnet(page), words)
+            assert words[1] in known, (name_of(page), words)
             options = {option for param in known[words[1]].params for option in param.opts}
-            assert {word for word in words if word.startswith("--")} <= options, (name_in_subnet(page), words)
+            assert {word for word in words if word.startswith("--")} <= options, (name_of(page), words)
 
 
 def keys() -> set[str]:
@@ -125,7 +125,7 @@ def test_keys_files_and_names_exist() -> None:
     sections, known = {key.partition(".")[0] for key in keys() if "." in key}, keys()
     for page in PAGES:
         for span in spans(page):
-            where = f"{name_in_subnet(page)} names `{span}`"
+            where = f"{name_of(page)} names `{span}`"
             if found := re.match(r"(\w+)\.(\w+)(?:$|[:=])", span):
                 if found[1] in sections and (found[1], found[2]) != ("search", "md"):
                     assert f"{found[1]}.{found[2]}" in known, f"{where}, which is no recipe key"
@@ -141,7 +141,7 @@ def test_the_map_has_every_folder_and_loose_module(package: str) -> None:
     found = {path.parent for path in (ROOT / package).glob("*/__init__.py")}
     found |= {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
     page = (ROOT / "docs" / "contributing" / "tree.md").read_text()
-    assert [name_in_subnet(path) for path in found if f"`{name_in_subnet(path)}{'/' * path.is_dir()}`" not in page] == []
+    assert [name_of(path) for path in found if f"`{name_of(path)}{'/' * path.is_dir()}`" not in page] == []
 
 
 def test_the_reference_has_every_public_name() -> None:
@@ -150,7 +150,7 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def test_blocks_that_do_not_run_are_counted() -> None:
-    found = Counter(name_in_subnet(page) for page in PAGES for block in blocks(page, "python") if not block.runs)
+    found = Counter(name_of(page) for page in PAGES for block in blocks(page, "python") if not block.runs)
     assert found == NOT_RUN
 
 
@@ -167,4 +167,4 @@ def test_python_runs(page: Path, finished: tuple[Path, Path], tmp_path: Path, mo
     scope: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page, "python"):
         if block.runs:
-            exec(compile(block.code, name_in_subnet(page), "exec"), scope)
+            exec(compile(block.code, name_of(page), "exec"), scope)
