@@ -1,7 +1,7 @@
 """What a subnetwork costs: measurement on a device, and latency predictors fitted on what was measured."""
 
 from predictors.costs.analytic import AnalyticCosts
-from predictors.costs.roofline import Ceilings, roofline_ms
+from predictors.costs.roofline import DevicePeak, roofline_ms
 from predictors.latency.errors import Errors
 from predictors.latency.models import MODELS, PRIOR_MODELS
 from predictors.latency.predictor import LatencyPredictor
@@ -10,7 +10,7 @@ from predictors.latency.report import PredictorReport
 from predictors.latency.subnet_predictor import SubnetPredictor
 from predictors.measurement.measure import measure
 from predictors.measurement.onnx_export import write_onnx
-from predictors.measurement.runtimes import RUNTIMES, prepared
+from predictors.measurement.runtimes import RUNTIMES, prepare
 from predictors.measurement.timing import Timing
 from predictors.measurement.workload import Workload, device_name
 from predictors.store import Measurement, MeasurementStage, MeasurementStore
@@ -20,7 +20,7 @@ __all__ = [
     "PRIOR_MODELS",
     "RUNTIMES",
     "AnalyticCosts",
-    "Ceilings",
+    "DevicePeak",
     "Errors",
     "LatencyModel",
     "LatencyPredictor",
@@ -33,7 +33,7 @@ __all__ = [
     "Workload",
     "device_name",
     "measure",
-    "prepared",
+    "prepare",
     "roofline_ms",
     "write_onnx",
 ]

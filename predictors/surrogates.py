@@ -1,4 +1,4 @@
-"""Quality surrogates: what a subnetwork would score, learned from the ones that were scored, with a spread."""
+"""Surrogates: regressions that predict a metric of a subnetwork, with a standard deviation, from evaluated ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FOLDS = 3
 
 
 class Surrogate(Protocol):
-    """Learns a figure (n,) from features (n, d)."""
+    """Predicts a metric (n,) from features (n, d)."""
 
     def fit(self, features: np.ndarray, values: np.ndarray) -> Surrogate:
-        """Fits in place, its own settings too, and returns itself."""
+        """Fits hyperparameters and model in place, and returns itself."""
         ...
 
     def update(self, features: np.ndarray, values: np.ndarray) -> Surrogate:
-        """Fits in place to other points with the settings found by `fit`, which is cheaper."""
+        """Fits in place to other points with the hyperparameters found by `fit`, which is cheaper."""
         ...
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ class Surrogate(Protocol):
 
 
 class BayesianRidge:
-    """A linear model with an evidence-based penalty (MacKay 1992)."""
+    """A linear model whose penalty maximises the evidence (MacKay 1992)."""
 
     def fit(self, features: np.ndarray, values: np.ndarray) -> BayesianRidge:
         """Fits in place."""
@@ -43,15 +43,15 @@ class BayesianRidge:
     update = fit
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean, and standard deviation less the noise of one observation."""
+        """Mean, and standard deviation without the noise of an observation: (n,), (n,)."""
         mean, deviation = self._model.predict(features, return_std=True)
         return mean, np.sqrt(np.maximum(deviation**2 - 1.0 / self._model.alpha_, 0.0))
 
 
-class Forest:
-    """Extremely randomized trees (Geurts et al. 2006); their disagreement is the spread."""
+class ExtraTrees:
+    """Extremely randomized trees (Geurts et al. 2006); the standard deviation is that over the trees."""
 
-    def fit(self, features: np.ndarray, values: np.ndarray) -> Forest:
+    def fit(self, features: np.ndarray, values: np.ndarray) -> ExtraTrees:
         """Fits in place."""
         from sklearn.ensemble import ExtraTreesRegressor
 
@@ -61,47 +61,47 @@ class Forest:
     update = fit
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over the trees."""
+        """Mean and standard deviation over the trees: (n,), (n,)."""
         rows = features.astype(np.float32)
-        trees = np.stack([member.tree_.predict(rows)[:, 0] for member in self._model.estimators_])
+        trees = np.stack([tree.tree_.predict(rows)[:, 0] for tree in self._model.estimators_])
         return trees.mean(0), trees.std(0)
 
 
-class Boosting:
-    """Gradient boosting (Friedman 2001), some machines on parts of the points; their disagreement is the spread."""
+class GradientBoosting:
+    """Gradient boosting (Friedman 2001) on three subsets of the points; they give the standard deviation."""
 
-    def fit(self, features: np.ndarray, values: np.ndarray) -> Boosting:
+    def fit(self, features: np.ndarray, values: np.ndarray) -> GradientBoosting:
         """Fits in place."""
         from sklearn.ensemble import BaggingRegressor, GradientBoostingRegressor
 
-        machine = GradientBoostingRegressor(n_estimators=40, learning_rate=0.2, max_features=0.5, random_state=0)
-        self._model = BaggingRegressor(machine, 3, max_samples=0.8, bootstrap=False, random_state=0)
+        estimator = GradientBoostingRegressor(n_estimators=40, learning_rate=0.2, max_features=0.5, random_state=0)
+        self._model = BaggingRegressor(estimator, 3, max_samples=0.8, bootstrap=False, random_state=0)
         self._model.fit(features, values)
         return self
 
     update = fit
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over the machines."""
-        machines = np.stack([member.predict(features) for member in self._model.estimators_])
-        return machines.mean(0), machines.std(0)
+        """Mean and standard deviation over the three ensembles: (n,), (n,)."""
+        predictions = np.stack([estimator.predict(features) for estimator in self._model.estimators_])
+        return predictions.mean(0), predictions.std(0)
 
 
 SURROGATES: dict[str, Callable[[], Surrogate]] = {
     "gaussian-process": GaussianProcess,
     "ridge": BayesianRidge,
-    "forest": Forest,
-    "boosting": Boosting,
+    "forest": ExtraTrees,
+    "boosting": GradientBoosting,
 }
-"""Every surrogate the search chooses from."""
+"""Name -> surrogate; the search chooses among them."""
 
-BOOSTING_FROM = 100
-"""With fewer points, boosting costs more than all others together and predicts worse."""
+MIN_POINTS_FOR_BOOSTING = 100
+"""With fewer points, boosting takes longer than all other surrogates together and predicts worse."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """How a surrogate did on points it was not fitted to.
+class ValidationScore:
+    """Cross-validated errors of a surrogate.
 
     Attributes:
         error: Root mean squared error.
@@ -112,68 +112,69 @@ class Held:
     calibration: float
 
 
-def cross_validate(features: np.ndarray, values: np.ndarray, seed: int = 0) -> dict[str, Held]:
-    """How each surrogate does over 3 folds; boosting only where there are enough points for it.
+def cross_validate(features: np.ndarray, values: np.ndarray, seed: int = 0) -> dict[str, ValidationScore]:
+    """Cross-validates each surrogate in 3 folds; boosting only if there are enough points for it.
 
     Args:
         features: (n, d), n of at least 8.
         values: (n,).
-        seed: The folds.
+        seed: Seed of the folds.
     """
     folds = np.random.default_rng(seed).permutation(len(values)) % FOLDS
-    found = {}
+    scores = {}
     for name, make in SURROGATES.items():
-        if name == "boosting" and len(values) < BOOSTING_FROM:
+        if name == "boosting" and len(values) < MIN_POINTS_FOR_BOOSTING:
             continue
-        miss, deviation = np.empty(len(values)), np.empty(len(values))
+        residuals, deviation = np.empty(len(values)), np.empty(len(values))
         for fold in range(FOLDS):
-            held = folds == fold
-            mean, deviation[held] = make().fit(features[~held], values[~held]).predict(features[held])
-            miss[held] = values[held] - mean
-        scaled = miss / np.maximum(deviation, 1e-3 * (values.std() or 1.0))
-        found[name] = Held(_rms(miss), float(np.clip(_rms(scaled), 0.5, 5.0)))
-    return found
+            test = folds == fold
+            mean, deviation[test] = make().fit(features[~test], values[~test]).predict(features[test])
+            residuals[test] = values[test] - mean
+        scaled = residuals / np.maximum(deviation, 1e-3 * (values.std() or 1.0))
+        scores[name] = ValidationScore(_rms(residuals), float(np.clip(_rms(scaled), 0.5, 5.0)))
+    return scores
 
 
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt((values**2).mean()))
 
 
-class Learned:
-    """A figure learned by the surrogate that cross-validates best, with calibrated spread.
+class FittedSurrogate:
+    """The surrogate with the least cross-validated error, fitted, with calibrated standard deviations.
 
-    Values are first brought close to a Gaussian by the monotone transformation of Yeo & Johnson (2000), as in HEBO
-    (Cowen-Rivers et al. 2022, arXiv 2012.03826): a few very bad ones do not drown the differences between good ones.
+    Values are first made nearly Gaussian by the monotone transformation of Yeo & Johnson (2000), as in HEBO
+    (Cowen-Rivers et al. 2022, arXiv 2012.03826), so that a few very bad values do not hide the differences between
+    good ones.
 
     Args:
         features: (n, d), n of at least 8.
         values: (n,).
-        seed: The folds.
+        seed: Seed of the folds.
     """
 
     def __init__(self, features: np.ndarray, values: np.ndarray, seed: int = 0) -> None:
         from sklearn.preprocessing import PowerTransformer
 
-        self._centre, self._scale = values.mean(), values.std() or 1.0
+        self._mean, self._std = values.mean(), values.std() or 1.0
         self._power = PowerTransformer(standardize=False)
-        self._power.fit(self._standard(values))
-        straight = self.transform(values)
-        held = cross_validate(features, straight, seed)
-        self.name = min(held, key=lambda name: held[name].error)
-        self._calibration = held[self.name].calibration
-        self._surrogate = SURROGATES[self.name]().fit(features, straight)
+        self._power.fit(self._standardise(values))
+        transformed = self.transform(values)
+        scores = cross_validate(features, transformed, seed)
+        self.name = min(scores, key=lambda name: scores[name].error)
+        self._calibration = scores[self.name].calibration
+        self._surrogate = SURROGATES[self.name]().fit(features, transformed)
 
-    def _standard(self, values: np.ndarray) -> np.ndarray:
-        return ((values - self._centre) / self._scale).reshape(-1, 1)
+    def _standardise(self, values: np.ndarray) -> np.ndarray:
+        return ((values - self._mean) / self._std).reshape(-1, 1)
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Values on the scale of `predict`; keeps their order."""
+        """Transforms values to the scale of `predict`; the transformation is monotone."""
         if not len(values):
             return values
-        return self._power.transform(self._standard(values)).ravel()
+        return self._power.transform(self._standardise(values)).ravel()
 
     def update(self, features: np.ndarray, values: np.ndarray) -> None:
-        """Takes in other points; the surrogate's kind, settings and calibration stay."""
+        """Fits to other points; the chosen surrogate, its hyperparameters and its calibration stay."""
         self._surrogate.update(features, self.transform(values))
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,6 +183,6 @@ class Learned:
         return mean, np.maximum(deviation * self._calibration, 1e-6)
 
     def probability_below(self, features: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-        """Probability (n, r) that the figure is at most each of the thresholds (r,)."""
+        """Probability (n, r) that the value is at most each of the thresholds (r,)."""
         mean, deviation = self.predict(features)
         return ndtr((self.transform(thresholds) - mean[:, None]) / deviation[:, None])

@@ -10,7 +10,7 @@ from test_latency_predictor import SPACE as WIDTHS
 
 from nas.pipeline import profile
 from nas.recipe.schema import Recipe
-from predictors.latency.active_learning import least_sure
+from predictors.latency.active_learning import most_uncertain
 from predictors.latency.features import features
 from predictors.latency.predictor import held_out_rows
 from predictors.latency.regressions import LogGaussianProcess
@@ -49,7 +49,7 @@ def test_near_the_bound_chosen_measurements_teach_more_than_random_ones() -> Non
         for start in (20, 140):
             random += range(start, start + 10)
             pool = np.arange(start, start + 120)
-            chosen += pool[least_sure(x[chosen], y[chosen], x[pool], 10, around_ms=BOUND)].tolist()
+            chosen += pool[most_uncertain(x[chosen], y[chosen], x[pool], 10, bound_ms=BOUND)].tolist()
         assert len(set(chosen)) == 40
         ratios.append(error_near(chosen, x, y, near) / error_near(random, x, y, near))
     assert np.exp(np.mean(np.log(ratios))) < 0.9
@@ -67,7 +67,7 @@ def test_a_bounded_latency_is_profiled_near_the_bound_and_resumes_alike(text_rec
     told = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12", "constraints.latency_ms='<= 1'"]
     recipe, run = Recipe.load(text_recipe, told), tmp_path / "run"
     predictor = profile(recipe, run)
-    assert (predictor.report.n_chosen, predictor.report.around_ms) == (6, 1.0)
+    assert (predictor.report.n_active, predictor.report.bound_ms) == (6, 1.0)
     assert len({subnet.key for subnet in predictor.subnets}) == 12
     rows = (run / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     (run / "measurements.jsonl").write_bytes(b"".join(rows[:-1]))

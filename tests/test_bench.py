@@ -20,7 +20,7 @@ from nas.commands.bench import _timings as bench_timings
 from nas.recipe.schema import Recipe
 from predictors import Timing, Workload, measure
 from predictors.measurement.plan import Plan
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError
 
 WORKLOAD = Workload(sequence_length=16)
@@ -66,9 +66,12 @@ def test_bench_is_on_the_scale_of_the_calmer_pass(tmp_path: Path, monkeypatch: p
     left = iter([12.0, 10.0])
 
     def measured(calls: dict[str, object], *_: object, **__: object) -> dict[str, Timing]:
-        anchor_ms = next(left)
-        ratios = {ANCHOR: 1.0, **dict.fromkeys(calls, 0.5)}
-        return {n: Timing(r, r * anchor_ms, r * anchor_ms, r * anchor_ms, r * anchor_ms, 9) for n, r in ratios.items()}
+        reference_ms = next(left)
+        ratios = {REFERENCE: 1.0, **dict.fromkeys(calls, 0.5)}
+        return {
+            n: Timing(r, r * reference_ms, r * reference_ms, r * reference_ms, r * reference_ms, 9)
+            for n, r in ratios.items()
+        }
 
     monkeypatch.setattr("nas.commands.bench.measure", measured)
     monkeypatch.setattr("nas.commands.bench.load", lambda *_: lambda: None)
@@ -89,7 +92,7 @@ def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_fo
         return 10 * noise.gauss(1, 0.02) * (slower if call == "1b" else 1)
 
     monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "_time", took)
-    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "quiet", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
 
     def found() -> Timing:
@@ -119,7 +122,7 @@ def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says
 ) -> None:
     noise = Random(0)
     monkeypatch.setattr("nas.commands.bench.load", lambda folder, plan, name: folder)
-    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "quiet", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
 
     def found(precision: float, *passes_ms: float) -> list[BenchRow]:
         left = iter(passes_ms)

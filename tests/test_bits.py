@@ -28,7 +28,7 @@ from predictors import Workload
 from predictors.latency.features import feature_names, features
 from predictors.measurement import precision
 from predictors.measurement.onnx_export import write_onnx
-from predictors.measurement.precision import why_not
+from predictors.measurement.precision import unsupported_reason
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.dimensions.bits import BITS, FULL_PRECISION, stored_weight
 from search_spaces.useful_choices import useful_choices
@@ -116,13 +116,17 @@ def test_extracted_weights_are_whole_numbers_and_coarser_bits_change_more() -> N
 def test_bits_are_left_out_where_they_cannot_run_or_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_cpu_has", lambda *flags: False)
     here, both = Workload(), ["latency_ms", "size_mb"]
-    assert "does not multiply" in why_not("bfloat16", here, both) and not why_not("int8", here, both)
-    assert "pays in size_mb only" in why_not("int4-weight", here, ["accuracy", "latency_ms"])
-    assert not why_not("int4-weight", here, ["accuracy", "size_mb"]) and not why_not(FULL_PRECISION, here, [])
-    assert "no objective" in why_not("int8", here, ["accuracy", "macs"])
-    assert "VNNI" in why_not("int8", Workload(runtime="onnxruntime"), both)
-    assert "does not multiply" in why_not("int8", Workload(runtime="openvino"), both)
-    assert "already" in why_not("int8", Workload(dtype="int8"), both)
+    assert "no such instructions" in unsupported_reason("bfloat16", here, both) and not unsupported_reason(
+        "int8", here, both
+    )
+    assert "only reduces size_mb" in unsupported_reason("int4-weight", here, ["accuracy", "latency_ms"])
+    assert not unsupported_reason("int4-weight", here, ["accuracy", "size_mb"]) and not unsupported_reason(
+        FULL_PRECISION, here, []
+    )
+    assert "neither an objective" in unsupported_reason("int8", here, ["accuracy", "macs"])
+    assert "VNNI" in unsupported_reason("int8", Workload(runtime="onnxruntime"), both)
+    assert "no such kernels" in unsupported_reason("int8", Workload(runtime="openvino"), both)
+    assert "already" in unsupported_reason("int8", Workload(dtype="int8"), both)
     choices, reasons = useful_choices(
         {"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"}
     )

@@ -17,9 +17,9 @@ from conftest import TOYS, Toy
 from nas import Supernet
 from nas.supernets.calibration import calibrate
 from predictors import AnalyticCosts, Workload
-from predictors.costs.analytic import COUNTED
-from predictors.costs.part_table import distinct
-from predictors.costs.roofline import Ceilings, roofline_ms
+from predictors.costs.analytic import COST_NAMES
+from predictors.costs.cost_table import unique_rows
+from predictors.costs.roofline import DevicePeak, roofline_ms
 from search_spaces import Layout, SearchSpace
 
 WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}
@@ -93,12 +93,18 @@ def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
 @pytest.mark.parametrize("family", TOYS)
 def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
-    costs, space, rng = AnalyticCosts.of(supernet.model, supernet.layout), open_space(supernet.layout), Random(0)
+    costs, space, rng = (
+        AnalyticCosts.from_model(supernet.model, supernet.layout),
+        open_space(supernet.layout),
+        Random(0),
+    )
     subnets = [space.sample(rng) for _ in range(40)]
-    found = costs.count(COUNTED, subnets, Workload(sequence_length=12, batch_size=2))
+    found = costs.count(COST_NAMES, subnets, Workload(sequence_length=12, batch_size=2))
     assert found["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
     assert found["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
-    assert found["size_mb"].tolist() == [costs.size_bytes(s) / 1e6 for s in subnets]
+    assert found["size_mb"].tolist() == [
+        round(1e6 * costs.count(["size_mb"], [s])["size_mb"][0]) / 1e6 for s in subnets
+    ]
     for name in ("peak_activation_mb", "kv_cache_mb"):
         alone = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
         assert found[name].tolist() == alone
@@ -116,7 +122,7 @@ def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_p
     for number, subnet in enumerate(subnets):
         supernet.extract(subnet).save_pretrained(tmp_path / str(number))
         sizes.append((tmp_path / str(number) / "model.safetensors").stat().st_size)
-    found = AnalyticCosts.of(supernet.model, supernet.layout).count(["size_mb"], subnets)["size_mb"]
+    found = AnalyticCosts.from_model(supernet.model, supernet.layout).count(["size_mb"], subnets)["size_mb"]
     assert len({len(str(size)) for size in sizes}) > 1 and (found * 1e6).round().tolist() == sizes
 
 
@@ -124,7 +130,7 @@ def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_p
 def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
-    costs, rng = AnalyticCosts.of(supernet.model, supernet.layout), Random(1)
+    costs, rng = AnalyticCosts.from_model(supernet.model, supernet.layout), Random(1)
     space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank", "embedding_rank"))
     for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
         model = supernet.extract(subnet)
@@ -141,9 +147,9 @@ def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
 @pytest.mark.parametrize("family", TOYS)
 def test_a_cache_is_a_cost_of_models_that_have_one(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
-    costs = AnalyticCosts.of(supernet.model, supernet.layout)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
     held = costs.count(["kv_cache_mb"], [supernet.parent], Workload(sequence_length=8))["kv_cache_mb"][0]
-    assert ("kv_cache_mb" in costs.counted) == (held > 0)
+    assert ("kv_cache_mb" in costs.cost_names) == (held > 0)
 
 
 def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
@@ -162,7 +168,7 @@ def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> None:
     toy = wide(TOYS[family])
     supernet = Supernet(toy.model())
-    costs, parent = AnalyticCosts.of(supernet.model, supernet.layout), supernet.layout.parent
+    costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), supernet.layout.parent
     narrow = replace(parent, intermediate_size=tuple(w // 6 for w in parent.intermediate_size))
     step = {"use_cache": False} if supernet.model.can_generate() else {}
     for subnet in (parent, narrow):
@@ -174,22 +180,22 @@ def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> Non
 
 def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
     supernet = Supernet(TOYS["llama"].model())
-    costs, parent = AnalyticCosts.of(supernet.model, supernet.layout), [supernet.layout.parent]
+    costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), [supernet.layout.parent]
     prefill, decode = (Workload(sequence_length=128, phase=phase) for phase in ("prefill", "decode"))
     names = ["peak_activation_mb", "kv_cache_mb"]
     whole, step = (costs.count(names, parent, workload) for workload in (prefill, decode))
     assert step["peak_activation_mb"][0] < whole["peak_activation_mb"][0] / 50
     assert step["kv_cache_mb"] == whole["kv_cache_mb"]
-    slow_memory, slow_products = Ceilings(1e15, 1e6), Ceilings(1e6, 1e15)
+    slow_memory, slow_products = DevicePeak(1e15, 1e6), DevicePeak(1e6, 1e15)
     cache = 1e3 * 1e6 * step["kv_cache_mb"] / 1e6
-    weights = sum(part.weights for part in costs.parts(parent[0], 128))
+    weights = sum(part.weights for part in costs.block_costs(parent[0], 128))
     assert roofline_ms(costs, parent, decode, slow_memory)[0] > cache[0] + 1e3 * 4 * weights / 1e6
     macs = costs.macs(parent[0], 128)
     assert roofline_ms(costs, parent, prefill, slow_products)[0] == pytest.approx(1e3 * macs / 1e6)
 
 
 def test_ceilings_are_measured() -> None:
-    found = Ceilings.measure(Workload())
+    found = DevicePeak.measure(Workload())
     assert found.macs_per_second > 1e8 and found.bytes_per_second > 1e8
 
 
@@ -197,7 +203,7 @@ def test_distinct_rows_are_told_apart() -> None:
     rng = np.random.default_rng(0)
     columns = [rng.integers(0, high, 500) for high in (2, 3, 2**60, 1)]
     columns[2] = columns[2][rng.integers(0, 4, 500)]
-    which, rows = distinct(columns)
+    which, rows = unique_rows(columns)
     table = np.stack(columns, axis=1)
     assert (table[np.array(rows)[which]] == table).all()
     assert len(rows) == len(np.unique(table, axis=0))
@@ -205,7 +211,7 @@ def test_distinct_rows_are_told_apart() -> None:
 
 def test_nothing_at_all_is_counted() -> None:
     supernet = Supernet(TOYS["bert"].model())
-    found = AnalyticCosts.of(supernet.model, supernet.layout).count(COUNTED, [])
+    found = AnalyticCosts.from_model(supernet.model, supernet.layout).count(COST_NAMES, [])
     assert all(values.shape == (0,) for values in found.values())
 
 

@@ -22,7 +22,7 @@ def test_measurements_are_reused_and_other_workloads_are_a_prior(text_recipe: Pa
     workload = Recipe.load(text_recipe).workload
     rows = [Run(run).store.rows(workload, "profile") for run in (first, again)]
     assert rows[1] == rows[0] and len(rows[0]) == 12 and not same.latency.prior
-    assert Run(first).store.anchor_ms(workload) == Run(again).store.anchor_ms(workload)
+    assert Run(first).store.reference_ms(workload) == Run(again).store.reference_ms(workload)
     elsewhere = profile(Recipe.load(text_recipe, [*told, "workload.batch_size=2", "profile.samples=10"]), other)
     assert len(elsewhere.latency.prior) == 1 and "prior" in elsewhere.report.model
     assert len(elsewhere.subnets) == 10

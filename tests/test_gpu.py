@@ -17,8 +17,8 @@ from predictors import Workload
 from predictors.measurement.energy import energy_mj
 from predictors.measurement.measure import measure
 from predictors.measurement.memory import peak_memory_mb
-from predictors.measurement.runtimes import prepared
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.runtimes import prepare
+from predictors.measurement.timing import REFERENCE
 from search_spaces import SubnetConfig
 
 pytestmark = [
@@ -60,10 +60,10 @@ def test_latencies_are_of_finished_passes(runtime: str, dtype: str) -> None:
     large = torch.randn(8192, 8192, device="cuda")
     workload = Workload(runtime=runtime, device="cuda", dtype=dtype, batch_size=3, sequence_length=12)
     model = TOYS["bert"].model()
-    call = prepared(model, TOYS["bert"].inputs(), workload)
+    call = prepare(model, TOYS["bert"].inputs(), workload)
     timed = measure({"product": lambda: large @ large}, call, workload)
     assert timed["product"].latency_ms > 5  # 1.1e12 operations, queued in microseconds
-    assert 0 < timed[ANCHOR].latency_ms < 100
+    assert 0 < timed[REFERENCE].latency_ms < 100
 
 
 def test_memory_and_energy_are_the_gpus() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import multivariate_normal
 
-from predictors.latency.robust import HEAVY, posterior, row_weights
+from predictors.latency.robust import CAUCHY_DF, row_weights, variational_posterior
 
 RNG = np.random.default_rng(0)
 DESIGN, ROOT = RNG.normal(size=(12, 5)), RNG.normal(size=(5, 5))
@@ -15,7 +15,7 @@ NOISES = np.array([1e-4, 1e-2, 1.0])
 
 def test_with_many_degrees_of_freedom_it_is_bayesian_linear_regression() -> None:
     target = DESIGN @ WEIGHTS + RNG.normal(size=12) / 10
-    evidence, weights = posterior(DESIGN, target, ROOT, NOISES, 1e7)
+    evidence, weights = variational_posterior(DESIGN, target, ROOT, NOISES, 1e7)
     covariance, exact = ROOT @ ROOT.T, []
     for noise, found in zip(NOISES, weights, strict=True):
         of_target = DESIGN @ covariance @ DESIGN.T + noise * np.eye(12)
@@ -28,7 +28,7 @@ def test_with_many_degrees_of_freedom_it_is_bayesian_linear_regression() -> None
 def test_rows_far_off_are_left_aside_where_the_noise_is_small() -> None:
     target = DESIGN @ WEIGHTS
     target[[3, 8]] += [5.0, -8.0]
-    evidence, weights = posterior(DESIGN, target, ROOT, NOISES, HEAVY)
+    evidence, weights = variational_posterior(DESIGN, target, ROOT, NOISES, CAUCHY_DF)
     assert evidence.argmax() == 0
     np.testing.assert_allclose(weights[0], WEIGHTS, atol=0.02)
 

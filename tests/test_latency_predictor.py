@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from predictors import MODELS, Measurement, SubnetPredictor, Timing, Workload
+from predictors import MODELS, SubnetPredictor, Workload
 from predictors.latency.errors import errors
 from predictors.latency.features import feature_names, features
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -142,6 +142,8 @@ def test_save_and_load_predict_the_same(predictor, tmp_path):
     assert (loaded.spread_ms(subnets) == predictor.spread_ms(subnets)).all()
     assert loaded.report == predictor.report and loaded.workload == predictor.workload
     assert [p.name for p in (tmp_path / "predictor").iterdir()] == ["predictor.json"]
+    stored = json.loads((tmp_path / "predictor" / "predictor.json").read_text())["latency"]["report"]
+    assert {"n_chosen", "around_ms", "n_near", "near"} < stored.keys(), "keys of before"
 
 
 def test_a_file_that_is_cut_short_missing_or_for_another_workload_is_refused(predictor, tmp_path):
@@ -165,7 +167,7 @@ def test_few_constant_or_equal_latencies_do_not_crash(latency_ms):
     subnets = [SPACE.largest] * 5 + [SPACE.smallest] * 5
     predictor = SubnetPredictor.fit(SPACE, subnets, latency_ms, Workload(), macs=[1.0] * 10)
     assert np.isfinite(predictor.predict(subnets)).all() and np.isfinite(predictor.spread_ms(subnets)).all()
-    json.dumps(dataclasses.asdict(predictor.report), allow_nan=False)
+    json.dumps(predictor.report.to_dict(), allow_nan=False)
 
 
 def test_what_cannot_be_fitted_is_refused():
@@ -178,20 +180,6 @@ def test_what_cannot_be_fitted_is_refused():
     ):
         with pytest.raises(InputError):
             SubnetPredictor.fit(SPACE, subnets[:n], y, Workload(), macs=[1.0] * counts)
-
-
-def test_measurements_of_two_workloads_or_devices_are_refused():
-    subnets, latency_ms = sampled(12)
-    rows = [
-        Measurement(s, Workload(), "cpu", "profile", Timing(1.0, y, y, y, y, 11))
-        for s, y in zip(subnets, latency_ms, strict=True)
-    ]
-    counts = [macs(s) for s in subnets]
-    assert SubnetPredictor.from_measurements(SPACE, rows, macs=counts).workload == Workload()
-    for change in ({"workload": Workload(threads=2)}, {"device_name": "gpu"}):
-        mixed = [dataclasses.replace(rows[0], **change), *rows[1:]]
-        with pytest.raises(InputError, match="one workload"):
-            SubnetPredictor.from_measurements(SPACE, mixed, macs=counts)
 
 
 def test_the_table_shows_every_model_and_baseline(predictor):

@@ -19,7 +19,7 @@ from nas.supernets import latency
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors.measurement.timing import ANCHOR, Timing
+from predictors.measurement.timing import REFERENCE, Timing
 from search_spaces import SubnetConfig
 
 QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile={samples: 12, precision: 0.1}"]
@@ -29,14 +29,14 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
     recipe, folder = Recipe.load(text_recipe, QUICK), tmp_path / "run"
     profile(recipe, folder)
     run = Run(folder)
-    calm_ms = run.store.anchor_ms(recipe.workload)
+    calm_ms = run.store.reference_ms(recipe.workload)
     rows = [row for row in read_lines(run.measurements) if row["stage"] == "profile"][:8]
-    anchor = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
-    slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (anchor, *rows)]
+    reference = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
+    slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (reference, *rows)]
     run.measurements.write_text("".join(json.dumps(row) + "\n" for row in slow))
     delete(run.predictor)
     predictor = profile(recipe, folder)
-    assert run.store.anchor_ms(recipe.workload) < 2 * calm_ms
+    assert run.store.reference_ms(recipe.workload) < 2 * calm_ms
     predicted, measured = predictor.predict(predictor.subnets), run.store.rows(recipe.workload, "profile")
     assert predicted.max() < 2 * max(m.timing.latency_ms for m in measured) < 4 * calm_ms
 
@@ -44,17 +44,17 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
 class Machine:
     """Stands where models are timed: the anchor takes what it is told, every model half of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, anchors_ms: Sequence[float]) -> None:
-        self.left, self.precisions = iter(anchors_ms), list[float]()
-        monkeypatch.setattr(latency, "measure_in_calm", self.measured)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, references_ms: Sequence[float]) -> None:
+        self.left, self.precisions = iter(references_ms), list[float]()
+        monkeypatch.setattr(latency, "measure_retrying_if_noisy", self.measured)
 
     def measured(
-        self, models: dict[str, Any], anchor: object, workload: object, *, anchor_ms: float | None, precision: float
+        self, models: dict[str, Any], anchor: object, workload: object, *, reference_ms: float | None, precision: float
     ) -> dict[str, Timing]:
         self.precisions.append(precision)
         here = next(self.left)
-        reference = anchor_ms or here
-        halves = {name: 0.5 for name in models} | {ANCHOR: 1.0}
+        reference = reference_ms or here
+        halves = {name: 0.5 for name in models} | {REFERENCE: 1.0}
         return {
             name: Timing(ratio, *[ratio * reference] * 3, ratio * here, 11, 0.0, 1.0, here / reference - 1)
             for name, ratio in halves.items()

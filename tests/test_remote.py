@@ -21,7 +21,7 @@ from nas.runs.files import write_json
 from nas.runs.run import Run
 from predictors import Workload, device_name
 from predictors.measurement.plan import Plan, measure_plan, read_results
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError
 
 GUARD = """
@@ -107,7 +107,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
     export_plan(recipe, folder, tmp_path / "front")
     plan = Plan.read(tmp_path / "front")
     assert plan.precision == recipe.profile.precision == 0.5
-    assert plan.passes == 2 and plan.anchor_ms == run.store.anchor_ms(recipe.workload) and not plan.untrained
+    assert plan.passes == 2 and plan.reference_ms == run.store.reference_ms(recipe.workload) and not plan.untrained
     measured_by("abacus", tmp_path / "front")
     import_results(recipe, folder, tmp_path / "front")
     results = {(r.name, r.number): r.timing.latency_ms for r in read_results(tmp_path / "front")}
@@ -239,8 +239,8 @@ def test_a_number_that_no_measurement_gives_is_not_stored(
 def test_lines_that_were_deleted_are_measured_again(lost: str, exported: tuple[Recipe, Path, Path]) -> None:
     recipe, folder, device = exported
     lines = (device / "results.jsonl").read_text().splitlines(keepends=True)
-    anchors = [line for line in lines if json.loads(line)["name"] == ANCHOR]
-    dropped = {"last": lines[-1:], "first anchor": anchors[:1], "all anchors": anchors}[lost]
+    references = [line for line in lines if json.loads(line)["name"] == REFERENCE]
+    dropped = {"last": lines[-1:], "first anchor": references[:1], "all anchors": references}[lost]
     (device / "results.jsonl").write_text("".join(line for line in lines if line not in dropped))
     measured_by("abacus", device)
     assert len(import_results(recipe, folder, device).subnets) == 10

@@ -13,7 +13,7 @@ from conftest import TOYS, bert
 
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import require, write_onnx
-from predictors.measurement.runtimes import RUNTIMES, onnx_call, prepared, write_onnx_workload
+from predictors.measurement.runtimes import RUNTIMES, onnx_call, prepare, write_onnx_workload
 from search_spaces import InputError
 
 LENGTH = 6
@@ -41,7 +41,7 @@ def needs(runtime: str) -> None:
 
 
 def run(model: Any, inputs: dict[str, torch.Tensor], **workload: Any) -> np.ndarray:
-    call = prepared(model, inputs, Workload(sequence_length=LENGTH, **workload))
+    call = prepare(model, inputs, Workload(sequence_length=LENGTH, **workload))
     with torch.inference_mode():
         outputs = [first_of(call()) for _ in range(2)]
     assert np.allclose(outputs[0], outputs[1], atol=1e-6), "every call must do the same"
@@ -89,7 +89,7 @@ def test_prefill_keeps_the_keys_and_values_and_a_whole_pass_does_not() -> None:
     model = TOYS["llama"].model("text-generation")
     with torch.inference_mode():
         cached, plain = (
-            prepared(model, tokens(), Workload(sequence_length=LENGTH, phase=phase))()  # type: ignore[arg-type]
+            prepare(model, tokens(), Workload(sequence_length=LENGTH, phase=phase))()  # type: ignore[arg-type]
             for phase in ("prefill", "encode")
         )
     assert cached.past_key_values.get_seq_length() == LENGTH and plain.past_key_values is None  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def test_int8_is_near_and_not_equal() -> None:
 
 
 def test_a_prepared_model_can_be_measured() -> None:
-    call = prepared(bert(), tokens(), Workload(sequence_length=LENGTH))
+    call = prepare(bert(), tokens(), Workload(sequence_length=LENGTH))
     assert measure({"same": call}, call, Workload(sequence_length=LENGTH), rounds=3)["same"].latency_ms > 0
 
 
@@ -152,7 +152,7 @@ def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
 def test_what_a_runtime_cannot_do_is_refused(change: dict[str, Any], law: str) -> None:
     needs(change.get("runtime", ""))
     with pytest.raises(InputError, match=law):
-        prepared(bert(), tokens(), Workload(sequence_length=LENGTH, **change))
+        prepare(bert(), tokens(), Workload(sequence_length=LENGTH, **change))
 
 
 def test_a_package_that_is_missing_is_named_with_its_installation() -> None:
@@ -168,6 +168,6 @@ def test_a_workload_that_does_not_fit_says_so() -> None:
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             return torch.empty(2**50)
 
-    call = prepared(Huge(), {"input_ids": torch.ones(1, 2)}, Workload())  # type: ignore[arg-type]
+    call = prepare(Huge(), {"input_ids": torch.ones(1, 2)}, Workload())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must fit in memory"):
         measure({}, call, Workload(), rounds=1)

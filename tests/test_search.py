@@ -32,7 +32,12 @@ def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
 def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
     loose = evaluator(text_recipe)
     space = search_space(TaskContext(loose.recipe))
-    sizes = sorted({loose.counts.size_bytes(s) for s in [space.smallest, *space.neighbours(space.smallest)]})
+    sizes = sorted(
+        {
+            round(1e6 * loose.counts.count(["size_mb"], [s])["size_mb"][0])
+            for s in [space.smallest, *space.neighbours(space.smallest)]
+        }
+    )
     tight = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[0] / 1e6}"')
     assert {(s.num_attention_heads, s.intermediate_size) for s in plan(space, tight, tight.recipe, 10)} == {
         ((1,), (24,))

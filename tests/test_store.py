@@ -35,17 +35,17 @@ def test_the_store_round_trips_and_keeps_stages_and_workloads_apart(tmp_path):
 
 def test_the_median_anchor_is_the_scale_of_all(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
-    assert store.anchor_ms(Workload()) is None
+    assert store.reference_ms(Workload()) is None
     store.add(SUBNET, Workload(), "anchor", timing(12.0))
     store.add(OTHER, Workload(), "profile", timing(6.0))
     assert store.get(OTHER.key, Workload(), "profile") == timing(6.0)
     store.add(SUBNET, Workload(), "anchor", timing(8.0))
-    assert store.anchor_ms(Workload()) == 8.0  # the lower of two
+    assert store.reference_ms(Workload()) == 8.0  # the lower of two
     store.add(SUBNET, Workload(), "anchor", timing(10.0))
-    assert store.anchor_ms(Workload()) == 10.0 and len(store.anchors(Workload())) == 3
-    assert store.anchor_ms(Workload(batch_size=2)) is None
+    assert store.reference_ms(Workload()) == 10.0 and len(store.references(Workload())) == 3
+    assert store.reference_ms(Workload(batch_size=2)) is None
     moved = store.get(OTHER.key, Workload(), "profile")
-    assert moved == timing(6.0).beside(10.0) and moved.latency_ms == pytest.approx(5.0)
+    assert moved == timing(6.0).rescaled(10.0) and moved.latency_ms == pytest.approx(5.0)
     assert moved.drift == pytest.approx(0.2)
     assert store.rows(Workload(), "profile")[0].timing == moved
 
@@ -53,10 +53,10 @@ def test_the_median_anchor_is_the_scale_of_all(tmp_path):
 def test_an_exported_model_is_stated_from_both_of_its_measurements(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "export", timing(1.0))
-    assert store.stated(OTHER.key, Workload()) is None
-    assert store.stated(SUBNET.key, Workload()).error_ms == pytest.approx(0.1)
+    assert store.reported_latency(OTHER.key, Workload()) is None
+    assert store.reported_latency(SUBNET.key, Workload()).error_ms == pytest.approx(0.1)
     store.add(SUBNET, Workload(), "repeat", timing(1.21))
-    found = store.stated(SUBNET.key, Workload())
+    found = store.reported_latency(SUBNET.key, Workload())
     assert found.latency_ms == pytest.approx(1.1) and found.error_ms == pytest.approx(1.1 * math.log(1.21))
 
 
@@ -67,7 +67,7 @@ def test_a_row_of_before_there_were_intervals_can_be_read(tmp_path):
     for name in ("ratio_low", "ratio_high", "drift"):
         del row[name]
     store.path.write_text(json.dumps(row) + "\n")
-    assert MeasurementStore(store.path).stated(SUBNET.key, Workload()).latency_ms == 1.0
+    assert MeasurementStore(store.path).reported_latency(SUBNET.key, Workload()).latency_ms == 1.0
 
 
 def test_measurements_of_another_device_are_asked_for_by_its_name(tmp_path):

@@ -79,7 +79,7 @@ def test_progressive_shrinking_opens_the_small_choices_late() -> None:
 
 def test_a_stratified_sample_is_more_even_over_the_cost() -> None:
     supernet = Supernet(bert())
-    space, counts = space_of(supernet), AnalyticCosts.of(supernet.model, supernet.layout)
+    space, counts = space_of(supernet), AnalyticCosts.from_model(supernet.model, supernet.layout)
 
     def cost(subnets: Any) -> np.ndarray:
         return counts.count(["num_parameters"], subnets)["num_parameters"]

@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from predictors.gaussian_process import JITTER, GaussianProcess
-from predictors.surrogates import SURROGATES, Learned, cross_validate
+from predictors.surrogates import SURROGATES, FittedSurrogate, cross_validate
 
 RNG = np.random.default_rng(0)
 X = RNG.random((80, 6))
@@ -60,7 +60,10 @@ def test_an_update_conditions_on_new_points_with_the_kernel_as_it_was() -> None:
 def test_cross_validation_finds_the_line_linear_and_the_steps_not() -> None:
     line, steps = cross_validate(X, LINE), cross_validate(X, STEPS)
     assert line["ridge"].error < line["forest"].error and steps["forest"].error < steps["ridge"].error
-    assert Learned(X, STEPS).name == min(cross_validate(X, Learned(X, STEPS).transform(STEPS)).items(), key=_error)[0]
+    assert (
+        FittedSurrogate(X, STEPS).name
+        == min(cross_validate(X, FittedSurrogate(X, STEPS).transform(STEPS)).items(), key=_error)[0]
+    )
     assert "boosting" not in line and "boosting" in cross_validate(RNG.random((120, 2)), RNG.random(120))
 
 
@@ -69,7 +72,7 @@ def _error(item: tuple[str, object]) -> float:
 
 
 def test_a_spread_that_is_too_small_is_widened_to_the_errors_made() -> None:
-    learned = Learned(X, STEPS)
+    learned = FittedSurrogate(X, STEPS)
     held = cross_validate(X, learned.transform(STEPS))[learned.name]
     _, spread = SURROGATES[learned.name]().fit(X, learned.transform(STEPS)).predict(X)
     assert abs(held.calibration - 1) > 0.2 and np.allclose(
@@ -78,7 +81,7 @@ def test_a_spread_that_is_too_small_is_widened_to_the_errors_made() -> None:
 
 
 def test_a_learned_figure_keeps_the_order_of_values_and_gives_probabilities() -> None:
-    learned = Learned(X, np.exp(5 * LINE))
+    learned = FittedSurrogate(X, np.exp(5 * LINE))
     assert (np.diff(learned.transform(np.linspace(-1, 200, 50))) > 0).all()
     chances = learned.probability_below(X, np.exp(5 * np.quantile(LINE, [0.0, 0.5, 1.0])))
     assert chances.shape == (80, 3) and (np.diff(chances, axis=1) >= 0).all()
@@ -87,5 +90,5 @@ def test_a_learned_figure_keeps_the_order_of_values_and_gives_probabilities() ->
 
 
 def test_equal_values_are_no_error() -> None:
-    mean, deviation = Learned(X, np.ones(80)).predict(X)
+    mean, deviation = FittedSurrogate(X, np.ones(80)).predict(X)
     assert np.isfinite(mean).all() and (deviation > 0).all()

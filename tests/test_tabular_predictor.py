@@ -11,8 +11,8 @@ import pytest
 from predictors import LatencyPredictor
 from predictors.latency.errors import errors
 from predictors.latency.regressions import LogGaussianProcess, PowerLaw
-from predictors.latency.robust import NORMAL
-from predictors.latency.transfer import OtherDevices, PriorProcess
+from predictors.latency.robust import NORMAL_DF
+from predictors.latency.transfer import SourceDevices, TransferGP
 from search_spaces import InputError
 
 NAMES = ["layers", "width", "heads"]
@@ -68,8 +68,8 @@ def test_disturbed_measurements_of_a_new_device_count_for_less_than_if_errors_we
         x = rows(10, seed)
         latency_ms = device(x, *law, seed=seed)
         latency_ms[[2, 7]] *= [1.3, 1.2]
-        for name, tails in {"any": PriorProcess.tails, "normal": ((NORMAL, 0.0),)}.items():
-            model = PriorProcess(OtherDevices([device.predict for device in prior], known))
+        for name, tails in {"any": TransferGP.tails, "normal": ((NORMAL_DF, 0.0),)}.items():
+            model = TransferGP(SourceDevices([device.predict for device in prior], known))
             model.tails = tails
             off = errors(device(unseen, *law), model.fit(x, latency_ms).predict(unseen))
             found.setdefault(name, []).append(off.mape_percent)
@@ -77,16 +77,16 @@ def test_disturbed_measurements_of_a_new_device_count_for_less_than_if_errors_we
 
 
 def test_of_models_larger_than_any_that_the_prior_knows_a_power_law_says_more() -> None:
-    law, off = (1.0, 0.2, 0.3), {odds: list[float]() for odds in (PriorProcess.law, -np.inf)}
+    law, off = (1.0, 0.2, 0.3), {odds: list[float]() for odds in (TransferGP.power_law_log_odds, -np.inf)}
     for seed in range(4):
         small, x, unseen = rows(120, seed), larger(10, seed + 20), larger(400, 8)
         known = LogGaussianProcess().fit(small, device(small, *law, seed=seed) ** 0.8)
         for odds, found in off.items():
-            model = PriorProcess(OtherDevices([known.predict], small))
-            model.law = odds
+            model = TransferGP(SourceDevices([known.predict], small))
+            model.power_law_log_odds = odds
             model.fit(x, device(x, *law, seed=seed + 20) ** 0.8)
             found.append(errors(device(unseen, *law) ** 0.8, model.predict(unseen)).mape_percent)
-    assert np.mean(off[PriorProcess.law]) < 0.8 * np.mean(off[-np.inf])
+    assert np.mean(off[TransferGP.power_law_log_odds]) < 0.8 * np.mean(off[-np.inf])
 
 
 def test_a_power_law_goes_on_beyond_what_it_was_fitted_on_whatever_columns_are_zero_somewhere() -> None:
@@ -172,7 +172,7 @@ def test_constant_features_and_latencies_and_few_measurements_are_predicted(n: i
         ([["a"]] * 12, np.ones(12), "numbers"),
         (np.ones((12, 2, 2)), np.ones(12), "shape"),
         (np.ones((12, 0)), np.ones(12), "shape"),
-        (pd.DataFrame(np.ones((12, 2)), columns=["a", "a"]), np.ones(12), "name of its own"),
+        (pd.DataFrame(np.ones((12, 2)), columns=["a", "a"]), np.ones(12), "different name"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms: Any, law: str) -> None:
@@ -184,9 +184,9 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms:
     ("options", "law"),
     [
         ({"baselines": {"macs": np.ones(11)}}, "`macs` has 11"),
-        ({"around_ms": 0.0}, "`around_ms` must be above zero"),
-        ({"chosen": -1}, "`chosen` must be at least 0"),
-        ({"chosen": 12}, "below the 12 measurements"),
+        ({"bound_ms": 0.0}, "`bound_ms` must be above zero"),
+        ({"n_active": -1}, "`n_active` must be at least 0"),
+        ({"n_active": 12}, "below the 12 measurements"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(options: dict[str, Any], law: str) -> None:

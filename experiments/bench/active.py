@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from experiments.bench.costs import CHOICES, minilm
-from predictors import MODELS, Ceilings, Workload, roofline_ms
-from predictors.latency.active_learning import least_sure
+from predictors import MODELS, DevicePeak, Workload, roofline_ms
+from predictors.latency.active_learning import most_uncertain
 from predictors.latency.features import feature_names, features
-from predictors.measurement.measure import TOGETHER
+from predictors.measurement.measure import GROUP_SIZE
 
 WIDTHS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size", "scope")
 SPACES = {"widths": {name: CHOICES[name] for name in WIDTHS}, "all dimensions": CHOICES}
-CEILINGS, LAUNCH_MS, NOISE = Ceilings(6e10, 1e10), 0.15, 0.02
+CEILINGS, LAUNCH_MS, NOISE = DevicePeak(6e10, 1e10), 0.15, 0.02
 SAMPLED, MEASURED, POOL, TESTED = 30, 60, 256, 1500
 SHOWN = ("additive", "work", "gaussian-process")
 
@@ -56,9 +56,9 @@ def compared(
     for way in ("sampled", "chosen"):
         rows, start = list(order[TESTED : TESTED + SAMPLED]), TESTED + MEASURED
         while len(rows) < MEASURED:
-            count, pool = min(TOGETHER, MEASURED - len(rows)), order[start : start + POOL]
+            count, pool = min(GROUP_SIZE, MEASURED - len(rows)), order[start : start + POOL]
             if way == "chosen":
-                pool = pool[least_sure(x[rows], latency_ms[rows], x[pool], count, around_ms=bound)]
+                pool = pool[most_uncertain(x[rows], latency_ms[rows], x[pool], count, bound_ms=bound)]
             rows, start = [*rows, *pool[:count]], start + POOL
         for name in SHOWN:
             predicted = MODELS[name](names).fit(x[rows], latency_ms[rows]).predict(x[test])

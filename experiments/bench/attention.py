@@ -24,8 +24,8 @@ from nas.modeling.sparse_attention import sparse_attention_forward
 from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import quiet_export, write_onnx
-from predictors.measurement.runtimes import onnx_call, prepared
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.runtimes import onnx_call, prepare
+from predictors.measurement.timing import REFERENCE
 from search_spaces import SubnetConfig
 from search_spaces.dimensions.attention import FULL, AttentionPattern
 
@@ -97,7 +97,7 @@ def calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Workload,
         if workload.runtime == "torch":
             found[text] = lambda m=model: m(**inputs)
             if not isinstance(model, Attention):
-                found[text] = prepared(model, inputs, workload)
+                found[text] = prepare(model, inputs, workload)
             continue
         if not file.exists():
             write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(TRACED), file)
@@ -122,7 +122,7 @@ def main() -> None:
             candidates = calls(models, inputs(tokens), workload, Path(folder))
             timings = measure(candidates, candidates.pop(FULL), workload, rounds=given.rounds)
             ratios = [f"{timings[text].ratio:.3f}" for text in PATTERNS]
-            table.add_row(str(tokens), f"{timings[ANCHOR].latency_ms:.1f}", *ratios)
+            table.add_row(str(tokens), f"{timings[REFERENCE].latency_ms:.1f}", *ratios)
     Console().print(table)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from predictors import AnalyticCosts, Ceilings, SubnetPredictor, Workload, roofline_ms
-from predictors.costs.analytic import COUNTED
+from predictors import AnalyticCosts, DevicePeak, SubnetPredictor, Workload, roofline_ms
+from predictors.costs.analytic import COST_NAMES
 from search_spaces import Layout, SearchSpace
 
 SHAPES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -39,7 +39,7 @@ def minilm() -> tuple[Layout, AnalyticCosts]:
     """What is elastic in a random model of these shapes, and what it costs."""
     model = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPES))
     layout = Layout(model.config)
-    return layout, AnalyticCosts.of(model, layout)
+    return layout, AnalyticCosts.from_model(model, layout)
 
 
 def fitted(space: SearchSpace, costs: AnalyticCosts, workload: Workload) -> SubnetPredictor:
@@ -59,7 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     (layout, costs), workload = minilm(), Workload()
     space = layout.search_space(CHOICES)
-    predictor, ceilings = fitted(space, costs, workload), Ceilings.measure(workload)
+    predictor, ceilings = fitted(space, costs, workload), DevicePeak.measure(workload)
     rng, choices = np.random.default_rng(0), [len(values) for values in space.parameters.values()]
     genomes = np.stack([rng.integers(0, size, n) for size in choices], axis=1)
     taken = {}
@@ -67,8 +67,8 @@ def main() -> None:
     batch = space.parameters.to_batch(genomes)
     taken["subnetworks from choices"] = time.perf_counter() - start
     start = time.perf_counter()
-    found = costs.count(COUNTED, batch, workload)
-    taken[", ".join(COUNTED)] = time.perf_counter() - start
+    found = costs.count(COST_NAMES, batch, workload)
+    taken[", ".join(COST_NAMES)] = time.perf_counter() - start
     start = time.perf_counter()
     found["roofline_ms"] = roofline_ms(costs, batch, workload, ceilings)
     taken["roofline_ms"] = time.perf_counter() - start

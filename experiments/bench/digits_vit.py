@@ -36,7 +36,7 @@ def tabulate(folder: Path) -> None:
     run_parent(run, context)
     run_supernet(run, context)
     supernet, space = load_supernet(run, context)
-    counts, rows = AnalyticCosts.of(supernet.model, supernet.layout), {}
+    counts, rows = AnalyticCosts.from_model(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):
         supernet.activate(subnet)
         loss = score(supernet.model, context.splits.search, ["loss"])["loss"].value

@@ -22,11 +22,11 @@ import transformers
 
 from nas import Supernet
 from nas.supernets.calibration import calibrate
-from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, prepared, write_onnx
+from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, prepare, write_onnx
 from predictors.latency.errors import errors
-from predictors.measurement.measure import groups, measure_in_calm
+from predictors.measurement.measure import groups, measure_retrying_if_noisy
 from predictors.measurement.runtimes import Call, onnx_call
-from predictors.measurement.timing import ANCHOR, MAX_DRIFT, Timing
+from predictors.measurement.timing import MAX_DRIFT, REFERENCE, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.dimensions.ranks import FULL_RANK
 
@@ -60,7 +60,7 @@ class Bench:
     def call(self, subnet: SubnetConfig) -> Call:
         """Runs a subnetwork once; its ONNX file is written before if it is not there."""
         if self.workload.runtime != "onnxruntime":
-            return prepared(self.supernet.extract(subnet), self.inputs, self.workload)
+            return prepare(self.supernet.extract(subnet), self.inputs, self.workload)
         feed = {name: tensor.numpy() for name, tensor in self.inputs.items()}
         return onnx_call(self.written(subnet), feed, self.workload)
 
@@ -76,15 +76,17 @@ class Bench:
         store = MeasurementStore(self.folder / name)
         calm = self.in_calm(store)
         missing = [s for s in subnets if s.key not in calm]
-        anchor = self.call(self.supernet.parent)
+        reference = self.call(self.supernet.parent)
         for start, group in groups(missing, seed=0):
             if time.monotonic() > until:
                 print(f"{name}: {len(missing) - start} of {len(subnets)} still to measure")
                 return None
-            anchor_ms = store.anchor_ms(self.workload)
+            reference_ms = store.reference_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
-            timed = measure_in_calm(calls, anchor, self.workload, anchor_ms=anchor_ms, precision=PRECISION)
-            store.add(self.supernet.parent, self.workload, "anchor", timed[ANCHOR].uncorrected)
+            timed = measure_retrying_if_noisy(
+                calls, reference, self.workload, reference_ms=reference_ms, precision=PRECISION
+            )
+            store.add(self.supernet.parent, self.workload, "anchor", timed[REFERENCE].raw)
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
         calm = self.in_calm(store)
@@ -124,18 +126,18 @@ def main() -> None:
 
 def report(bench: Bench, ratios: np.ndarray, again: np.ndarray) -> None:
     """Prints held-out errors of predictions, and of a second measurement."""
-    anchor_ms = MeasurementStore(bench.folder / "measurements.jsonl").anchor_ms(bench.workload) or 1.0
-    latency_ms, counts = ratios * anchor_ms, AnalyticCosts.of(bench.supernet.model, bench.supernet.layout)
+    reference_ms = MeasurementStore(bench.folder / "measurements.jsonl").reference_ms(bench.workload) or 1.0
+    latency_ms, counts = ratios * reference_ms, AnalyticCosts.from_model(bench.supernet.model, bench.supernet.layout)
     macs = [float(counts.macs(s, bench.workload.sequence_length)) for s in bench.subnets[:FITTED]]
     predictor = SubnetPredictor.fit(
         bench.space, bench.subnets[:FITTED], latency_ms[:FITTED], bench.workload, macs=macs
     )
     held_out, predicted = latency_ms[FITTED:], predictor.predict(bench.subnets[FITTED:])
     inside = np.abs(predicted - held_out) <= predictor.spread_ms(bench.subnets[FITTED:])
-    print(f"{bench.workload}: parent {anchor_ms:.1f} ms, {FITTED} fitted, {HELD_OUT} held out")
+    print(f"{bench.workload}: parent {reference_ms:.1f} ms, {FITTED} fitted, {HELD_OUT} held out")
     for name, e in (
         (f"predicted ({predictor.report.model})", errors(held_out, predicted)),
-        ("measured again", errors(held_out[:REPEATED], again * anchor_ms)),
+        ("measured again", errors(held_out[:REPEATED], again * reference_ms)),
     ):
         print(f"{name:32} MAPE {e.mape_percent:.2f} %  RMSE {e.rmse_ms:.3g} ms  Kendall tau {e.kendall_tau:.3f}")
     print(f"{'inside the 90 % interval':32} {inside.mean():.0%}")

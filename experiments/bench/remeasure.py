@@ -20,7 +20,7 @@ from nas.supernets.latency import time_models
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.measure import groups
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.timing import REFERENCE
 
 
 def measured_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:
@@ -35,7 +35,7 @@ def measured_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:
             context, supernet, {s.key: export_and_reload(run, context, supernet, s) for s in group}, store
         )
         found |= {s.key: {"latency_ms": timed[s.key].latency_ms, "raw_ms": timed[s.key].raw_ms} for s in group}
-        print(f"{len(found)} measured, anchor at {1 + timed[ANCHOR].drift:.2f} of its reference", file=sys.stderr)
+        print(f"{len(found)} measured, anchor at {1 + timed[REFERENCE].drift:.2f} of its reference", file=sys.stderr)
     return found
 
 

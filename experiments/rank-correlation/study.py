@@ -141,7 +141,7 @@ class Study:
     def subnets(self, context: TaskContext, seed: int) -> list[SubnetConfig]:
         """Distinct subnetworks, spread evenly over their parameters; the order of the layers is the parent's own."""
         supernet = Supernet(context.load_model())
-        counts, space = AnalyticCosts.of(supernet.model, supernet.layout), search_space(context)
+        counts, space = AnalyticCosts.from_model(supernet.model, supernet.layout), search_space(context)
         draw, rng = stratified_sampler(space, parameters(counts)), Random(f"{seed}/study")
         found: dict[str, SubnetConfig] = {}
         while len(found) < self.count:

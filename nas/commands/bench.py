@@ -21,8 +21,8 @@ from nas.tasks.types import TASK_TYPES
 from predictors import Timing, Workload, device_name, measure
 from predictors.measurement.plan import Plan, load
 from predictors.measurement.runtimes import check_runtime, write_onnx_workload
-from predictors.measurement.timing import ANCHOR, combine, noise_warning
-from predictors.measurement.workload import one_line_errors
+from predictors.measurement.timing import REFERENCE, combine_timings, noise_warning
+from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import FAMILIES, TASKS, InputError
 from search_spaces.inputs import Inputs
 
@@ -178,7 +178,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
             "or leave the model out."
         )
     try:
-        with one_line_errors(recipe.workload):
+        with device_errors_as_input_errors(recipe.workload):
             return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
     except AttributeError:
         raise InputError(
@@ -207,17 +207,17 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
         wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
         earlier = _combine_passes(passes) if passes else None
-        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, earlier=earlier)
-        passes.append(timed if calls else {ANCHOR: timed[ANCHOR].in_ms})
+        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, previous=earlier)
+        passes.append(timed if calls else {REFERENCE: timed[REFERENCE].as_milliseconds})
     if len(plan.models) == 1:
-        itself = _combine_passes(passes)[ANCHOR]
+        itself = _combine_passes(passes)[REFERENCE]
         low, high = itself.ratio_low / itself.ratio, itself.ratio_high / itself.ratio
-        return {plan.anchor: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
-    scale_ms = min(timed[ANCHOR].raw_ms for timed in passes)
-    joint = _combine_passes([{name: timing.beside(scale_ms) for name, timing in timed.items()} for timed in passes])
-    itself = replace(joint.pop(ANCHOR), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
-    return {plan.anchor: itself, **joint}
+        return {plan.reference: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
+    scale_ms = min(timed[REFERENCE].raw_ms for timed in passes)
+    joint = _combine_passes([{name: timing.rescaled(scale_ms) for name, timing in timed.items()} for timed in passes])
+    itself = replace(joint.pop(REFERENCE), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
+    return {plan.reference: itself, **joint}
 
 
 def _combine_passes(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:
-    return {name: reduce(combine, (timed[name] for timed in passes)) for name in passes[0]}
+    return {name: reduce(combine_timings, (timed[name] for timed in passes)) for name in passes[0]}

@@ -24,9 +24,9 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStage, MeasurementStore, SubnetPredictor
-from predictors.measurement.plan import NEEDS, Plan, Result, read_results
+from predictors.measurement.plan import REQUIRED_PACKAGES, Plan, Result, read_results
 from predictors.measurement.runtimes import write_onnx_workload
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 BUNDLED_MODULES = {
@@ -131,7 +131,7 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
         plan, results = Plan.read(source), read_results(source)
         _check_results(source, plan, results, run, subnets)
         run.device = results[0].device_name
-        _store_results(run.store, results, {**subnets, ANCHOR: context.layout.parent}, stages)
+        _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
         predictor = run_profile(run, context)
         if run.front_file.exists():
             run_verify(run, context, predictor)
@@ -164,7 +164,7 @@ def _write_bundle(
     out.mkdir(parents=True)
     np.savez(out / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
     with progress("export") as report:
-        for number, (key, subnet) in enumerate({**subnets, ANCHOR: supernet.parent}.items(), 1):
+        for number, (key, subnet) in enumerate({**subnets, REFERENCE: supernet.parent}.items(), 1):
             target = out / "models" / key
             target.mkdir(parents=True)
             if workload.runtime == "onnxruntime":
@@ -176,11 +176,11 @@ def _write_bundle(
                 models[key], fed[key] = str(target.relative_to(out)), "inputs.npz"
             report(number, len(subnets) + 1, "")
     untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
-    anchor_ms = run.store.anchor_ms(workload)
-    kind = {"anchor_ms": anchor_ms, "remote_code": True, "untrained": untrained}
+    reference_ms = run.store.reference_ms(workload)
+    kind = {"reference_ms": reference_ms, "remote_code": True, "untrained": untrained}
     passes, precision = len(stages), run.recipe.profile.precision
-    Plan(workload, context.auto_class, models, fed, ANCHOR, passes, precision, **kind).write(out)  # type: ignore[arg-type]
-    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(NEEDS[workload.runtime])))
+    Plan(workload, context.auto_class, models, fed, REFERENCE, passes, precision, **kind).write(out)  # type: ignore[arg-type]
+    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(REQUIRED_PACKAGES[workload.runtime])))
     for package, modules in BUNDLED_MODULES.items():
         target = out / "lib" / Path(*package.split("."))
         target.mkdir(parents=True)
@@ -200,24 +200,24 @@ def _check_results(
                 f"measurements must be of the run's workload ({workload}), but `{source}` has some of ({found}); "
                 "export and measure again."
             )
-    if plan.models.keys() != {*subnets, ANCHOR}:
+    if plan.models.keys() != {*subnets, REFERENCE}:
         raise InputError(f"`{source}` was exported by another run, or an earlier state of this one; export again.")
-    beyond = max((result.number for result in results if result.name != ANCHOR), default=0)
+    beyond = max((result.number for result in results if result.name != REFERENCE), default=0)
     if beyond >= plan.passes:
         raise InputError(
             f"`{source}` must hold the results of passes 0 to {plan.passes - 1}, but has some of pass {beyond}; "
             "export and measure again."
         )
     devices = {result.device_name for result in results}
-    known = run.store.anchor(workload) and {run.device}
+    known = run.store.reference(workload) and {run.device}
     if len(devices) > 1 or (devices and known and devices != known):
         raise InputError(
             f"a run has the latencies of one device, but `{source}` was measured on {' and '.join(sorted(devices))}"
             f"{f', and the run on {run.device}' if known else ''}; measure all on one."
         )
     expected = {(name, number) for name in subnets for number in range(plan.passes)}
-    expected |= set() if plan.anchor_ms else {(ANCHOR, 0)}
-    missing = expected - {(result.name, result.number if result.name != ANCHOR else 0) for result in results}
+    expected |= set() if plan.reference_ms else {(REFERENCE, 0)}
+    missing = expected - {(result.name, result.number if result.name != REFERENCE else 0) for result in results}
     if missing:
         raise InputError(
             f"`{source}` must hold the results of all its {len(expected)} measurements, but {len(missing)} are "
@@ -232,10 +232,10 @@ def _store_results(
     stages: Sequence[MeasurementStage],
 ) -> None:
     """Stores results that are not there yet, the anchors first."""
-    anchors = [result for result in results if result.name == ANCHOR]
-    for result in anchors[len(store.anchors(results[0].workload)) :]:
-        store.add(subnets[ANCHOR], result.workload, "anchor", result.timing)
-    for result in (result for result in results if result.name != ANCHOR):
+    references = [result for result in results if result.name == REFERENCE]
+    for result in references[len(store.references(results[0].workload)) :]:
+        store.add(subnets[REFERENCE], result.workload, "anchor", result.timing)
+    for result in (result for result in results if result.name != REFERENCE):
         stage = stages[result.number]
         if result.name in subnets and store.get(subnets[result.name].key, result.workload, stage) is None:
             store.add(subnets[result.name], result.workload, stage, result.timing)

@@ -15,7 +15,14 @@ from nas.exports.reload import logits_of
 from nas.runs.files import read_json
 from nas.tasks.types import TASK_TYPES
 from predictors import Workload
-from predictors.measurement.onnx_export import halved, quantize_onnx, quiet_export, require, require_close, write_onnx
+from predictors.measurement.onnx_export import (
+    half_length,
+    quantize_onnx,
+    quiet_export,
+    require,
+    require_close,
+    write_onnx,
+)
 from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
 
@@ -85,7 +92,7 @@ def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> N
         with _eager_attention(model):
             config = ExecutorchConfig(dynamic_shapes=bounds)
             exported = ExecutorchExporter().export(model, forward_arguments(model, inputs), config)
-        difference = max(_max_difference(model, exported, case) for case in (inputs, halved(inputs)))
+        difference = max(_max_difference(model, exported, case) for case in (inputs, half_length(inputs)))
     require_close(model, difference, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # they stand in the folder above
     exported.save_pretrained(file.parent)

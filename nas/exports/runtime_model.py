@@ -17,12 +17,12 @@ from nas.exports.formats import formats_in, load_export, read_export_info, workl
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
-from predictors.measurement.measure import quiet
+from predictors.measurement.measure import benchmark_mode
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.onnx_export import onnx_session
 from predictors.measurement.plan import import_libraries
-from predictors.measurement.runtimes import input_names, onnx_call, prepared
-from predictors.measurement.timing import ANCHOR
+from predictors.measurement.runtimes import input_names, onnx_call, prepare
+from predictors.measurement.timing import REFERENCE
 from search_spaces import TASKS, InputError
 
 ForwardFunction = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
@@ -59,7 +59,7 @@ FORMAT_WORKLOADS: dict[str, dict[str, Any]] = {
 }
 """Format -> in what it differs from the workload that its model was measured on."""
 
-PARENT = ANCHOR
+PARENT = REFERENCE
 """The name under which `time_with_parent` returns the parent."""
 
 
@@ -80,13 +80,13 @@ def time_with_parent(
     workload = Workload.from_dict(info["workload"])
     threads = replace(workload, runtime="torch", dtype="float32")  # formats that run elsewhere take PyTorch's threads
     inputs = workload_inputs(info, load_config(str(parent)))
-    with quiet(threads):  # some when they are loaded
+    with benchmark_mode(threads):  # some when they are loaded
         calls = {
             format_name: _make_call(format_name, path, info, inputs, workload) for format_name, path in files.items()
         }
-    anchor = _make_call("torch", parent, info, inputs, workload)
-    timed = measure(calls, anchor, threads, anchor_ms=parent_ms)
-    return {name: (t.latency_ms, t.spread * t.latency_ms) for name, t in timed.items()}
+    reference = _make_call("torch", parent, info, inputs, workload)
+    timed = measure(calls, reference, threads, reference_ms=parent_ms)
+    return {name: (t.latency_ms, t.relative_spread * t.latency_ms) for name, t in timed.items()}
 
 
 def memory_mb(folder: str, format_name: str) -> float | None:
@@ -104,7 +104,7 @@ def memory_mb(folder: str, format_name: str) -> float | None:
     if format_name == "executorch":
         import executorch.extension.pybindings.portable_lib  # noqa: F401
         import transformers.exporters.exporter_executorch  # noqa: F401
-    with quiet(workload):
+    with benchmark_mode(workload):
         return peak_memory_mb(lambda: _make_call(format_name, path, info, inputs, workload), workload)
 
 
@@ -115,7 +115,7 @@ def _make_call(
     if format_name in ("onnx", "int8"):
         return onnx_call(path, {name: inputs[name].numpy() for name in input_names(path)}, workload)
     if format_name == "torch":
-        return prepared(load_export(path, info), inputs, workload)
+        return prepare(load_export(path, info), inputs, workload)
     return partial(LOADERS[format_name](path), inputs)
 
 

@@ -20,7 +20,7 @@ BASELINES = ("depth-only", "macs", "linear", "roofline")
 def predictor_line(predictor: SubnetPredictor) -> str:
     """The held-out error of the latency predictor and of its baselines."""
     report = predictor.report
-    e = report.chosen
+    e = report.held_out_errors
     return (
         f"{report.model}: error {e.mape_percent:.1f} %, RMSE {e.rmse_ms:.2g} ms and Kendall tau {e.kendall_tau:.2f} "
         f"on {report.n_test} held-out of {report.n_train + report.n_test} measured, each extracted "
@@ -31,14 +31,15 @@ def predictor_line(predictor: SubnetPredictor) -> str:
 def near_bound_line(predictor: SubnetPredictor) -> str:
     """The predictor's error near the latency bound; without a bound, its rank correlation among similar latencies."""
     report = predictor.report
-    if not report.near or not report.n_near:
-        return f"{report.whereabouts}: the error there is unknown"
-    e, tau = report.near[report.model], f"Kendall tau {report.near[report.model].kendall_tau:.2f}"
-    if report.around_ms is None:
-        return f"{tau} of {report.whereabouts} ({_baseline_errors(report.near, lambda e: f'{e.kendall_tau:.2f}')})"
+    if not report.near_bound or not report.n_near_bound:
+        return f"{report.bound_description}: the error there is unknown"
+    near = report.near_bound
+    e, tau = near[report.model], f"Kendall tau {near[report.model].kendall_tau:.2f}"
+    if report.bound_ms is None:
+        return f"{tau} of {report.bound_description} ({_baseline_errors(near, lambda e: f'{e.kendall_tau:.2f}')})"
     return (
-        f"error {e.mape_percent:.1f} %, RMSE {e.rmse_ms:.2g} ms and {tau} of {report.whereabouts} "
-        f"({_baseline_errors(report.near, lambda e: f'{e.mape_percent:.1f} % {e.kendall_tau:.2f}')})"
+        f"error {e.mape_percent:.1f} %, RMSE {e.rmse_ms:.2g} ms and {tau} of {report.bound_description} "
+        f"({_baseline_errors(near, lambda e: f'{e.mape_percent:.1f} % {e.kendall_tau:.2f}')})"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
 from nas.samplers.trial_history import Evaluated, constraint_of, genomes_of, values_of
-from predictors.surrogates import Learned
+from predictors.surrogates import FittedSurrogate
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Model:
         seen, values = problem.describe(genomes_of(done)), values_of(done)
         features, learned = seen.features, np.flatnonzero(np.isnan(seen.values[0]))
         names = sorted({name for evaluated in done for name in evaluated.constraints} - problem.known_constraints)
-        self.objectives = {int(k): Learned(features, values[:, k], seed) for k in learned}
-        self.constraints = {name: Learned(features, constraint_of(done, name), seed) for name in names}
+        self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed) for k in learned}
+        self.constraints = {name: FittedSurrogate(features, constraint_of(done, name), seed) for name in names}
 
     def update(self, done: Sequence[Evaluated]) -> None:
         """Learns from other trials without choosing and tuning the surrogates anew."""

@@ -12,10 +12,10 @@ from nas.supernets.space import recipe_choices, search_space
 from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
-from predictors.costs.analytic import COUNTED
+from predictors.costs.analytic import COST_NAMES
 from predictors.measurement.memory import memory_mb
 from predictors.measurement.runtimes import check_runtime
-from predictors.measurement.workload import one_line_errors
+from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import InputError
 
 
@@ -31,7 +31,7 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     remote = found.is_remote if found else remote
     context = check_recipe(recipe, remote=remote)
     if found is None:
-        _check_exact_constraints(context, AnalyticCosts.of(context.load_model(), context.layout))
+        _check_exact_constraints(context, AnalyticCosts.from_model(context.load_model(), context.layout))
     run = Run.open(folder, recipe, remote=remote)
     here = run.device if remote else device_name(recipe.workload)
     if here != run.device:
@@ -42,9 +42,9 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
 def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> None:
     """Refuses a bound on an exact cost that neither end of the space meets, before anything is trained."""
     space = search_space(context)
-    found = counts.count(COUNTED, [space.smallest, space.largest], context.recipe.workload)
+    found = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
     for name, bound in context.recipe.bounds.items():
-        if name in COUNTED:
+        if name in COST_NAMES:
             ends = found[name].tolist()
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(
@@ -100,6 +100,6 @@ def _check_memory(context: TaskContext) -> None:
     """Raises InputError where the hidden states of one layer alone take more memory than there is."""
     workload, layout = context.recipe.workload, context.layout
     tokens = workload.batch_size * layout.inputs.longest_sequence(workload.sequence_length)
-    with one_line_errors(workload):
+    with device_errors_as_input_errors(workload):
         if tokens * layout.parent.hidden_size * workload.activation_bytes / 1e6 > memory_mb(workload):
             raise MemoryError

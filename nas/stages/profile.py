@@ -12,10 +12,10 @@ from nas.supernets.latency import measure_subnets
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors import AnalyticCosts, Ceilings, MeasurementStore, SubnetPredictor, Timing, roofline_ms
-from predictors.latency.active_learning import least_sure
+from predictors import AnalyticCosts, DevicePeak, MeasurementStore, SubnetPredictor, Timing, roofline_ms
+from predictors.latency.active_learning import most_uncertain
 from predictors.latency.features import features
-from predictors.measurement.measure import TOGETHER
+from predictors.measurement.measure import GROUP_SIZE
 from search_spaces import SearchSpace, SubnetConfig
 
 N_CANDIDATES = 512
@@ -41,24 +41,24 @@ def run_profile(run: Run, context: TaskContext, load: LoadSupernet = load_supern
     if any(run.predictor.glob("*")):
         return SubnetPredictor.load(run.predictor, recipe.workload)
     supernet, space = load(run, context)
-    costs = AnalyticCosts.of(supernet.model, supernet.layout)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
     bound = recipe.bounds.get("latency_ms")
-    around_ms = bound.value if bound else None
-    drawn, chosen, measured = _measure_all(run, context, supernet, space, around_ms)
+    bound_ms = bound.value if bound else None
+    drawn, chosen, measured = _measure_all(run, context, supernet, space, bound_ms)
     subnets = [*drawn, *chosen]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    ceilings = None if run.is_remote else Ceilings.measure(recipe.workload)
+    peak = None if run.is_remote else DevicePeak.measure(recipe.workload)
     predictor = SubnetPredictor.fit(
         space,
         subnets,
         latency_ms,
         recipe.workload,
         macs=macs,
-        baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, ceilings)} if ceilings else {},
+        baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, peak)} if peak else {},
         prior=prior_predictors(run),
-        around_ms=around_ms,
-        chosen=len(chosen),
+        bound_ms=bound_ms,
+        n_active=len(chosen),
         seed=recipe.seed,
     )
     with run.building(run.predictor) as work:
@@ -67,17 +67,17 @@ def run_profile(run: Run, context: TaskContext, load: LoadSupernet = load_supern
 
 
 def _measure_all(
-    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, around_ms: float | None
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, bound_ms: float | None
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """What is sampled, what is chosen because of what was measured before, and what all of them took."""
     samples, seed = context.recipe.profile.samples, context.recipe.seed
     known, chosen = reusable_measurements(run, space)
-    active = around_ms is not None and not run.is_remote
+    active = bound_ms is not None and not run.is_remote
     drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
     measured = measure_subnets(run, context, supernet, [*drawn, *chosen])
-    while around_ms is not None and active and len(measured) < samples:
-        count = min(TOGETHER, samples - len(measured))
-        following = next_subnets(space, [*drawn, *chosen], measured, count, around_ms, seed)
+    while bound_ms is not None and active and len(measured) < samples:
+        count = min(GROUP_SIZE, samples - len(measured))
+        following = next_subnets(space, [*drawn, *chosen], measured, count, bound_ms, seed)
         if not following:
             break
         chosen += following
@@ -113,7 +113,7 @@ def next_subnets(
     known: Sequence[SubnetConfig],
     measured: Mapping[str, Timing],
     count: int,
-    around_ms: float,
+    bound_ms: float,
     seed: int,
 ) -> list[SubnetConfig]:
     """Subnetworks to measure next, of some sampled ones: the same after the same measurements."""
@@ -122,7 +122,7 @@ def next_subnets(
     pool = [subnet for key, subnet in sampled.items() if key not in measured]
     latency_ms = np.array([measured[subnet.key].latency_ms for subnet in known])
     table = features(space, known), latency_ms, features(space, pool)
-    return [pool[k] for k in least_sure(*table, min(count, len(pool)), around_ms=around_ms)]
+    return [pool[k] for k in most_uncertain(*table, min(count, len(pool)), bound_ms=bound_ms)]
 
 
 def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
@@ -140,13 +140,13 @@ def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConf
         theirs = MeasurementStore(earlier.measurements, run.device)
         if any(earlier.predictor.glob("*")):
             predictor = SubnetPredictor.load(earlier.predictor)
-            drawn = len(predictor.subnets) - predictor.report.n_chosen
+            drawn = len(predictor.subnets) - predictor.report.n_active
             chosen |= {subnet.key for subnet in predictor.subnets[drawn:]}
-        anchor = theirs.anchor(workload)
-        if anchor is None or theirs.rows(workload, "anchor")[0].subnet != space.parent:
+        reference = theirs.reference(workload)
+        if reference is None or theirs.rows(workload, "anchor")[0].subnet != space.parent:
             continue
-        if store.anchor(workload) is None:
-            store.add(space.parent, workload, "anchor", anchor)
+        if store.reference(workload) is None:
+            store.add(space.parent, workload, "anchor", reference)
         for row in theirs.rows(workload, "profile"):
             if row.subnet in space:
                 found[row.subnet.key] = row.subnet

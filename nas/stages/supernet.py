@@ -120,5 +120,5 @@ def make_strategy(
 
 def _exact_cost(name: str, supernet: Supernet) -> CostFunction:
     """An exact cost of subnetworks."""
-    counts = AnalyticCosts.of(supernet.model, supernet.layout)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout)
     return lambda subnets: counts.count([name], subnets)[name]

@@ -24,7 +24,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
 from predictors.measurement.measure import groups
-from predictors.measurement.timing import Stated, stated
+from predictors.measurement.timing import ReportedLatency, reported_latency
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
@@ -115,22 +115,22 @@ def _values(
             _measure(run, context, supernet, measured, stage, number, advance)
     for key, line in lines.items():
         subnet = SubnetConfig.from_dict(line["subnet"])
-        as_measured = run.store.stated(subnet.key, run.recipe.workload)
-        found = as_measured or (_anchor(run) if key == PARENT else _predicted(predictor, subnet))
+        as_measured = run.store.reported_latency(subnet.key, run.recipe.workload)
+        found = as_measured or (_reference_latency(run) if key == PARENT else _predicted(predictor, subnet))
         line["values"]["latency_ms"], line["errors"]["latency_ms"] = found.latency_ms, found.error_ms
         line["predicted"] = as_measured is None
     return lines
 
 
-def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> Stated:
-    return Stated(float(predictor.predict([subnet])[0]), float(predictor.spread_ms([subnet])[0]))
+def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> ReportedLatency:
+    return ReportedLatency(float(predictor.predict([subnet])[0]), float(predictor.spread_ms([subnet])[0]))
 
 
-def _anchor(run: Run) -> Stated:
+def _reference_latency(run: Run) -> ReportedLatency:
     """The parent's latency as the anchor."""
-    timing = run.store.anchor(run.recipe.workload)
+    timing = run.store.reference(run.recipe.workload)
     assert timing is not None
-    return stated(timing, None, [])
+    return reported_latency(timing, None, [])
 
 
 Advance = Callable[[int], None]
@@ -141,14 +141,14 @@ def _scored(
     run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
     """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
-    done, counts = _read_json_lines(run.verified), AnalyticCosts.of(supernet.model, supernet.layout)
+    done, counts = _read_json_lines(run.verified), AnalyticCosts.from_model(supernet.model, supernet.layout)
     for key, subnet in subnets.items():
         if key not in done:
             model = (
                 _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
             )
             scores = score(model, context.splits.test, run.recipe.metric_names)
-            counted = counts.count(counts.counted, [subnet], run.recipe.workload)
+            counted = counts.count(counts.cost_names, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: found.value for name, found in scores.items()}
             errors = {name: found.standard_error for name, found in scores.items()}

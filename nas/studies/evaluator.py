@@ -28,7 +28,7 @@ class Evaluator:
     predictor: SubnetPredictor
 
     def __post_init__(self) -> None:
-        self.counts = AnalyticCosts.of(self.supernet.model, self.supernet.layout)
+        self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout)
         self._costs: dict[str, dict[str, float]] = {}
 
     def known(self, names: Iterable[str], subnets: Sequence[SubnetConfig]) -> dict[str, np.ndarray]:
@@ -44,7 +44,7 @@ class Evaluator:
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
         """Every cost of one subnetwork."""
         if subnet.key not in self._costs:
-            found = self.known(("latency_ms", *self.counts.counted), [subnet])
+            found = self.known(("latency_ms", *self.counts.cost_names), [subnet])
             self._costs[subnet.key] = {name: float(values[0]) for name, values in found.items()}
         return self._costs[subnet.key]
 

@@ -10,9 +10,9 @@ from nas.runs.run import Run
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStore, Timing
-from predictors.measurement.measure import groups, measure_in_calm
-from predictors.measurement.runtimes import prepared
-from predictors.measurement.timing import ANCHOR, max_drift, noise_warning
+from predictors.measurement.measure import groups, measure_retrying_if_noisy
+from predictors.measurement.runtimes import prepare
+from predictors.measurement.timing import REFERENCE, max_drift, noise_warning
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def time_models(
 ) -> dict[str, Timing]:
     """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
     workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
-    anchor_ms = store.anchor_ms(workload)
-    calls = {key: prepared(model, inputs, workload) for key, model in models.items()}
-    anchor = prepared(supernet.extract(supernet.parent), inputs, workload)
+    reference_ms = store.reference_ms(workload)
+    calls = {key: prepare(model, inputs, workload) for key, model in models.items()}
+    reference = prepare(supernet.extract(supernet.parent), inputs, workload)
     precision = context.recipe.profile.precision
-    timed = measure_in_calm(calls, anchor, workload, anchor_ms=anchor_ms, precision=precision)
-    if anchor_ms is None or may_set_reference:
-        store.add(supernet.parent, workload, "anchor", timed[ANCHOR].uncorrected)
+    timed = measure_retrying_if_noisy(calls, reference, workload, reference_ms=reference_ms, precision=precision)
+    if reference_ms is None or may_set_reference:
+        store.add(supernet.parent, workload, "anchor", timed[REFERENCE].raw)
     return timed

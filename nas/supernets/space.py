@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nas.tasks.context import TaskContext
-from predictors.measurement.precision import why_not
+from predictors.measurement.precision import unsupported_reason
 from search_spaces import SearchSpace
 from search_spaces.dimensions.bits import BITS
 from search_spaces.useful_choices import useful_choices
@@ -24,7 +24,7 @@ def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can pay on its workload, and why others cannot."""
     workload, figures = context.recipe.workload, context.recipe.value_names
     tokens = context.layout.inputs.longest_sequence(workload.sequence_length)
-    refused = {bits: why for bits in BITS if (why := why_not(bits, workload, figures))}
+    refused = {bits: why for bits in BITS if (why := unsupported_reason(bits, workload, figures))}
     return useful_choices(context.recipe.space.model_dump(), tokens, refused, why_embedding_full_rank(context))
 
 

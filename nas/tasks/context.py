@@ -17,7 +17,7 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
 from predictors import Workload
-from predictors.measurement.workload import one_line_errors
+from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import TASKS, InputError, Layout
 
 if TYPE_CHECKING:
@@ -230,5 +230,5 @@ class TaskContext:
         Raises:
             InputError: If they do not fit in memory.
         """
-        with one_line_errors(workload):
+        with device_errors_as_input_errors(workload):
             return self.task_type.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))

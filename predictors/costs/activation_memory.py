@@ -10,14 +10,14 @@ from search_spaces.family import RunsOn, Stack
 ATTENTION_AXES = {"heads", "kv_heads", "qkv_heads"}
 """Output axes of what self-attention projects its input to."""
 
-COPIES = {"gelu_new": 3, "gelu_fast": 3, "quick_gelu": 2, "gated-gelu": 3}
+ACTIVATION_COPIES = {"gelu_new": 3, "gelu_fast": 3, "quick_gelu": 2, "gated-gelu": 3}
 """Activation that is written in several operations -> tensors of its input's size that it needs at once; else one."""
 
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj")
+ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj")
 """What configs call the activation of a feed-forward block."""
 
 
-def live_numbers(
+def count_live_activations(
     layout: Layout,
     subnet: SubnetConfig,
     position: int,
@@ -44,9 +44,13 @@ def live_numbers(
     tokens = runs[layout.family.stack_runs_on(number)]
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
-        layout.shapes.size(found[0], width)
-        for path, found in stack.modules.items()
-        if path in modules and len(found) == 2 and found[1] == "hidden" and found[0] and axes >= set(_parts(found[0]))
+        layout.shapes.size(axes_of_module[0], width)
+        for path, axes_of_module in stack.modules.items()
+        if path in modules
+        and len(axes_of_module) == 2
+        and axes_of_module[1] == "hidden"
+        and axes_of_module[0]
+        and axes >= set(_as_tuple(axes_of_module[0]))
     ]
     count = _attention if block == "attention" else _mlp
     return tokens * count(layout, stack, width, projected, tokens)
@@ -62,19 +66,19 @@ def _attention(layout: Layout, stack: Stack, width: Mapping[str, int], projected
 
 def _mlp(layout: Layout, stack: Stack, width: Mapping[str, int], projected: list[int], tokens: int) -> int:
     neurons, streams = width["intermediate_size"], 3 if is_post_norm(stack) else 4
-    names = (getattr(layout.sizes, key, None) for key in ACTIVATIONS)
-    copies = COPIES.get(next((name for name in names if isinstance(name, str)), ""), 1)
+    names = (getattr(layout.sizes, key, None) for key in ACTIVATION_FIELDS)
+    copies = ACTIVATION_COPIES.get(next((name for name in names if isinstance(name, str)), ""), 1)
     is_gated, is_fused = sum(projected) > neurons, len(projected) == 1
-    held = (2 if is_gated and is_fused else 1) + max(copies, 2 if is_gated else 1)
-    return streams * width["hidden_size"] + held * neurons
+    tensors = (2 if is_gated and is_fused else 1) + max(copies, 2 if is_gated else 1)
+    return streams * width["hidden_size"] + tensors * neurons
 
 
 def is_post_norm(stack: Stack) -> bool:
     """Whether the sum of a block and its input is normed: a skipped block then returns its input, not zeros."""
-    return any(found.startswith("input") for found in stack.skips.get("attention", {}).values())
+    return any(returned.startswith("input") for returned in stack.skips.get("attention", {}).values())
 
 
-def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
+def count_kv_cache(layout: Layout, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
     """Numbers in the keys and values that a decoder's layer keeps of one sample, those of the encoder included.
 
     One whose attention is skipped keeps one channel, which counts the tokens.
@@ -84,16 +88,16 @@ def cached_numbers(layout: Layout, subnet: SubnetConfig, position: int, runs: Ma
         return 0
     width = subnet.layer_values(position)
     channels = [max(layout.head_dim * width[f"num_{name}_heads"], 1) for name in ("key_value", "attention")]
-    crossed = runs["source"] if layout.family.stacks[number].source_modules else 0
-    return 2 * (_cached_tokens(layout, index, runs["token"]) * channels[0] + crossed * channels[1])
+    source_tokens = runs["source"] if layout.family.stacks[number].source_modules else 0
+    return 2 * (_cached_tokens(layout, index, runs["token"]) * channels[0] + source_tokens * channels[1])
 
 
 def _cached_tokens(layout: Layout, layer: int, tokens: int) -> int:
     """Tokens whose keys and values a layer keeps: of a sliding window, all but the next one's place."""
-    kinds, window = (getattr(layout.sizes, name, None) for name in ("layer_types", "sliding_window"))
-    slides = "sliding" in kinds[layer] if kinds else window is not None
-    return min(tokens, window - 1) if slides and window is not None else tokens
+    layer_types, window = (getattr(layout.sizes, name, None) for name in ("layer_types", "sliding_window"))
+    is_sliding = "sliding" in layer_types[layer] if layer_types else window is not None
+    return min(tokens, window - 1) if is_sliding and window is not None else tokens
 
 
-def _parts(axis: object) -> tuple[str, ...]:
+def _as_tuple(axis: object) -> tuple[str, ...]:
     return axis if isinstance(axis, tuple) else (str(axis),)

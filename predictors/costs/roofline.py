@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from predictors.costs.analytic import AnalyticCosts
-from predictors.costs.part_table import PartTable
-from predictors.costs.parts import Part
+from predictors.costs.block_costs import BlockCost
+from predictors.costs.cost_table import CostTable
 from predictors.measurement.workload import Workload
 from search_spaces import SubnetBatch, SubnetConfig
 
@@ -19,7 +19,7 @@ MATRIX, VECTOR_BYTES, REPEATS = 1024, 2**27, 5
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class DevicePeak:
     """What a device does at most under a workload's precision and threads.
 
     Attributes:
@@ -31,7 +31,7 @@ class Ceilings:
     bytes_per_second: float
 
     @classmethod
-    def measure(cls, workload: Workload) -> Ceilings:
+    def measure(cls, workload: Workload) -> DevicePeak:
         """Measures both in PyTorch in about a second; the fastest of some repeats.
 
         Raises:
@@ -40,11 +40,11 @@ class Ceilings:
         import torch
 
         workload.check_available()
-        kind = {"dtype": getattr(torch, "float32" if workload.dtype == "int8" else workload.dtype)}
+        options = {"dtype": getattr(torch, "float32" if workload.dtype == "int8" else workload.dtype)}
         threads = torch.get_num_threads()
         torch.set_num_threads(workload.threads)
         try:
-            a = torch.ones(MATRIX, MATRIX, device=workload.device, **kind)
+            a = torch.ones(MATRIX, MATRIX, device=workload.device, **options)
             source = torch.ones(VECTOR_BYTES // 4, device=workload.device)
             target = torch.empty_like(source)
             product_s = _fastest(lambda: torch.mm(a, a), workload)
@@ -69,7 +69,7 @@ def _fastest(call: Callable[[], object], workload: Workload) -> float:
 
 
 def roofline_ms(
-    costs: AnalyticCosts, subnets: Sequence[SubnetConfig], workload: Workload, ceilings: Ceilings
+    costs: AnalyticCosts, subnets: Sequence[SubnetConfig], workload: Workload, peak: DevicePeak
 ) -> np.ndarray:
     """The sum over the parts of a subnetwork of the longer of its arithmetic and its traffic: (n,) milliseconds.
 
@@ -77,13 +77,15 @@ def roofline_ms(
     All are in the workload's precision: what the bits of a layer save is not in it.
     """
     batch = SubnetBatch.from_subnets(subnets, costs.layout.parent.num_hidden_layers)
-    whole = PartTable(costs.parts, batch, workload.sequence_length)
-    numbers = workload.batch_size * workload.activation_bytes
+    table = CostTable(costs.block_costs, batch, workload.sequence_length)
+    activation_bytes = workload.batch_size * workload.activation_bytes
 
-    def seconds(part: Part) -> np.ndarray:
-        arithmetic = workload.batch_size * part.macs / ceilings.macs_per_second
-        traffic = (part.weights * workload.weight_bytes + part.moved * numbers) / ceilings.bytes_per_second
+    def seconds(cost: BlockCost) -> np.ndarray:
+        arithmetic = workload.batch_size * cost.macs / peak.macs_per_second
+        traffic = (
+            cost.weights * workload.weight_bytes + cost.memory_traffic * activation_bytes
+        ) / peak.bytes_per_second
         return np.maximum(arithmetic, traffic)
 
-    read = whole.sum(lambda part: part.cached) * numbers / ceilings.bytes_per_second
-    return 1e3 * (costs.step(whole, workload).sum(seconds) + (read if workload.phase == "decode" else 0.0))
+    cache_read = table.sum(lambda cost: cost.kv_cache) * activation_bytes / peak.bytes_per_second
+    return 1e3 * (costs.call_table(table, workload).sum(seconds) + (cache_read if workload.phase == "decode" else 0.0))

@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from predictors.latency.work import RANK_OF, work, work_names
+from predictors.latency.work_features import RANK_OF, work_feature_names, work_features
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.space import DEPTHS
 from search_spaces.subnet import NUMERIC
 
 BLOCK_WIDTHS = tuple(RANK_OF)
-HIDDEN = "hidden_size*"
+HIDDEN_PREFIX = "hidden_size*"
 """Begins the name of a column that is multiplied by the hidden size."""
 
 
@@ -23,7 +23,7 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
 
     For each stack its depth, the sum of each width over its layers, then each step between two choices of a width, one
     for each rank that the block may have; then the rank of the embeddings and each choice of it, where that is open;
-    and all of them again times the hidden size, where that is open. Last, the columns of `work`.
+    and all of them again times the hidden size, where that is open. Last, the columns of `work_features`.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
@@ -32,17 +32,21 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
             f"{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
             for name, f in zip(fields, space.fields, strict=True)
             if f != "bits"
-            for rank in _ranks(space, f)
+            for rank in _block_ranks(space, f)
             for low, high in pairwise(space.choices[f])
         ]
         sums = [name for name in fields if not name.endswith("bits")]
-        kinds = [f"{'decoder ' * stack}bits*{of}:{kind}" for kind in _kinds(space) for of in ("layers", *BLOCK_WIDTHS)]
-        names += [depth, *sums, *steps, *kinds]
-    thin = _thin_tables(space)
-    names += ["embedding_rank"] * bool(thin) + [f"embedding_rank:{rank}" for rank in thin]
+        bits_names = [
+            f"{'decoder ' * stack}bits*{of}:{kind}"
+            for kind in _bits_choices(space)
+            for of in ("layers", *BLOCK_WIDTHS)
+        ]
+        names += [depth, *sums, *steps, *bits_names]
+    embedding_ranks = _embedding_ranks(space)
+    names += ["embedding_rank"] * bool(embedding_ranks) + [f"embedding_rank:{rank}" for rank in embedding_ranks]
     if len(space.choices["hidden_size"]) > 1:
-        names += [f"{HIDDEN}{name}" for name in names]
-    return (*names, *work_names(space))
+        names += [f"{HIDDEN_PREFIX}{name}" for name in names]
+    return (*names, *work_feature_names(space))
 
 
 def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
@@ -60,52 +64,52 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
     for stack in space.stacks:
-        kept, sums, climbs = batch.kept[:, stack].T, list[np.ndarray](), list[np.ndarray]()
+        kept, sums, step_columns = batch.kept[:, stack].T, list[np.ndarray](), list[np.ndarray]()
         widths = {field: np.ascontiguousarray(batch.layer_values[field][:, stack].T) for field in NUMERIC}
         for field in (field for field in space.fields if field != "bits"):
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
                 heads = widths["num_attention_heads"] / max(space.choices["num_attention_heads"])
-                place = batch.category_index(field, space.choices[field])[:, stack].T
-                sums.append((heads * place).sum(axis=0))
-                climbs += [(heads * (place > k)).sum(axis=0) for k in range(1, len(steps) + 1)]
+                level = batch.category_index(field, space.choices[field])[:, stack].T
+                sums.append((heads * level).sum(axis=0))
+                step_columns += [(heads * (level > k)).sum(axis=0) for k in range(1, len(steps) + 1)]
                 continue
             largest, values = max(space.choices[field]), widths[field]
             sums.append(values.sum(axis=0) / largest)
             ends = [-np.inf, *space.choices[field][1:-1], np.inf]
-            climbed = [
+            heights = [
                 np.clip(values, *between) - low for (low, _), between in zip(steps, pairwise(ends), strict=False)
             ]
-            for rank in _ranks(space, field):
-                here = kept if rank is None else widths[RANK_OF[field]] == rank
-                climbs += [(climb * here).sum(axis=0) / largest for climb in climbed]
-        for number, _ in enumerate(_kinds(space), 1):
-            here = (batch.category_index("bits", _kinds(space)) == number)[:, stack].T
-            climbs.append(here.sum(axis=0))
+            for rank in _block_ranks(space, field):
+                mask = kept if rank is None else widths[RANK_OF[field]] == rank
+                step_columns += [(height * mask).sum(axis=0) / largest for height in heights]
+        for number, _ in enumerate(_bits_choices(space), 1):
+            mask = (batch.category_index("bits", _bits_choices(space)) == number)[:, stack].T
+            step_columns.append(mask.sum(axis=0))
             for width in BLOCK_WIDTHS:
-                climbs.append((widths[width] * here).sum(axis=0) / max(space.choices[width]))
-        columns += [kept.sum(axis=0), *sums, *climbs]
-    percent, thin = batch.embedding_rank, _thin_tables(space)
-    columns += [np.where(percent < FULL_RANK, percent / FULL_RANK, 0.0)] * bool(thin)
-    columns += [np.equal(percent, choice) for choice in thin]
-    table, of_work = np.stack(columns, dtype=float), work(space, batch).T
+                step_columns.append((widths[width] * mask).sum(axis=0) / max(space.choices[width]))
+        columns += [kept.sum(axis=0), *sums, *step_columns]
+    percent, embedding_ranks = batch.embedding_rank, _embedding_ranks(space)
+    columns += [np.where(percent < FULL_RANK, percent / FULL_RANK, 0.0)] * bool(embedding_ranks)
+    columns += [np.equal(percent, choice) for choice in embedding_ranks]
+    table, work_columns = np.stack(columns, dtype=float), work_features(space, batch).T
     if len(space.choices["hidden_size"]) == 1:
-        return np.ascontiguousarray(np.concatenate([table, of_work]).T)
+        return np.ascontiguousarray(np.concatenate([table, work_columns]).T)
     hidden = batch.hidden_size / max(space.choices["hidden_size"])
-    return np.ascontiguousarray(np.concatenate([table, table * hidden, of_work]).T)
+    return np.ascontiguousarray(np.concatenate([table, table * hidden, work_columns]).T)
 
 
-def _kinds(space: SearchSpace) -> Sequence[str]:
+def _bits_choices(space: SearchSpace) -> Sequence[str]:
     """The kinds of bits that layers may be in, where that is open."""
     return space.choices["bits"] if "bits" in space.fields else ()
 
 
-def _thin_tables(space: SearchSpace) -> Sequence[int]:
+def _embedding_ranks(space: SearchSpace) -> Sequence[int]:
     """The ranks with which embeddings take a product more, in percent, where that is open."""
     return [rank for rank in space.parameters.get("embedding_rank", ()) if rank < FULL_RANK]
 
 
-def _ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
+def _block_ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
     """The ranks under which a width costs differently; None where that does not depend on a rank."""
     return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.fields else (None,)
 

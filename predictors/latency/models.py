@@ -1,4 +1,4 @@
-"""Latency models: the features of subnetworks they read, and the regressions to choose among."""
+"""Latency models: the registry of regressions that a latency predictor chooses from."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from predictors.latency.features import HIDDEN
-from predictors.latency.regressions import LatencyModel, LogGaussianProcess, Network, Products
-from predictors.latency.transfer import OtherDevices, PriorProcess
-from predictors.latency.work import WORK
+from predictors.latency.features import HIDDEN_PREFIX
+from predictors.latency.regressions import LatencyModel, LogGaussianProcess, MLPEnsemble, PolynomialRidge
+from predictors.latency.transfer import SourceDevices, TransferGP
+from predictors.latency.work_features import WORK_PREFIX
 from search_spaces.space import DEPTHS
 
 SMOOTHNESS = 0.05
+"""Weight of the penalty on the difference between the weights of two neighbouring columns."""
 
 
 class LeastSquares:
-    """A weighted sum of columns plus a constant, with the least squared *relative* error.
+    """A weighted sum of columns plus a constant that minimises the squared *relative* error.
 
     Args:
-        columns: Which features it reads.
-        alike: Pairs of positions in ``columns`` whose weights are drawn together, as in a penalised spline.
-        non_negative: Whether no weight may be below zero, so that nothing gets faster by being added.
+        columns: The features that it uses.
+        smooth_pairs: Pairs of positions in ``columns`` whose weights should be similar, as in a penalised spline.
+        non_negative: Whether weights must be at least zero, so that a larger model is never predicted to be faster.
     """
 
     def __init__(
-        self, columns: Sequence[int], *, alike: Sequence[tuple[int, int]] = (), non_negative: bool = False
+        self, columns: Sequence[int], *, smooth_pairs: Sequence[tuple[int, int]] = (), non_negative: bool = False
     ) -> None:
-        self.columns, self.alike, self.non_negative = list(columns), alike, non_negative
+        self.columns, self.smooth_pairs, self.non_negative = list(columns), smooth_pairs, non_negative
         self.weights = np.zeros(1 + len(self.columns))
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LeastSquares:
-        """Solves for the weights; a little ridge keeps columns that never vary from blowing up."""
+        """Fits the weights, with a small ridge penalty for constant columns."""
         from scipy.optimize import nnls
 
         design = self._design(features)
         scale = np.maximum(np.abs(design / latency_ms[:, None]).max(axis=0), 1e-12)
         rows = [design / latency_ms[:, None], np.diag(1e-4 * scale)]
-        for a, b in self.alike:
+        for a, b in self.smooth_pairs:
             row = np.zeros((1, design.shape[1]))
             row[0, [1 + a, 1 + b]] = SMOOTHNESS * scale[[1 + a, 1 + b]].max() * np.array([1.0, -1.0])
             rows.append(row)
@@ -75,34 +76,34 @@ class GradientBoosting:
 def _additive(names: Sequence[str]) -> LatencyModel:
     """t = t0 + sum over layers of f_heads(heads) + f_ffn(width), both f monotone and piecewise linear.
 
-    Of columns that are not those of a space, a weighted sum in which nothing gets faster by growing.
+    For columns that are not those of a search space: a weighted sum with weights of at least zero.
     """
     if not any(":" in name for name in names):
         return LeastSquares(range(len(names)), non_negative=True)
-    steps = [":" in name and not name.startswith(WORK) for name in names]
-    columns = [i for i, name in enumerate(names) if steps[i] or name.removeprefix(HIDDEN) in DEPTHS]
+    is_step = [":" in name and not name.startswith(WORK_PREFIX) for name in names]
+    columns = [i for i, name in enumerate(names) if is_step[i] or name.removeprefix(HIDDEN_PREFIX) in DEPTHS]
     fields = [names[i].partition(":")[0] for i in columns]
-    alike = [(i, i + 1) for i in range(len(columns) - 1) if fields[i] == fields[i + 1]]
-    return LeastSquares(columns, alike=alike, non_negative=True)
+    smooth_pairs = [(i, i + 1) for i in range(len(columns) - 1) if fields[i] == fields[i + 1]]
+    return LeastSquares(columns, smooth_pairs=smooth_pairs, non_negative=True)
 
 
-def _work(names: Sequence[str]) -> LatencyModel:
-    """A weighted sum of the columns of `work`; of columns that are not those of a space, of all."""
-    columns = [i for i, name in enumerate(names) if name.startswith(WORK)]
+def _work_features(names: Sequence[str]) -> LatencyModel:
+    """A weighted sum of the columns of `work_features`; for columns that are not those of a search space, of all."""
+    columns = [i for i, name in enumerate(names) if name.startswith(WORK_PREFIX)]
     return LeastSquares(columns or range(len(names)), non_negative=True)
 
 
 MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
     "additive": _additive,
-    "work": _work,
+    "work": _work_features,
     "linear": lambda names: LeastSquares([i for i, name in enumerate(names) if ":" not in name]),
-    "products": lambda names: Products(),
-    "robust-products": lambda names: Products(robust=True),
+    "products": lambda names: PolynomialRidge(),
+    "robust-products": lambda names: PolynomialRidge(robust=True),
     "gradient-boosting": lambda names: GradientBoosting(),
     "gaussian-process": lambda names: LogGaussianProcess(),
-    "network": lambda names: Network(),
+    "network": lambda names: MLPEnsemble(),
 }
-"""Name -> model for columns of these names; `LatencyPredictor.fit` chooses among them."""
+"""Name -> function of the column names that returns a model; `LatencyPredictor.fit` chooses among them."""
 
-PRIOR_MODELS: dict[str, Callable[[OtherDevices], LatencyModel]] = {"prior-process": PriorProcess}
-"""Name -> model that starts from what other devices take; `LatencyPredictor.fit` adds them where there are any."""
+PRIOR_MODELS: dict[str, Callable[[SourceDevices], LatencyModel]] = {"prior-process": TransferGP}
+"""Name -> function of source devices that returns a model; `LatencyPredictor.fit` adds them if there is a prior."""

@@ -1,4 +1,4 @@
-"""Regressions for few measurements: ridge with products, a Gaussian process, a small network, and their mean."""
+"""Regressions for few measurements: polynomial ridge, power law, Gaussian process, small networks, and ensembles."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from predictors.gaussian_process import GaussianProcess
-from predictors.latency.robust import ROUNDS, row_weights
+from predictors.latency.robust import ITERATIONS, row_weights
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Strengths of a ridge to choose among; features are standardised and their number divided out."""
+"""Candidate penalties of a ridge, for standardised features and divided by their number."""
 
-MOST_PRODUCTS = 20
-"""Features beyond which no products are formed."""
+MAX_PRODUCT_FEATURES = 20
+"""With more features than this, no products are added."""
 
 
 class LatencyModel(Protocol):
@@ -30,7 +30,7 @@ class LatencyModel(Protocol):
 
 
 class Scaler:
-    """Features in units of their own spread; columns that never vary become zeros."""
+    """Standardises features by mean and standard deviation; constant columns become zeros."""
 
     def __init__(self, features: np.ndarray) -> None:
         self.centre, spread = features.mean(axis=0), features.std(axis=0)
@@ -42,12 +42,12 @@ class Scaler:
 
 
 def ridge(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of a ridge regression, and its squared error when each row in turn is left out.
+    """Weights of a ridge regression, and its leave-one-out squared error.
 
     Args:
         design: (n, k).
         target: (n,).
-        penalty: (k,) of each weight; 0 for none.
+        penalty: (k,) penalties of the weights; 0 for none.
     """
     solved = np.linalg.solve(design.T @ design + np.diag(penalty + 1e-9), design.T)
     weights = solved @ target
@@ -55,17 +55,17 @@ def ridge(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> tuple[
     return weights, float(np.mean(((target - design @ weights) / (1 - leverage)) ** 2))
 
 
-def products(scaled: np.ndarray) -> np.ndarray:
-    """Features and, unless there are many, their products."""
+def polynomial_features(scaled: np.ndarray) -> np.ndarray:
+    """Scaled features (n, d) and the products of all pairs of them; more than 20 features are returned as they are."""
     d = scaled.shape[1]
-    if d > MOST_PRODUCTS:
+    if d > MAX_PRODUCT_FEATURES:
         return scaled
     first, second = np.triu_indices(d)
     return np.concatenate([scaled, scaled[:, first] * scaled[:, second]], axis=1)
 
 
-def _least_error(design: np.ndarray, target: np.ndarray, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
-    """Weights of the ridge, its first column free, with the least error when each row in turn is left out."""
+def _fit_ridge(design: np.ndarray, target: np.ndarray, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
+    """Weights of the ridge with the least leave-one-out error; the first column, the constant, has no penalty."""
     size, fits = np.sqrt((design**2).sum(axis=0)[1:].mean()), []
     for strength in penalties:
         penalty = np.full(design.shape[1], strength * size**2)
@@ -74,25 +74,25 @@ def _least_error(design: np.ndarray, target: np.ndarray, penalties: Sequence[flo
     return min(fits, key=lambda fit: fit[1])[0]
 
 
-class Products:
-    """A weighted sum of features and their products, with the least squared relative error.
+class PolynomialRidge:
+    """A weighted sum of features and their products that minimises the squared relative error.
 
-    The strength of the ridge is the one with the least error when each measurement in turn is left out.
+    The penalty is the one with the least leave-one-out error.
 
     Args:
-        robust: Whether measurements that are far off count for little; it takes about a hundred to tell which.
+        robust: Whether outliers get little weight; about a hundred measurements are needed to recognise them.
     """
 
     def __init__(self, *, robust: bool = False) -> None:
-        self.rounds = ROUNDS if robust else 1
+        self.iterations = ITERATIONS if robust else 1
 
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Products:
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PolynomialRidge:
         """Fits (n, d) features to (n,) latencies."""
         self._scaler = Scaler(features)
-        self._spread = Scaler(products(self._scaler(features)))
+        self._product_scaler = Scaler(polynomial_features(self._scaler(features)))
         design, counts = self._design(features) / latency_ms[:, None], np.ones(len(features))
-        for _ in range(self.rounds):
-            self._weights = _least_error(design * np.sqrt(counts)[:, None], np.sqrt(counts))
+        for _ in range(self.iterations):
+            self._weights = _fit_ridge(design * np.sqrt(counts)[:, None], np.sqrt(counts))
             counts = row_weights(1 - design @ self._weights)
         return self
 
@@ -101,21 +101,21 @@ class Products:
         return np.maximum(self._design(features) @ self._weights, 1e-9)
 
     def _design(self, features: np.ndarray) -> np.ndarray:
-        spread = self._spread(products(self._scaler(features)))
-        return np.concatenate([np.ones((len(features), 1)), spread], axis=1)
+        columns = self._product_scaler(polynomial_features(self._scaler(features)))
+        return np.concatenate([np.ones((len(features), 1)), columns], axis=1)
 
 
 class PowerLaw:
-    """A product of powers of the features, those that are not above zero everywhere to the base of a constant.
+    """A product of powers of the positive features and of exponentials of the others.
 
-    It says little of the finer shape, and most of models that are far larger or smaller than any it was fitted on.
+    It is coarse, but extrapolates best to models that are far larger or smaller than those it was fitted on.
     """
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PowerLaw:
         """Fits (n, d) features to (n,) latencies."""
         self._positive = (features > 0).all(axis=0)
-        self._scaler = Scaler(self._logarithms(features))
-        self._weights = _least_error(self._design(features), np.log(latency_ms), (1e-6, *PENALTIES))
+        self._scaler = Scaler(self._log_features(features))
+        self._weights = _fit_ridge(self._design(features), np.log(latency_ms), (1e-6, *PENALTIES))
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -123,57 +123,57 @@ class PowerLaw:
         return np.exp(np.clip(self._design(features) @ self._weights, -50, 50))
 
     def _design(self, features: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.ones((len(features), 1)), self._scaler(self._logarithms(features))], axis=1)
+        return np.concatenate([np.ones((len(features), 1)), self._scaler(self._log_features(features))], axis=1)
 
-    def _logarithms(self, features: np.ndarray) -> np.ndarray:
+    def _log_features(self, features: np.ndarray) -> np.ndarray:
         return np.where(self._positive, np.log(np.maximum(features, 1e-12)), features)
 
 
 class LogGaussianProcess:
-    """A Gaussian process on the logarithm of the latency, with a relevance for each feature.
+    """A Gaussian process on the logarithm of the latency, with one relevance per feature.
 
-    Of many measurements, the first 200 decide on the relevances, and the first 2,000 are conditioned on.
+    The relevances are fitted on at most the first 200 measurements, the process on at most the first 2,000.
     """
 
-    relevant, most = 200, 2000
+    max_relevance_rows, max_rows = 200, 2000
 
     def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> LogGaussianProcess:
         """Fits (n, d) features to (n,) latencies."""
         self._scaler = Scaler(features)
-        scaled, target = self._scaler(features)[: self.most], np.log(latency_ms)[: self.most]
-        self._process = GaussianProcess().fit(scaled[: self.relevant], target[: self.relevant])
-        if len(scaled) > self.relevant:
+        scaled, target = self._scaler(features)[: self.max_rows], np.log(latency_ms)[: self.max_rows]
+        self._process = GaussianProcess().fit(scaled[: self.max_relevance_rows], target[: self.max_relevance_rows])
+        if len(scaled) > self.max_relevance_rows:
             self._process.update(scaled, target)
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        parts = [self._process.mean(part) for part in _parts(self._scaler(features))]
-        return np.exp(np.concatenate(parts)) if parts else np.zeros(0)
+        means = [self._process.mean(chunk) for chunk in _chunks(self._scaler(features))]
+        return np.exp(np.concatenate(means)) if means else np.zeros(0)
 
 
-def _parts(features: np.ndarray, rows: int = 10_000) -> list[np.ndarray]:
+def _chunks(features: np.ndarray, rows: int = 10_000) -> list[np.ndarray]:
     return [features[start : start + rows] for start in range(0, len(features), rows)]
 
 
-class Network:
-    """The mean of small networks with one hidden layer, on the logarithm of the latency."""
+class MLPEnsemble:
+    """The mean of three small neural networks with one hidden layer, on the logarithm of the latency."""
 
     hidden, members, decay = 16, 3, 1e-2
 
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Network:
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> MLPEnsemble:
         """Fits (n, d) features to (n,) latencies."""
         import warnings
 
         from sklearn.neural_network import MLPRegressor
 
         self._scaler, target = Scaler(features), np.log(latency_ms)
-        self._centre, self._spread = target.mean(), max(float(target.std()), 1e-9)
-        kind = {"hidden_layer_sizes": (self.hidden,), "activation": "tanh", "solver": "lbfgs", "alpha": self.decay}
-        networks = [MLPRegressor(**kind, max_iter=200, random_state=seed) for seed in range(self.members)]
+        self._mean, self._std = target.mean(), max(float(target.std()), 1e-9)
+        options = {"hidden_layer_sizes": (self.hidden,), "activation": "tanh", "solver": "lbfgs", "alpha": self.decay}
+        networks = [MLPRegressor(**options, max_iter=200, random_state=seed) for seed in range(self.members)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            standard = (target - self._centre) / self._spread
+            standard = (target - self._mean) / self._std
             self._networks = [network.fit(self._scaler(features), standard) for network in networks]
         return self
 
@@ -183,17 +183,17 @@ class Network:
             return np.zeros(0)
         scaled = self._scaler(features)
         mean = np.mean([network.predict(scaled) for network in self._networks], axis=0)
-        return np.exp(np.clip(mean * self._spread + self._centre, -50, 50))
+        return np.exp(np.clip(mean * self._std + self._mean, -50, 50))
 
 
-class Blend:
-    """The geometric mean of several models, each with a weight."""
+class WeightedEnsemble:
+    """The weighted geometric mean of several models."""
 
     def __init__(self, models: Sequence[LatencyModel], weights: Sequence[float]) -> None:
         self.models, self.weights = models, weights
 
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> Blend:
-        """Fits each of them."""
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> WeightedEnsemble:
+        """Fits each model to (n, d) features and (n,) latencies."""
         for model in self.models:
             model.fit(features, latency_ms)
         return self

@@ -1,4 +1,4 @@
-"""PriorProcess: a regression that starts from what other devices take, for ten measurements of a new one."""
+"""TransferGP: a Gaussian process with a prior from other devices, for about ten measurements of a new device."""
 
 from __future__ import annotations
 
@@ -8,117 +8,140 @@ from itertools import product
 
 import numpy as np
 
-from predictors.latency.regressions import PowerLaw, Scaler, products
-from predictors.latency.robust import HEAVY, NORMAL, posterior
+from predictors.latency.regressions import PowerLaw, Scaler, polynomial_features
+from predictors.latency.robust import CAUCHY_DF, NORMAL_DF, variational_posterior
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""What another device takes: (n, d) features -> (n,) milliseconds."""
+"""Predicts the latency on a device: (n, d) features -> (n,) milliseconds."""
 
 
-class OtherDevices:
-    """What other devices take.
+class SourceDevices:
+    """The devices that a prior is learned from.
 
     Args:
-        predict: What each of them takes.
-        known: (m, d) features on which they are known.
+        predict: One latency predictor per device.
+        features: (m, d) features that were measured on them.
     """
 
-    def __init__(self, predict: Sequence[Predict], known: np.ndarray) -> None:
-        self.predict, self.known = predict, known
+    def __init__(self, predict: Sequence[Predict], features: np.ndarray) -> None:
+        self.predict, self.features = predict, features
 
-    def logarithms(self, features: np.ndarray) -> np.ndarray:
-        """Of their latencies: (n, devices)."""
+    def predict_log(self, features: np.ndarray) -> np.ndarray:
+        """Logarithms of the latencies on all devices: (n, devices)."""
         return np.log(np.stack([predict(features) for predict in self.predict], axis=1))
 
     @cached_property
-    def at_known(self) -> np.ndarray:
-        """`logarithms` where they are known."""
-        return self.logarithms(self.known)
+    def log_latency(self) -> np.ndarray:
+        """`predict_log` of the measured features: (m, devices)."""
+        return self.predict_log(self.features)
 
     @cached_property
-    def law(self) -> PowerLaw:
-        """The power law nearest to their mean."""
-        return PowerLaw().fit(self.known, np.exp(self.at_known.mean(axis=1)))
+    def power_law(self) -> PowerLaw:
+        """The power law fitted to the mean of the devices."""
+        return PowerLaw().fit(self.features, np.exp(self.log_latency.mean(axis=1)))
 
-    def bases(self, features: np.ndarray, logarithms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms (n,) that a new device may start from: the mean of theirs, and the power law."""
-        return logarithms.mean(axis=1), np.log(self.law.predict(features))
+    def prior_means(self, features: np.ndarray, log_latency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates for the log prior mean (n,) of a new device: the mean of the devices, and the power law.
+
+        Args:
+            features: (n, d) features.
+            log_latency: (n, devices) `predict_log` of the features.
+        """
+        return log_latency.mean(axis=1), np.log(self.power_law.predict(features))
 
 
-class PriorProcess:
-    """A Gaussian process on the logarithm whose mean and covariance are learned from other devices.
+class TransferGP:
+    """A Gaussian process on the logarithm of the latency, with a mean and covariance learned from other devices.
 
-    The mean is that of the devices, or a power law fitted to it, which says more of models that are larger than any
-    measured there. Each device departs from it by a weighted sum of features and their products; the weights of a new
-    device are drawn like theirs (Rasmussen & Williams 2006, 2.7). Which mean, how freely and with how much noise is
-    averaged over by the evidence. A constant costs nothing: devices differ in speed. Errors may have heavy tails.
+    The prior mean is that of the source devices, or a power law fitted to it, which extrapolates better to models that
+    are larger than those measured there. Each device deviates from the mean by a weighted sum of features and their
+    products; the weights of a new device have the distribution of those of the source devices (Rasmussen & Williams
+    2006, 2.7). The choice of the mean, the prior variances and the noise are averaged by their evidence. The prior on
+    the constant is nearly flat, because devices differ in speed. Errors may have heavy tails.
 
     Args:
-        others: The other devices.
+        sources: The source devices.
     """
 
-    own, free = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
-    """Variances that may hold: of each weight by itself, in those that it has among devices; of all weights."""
-    slope, constant = 0.1, 100.0
+    own_variances, free_variances = (0.0, 0.3), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+    """Candidate prior variances of the weights: relative to those among the devices, and equal for all weights."""
+    slope_variance, constant_variance = 0.1, 100.0
     noises = 10.0 ** np.arange(-6.0, -1.0)
-    tails: Sequence[tuple[float, float]] = (HEAVY, 2.0), (NORMAL, 0.0)
-    """Degrees of freedom that errors may have, each with its log odds: measurements are often disturbed."""
-    law = -2.0
-    """Log odds of the power law: within what is known it is the worse mean."""
+    tails: Sequence[tuple[float, float]] = (CAUCHY_DF, 2.0), (NORMAL_DF, 0.0)
+    """Candidate degrees of freedom of the errors with their log odds; measurements are often disturbed."""
+    power_law_log_odds = -2.0
+    """Log odds of the power law, which is the worse mean within the measured range."""
 
-    def __init__(self, others: OtherDevices) -> None:
-        self.others = others
+    def __init__(self, sources: SourceDevices) -> None:
+        self.sources = sources
 
-    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> PriorProcess:
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> TransferGP:
         """Fits (n, d) features to (n,) latencies."""
-        others, known, devices = self.others, self.others.known, self.others.at_known
-        reference = np.concatenate([known, features])
-        self._scaler = Scaler(reference)
-        self._spread = Scaler(products(self._scaler(reference)))
+        sources, source_features, devices = self.sources, self.sources.features, self.sources.log_latency
+        all_features = np.concatenate([source_features, features])
+        self._scaler = Scaler(all_features)
+        self._product_scaler = Scaler(polynomial_features(self._scaler(all_features)))
         self._centre = devices.mean()
-        at_known, here = others.bases(known, devices), others.bases(features, others.logarithms(features))
+        source_means = sources.prior_means(source_features, devices)
+        means = sources.prior_means(features, sources.predict_log(features))
         fits = []
-        for odds, base_known, base in zip((0.0, self.law), at_known, here, strict=True):
-            prior = _weights_of(self._design(known, base_known), devices)
-            evidence, weights = self._posterior(prior, self._design(features, base), np.log(latency_ms) - base)
-            fits.append((evidence + odds, weights))
-        likely = max(evidence.max() for evidence, _ in fits)
-        chances = [np.exp(evidence - likely) for evidence, _ in fits]
-        total = sum(chance.sum() for chance in chances)
-        self._shares = [chance.sum() / total for chance in chances]
-        self._weights = [chance @ weights / total for chance, (_, weights) in zip(chances, fits, strict=True)]
+        for log_odds, source_mean, mean in zip((0.0, self.power_law_log_odds), source_means, means, strict=True):
+            prior = _learn_prior(self._design(source_features, source_mean), devices)
+            evidence, weights = self._posterior(prior, self._design(features, mean), np.log(latency_ms) - mean)
+            fits.append((evidence + log_odds, weights))
+        largest = max(evidence.max() for evidence, _ in fits)
+        posterior_weights = [np.exp(evidence - largest) for evidence, _ in fits]
+        total = sum(weight.sum() for weight in posterior_weights)
+        self._shares = [weight.sum() / total for weight in posterior_weights]
+        self._weights = [weight @ w / total for weight, (_, w) in zip(posterior_weights, fits, strict=True)]
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n, d) features -> (n,) milliseconds."""
-        log, bases = np.zeros(len(features)), self.others.bases(features, self.others.logarithms(features))
-        for base, share, weights in zip(bases, self._shares, self._weights, strict=True):
-            log += share * base + self._design(features, base) @ weights
+        log = np.zeros(len(features))
+        means = self.sources.prior_means(features, self.sources.predict_log(features))
+        for mean, share, weights in zip(means, self._shares, self._weights, strict=True):
+            log += share * mean + self._design(features, mean) @ weights
         return np.exp(np.clip(log, -50, 50))
 
     def _posterior(
         self, prior: tuple[np.ndarray, np.ndarray], design: np.ndarray, target: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log evidence (s,) and mean weights (s, k) of everything that may hold, given what `_weights_of` says."""
-        departures, learned = prior
-        fits, always = [], np.zeros(design.shape[1])
-        always[:2] = self.constant, self.slope
-        for own, free in product(self.own, self.free):
-            single = np.sqrt(own * learned + free / len(always) + always)
-            root = np.concatenate([departures, np.diag(single)], axis=1)
-            for freedom, odds in self.tails:
-                evidence, weights = posterior(design, target, root, self.noises, freedom)
-                fits.append((evidence + odds, weights))
-        evidence, weights = (np.concatenate(parts) for parts in zip(*fits, strict=True))
+        """Log evidence (s,) and mean weights (s, k) for all candidate variances, tails and noises.
+
+        Args:
+            prior: Result of `_learn_prior`.
+            design: (n, k).
+            target: (n,) log latencies minus the prior mean.
+        """
+        root_of_devices, variance_of_devices = prior
+        fits, fixed = [], np.zeros(design.shape[1])
+        fixed[:2] = self.constant_variance, self.slope_variance
+        for own, free in product(self.own_variances, self.free_variances):
+            deviations = np.sqrt(own * variance_of_devices + free / len(fixed) + fixed)
+            root = np.concatenate([root_of_devices, np.diag(deviations)], axis=1)
+            for df, log_odds in self.tails:
+                evidence, weights = variational_posterior(design, target, root, self.noises, df)
+                fits.append((evidence + log_odds, weights))
+        evidence, weights = (np.concatenate(arrays) for arrays in zip(*fits, strict=True))
         return evidence, weights
 
-    def _design(self, features: np.ndarray, base: np.ndarray) -> np.ndarray:
-        spread = self._spread(products(self._scaler(features)))
-        return np.concatenate([np.ones((len(base), 1)), (base - self._centre)[:, None], spread], axis=1)
+    def _design(self, features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Columns (n, k): the constant, the prior mean, the features and their products."""
+        columns = self._product_scaler(polynomial_features(self._scaler(features)))
+        return np.concatenate([np.ones((len(mean), 1)), (mean - self._centre)[:, None], columns], axis=1)
 
 
-def _weights_of(design: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What makes each device of its mean: a root (k, devices) of the weights' covariance, and their variances (k,)."""
+def _learn_prior(design: np.ndarray, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prior of the weights by which devices deviate from their mean.
+
+    Args:
+        design: (m, k).
+        devices: (m, devices) log latencies.
+
+    Returns:
+        A root (k, devices) of the covariance of the weights, and their variances (k,).
+    """
     residual = devices - devices.mean(axis=1, keepdims=True)
     gram = design.T @ design + 1e-3 * len(design) * np.eye(design.shape[1])
     weights = np.linalg.solve(gram, design.T @ residual)

@@ -1,4 +1,4 @@
-"""Energy of one pass, where a counter exists: RAPL of Intel and AMD processors, NVML of NVIDIA's GPUs."""
+"""Energy of one pass, read from RAPL (Intel and AMD processors) or NVML (NVIDIA GPUs)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ POWERCAP = Path("/sys/class/powercap")
 SECONDS = 5.0
 
 Counter = Callable[[], float]
-"""Joules since some moment."""
+"""Returns the joules used since a fixed moment."""
 
 
 def energy_mj(call: Callable[[], object], workload: Workload, seconds: float = SECONDS) -> float | None:
-    """Millijoules of one pass above those of an idle device, or None where no counter can be read.
+    """Millijoules of one pass, less those of the idle device; None if there is no counter that can be read.
 
-    The counter is of a whole processor or GPU: other work at the same time counts too.
+    The counter covers the processor or GPU as one: other work at the same time is counted too.
 
     Args:
         call: Runs the model once.
-        workload: Where it runs.
-        seconds: How long passes are repeated; a fifth of it the device idles before, to be subtracted.
+        workload: Names the device.
+        seconds: How long passes are repeated. Before, the idle device is measured for a fifth of this time.
     """
     joules = counter(workload)
     if joules is None:
@@ -36,17 +36,17 @@ def energy_mj(call: Callable[[], object], workload: Workload, seconds: float = S
     while time.perf_counter() - start < seconds:
         call()
         passes += 1
-    taken = time.perf_counter() - start
-    return max(joules() - before - idle_watts * taken, 0.0) / passes * 1e3
+    elapsed = time.perf_counter() - start
+    return max(joules() - before - idle_watts * elapsed, 0.0) / passes * 1e3
 
 
 def counter(workload: Workload, powercap: Path = POWERCAP) -> Counter | None:
-    """What counts the energy of a workload's device, if this process may read it."""
+    """The energy counter of a workload's device; None if this process cannot read one."""
     return _nvml(workload) if workload.on_cuda else _rapl(powercap)
 
 
 def _rapl(powercap: Path) -> Counter | None:
-    """The sum of all processor packages; each counter starts again from 0 at its range."""
+    """The sum over all processor packages; each counter wraps to 0 at the end of its range."""
     packages = [zone for zone in sorted(powercap.glob("*-rapl:*")) if zone.name.count(":") == 1]
     try:
         ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in packages]

@@ -1,4 +1,4 @@
-"""Measured latency: interleaved rounds beside an anchor model, free of the machine's drift."""
+"""Latency measurement: models are timed in interleaved rounds next to a reference model, which removes drift."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from predictors.measurement.timing import ANCHOR, Timing, combine, max_drift, median_interval
-from predictors.measurement.workload import Workload, one_line_errors
+from predictors.measurement.timing import REFERENCE, Timing, combine_timings, max_drift, median_interval
+from predictors.measurement.workload import Workload, device_errors_as_input_errors
 from search_spaces.errors import InputError
 
 WARM_UP_CALLS = 3
 MIN_CALLS, MAX_CALLS = 3, 50
-VISIT_MS = 5
-CALM_PERCENTILE, CALM = 10, 1.1
-"""A visit of the anchor is calm up to so many times this percentile of all; a coarser wanted precision is calm too."""
-MIN_KEPT = 6
-"""Fewer visits hold no confidence interval."""
-ATTEMPTS = 2
-TOGETHER = 8
+SAMPLE_MS = 5
+QUIET_PERCENTILE, QUIET_RATIO = 10, 1.1
+"""A reference is quiet up to this ratio to this percentile of all references; a wanted precision may be coarser."""
+MIN_SAMPLES = 6
+"""Fewer samples give no confidence interval."""
+MAX_ATTEMPTS = 2
+GROUP_SIZE = 8
 """Models in one call of `measure`: all of them are in memory at once."""
 
 T = TypeVar("T")
@@ -33,122 +33,131 @@ T = TypeVar("T")
 
 def measure(
     candidates: Mapping[str, Callable[[], object]],
-    anchor: Callable[[], object],
+    reference: Callable[[], object],
     workload: Workload,
     *,
-    anchor_ms: float | None = None,
+    reference_ms: float | None = None,
     rounds: int = 11,
     precision: float | None = None,
     max_rounds: int = 60,
     seed: int = 0,
-    earlier: Mapping[str, Timing] | None = None,
+    previous: Mapping[str, Timing] | None = None,
 ) -> dict[str, Timing]:
-    """Times models against an anchor, in rounds of random order.
+    """Measures the latency of models relative to a reference model, in rounds of random order.
 
-    The anchor is visited before and after every candidate, and a candidate is divided by the mean of these two
-    neighbours; a visit is one untimed call, then at least 3 timed ones (more for short calls), of which the fastest
-    counts. A visit is dropped where one of its neighbours is over 10 % slower than the anchor is when all is calm (the
-    10th percentile of its visits), or by more than the precision wanted if that is coarser, if 6 are left. Where a
-    precision is wanted, rounds go on with the models that have not reached it in calm.
+    The reference runs before and after every candidate, and the candidate's latency is divided by the mean of these
+    two. A sample is one untimed call, then at least 3 timed ones (more for short calls), of which the fastest counts.
+    A sample is dropped if one of its two references is over 10 % slower than a quiet reference (the 10th percentile of
+    all references), or slower by more than the wanted precision if that is coarser, as long as 6 samples remain. With
+    a wanted precision, further rounds measure only the models that have not reached it in quiet samples.
 
-    Chosen on 2 shared CPU cores with BERTs of MiniLM shapes. Over 11 rounds, four identical models spread (largest
-    minus smallest) by 2.0 %, standard deviation 0.9 %; with medians instead of minima by 2.5 %, with one anchor for
-    the round by 2.6 %, without an anchor by 3.3 %. Where neighbours of a virtual machine made it slower by up to two
-    thirds, for seconds or minutes, subnetworks of MiniLM and of a small ViT, measured to 2 and 3 %, were off by 0.87
-    and 1.06 % in the mean; all visits within 25 % of the median anchor gave 1.28 and 1.26 %, of more rounds.
+    Chosen on 2 shared CPU cores with BERTs of MiniLM shapes. Over 11 rounds, four identical models differed (largest
+    minus smallest) by 2.0 %, standard deviation 0.9 %; with medians instead of minima by 2.5 %, with one reference per
+    round by 2.6 %, without a reference by 3.3 %. On a virtual machine whose neighbours slowed it by up to two thirds,
+    for seconds or minutes, subnetworks of MiniLM and of a small ViT, measured to 2 and 3 %, had mean errors of 0.87
+    and 1.06 %; all samples within 25 % of the median reference gave 1.28 and 1.26 % from more rounds.
 
     Args:
         candidates: Name -> a call that runs the model once, on inputs of the workload.
-        anchor: The same for the model that all others are compared with, usually the parent.
-        workload: Where the calls run; its threads are set for the duration.
-        anchor_ms: Reference latency of the anchor in milliseconds, as stored with earlier measurements; by default
-            the median of its calm visits in this very call.
-        rounds: Visits of each candidate, at least.
-        precision: Wanted half-width of the confidence interval of each ratio, relative; None: no more than ``rounds``.
-        max_rounds: Where rounds end even if a precision is not reached (see `doubts`).
+        reference: The same for the model that all others are compared with, usually the parent.
+        workload: Where the calls run; its number of threads is set for the duration.
+        reference_ms: Latency of the reference model in milliseconds that ratios are multiplied by, as stored with
+            previous measurements; by default the median of its quiet samples in this call.
+        rounds: Minimum number of samples of each candidate.
+        precision: Wanted half-width of the confidence interval of each ratio, relative; None stops after ``rounds``.
+        max_rounds: Maximum number of rounds if the precision is not reached (see `noise_warning`).
         seed: Order of the candidates in each round.
-        earlier: Timings of the same models, loaded before; the interval of both together (`combine`) is then what must
-            reach the precision.
+        previous: Timings of the same models from a previous loading; the precision is then that of both combined (see
+            `combine_timings`).
 
     Returns:
-        Name -> timing, the anchor's own under ``"anchor"``.
+        Name -> timing; that of the reference model under ``"anchor"``.
 
     Raises:
-        InputError: If the device is not there or gets lost, memory runs out, a candidate is named ``anchor``, or
+        InputError: If the device is missing or gets lost, memory runs out, a candidate is named ``anchor``, or
             ``rounds`` is below 1.
     """
-    if ANCHOR in candidates:
-        raise InputError(f"`{ANCHOR}` names the reference and no candidate, but got {sorted(candidates)}; rename it.")
+    if REFERENCE in candidates:
+        raise InputError(
+            f"`{REFERENCE}` is the name of the reference model, but a candidate of {sorted(candidates)} has it; "
+            "rename the candidate."
+        )
     if rounds < 1:
         raise InputError(f"`rounds` must be at least 1, but got {rounds}.")
     workload.check_available()
-    with quiet(workload), one_line_errors(workload):
-        models = {ANCHOR: anchor, **candidates}
-        calls = {name: _warm(call, workload) for name, call in models.items()}
-        most = rounds if precision is None else max(rounds, max_rounds)
-        visits = _visits(
-            models, calls, workload, Random(seed), least=rounds, most=most, precision=precision or 0.0, earlier=earlier
+    with benchmark_mode(workload), device_errors_as_input_errors(workload):
+        models = {REFERENCE: reference, **candidates}
+        calls = {name: _warm_up(call, workload) for name, call in models.items()}
+        limits = {"min_rounds": rounds, "max_rounds": rounds if precision is None else max(rounds, max_rounds)}
+        samples = _collect_samples(
+            models, calls, workload, Random(seed), **limits, precision=precision or 0.0, previous=previous
         )
-    return _timings(visits, anchor_ms, precision or 0.0)
+    return _timings(samples, reference_ms, precision or 0.0)
 
 
-def measure_in_calm(
+def measure_retrying_if_noisy(
     candidates: Mapping[str, Callable[[], object]],
-    anchor: Callable[[], object],
+    reference: Callable[[], object],
     workload: Workload,
     *,
-    anchor_ms: float | None,
+    reference_ms: float | None,
     precision: float,
 ) -> dict[str, Timing]:
-    """As `measure`, once more where the anchor beside a model was slower than its reference by over `max_drift`, as
-    where others take turns on the cores; the calmer counts.
+    """Like `measure`, but measures a second time if the reference drifted by more than `max_drift`; keeps the quieter.
 
-    At 7 to 9 %, subnetworks of MiniLM were up to 18 % too slow beside it.
+    Other processes that take turns on the cores slow the reference and the models unevenly: at 7 to 9 % of drift,
+    subnetworks of MiniLM were measured up to 18 % too slow.
     """
     attempts = []
-    for _ in range(ATTEMPTS):
-        attempts.append(measure(candidates, anchor, workload, anchor_ms=anchor_ms, precision=precision))
-        if _disturbance(attempts[-1]) <= max_drift(precision):
+    for _ in range(MAX_ATTEMPTS):
+        attempts.append(measure(candidates, reference, workload, reference_ms=reference_ms, precision=precision))
+        if _largest_drift(attempts[-1]) <= max_drift(precision):
             break
-    return min(attempts, key=_disturbance)
+    return min(attempts, key=_largest_drift)
 
 
-def _disturbance(timings: Mapping[str, Timing]) -> float:
+def _largest_drift(timings: Mapping[str, Timing]) -> float:
     return max(timing.drift for timing in timings.values())
 
 
 def groups(models: Sequence[T], seed: int | None = None) -> list[tuple[int, Sequence[T]]]:
-    """Models that share their rounds, each group with the number of models before it; shuffled by a seed, if given."""
+    """Groups of models that are measured together, each with the number of models before it.
+
+    Args:
+        models: The models.
+        seed: Shuffles them before they are grouped; None keeps their order.
+    """
     order = models if seed is None else Random(seed).sample(models, len(models))
-    return [(start, order[start : start + TOGETHER]) for start in range(0, len(order), TOGETHER)]
+    return [(start, order[start : start + GROUP_SIZE]) for start in range(0, len(order), GROUP_SIZE)]
 
 
 @dataclass(frozen=True)
-class _Visit:
-    """One candidate between two anchors: milliseconds of the fastest call of each."""
+class _Sample:
+    """One candidate between two references: milliseconds of the fastest call of each."""
 
     name: str
     before_ms: float
-    here_ms: float
+    model_ms: float
     after_ms: float
 
     @property
-    def anchor_ms(self) -> float:
+    def nearby_ms(self) -> float:
+        """Mean latency of the two references next to the candidate."""
         return (self.before_ms + self.after_ms) / 2
 
     @property
     def ratio(self) -> float:
-        return self.here_ms / self.anchor_ms
+        return self.model_ms / self.nearby_ms
 
 
 @contextmanager
-def quiet(workload: Workload) -> Iterator[None]:
-    """The workload's threads, no autograd, no garbage collection; all as before on leaving."""
+def benchmark_mode(workload: Workload) -> Iterator[None]:
+    """Sets the workload's number of threads and disables autograd and garbage collection; restores all on leaving."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        with _quiet_torch(workload) if workload.needs_torch else nullcontext():
+        with _torch_benchmark_mode(workload) if workload.needs_torch else nullcontext():
             yield
     finally:
         if collecting:
@@ -156,7 +165,7 @@ def quiet(workload: Workload) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_torch(workload: Workload) -> Iterator[None]:
+def _torch_benchmark_mode(workload: Workload) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
@@ -173,13 +182,13 @@ def _time(call: Callable[[], object], calls: int, workload: Workload) -> float:
     synchronize = _synchronize(workload)
     call()
     synchronize()
-    taken = []
+    times_ns = []
     for _ in range(calls):
         start = time.perf_counter_ns()
         call()
         synchronize()
-        taken.append(time.perf_counter_ns() - start)
-    return min(taken) / 1e6
+        times_ns.append(time.perf_counter_ns() - start)
+    return min(times_ns) / 1e6
 
 
 def _synchronize(workload: Workload) -> Callable[[], None]:
@@ -190,78 +199,84 @@ def _synchronize(workload: Workload) -> Callable[[], None]:
     return lambda: torch.cuda.synchronize(workload.device)
 
 
-def _warm(call: Callable[[], object], workload: Workload) -> int:
-    """Warms a model up and says how many timed calls make a visit of a few milliseconds."""
+def _warm_up(call: Callable[[], object], workload: Workload) -> int:
+    """Warms a model up and returns the number of timed calls that make a sample of a few milliseconds."""
     fastest_ms = max(_time(call, WARM_UP_CALLS, workload), 1e-6)
-    return min(max(math.ceil(VISIT_MS / fastest_ms), MIN_CALLS), MAX_CALLS)
+    return min(max(math.ceil(SAMPLE_MS / fastest_ms), MIN_CALLS), MAX_CALLS)
 
 
-def _visits(
+def _collect_samples(
     models: Mapping[str, Callable[[], object]],
     calls: Mapping[str, int],
     workload: Workload,
     rng: Random,
     *,
-    least: int,
-    most: int,
+    min_rounds: int,
+    max_rounds: int,
     precision: float,
-    earlier: Mapping[str, Timing] | None = None,
-) -> list[_Visit]:
-    """Visits every candidate once per round, those of the wanted precision no more after the least number of rounds;
-    neighbours share the anchor visit between them."""
-    visits = []
-    names = [name for name in models if name != ANCHOR] or [ANCHOR]
-    wanting = names
-    before = _time(models[ANCHOR], calls[ANCHOR], workload)
-    for done in range(1, most + 1):
-        for name in rng.sample(wanting, len(wanting)):
-            here = _time(models[name], calls[name], workload)
-            after = _time(models[ANCHOR], calls[ANCHOR], workload)
-            visits.append(_Visit(name, before, here, after))
+    previous: Mapping[str, Timing] | None = None,
+) -> list[_Sample]:
+    """Samples every candidate once per round; after the minimum of rounds only those short of the precision.
+
+    Consecutive candidates share the reference between them.
+    """
+    samples = []
+    names = [name for name in models if name != REFERENCE] or [REFERENCE]
+    unfinished = names
+    before = _time(models[REFERENCE], calls[REFERENCE], workload)
+    for done in range(1, max_rounds + 1):
+        for name in rng.sample(unfinished, len(unfinished)):
+            model = _time(models[name], calls[name], workload)
+            after = _time(models[REFERENCE], calls[REFERENCE], workload)
+            samples.append(_Sample(name, before, model, after))
             before = after
-        if done >= least:
-            calm = _calm(visits, precision)
-            wanting = [name for name in names if _precision(calm, name, (earlier or {}).get(name)) > precision]
-        if not wanting:
+        if done >= min_rounds:
+            quiet = _quiet_samples(samples, precision)
+            unfinished = [name for name in names if _precision(quiet, name, (previous or {}).get(name)) > precision]
+        if not unfinished:
             break
-    return visits
+    return samples
 
 
-def _timings(visits: list[_Visit], anchor_ms: float | None, precision: float = 0.0) -> dict[str, Timing]:
-    """The timing of every model, from calm visits where there are enough; the first anchors are its own visits."""
-    calm = _calm(visits, precision)
-    own_ms = np.array([visit.before_ms for visit in (calm if len(calm) >= MIN_KEPT else visits)])
-    centre = float(np.median(own_ms))
-    reference = centre if anchor_ms is None else anchor_ms
-    timings = {ANCHOR: _timing(own_ms / centre, own_ms, centre, reference)}
-    for name in dict.fromkeys(visit.name for visit in visits if visit.name != ANCHOR):
-        mine, kept = ([visit for visit in some if visit.name == name] for some in (visits, calm))
-        counted = kept if len(kept) >= MIN_KEPT else mine
-        ratios, raw_ms, beside_ms = np.array([(v.ratio, v.here_ms, v.anchor_ms) for v in counted]).T
-        timings[name] = _timing(ratios, raw_ms, float(np.median(beside_ms)), reference)
+def _timings(samples: list[_Sample], reference_ms: float | None, precision: float = 0.0) -> dict[str, Timing]:
+    """The timing of every model, from quiet samples where there are enough of them.
+
+    The timing of the reference is made of the reference before each sample.
+    """
+    quiet = _quiet_samples(samples, precision)
+    measured_ms = np.array([sample.before_ms for sample in (quiet if len(quiet) >= MIN_SAMPLES else samples)])
+    median_ms = float(np.median(measured_ms))
+    reference_ms = median_ms if reference_ms is None else reference_ms
+    timings = {REFERENCE: _timing(measured_ms / median_ms, measured_ms, median_ms, reference_ms)}
+    for name in dict.fromkeys(sample.name for sample in samples if sample.name != REFERENCE):
+        own, own_quiet = ([sample for sample in some if sample.name == name] for some in (samples, quiet))
+        counted = own_quiet if len(own_quiet) >= MIN_SAMPLES else own
+        ratios, raw_ms, nearby_ms = np.array([(s.ratio, s.model_ms, s.nearby_ms) for s in counted]).T
+        timings[name] = _timing(ratios, raw_ms, float(np.median(nearby_ms)), reference_ms)
     return timings
 
 
-def _calm(visits: list[_Visit], precision: float) -> list[_Visit]:
-    """The visits between two calm anchors."""
-    calm_ms = max(CALM, 1 + precision) * float(np.percentile([visit.before_ms for visit in visits], CALM_PERCENTILE))
-    return [visit for visit in visits if max(visit.before_ms, visit.after_ms) <= calm_ms]
+def _quiet_samples(samples: list[_Sample], precision: float) -> list[_Sample]:
+    """The samples between two quiet references."""
+    quiet_ms = float(np.percentile([sample.before_ms for sample in samples], QUIET_PERCENTILE))
+    limit_ms = max(QUIET_RATIO, 1 + precision) * quiet_ms
+    return [sample for sample in samples if max(sample.before_ms, sample.after_ms) <= limit_ms]
 
 
-def _precision(visits: list[_Visit], name: str, earlier: Timing | None) -> float:
-    """Half the width of the confidence interval of a model's ratio, relative to it; joined with an earlier one's.
+def _precision(samples: list[_Sample], name: str, previous: Timing | None) -> float:
+    """Half the width of the confidence interval of a model's ratio, relative to it; with the previous one, of both.
 
-    An anchor alone has no ratio: its milliseconds stand in (`Timing.in_ms`).
+    If only the reference is measured there is no ratio: its milliseconds are used (`Timing.as_milliseconds`).
     """
-    alone = name == ANCHOR
-    ratios = np.array([visit.before_ms if alone else visit.ratio for visit in visits if visit.name == name])
-    if len(ratios) < MIN_KEPT:
+    own = [sample for sample in samples if sample.name == name]
+    ratios = np.array([sample.before_ms if name == REFERENCE else sample.ratio for sample in own])
+    if len(ratios) < MIN_SAMPLES:
         return math.inf
     timing = _timing(ratios, ratios, 1.0, 1.0)
-    return (timing if earlier is None else combine(earlier, timing)).precision
+    return (timing if previous is None else combine_timings(previous, timing)).precision
 
 
-def _timing(ratios: np.ndarray, raw_ms: np.ndarray, beside_ms: float, reference_ms: float) -> Timing:
+def _timing(ratios: np.ndarray, raw_ms: np.ndarray, nearby_ms: float, reference_ms: float) -> Timing:
     p10, p50, p90 = (float(p) for p in np.percentile(ratios, [10, 50, 90]))
     low, high = median_interval(ratios)
     return Timing(
@@ -273,5 +288,5 @@ def _timing(ratios: np.ndarray, raw_ms: np.ndarray, beside_ms: float, reference_
         rounds=len(ratios),
         ratio_low=low,
         ratio_high=high,
-        drift=beside_ms / reference_ms - 1,
+        drift=nearby_ms / reference_ms - 1,
     )

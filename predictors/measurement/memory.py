@@ -1,4 +1,4 @@
-"""Memory: what a device has, and the peak of this process, for processes that load one model and nothing else."""
+"""Memory of a device, and peak memory of a process that loads one model and does nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from predictors.measurement.workload import Workload
 
 
 def memory_mb(workload: Workload) -> float:
-    """What the device of a workload has, in MB."""
+    """Total memory of a workload's device in MB."""
     if workload.on_cuda:
         import torch
 
@@ -22,15 +22,15 @@ def memory_mb(workload: Workload) -> float:
 
 
 def peak_memory_mb(load: Callable[[], Callable[[], object]], workload: Workload) -> float | None:
-    """What loading a model and running it added at most to this process, in MB.
+    """Peak memory in MB that this process needs in addition, to load a model and run it.
 
-    On a GPU it is what PyTorch allocated there, by CUDA's counter; None where ONNX Runtime runs it, which has none.
+    On a GPU it is the memory that PyTorch allocated there. It is None for ONNX Runtime on a GPU, which has no counter.
 
     Args:
-        load: Makes the call; what it imports should have been imported before.
-        workload: Where it runs.
+        load: Loads the model and returns a call that runs it; its imports should have been done before.
+        workload: Names the device and runtime.
     """
-    forget_peak()
+    reset_peak_memory()
     before = peak_mb()
     call = load()
     for _ in range(3):
@@ -45,7 +45,7 @@ def peak_memory_mb(load: Callable[[], Callable[[], object]], workload: Workload)
 
 
 def peak_mb() -> float:
-    """The most memory this process has had, in MB; on Linux, since `forget_peak`."""
+    """Peak memory of this process in MB; on Linux, since `reset_peak_memory`."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -54,7 +54,7 @@ def peak_mb() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def forget_peak() -> None:
-    """Sets the peak to what is held now, where the system can."""
+def reset_peak_memory() -> None:
+    """Resets the peak to the current memory of this process, where the operating system supports it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""ONNX files of Hugging Face models: written with dynamic axes, checked in ONNX Runtime, and their int8 versions."""
+"""ONNX export of Hugging Face models with dynamic axes, checked in ONNX Runtime, and int8 quantization."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4
-"""The largest difference of an output in ONNX Runtime from the same in PyTorch."""
+"""Largest allowed difference between an output in ONNX Runtime and in PyTorch."""
 
 ONE_FILE_BYTES = 1_500_000_000
-"""Weights up to this size stand in the .onnx file itself; protobuf ends at 2 GB."""
+"""Weights up to this size are stored in the .onnx file itself; the limit of protobuf is 2 GB."""
 
 
 def require(*packages: str, extra: str, what: str) -> None:
-    """Makes sure optional packages are installed.
+    """Checks that optional packages are installed.
 
     Raises:
-        InputError: With the command that installs them.
+        InputError: If one is missing; the message has the command that installs it.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError(
             f"{what} needs {' and '.join(missing)}, which this Python does not have; "
-            f'`pip install "paretoformer[{extra}]"` brings it.'
+            f'install it with `pip install "paretoformer[{extra}]"`.'
         )
 
 
 def write_onnx(
     model: PreTrainedModel, inputs: Mapping[str, Any], file: str | Path, *, int8: bool = False, dynamic: bool = True
 ) -> float:
-    """Writes a model as one ONNX file whose batch and sequence may have any size.
+    """Writes a model as one ONNX file that accepts any batch size and sequence length.
 
-    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch,
-    unless layers round what they are given, which runtimes do differently.
+    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch.
+    Layers that quantize their inputs are not checked, since runtimes round differently.
 
     Args:
-        model: What `from_pretrained` returns; it stays where it is, in evaluation mode.
-        inputs: What the model is called with: name -> tensor, or a cache of keys and values.
-        file: Where to; a model of over 1.5 GB gets a second file ``<file>.data`` beside it.
-        int8: Whether matrix products are in int8, with activations quantized as they come (dynamic quantization).
-        dynamic: Whether other batches and lengths than those of the inputs may run; tracing takes longer.
+        model: A Hugging Face model; its device and mode are restored.
+        inputs: Inputs of the model: name -> tensor, or a cache of keys and values.
+        file: Target path; a model of over 1.5 GB also gets a file ``<file>.data`` in the same folder.
+        int8: Whether matrix products are in int8, with dynamically quantized activations.
+        dynamic: Whether other batch sizes and lengths than those of the inputs can run; tracing takes longer.
 
     Returns:
-        The largest difference of an output from PyTorch; of int8 and of such layers, the error of the rounding.
+        The largest difference of an output from PyTorch; for int8 and quantized layers this is the rounding error.
 
     Raises:
         InputError: If packages are missing, the model cannot be traced, or its outputs differ by more than 1e-4.
@@ -69,13 +69,13 @@ def write_onnx(
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as folder:
-        plain = Path(folder) / file.name
-        cases = [inputs, _shorter(inputs)] if dynamic and not any(name in inputs for name in CACHES) else [inputs]
-        _save(_traced(model, _several(inputs) if len(cases) > 1 else inputs, dynamic), plain)
-        difference = _difference(model, cases, plain)
+        exported = Path(folder) / file.name
+        cases = [inputs, _other_shape(inputs)] if dynamic and not any(name in inputs for name in CACHES) else [inputs]
+        _save(_trace(model, _at_least_two(inputs) if len(cases) > 1 else inputs, dynamic), exported)
+        difference = _difference(model, cases, exported)
         require_close(model, difference, "an ONNX file")
         if int8:
-            quantize_onnx(plain, file)
+            quantize_onnx(exported, file)
             return _difference(model, cases, file)
         for written in Path(folder).iterdir():
             written.replace(file.parent / written.name)
@@ -83,19 +83,19 @@ def write_onnx(
 
 
 def require_close(model: PreTrainedModel, difference: float, what: str) -> None:
-    """Raises InputError if outputs differ by more than 1e-4, unless layers round what they are given."""
+    """Raises InputError if outputs differ by more than 1e-4 and no layer quantizes its inputs."""
     rounds = any(getattr(module, "bits", "") in ROUNDS_ACTIVATIONS for module in model.modules())
     if not (rounds or difference <= TOLERANCE):
         raise InputError(
             f"{what} must give the outputs of the model within {TOLERANCE:g}, but they differ by {difference:.3g}; "
-            "nothing is written."
+            "nothing was written."
         )
 
 
 def quantize_onnx(source: str | Path, target: str | Path) -> None:
-    """Makes the int8 version of an ONNX file: weights of matrix products per channel, activations as they come.
+    """Quantizes an ONNX file to int8: weights of matrix products per channel, activations dynamically.
 
-    Seven bits of the weights are used, as processors without VNNI need.
+    Weights use seven bits on processors without VNNI, where sums of 8-bit products would overflow.
     """
     require("onnx", "onnxruntime", extra="onnx", what="an int8 ONNX file")
     import onnx
@@ -105,13 +105,13 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
         cleaned = Path(folder) / "model.onnx"
         proto = onnx.load(str(source))
         weights = {tensor.name for tensor in proto.graph.initializer}
-        described = [info for info in proto.graph.value_info if info.name not in weights]
-        del proto.graph.value_info[:]  # transposed weights would contradict the shapes noted for them
-        proto.graph.value_info.extend(described)
+        others = [info for info in proto.graph.value_info if info.name not in weights]
+        del proto.graph.value_info[:]  # transposed weights would contradict their recorded shapes
+        proto.graph.value_info.extend(others)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
         onnx.save(proto, str(cleaned), save_as_external_data=large)
         disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it advises to optimize the graph first, which makes none faster
+        logging.disable(logging.WARNING)  # it advises to optimize the graph first, which makes no model faster
         try:
             quantize_dynamic(
                 cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
@@ -123,7 +123,7 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
 def onnx_session(
     file: str | Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)
 ) -> onnxruntime.InferenceSession:
-    """A session that runs an ONNX file, by default with all cores, and logs errors only."""
+    """A session that runs an ONNX file, by default on all cores, and only logs errors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -134,7 +134,7 @@ def onnx_session(
 
 @contextmanager
 def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
-    """Traces without the exporter's warnings; what goes wrong becomes one line.
+    """Silences the exporter's warnings and turns its errors into an `InputError`.
 
     Raises:
         InputError: If the model cannot be traced.
@@ -156,7 +156,7 @@ def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _traced(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> onnx_ir.Model:
+def _trace(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> onnx_ir.Model:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     tracing = mock.patch("torch.onnx.is_in_onnx_export", lambda: True)  # it traces before it calls torch.onnx
@@ -173,27 +173,27 @@ def _save(program: onnx_ir.Model, file: Path) -> None:
 
 
 CACHES = ("past_key_values", "encoder_outputs")
-"""Inputs that hold what was computed before: a graph that reads them keeps the batch that it was traced with."""
+"""Inputs with previous results: a graph that reads them only runs with the batch size that it was traced with."""
 
 
-def _several(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs with at least two samples: tracing takes a batch of one for a constant."""
-    return _tensors(inputs, lambda t: t.repeat(2, *[1] * (t.ndim - 1)) if t.shape[0] == 1 else t)
+def _at_least_two(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs with at least two samples: tracing turns a batch size of one into a constant."""
+    return _map_tensors(inputs, lambda t: t.repeat(2, *[1] * (t.ndim - 1)) if t.shape[0] == 1 else t)
 
 
-def halved(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same samples with half of their tokens."""
-    return _tensors(inputs, lambda t: t[:, : -(-t.shape[1] // 2)].contiguous() if t.ndim == 2 else t)
+def half_length(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same samples with the first half of their tokens."""
+    return _map_tensors(inputs, lambda t: t[:, : -(-t.shape[1] // 2)].contiguous() if t.ndim == 2 else t)
 
 
-def _shorter(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Three samples of half the tokens."""
+def _other_shape(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Three samples of half the length."""
     import torch
 
-    return _tensors(halved(inputs), lambda t: torch.cat([t] * 3)[:3])
+    return _map_tensors(half_length(inputs), lambda t: torch.cat([t] * 3)[:3])
 
 
-def _tensors(inputs: Mapping[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+def _map_tensors(inputs: Mapping[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
     return {name: value if isinstance(value, bool) else change(value) for name, value in inputs.items()}
 
 
@@ -206,18 +206,18 @@ def _difference_on(model: PreTrainedModel, inputs: Mapping[str, Any], file: Path
     import copy
 
     import torch
-    from transformers.exporters.utils import get_leaf_tensors, onnx_feed
+    from transformers.exporters.utils import get_leaf_map_tensors, onnx_feed
 
     session = onnx_session(file)
-    names = [output.name for output in session.get_outputs()]
-    fed = onnx_feed([spec.name for spec in session.get_inputs()], inputs)
-    found = dict(zip(names, session.run(names, fed), strict=True))
+    names = [port.name for port in session.get_outputs()]
+    feed = onnx_feed([spec.name for spec in session.get_inputs()], inputs)
+    outputs = dict(zip(names, session.run(names, feed), strict=True))
     with torch.inference_mode():
-        expected = get_leaf_tensors(dict(model(**copy.deepcopy(dict(inputs)))))
-    compared = [name for name in expected if name in found and expected[name].is_floating_point()]
+        expected = get_leaf_map_tensors(dict(model(**copy.deepcopy(dict(inputs)))))
+    compared = [name for name in expected if name in outputs and expected[name].is_floating_point()]
     if not compared:
         raise InputError(f"an ONNX file must have the outputs of its model, but {list(expected)} are not in {names}.")
-    return max(float((torch.from_numpy(found[n]) - expected[n]).abs().max()) for n in compared)
+    return max(float((torch.from_numpy(outputs[n]) - expected[n]).abs().max()) for n in compared)
 
 
 @contextmanager

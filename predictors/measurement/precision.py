@@ -1,4 +1,4 @@
-"""Precision: in which kinds of bits a workload's runtime and device can multiply, and which of them can pay."""
+"""Precision: the dtypes of linear layers that a runtime and device support, and those that are useful for a search."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from pathlib import Path
 from predictors.measurement.workload import Workload
 from search_spaces.dimensions.bits import FULL_PRECISION
 
-PAYS_IN = {
+IMPROVES = {
     "bfloat16": ("latency_ms", "size_mb"),
     "int8": ("latency_ms", "size_mb"),
     "int8-weight": ("size_mb",),
     "int4-weight": ("size_mb",),
 }
-"""Kind of bits -> the figures it can improve; rounded weights are made whole again before they are multiplied."""
+"""Dtype -> the costs it can improve; ``int8-weight`` and ``int4-weight`` are dequantized before each product."""
 
 RUNTIMES_OF = {"bfloat16": ("torch", "compile"), "int8": ("torch", "onnxruntime")}
-"""Kind of bits that not every runtime multiplies in -> those that do."""
+"""Dtype that only some runtimes have kernels for -> those runtimes."""
 
 
-def why_not(bits: str, workload: Workload, figures: Collection[str]) -> str:
-    """Why layers in a kind of bits cannot run or pay; empty where they can.
+def unsupported_reason(bits: str, workload: Workload, names: Collection[str]) -> str:
+    """Why a dtype of linear layers cannot run or is not useful; empty if it can run and is useful.
 
     Args:
         bits: One of `search_spaces.dimensions.bits.BITS`.
-        workload: What latency is measured on.
-        figures: What a search is asked to improve or to bound.
+        workload: The workload that latency is measured on.
+        names: Metrics and costs that are objectives or constraints of the search.
     """
     if bits == FULL_PRECISION:
         return ""
     if workload.dtype != "float32":
-        return f"`workload.dtype` {workload.dtype} holds for all layers already"
+        return f"`workload.dtype` {workload.dtype} already applies to all layers"
     if workload.runtime not in RUNTIMES_OF.get(bits, (workload.runtime,)):
-        return f"{workload.runtime} does not multiply in it"
-    if bits == "bfloat16" and not _multiplies_bfloat16(workload):
-        return f"the {workload.device} here does not multiply in it"
+        return f"the runtime {workload.runtime} has no such kernels"
+    if bits == "bfloat16" and not _has_bfloat16(workload):
+        return f"this machine's {workload.device} has no such instructions"
     if bits == "int8" and workload.on_cuda:
-        return "it runs on the cpu only"
+        return "it only runs on the cpu"
     if bits == "int8" and workload.runtime == "onnxruntime" and not has_vnni():
-        return "without VNNI the cpu here would overflow when it adds products of eight bits"
-    if not set(PAYS_IN[bits]) & set(figures):
-        return f"it pays in {' and '.join(PAYS_IN[bits])} only, which no objective or constraint names"
+        return "this machine's cpu has no VNNI, so sums of 8-bit products would overflow"
+    if not set(IMPROVES[bits]) & set(names):
+        costs = " and ".join(IMPROVES[bits])
+        return f"it only reduces {costs}, which is neither an objective nor a constraint"
     return ""
 
 
 def has_vnni() -> bool:
-    """Whether the processor adds int8 products without overflow."""
+    """Whether the processor can sum int8 products without overflow."""
     return _cpu_has("vnni", "asimddp")
 
 
-def _multiplies_bfloat16(workload: Workload) -> bool:
+def _has_bfloat16(workload: Workload) -> bool:
     if not workload.on_cuda:
         return _cpu_has("bf16")
     import torch
@@ -59,7 +60,7 @@ def _multiplies_bfloat16(workload: Workload) -> bool:
 
 
 def _cpu_has(*flags: str) -> bool:
-    """Whether one of the names is part of those of the processor's abilities."""
+    """Whether one of these texts occurs in the flags of /proc/cpuinfo."""
     try:
         return any(flag in Path("/proc/cpuinfo").read_text() for flag in flags)
     except OSError:

@@ -1,4 +1,4 @@
-"""Workload: what a latency means: the runtime, device, precision, shapes and threads it is measured on."""
+"""Workload: the runtime, device, dtype, input shape and threads that a latency is measured with."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ Phase = Literal["encode", "prefill", "decode"]
 
 @dataclass(frozen=True)
 class Workload:
-    """On what a model runs; two latencies compare only when their workloads are equal.
+    """The conditions under which a model runs. Latencies are comparable only if their workloads are equal.
 
     Attributes:
-        runtime: What executes the model: ``torch`` eagerly, ``compile`` by `torch.compile`, ``onnxruntime`` or
-            ``openvino``.
+        runtime: ``torch`` (eager PyTorch), ``compile`` (`torch.compile`), ``onnxruntime`` or ``openvino``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: Precision of weights and activations; ``int8`` quantizes matrix products dynamically.
+        dtype: Dtype of weights and activations; ``int8`` is dynamic quantization of matrix products.
         batch_size: Samples in one call.
-        sequence_length: Tokens of one sample; None for images.
-        threads: CPU threads of one operation.
-        phase: ``encode``, one pass over the whole sequence; ``prefill``, the same and its keys and values are kept;
-            ``decode``, the last token of the sequence after all before it were kept.
+        sequence_length: Tokens per sample; None for images.
+        threads: CPU threads per operation.
+        phase: ``encode`` is one pass over the sequence, ``prefill`` the same with a cache of keys and values, and
+            ``decode`` a pass over the last token with all tokens before it in the cache.
 
     Raises:
-        InputError: If a value is unknown or a count is below 1.
+        InputError: If a value is unknown or a number is below 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -70,46 +69,46 @@ class Workload:
 
     @property
     def device_index(self) -> int:
-        """Which GPU of a machine."""
+        """Index of the GPU on its machine."""
         return int(self.device.partition(":")[2] or 0)
 
     @property
     def needs_torch(self) -> bool:
-        """Whether PyTorch runs the model; an ONNX file runs without it."""
+        """Whether the runtime needs PyTorch; ONNX Runtime does not."""
         return self.runtime != "onnxruntime"
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of a number between layers and in a cache; int8 quantizes products only."""
+        """Bytes per value of activations and caches; ``int8`` quantizes matrix products only."""
         return 2 if self.dtype in ("bfloat16", "float16") else 4
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of a number in a weight that multiplies."""
+        """Bytes per value of the weights of matrix products."""
         return 1 if self.dtype == "int8" else self.activation_bytes
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Workload:
-        """Reads back what `to_dict` wrote; fields left out take their defaults.
+        """Reads what `to_dict` returns; missing fields get their defaults.
 
         Raises:
             InputError: If a field is unknown or its value is not allowed.
         """
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in data:
-            if name not in known:
-                raise InputError(f"`workload.{name}` is not a field of a workload; {did_you_mean(name, known)}.")
+            if name not in names:
+                raise InputError(f"`workload.{name}` is not a field of a workload; {did_you_mean(name, names)}.")
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Values that JSON can hold."""
         return asdict(self)
 
     def check_available(self) -> None:
-        """Makes sure the device is on this machine.
+        """Checks that the device is on this machine.
 
         Raises:
-            InputError: If it is not; the message says what is.
+            InputError: If it is not; the message lists the devices that are.
         """
         if not (self.on_cuda and self.needs_torch):
             return
@@ -117,10 +116,10 @@ class Workload:
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if self.device_index >= count:
-            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+            devices = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
             raise InputError(
-                f"`workload.device` must be on this machine, but got `{self.device}` and there is only: {there}; "
-                f"set `workload.device={there.split(', ')[-1]}`, or install a torch built for your GPU."
+                f"`workload.device` must be on this machine, but got `{self.device}` and there is only: {devices}; "
+                f"set `workload.device={devices.split(', ')[-1]}`, or install a torch built for your GPU."
             )
 
     def __str__(self) -> str:
@@ -132,7 +131,7 @@ class Workload:
 
 @lru_cache
 def device_name(workload: Workload) -> str:
-    """The processor or GPU that a workload runs on, as its maker names it.
+    """The vendor's name of the processor or GPU that a workload runs on.
 
     Raises:
         InputError: If the device is not on this machine.
@@ -144,8 +143,8 @@ def device_name(workload: Workload) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (named or [platform.processor() or platform.machine()])[0]
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def _gpu_name(workload: Workload) -> str:
@@ -162,31 +161,37 @@ def _gpu_name(workload: Workload) -> str:
         ) from None
 
 
-OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "failed to allocate", "bad_alloc", "out of memory")
-"""What PyTorch, its CPU allocator and ONNX Runtime say when memory ran out."""
+OUT_OF_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "bad_alloc",
+    "out of memory",
+)
+"""Texts in the errors of PyTorch, its CPU allocator and ONNX Runtime if memory runs out."""
 
-LOST = ("cuda error", "cuda driver", "cuda failure", "nvml", "no cuda-capable device")
-"""What PyTorch and ONNX Runtime say when a GPU is gone."""
+DEVICE_LOST = ("cuda error", "cuda driver", "cuda failure", "nvml", "no cuda-capable device")
+"""Texts in the errors of PyTorch and ONNX Runtime if a GPU is lost."""
 
 
 @contextmanager
-def one_line_errors(workload: Workload) -> Iterator[None]:
-    """Makes one line of what a workload raises that does not fit in memory, or whose device is gone.
+def device_errors_as_input_errors(workload: Workload) -> Iterator[None]:
+    """Turns errors of a runtime about exhausted memory or a lost device into an `InputError`.
 
     Raises:
         InputError: If memory ran out or the device was lost.
     """
     try:
         yield
-    except Exception as error:  # ONNX Runtime's derive from nothing narrower
-        said = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or any(text in said.lower() for text in OUT_OF_MEMORY):
+    except Exception as error:  # the errors of ONNX Runtime have no narrower base class
+        message = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or any(text in message.lower() for text in OUT_OF_MEMORY):
             raise InputError(
                 f"the workload must fit in memory, but ({workload}) does not; set a smaller `workload.batch_size`."
             ) from error
-        if workload.on_cuda and any(text in said.lower() for text in LOST):
+        if workload.on_cuda and any(text in message.lower() for text in DEVICE_LOST):
             raise InputError(
-                f"`{workload.device}` must stay until all is measured, but it was lost ({said[:100]}); what was "
-                "measured is kept: bring the device back and type the same command again."
+                f"`{workload.device}` must stay available until the end, but it was lost ({message[:100]}); finished "
+                "measurements are kept: bring the device back and type the same command again."
             ) from error
         raise

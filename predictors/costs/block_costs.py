@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from predictors.costs.activation_memory import cached_numbers, live_numbers
+from predictors.costs.activation_memory import count_kv_cache, count_live_activations
 from search_spaces import Layout, SubnetConfig
 from search_spaces.dimensions.attention import AttentionPattern
 from search_spaces.family import RunsOn
@@ -17,120 +17,124 @@ from search_spaces.shapes import FIELD_OF_AXIS
 from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS
 
 Shape = tuple[int, ...]
-Pieces = dict[str, dict[str, Shape]]
+TensorShapes = dict[str, dict[str, Shape]]
 """Parent name -> the tensors that the extracted model holds of it: name in their module -> shape."""
 
 Blocks = tuple[str, ...]
 """Blocks of a layer whose widths say what is left of a tensor there."""
 
-OUTER = "outer"
+OUTSIDE_LAYERS = "outer"
 """Stands for what lies outside the layers, and for what a first layer has for its whole stack."""
 
 
-class Part(NamedTuple):
+class BlockCost(NamedTuple):
     """Costs of a part for one sample: numbers, or arrays with one for each of many parts.
 
     Attributes:
         num_parameters: Parameters, tied ones once.
         macs: Multiply-accumulates.
         weights: Numbers in the weights that multiply.
-        moved: Numbers that products read and write beside their weights.
-        live: Numbers in the tensors that are alive at once where most are, weights not among them.
-        cached: Numbers in the keys and values of all tokens.
+        memory_traffic: Numbers that products read and write beside their weights.
+        live_activations: Numbers in the tensors that are alive at once where most are, weights not among them.
+        kv_cache: Numbers in the keys and values of all tokens.
     """
 
     num_parameters: Any = 0
     macs: Any = 0
     weights: Any = 0
-    moved: Any = 0
-    live: Any = 0
-    cached: Any = 0
+    memory_traffic: Any = 0
+    live_activations: Any = 0
+    kv_cache: Any = 0
 
 
 @dataclass(frozen=True)
-class Parts:
+class BlockCosts:
     """Counts the parts of any subnetwork of one parent, each that differs once.
 
     Attributes:
         layout: Table of the parent.
         parameters: Name -> shape of each parameter; tied ones once.
-        multiplied: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
+        matmul_weights: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
         label_tokens: Whether every token gets a label or a score, not every sample.
-        tabled: What a `PartTable` has counted.
+        table_cache: What a `CostTable` has counted.
     """
 
     layout: Layout
     parameters: Mapping[str, Shape]
-    multiplied: Mapping[str, Shape]
+    matmul_weights: Mapping[str, Shape]
     label_tokens: bool
-    tabled: dict[Any, Part] = field(default_factory=dict, repr=False, compare=False)
-    _known: dict[Any, Part] = field(default_factory=dict, repr=False, compare=False)
+    table_cache: dict[Any, BlockCost] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[Any, BlockCost] = field(default_factory=dict, repr=False, compare=False)
 
-    def __call__(self, subnet: SubnetConfig, sequence_length: int | None) -> Iterator[Part]:
+    def __call__(self, subnet: SubnetConfig, sequence_length: int | None) -> Iterator[BlockCost]:
         """All parts of a subnetwork."""
-        yield self.outer(subnet, sequence_length)
+        yield self.outside_layers(subnet, sequence_length)
         for position in range(len(subnet.layers)):
             for blocks in self.block_sets:
-                yield self.of_layer(subnet, position, blocks, sequence_length)
+                yield self.in_layer(subnet, position, blocks, sequence_length)
 
-    def outer(self, subnet: SubnetConfig, sequence_length: int | None) -> Part:
+    def outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
         """All outside the layers; it depends on what holds for all layers and on the most heads of each stack."""
         heads = [max(subnet.num_attention_heads[k] for k in kept) for kept in self.layout.kept_positions(subnet)]
         key = (sequence_length, *(getattr(subnet, name) for name in GLOBAL_FIELDS), *heads)
-        return self._remembered(key, lambda: self._outer(subnet, sequence_length))
+        return self._cached(key, lambda: self._count_outside_layers(subnet, sequence_length))
 
-    def of_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> Part:
+    def in_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> BlockCost:
         """What in a kept layer depends on these blocks: on their fields and the hidden size."""
         fields = [getattr(subnet, field)[position] for block in blocks for field in BLOCKS[block]]
         key = (sequence_length, blocks, subnet.layers[position], subnet.hidden_size, *fields)
-        return self._remembered(key, lambda: self._of_layer(subnet, position, blocks, sequence_length))
+        return self._cached(key, lambda: self._count_in_layer(subnet, position, blocks, sequence_length))
 
-    def _remembered(self, key: Any, count: Callable[[], Part]) -> Part:
-        if key not in self._known:
-            self._known[key] = count()
-        return self._known[key]
+    def _cached(self, key: Any, count: Callable[[], BlockCost]) -> BlockCost:
+        if key not in self._cache:
+            self._cache[key] = count()
+        return self._cache[key]
 
-    def _outer(self, subnet: SubnetConfig, sequence_length: int | None) -> Part:
-        runs, held = self._runs(sequence_length), self._held[OUTER]
-        found = pieces_of(self.layout, subnet, {name: self.parameters[name] for name in held})
+    def _count_outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
+        runs, names = self._runs(sequence_length), self._parameter_names[OUTSIDE_LAYERS]
+        shapes_left = extracted_shapes(self.layout, subnet, {name: self.parameters[name] for name in names})
         family = self.layout.family
         runs_on: dict[str, RunsOn] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
-        macs = weights = moved = largest = 0
-        for name, shapes in self._products(subnet, OUTER):
+        macs = weights = traffic = largest = 0
+        for name, shapes in self._matmul_shapes(subnet, OUTSIDE_LAYERS):
             module, numbers = name.removesuffix(".weight"), sum(map(math.prod, shapes))
             for path, position in {**family.runs_on, **runs_on}.items():
                 if f".{module}".endswith(f".{path}"):
-                    flow = runs[position] * sum(map(_flow, shapes))
-                    macs, weights, moved = macs + runs[position] * numbers, weights + numbers, moved + flow
+                    flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
+                    macs, weights, traffic = macs + runs[position] * numbers, weights + numbers, traffic + flow
                     largest = max(largest, flow)
-        live = largest + subnet.hidden_size * runs["token"]
-        return Part(_numbers(found), macs, weights, moved, live)
+        live_activations = largest + subnet.hidden_size * runs["token"]
+        return BlockCost(_num_elements(shapes_left), macs, weights, traffic, live_activations)
 
-    def _of_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> Part:
+    def _count_in_layer(
+        self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None
+    ) -> BlockCost:
         layout, layer, runs = self.layout, subnet.layers[position], self._runs(sequence_length)
-        held = self._held.get((layer, blocks), [])
-        found = pieces_of(layout, subnet, {name: self.parameters[name] for name in held})
-        macs = weights = moved = live = cached = 0
-        for name, shapes in self._products(subnet, (0 if layout.family.shared_layers else layer, blocks)):
+        names = self._parameter_names.get((layer, blocks), [])
+        shapes_left = extracted_shapes(layout, subnet, {name: self.parameters[name] for name in names})
+        macs = weights = traffic = live_activations = kv_cache = 0
+        for name, shapes in self._matmul_shapes(subnet, (0 if layout.family.shared_layers else layer, blocks)):
             place = layout.locate(name)
             if len(place.axes) == 2 and None not in place.axes:
                 times, numbers = runs[layout.runs_on(place)], sum(map(math.prod, shapes))
                 macs, weights = macs + times * numbers, weights + numbers
-                moved += times * sum(map(_flow, shapes))
+                traffic += times * sum(map(_inputs_and_outputs, shapes))
         if len(blocks) == 1 and getattr(subnet, BLOCKS[blocks[0]][0])[position]:
-            live = live_numbers(layout, subnet, position, blocks[0], runs, self._modules)
+            live_activations = count_live_activations(layout, subnet, position, blocks[0], runs, self._modules)
         if blocks == ("attention",):
             macs += self._attention_macs(subnet, position, runs)
-            cached = cached_numbers(layout, subnet, position, runs)
-        return Part(_numbers(found), macs, weights, moved, live, cached)
+            kv_cache = count_kv_cache(layout, subnet, position, runs)
+        return BlockCost(_num_elements(shapes_left), macs, weights, traffic, live_activations, kv_cache)
 
-    def _products(self, subnet: SubnetConfig, where: Any) -> Iterator[tuple[str, list[Shape]]]:
+    def _matmul_shapes(self, subnet: SubnetConfig, where: Any) -> Iterator[tuple[str, list[Shape]]]:
         """Weights that multiply in a part, and the shapes of what is left of them; no table that is looked up in."""
-        names = self._used.get(where, [])
-        found = pieces_of(self.layout, subnet, {name: self.multiplied[name] for name in names})
-        for name, shapes in found.items():
-            looked_up = {"weight", "down.weight"} if self.layout.shapes.is_embedding(self.layout.locate(name)) else ()
-            yield name, [shape for kind, shape in shapes.items() if kind not in looked_up]
+        names = self._weight_names.get(where, [])
+        shapes_left = extracted_shapes(self.layout, subnet, {name: self.matmul_weights[name] for name in names})
+        for name, shapes in shapes_left.items():
+            table_lookups = (
+                {"weight", "down.weight"} if self.layout.shapes.is_embedding(self.layout.locate(name)) else ()
+            )
+            yield name, [shape for kind, shape in shapes.items() if kind not in table_lookups]
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
         """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
@@ -139,10 +143,10 @@ class Parts:
         family, tokens = layout.family, runs[layout.family.stack_runs_on(number)]
         pattern = AttentionPattern.parse(subnet.attention[position])
         own = tokens * tokens if pattern is None else pattern.computed_pairs(tokens, causal=family.is_causal(number))
-        crossed = tokens * runs["source"] if family.stacks[number].source_modules else 0
-        found = 2 * (own + crossed) * width["num_attention_heads"] * layout.head_dim
+        cross = tokens * runs["source"] if family.stacks[number].source_modules else 0
+        macs = 2 * (own + cross) * width["num_attention_heads"] * layout.head_dim
         extra = family.extra_macs
-        return found + (extra(layout, width, tokens) if extra is not None else 0)
+        return macs + (extra(layout, width, tokens) if extra is not None else 0)
 
     # -- where each tensor belongs ------------------------------------------------------------------------------------
 
@@ -152,26 +156,26 @@ class Parts:
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:
         """Every set of blocks that some tensor of a layer depends on; each block alone is among them."""
-        found = {part[1] for part in (*self._held, *self._used) if part != OUTER}
-        return tuple(sorted(found | {(block,) for block in BLOCKS}))
+        used = {group[1] for group in (*self._parameter_names, *self._weight_names) if group != OUTSIDE_LAYERS}
+        return tuple(sorted(used | {(block,) for block in BLOCKS}))
 
     @cached_property
-    def _held(self) -> dict[Any, list[str]]:
-        return self._by_part(self.parameters)
+    def _parameter_names(self) -> dict[Any, list[str]]:
+        return self._names_by_group(self.parameters)
 
     @cached_property
-    def _used(self) -> dict[Any, list[str]]:
-        return self._by_part(self.multiplied)
+    def _weight_names(self) -> dict[Any, list[str]]:
+        return self._names_by_group(self.matmul_weights)
 
-    def _by_part(self, names: Iterable[str]) -> dict[Any, list[str]]:
-        """Names of each part: `OUTER`, or a layer of the parent and its blocks."""
-        found: dict[Any, list[str]] = {OUTER: []}
+    def _names_by_group(self, names: Iterable[str]) -> dict[Any, list[str]]:
+        """Names of each part: `OUTSIDE_LAYERS`, or a layer of the parent and its blocks."""
+        names_of: dict[Any, list[str]] = {OUTSIDE_LAYERS: []}
         for name in names:
             place = self.layout.locate(name)
             inside = place.stack is not None and not self.layout.is_shared_by_first_layer(place)
-            part = (place.layer, blocks_of(self.layout, place)) if inside else OUTER
-            found.setdefault(part, []).append(name)
-        return found
+            group = (place.layer, blocks_of_tensor(self.layout, place)) if inside else OUTSIDE_LAYERS
+            names_of.setdefault(group, []).append(name)
+        return names_of
 
     @cached_property
     def _modules(self) -> frozenset[str]:
@@ -180,33 +184,33 @@ class Parts:
         return frozenset(place.path for place in places if place.stack is not None)
 
 
-def pieces_of(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, Shape]) -> Pieces:
+def extracted_shapes(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, Shape]) -> TensorShapes:
     """What the extracted model holds of some of the parent's tensors."""
-    found = Pieces()
+    extracted = TensorShapes()
     for name, shape in shapes.items():
         width = layout.values_at(subnet, name)
         if width is not None:
-            found[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], width, shape)
-    return found
+            extracted[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], width, shape)
+    return extracted
 
 
-def blocks_of(layout: Layout, place: ParameterLocation) -> Blocks:
+def blocks_of_tensor(layout: Layout, place: ParameterLocation) -> Blocks:
     """The blocks of a layer on whose fields it depends what is left of a tensor there."""
     assert place.stack is not None
-    axes = [part for axis in (*place.axes, *layout.shapes.linear_axes(place)) for part in _parts(axis)]
+    axes = [part for axis in (*place.axes, *layout.shapes.linear_axes(place)) for part in _as_tuple(axis)]
     fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[place.stack].skips
     touched = {block for block, modules in skips.items() if is_under(place.path, modules)}
     return tuple(block for block, names in BLOCKS.items() if block in touched or fields & set(names))
 
 
-def _parts(axis: Any) -> tuple[Any, ...]:
+def _as_tuple(axis: Any) -> tuple[Any, ...]:
     return axis if isinstance(axis, tuple) else (axis,)
 
 
-def _flow(shape: Shape) -> int:
+def _inputs_and_outputs(shape: Shape) -> int:
     """Inputs and outputs of one product with a weight."""
     return shape[0] + math.prod(shape[1:])
 
 
-def _numbers(pieces: Pieces) -> int:
+def _num_elements(pieces: TensorShapes) -> int:
     return sum(math.prod(shape) for shapes in pieces.values() for shape in shapes.values())

@@ -1,6 +1,6 @@
 """Work: what the blocks of a subnetwork compute, as columns of which latency is a weighted sum.
 
-A block takes time for each call, each product and each number that it moves, of its own in each kind of bits, and
+A block takes time for each call, each product and each number that it moves, of its own in each bits of bits, and
 attention for each head, by its pattern; what lies outside the layers takes it for each channel. The weights are those
 of a device and runtime, all of at least zero.
 """
@@ -17,63 +17,70 @@ from search_spaces.dimensions.bits import BITS, FULL_PRECISION
 from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.subnet import RANK_FIELDS
 
-WORK = "work:"
+WORK_PREFIX = "work:"
 """Begins the names of its columns."""
 
 RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
 
 
-def work_names(space: SearchSpace) -> tuple[str, ...]:
-    """Names of the columns of `work`."""
+def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
+    """Names of the columns of `work_features`."""
     names = ["hidden"]
     for stack in range(len(space.stacks)):
         names += [f"{stack} layers", f"{stack} hidden"]
-        for kind in space.choices.get("bits", (FULL_PRECISION,)):
-            names += [f"{stack} {kind} {field} {what}" for field in RANK_OF for what in PER_BLOCK]
-            names += [f"{stack} {kind} key and value products"]
+        for bits in space.choices.get("bits", (FULL_PRECISION,)):
+            names += [f"{stack} {bits} {field} {what}" for field in RANK_OF for what in PER_BLOCK]
+            names += [f"{stack} {bits} key and value products"]
         names += [
             f"{stack} {p} {what}" for p in space.choices.get("attention", (FULL,)) for what in ("blocks", "heads")
         ]
     names += [f"thin table {what}" for what in ("blocks", "products") if "embedding_rank" in space.parameters]
-    return tuple(f"{WORK} {name}" for name in names)
+    return tuple(f"{WORK_PREFIX} {name}" for name in names)
 
 
-def work(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
+def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     """The columns of a batch: (n, len(work_names(space))) floats, widths as fractions of the parent's."""
     columns = [batch.hidden_size / space.parent.hidden_size]
-    columns += [column for stack in space.stacks for column in _of_stack(space, batch, stack)]
+    columns += [column for stack in space.stacks for column in _stack_columns(space, batch, stack)]
     if "embedding_rank" in space.parameters:
-        thin = batch.embedding_rank < FULL_RANK
-        columns += [thin.astype(float), thin * batch.embedding_rank / FULL_RANK * batch.hidden_size]
+        low_rank = batch.embedding_rank < FULL_RANK
+        columns += [low_rank.astype(float), low_rank * batch.embedding_rank / FULL_RANK * batch.hidden_size]
     return np.stack(columns).T
 
 
-def _of_stack(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
+def _stack_columns(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
     parent, kept = space.parent, batch.kept[:, stack].T
     widths = {field: np.ascontiguousarray(values[:, stack].T) for field, values in batch.layer_values.items()}
     hidden = batch.hidden_size / parent.hidden_size
     yield kept.sum(axis=0, dtype=float)
     yield (kept * hidden).sum(axis=0)
-    for kind in space.choices.get("bits", (FULL_PRECISION,)):
-        stored = kept & (widths["bits"] == BITS.index(kind))
-        for field, of_rank in RANK_OF.items():
+    for bits in space.choices.get("bits", (FULL_PRECISION,)):
+        stored = kept & (widths["bits"] == BITS.index(bits))
+        for field, rank_field in RANK_OF.items():
             largest = max(getattr(parent, field))
             share = parent.hidden_size if field == "num_attention_heads" else largest
             width = widths[field] / largest
-            rank = np.where(widths[of_rank] < FULL_RANK, widths[of_rank] / FULL_RANK, 1.0)
-            here, thin = stored & (width > 0), stored & (width > 0) & (rank < 1)
+            rank = np.where(widths[rank_field] < FULL_RANK, widths[rank_field] / FULL_RANK, 1.0)
+            is_active, low_rank = stored & (width > 0), stored & (width > 0) & (rank < 1)
             outputs, inputs = width * share, hidden * parent.hidden_size
             factor = rank * outputs * inputs / (outputs + inputs) / parent.hidden_size
-            columns = here, thin, here * width * hidden * rank, here * width, thin * factor, here * (width + hidden)
+            columns = (
+                is_active,
+                low_rank,
+                is_active * width * hidden * rank,
+                is_active * width,
+                low_rank * factor,
+                is_active * (width + hidden),
+            )
             yield from (column.sum(axis=0, dtype=float) for column in columns)
-        groups = widths["num_key_value_heads"] / max(parent.num_key_value_heads)
+        kv_heads = widths["num_key_value_heads"] / max(parent.num_key_value_heads)
         rank = np.minimum(widths["attention_rank"] / FULL_RANK, 1.0)
-        yield (stored * groups * hidden * rank).sum(axis=0)
+        yield (stored * kv_heads * hidden * rank).sum(axis=0)
     heads = widths["num_attention_heads"] / max(parent.num_attention_heads)
     patterns = space.choices.get("attention", (FULL,))
-    place = batch.category_index("attention", patterns)[:, stack].T
+    level = batch.category_index("attention", patterns)[:, stack].T
     for number, _ in enumerate(patterns, 1):
-        here = kept & (heads > 0) & (place == number)
-        yield here.sum(axis=0, dtype=float)
-        yield (here * heads).sum(axis=0)
+        is_active = kept & (heads > 0) & (level == number)
+        yield is_active.sum(axis=0, dtype=float)
+        yield (is_active * heads).sum(axis=0)
