@@ -1,4 +1,4 @@
-"""Attention patterns as values: how they are written, ordered, counted and left out."""
+"""Attention patterns: parsing, order, cost, and the choices that are dropped."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TEXTS = ("full", "local:64", "bigbird:64,1,2", "bigbird:64,1,2,7", "local:1")
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
 
-def space(scope: str = "per-layer") -> SearchSpace:
-    """A space with attention open, and blocks that may be skipped."""
+def make_space(scope: str = "per-layer") -> SearchSpace:
+    """A space with several attention patterns and blocks that may be skipped."""
     heads = [2, 4] if scope == "uniform" else [0, 2, 4]
     order, patterns = [2, 0, 1], ["full", "bigbird:16,1,1", "local:8"]
     return SearchSpace(PARENT, num_attention_heads=heads, attention=patterns, scope=scope, layer_order=order)  # type: ignore[arg-type]
@@ -38,12 +38,12 @@ def test_a_pattern_is_its_text_and_its_code(text: str) -> None:
     "text", ["local", "local:0", "local:-1", "bigbird:64", "bigbird:0,1,1", "sliding:4", "", "local:1.5"]
 )
 def test_what_is_no_pattern_gets_one_line(text: str) -> None:
-    with pytest.raises(InputError, match=r"`local:w`.*but got") as caught:
+    with pytest.raises(InputError, match=r"`local:w`.*but got") as error:
         AttentionPattern.parse(text)
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_subnetwork_says_what_is_sparse_and_nothing_more() -> None:
+def test_only_sparse_attention_is_written_into_a_subnetwork() -> None:
     sparse = replace(PARENT, attention=("full", "local:8", "bigbird:16,1,1,0"))
     assert sparse.attention[2] == "bigbird:16,1,1" and not sparse.is_uniform and sparse.key != PARENT.key
     assert SubnetConfig.from_dict(sparse.to_dict()) == sparse and "local:8" in str(sparse)
@@ -54,39 +54,39 @@ def test_a_subnetwork_says_what_is_sparse_and_nothing_more() -> None:
 
 @pytest.mark.parametrize("scope", ["uniform", "per-layer"])
 def test_a_space_samples_counts_and_encodes_patterns(scope: str) -> None:
-    here, rng = space(scope), Random(0)
+    space, rng = make_space(scope), Random(0)
     assert (
-        here.choices["attention"]
+        space.choices["attention"]
         == sorted_by_cost(("bigbird:16,1,1", "full", "local:8"))
         == ("local:8", "bigbird:16,1,1", "full")
     )
-    assert here.largest.attention[0] == "full" and here.smallest.attention[0] == "local:8"
-    assert {subnet.attention for subnet in here.uniform_scalings()} == {("full",) * 3}
-    per_layer = len(here.block_choices("attention"))
-    assert per_layer == (6 if scope == "uniform" else 7) and here.size == (6 if scope == "uniform" else 7**3)
-    found = [here.sample(rng) for _ in range(60)]
-    assert len({pattern for subnet in found for pattern in subnet.attention}) == 3
-    for subnet in found:
-        assert subnet in here and here.parameters.to_subnet(here.parameters.from_subnet(subnet)) == subnet
-        assert all(near in here for near in here.neighbours(subnet))
-    encoded = here.parameters.encode(found)
-    assert len(np.unique(encoded, axis=0)) == len(set(found)) and encoded.min() >= 0 and encoded.max() <= 1
-    assert replace(PARENT, attention=("local:9",) * 3) not in here
+    assert space.largest.attention[0] == "full" and space.smallest.attention[0] == "local:8"
+    assert {subnet.attention for subnet in space.uniform_scalings()} == {("full",) * 3}
+    per_layer = len(space.block_choices("attention"))
+    assert per_layer == (6 if scope == "uniform" else 7) and space.size == (6 if scope == "uniform" else 7**3)
+    samples = [space.sample(rng) for _ in range(60)]
+    assert len({pattern for subnet in samples for pattern in subnet.attention}) == 3
+    for subnet in samples:
+        assert subnet in space and space.parameters.to_subnet(space.parameters.from_subnet(subnet)) == subnet
+        assert all(neighbour in space for neighbour in space.neighbours(subnet))
+    encoded = space.parameters.encode(samples)
+    assert len(np.unique(encoded, axis=0)) == len(set(samples)) and encoded.min() >= 0 and encoded.max() <= 1
+    assert replace(PARENT, attention=("local:9",) * 3) not in space
 
 
 def test_features_let_time_grow_with_the_heads_of_each_pattern() -> None:
-    """A latency that is a sum of heads times a price of their pattern is a weighted sum of the columns."""
-    here, rng = space(), Random(0)
-    subnets = [here.sample(rng) for _ in range(200)]
+    """A latency that is a sum of heads times a price of their pattern is a weighted sum of the features."""
+    space, rng = make_space(), Random(0)
+    subnets = [space.sample(rng) for _ in range(200)]
     price = {"local:8": 1.0, "bigbird:16,1,1": 1.7, "full": 3.1}
     latency = [sum(h * price[p] for h, p in zip(s.num_attention_heads, s.attention, strict=True)) for s in subnets]
-    table = features(here, subnets)
-    assert table.shape == (200, len(feature_names(here)))
+    table = features(space, subnets)
+    assert table.shape == (200, len(feature_names(space)))
     fitted = np.linalg.lstsq(table, np.array(latency), rcond=None)[0]
     assert np.allclose(table @ fitted, latency)
 
 
-def test_patterns_that_cannot_pay_are_pruned_with_a_reason() -> None:
+def test_patterns_slower_than_full_attention_are_dropped_with_a_reason() -> None:
     choices = {"scope": "uniform", "attention": ["full", "local:4", "local:16"], "hidden_size": None}
     kept, (reason,) = useful_choices(choices, 63)
     assert kept == {**choices, "attention": ["full", "local:4"]}

@@ -1,4 +1,4 @@
-"""Bits: weights are rounded as they are stored, gradients pass, files hold what is counted, what cannot pay goes."""
+"""Bits: weights are rounded as they are stored, gradients pass, file sizes are exact, useless choices are dropped."""
 
 from __future__ import annotations
 
@@ -33,49 +33,50 @@ from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.dimensions.bits import BITS, FULL_PRECISION, stored_weight
 from search_spaces.useful_choices import useful_choices
 
-ROUNDED = [kind for kind in BITS if kind != FULL_PRECISION]
+ROUNDED = [dtype for dtype in BITS if dtype != FULL_PRECISION]
 LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 7}
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
 
-def bert_in(kind: str) -> tuple[Supernet, SubnetConfig]:
-    """A random BERT with all its layers in a kind of bits."""
+def bert_in(dtype: str) -> tuple[Supernet, SubnetConfig]:
+    """A random BERT with all its layers in a dtype."""
     supernet = Supernet(TOYS["bert"].model())
-    subnet = replace(supernet.parent, bits=(kind,) * supernet.parent.num_hidden_layers)
+    subnet = replace(supernet.parent, bits=(dtype,) * supernet.parent.num_hidden_layers)
     supernet.activate(subnet)
     return supernet, subnet
 
 
-@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("dtype", ROUNDED)
 @pytest.mark.parametrize("inputs", [6, 7])
-def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(kind: str, inputs: int) -> None:
+def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(dtype: str, inputs: int) -> None:
     weight = torch.randn(5, inputs) * torch.logspace(-3, 2, 5)[:, None]
     weight[2] = 0.0
-    found = quantize(weight, kind)
-    counted = stored_weight(5, inputs, kind)
-    assert {name: (tuple(t.shape), t.element_size()) for name, t in found.items()} == {
+    stored = quantize(weight, dtype)
+    counted = stored_weight(5, inputs, dtype)
+    assert {name: (tuple(t.shape), t.element_size()) for name, t in stored.items()} == {
         name: (shape, size) for name, (shape, _, size) in counted.items()
     }
-    if kind == "bfloat16":
-        assert torch.equal(found["qweight"], weight.bfloat16())
+    if dtype == "bfloat16":
+        assert torch.equal(stored["qweight"], weight.bfloat16())
         return
-    steps = weight.abs().amax(1, keepdim=True) / LARGEST[kind]
-    whole = unpack(found["qweight"], inputs)
-    assert whole.shape == weight.shape and whole.abs().max() == LARGEST[kind] and not whole[2].any()
-    assert ((whole * found["scales"] - weight).abs() <= steps / 2 + 1e-7).all()
+    steps = weight.abs().amax(1, keepdim=True) / LARGEST[dtype]
+    integers = unpack(stored["qweight"], inputs)
+    assert integers.shape == weight.shape and integers.abs().max() == LARGEST[dtype] and not integers[2].any()
+    assert ((integers * stored["scales"] - weight).abs() <= steps / 2 + 1e-7).all()
 
 
-@pytest.mark.parametrize("kind", ROUNDED)
-def test_training_sees_what_is_computed_and_its_gradients_pass_the_rounding(kind: str) -> None:
+@pytest.mark.parametrize("dtype", ROUNDED)
+def test_training_computes_with_rounded_weights_and_gradients_pass_the_rounding(dtype: str) -> None:
     x, weight, bias = torch.randn(3, 7, 48), torch.randn(96, 48, requires_grad=True), torch.randn(96)
     with torch.no_grad():
-        expected = fake_quant_linear(x, weight, bias, kind)
-    found = fake_quant_linear(x, weight, bias, kind)
-    near = 0.2 if kind == "bfloat16" else 1e-4
-    assert torch.allclose(found, expected, atol=near) and not torch.allclose(found, x @ weight.T + bias, atol=1e-3)
-    (gradient,) = torch.autograd.grad(found.square().sum(), weight)
-    if kind != "bfloat16":
-        rounded_x = torch.autograd.grad(fake_quant_linear(x, weight, None, kind).sum(), weight)[0][0]
+        expected = fake_quant_linear(x, weight, bias, dtype)
+    actual = fake_quant_linear(x, weight, bias, dtype)
+    atol = 0.2 if dtype == "bfloat16" else 1e-4
+    assert torch.allclose(actual, expected, atol=atol)
+    assert not torch.allclose(actual, x @ weight.T + bias, atol=1e-3)
+    (gradient,) = torch.autograd.grad(actual.square().sum(), weight)
+    if dtype != "bfloat16":
+        rounded_x = torch.autograd.grad(fake_quant_linear(x, weight, None, dtype).sum(), weight)[0][0]
         assert torch.allclose(rounded_x, x.sum((0, 1)), atol=0.5) and gradient.isfinite().all() and gradient.any()
 
 
@@ -98,35 +99,35 @@ def test_a_stored_layer_follows_its_tensors_and_can_be_copied() -> None:
         before = module(x)
     module.load_state_dict({**quantize(layer.weight, "int8"), "bias": layer.bias})
     with torch.inference_mode():
-        found, copied = module(x), copy.deepcopy(module)(x)
-    assert not before.any() and torch.equal(found, copied) and (found - layer(x)).abs().max() < 0.1
+        outputs, copied = module(x), copy.deepcopy(module)(x)
+    assert not before.any() and torch.equal(outputs, copied) and (outputs - layer(x)).abs().max() < 0.1
 
 
-def test_extracted_weights_are_whole_numbers_and_coarser_bits_change_more() -> None:
+def test_extracted_weights_are_quantized_and_fewer_bits_change_more() -> None:
     changes = {}
-    for kind in ROUNDED:
-        supernet, subnet = bert_in(kind)
+    for dtype in ROUNDED:
+        supernet, subnet = bert_in(dtype)
         batch = TOYS["bert"].inputs()
-        whole, found = logits(supernet.extract(supernet.parent), batch), logits(supernet.model, batch)
-        assert torch.equal(logits(supernet.extract(subnet), batch), found)
-        changes[kind] = (found - whole).abs().mean()
+        unquantized, quantized = logits(supernet.extract(supernet.parent), batch), logits(supernet.model, batch)
+        assert torch.equal(logits(supernet.extract(subnet), batch), quantized)
+        changes[dtype] = (quantized - unquantized).abs().mean()
     assert 0 < changes["int8-weight"] < changes["int8"] < changes["int4-weight"]
 
 
-def test_bits_are_left_out_where_they_cannot_run_or_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_that_cannot_run_or_help_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_cpu_has", lambda *flags: False)
-    here, both = Workload(), ["latency_ms", "size_mb"]
-    assert "no such instructions" in unsupported_reason("bfloat16", here, both) and not unsupported_reason(
-        "int8", here, both
+    workload, costs = Workload(), ["latency_ms", "size_mb"]
+    assert "no such instructions" in unsupported_reason("bfloat16", workload, costs) and not unsupported_reason(
+        "int8", workload, costs
     )
-    assert "only reduces size_mb" in unsupported_reason("int4-weight", here, ["accuracy", "latency_ms"])
-    assert not unsupported_reason("int4-weight", here, ["accuracy", "size_mb"]) and not unsupported_reason(
-        FULL_PRECISION, here, []
+    assert "only reduces size_mb" in unsupported_reason("int4-weight", workload, ["accuracy", "latency_ms"])
+    assert not unsupported_reason("int4-weight", workload, ["accuracy", "size_mb"]) and not unsupported_reason(
+        FULL_PRECISION, workload, []
     )
-    assert "neither an objective" in unsupported_reason("int8", here, ["accuracy", "macs"])
-    assert "VNNI" in unsupported_reason("int8", Workload(runtime="onnxruntime"), both)
-    assert "no such kernels" in unsupported_reason("int8", Workload(runtime="openvino"), both)
-    assert "already" in unsupported_reason("int8", Workload(dtype="int8"), both)
+    assert "neither an objective" in unsupported_reason("int8", workload, ["accuracy", "macs"])
+    assert "VNNI" in unsupported_reason("int8", Workload(runtime="onnxruntime"), costs)
+    assert "no such kernels" in unsupported_reason("int8", Workload(runtime="openvino"), costs)
+    assert "already" in unsupported_reason("int8", Workload(dtype="int8"), costs)
     choices, reasons = useful_choices(
         {"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"}
     )
@@ -135,15 +136,15 @@ def test_bits_are_left_out_where_they_cannot_run_or_pay(monkeypatch: pytest.Monk
         useful_choices({"bits": ["int88"]}, 64)
 
 
-def test_old_subnetworks_keep_their_keys_and_kinds_come_back() -> None:
+def test_old_subnetworks_keep_their_keys_and_bits_are_read_back() -> None:
     assert "bits" not in PARENT.to_dict() and "bits" not in PARENT.parts
     mixed = replace(PARENT, bits=("int8", "float32", "int4-weight"))
     assert mixed.key != PARENT.key and SubnetConfig.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed
     assert "int8; float32; int4-weight" in str(mixed) and not mixed.is_uniform
 
 
-def test_latency_may_have_a_price_of_its_own_in_each_kind() -> None:
-    """A law that multiplies widths by the price of their numbers is a sum of the features."""
+def test_latency_may_differ_in_each_dtype() -> None:
+    """A law that multiplies widths by the price of their dtype is a sum of the features."""
     choices: dict[str, Any] = {"num_attention_heads": [0, 2, 4], "intermediate_size": [0, 48, 96]}
     space = SearchSpace(PARENT, num_hidden_layers=[1, 2, 3], bits=["float32", "int8", "int4-weight"], **choices)
     subnets = [space.sample(Random(k)) for k in range(200)]
@@ -162,7 +163,7 @@ def test_latency_may_have_a_price_of_its_own_in_each_kind() -> None:
 
 
 @pytest.mark.slow
-def test_onnx_runtime_multiplies_whole_numbers_in_the_chosen_layers_alone(tmp_path: Path) -> None:
+def test_onnx_runtime_multiplies_integers_in_the_chosen_layers_only(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     supernet = Supernet(TOYS["bert"].model())
@@ -172,13 +173,13 @@ def test_onnx_runtime_multiplies_whole_numbers_in_the_chosen_layers_alone(tmp_pa
     products = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "MatMulInteger"]
     assert len(products) == 6
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    given = {port.name: batch[port.name].numpy() for port in session.get_inputs()}
-    found = torch.from_numpy(session.run(["logits"], given)[0]).flatten()
-    assert (found - logits(model, batch)).abs().max() < 0.02
+    inputs = {port.name: batch[port.name].numpy() for port in session.get_inputs()}
+    outputs = torch.from_numpy(session.run(["logits"], inputs)[0]).flatten()
+    assert (outputs - logits(model, batch)).abs().max() < 0.02
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path) -> None:
+def test_a_search_with_bits_end_to_end(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["space.bits=[float32, int8, int4-weight]", "space.num_hidden_layers=[2, 4]"]
     overrides += ["objectives={accuracy: maximize, size_mb: minimize}", "search.evaluations=30", "parent.epochs=1"]
     recipe = Recipe.load(text_recipe, overrides)
@@ -194,5 +195,5 @@ def test_the_whole_road_with_bits(text_recipe: Path, tmp_path: Path) -> None:
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
-    kept, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
-    assert kept["bits"] == ["float32", "int8"] and "int4-weight dropped" in reasons[0]
+    choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
+    assert choices["bits"] == ["float32", "int8"] and "int4-weight dropped" in reasons[0]

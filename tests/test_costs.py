@@ -1,4 +1,4 @@
-"""Analytic costs of many subnetworks at once: beside one by one, beside real caches and allocations, without torch."""
+"""Analytic costs of many subnetworks at once: against one by one, real caches and real allocations; without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from search_spaces import Layout, SearchSpace
 
 WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}
 LOOSE = {"t5": 0.35, "gemma2": 0.3, "dinov3_vit": 0.25}
-"""Families whose attention is written in ways of its own: how far the count of their activations may be off."""
+"""Families with attention code of their own -> allowed relative error of the count of their activations."""
 
 SIZE_OF_FIELD = {
     **dict.fromkeys(("hidden_size", "dim", "d_model"), WIDE["hidden"]),
@@ -44,32 +44,32 @@ SIZE_OF_FIELD = {
     "image_size": 32,
     "mlp_ratio": 4,
 }
-"""Sizes at which what a formula leaves out no longer counts."""
+"""Sizes at which the terms that a formula neglects no longer matter."""
 
 
 def wide(toy: Toy) -> Toy:
     """A toy with real proportions."""
 
     def grown(config: dict[str, Any]) -> dict[str, Any]:
-        found = {name: SIZE_OF_FIELD.get(name, value) for name, value in config.items()}
-        nested = {name: grown(value) for name, value in found.items() if isinstance(value, dict)}
-        lists = {name: found[name][:2] for name in ("layer_types", "no_rope_layers") if name in found}
-        return found | nested | lists
+        sizes = {name: SIZE_OF_FIELD.get(name, value) for name, value in config.items()}
+        nested = {name: grown(value) for name, value in sizes.items() if isinstance(value, dict)}
+        lists = {name: sizes[name][:2] for name in ("layer_types", "no_rope_layers") if name in sizes}
+        return sizes | nested | lists
 
     config = grown(toy.config)
     return replace(toy, config=config | ({"n_inner": WIDE["ffn"]} if toy.model_type == "gpt2" else {}))
 
 
 def inputs_of(toy: Toy, batch: int) -> dict[str, torch.Tensor]:
-    """Inputs of 128 tokens each, or of a picture or sound of the size that the config says."""
+    """Inputs of 128 tokens each, or images or sounds of the size in the config."""
     shapes = {"pixel_values": (batch, 3, 32, 32), "input_features": (batch, 8, 128)}
-    found = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
+    inputs = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
     texts = [name for name in toy.inputs() if name not in shapes]
-    return found | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
+    return inputs | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
 
 
-def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
-    """Some of everything that varies in a family, but for what is closed."""
+def open_space(layout: Layout, *, fixed: tuple[str, ...] = ()) -> SearchSpace:
+    """A space over every dimension of a family except the fixed ones."""
     parent, family = layout.parent, layout.family
     heads, groups = max(parent.num_attention_heads), max(parent.num_key_value_heads)
     choices: dict[str, Any] = {"num_hidden_layers": [2, parent.num_hidden_layers // len(layout.depths)]}
@@ -81,17 +81,17 @@ def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
         "embedding_rank": [50, 100],
     }
     choices |= {"attention": ["local:4", "full"], "num_decoder_layers": [1, 2]}
-    closed = (*closed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
-    known = {name: values for name, values in choices.items() if name in family.dimensions and name not in closed}
+    fixed = (*fixed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
+    allowed = {name: values for name, values in choices.items() if name in family.dimensions and name not in fixed}
     scope = "uniform" if family.shared_layers else "per-layer"
     for block, field in (("attention", "num_attention_heads"), ("mlp", "intermediate_size")):
         if block in family.skippable and scope == "per-layer":
-            known[field] = [0, *known[field]]
-    return layout.search_space({**known, "scope": scope})
+            allowed[field] = [0, *allowed[field]]
+    return layout.search_space({**allowed, "scope": scope})
 
 
 @pytest.mark.parametrize("family", TOYS)
-def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
+def test_a_batch_is_counted_as_one_by_one(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
     costs, space, rng = (
         AnalyticCosts.from_model(supernet.model, supernet.layout),
@@ -99,19 +99,19 @@ def test_many_at_once_are_counted_as_one_by_one(family: str) -> None:
         Random(0),
     )
     subnets = [space.sample(rng) for _ in range(40)]
-    found = costs.count(COST_NAMES, subnets, Workload(sequence_length=12, batch_size=2))
-    assert found["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
-    assert found["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
-    assert found["size_mb"].tolist() == [
+    counts = costs.count(COST_NAMES, subnets, Workload(sequence_length=12, batch_size=2))
+    assert counts["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
+    assert counts["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
+    assert counts["size_mb"].tolist() == [
         round(1e6 * costs.count(["size_mb"], [s])["size_mb"][0]) / 1e6 for s in subnets
     ]
     for name in ("peak_activation_mb", "kv_cache_mb"):
-        alone = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
-        assert found[name].tolist() == alone
+        one_by_one = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
+        assert counts[name].tolist() == one_by_one
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "vit"])
-def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_path: Path) -> None:
+def test_counted_file_sizes_are_those_of_real_files(family: str, tmp_path: Path) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     supernet.calibration = calibrate(supernet, [toy.inputs()])
@@ -122,8 +122,8 @@ def test_files_counted_together_are_as_large_as_the_real_ones(family: str, tmp_p
     for number, subnet in enumerate(subnets):
         supernet.extract(subnet).save_pretrained(tmp_path / str(number))
         sizes.append((tmp_path / str(number) / "model.safetensors").stat().st_size)
-    found = AnalyticCosts.from_model(supernet.model, supernet.layout).count(["size_mb"], subnets)["size_mb"]
-    assert len({len(str(size)) for size in sizes}) > 1 and (found * 1e6).round().tolist() == sizes
+    counted = AnalyticCosts.from_model(supernet.model, supernet.layout).count(["size_mb"], subnets)["size_mb"]
+    assert len({len(str(size)) for size in sizes}) > 1 and (counted * 1e6).round().tolist() == sizes
 
 
 @pytest.mark.parametrize("family", [n for n, toy in TOYS.items() if toy.model().can_generate()])
@@ -131,36 +131,36 @@ def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     costs, rng = AnalyticCosts.from_model(supernet.model, supernet.layout), Random(1)
-    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank", "embedding_rank"))
+    space = open_space(supernet.layout, fixed=("attention_rank", "mlp_rank", "embedding_rank"))
     for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
         model = supernet.extract(subnet)
         with torch.inference_mode():
             cache = model(**toy.inputs(), use_cache=True).past_key_values
         halves = [getattr(cache, n) for n in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, n)]
         layers = [layer for half in halves or [cache] for layer in half.layers]
-        held = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
-        real = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        found = costs.count(["kv_cache_mb"], [subnet], Workload(sequence_length=12, batch_size=3))["kv_cache_mb"]
-        assert found[0] * 1e6 == pytest.approx(real), str(subnet)
+        tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+        real = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        counted = costs.count(["kv_cache_mb"], [subnet], Workload(sequence_length=12, batch_size=3))["kv_cache_mb"]
+        assert counted[0] * 1e6 == pytest.approx(real), str(subnet)
 
 
 @pytest.mark.parametrize("family", TOYS)
 def test_a_cache_is_a_cost_of_models_that_have_one(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
-    held = costs.count(["kv_cache_mb"], [supernet.parent], Workload(sequence_length=8))["kv_cache_mb"][0]
-    assert ("kv_cache_mb" in costs.cost_names) == (held > 0)
+    cache_mb = costs.count(["kv_cache_mb"], [supernet.parent], Workload(sequence_length=8))["kv_cache_mb"][0]
+    assert ("kv_cache_mb" in costs.cost_names) == (cache_mb > 0)
 
 
 def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
-    """Bytes that PyTorch's allocator holds at most during a forward pass, beside weights and inputs."""
+    """Peak bytes that PyTorch's allocator holds during a forward pass, without weights and inputs."""
     from torch.profiler import ProfilerActivity, profile
 
     with torch.inference_mode():
         model(**inputs)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             model(**inputs)
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
@@ -174,8 +174,8 @@ def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> Non
     for subnet in (parent, narrow):
         real = allocated(supernet.extract(subnet), {**inputs_of(toy, 2), **step})
         workload = Workload(sequence_length=WIDE["tokens"], batch_size=2)
-        found = costs.count(["peak_activation_mb"], [subnet], workload)["peak_activation_mb"][0] * 1e6
-        assert found == pytest.approx(real, rel=LOOSE.get(family, 0.17)), str(subnet)
+        counted = costs.count(["peak_activation_mb"], [subnet], workload)["peak_activation_mb"][0] * 1e6
+        assert counted == pytest.approx(real, rel=LOOSE.get(family, 0.17)), str(subnet)
 
 
 def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
@@ -183,9 +183,9 @@ def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
     costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), [supernet.layout.parent]
     prefill, decode = (Workload(sequence_length=128, phase=phase) for phase in ("prefill", "decode"))
     names = ["peak_activation_mb", "kv_cache_mb"]
-    whole, step = (costs.count(names, parent, workload) for workload in (prefill, decode))
-    assert step["peak_activation_mb"][0] < whole["peak_activation_mb"][0] / 50
-    assert step["kv_cache_mb"] == whole["kv_cache_mb"]
+    full, step = (costs.count(names, parent, workload) for workload in (prefill, decode))
+    assert step["peak_activation_mb"][0] < full["peak_activation_mb"][0] / 50
+    assert step["kv_cache_mb"] == full["kv_cache_mb"]
     slow_memory, slow_products = DevicePeak(1e15, 1e6), DevicePeak(1e6, 1e15)
     cache = 1e3 * 1e6 * step["kv_cache_mb"] / 1e6
     weights = sum(part.weights for part in costs.block_costs(parent[0], 128))
@@ -199,20 +199,20 @@ def test_ceilings_are_measured() -> None:
     assert found.macs_per_second > 1e8 and found.bytes_per_second > 1e8
 
 
-def test_distinct_rows_are_told_apart() -> None:
+def test_unique_rows() -> None:
     rng = np.random.default_rng(0)
     columns = [rng.integers(0, high, 500) for high in (2, 3, 2**60, 1)]
     columns[2] = columns[2][rng.integers(0, 4, 500)]
-    which, rows = unique_rows(columns)
+    index, rows = unique_rows(columns)
     table = np.stack(columns, axis=1)
-    assert (table[np.array(rows)[which]] == table).all()
+    assert (table[np.array(rows)[index]] == table).all()
     assert len(rows) == len(np.unique(table, axis=0))
 
 
-def test_nothing_at_all_is_counted() -> None:
+def test_an_empty_batch_is_counted() -> None:
     supernet = Supernet(TOYS["bert"].model())
-    found = AnalyticCosts.from_model(supernet.model, supernet.layout).count(COST_NAMES, [])
-    assert all(values.shape == (0,) for values in found.values())
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout).count(COST_NAMES, [])
+    assert all(values.shape == (0,) for values in counts.values())
 
 
 WITHOUT_TORCH = """

@@ -1,5 +1,5 @@
-"""Rank of the embeddings: the best thin table for the tokens that occur, no product over a vocabulary, choices that
-pay, heads that share the table."""
+"""Rank of the embeddings: the optimal low-rank table for the tokens that occur, no product over the vocabulary, useful
+choices, heads that share the table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def calibrated_bert() -> tuple[Supernet, dict[str, torch.Tensor]]:
 
 
 def best(table: torch.Tensor, counts: torch.Tensor, rank: int) -> torch.Tensor:
-    """The optimum by another road: truncated singular values of rows that are weighted by how often they occur."""
+    """The optimum, in another way: truncated singular values of rows that are weighted by how often they occur."""
     roots = counts.double().sqrt()[:, None]
     u, s, vt = torch.linalg.svd(roots * table.double(), full_matrices=False)
     return (u[:, :rank] * s[:rank]) @ vt[:rank] / roots
@@ -60,21 +60,21 @@ def test_the_error_on_the_tokens_that_occur_is_the_least_possible_and_below_that
     counts = torch.bincount(tokens, minlength=200).double() + TOKEN_SMOOTHING
     basis = top_eigenvectors(embedding_moment(table, tokens), 24)
     assert torch.allclose(basis.T @ basis, torch.eye(24, dtype=torch.float64), atol=1e-10)
-    whole = table.double()
-    u, s, vt = torch.linalg.svd(whole, full_matrices=False)
+    full = table.double()
+    u, s, vt = torch.linalg.svd(full, full_matrices=False)
 
-    def error(found: torch.Tensor) -> float:
-        return float((counts[:, None] * (whole - found) ** 2).sum())
+    def error(approximation: torch.Tensor) -> float:
+        return float((counts[:, None] * (full - approximation) ** 2).sum())
 
     for rank in range(1, 24):
-        ours = error(whole @ basis[:, :rank] @ basis[:, :rank].T)
+        ours = error(full @ basis[:, :rank] @ basis[:, :rank].T)
         assert ours == pytest.approx(error(best(table, counts, rank)), rel=1e-6)
         assert ours < error((u[:, :rank] * s[:rank]) @ vt[:rank])
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "gemma3_text"])
 def test_a_rank_computes_with_the_best_table_of_that_rank(family: str) -> None:
-    """The reference is the stock parent with another table, found without our basis."""
+    """The reference is the stock parent with another table, computed without our basis."""
     toy = TOYS[family]
     parent, batch = toy.model("text-classification"), toy.inputs()
     supernet = Supernet(copy.deepcopy(parent))
@@ -92,8 +92,8 @@ def test_the_active_channels_have_the_best_basis_of_their_own() -> None:
     table = supernet.embedding.weight.detach()  # type: ignore[union-attr]
     assert table.shape[1] == 24
     rank = supernet.embedding.basis.shape[1]  # type: ignore[union-attr, index]
-    found = supernet.embedding(torch.arange(len(table)))  # type: ignore[misc]
-    assert torch.allclose(found, best(table, counts_of(batch, len(table)), rank).float(), atol=1e-4)
+    rows = supernet.embedding(torch.arange(len(table)))  # type: ignore[misc]
+    assert torch.allclose(rows, best(table, counts_of(batch, len(table)), rank).float(), atol=1e-4)
 
 
 def test_rows_are_looked_up_before_they_are_projected() -> None:
@@ -112,25 +112,25 @@ def test_gradients_reach_the_rows_through_a_fixed_basis() -> None:
     supernet, batch = calibrated_bert()
     supernet.activate(replace(supernet.parent, embedding_rank=60))
     supernet.model(**batch).loss.backward()
-    found, basis = supernet.model.get_parameter(NAME).grad, supernet.embedding.basis  # type: ignore[union-attr]
-    assert found is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
-    unseen = torch.ones(len(found)).index_fill(0, batch["input_ids"].unique(), 0).bool()
-    assert found.norm() > 0 and not found[unseen].any()
-    assert torch.allclose(found @ basis @ basis.T, found, atol=1e-6)
+    gradient, basis = supernet.model.get_parameter(NAME).grad, supernet.embedding.basis  # type: ignore[union-attr]
+    assert gradient is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
+    unseen = torch.ones(len(gradient)).index_fill(0, batch["input_ids"].unique(), 0).bool()
+    assert gradient.norm() > 0 and not gradient[unseen].any()
+    assert torch.allclose(gradient @ basis @ basis.T, gradient, atol=1e-6)
 
 
 def test_bases_are_nested_and_stay_until_there_are_other_activations() -> None:
     supernet, batch = calibrated_bert()
-    found = {}
+    bases = {}
     for percent in (30, 60, 100, 60):
         supernet.activate(replace(supernet.parent, embedding_rank=percent))
-        found[percent] = supernet.embedding.basis  # type: ignore[union-attr]
+        bases[percent] = supernet.embedding.basis  # type: ignore[union-attr]
         with torch.no_grad():
             supernet.model.get_parameter(NAME).add_(0.3 * torch.randn(len(supernet.embedding.weight), 48))  # type: ignore[union-attr]
-    assert found[100] is None and torch.equal(found[60][:, :4], found[30])
+    assert bases[100] is None and torch.equal(bases[60][:, :4], bases[30])
     supernet.calibration = calibrate(supernet, [batch])
     supernet.activate(replace(supernet.parent, embedding_rank=60))
-    assert not torch.allclose(supernet.embedding.basis, found[60], atol=1e-2)  # type: ignore[union-attr, arg-type]
+    assert not torch.allclose(supernet.embedding.basis, bases[60], atol=1e-2)  # type: ignore[union-attr, arg-type]
 
 
 def test_padding_does_not_count_and_activations_come_back_from_disk(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_padding_does_not_count_and_activations_come_back_from_disk(tmp_path: Pa
     expected = table.T @ (counts[:, None] * table) / counts.sum()
     assert torch.allclose(supernet.calibration.embedding, expected, atol=1e-10)
     supernet.calibration.save(tmp_path)
-    found = CalibrationStatistics.load(tmp_path)
-    assert found is not None and found.embedding is not None
-    assert torch.equal(found.embedding, supernet.calibration.embedding.float().double())
-    assert found.moments.keys() == supernet.calibration.moments.keys()
+    loaded = CalibrationStatistics.load(tmp_path)
+    assert loaded is not None and loaded.embedding is not None
+    assert torch.equal(loaded.embedding, supernet.calibration.embedding.float().double())
+    assert loaded.moments.keys() == supernet.calibration.moments.keys()
     replace(supernet.calibration, embedding=None).save(tmp_path)
     assert CalibrationStatistics.load(tmp_path).embedding is None  # type: ignore[union-attr]
     supernet.calibration = replace(supernet.calibration, embedding=None)
@@ -161,10 +161,10 @@ def test_an_export_loads_bare_and_with_another_head(tmp_path: Path) -> None:
     enable_remote_code(model, "AutoModelForSequenceClassification")
     model.save_pretrained(tmp_path)
     for auto in (AutoModel, AutoModelForMaskedLM):
-        found = auto.from_pretrained(tmp_path, trust_remote_code=True).eval().base_model
+        reloaded = auto.from_pretrained(tmp_path, trust_remote_code=True).eval().base_model
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            hidden = [m(**inputs).last_hidden_state for m in (found, model.base_model)]
+            hidden = [m(**inputs).last_hidden_state for m in (reloaded, model.base_model)]
         assert torch.allclose(*hidden, atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_an_export_loads_bare_and_with_another_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("toy", [*TOYS.values(), *VARIANTS.values()], ids=[*TOYS, *VARIANTS])
-def test_a_head_that_shares_the_table_keeps_it_whole(toy: Any) -> None:
+def test_a_head_that_shares_the_table_keeps_it_in_full_rank(toy: Any) -> None:
     family = FAMILIES[toy.model_type]
     for task in family.tasks if family.embedding else ():
         supernet = Supernet(toy.model(task))
@@ -183,7 +183,7 @@ def test_a_head_that_shares_the_table_keeps_it_whole(toy: Any) -> None:
 
 
 @pytest.mark.parametrize(("family", "why"), [("albert", "projected"), ("electra", "projected"), ("t5", "one table")])
-def test_families_whose_table_must_stay_whole_say_why(family: str, why: str) -> None:
+def test_families_whose_table_cannot_be_factorized_say_why(family: str, why: str) -> None:
     supernet = Supernet(TOYS[family].model())
     with pytest.raises(InputError, match=why):
         supernet.layout.search_space({"embedding_rank": [50, 100], "scope": "uniform"})
@@ -191,8 +191,8 @@ def test_families_whose_table_must_stay_whole_say_why(family: str, why: str) -> 
         supernet.activate(replace(supernet.parent, embedding_rank=50))
 
 
-def test_choices_that_cannot_pay_are_left_out_with_a_reason(text_recipe: Path) -> None:
-    def kept(*overrides: str, task: str = "") -> tuple[Any, list[str]]:
+def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -> None:
+    def useful(*overrides: str, task: str = "") -> tuple[Any, list[str]]:
         recipe = Recipe.load(text_recipe, ["space.embedding_rank=[full, 0.75, 0.2, 1]", *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"type": task or recipe.task.type})})
         layout = Supernet(TOYS["bert"].model()).layout
@@ -200,19 +200,19 @@ def test_choices_that_cannot_pay_are_left_out_with_a_reason(text_recipe: Path) -
         return choices["embedding_rank"], reasons
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"
-    found, reasons = kept(size)
-    assert found == [100, 75, 20] and len(reasons) == 1 and reasons[0].startswith("embedding_rank 1 dropped: at this")
-    assert kept("constraints={num_parameters: <= 1e6}")[0] == [100, 75, 20]
-    found, reasons = kept()
-    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: it pays in num_parameters and")
-    found, reasons = kept(size, task="fill-mask")
-    assert found == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: the output head shares")
+    ranks, reasons = useful(size)
+    assert ranks == [100, 75, 20] and len(reasons) == 1 and reasons[0].startswith("embedding_rank 1 dropped: at this")
+    assert useful("constraints={num_parameters: <= 1e6}")[0] == [100, 75, 20]
+    ranks, reasons = useful()
+    assert ranks == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: it pays in num_parameters and")
+    ranks, reasons = useful(size, task="fill-mask")
+    assert ranks == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: the output head shares")
 
 
 # -- the space --------------------------------------------------------------------------------------------------------
 
 
-def test_a_subnetwork_written_before_keeps_its_key() -> None:
+def test_a_subnetwork_of_older_runs_keeps_its_key() -> None:
     assert "embedding_rank" not in PARENT.to_dict() and "embedding" not in str(PARENT)
     low = replace(PARENT, embedding_rank=50)
     assert low.key != PARENT.key and "embedding rank % 50" in str(low) and low.is_uniform
@@ -222,27 +222,27 @@ def test_a_subnetwork_written_before_keeps_its_key() -> None:
 
 
 @pytest.mark.parametrize("scope", ["uniform", "per-layer"])
-def test_it_is_one_choice_of_the_whole_subnetwork(scope: Any) -> None:
-    closed = SearchSpace(PARENT, num_hidden_layers=[1, 2, 3], intermediate_size=[8, 16], scope=scope)
-    space = SearchSpace(**{**closed.arguments(), "embedding_rank": [25, 50, 100]})
-    assert space.size == 3 * closed.size and space.has_low_ranks and not closed.has_low_ranks
+def test_it_is_one_choice_of_the_subnetwork(scope: Any) -> None:
+    without = SearchSpace(PARENT, num_hidden_layers=[1, 2, 3], intermediate_size=[8, 16], scope=scope)
+    space = SearchSpace(**{**without.arguments(), "embedding_rank": [25, 50, 100]})
+    assert space.size == 3 * without.size and space.has_low_ranks and not without.has_low_ranks
     assert space.parameters["embedding_rank"] == (25, 50, 100)
-    found = {space.sample(Random(k)).embedding_rank for k in range(40)}
-    assert found == {25, 50, 100} and space.smallest.embedding_rank == 25 and space.largest == closed.largest
+    ranks = {space.sample(Random(k)).embedding_rank for k in range(40)}
+    assert ranks == {25, 50, 100} and space.smallest.embedding_rank == 25 and space.largest == without.largest
     assert all(subnet.embedding_rank == 100 for subnet in space.uniform_scalings())
     smallest = space.smallest
     assert smallest in space and space.parameters.to_subnet(space.parameters.from_subnet(smallest)) == smallest
-    assert space.smallest not in closed and space.with_largest(0.4).smallest.embedding_rank == 50
+    assert space.smallest not in without and space.with_largest(0.4).smallest.embedding_rank == 50
 
 
 def test_block_search_replaces_the_embeddings_as_a_block() -> None:
     space = SearchSpace(PARENT, intermediate_size=[8, 16], embedding_rank=[50, 100])
-    found = [block for block in blocks(space) if block.layer == "embedding_rank"]
-    assert [block.subnet for block in found] == [replace(PARENT, embedding_rank=50), PARENT]
-    assert not any(block.drops for block in found)
+    embedding_blocks = [block for block in blocks(space) if block.layer == "embedding_rank"]
+    assert [block.subnet for block in embedding_blocks] == [replace(PARENT, embedding_rank=50), PARENT]
+    assert not any(block.drops for block in embedding_blocks)
 
 
-def test_latency_features_tell_what_a_thin_table_costs() -> None:
+def test_latency_features_tell_what_a_low_rank_table_costs() -> None:
     choices: dict[str, Any] = {
         "intermediate_size": [4, 8, 16],
         "embedding_rank": [25, 50, 100],
@@ -256,7 +256,7 @@ def test_latency_features_tell_what_a_thin_table_costs() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_a_rank_of_the_embeddings(text_recipe: Path, tmp_path: Path) -> None:
+def test_a_search_with_embedding_ranks_end_to_end(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["space.embedding_rank=[full, 0.6, 0.3]", "space.num_hidden_layers=[2, 4]", "search.evaluations=30"]
     overrides += ["objectives={accuracy: maximize, num_parameters: minimize}", "parent.epochs=1"]
     run = search(Recipe.load(text_recipe, overrides), tmp_path / "run")

@@ -1,5 +1,5 @@
 """Law 2 over every family: what is exported reloads in a fresh process with equal outputs; stock where a stock config
-suffices, with its modelling files elsewhere."""
+suffices, else with its modeling files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS_IN_CONFIG = {
 }
 """Families whose stock config can say how many heads there are, apart from the hidden size."""
 SCALED_BY_HIDDEN = {"bart"}
-"""Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could take it back."""
+"""Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could undo it."""
 
 LOAD = """
 import json, sys, torch, transformers
@@ -47,16 +47,16 @@ for folder, auto in json.loads((root / "folders.json").read_text()).items():
     modules[folder] = type(model).__module__
 (root / (again + ".json")).write_text(json.dumps(modules))
 """
-ALONE = "sys.modules |= dict.fromkeys(('nas', 'search_spaces', 'predictors'))  # not to be imported"
+ISOLATED = "sys.modules |= dict.fromkeys(('nas', 'search_spaces', 'predictors'))  # not to be imported"
 MODES = {
-    "trusted": LOAD.format(prepare=ALONE, trust=", trust_remote_code=True"),
+    "trusted": LOAD.format(prepare=ISOLATED, trust=", trust_remote_code=True"),
     "imported": LOAD.format(prepare="import nas", trust=""),
 }
 
 
 def per_layer(layout: Layout) -> SubnetConfig:
-    """Three unlike layers of each stack, the first dropped, each block skipped once, some of low rank, narrower, of
-    other numbers, attention sparse and the embeddings of low rank where they may be."""
+    """Three different layers of each stack: the first layer dropped, each block skipped once, some layers of low rank,
+    narrower, quantized; attention sparse and the embeddings of low rank where the family allows it."""
     if layout.family.shared_layers:
         widths = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
         return SubnetConfig.uniform((0, 1), **widths, attention="local:4", bits="int4-weight")
@@ -81,12 +81,12 @@ def narrower(layout: Layout) -> SubnetConfig:
 
 
 def fewer_heads(layout: Layout) -> SubnetConfig:
-    """Half of the heads on a residual stream of full width."""
+    """Half of the heads at the full hidden size."""
     return uniform(layout, groups=2, hidden_size=48, intermediate_size=96)
 
 
 def uniform(layout: Layout, groups: int, **sizes: int) -> SubnetConfig:
-    """The first and third layer of each stack; grouped heads lose whole groups."""
+    """The first and third layer of each stack; grouped heads are dropped in groups."""
     layers = tuple(4 * stack + layer for stack in range(len(layout.depths)) for layer in (0, 2))
     layers = (0, 1) if layout.family.shared_layers else layers
     heads = per_group(layout) * groups
@@ -107,7 +107,7 @@ SUBNETS = {"per-layer": per_layer, "narrower": narrower, "fewer-heads": fewer_he
 
 @dataclass(frozen=True)
 class Exports:
-    """Folders of every family and subnetwork, with what the active supernets gave and what fresh processes loaded."""
+    """Folders of every family and subnetwork, outputs of the supernets, and modules that fresh processes loaded."""
 
     root: Path
     expected: dict[str, torch.Tensor]
@@ -129,14 +129,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
         command = [sys.executable, "-c", code, str(root), mode]
         paths = os.environ.get("PYTHONPATH", "") if mode == "imported" else ""
         environment = {**os.environ, "HF_HOME": str(root / "cache"), "PYTHONPATH": paths}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+        assert process.returncode == 0, process.stderr
         modules[mode] = json.loads((root / f"{mode}.json").read_text())
     return Exports(root, expected, modules)
 
 
 def write(family: str, kind: str, auto_class: str, folder: Path) -> torch.Tensor:
-    """Exports a subnetwork of a random model with inputs beside it; returns the active supernet's outputs."""
+    """Exports a subnetwork of a random model together with inputs; returns the active supernet's outputs."""
     torch.manual_seed(0)
     supernet, batch = Supernet(TOYS[family].model()), TOYS[family].inputs()
     supernet.calibration = calibrate(supernet, [batch])
@@ -157,8 +157,8 @@ def write(family: str, kind: str, auto_class: str, folder: Path) -> torch.Tensor
 def test_an_export_reloads_with_equal_outputs(exports: Exports, family: str, kind: str, mode: str) -> None:
     name = f"{family}-{kind}"
     folder = exports.root / name
-    found = load_file(folder / f"{mode}.out")["out"]
-    assert torch.allclose(found, exports.expected[name], atol=1e-5)
+    actual = load_file(folder / f"{mode}.out")["out"]
+    assert torch.allclose(actual, exports.expected[name], atol=1e-5)
     first, again = load_file(folder / "model.safetensors"), load_file(folder / mode / "model.safetensors")
     assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
     assert {file.name for file in folder.glob("*.py")} == {file.name for file in (folder / mode).glob("*.py")}
@@ -183,6 +183,6 @@ def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, fami
 
 def test_a_first_layer_that_stock_models_build_differently_needs_the_file() -> None:
     layout = Layout(TOYS["modernbert"].model().config)
-    whole = {"num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
-    assert stock_config_update(layout, SubnetConfig.uniform((0, 2), **whole)) is not None
-    assert stock_config_update(layout, SubnetConfig.uniform((1, 2), **whole)) is None
+    sizes = {"num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
+    assert stock_config_update(layout, SubnetConfig.uniform((0, 2), **sizes)) is not None
+    assert stock_config_update(layout, SubnetConfig.uniform((1, 2), **sizes)) is None

@@ -49,7 +49,7 @@ DIMENSIONS = [
 FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
-"""What the counter of operations lacks: attention as the CPU fuses it."""
+"""The fused attention of the CPU, which the counter of operations lacks."""
 TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
 OTHERS = [(name, task) for name, toy in VARIANTS.items() for task in FAMILIES[toy.model_type].tasks]
 TRAINED = [(name, task) for name, task in TASKS if task != "image-feature-extraction"]
@@ -62,7 +62,7 @@ def calibrated(model: Any, toy: Toy) -> Supernet:
     return supernet
 
 
-def space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> SearchSpace:
+def make_space(supernet: Supernet, names: list[str], scope: str = "per-layer") -> SearchSpace:
     """A space with some dimensions open, named as in a recipe or ``skip attention``, ``skip mlp``."""
     scope = "uniform" if supernet.family.shared_layers else scope
     choices: dict[str, Any] = {name: CHOICES[name] for name in names if name in CHOICES}
@@ -87,7 +87,7 @@ def patterns(layout: Layout) -> list[str]:
 
 
 def dimensions(supernet: Supernet) -> list[str]:
-    """The dimensions of a family; embeddings that an output head shares stay whole."""
+    """The dimensions of a family; embeddings that an output head shares keep full rank."""
     return [name for name in supernet.family.dimensions if name != "embedding_rank" or supernet.embedding is not None]
 
 
@@ -97,11 +97,11 @@ def everything(supernet: Supernet) -> list[str]:
 
 
 def subnets(supernet: Supernet) -> Iterator[SubnetConfig]:
-    """The ends, and uniform and per-layer subnetworks with every dimension open."""
-    uniform = space(supernet, dimensions(supernet), "uniform")
+    """The largest and smallest, and uniform and per-layer subnetworks in which every dimension varies."""
+    uniform = make_space(supernet, dimensions(supernet), "uniform")
     yield from (uniform.largest, uniform.smallest, *(uniform.sample(Random(k)) for k in range(3)))
     if not supernet.family.shared_layers:
-        yield from (space(supernet, everything(supernet)).sample(Random(k)) for k in range(5))
+        yield from (make_space(supernet, everything(supernet)).sample(Random(k)) for k in range(5))
 
 
 def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,8 +114,8 @@ def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inp
     extracted = supernet.extract(subnet)
     assert not any(isinstance(module, Elastic) for module in extracted.modules())
     for batch in (inputs, unpadded(inputs)):
-        expected, found = logits(supernet.model, batch), logits(extracted, batch)
-        assert torch.allclose(found, expected, atol=1e-5), (str(subnet), (found - expected).abs().max())
+        expected, actual = logits(supernet.model, batch), logits(extracted, batch)
+        assert torch.allclose(actual, expected, atol=1e-5), (str(subnet), (actual - expected).abs().max())
 
 
 def test_every_family_has_a_toy() -> None:
@@ -127,11 +127,11 @@ def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) 
     task = "text-classification" if dimension == "embedding_rank" else ""
     for attention in TOYS[family].attentions:
         supernet = calibrated(TOYS[family].model(task, attention=attention), TOYS[family])
-        here, rng = space(supernet, [dimension]), Random(0)
-        found = {here.sample(rng).key: None for _ in range(20)}
-        assert len(found) > 1, "the dimension does not vary"
+        space, rng = make_space(supernet, [dimension]), Random(0)
+        samples = {space.sample(rng).key: None for _ in range(20)}
+        assert len(samples) > 1, "the dimension does not vary"
         for k in range(3):
-            assert_extracted_equals_active(supernet, here.sample(Random(k)), TOYS[family].inputs())
+            assert_extracted_equals_active(supernet, space.sample(Random(k)), TOYS[family].inputs())
 
 
 @pytest.mark.parametrize("family", TOYS)
@@ -144,42 +144,42 @@ def test_extracted_equals_active_with_every_dimension_open(family: str) -> None:
 
 @pytest.mark.parametrize("family", TOYS)
 def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: str) -> None:
-    """Supernet and extracted model could be wrong alike; the stock parent is not."""
+    """Supernet and extracted model could have the same error; the stock parent cannot."""
     toy = TOYS[family]
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
         others = ("hidden_size", "embedding_rank", "attention", "bits", *DEPTHS, *RANK_FIELDS)
-        here = space(supernet, [d for d in supernet.family.dimensions if d not in others])
+        space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
-            subnet = here.sample(Random(k))
+            subnet = space.sample(Random(k))
             reference = zeroed(parent, supernet.layout, subnet)
             supernet.activate(subnet)
             for batch in (toy.inputs(), unpadded(toy.inputs())):
-                expected, found = logits(reference, batch), logits(supernet.model, batch)
-                assert torch.allclose(found, expected, atol=1e-5), (str(subnet), (found - expected).abs().max())
+                expected, actual = logits(reference, batch), logits(supernet.model, batch)
+                assert torch.allclose(actual, expected, atol=1e-5), (str(subnet), (actual - expected).abs().max())
 
 
 def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
     """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
     model = copy.deepcopy(parent)
     for name, parameter in model.named_parameters():
-        place = layout.locate(name)
-        if place.stack is not None and place.layer is not None and parameter.dim() == 2:
+        location = layout.locate(name)
+        if location.stack is not None and location.layer is not None and parameter.dim() == 2:
             dim = 0 if layout.family.conv1d else 1
-            if place.axes[dim] in ("heads", "cross_heads", "ffn"):
+            if location.axes[dim] in ("heads", "cross_heads", "ffn"):
                 rows = layout.shapes.active_rows(
-                    place.axes[dim], subnet.layer_values(place.layer), layout.parent_values[place.stack]
+                    location.axes[dim], subnet.layer_values(location.layer), layout.parent_values[location.stack]
                 )
-                kept = torch.zeros(parameter.shape[dim])
-                kept[rows] = 1
-                parameter.data *= kept[:, None] if dim == 0 else kept
+                mask = torch.zeros(parameter.shape[dim])
+                mask[rows] = 1
+                parameter.data *= mask[:, None] if dim == 0 else mask
     return model
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "attention" in family.dimensions])
 def test_sparse_layers_equal_full_ones_under_the_mask_of_their_window(family: str) -> None:
-    """The reference computes attention densely, under the padding it is given and the window."""
+    """The reference computes attention densely, under its padding mask and the window."""
     toy = TOYS[family]
     model = toy.model(attention=toy.attentions[0])
     supernet = Supernet(copy.deepcopy(model))
@@ -192,12 +192,12 @@ def test_sparse_layers_equal_full_ones_under_the_mask_of_their_window(family: st
 
 
 def of_real_tokens(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a model says of its samples, or of their tokens that are not padding."""
-    found = logits(model, batch)
+    """Outputs of a model for its samples, or for their tokens that are not padding."""
+    outputs = logits(model, batch)
     real = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-    if real is None or found.numel() % real.numel():
-        return found
-    return found.view(*real.shape, -1) * real[..., None]
+    if real is None or outputs.numel() % real.numel():
+        return outputs
+    return outputs.view(*real.shape, -1) * real[..., None]
 
 
 @contextmanager
@@ -208,11 +208,13 @@ def masked_windows(model: Any, window: int) -> Iterator[None]:
         if getattr(module, "is_cross_attention", False) or query.shape[2] != key.shape[2] or crosses(module):
             return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
         q, k = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
-        near = (k <= q) & (q - k < window) if module.is_causal else (q - k).abs() <= window
-        return sdpa_attention_forward(module, query, key, value, near if mask is None else near & mask, **kwargs)
+        in_window = (k <= q) & (q - k < window) if module.is_causal else (q - k).abs() <= window
+        return sdpa_attention_forward(
+            module, query, key, value, in_window if mask is None else in_window & mask, **kwargs
+        )
 
     def crosses(module: Any) -> bool:
-        return any(name.endswith("encoder_attn") and module is found for name, found in model.named_modules())
+        return any(name.endswith("encoder_attn") and module is other for name, other in model.named_modules())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", masked)
@@ -263,13 +265,13 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
     supernet = calibrated(TOYS[family].model(), TOYS[family])
     length = int(batch["attention_mask"][1].sum())
     for subnet in subnets(supernet):
-        supernet.activate(replace(subnet, bits=()))  # where inputs are rounded, that depends on all of them
-        alone = {
+        supernet.activate(replace(subnet, bits=()))  # activations are rounded by a scale of the full batch
+        single = {
             name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in batch.items()
         }
         with torch.inference_mode():
-            whole, short = supernet.model(**batch).logits[1], supernet.model(**alone).logits[0]
-        assert torch.allclose(whole[: len(short)], short, atol=1e-5)
+            batched, unbatched = supernet.model(**batch).logits[1], supernet.model(**single).logits[0]
+        assert torch.allclose(batched[: len(unbatched)], unbatched, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "task"), TASKS)
@@ -308,8 +310,8 @@ def test_the_table_of_families_is_printed_from_the_code() -> None:
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "nas.cli", "families"], capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-m", "nas.cli", "families"], capture_output=True, text=True)
     for name, family in FAMILIES.items():
-        row = next(line for line in done.stdout.splitlines() if re.match(rf"\s*{re.escape(name)}\s", line))
+        row = next(line for line in process.stdout.splitlines() if re.match(rf"\s*{re.escape(name)}\s", line))
         assert family.tasks[0] in row and family.dimensions[0] in row
         assert not family.skippable or family.skippable[0] in row

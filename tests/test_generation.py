@@ -31,7 +31,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
 }
 """Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
 PATTERNS = {"sparse": ("local:3", "bigbird:2,1,1", "full", "local:2")}
-"""Attention of each kept layer, where it is not full and may be sparse."""
+"""Attention of each kept layer, in cases where it is sparse."""
 
 
 def toy(family: str, task: str) -> Any:
@@ -49,7 +49,7 @@ def toy(family: str, task: str) -> Any:
 
 
 def subnet(supernet: Supernet, case: str) -> SubnetConfig:
-    """A case of the table, the same in each stack; what a family cannot vary stays whole."""
+    """A case of the table, the same in each stack; what a family cannot vary stays as in the parent."""
     layout, (kept, groups, per_group, neurons, hidden) = supernet.layout, CASES[case]
     layers, stacks = [], len(layout.depths)
     for number, depth in enumerate(layout.depths):
@@ -67,21 +67,21 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
 
 
 def patterns(supernet: Supernet, case: str) -> tuple[str, ...]:
-    """Attention of each layer of a stack; one that slides keeps no keys for global tokens and random blocks."""
-    wanted = PATTERNS.get(case, ()) if "attention" in supernet.family.dimensions else ()
+    """Attention of each layer of a stack; a sliding window caches no keys for global tokens and random blocks."""
+    texts = PATTERNS.get(case, ()) if "attention" in supernet.family.dimensions else ()
     slides = getattr(supernet.layout.sizes, "sliding_window", None) is not None
-    return tuple("local:4" if slides and text.startswith("bigbird") else text for text in wanted)
+    return tuple("local:4" if slides and text.startswith("bigbird") else text for text in texts)
 
 
 def active_and_extracted(supernet: Supernet, case: str) -> tuple[Any, Any]:
-    """The live model with a case active, and the model of its own."""
-    chosen = subnet(supernet, case)
-    supernet.activate(chosen)
-    return supernet.model, supernet.extract(chosen)
+    """The supernet with the subnetwork of a case active, and the extracted model."""
+    case_subnet = subnet(supernet, case)
+    supernet.activate(case_subnet)
+    return supernet.model, supernet.extract(case_subnet)
 
 
 def prompts(family: str, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
-    """Prompts of different lengths, padded where generation wants it: left for a decoder, right for an encoder."""
+    """Prompts of different lengths, padded as generation needs it: left for a decoder, right for an encoder."""
     torch.manual_seed(1)
     inputs = {name: value[rows] for name, value in TOYS[family].inputs().items() if not name.startswith("decoder")}
     if "decoder_input_ids" in TOYS[family].inputs():
@@ -96,16 +96,16 @@ def generated(model: Any, inputs: dict[str, torch.Tensor], how: dict[str, Any] =
 
 
 def in_chunks(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int]) -> torch.Tensor:
-    """Logits of a text read bit by bit through a cache."""
+    """Logits of a text that is read in chunks through a cache."""
     name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
-    found, start, cache = [], 0, None
+    logits, start, cache = [], 0, None
     for size in sizes:
         chunk = {**inputs, name: inputs[name][:, start : start + size]}
         if name == "input_ids":
             chunk["attention_mask"] = inputs["attention_mask"][:, : start + size]
         outputs = model(**chunk, past_key_values=cache, use_cache=True)
-        found, start, cache = [*found, outputs.logits], start + size, outputs.past_key_values
-    return torch.cat(found, 1)
+        logits, start, cache = [*logits, outputs.logits], start + size, outputs.past_key_values
+    return torch.cat(logits, 1)
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
@@ -122,13 +122,13 @@ def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, ca
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_padded_batch_equals_each_prompt_alone(family: str, task: str, case: str) -> None:
+def test_a_padded_batch_equals_each_single_prompt(family: str, task: str, case: str) -> None:
     supernet, inputs = Supernet(toy(family, task)), prompts(family)
     for model in active_and_extracted(supernet, case):
-        together = generated(model, inputs)
+        batched = generated(model, inputs)
         for row, mask in enumerate(inputs["attention_mask"].bool()):
-            alone = {name: value[row : row + 1, mask] for name, value in inputs.items()}
-            assert torch.equal(generated(model, alone)[0], together[row]), type(model).__name__
+            single = {name: value[row : row + 1, mask] for name, value in inputs.items()}
+            assert torch.equal(generated(model, single)[0], batched[row]), type(model).__name__
 
 
 @torch.inference_mode()
@@ -138,9 +138,9 @@ def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: 
     supernet, inputs = Supernet(toy(family, task)), {**TOYS[family].inputs(), **prompts(family)}
     real = inputs["attention_mask"].bool() if "decoder_input_ids" not in inputs else ...
     for model in active_and_extracted(supernet, case):
-        whole, chunks = model(**inputs).logits, in_chunks(model, inputs, [5, 3, 1, 1, 2])
-        scale = max(1, whole.abs().max().item())
-        assert torch.allclose(chunks[real], whole[real], atol=1e-5 * scale), (chunks - whole)[real].abs().max()
+        at_once, chunks = model(**inputs).logits, in_chunks(model, inputs, [5, 3, 1, 1, 2])
+        scale = max(1, at_once.abs().max().item())
+        assert torch.allclose(chunks[real], at_once[real], atol=1e-5 * scale), (chunks - at_once)[real].abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -189,7 +189,7 @@ def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path)
 
 @pytest.mark.parametrize(("family", "is_stock"), [("llama", False), ("mistral", True), ("gemma2", False)])
 def test_a_stock_export_is_one_that_its_config_class_takes(family: str, is_stock: bool, tmp_path: Path) -> None:
-    """Some config classes refuse 4 heads at a hidden size of 30, with whatever head_dim."""
+    """Some config classes refuse 4 heads at a hidden size of 30, for any head_dim."""
     supernet = Supernet(toy(family, "text-generation"))
     odd = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "hidden_size": 30}
     model = supernet.extract(SubnetConfig.uniform((0, 2), **odd))

@@ -1,4 +1,4 @@
-"""Rank: the best factors for real inputs, fewer products, gradients that reach the weights, choices that pay."""
+"""Low rank: optimal factors for real inputs, fewer operations, gradients that reach the weights, useful choices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def inputs_and_weight(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Te
 
 
 def best(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> torch.Tensor:
-    """The optimum by another road: truncated singular values of the weight for whitened inputs."""
+    """The optimum, in another way: truncated singular values of the weight for whitened inputs."""
     values, vectors = torch.linalg.eigh(moment)
     root = vectors * values.clamp(min=1e-14).sqrt()
     u, s, vt = torch.linalg.svd(weight @ root, full_matrices=False)
@@ -63,7 +63,7 @@ def test_the_truncation_error_is_the_least_possible_and_below_that_of_plain_svd(
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "modernbert"])
 def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
-    """The reference is the stock parent with other weights, found without our basis."""
+    """The reference is the stock parent with other weights, computed without our basis."""
     toy = TOYS[family]
     parent, batch = toy.model(), toy.inputs()
     supernet = Supernet(copy.deepcopy(parent))
@@ -77,8 +77,8 @@ def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
     for name, moment in supernet.calibration.moments.items():
         weight = parent.get_parameter(name)
         matrix = weight.T if supernet.family.conv1d else weight
-        found = best(matrix.double(), moment, ranks[name] or 0).float()  # type: ignore[operator]
-        weight.data = (found.T if supernet.family.conv1d else found).contiguous()
+        optimum = best(matrix.double(), moment, ranks[name] or 0).float()  # type: ignore[operator]
+        weight.data = (optimum.T if supernet.family.conv1d else optimum).contiguous()
     supernet.activate(subnet)
     assert len(supernet.calibration.moments) == len(ranks) > 4 * layers - 1 and None not in ranks.values()
     assert torch.allclose(logits(supernet.model, batch), logits(parent, batch), atol=2e-4)
@@ -112,9 +112,9 @@ def test_gradients_reach_the_weight_through_a_fixed_basis() -> None:
     supernet.activate(with_rank(supernet.parent, 50))
     supernet.model(**batch).loss.backward()
     name, module = next(iter(supernet.linear_layers.items()))
-    found, basis = supernet.model.get_parameter(name).grad, module.basis
-    assert found is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
-    assert found.norm() > 0 and torch.allclose(basis @ (basis.T @ found), found, atol=1e-6)
+    gradient, basis = supernet.model.get_parameter(name).grad, module.basis
+    assert gradient is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
+    assert gradient.norm() > 0 and torch.allclose(basis @ (basis.T @ gradient), gradient, atol=1e-6)
 
 
 def test_a_basis_stays_until_there_are_other_activations() -> None:
@@ -143,41 +143,43 @@ def test_ranks_are_nested() -> None:
     assert torch.equal(bases[80][:, :narrow], bases[30])  # type: ignore[index]
 
 
-def test_padding_is_left_out_of_calibration() -> None:
+def test_padding_is_ignored_in_calibration() -> None:
     supernet, batch = calibrated_bert()
-    name, seen = "bert.encoder.layer.0.attention.self.query.weight", []
+    name, inputs = "bert.encoder.layer.0.attention.self.query.weight", []
     module = supernet.linear_layers[name]
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].double()))
     logits(supernet.model, {n: batch[n] for n in ("input_ids", "attention_mask")})
     handle.remove()
-    rows = seen[0][batch["attention_mask"].bool()]
-    found = calibrate(supernet, [batch])
-    assert torch.allclose(found.moments[name], rows.T @ rows / len(rows), atol=1e-8)
+    rows = inputs[0][batch["attention_mask"].bool()]
+    calibration = calibrate(supernet, [batch])
+    assert torch.allclose(calibration.moments[name], rows.T @ rows / len(rows), atol=1e-8)
 
 
 def test_activations_come_back_from_disk(tmp_path: Path) -> None:
     supernet, _ = calibrated_bert()
     assert supernet.calibration is not None and CalibrationStatistics.load(tmp_path) is None
     supernet.calibration.save(tmp_path)
-    found = CalibrationStatistics.load(tmp_path)
-    assert found is not None and found.moments.keys() == supernet.calibration.moments.keys()
-    assert all(torch.equal(found.weights[n], w) for n, w in supernet.calibration.weights.items())
-    assert list(found.moments) == list(supernet.calibration.moments)
+    loaded = CalibrationStatistics.load(tmp_path)
+    assert loaded is not None and loaded.moments.keys() == supernet.calibration.moments.keys()
+    assert all(torch.equal(loaded.weights[n], w) for n, w in supernet.calibration.weights.items())
+    assert list(loaded.moments) == list(supernet.calibration.moments)
     for name, moment in supernet.calibration.moments.items():
-        assert torch.equal(found.moments[name], moment.float().double())
-    stored = sum(moment.numel() * 8 for moment in found.moments.values())
-    weights = sum(weight.numel() * 4 for weight in found.weights.values())
+        assert torch.equal(loaded.moments[name], moment.float().double())
+    stored = sum(moment.numel() * 8 for moment in loaded.moments.values())
+    weights = sum(weight.numel() * 4 for weight in loaded.weights.values())
     assert (tmp_path / "activations.safetensors").stat().st_size - weights < 0.22 * stored
 
 
-def test_activations_of_whole_matrices_are_still_read(tmp_path: Path) -> None:
+def test_full_moment_matrices_of_older_runs_are_still_read(tmp_path: Path) -> None:
     supernet, _ = calibrated_bert()
     assert supernet.calibration is not None
-    named = {f"moments:{name}": moment for name, moment in supernet.calibration.moments.items()}
-    named |= {f"weights:{name}": weight.contiguous() for name, weight in supernet.calibration.weights.items()}
-    save_file(named, tmp_path / STATISTICS_FILE)
-    found = CalibrationStatistics.load(tmp_path)
-    assert found is not None and all(torch.equal(found.moments[n], m) for n, m in supernet.calibration.moments.items())
+    tensors = {f"moments:{name}": moment for name, moment in supernet.calibration.moments.items()}
+    tensors |= {f"weights:{name}": weight.contiguous() for name, weight in supernet.calibration.weights.items()}
+    save_file(tensors, tmp_path / STATISTICS_FILE)
+    loaded = CalibrationStatistics.load(tmp_path)
+    assert loaded is not None and all(
+        torch.equal(loaded.moments[n], m) for n, m in supernet.calibration.moments.items()
+    )
 
 
 def test_a_rank_without_activations_is_refused() -> None:
@@ -197,7 +199,7 @@ def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key(
     assert low.key != subnet.key and SubnetConfig.from_dict(low.to_dict()) == low and "50" in str(low)
 
 
-def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
+def test_ranks_from_break_even_on_are_dropped_with_a_reason() -> None:
     choices, reasons = useful_choices({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
     assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
     assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 dropped: ")
@@ -205,7 +207,7 @@ def test_ranks_that_cannot_pay_are_left_out_with_a_reason() -> None:
         useful_choices({"mlp_rank": [0.001]}, 64)
 
 
-def test_uniform_scaling_keeps_layers_whole() -> None:
+def test_uniform_scaling_keeps_full_ranks() -> None:
     parent = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
     space = SearchSpace(parent, intermediate_size=[4, 8, 16], attention_rank=[25, 50, 100], mlp_rank=[50, 100])
     assert all({*s.attention_rank, *s.mlp_rank} == {100} for s in space.uniform_scalings())
@@ -213,7 +215,7 @@ def test_uniform_scaling_keeps_layers_whole() -> None:
 
 
 def assert_features_explain(space: SearchSpace, subnets: list[SubnetConfig], law: np.ndarray) -> None:
-    """A law of 300 subnetworks is a weighted sum of the features: it is found on those it was not fitted on."""
+    """A law of 300 subnetworks is a weighted sum of the features, also for subnetworks it was not fitted on."""
     table, names = features(space, subnets), feature_names(space)
     assert table.shape == (300, len(names))
     columns = [i for i, name in enumerate(names) if ":" in name or name == "num_hidden_layers"]
@@ -234,7 +236,7 @@ def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_with_ranks_end_to_end(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
     run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
     assert "attention_rank 2 dropped" in capsys.readouterr().out
@@ -248,15 +250,15 @@ def test_the_whole_road_with_ranks(text_recipe: Path, tmp_path: Path, capsys: py
 
 
 def assert_workers_score_ranks_alike(run: Run) -> None:
-    """What a Ray worker makes of the files it is sent scores a low rank as the driver does."""
+    """A Ray worker scores low ranks as the driver does, from the files that it is sent."""
     from nas.ray.search_worker import Package
     from nas.studies.racing import Scorer
 
     context = TaskContext(run.recipe)
     supernet, space = load_supernet(run, context)
-    here = Scorer(supernet, context.splits.search, ["loss"])
-    package = Package.of(run.supernet, here)
+    driver = Scorer(supernet, context.splits.search, ["loss"])
+    package = Package.of(run.supernet, driver)
     assert "activations.safetensors" in package.digests
-    there = package.load(package.local_folder())
+    worker = package.load(package.local_folder())
     assert space.smallest.attention_rank == (50,) * 4
-    assert there(space.smallest, None).scores == here(space.smallest, None).scores
+    assert worker(space.smallest, None).scores == driver(space.smallest, None).scores
