@@ -19,7 +19,7 @@ from search_spaces import FAMILIES, TASKS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models, and processes of their own: more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny and tests run in several processes: more threads would only wait
 
 _TEXT = "[PAD] [UNK] [CLS] [SEP] [MASK] good great fine bad awful poor film plot cast the a is was very not"
 WORDS = _TEXT.split()
@@ -32,7 +32,7 @@ def _one_seed() -> None:
 
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-SIZES |= {"initializer_range": 0.1}  # so that what attention does is seen
+SIZES |= {"initializer_range": 0.1}  # so that attention changes the outputs visibly
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
@@ -64,7 +64,7 @@ def image_inputs() -> dict[str, torch.Tensor]:
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Every score that a model gives, flat."""
+    """All outputs of a model, flattened."""
     with torch.inference_mode():
         outputs = model(**inputs)
     names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
@@ -72,13 +72,13 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def translation_inputs() -> dict[str, torch.Tensor]:
-    """Three texts of different lengths, and others of twelve and fewer tokens that follow from them."""
-    written = {f"decoder_{name}": value for name, value in text_inputs().items()}
-    return {**text_inputs(), **written}
+    """Three source texts of different lengths, and their targets of up to twelve tokens."""
+    targets = {f"decoder_{name}": value for name, value in text_inputs().items()}
+    return {**text_inputs(), **targets}
 
 
 def sound_inputs() -> dict[str, torch.Tensor]:
-    """Three sounds of 20 frames, and twelve tokens that follow from each."""
+    """Three sounds of 20 frames, and their targets of twelve tokens."""
     return {"input_features": torch.randn(3, 8, 20), "decoder_input_ids": torch.randint(5, len(WORDS), (3, 12))}
 
 
@@ -92,7 +92,7 @@ class Toy:
     attentions: tuple[str, ...] = ("sdpa", "eager")
 
     def model(self, task: str = "", attention: str = "") -> Any:
-        """A model for a task; by default the first that the family does, and its first kind of attention."""
+        """A model for a task; by default for the first task of the family, with its first attention implementation."""
         import transformers
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
@@ -124,7 +124,6 @@ TOYS: dict[str, Toy] = {
         Toy("modernbert", {**SIZES, **TEXT, **MODERN}),
         Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
-        Toy("llama", {**SIZES, **TEXT, **GROUPED}),
         Toy("t5", {**T5, **START, "vocab_size": len(WORDS)}, translation_inputs),
         Toy("bart", {**SCALED, **TEXT}, translation_inputs),
         Toy("marian", {**SCALED, **TEXT}, translation_inputs),
@@ -181,11 +180,11 @@ VARIANTS: dict[str, Toy] = {
     "phi3-sliding": variant("phi3", sliding_window=5, partial_rotary_factor=0.67, tie_word_embeddings=True),
     "siglip-headless": variant("siglip", vision_config={**TWO_TOWERS["vision_config"], "vision_use_head": False}),
 }
-"""Other configs of these families that checkpoints have."""
+"""Name -> a toy with another config, as real checkpoints of its family have."""
 
 
 def bert(**changes: Any) -> Any:
-    """BERT; what `text_folder` holds too."""
+    """A tiny BERT, as in `text_folder`."""
     return replace(TOYS["bert"], config={**TOYS["bert"].config, **changes}).model()
 
 
@@ -260,7 +259,7 @@ def read_lines(path: Path) -> list[Any]:
 
 @pytest.fixture
 def make(text_folder: Path) -> Callable[..., Any]:
-    """Makes a context for any of the cases of `toy_tasks`."""
+    """Makes a context for a case of `toy_tasks`."""
     from toy_tasks import builder
 
     return builder(text_folder)

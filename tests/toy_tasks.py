@@ -1,4 +1,4 @@
-"""Toy data for every task type, the tiny models that do them, and recipes over both."""
+"""Toy data and tiny models for every task type, and recipes over both."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def tokenizer(folder: Path, **special: str) -> Any:
 
     words = Tokenizer(models.WordLevel({word: k for k, word in enumerate([*WORDS, "\n", "</s>"])}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^ \n]+"), "removed", invert=True)
-    made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="</s>", **special)
-    made.save_pretrained(folder)
-    return made
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="</s>", **special)
+    fast.save_pretrained(folder)
+    return fast
 
 
 def causal(folder: Path) -> Any:
@@ -87,7 +87,7 @@ def seq2seq(model_type: str, folder: Path) -> Any:
 
 
 def whisper(folder: Path) -> Any:
-    """A second of sound, half a second of it at most in 50 frames."""
+    """A tiny Whisper for one second of sound, 50 encoder positions."""
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     words = tokenizer(folder, pad_token="[PAD]")
@@ -165,14 +165,14 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
     "pairs": ("text2text-generation", jsonl, lambda s: {"input": s, "output": s.split()[-1]}, ("accuracy", 0.4)),
     "speech": ("automatic-speech-recognition", parquet, lambda s: {"audio": sound(s), "text": s}, ("accuracy", 0.2)),
 }
-"""Name -> task type, file format, the row of a sentence, and a quality that a trained parent reaches."""
+"""Name -> task type, file format, the row of a sentence, and a metric with the value that a trained parent reaches."""
 
 MODELS: dict[str, Callable[[Path], Any]] = {
     "next words": lambda folder: causal(folder),
     "pairs": lambda folder: seq2seq("t5", folder),
     "speech": lambda folder: whisper(folder),
 }
-"""Cases that a BERT cannot do -> a model that can."""
+"""Case that a BERT cannot do -> a model that can."""
 
 Make = Callable[..., TaskContext]
 
@@ -181,7 +181,7 @@ def builder(text_folder: Path) -> Make:
     """A recipe for one of the cases, or for any rows, over the tiny BERT of `text_folder`."""
 
     def build(case: str, rows: Rows | None = None, quality: str | None = None, **task: Any) -> TaskContext:
-        kind, write, row, (usual, _) = CASES[case]
+        task_type, write, row, (usual, _) = CASES[case]
         data = [(rows or row)(sentence) for sentence in SENTENCES]
         name = case.replace(" ", "-")
         sources = {
@@ -195,7 +195,7 @@ def builder(text_folder: Path) -> Make:
         quick = {"epochs": 4, "learning_rate": 2e-3, "batch_size": 8}
         recipe = {
             "model": str(text_folder / "model"),
-            "task": {"type": kind, **sources, "max_length": 16, "search_examples": examples, **task},
+            "task": {"type": task_type, **sources, "max_length": 16, "search_examples": examples, **task},
             "space": {"num_hidden_layers": [1, 2], "num_attention_heads": [1, 2], "intermediate_size": [16]},
             "objectives": {quality or usual: "maximize", "latency_ms": "minimize"},
             "workload": {"sequence_length": 16},
