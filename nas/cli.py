@@ -7,11 +7,15 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas.pipeline import STAGES
 from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from nas.recipe.schema import Recipe
 
 app = typer.Typer(
     help="Search a Hugging Face transformer for smaller ones, measured on this device.",
@@ -23,44 +27,57 @@ app = typer.Typer(
 
 UsageError = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
+"""The exit code that typer returns after Ctrl-C."""
+
+SEARCH_HELP = "\n\n".join(
+    (
+        "Run all stages of a recipe; the same command again resumes.",
+        "\b\nStages:\n" + "\n".join(f"{stage.name:<9} {stage.meaning}" for stage in STAGES),
+    )
+)
 
 RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as section.key=value.", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
 
 
-@app.command()
+@app.command(help=SEARCH_HELP)
 def search(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run: RunFolder = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe, space and time; stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe, the size of the space and the estimated time; stop.")
+    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(help="Evaluate on a Ray cluster: auto, local or host:port.", metavar="auto|ADDRESS"),
     ] = None,
 ) -> None:
-    """Run a recipe: parent, supernet, profile, search, verify, report, export. Typing it again resumes."""
     from nas.recipe.schema import Recipe
 
     loaded = Recipe.load(recipe, overrides or [])
-
     if dry_run:
-        from nas.commands.dry_run import estimate
-
-        found = estimate(loaded)
-        typer.echo(loaded.to_yaml())
-        typer.echo(f"# space: {found['subnetworks']:,} subnetworks")
-        minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in found["minutes"].items())
-        typer.echo(f"# estimated minutes: {minutes}; in all {sum(found['minutes'].values()):.0f}")
+        _print_estimate(loaded)
         return
     from nas.pipeline import search as run_pipeline
     from nas.reports.summary import print_summary
     from nas.runs.finetuned import front_with_finetuned
 
-    done = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
-    print_summary(done, front_with_finetuned(done))
+    finished = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
+    print_summary(finished, front_with_finetuned(finished))
+
+
+def _print_estimate(recipe: Recipe) -> None:
+    from nas.commands.dry_run import estimate
+
+    result = estimate(recipe)
+    typer.echo(recipe.to_yaml())
+    typer.echo(f"# space: {result['subnetworks']:,} subnetworks")
+    typer.echo(f"# estimated minutes: {sum(result['minutes'].values()):.0f} in total")
+    meanings = {stage.name: stage.meaning for stage in STAGES}
+    for name, minutes in result["minutes"].items():
+        typer.echo(f"#   {name:<8} {minutes:6.1f}   {meanings[name]}")
 
 
 @app.command()

@@ -1,36 +1,106 @@
-"""The whole road: recipe -> parent -> supernet -> profile -> search -> verify -> report -> export."""
+"""The pipeline: the stages of a run in order, and the functions that run them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-from nas.recipe.schema import Recipe
-from nas.reports.summary import near_bound_line, predictor_line
-from nas.runs import processes
-from nas.runs.progress import print_line, quiet_libraries
-from nas.runs.run import Run
-from nas.stages.check import open_run
-from nas.stages.export import run_export
-from nas.stages.parent import run_parent
-from nas.stages.profile import run_profile
-from nas.stages.report import run_report
-from nas.stages.search import run_search
-from nas.stages.supernet import run_supernet
-from nas.stages.verify import run_verify
-from nas.tasks.context import TaskContext
-from predictors import SubnetPredictor
+if TYPE_CHECKING:
+    from nas.recipe.schema import Recipe
+    from nas.runs.run import Run
+    from nas.tasks.context import TaskContext
+    from predictors import SubnetPredictor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: Its name, also in the recipe, in messages and in `nas watch`.
+        meaning: What it does, in one sentence.
+        is_done: Whether a run has its result. A stage writes its result last and is skipped when it exists.
+        function: ``module:function`` that runs it, given a `Run`, a `TaskContext` and the address of a Ray cluster or
+            None. It is imported when it is called, so that listing the stages imports no torch.
+        in_all_processes: Whether data-parallel processes run it together; the other stages run in the main process.
+    """
+
+    name: str
+    meaning: str
+    is_done: Callable[[Run], bool]
+    function: str
+    in_all_processes: bool = False
+
+    def run(self, run: Run, context: TaskContext, cluster: str | None = None) -> None:
+        """Runs the stage.
+
+        Raises:
+            InputError: If the recipe does not fit what the stage finds; the run stays resumable.
+        """
+        resolve_name(self.function)(run, context, cluster)
+
+
+STAGES = (
+    Stage(
+        "parent",
+        "Fine-tune the model on the task, if it has no trained head.",
+        lambda run: run.parent.exists(),
+        "nas.stages.parent:run_parent",
+        in_all_processes=True,
+    ),
+    Stage(
+        "supernet",
+        "Order the weights by importance and train all subnetworks together.",
+        lambda run: run.supernet.exists(),
+        "nas.stages.supernet:run_supernet",
+        in_all_processes=True,
+    ),
+    Stage(
+        "profile",
+        "Measure sampled subnetworks and fit the latency predictor.",
+        lambda run: run.is_profiled,
+        "nas.stages.profile:run_profile",
+    ),
+    Stage(
+        "search",
+        "Evaluate subnetworks: the search, and its baselines (uniform scaling, random search).",
+        lambda run: run.front_file.exists(),  # a search resumes until it is verified; trials.csv also follows an error
+        "nas.stages.search:run_search",
+    ),
+    Stage(
+        "verify",
+        "Export, measure and score the fronts of the search and its baselines on the held-out split.",
+        lambda run: run.front_file.exists(),
+        "nas.stages.verify:run_verify",
+    ),
+    Stage(
+        "report",
+        "Write report.html.",
+        lambda run: run.report.exists(),
+        "nas.stages.report:run_report",
+    ),
+    Stage(
+        "export",
+        "Export the knee of the front as a model folder.",
+        lambda run: run.front_file.exists() and (run.exports / run.front().knee().key).exists(),
+        "nas.stages.export:run_export",
+    ),
+)
+"""The stages of a run, in order."""
 
 
 def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) -> Run:
-    """Runs every stage of a recipe that its folder does not hold yet.
+    """Runs every stage of a recipe that has no result in the folder yet.
 
     Args:
         recipe: What to do.
-        folder: The run. Calling again with the same recipe resumes; a finished run is only shown.
-        cluster: Address of a Ray cluster whose workers share the evaluations of the search, or ``auto``, and train
-            where the recipe asks for several; everything else, the measuring of latencies above all, stays here.
+        folder: The run. Calling again with the same recipe resumes.
+        cluster: Address of a Ray cluster, or ``auto``. Its workers evaluate subnetworks, and train if the recipe asks
+            for several workers. Latencies are measured in this process.
 
     Returns:
         The finished run, its knee exported.
@@ -38,42 +108,59 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
     """
+    from nas.runs.progress import quiet_libraries
+
     quiet_libraries()
-    with prepare_run(recipe, folder, cluster) as (context, run):
-        predictor = run_profile(run, context)
-        print_line(f"predictor  {predictor_line(predictor)}")
-        print_line(f"near       {near_bound_line(predictor)}")
-        if not run.front_file.exists():
-            run_search(run, context, predictor, cluster)
-            run_verify(run, context, predictor)
-        report_and_export(run, predictor)
+    with locked_run(recipe, folder) as (context, run):
+        run_stages(run, context, cluster)
     return run
 
 
-def report_and_export(run: Run, predictor: SubnetPredictor) -> None:
-    """The report and the knee's export, where they are not there yet."""
-    if not run.report.exists():
-        run_report(run, predictor)
-    run_export(run)
-
-
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
-    """Runs the stages up to this device's latency predictor."""
+    """Runs the stages up to the latency predictor of this device, and returns it.
+
+    Raises:
+        InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
+    """
+    from nas.runs.progress import quiet_libraries
+
     quiet_libraries()
-    with prepare_run(recipe, folder) as (context, run):
-        return run_profile(run, context)
+    with locked_run(recipe, folder) as (context, run):
+        run_stages(run, context, last="profile")
+        return run.load_predictor()
+
+
+def run_stages(run: Run, context: TaskContext, cluster: str | None = None, *, last: str = "export") -> None:
+    """Runs the stages that have no result yet, up to and including ``last``.
+
+    Args:
+        run: The run, locked.
+        context: The context of its recipe.
+        cluster: Address of a Ray cluster; None for none.
+        last: Name of a stage.
+    """
+    from nas.runs import processes
+
+    names = [stage.name for stage in STAGES]
+    for stage in STAGES[: names.index(last) + 1]:
+        if not stage.in_all_processes:
+            processes.exit_other_processes()
+        is_done = stage.is_done(run)
+        processes.barrier()  # every process must look before one of them writes the result
+        if not is_done:
+            stage.run(run, context, cluster)
 
 
 @contextmanager
-def prepare_run(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[TaskContext, Run]]:
-    """The open run of a recipe with its parent and supernet; of several processes, the main one goes on with it."""
+def locked_run(recipe: Recipe, folder: str | Path) -> Iterator[tuple[TaskContext, Run]]:
+    """The run of a recipe, locked by the main process; the other processes wait until it exists."""
+    from nas.runs import processes
+    from nas.stages.check import open_run
+
     if not processes.is_main():
-        processes.barrier()  # until the run is there and held
+        processes.barrier()
     context, run = open_run(recipe, folder)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
             processes.barrier()
-        run_parent(run, context, cluster)
-        run_supernet(run, context, cluster)
-        processes.exit_other_processes()
         yield context, run

@@ -110,7 +110,8 @@ def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path
     run.front_file.unlink()
     (run.folder / "supernet.partial" / "checkpoints" / "checkpoint-40").mkdir(parents=True)
     run.parent.mkdir()
-    assert status_lines(run) == ["parent     done", "supernet   in training, past step 40", "profile    0 measured"]
+    waiting = [f"{name:<10} not started" for name in ("profile", "search", "verify", "report", "export")]
+    assert status_lines(run) == ["parent     done", "supernet   in training, past step 40", *waiting]
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
     for found in front:
@@ -119,8 +120,9 @@ def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path
     with run.study.open("a") as file:
         file.write('{"op_code": 5, "half a rec')
     before = run.study.read_bytes()
-    line = status_lines(run)[3]
-    assert line.startswith("search     3 evaluated · ") and "best accuracy 0.9000" in line
+    state, line = status_lines(run)[3:5]
+    assert state == "search     started"
+    assert line.startswith("  search   3 evaluated · ") and "best accuracy 0.9000" in line
     assert run.study.read_bytes() == before
 
 

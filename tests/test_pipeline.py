@@ -1,14 +1,18 @@
-"""The whole road on a tiny BERT: front, report, export, resume, determinism."""
+"""The pipeline on a tiny BERT: stages, front, report, export, resume, determinism."""
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
+from nas import pipeline
+from nas.pipeline import STAGES, Stage, run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, open_studies, points
@@ -39,3 +43,39 @@ def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tupl
 def test_a_finished_run_is_only_shown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe\.yaml"):
         Run(tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_stage_names_a_function_that_takes_run_context_and_cluster(stage: Stage) -> None:
+    function = resolve_name(stage.function)
+    assert function.__module__ == f"nas.stages.{stage.name}" and function.__name__ == f"run_{stage.name}"
+    assert list(inspect.signature(function).parameters) == ["run", "context", "cluster"]
+    assert stage.meaning.endswith(".") and stage.meaning.count(". ") == 0
+
+
+def test_only_stages_without_a_result_run_up_to_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    results = {"parent"}
+
+    def stage(name: str) -> Stage:
+        return Stage(name, "A stage.", lambda run: name in results, f"{__name__}:_unused")
+
+    def run(self: Stage, *_: object) -> None:
+        calls.append(self.name)
+        results.add(self.name)
+
+    monkeypatch.setattr(pipeline, "STAGES", tuple(map(stage, ("parent", "supernet", "profile", "search"))))
+    monkeypatch.setattr(Stage, "run", run)
+    run_stages(object(), object(), last="profile")  # type: ignore[arg-type]
+    assert calls == ["supernet", "profile"]
+    run_stages(object(), object(), last="search")  # type: ignore[arg-type]
+    assert calls == ["supernet", "profile", "search"]
+
+
+def test_the_help_lists_the_stages_and_imports_no_torch() -> None:
+    code = "import sys, nas.cli; print(nas.cli.SEARCH_HELP); print('torch' in sys.modules)"
+    lines = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert [line.split()[0] for line in lines[-1 - len(STAGES) : -1]] == [stage.name for stage in STAGES]
+    assert lines[-1] == "False"

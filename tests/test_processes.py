@@ -114,7 +114,7 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
 
 def test_processes_that_are_asked_for_must_be_there(recipe: Path) -> None:
     run, context = Run.open(recipe.parent / "run", Recipe.load(recipe)), TaskContext(Recipe.load(recipe))
-    with pytest.raises(InputError, match=r"`parent.workers` is 2, but there is 1 process; add --ray, or start"):
+    with pytest.raises(InputError, match=r"launched processes, 1, but is 2; add --ray, or launch"):
         run_parent(run, context)
 
 

@@ -20,7 +20,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages import supernet as trainings
 from nas.stages.parent import run_parent
-from nas.stages.profile import profile_sample, run_profile
+from nas.stages.profile import profile_sample
 from nas.stages.supernet import make_strategy, run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import load_supernet
@@ -112,7 +112,7 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
     run_parent(run, context)
     run_supernet(run, context)
     measured = run.measurements.read_bytes()
-    predictor, (_, space) = run_profile(run, context), load_supernet(run, context)
+    predictor, (_, space) = run.load_predictor(), load_supernet(run, context)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     assert run.measurements.read_bytes() == measured
     assert [subnet.key for subnet in predictor.subnets] == [subnet.key for subnet in subnets]

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from problems import subnets
 
+from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.stages.check import open_run
-from nas.stages.parent import run_parent
-from nas.stages.supernet import run_supernet
 from nas.supernets.load import load_supernet
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
@@ -33,8 +32,7 @@ def tabulate(folder: Path) -> None:
     """Writes the loss on the search slice and the multiply-accumulates of every subnetwork, by its key."""
     recipe = Recipe.load(RECIPE, OVERRIDES)
     context, run = open_run(recipe, folder / "digits-vit")
-    run_parent(run, context)
-    run_supernet(run, context)
+    run_stages(run, context, last="supernet")
     supernet, space = load_supernet(run, context)
     counts, rows = AnalyticCosts.from_model(supernet.model, supernet.layout), {}
     for number, subnet in enumerate(subnets(space), start=1):

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
 
+from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
-from nas.stages.parent import run_parent
-from nas.stages.supernet import LAYER_EXAMPLES, run_supernet
+from nas.stages.supernet import LAYER_EXAMPLES
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import CALIBRATION_EXAMPLES, load_supernet
 from nas.supernets.space import search_space
@@ -113,8 +113,8 @@ class Study:
 
     def begin(self, seed: int) -> None:
         """The parent and the costs of the subnetworks."""
-        context, run = self.opened("default", seed)
-        run_parent(run, context)
+        context, run = self.open_run("default", seed)
+        run_stages(run, context, last="parent")
         self.subnets(context, seed)
 
     def settings(self, name: str, seed: int) -> list[str]:
@@ -160,9 +160,9 @@ class Study:
         """Trains the supernet of a setting and scores the subnetworks in it."""
         if self.has(seed=seed, setting=name):
             return
-        context, run = self.opened(name, seed)
+        context, run = self.open_run(name, seed)
         start = time.process_time()
-        run_supernet(run, context)
+        run_stages(run, context, last="supernet")
         seconds = time.process_time() - start
         supernet, space = load_supernet(run, context)
         found = {}
@@ -175,7 +175,7 @@ class Study:
         """Trains each subnetwork alone, cut from the parent in importance order."""
         if self.has(seed=seed, setting="alone"):
             return
-        context, run = self.opened("default", seed)
+        context, run = self.open_run("default", seed)
         supernet = Supernet(context.load_model(run.parent).to(training_device()))
         train, task = context.splits.train, context.splits.task
         calibration = EvaluationSet.from_dataset(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
@@ -192,7 +192,7 @@ class Study:
         name = after(steps)
         if self.has(seed=seed, setting=name):
             return
-        context, run = self.opened("default", seed)
+        context, run = self.open_run("default", seed)
         supernet, space = load_supernet(run, context)
         found = {}
         for subnet in self.subnets(context, seed):

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.stages.check import open_run
-from nas.stages.parent import run_parent
-from nas.stages.supernet import run_supernet
 from nas.studies.evaluator import Evaluator
-from nas.studies.search_loop import run_search
+from nas.studies.search_loop import run_here, run_studies
 from nas.studies.study import open_studies, points
 from nas.supernets.load import load_supernet
 from nas.supernets.training import model_trainer
@@ -69,13 +68,13 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
     context, run = open_run(recipe, folder / f"seed{seed}")
     examples = context.training_set(finetune)
     took("data")
-    run_parent(run, context)
+    run_stages(run, context, last="parent")
     took("parent")
-    run_supernet(run, context)
+    run_stages(run, context, last="supernet")
     took("supernet")
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, Unmeasured())  # type: ignore[arg-type]
-    run_search(run, recipe, space, evaluator)
+    run_studies(run, recipe, space, evaluator, run_here)
     took("search")
     found = points(open_studies(run.study, recipe)["search"])
     teacher = context.load_model(run.parent).to(supernet.model.device)

@@ -1,1 +1,1 @@
-"""What the command line does to finished runs or any model, one file a command."""
+"""The commands other than `nas search` and `nas profile`, one file each."""

@@ -1,4 +1,4 @@
-"""Dry run: the size of a space and the time a run would take, before anything is written."""
+"""`nas search --dry-run`: the size of the space and the estimated time of each stage; writes nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.stages.check import check_recipe
@@ -18,17 +19,21 @@ from nas.tasks.evaluation import evaluation_mode
 
 STEP_OVERHEAD = 0.3
 SUBNET_SHARE = 0.55
-"""A supernet step costs the teacher's pass and, for each subnetwork, about this share of a full step."""
+"""A supernet step takes the teacher's pass, and for each subnetwork about this share of a step of the parent."""
 MEASUREMENT_SECONDS = 1.5
-VERIFIED = 30
-"""Subnetworks on the three fronts, typically; each is exported, reloaded and measured."""
+N_VERIFIED = 30
+"""Typical number of subnetworks on the fronts of the three studies; each is exported, reloaded and measured."""
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
-    """Size of the space and time of a run, from a few timed steps of the parent; writes nothing.
+    """Estimates a run from a few timed steps of the parent; writes nothing.
 
     Returns:
-        ``subnetworks``: how many the space holds; ``minutes``: stage -> estimated minutes on this machine.
+        ``subnetworks``: the size of the space; ``minutes``: stage -> estimated minutes on this machine, in order;
+        stages that take seconds are left out.
+
+    Raises:
+        InputError: If the recipe does not fit the model, the data or this device.
     """
     quiet_libraries()
     context = check_recipe(recipe)
@@ -43,16 +48,16 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
-        "verify": VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
+        "verify": N_VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
     }
     return {
         "subnetworks": space.size,
-        "minutes": {stage: value / 60 for stage, value in seconds.items()},
+        "minutes": {stage.name: seconds[stage.name] / 60 for stage in STAGES if stage.name in seconds},
     }
 
 
 def _seconds_per_example(context: TaskContext) -> tuple[float, float]:
-    """Time of a training step and of a forward pass of the parent, on one batch."""
+    """Seconds per example of a training step and of a forward pass of the parent, on one batch."""
     splits, model = context.splits, context.load_model()
     (batch,) = splits.search.labelled_batches(1)
     examples = len(splits.search.take(1))

@@ -25,7 +25,7 @@ from nas.stages.report import run_report
 from nas.supernets.training import model_trainer, train, training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
-from predictors import SubnetPredictor, Workload, device_name
+from predictors import Workload, device_name
 from search_spaces import InputError
 
 
@@ -90,7 +90,7 @@ def _record_in_run(run: Run, recipe: Recipe, found: Finetuned) -> None:
         return
     save_finetuned(run, found)
     if run.report.is_file():
-        run_report(run, SubnetPredictor.load(run.predictor, run.recipe.workload))
+        run_report(run)
 
 
 def measured_export_info(

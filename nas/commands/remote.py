@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from nas.exports.export import save_model
-from nas.pipeline import report_and_export
+from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.files import delete, partial_path
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
-from nas.stages.parent import run_parent
-from nas.stages.profile import profile_sample, run_profile
-from nas.stages.supernet import run_supernet
+from nas.stages.profile import profile_sample
 from nas.stages.verify import PASSES, run_verify
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -97,8 +95,7 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
             "give another folder with --run."
         )
     with run.locked():
-        run_parent(run, context)
-        run_supernet(run, context)
+        run_stages(run, context, last="supernet")
         supernet, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
         if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
@@ -132,13 +129,13 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
         _check_results(source, plan, results, run, subnets)
         run.device = results[0].device_name
         _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
-        predictor = run_profile(run, context)
+        run_stages(run, context, last="profile")
         if run.front_file.exists():
-            run_verify(run, context, predictor)
+            run_verify(run, context)
             delete(run.report)
             delete(run.exports / run.front().knee().key)
-            report_and_export(run, predictor)
-    return predictor
+            run_stages(run, context)
+    return run.load_predictor()
 
 
 def pending_measurements(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[MeasurementStage, ...]]:

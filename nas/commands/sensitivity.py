@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
-from nas.stages.parent import run_parent
 from nas.studies.block_search import Block, blocks
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import gradient_scores, permute, unit_orders
@@ -78,7 +78,7 @@ def sensitivity(recipe: Recipe, folder: str | Path) -> list[BlockReplacement]:
     quiet_libraries()
     context, run = open_run(recipe, folder)
     with run.locked():
-        run_parent(run, context)
+        run_stages(run, context, last="parent")
         rows = _replacements(run, context)
         write_text(run.sensitivity, csv_of(rows))
     return rows

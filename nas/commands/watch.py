@@ -1,4 +1,4 @@
-"""Watch: how far a run has got, read from its folder while another process works on it."""
+"""`nas watch`: how far a run is, read from its folder while another process works on it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import optuna
 
+from nas.pipeline import STAGES
+from nas.runs.files import partial_path
 from nas.runs.progress import console
 from nas.runs.run import Run
 from nas.studies.search_progress import Reference, Standing
@@ -15,11 +17,11 @@ from nas.studies.study import STUDIES, finished, open_read_only, point_of, short
 
 REFRESH_S = 2.0
 REFERENCE_EVALUATIONS = 20
-"""After how many evaluations the reference of the hypervolumes is set."""
+"""Evaluations after which the reference point of the hypervolumes is fixed."""
 
 
 def watch(run: Run, once: bool = False) -> None:
-    """Prints where a run is, again and again until it has ended."""
+    """Prints how far a run is; in a terminal, again and again until the run is finished."""
     from rich.live import Live
 
     if once or not console.is_terminal:
@@ -29,50 +31,63 @@ def watch(run: Run, once: bool = False) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update("\n".join(status_lines(run)), refresh=True)
-            if run.report.exists():
+            if all(stage.is_done(run) for stage in STAGES):
                 return
             time.sleep(REFRESH_S)
 
 
 def status_lines(run: Run) -> list[str]:
-    """One line for each stage that is done or in work, and for each study that has begun."""
-    found = [f"{stage.name:<10} {_state(stage)}" for stage in run.trained_folders]
-    rows = run.measurements.read_bytes().count(b"\n") if run.measurements.exists() else 0
-    done = any(run.predictor.glob("*")) if run.predictor.exists() else False
-    found.append(f"{'profile':<10} {'done' if done else f'{rows} measured'}")
-    found += [f"{name:<10} {note}" for name, note in study_status(run)]
-    if run.verified.exists():
-        verified = run.verified.read_bytes().count(b"\n")
-        found.append(f"{'verify':<10} {verified} verified")
+    """One line per stage, one more per study of the search, and where the front is."""
+    lines = []
+    for stage in STAGES:
+        state = "done" if stage.is_done(run) else _progress(run, stage.name) or "not started"
+        lines.append(f"{stage.name:<10} {state}")
+        if stage.name == "search":
+            lines += [f"  {name:<8} {status}" for name, status in study_status(run)]
     if run.front_file.exists():
-        found.append(f"{'front':<10} {len(run.front())} subnetworks, see nas show {run.folder}")
-    return found
+        lines.append(f"{'front':<10} {len(run.front())} subnetworks; nas show {run.folder} prints them")
+    return lines
 
 
-def _state(path: Path) -> str:
+def _progress(run: Run, name: str) -> str:
+    """What an unfinished stage has done so far; empty if nothing."""
+    if name in ("parent", "supernet"):
+        return _training_progress(run.folder / name)
+    if name == "profile" and run.measurements.exists():
+        return f"{_count_lines(run.measurements)} measured"
+    if name == "search" and run.study.exists():
+        return "started"
+    if name == "verify" and run.verified.exists():
+        return f"{_count_lines(run.verified)} scored"
+    return ""
+
+
+def _training_progress(folder: Path) -> str:
     """How far a training stage is, by its last checkpoint."""
-    if path.exists():
-        return "done"
-    steps = path.with_name(f"{path.name}.partial").glob("checkpoints/checkpoint-*")
-    last = max((int(step.name.split("-")[1]) for step in steps), default=None)
-    if last is not None:
-        return f"in training, past step {last}"
-    return "begun" if path.with_name(f"{path.name}.partial").exists() else "not begun"
+    work = partial_path(folder)
+    steps = [int(checkpoint.name.split("-")[1]) for checkpoint in work.glob("checkpoints/checkpoint-*")]
+    if steps:
+        return f"in training, past step {max(steps)}"
+    return "started" if work.exists() else ""
+
+
+def _count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n")
 
 
 def study_status(run: Run) -> Iterator[tuple[str, str]]:
-    """Study -> how many evaluations it has had and what they found."""
+    """Study -> its number of evaluations, its best metric and its hypervolume."""
     storage = open_read_only(run)
     if storage is None:
         return
     reference = Reference()
-    for known in storage.get_all_studies():
-        study = optuna.load_study(study_name=known.study_name, storage=storage)
-        short = short_name(study)
-        told = [trial for trial in finished(study) if "point" in trial.user_attrs]
-        if short not in STUDIES or not told:
+    for summary in storage.get_all_studies():
+        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        name = short_name(study)
+        trials = [trial for trial in finished(study) if "point" in trial.user_attrs]
+        if name not in STUDIES or not trials:
             continue
-        standing = Standing(run.recipe, min(REFERENCE_EVALUATIONS, len(told)), reference)
-        for trial in told:
-            standing.add(point_of(trial, short))
-        yield short, f"{len(told)} evaluated · {standing.note()}"
+        standing = Standing(run.recipe, min(REFERENCE_EVALUATIONS, len(trials)), reference)
+        for trial in trials:
+            standing.add(point_of(trial, name))
+        yield name, f"{len(trials)} evaluated · {standing.note()}"

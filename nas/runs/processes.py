@@ -63,13 +63,6 @@ def _process_group() -> PartialState:
     return PartialState(timeout=BARRIER_TIMEOUT)
 
 
-def exists_for_all(target: Path) -> bool:
-    """Whether the result of a stage exists; the same answer in all processes."""
-    exists = target.exists()
-    barrier()
-    return exists
-
-
 @contextmanager
 def build_in_main(run: Run, target: Path) -> Iterator[Path]:
     """`Run.building` in the main process; the others get the same folder and wait for the main process at the end."""

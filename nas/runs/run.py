@@ -15,7 +15,7 @@ from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.schema import Recipe
 from nas.runs.files import delete, partial_path, read_json, write_json, write_text
-from predictors import MeasurementStore, device_name
+from predictors import MeasurementStore, SubnetPredictor, device_name
 from search_spaces import InputError
 
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -154,6 +154,19 @@ class Run:
     def store(self) -> MeasurementStore:
         """The latencies measured on the run's device."""
         return MeasurementStore(self.measurements, self.device)
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether the latency predictor is fitted."""
+        return any(self.predictor.glob("*"))
+
+    def load_predictor(self) -> SubnetPredictor:
+        """The latency predictor of the run's workload, fitted by the profile stage.
+
+        Raises:
+            InputError: If it is missing, truncated or of another workload.
+        """
+        return SubnetPredictor.load(self.predictor, self.recipe.workload)
 
     @property
     def _environment(self) -> dict[str, Any]:

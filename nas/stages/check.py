@@ -1,4 +1,4 @@
-"""Checks a recipe and opens its run."""
+"""Checks a recipe before anything is written, and opens its run."""
 
 from __future__ import annotations
 
@@ -20,43 +20,51 @@ from search_spaces import InputError
 
 
 def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
-    """Checks a recipe and opens its run; a new one is made only if the model's weights can be read as well.
+    """Checks a recipe and opens its run; a new one is created only if the weights of the model load too.
 
     Args:
-        recipe: Of the run.
+        recipe: The recipe.
         folder: The run.
-        remote: Whether a new run's latencies are measured on another device; an old one knows.
+        remote: Whether the latencies of a new run are measured on another device; an existing run has this stored.
+
+    Raises:
+        InputError: If the recipe does not fit the model, the data, this device or the folder.
     """
-    found = Run(folder) if Path(folder, "recipe.yaml").exists() else None
-    remote = found.is_remote if found else remote
+    existing = Run(folder) if Path(folder, "recipe.yaml").exists() else None
+    remote = existing.is_remote if existing else remote
     context = check_recipe(recipe, remote=remote)
-    if found is None:
+    if existing is None:
         _check_exact_constraints(context, AnalyticCosts.from_model(context.load_model(), context.layout))
     run = Run.open(folder, recipe, remote=remote)
-    here = run.device if remote else device_name(recipe.workload)
-    if here != run.device:
-        raise InputError(f"`{folder}` was begun on {run.device}, but this is {here}; give another folder with --run.")
+    device = run.device if remote else device_name(recipe.workload)
+    if device != run.device:
+        raise InputError(
+            f"all latencies of a run must come from one device, but `{folder}` was started on {run.device}, and this "
+            f"is {device}; choose another folder with --run."
+        )
     return context, run
 
 
 def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> None:
-    """Refuses a bound on an exact cost that neither end of the space meets, before anything is trained."""
+    """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
     space = search_space(context)
-    found = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
+    costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
     for name, bound in context.recipe.bounds.items():
         if name in COST_NAMES:
-            ends = found[name].tolist()
+            ends = costs[name].tolist()
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(
-                    f"`constraints.{name}` is `{bound}`, but the space reaches from {ends[0]:.4g} to {ends[1]:.4g}; "
-                    "loosen it or widen `space`."
+                    f"`constraints.{name}` must be reachable in the space, {ends[0]:.4g} to {ends[1]:.4g}, "
+                    f"but is `{bound}`; loosen it or widen `space`."
                 )
 
 
 def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
-    """Loads what a recipe names and checks it against each other, before anything is written.
+    """Loads the model and the data of a recipe and checks that everything fits together; writes nothing.
 
-    The workload is not looked for on this machine if its device is remote.
+    Args:
+        recipe: The recipe.
+        remote: Whether another device measures latencies; its workload is then not checked on this machine.
 
     Raises:
         InputError: With the first thing that does not fit.
@@ -68,17 +76,16 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
     context = TaskContext(recipe)
     if context.extends_positions:
         print_line(
-            f"positions  copied until there are {context.layout.inputs.max_sequence_length}, "
-            "as the recipe's texts need"
+            f"positions  extended to {context.layout.inputs.max_sequence_length} by repeating the pretrained ones"
         )
     for reason in recipe_choices(context)[1]:
         print_line(f"space      {reason}")
     space = search_space(context)
     if space.size < 10:
-        raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
+        raise InputError(f"`space` must hold at least 10 subnetworks, but holds {space.size}; add choices.")
     if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
         raise InputError(
-            f"`kv_cache_mb` is of models that generate, but `{recipe.model}` keeps no keys and values; leave it out."
+            f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
         )
     for folder in recipe.profile.earlier:
         Run(folder)
@@ -86,7 +93,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
-            raise InputError(f"`{key}` must be at most the model's {limit} positions, but got {length}.")
+            raise InputError(f"`{key}` must be at most the {limit} positions of the model, but is {length}; lower it.")
     if not remote:
         _check_memory(context)
     for settings in (recipe.parent, recipe.supernet):
@@ -97,7 +104,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
 
 
 def _check_memory(context: TaskContext) -> None:
-    """Raises InputError where the hidden states of one layer alone take more memory than there is."""
+    """Raises InputError if even the hidden states of one layer do not fit into memory."""
     workload, layout = context.recipe.workload, context.layout
     tokens = workload.batch_size * layout.inputs.longest_sequence(workload.sequence_length)
     with device_errors_as_input_errors(workload):

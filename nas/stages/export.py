@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from nas.exports.export import export_subnet
 from nas.runs.run import Run
+from nas.tasks.context import TaskContext
 
 
-def run_export(run: Run) -> None:
-    """Exports the knee of the front, where it is not there yet."""
+def run_export(run: Run, context: TaskContext, cluster: str | None = None) -> None:
+    """Exports the knee of the front into ``run.exports``.
+
+    Args:
+        run: The run, with its front.
+        context: Not used; the export reads the run.
+        cluster: Not used; this stage runs in this process.
+
+    Raises:
+        InputError: If the export does not reload with equal outputs.
+    """
     knee = run.front().knee()
-    if not (run.exports / knee.key).exists():
-        export_subnet(run, knee, run.exports / knee.key)
+    export_subnet(run, knee, run.exports / knee.key)

@@ -1,10 +1,10 @@
-"""The parent stage: the recipe's model, fine-tuned on the task if it has no trained head yet."""
+"""The parent stage: the recipe's model, fine-tuned on the task if it has no trained head."""
 
 from __future__ import annotations
 
 from nas.runs import processes
 from nas.runs.files import partial_path
-from nas.runs.processes import build_in_main, exists_for_all
+from nas.runs.processes import build_in_main
 from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.stages.training import run_training, save_trained
@@ -13,15 +13,16 @@ from nas.tasks.context import TaskContext
 
 
 def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> None:
-    """Stores the parent: the recipe's model if it already does the task, else fine-tuned on it.
+    """Stores the parent in ``run.parent``: the recipe's model, fine-tuned on the task if it has no trained head.
 
     Args:
-        run: Keeps it.
-        context: Of its recipe.
-        cluster: Address of the Ray cluster that trains where ``parent.workers`` are asked for.
+        run: The run.
+        context: The context of its recipe.
+        cluster: Address of a Ray cluster, which trains if the recipe sets ``parent.workers``.
+
+    Raises:
+        InputError: If the recipe asks for more processes than there are, and there is no cluster.
     """
-    if exists_for_all(run.parent):
-        return
     with build_in_main(run, run.parent) as work:
         if context.should_finetune:
             run_training(train_parent, "parent", run, context, cluster)
@@ -29,11 +30,11 @@ def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> No
             save_trained(context.load_model(), [], work)
         if processes.is_main():
             context.processor.save_pretrained(work)
-    print_line(f"parent     {'fine-tuned' if context.should_finetune else 'as it came'}: {run.parent}")
+    print_line(f"parent     {'fine-tuned' if context.should_finetune else 'used without fine-tuning'}: {run.parent}")
 
 
 def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> None:
-    """Fine-tunes the recipe's model, and stores it where the parent is built."""
+    """Fine-tunes the recipe's model and saves it in the work folder of the stage."""
     work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
     model, examples = context.load_model(), context.training_set(settings)
     trainer = model_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)

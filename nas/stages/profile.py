@@ -1,8 +1,8 @@
-"""What a search starts from: its space, the trained supernet, and the latency profile of this device."""
+"""The profile stage: measures latencies of subnetworks and fits the latency predictor; reuses previous runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import numpy as np
@@ -19,33 +19,42 @@ from predictors.measurement.measure import GROUP_SIZE
 from search_spaces import SearchSpace, SubnetConfig
 
 N_CANDIDATES = 512
-"""Sampled subnetworks of which some are chosen to be measured."""
-
-LoadSupernet = Callable[[Run, TaskContext], tuple[Supernet, SearchSpace]]
+"""Sampled subnetworks from which active learning selects."""
 
 
-def run_profile(run: Run, context: TaskContext, load: LoadSupernet = load_supernet) -> SubnetPredictor:
-    """Measures subnetworks, each extracted, and fits the latency predictor on them.
-
-    Where the latency is bounded and measured here, only half of them are sampled; the others follow in groups, chosen
-    where those before leave the predictor least sure near the bound.
-    Spread over all latencies, choosing did not beat sampling (experiments/bench).
+def run_profile(run: Run, context: TaskContext, cluster: str | None = None) -> None:
+    """Measures subnetworks of the trained supernet and saves the latency predictor in ``run.predictor``.
 
     Args:
-        run: Keeps the measurements and the predictor.
-        context: Of its recipe.
-        load: Gives the supernet and its space, both in order of importance; no latency depends on whether the weights
-            are trained.
+        run: The run, with its supernet.
+        context: The context of its recipe.
+        cluster: Not used; latencies are measured on this device.
+
+    Raises:
+        InputError: If the latencies come from another device and are not imported yet.
+    """
+    fit_predictor(run, context, *load_supernet(run, context))
+
+
+def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace) -> None:
+    """Measures extracted subnetworks, fits the latency predictor on them and saves it.
+
+    If the latency has a bound and is measured here, half of the subnetworks are sampled. The others are selected in
+    groups, where the predictor fitted so far is least certain near the bound. Without a bound all are sampled, because
+    active learning over all latencies was no better than sampling (experiments/bench).
+
+    Args:
+        run: The run.
+        context: The context of its recipe.
+        supernet: A supernet in order of importance, trained or not: latency does not depend on the weights.
+        space: Its space, with the layers in that order.
     """
     recipe = context.recipe
-    if any(run.predictor.glob("*")):
-        return SubnetPredictor.load(run.predictor, recipe.workload)
-    supernet, space = load(run, context)
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
     bound = recipe.bounds.get("latency_ms")
     bound_ms = bound.value if bound else None
-    drawn, chosen, measured = _measure_all(run, context, supernet, space, bound_ms)
-    subnets = [*drawn, *chosen]
+    sampled, selected, measured = _measure_all(run, context, supernet, space, bound_ms)
+    subnets = [*sampled, *selected]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
     peak = None if run.is_remote else DevicePeak.measure(recipe.workload)
@@ -58,31 +67,30 @@ def run_profile(run: Run, context: TaskContext, load: LoadSupernet = load_supern
         baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, peak)} if peak else {},
         prior=prior_predictors(run),
         bound_ms=bound_ms,
-        n_active=len(chosen),
+        n_active=len(selected),
         seed=recipe.seed,
     )
     with run.building(run.predictor) as work:
         predictor.save(work)
-    return predictor
 
 
 def _measure_all(
     run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, bound_ms: float | None
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
-    """What is sampled, what is chosen because of what was measured before, and what all of them took."""
+    """Sampled subnetworks, actively selected ones, and the latencies of all of them by key."""
     samples, seed = context.recipe.profile.samples, context.recipe.seed
-    known, chosen = reusable_measurements(run, space)
+    known, selected = reusable_measurements(run, space)
     active = bound_ms is not None and not run.is_remote
-    drawn = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, chosen)
-    measured = measure_subnets(run, context, supernet, [*drawn, *chosen])
+    sampled = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, selected)
+    measured = measure_subnets(run, context, supernet, [*sampled, *selected])
     while bound_ms is not None and active and len(measured) < samples:
         count = min(GROUP_SIZE, samples - len(measured))
-        following = next_subnets(space, [*drawn, *chosen], measured, count, bound_ms, seed)
-        if not following:
+        group = next_subnets(space, [*sampled, *selected], measured, count, bound_ms, seed)
+        if not group:
             break
-        chosen += following
-        measured = measure_subnets(run, context, supernet, [*drawn, *chosen], may_set_reference=False)
-    return drawn, chosen, measured
+        selected += group
+        measured = measure_subnets(run, context, supernet, [*sampled, *selected], may_set_reference=False)
+    return sampled, selected, measured
 
 
 def profile_sample(
@@ -90,22 +98,27 @@ def profile_sample(
     samples: int,
     seed: int,
     known: Sequence[SubnetConfig] = (),
-    chosen: Sequence[SubnetConfig] = (),
+    selected: Sequence[SubnetConfig] = (),
 ) -> list[SubnetConfig]:
-    """Distinct subnetworks to measure: the corners, then uniform and per-layer ones; all of a small space.
+    """Distinct subnetworks to measure: largest, smallest, known ones, then uniform and per-layer samples.
 
-    What is measured already comes before what is sampled, and counts; so does what was chosen, which is left out.
+    Args:
+        space: The space; a small one is returned completely.
+        samples: Wanted number, with ``known`` and ``selected``.
+        seed: Seed of the sampling.
+        known: Subnetworks that are measured already.
+        selected: Subnetworks that active learning selected; they are not returned.
     """
     rng = Random(f"{seed}/profile")
-    apart = {subnet.key for subnet in chosen}
-    found = {s.key: s for s in (space.largest, space.smallest, *known) if s.key not in apart}
+    excluded = {subnet.key for subnet in selected}
+    sample = {s.key: s for s in (space.largest, space.smallest, *known) if s.key not in excluded}
     for _ in range(100 * samples):
-        if len(found) + len(apart) >= min(samples, space.size):
+        if len(sample) + len(excluded) >= min(samples, space.size):
             break
         subnet = space.sample_mixed(rng)
-        if subnet.key not in apart:
-            found[subnet.key] = subnet
-    return list(found.values())
+        if subnet.key not in excluded:
+            sample[subnet.key] = subnet
+    return list(sample.values())
 
 
 def next_subnets(
@@ -116,32 +129,36 @@ def next_subnets(
     bound_ms: float,
     seed: int,
 ) -> list[SubnetConfig]:
-    """Subnetworks to measure next, of some sampled ones: the same after the same measurements."""
+    """Subnetworks to measure next: of sampled candidates, those of which the predictor is least certain.
+
+    The same measurements give the same subnetworks.
+    """
     rng = Random(f"{seed}/profile/{len(known)}")
-    sampled = {subnet.key: subnet for subnet in (space.sample_mixed(rng) for _ in range(N_CANDIDATES))}
-    pool = [subnet for key, subnet in sampled.items() if key not in measured]
+    candidates = {subnet.key: subnet for subnet in (space.sample_mixed(rng) for _ in range(N_CANDIDATES))}
+    pool = [subnet for key, subnet in candidates.items() if key not in measured]
     latency_ms = np.array([measured[subnet.key].latency_ms for subnet in known])
     table = features(space, known), latency_ms, features(space, pool)
     return [pool[k] for k in most_uncertain(*table, min(count, len(pool)), bound_ms=bound_ms)]
 
 
 def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
-    """Subnetworks of the space that earlier runs measured where this one measures; their latencies become its own.
+    """Subnetworks of the space that previous runs measured under the same conditions; copies their latencies.
 
-    They count only beside the same anchor, because every latency is a multiple of the anchor's.
+    A previous run counts only if it has the same reference model: every latency is a multiple of the reference's.
 
     Returns:
-        Those drawn at random, and those that an earlier run chose (see `nas.stages.make_profile`).
+        Subnetworks that were sampled at random, and those that active learning selected (see `fit_predictor`).
     """
-    workload, store, found, chosen = run.recipe.workload, run.store, dict[str, SubnetConfig](), set[str]()
-    for earlier in _previous_runs(run):
-        if not _same_conditions(earlier, run):
+    workload, store = run.recipe.workload, run.store
+    reusable, selected = dict[str, SubnetConfig](), set[str]()
+    for previous in _previous_runs(run):
+        if not _same_conditions(previous, run):
             continue
-        theirs = MeasurementStore(earlier.measurements, run.device)
-        if any(earlier.predictor.glob("*")):
-            predictor = SubnetPredictor.load(earlier.predictor)
-            drawn = len(predictor.subnets) - predictor.report.n_active
-            chosen |= {subnet.key for subnet in predictor.subnets[drawn:]}
+        theirs = MeasurementStore(previous.measurements, run.device)
+        if previous.is_profiled:
+            predictor = SubnetPredictor.load(previous.predictor)
+            n_sampled = len(predictor.subnets) - predictor.report.n_active
+            selected |= {subnet.key for subnet in predictor.subnets[n_sampled:]}
         reference = theirs.reference(workload)
         if reference is None or theirs.rows(workload, "anchor")[0].subnet != space.parent:
             continue
@@ -149,22 +166,23 @@ def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConf
             store.add(space.parent, workload, "anchor", reference)
         for row in theirs.rows(workload, "profile"):
             if row.subnet in space:
-                found[row.subnet.key] = row.subnet
+                reusable[row.subnet.key] = row.subnet
                 if store.get(row.subnet.key, workload, "profile") is None:
                     store.add(row.subnet, workload, "profile", row.timing)
-    return [s for s in found.values() if s.key not in chosen], [s for s in found.values() if s.key in chosen]
+    subnets = reusable.values()
+    return [s for s in subnets if s.key not in selected], [s for s in subnets if s.key in selected]
 
 
 def prior_predictors(run: Run) -> list[SubnetPredictor]:
-    """Predictors of earlier runs on other devices or workloads.
+    """Predictors of previous runs on other devices or workloads.
 
     Raises:
-        InputError: If a folder is no run, or holds no whole predictor.
+        InputError: If a folder is not a run, or has no predictor.
     """
     return [
-        SubnetPredictor.load(earlier.predictor)
-        for earlier in _previous_runs(run)
-        if not _same_conditions(earlier, run)
+        SubnetPredictor.load(previous.predictor)
+        for previous in _previous_runs(run)
+        if not _same_conditions(previous, run)
     ]
 
 
@@ -172,5 +190,5 @@ def _previous_runs(run: Run) -> list[Run]:
     return [Run(folder) for folder in run.recipe.profile.earlier]
 
 
-def _same_conditions(earlier: Run, run: Run) -> bool:
-    return (earlier.device, earlier.recipe.workload) == (run.device, run.recipe.workload)
+def _same_conditions(previous: Run, run: Run) -> bool:
+    return (previous.device, previous.recipe.workload) == (run.device, run.recipe.workload)

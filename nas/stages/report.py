@@ -11,42 +11,46 @@ from nas.runs.files import read_json
 from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
 from nas.studies.study import open_studies, points
-from predictors import SubnetPredictor
+from nas.tasks.context import TaskContext
 
 
-def run_report(run: Run, predictor: SubnetPredictor) -> None:
-    """Writes report.html."""
-    recipe, results, tuned = run.recipe, run.results(), load_finetuned(run)
-    command = f"nas export {run.folder} --pick {{key}} --out {{key}}"
-    evaluated = [p for study in open_studies(run.study, recipe).values() for p in points(study)]
+def run_report(run: Run, context: TaskContext | None = None, cluster: str | None = None) -> None:
+    """Writes report.html.
+
+    Args:
+        run: The run, with its front.
+        context: Not used; the report reads the run.
+        cluster: Not used; this stage runs in this process.
+    """
+    recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
+    packages = read_json(run.folder / "environment.json")["packages"]
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",
         front=front_with_finetuned(run),
-        verified=with_finetuned(run.verified_points(), tuned),
-        evaluated=evaluated,
+        verified=with_finetuned(run.verified_points(), finetuned),
+        evaluated=[point for study in open_studies(run.study, recipe).values() for point in points(study)],
         constraints=recipe.bounds,
         facts={
             "Workload": workload_line(run),
             "Latency predictor": predictor_line(predictor),
-            "Where it matters": near_bound_line(predictor),
+            "Near the bound": near_bound_line(predictor),
             "Hypervolume": hypervolume_line(results),
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
             "Reported on": Path(recipe.task.test).name,
             "Evaluations": f"{recipe.search.evaluations} · {recipe.search.sampler} · seed {recipe.seed}",
-            "Packages": ", ".join(
-                f"{n} {v}" for n, v in read_json(run.folder / "environment.json")["packages"].items()
-            ),
+            "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
         },
         notes=[
-            "Measured: latency of the exported model beside the parent as anchor, quality on the held-out split.",
-            "± of a latency holds nine in ten repetitions in a new process, of a quality it is one standard error.",
-            "Predicted: latency by the predictor, quality on the search slice of the training data.",
-            "The front is what no other verified subnetwork, baselines included, beats in "
-            f"{' and '.join(recipe.objectives)}; with standard errors this wide, neighbours may be equal.",
+            "Measured: latency of the exported model, in rounds with the parent as the reference model; metrics on "
+            "the held-out split.",
+            "± of a latency: 90 % of repetitions in a new process. ± of a metric: one standard error.",
+            "Predicted: latency by the predictor; metrics on the search slice of the training data.",
+            "The front holds the verified subnetworks, baselines included, that are not dominated in "
+            f"{' and '.join(recipe.objectives)}. Neighbours closer than their standard errors may be equal.",
             "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
-            *(f"Fine-tuned: {found}." for found in tuned.values()),
+            *(f"Fine-tuned: {export}." for export in finetuned.values()),
         ],
-        export_command=command,
+        export_command=f"nas export {run.folder} --pick {{key}} --out {{key}}",
         history=history(run, predictor, run.verified_points()),
     )

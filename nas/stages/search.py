@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from nas.reports.summary import near_bound_line, predictor_line
+from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
 from nas.studies.racing import Scorer
@@ -11,23 +13,23 @@ from nas.studies.search_loop import Dispatcher, run_here, run_studies
 from nas.studies.study import write_trials
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
-from predictors import SubnetPredictor
 from search_spaces import InputError
 
 
-def run_search(run: Run, context: TaskContext, predictor: SubnetPredictor, cluster: str | None = None) -> None:
-    """Runs what is missing of the search and of its baselines, and writes trials.csv.
+def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> None:
+    """Runs the missing evaluations of the search and of its baselines, and writes trials.csv.
 
     Args:
-        run: Holds the supernet and the studies.
-        context: Of its recipe.
-        predictor: Of the latencies.
-        cluster: Address of the Ray cluster whose workers evaluate, ``auto`` to find one; None: this process does.
+        run: The run, with its supernet and its latency predictor.
+        context: The context of its recipe.
+        cluster: Address of a Ray cluster that evaluates, ``auto`` to find one; None: this process evaluates.
 
     Raises:
-        InputError: If the search cannot go on; trials.csv then holds what there is.
+        InputError: If the search cannot continue; trials.csv then has the trials so far.
     """
-    recipe = context.recipe
+    recipe, predictor = context.recipe, run.load_predictor()
+    print_line(f"predictor  {predictor_line(predictor)}")
+    print_line(f"near       {near_bound_line(predictor)}")
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, predictor)
 

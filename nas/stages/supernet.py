@@ -1,16 +1,17 @@
-"""The supernet stage: puts layers, heads, neurons and channels in order of importance, then trains all subnetworks."""
+"""The supernet stage: orders layers, heads, neurons and channels by importance, then trains all subnetworks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nas.recipe.schema import SupernetTraining
 from nas.runs import processes
 from nas.runs.files import delete, partial_path, read_json, write_json
-from nas.runs.processes import build_in_main, exists_for_all
+from nas.runs.processes import build_in_main
 from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
-from nas.stages.profile import run_profile
+from nas.stages.profile import fit_predictor
 from nas.stages.training import run_training, save_trained
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
 from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration
@@ -25,39 +26,46 @@ from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace
 
 LAYER_EXAMPLES = 128
-"""Examples to order layers on, fewer than for heads and neurons: this takes about L*L/2 passes, not one."""
+"""Examples on which layers are ordered; fewer than for heads and neurons, as this takes about L*L/2 passes."""
 ORDER = "importance.json"
 
 
 def run_supernet(run: Run, context: TaskContext, cluster: str | None = None) -> None:
-    """Orders the parent's weights by importance and trains all subnetworks of the space together.
+    """Orders the parent's weights by importance, trains all subnetworks together and saves ``run.supernet``.
 
     Args:
-        run: Keeps it.
-        context: Of its recipe.
-        cluster: Address of the Ray cluster that trains where ``supernet.workers`` are asked for.
+        run: The run, with its parent.
+        context: The context of its recipe.
+        cluster: Address of a Ray cluster, which trains if the recipe sets ``supernet.workers``.
+
+    Raises:
+        InputError: If the recipe asks for more processes than there are, and there is no cluster; or if it samples by
+            latencies that another device measures after the training.
     """
-    if exists_for_all(run.supernet):
-        return
     with build_in_main(run, run.supernet) as work:
         if processes.is_main():
             _order_and_profile(run, context, work)
         processes.barrier()
         run_training(train_supernet, "supernet", run, context, cluster)
-    ordered = "as they stand" if context.recipe.supernet.order == "none" else "by importance"
-    print_line(f"supernet   {run.supernet}: layers {ordered} {run.layer_order}")
+    print_line(f"supernet   trained: {run.supernet}; {_order_line(context.recipe.supernet, run.layer_order)}")
+
+
+def _order_line(settings: SupernetTraining, layers: Sequence[int]) -> str:
+    if settings.order == "none":
+        return "layers in their original order"
+    return f"layers by importance, most important first: {', '.join(map(str, layers))}"
 
 
 def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
-    """Stores the order of importance and, where subnetworks are sampled by it, the latency predictor.
+    """Saves the order of importance and, if subnetworks are sampled by latency, the latency predictor.
 
     Raises:
-        InputError: If they are to be sampled by latencies that another device measures after the training.
+        InputError: If subnetworks are sampled by latency, but another device measures it after the training.
     """
     if context.recipe.supernet.sampler == "latency_ms" and run.is_remote:
         raise InputError(
-            f"`{run.folder}` takes its latencies from another device once the supernet is trained, but "
-            "`supernet.sampler` is `latency_ms`; choose `macs`."
+            f"`supernet.sampler` must not be `latency_ms`, as another device measures latencies of `{run.folder}` "
+            "after the training; choose `macs`."
         )
     if not (work / ORDER).exists():
         delete(work / "checkpoints")
@@ -70,12 +78,12 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
         )
         save_calibration(supernet, context, work)
         write_json(work / ORDER, order.to_dict())
-    if context.recipe.supernet.sampler == "latency_ms":
-        run_profile(run, context, supernet_before_training)
+    if context.recipe.supernet.sampler == "latency_ms" and not run.is_profiled:
+        fit_predictor(run, context, *supernet_before_training(run, context))
 
 
 def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
-    """The parent as a supernet in the stored order of importance, and its space with the layers in that order."""
+    """The parent as a supernet in the saved order of importance, and its space with the layers in that order."""
     work = partial_path(run.supernet)
     order = ImportanceOrder.from_dict(read_json(work / ORDER))
     supernet = Supernet(context.load_model(run.parent).to(training_device()))
@@ -85,16 +93,16 @@ def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, 
 
 
 def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> None:
-    """Trains the supernet from what `_order_and_profile` stored, and stores it where it is built."""
+    """Trains the supernet in the order saved by `_order_and_profile`; saves it in the work folder of the stage."""
     work, settings = partial_path(run.supernet), context.recipe.supernet
     supernet, space = supernet_before_training(run, context)
-    profiled = run_profile(run, context).predict if settings.sampler == "latency_ms" else None
+    latency_ms = run.load_predictor().predict if settings.sampler == "latency_ms" else None
     examples, checkpoints = context.training_set(settings), work / "checkpoints"
     trainer = SupernetTrainer(
         supernet=supernet,
         task=context.splits.task,
         teacher=context.load_model(run.parent) if settings.teacher == "parent" else None,
-        strategy=make_strategy(settings, supernet, space, profiled),
+        strategy=make_strategy(settings, supernet, space, latency_ms),
         temperature=settings.temperature,
         relation_weight=settings.relations,
         relation_source=settings.relations_of,
@@ -110,7 +118,14 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
 def make_strategy(
     settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: CostFunction | None = None
 ) -> Strategy:
-    """What a recipe's section says of which subnetworks learn in a step; ``latency_ms`` predicts what they take."""
+    """The training strategy of a recipe: which subnetworks are trained in a step.
+
+    Args:
+        settings: The section of the recipe.
+        supernet: The supernet.
+        space: Its space.
+        latency_ms: Predicts latencies, for ``sampler: latency_ms``.
+    """
     if settings.sampler in SUBNET_SAMPLERS:
         sample = SUBNET_SAMPLERS[settings.sampler](space)
     else:
@@ -119,6 +134,5 @@ def make_strategy(
 
 
 def _exact_cost(name: str, supernet: Supernet) -> CostFunction:
-    """An exact cost of subnetworks."""
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout)
     return lambda subnets: counts.count([name], subnets)[name]

@@ -1,4 +1,4 @@
-"""Runs the training of a stage, in the processes there are or on a Ray cluster, and stores its model."""
+"""What the trained stages share: running a training in the launched processes or on Ray, and saving its model."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ TrainFunction = Callable[[Run, TaskContext, ProgressCallback], None]
 
 
 def run_training(train: TrainFunction, name: str, run: Run, context: TaskContext, cluster: str | None) -> None:
-    """Runs a training in the processes there are, or on the workers of a Ray cluster.
+    """Runs a training in the launched processes, or on the workers of a Ray cluster.
 
     Args:
-        train: A function of a module, so that workers can import it.
-        name: Section of the recipe that describes it.
-        run: Keeps what it needs and ends with.
-        context: Of its recipe.
-        cluster: Address of the Ray cluster; None: there is none.
+        train: A module-level function, so that workers can import it.
+        name: Section of the recipe with its settings.
+        run: The run.
+        context: The context of its recipe.
+        cluster: Address of a Ray cluster; None for none.
 
     Raises:
-        InputError: If the recipe asks for other processes than there are, and there is no cluster.
+        InputError: If the recipe asks for another number of processes than was launched, and there is no cluster.
     """
-    here, settings = processes.world_size(), getattr(context.recipe, name)
+    launched, settings = processes.world_size(), getattr(context.recipe, name)
     with progress(name) as report:
-        if settings.workers in (None, here):
+        if settings.workers in (None, launched):
             train(run, context, report)
-        elif cluster is not None and here == 1:
+        elif cluster is not None and launched == 1:
             from nas.ray.training import train_on_ray
 
             train_on_ray(cluster, train, name, run, settings, report)
         else:
             raise InputError(
-                f"`{name}.workers` is {settings.workers}, but there {'is 1 process' if here == 1 else f'are {here}'}; "
-                f"add --ray, or start as many with `torchrun --nproc-per-node {settings.workers} -m -- nas.cli ...`."
+                f"`{name}.workers` must be the number of launched processes, {launched}, but is {settings.workers}; "
+                f"add --ray, or launch with `torchrun --nproc-per-node {settings.workers} -m -- nas.cli ...`."
             )
 
 
 def save_trained(model: PreTrainedModel, log: list[dict[str, float]], work: Path) -> None:
-    """Writes what a training ended with, from the main process."""
+    """Saves a trained model and the log of its training, in the main process."""
     if processes.is_main():
         model.save_pretrained(work)
         write_json(work / "training.json", log)

@@ -1,4 +1,4 @@
-"""Verify: the fronts of the search and of its baselines, exported, measured and scored on the held-out split."""
+"""The verify stage: exports, measures and scores the fronts of the search and its baselines."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PASSES: tuple[MeasurementStage, ...] = ("export", "repeat")
-"""Stages of the measurements of an exported model; how far they lie apart is how far a repetition may."""
+"""Exported models are measured twice; the difference estimates how far a repetition may deviate."""
 
 PARENT = "parent"
 
 
-def run_verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> dict[str, Any]:
+def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
-    The front is what no other of them beats, whichever study it comes from.
+    Each subnetwork is exported, reloaded and compared with the supernet. The reloaded model is scored on the held-out
+    split and measured twice, the second time reloaded again and grouped with other models. These values decide
+    whether it satisfies the constraints. The front holds the non-dominated subnetworks of all studies together.
 
-    A subnetwork is saved as a model folder, reloaded, compared with the supernet, and it is the reloaded model that is
-    scored and measured, twice: the second time loaded anew, among other models. Constraints are judged on these
-    figures.
-
-    Returns:
-        What front.json holds.
+    Args:
+        run: The run, with its studies.
+        context: The context of its recipe.
+        cluster: Not used; latencies are measured on this device.
 
     Raises:
-        InputError: If no verified subnetwork meets the constraints; names the closest.
+        InputError: If no verified subnetwork satisfies the constraints; the message has the closest.
     """
     recipe = run.recipe
     supernet, _ = load_supernet(run, context)
@@ -57,47 +57,45 @@ def run_verify(run: Run, context: TaskContext, predictor: SubnetPredictor) -> di
     candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
     if not candidates["search"]:
         _raise_infeasible(run, points(studies["search"]))
-    subnets = {point.key: point.subnet for found in candidates.values() for point in found}
-    figures = _values(run, context, supernet, predictor, subnets)
+    subnets = {point.key: point.subnet for front in candidates.values() for point in front}
+    results = _verify_all(run, context, supernet, subnets)
     verified = [
-        _to_point(figures[point.key], name, recipe.bounds)
+        _to_point(results[point.key], name, recipe.bounds)
         for name, study in studies.items()
         for point in points(study)
-        if point.key in figures
+        if point.key in results
     ]
-    parent = _to_point(figures[PARENT], PARENT, recipe.bounds)
+    parent = _to_point(results[PARENT], PARENT, recipe.bounds)
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(run, verified)
     reference = reference_point([*verified, parent], recipe.objectives)
-    results = {
+    data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in [*verified, parent]],
         "reference": reference,
         "hypervolume": _hypervolumes(verified, reference, recipe),
     }
-    write_json(run.front_file, results)
-    return results
+    write_json(run.front_file, data)
 
 
 def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe: Recipe) -> dict[str, float]:
-    """What each study dominates with those of its subnetworks that were verified.
+    """The hypervolume of each study's verified subnetworks.
 
-    The search evaluates the uniform scalings first, so it can only add to them; ``sampler`` is what it adds alone.
+    The search evaluates the uniform scalings first, so it includes them; ``sampler`` is the search without them.
     """
     by_study = {name: [p for p in verified if p.source == name] for name in STUDIES}
     uniform = {point.key for point in by_study["uniform"]}
     by_study["sampler"] = [point for point in by_study["search"] if point.key not in uniform]
-    return {name: ParetoFront.of(found, recipe.objectives).hypervolume(reference) for name, found in by_study.items()}
+    return {name: ParetoFront.of(part, recipe.objectives).hypervolume(reference) for name, part in by_study.items()}
 
 
-def _values(
-    run: Run, context: TaskContext, supernet: Supernet, predictor: SubnetPredictor, subnets: Mapping[str, SubnetConfig]
+def _verify_all(
+    run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]
 ) -> dict[str, dict[str, Any]]:
-    """Key -> every figure of a verified subnetwork and of the parent; what is stored is not done again.
+    """Key -> metrics and costs of each subnetwork and of the parent; stored ones are not computed again.
 
-    A device elsewhere has its front measured there (see `nas.commands.remote`); until then the figures are the
-    predictor's.
+    Latencies that another device measures are predicted until they are imported (see `nas.commands.remote`).
     """
     passes: tuple[MeasurementStage, ...] = () if run.is_remote else PASSES
     scored = {**subnets, PARENT: supernet.parent}
@@ -110,16 +108,17 @@ def _values(
             done += models
             report(done, total, "")
 
-        lines = _scored(run, context, supernet, scored, advance)
+        results = _score_all(run, context, supernet, scored, advance)
         for number, stage in enumerate(passes, 1):
             _measure(run, context, supernet, measured, stage, number, advance)
-    for key, line in lines.items():
-        subnet = SubnetConfig.from_dict(line["subnet"])
-        as_measured = run.store.reported_latency(subnet.key, run.recipe.workload)
-        found = as_measured or (_reference_latency(run) if key == PARENT else _predicted(predictor, subnet))
-        line["values"]["latency_ms"], line["errors"]["latency_ms"] = found.latency_ms, found.error_ms
-        line["predicted"] = as_measured is None
-    return lines
+    predictor = run.load_predictor()
+    for key, result in results.items():
+        subnet = SubnetConfig.from_dict(result["subnet"])
+        measured_ms = run.store.reported_latency(subnet.key, run.recipe.workload)
+        latency = measured_ms or (_reference_latency(run) if key == PARENT else _predicted(predictor, subnet))
+        result["values"]["latency_ms"], result["errors"]["latency_ms"] = latency.latency_ms, latency.error_ms
+        result["predicted"] = measured_ms is None
+    return results
 
 
 def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> ReportedLatency:
@@ -127,20 +126,20 @@ def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> ReportedLate
 
 
 def _reference_latency(run: Run) -> ReportedLatency:
-    """The parent's latency as the anchor."""
+    """The parent's latency as the reference model."""
     timing = run.store.reference(run.recipe.workload)
     assert timing is not None
     return reported_latency(timing, None, [])
 
 
 Advance = Callable[[int], None]
-"""Told how many models more are done."""
+"""Called with the number of further models that are done."""
 
 
-def _scored(
+def _score_all(
     run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
-    """Qualities on the held-out split and exact costs of each, kept in verified.jsonl."""
+    """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl."""
     done, counts = _read_json_lines(run.verified), AnalyticCosts.from_model(supernet.model, supernet.layout)
     for key, subnet in subnets.items():
         if key not in done:
@@ -150,8 +149,8 @@ def _scored(
             scores = score(model, context.splits.test, run.recipe.metric_names)
             counted = counts.count(counts.cost_names, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
-            values |= {name: found.value for name, found in scores.items()}
-            errors = {name: found.standard_error for name, found in scores.items()}
+            values |= {name: metric.value for name, metric in scores.items()}
+            errors = {name: metric.standard_error for name, metric in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
             _append_json_line(run.verified, done[key])
         advance(1)
@@ -167,7 +166,7 @@ def _measure(
     number: int,
     advance: Advance,
 ) -> None:
-    """Measures exported models that are not stored yet, the second time in other groups."""
+    """Measures exported models that are not in the store yet, in groups that differ from pass to pass."""
     store, workload = run.store, run.recipe.workload
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
     advance(len(subnets) - len(missing))
@@ -183,47 +182,47 @@ def _measure(
 
 
 def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
-    """An exported subnetwork as it loads from its folder, compared with the supernet's."""
+    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
         save_subnet(supernet, subnet, context, Path(folder))
         return reload_in_process(Path(folder), supernet, subnet, context)
 
 
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
-    """The fine-tuned parent itself, with its own weights."""
+    """The parent with its own weights, in their original order."""
     return context.load_model(run.parent).to(supernet.model.device).eval()
 
 
-def _to_point(line: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
-    feasible = all(bound.violation(line["values"][name]) <= 0 for name, bound in bounds.items())
-    subnet = SubnetConfig.from_dict(line["subnet"])
-    kind = {"measured": True, "feasible": feasible, "predicted": line["predicted"]}
-    return Point(subnet, line["values"], line["errors"], source, **kind)  # type: ignore[arg-type]
+def _to_point(result: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
+    feasible = all(bound.violation(result["values"][name]) <= 0 for name, bound in bounds.items())
+    subnet = SubnetConfig.from_dict(result["subnet"])
+    state = {"measured": True, "feasible": feasible, "predicted": result["predicted"]}
+    return Point(subnet, result["values"], result["errors"], source, **state)  # type: ignore[arg-type]
 
 
-def _raise_infeasible(run: Run, tried: Sequence[Point]) -> None:
+def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
     bounds = run.recipe.bounds
-    closest = min(tried, key=lambda point: total_violation(point.values, bounds))
+    closest = min(evaluated, key=lambda point: total_violation(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
     raise InputError(
-        f"no subnetwork meets the constraints {where}; the closest of {len(tried)} "
+        f"no subnetwork satisfies the constraints {where}; the closest of {len(evaluated)} "
         f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add "
         "smaller choices to `space`, in a new run."
     )
 
 
 def _read_json_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Key -> line of a JSON lines file; a last line that a kill cut short is left out and cut off."""
+    """Key -> line of a JSON lines file; a truncated last line is removed from the file."""
     if not path.exists():
         return {}
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)
+    complete = data[: data.rfind(b"\n") + 1]
+    if complete != data:
+        path.write_bytes(complete)
     try:
-        return {line["key"]: line for line in map(json.loads, whole.splitlines())}
+        return {line["key"]: line for line in map(json.loads, complete.splitlines())}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"`{path}` is damaged ({error}); delete it and type the same command again.") from None
+        raise InputError(f"`{path}` is damaged ({error}); delete it and run the same command again.") from None
 
 
 def _append_json_line(path: Path, line: dict[str, Any]) -> None:
