@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from nas.cli import app
+from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
 from predictors import Workload
 from search_spaces import FAMILIES
@@ -57,10 +58,15 @@ def commands_page() -> str:
         parts += [
             f"## nas {name}",
             _prose(inspect.cleandoc(command.help or "")),
+            *([_stage_table()] if name == "search" else []),
             f"```text\n{_usage(name, command)}\n```",
         ]
         parts.append(_option_table(command.params))
     return "\n\n".join(parts) + "\n"
+
+
+def _stage_table() -> str:
+    return _table(("Stage", "What it does"), [(f"`{stage.name}`", stage.meaning) for stage in STAGES])
 
 
 def families_page() -> str:
@@ -181,7 +187,8 @@ def _prose(text: str) -> str:
     """The text of a docstring as Markdown, without its sections: one line a paragraph, single backquotes."""
     text = re.split(r"\n\n(?:Examples|Attributes|Raises):\n", inspect.cleandoc(text))[0]
     text = re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text.replace("``", "`"))
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("\b")]  # a table follows
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _codes(names: Any) -> str:
