@@ -204,7 +204,9 @@ def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -
     assert ranks == [100, 75, 20] and len(reasons) == 1 and reasons[0].startswith("embedding_rank 1 dropped: at this")
     assert useful("constraints={num_parameters: <= 1e6}")[0] == [100, 75, 20]
     ranks, reasons = useful()
-    assert ranks == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: it only reduces num_parameters and")
+    assert ranks == [100] and reasons[1].startswith(
+        "embedding_rank 0.75, 0.2 dropped: it only reduces num_parameters and"
+    )
     ranks, reasons = useful(size, task="fill-mask")
     assert ranks == [100] and reasons[1].startswith("embedding_rank 0.75, 0.2 dropped: the output head shares")
 
