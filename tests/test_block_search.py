@@ -102,7 +102,7 @@ def test_several_costs_share_the_budgets_and_the_limit_holds() -> None:
 
 
 def test_what_cannot_be_solved_is_said() -> None:
-    with pytest.raises(InputError, match="the smallest reaches macs"):
+    with pytest.raises(InputError, match="the smallest subnetwork reaches macs"):
         solve(bounds={"macs": Bound("<=", 5.0)})
     with pytest.raises(InputError, match="per-layer"):
         replacements(SearchSpace(PARENT, num_attention_heads=HEADS, scope="uniform"))

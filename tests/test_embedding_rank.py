@@ -241,7 +241,7 @@ def test_block_search_replaces_the_embeddings_as_a_block() -> None:
     space = SearchSpace(PARENT, intermediate_size=[8, 16], embedding_rank=[50, 100])
     embedding_blocks = [block for block in blocks(space) if block.layer == "embedding_rank"]
     assert [block.subnet for block in embedding_blocks] == [replace(PARENT, embedding_rank=50), PARENT]
-    assert not any(block.drops for block in embedding_blocks)
+    assert not any(block.drops_layer for block in embedding_blocks)
 
 
 def test_latency_features_tell_what_a_low_rank_table_costs() -> None:

@@ -12,9 +12,9 @@ from scipy.special import ndtr
 
 from nas.fronts.pareto import hypervolume, non_dominated
 from nas.samplers.encoding import Encoding, choices_of
-from nas.samplers.expected_improvement import by_expected_improvement, open_region
+from nas.samplers.expected_improvement import rank_by_expected_improvement, sample_non_dominated_region
 from nas.samplers.nsga2 import _offspring, crowding_distance, nsga2, survivors
-from nas.samplers.trial_history import Ledger
+from nas.samplers.trial_history import TrialHistory
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(("a", "b", "c")),
@@ -27,9 +27,9 @@ SPACE: dict[str, BaseDistribution] = {
 def test_unordered_choices_get_a_column_each_at_distance_one() -> None:
     encoding = Encoding(SPACE)
     given = [{"kind": "b", "n": 4, "on": True, "deep": 1}, {"kind": "c", "n": 2, "on": False, "deep": 4}]
-    genomes = encoding.encode(given)
-    assert genomes.tolist() == [[1, 1, 1, 1], [2, 0, 0, 4]] and encoding.decode(genomes) == given
-    features = encoding.features(genomes)
+    vectors = encoding.encode(given)
+    assert vectors.tolist() == [[1, 1, 1, 1], [2, 0, 0, 4]] and encoding.decode(vectors) == given
+    features = encoding.features(vectors)
     assert np.allclose(features[:, 3:], [[0.5, 1, 0.25], [0, 0, 1]])
     assert np.linalg.norm(features[0, :3] - features[1, :3]) == pytest.approx(1.0)
     assert encoding.ordered.tolist() == [False, True, True, True]
@@ -39,9 +39,9 @@ def test_unordered_choices_get_a_column_each_at_distance_one() -> None:
 
 def test_what_hangs_on_a_parameter_that_does_not_count_does_not_count() -> None:
     encoding = Encoding(SPACE, {"deep": ("n", (4, 6)), "n": ("on", (True,))})
-    genomes = np.array([[0, 2, 1, 3], [0, 0, 1, 3], [0, 2, 0, 3]])
-    assert encoding.canonical(genomes).tolist() == [[0, 2, 1, 3], [0, 0, 1, 0], [0, 0, 0, 0]]
-    assert encoding.features(genomes)[2, 3:].tolist() == [0, 0, 0]
+    vectors = np.array([[0, 2, 1, 3], [0, 0, 1, 3], [0, 2, 0, 3]])
+    assert encoding.canonical(vectors).tolist() == [[0, 2, 1, 3], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert encoding.features(vectors)[2, 3:].tolist() == [0, 0, 0]
     assert encoding.accepts({"kind": "a", "on": False}) and not encoding.accepts({"kind": "a", "n": 2})
     assert not encoding.accepts({"kind": "d", "on": False})
 
@@ -49,10 +49,10 @@ def test_what_hangs_on_a_parameter_that_does_not_count_does_not_count() -> None:
 def test_the_inner_search_finds_the_front_of_a_small_space() -> None:
     grid = np.array(list(product(range(6), repeat=3)))
 
-    def evaluate(genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = genomes / 5
+    def evaluate(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = vectors / 5
         costs = np.stack([x.sum(1), ((1 - x) ** 2).sum(1) + 0.3 * x[:, 0] * x[:, 1]], axis=1)
-        return costs, np.maximum(genomes[:, 2] - 4, 0).astype(float)
+        return costs, np.maximum(vectors[:, 2] - 4, 0).astype(float)
 
     _, found, violations = nsga2(
         evaluate, np.array([6, 6, 6]), start=grid[:0], population=20, generations=40, rng=np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_the_inner_search_finds_the_front_of_a_small_space() -> None:
 
 
 def test_the_inner_search_tries_no_point_twice() -> None:
-    genomes, _, _ = nsga2(
+    vectors, _, _ = nsga2(
         lambda g: (np.stack([g.sum(1), -g.sum(1)], 1).astype(float), np.zeros(len(g))),
         np.array([4, 4, 4]),
         start=np.zeros((0, 3), dtype=int),
@@ -73,7 +73,7 @@ def test_the_inner_search_tries_no_point_twice() -> None:
         rng=np.random.default_rng(0),
         canonical=lambda g: np.where(g[:, :1] == 0, 0, g),
     )
-    assert len(np.unique(genomes, axis=0)) == len(genomes) and not genomes[genomes[:, 0] == 0].any()
+    assert len(np.unique(vectors, axis=0)) == len(vectors) and not vectors[vectors[:, 0] == 0].any()
 
 
 def test_survivors_prefer_feasible_then_rank_then_space() -> None:
@@ -86,10 +86,10 @@ def test_survivors_prefer_feasible_then_rank_then_space() -> None:
 def test_the_expected_improvement_of_known_points_is_their_hypervolume() -> None:
     rng = np.random.default_rng(0)
     front, candidates = np.array([[0.2, 0.8, 0.5], [0.6, 0.3, 0.4]]), rng.random((6, 3))
-    region = open_region(front, np.zeros(3), np.ones(3), 400_000, rng)
+    region = sample_non_dominated_region(front, np.zeros(3), np.ones(3), 400_000, rng)
     assert len(region) / 400_000 == pytest.approx(1 - hypervolume(front, np.ones(3)), abs=0.005)
     dominates = (candidates[:, None] <= region).all(2).astype(float)
-    order = list(by_expected_improvement(dominates, np.zeros((0, len(region)))))
+    order = list(rank_by_expected_improvement(dominates, np.zeros((0, len(region)))))
     have = front
     for chosen in order[:4]:
         gains = [hypervolume(np.concatenate([have, c[None]]), np.ones(3)) for c in candidates]
@@ -102,16 +102,16 @@ def test_unlikely_and_pending_points_are_worth_less() -> None:
     region = np.random.default_rng(0).random((4000, 2))
     dominates = (np.array([[0.5, 0.1], [0.1, 0.55]])[:, None] <= region).all(2).astype(float)
     nothing = np.zeros((0, 4000))
-    assert next(by_expected_improvement(dominates, nothing)) == 0
-    assert next(by_expected_improvement(dominates * [[0.5], [1.0]], nothing)) == 1
-    assert next(by_expected_improvement(dominates, dominates[:1])) == 1
+    assert next(rank_by_expected_improvement(dominates, nothing)) == 0
+    assert next(rank_by_expected_improvement(dominates * [[0.5], [1.0]], nothing)) == 1
+    assert next(rank_by_expected_improvement(dominates, dominates[:1])) == 1
 
 
 def test_a_neighbour_of_what_is_chosen_comes_after_a_lesser_point_elsewhere() -> None:
     region = np.random.default_rng(0).random((4000, 2))
     points = np.array([[0.5, 0.1], [0.51, 0.1], [0.1, 0.6]])
     chances = ndtr((region - points[:, None]) / 0.1).prod(2)
-    assert list(by_expected_improvement(chances, np.zeros((0, 4000)))) == [0, 2, 1]
+    assert list(rank_by_expected_improvement(chances, np.zeros((0, 4000)))) == [0, 2, 1]
 
 
 def test_only_ordered_genes_take_steps() -> None:
@@ -126,16 +126,16 @@ def test_only_ordered_genes_take_steps() -> None:
 def test_a_ledger_reads_late_finishers_in_their_place() -> None:
     encoding = Encoding(SPACE)
     study = optuna.create_study(directions=["minimize", "maximize"])
-    ledger = Ledger(study, encoding, lambda genomes: [row.tobytes() for row in genomes])
+    history = TrialHistory(study, encoding, lambda vectors: [row.tobytes() for row in vectors])
     trials = [study.ask(SPACE) for _ in range(4)]
     for number in (2, 3):
         study.tell(trials[number], [1.0, 2.0])
-    ledger.read(study)
-    assert [e.number for e in ledger.done] == [2, 3] and set(ledger.running) == {0, 1}
-    assert ledger.done[0].values.tolist() == [1.0, -2.0]
+    history.read(study)
+    assert [e.number for e in history.finished] == [2, 3] and set(history.running) == {0, 1}
+    assert history.finished[0].values.tolist() == [1.0, -2.0]
     study.tell(trials[0], [3.0, 4.0])
     study.tell(trials[1], state=optuna.trial.TrialState.FAIL)
-    ledger.read(study)
-    assert [e.number for e in ledger.done] == [0, 2, 3] and not ledger.running
-    assert ledger.taken(ledger.key(trials[0].params))
-    assert not ledger.taken(ledger.key(trials[1].params))
+    history.read(study)
+    assert [e.number for e in history.finished] == [0, 2, 3] and not history.running
+    assert history.is_taken(history.key(trials[0].params))
+    assert not history.is_taken(history.key(trials[1].params))

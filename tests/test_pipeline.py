@@ -15,7 +15,7 @@ from nas import pipeline
 from nas.pipeline import STAGES, Stage, run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.studies.study import STUDIES, open_studies, points
+from nas.studies.study import STUDIES, evaluated_points, open_studies
 
 
 @pytest.mark.slow
@@ -34,7 +34,9 @@ def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tupl
     assert first.trials.read_text() == second.trials.read_text()
     assert [(p.key, p.values) for p in first.front()] == [(p.key, p.values) for p in second.front()]
     for name in STUDIES:
-        assert points(open_studies(first.study, recipe)[name]) == points(open_studies(second.study, recipe)[name])
+        assert evaluated_points(open_studies(first.study, recipe)[name]) == evaluated_points(
+            open_studies(second.study, recipe)[name]
+        )
     assert {p.source for p in first.verified_points()} == {"search", "uniform", "random", "parent"}
     assert all(p.measured for p in first.verified_points())
     assert first.report.stat().st_size > 100_000 and any(first.exports.iterdir())

@@ -20,7 +20,7 @@ from nas.modeling.elastic import low_rank_factors
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.studies.study import open_studies, points
+from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import load_supernet
 from nas.supernets.low_rank import STATISTICS_FILE, CalibrationStatistics, output_basis
@@ -240,7 +240,7 @@ def test_a_search_with_ranks_end_to_end(text_recipe: Path, tmp_path: Path, capsy
     overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
     run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
     assert "attention_rank 2 dropped" in capsys.readouterr().out
-    assert any(50 in p.subnet.attention_rank for p in points(open_studies(run.study, run.recipe)["search"]))
+    assert any(50 in p.subnet.attention_rank for p in evaluated_points(open_studies(run.study, run.recipe)["search"]))
     stored = CalibrationStatistics.load(run.supernet)
     assert stored is not None
     model = AutoModelForSequenceClassification.from_pretrained(run.supernet)
@@ -251,14 +251,14 @@ def test_a_search_with_ranks_end_to_end(text_recipe: Path, tmp_path: Path, capsy
 
 def assert_workers_score_ranks_alike(run: Run) -> None:
     """A Ray worker scores low ranks as the driver does, from the files that it is sent."""
-    from nas.ray.search_worker import Package
+    from nas.ray.search_worker import WorkerPayload
     from nas.studies.racing import Scorer
 
     context = TaskContext(run.recipe)
     supernet, space = load_supernet(run, context)
     driver = Scorer(supernet, context.splits.search, ["loss"])
-    package = Package.of(run.supernet, driver)
-    assert "activations.safetensors" in package.digests
-    worker = package.load(package.local_folder())
+    payload = WorkerPayload.from_folder(run.supernet, driver)
+    assert "activations.safetensors" in payload.digests
+    worker = payload.load(payload.local_folder())
     assert space.smallest.attention_rank == (50,) * 4
     assert worker(space.smallest, None).scores == driver(space.smallest, None).scores

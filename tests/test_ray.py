@@ -19,14 +19,14 @@ import psutil
 import pytest
 import torch
 from conftest import bert, text_inputs
-from test_docket import executed, states
+from test_trial_queue import executed, states
 
-from experiments.bench.stand_in import Given, StandIn, evaluator_of, recipe_of
+from experiments.bench.stand_in import LoadedEvaluator, StandIn, stand_in_evaluator, stand_in_recipe
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.racing import Outcome
-from nas.studies.search_loop import Dispatcher, dockets_of
-from nas.studies.study import open_studies, points
+from nas.studies.search_loop import EvaluationScheduler, build_queues
+from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from search_spaces import InputError
@@ -145,12 +145,12 @@ def lines(folder: Path, what: str) -> list[list[str]]:
 def evaluated(folder: Path, recipe: Recipe) -> dict[str, list[tuple[str, dict[str, float]]]]:
     """Study -> key and figures of each finished evaluation, oldest first."""
     studies = open_studies(folder / "study.log", recipe)
-    return {name: [(p.key, p.values) for p in points(study)] for name, study in studies.items()}
+    return {name: [(p.key, p.values) for p in evaluated_points(study)] for name, study in studies.items()}
 
 
 def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]], home: Path, tmp_path: Path) -> None:
     address, nodes = cluster
-    recipe, folder = recipe_of(EVALUATIONS), tmp_path / "run"
+    recipe, folder = stand_in_recipe(EVALUATIONS), tmp_path / "run"
     process = driver(folder, address, home)
     wait_for(lambda: len({line[2] for line in lines(folder, "begin")}) == 2, 240, process)  # both nodes are at work
     wait_for(lambda: len(lines(folder, "end")) >= 5, 120, process)
@@ -161,7 +161,8 @@ def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     told = {
-        name: [(p.key, p.values) for p in points(s)] for name, s in open_studies(folder / "study.log", recipe).items()
+        name: [(p.key, p.values) for p in evaluated_points(s)]
+        for name, s in open_studies(folder / "study.log", recipe).items()
     }
     begun = executed(folder, "begin")
     assert 10 <= len(told["search"]) < EVALUATIONS
@@ -204,7 +205,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
-    code = f"from nas.ray.cluster import connected\nwith connected({cluster[0]!r}): pass"
+    code = f"from nas.ray.cluster import ray_connection\nwith ray_connection({cluster[0]!r}): pass"
     env = {k: v for k, v in environment(tmp_path / "stranger").items() if not k.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "RAY_AUTH_MODE=token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
@@ -215,11 +216,11 @@ def test_a_driver_without_the_token_is_told_what_to_set(
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.ray.cluster import connected
+    from nas.ray.cluster import ray_connection
 
     with (
         pytest.raises(InputError, match=r"`127.0.0.1:\d+` does not answer .*ray start --head"),
-        connected(f"127.0.0.1:{free_port()}"),
+        ray_connection(f"127.0.0.1:{free_port()}"),
     ):
         pass
 
@@ -227,15 +228,17 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
 def searcher(folder: Path, workers: int = 2):
     from nas.ray.search_driver import StudySearcher
 
-    recipe = recipe_of(40)
-    dispatcher = Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *evaluator_of(recipe, 4)))
-    dispatcher.reporting().__enter__()
-    return StudySearcher(dispatcher, workers)
+    recipe = stand_in_recipe(40)
+    scheduler = EvaluationScheduler(
+        build_queues(open_studies(folder / "study.log", recipe), recipe, *stand_in_evaluator(recipe, 4))
+    )
+    scheduler.reporting().__enter__()
+    return StudySearcher(scheduler, workers)
 
 
-def result(searcher, task, seconds: float) -> dict[str, object]:
-    outcomes = [Outcome({"accuracy": (0.5 + 0.001 * i, 0.01)}, 100) for i in range(len(task.jobs))]
-    return {"refusal": None, "outcomes": outcomes, "seconds": seconds * len(task.jobs)}
+def result(searcher, batch, seconds: float) -> dict[str, object]:
+    outcomes = [Outcome({"accuracy": (0.5 + 0.001 * i, 0.01)}, 100) for i in range(len(batch.evaluations))]
+    return {"version_error": None, "outcomes": outcomes, "seconds": seconds * len(batch.evaluations)}
 
 
 def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Path) -> None:
@@ -243,16 +246,16 @@ def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Pa
         (tmp_path / f"{workers}-{seconds}").mkdir()
         made = searcher(tmp_path / f"{workers}-{seconds}", workers)
         first = made.suggest("a")["task"]
-        assert len(first.jobs) == 1
+        assert len(first.evaluations) == 1
         made.on_trial_complete("a", result(made, first, seconds))
-        assert len(made.suggest("b")["task"].jobs) == size
+        assert len(made.suggest("b")["batch"].evaluations) == size
 
 
 def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
-    from nas.ray.search_worker import Package, Worker, versions
+    from nas.ray.search_worker import Worker, WorkerPayload, versions
 
-    package = Package(load=Given(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
-    other = replace(package, versions={**versions(), "torch": "0.1"})
+    payload = WorkerPayload(load=LoadedEvaluator(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
+    other = replace(payload, versions={**versions(), "torch": "0.1"})
     made = searcher(tmp_path)
     worker = object.__new__(Worker)
     worker.setup(made.suggest("a"), other)
@@ -264,11 +267,11 @@ def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
 def test_an_evaluation_whose_worker_is_lost_again_and_again_is_kept_as_failed(tmp_path: Path) -> None:
     made, jobs = searcher(tmp_path), []
     for trial in "abc":
-        assert states(made.dispatcher.dockets[0].study)["FAIL"] == 0
-        jobs.append(made.suggest(trial)["task"].jobs[0])
+        assert states(made.scheduler.queues[0].study)["FAIL"] == 0
+        jobs.append(made.suggest(trial)["batch"].evaluations[0])
         made.on_trial_complete(trial, None, error=True)
-    assert jobs[0] == jobs[1] == jobs[2] != made.suggest("d")["task"].jobs[0]
-    assert states(made.dispatcher.dockets[0].study)["FAIL"] == 1
+    assert jobs[0] == jobs[1] == jobs[2] != made.suggest("d")["batch"].evaluations[0]
+    assert states(made.scheduler.queues[0].study)["FAIL"] == 1
 
 
 def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
@@ -279,8 +282,8 @@ def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
     supernet = Supernet(bert(num_labels=2))
     supernet.model.save_pretrained(tmp_path / "weights")
     scorer = ray_worker.Scorer(supernet, EvaluationSet(cast(Any, None), (), ()), ["accuracy"])
-    package = ray_worker.Package.of(tmp_path / "weights", scorer)
-    loaded = package.load(package.local_folder())
+    payload = ray_worker.WorkerPayload.from_folder(tmp_path / "weights", scorer)
+    loaded = payload.load(payload.local_folder())
     address = loaded.supernet.model.base_model.encoder.layer[0].intermediate.dense.weight.data_ptr()
     assert "model.safetensors" in mapping_of(address)
     inputs = text_inputs()
@@ -288,12 +291,12 @@ def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
 
     monkeypatch.setattr(ray_worker.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(ray_worker.ray, "get", lambda value: value)
-    files = ray_worker.Files(tmp_path / "weights")
+    files = ray_worker.FileServer(tmp_path / "weights")
     remote = type("Remote", (), {"read": type("Call", (), {"remote": staticmethod(files.read)})})
-    elsewhere = replace(package, folder=tmp_path / "not-mounted", files=remote)
+    elsewhere = replace(payload, folder=tmp_path / "not-mounted", file_server=remote)
     copy = elsewhere.local_folder()
     assert (copy / "model.safetensors").read_bytes() == (tmp_path / "weights" / "model.safetensors").read_bytes()
-    monkeypatch.setattr(ray_worker.Package, "_fetch", None)
+    monkeypatch.setattr(ray_worker.WorkerPayload, "_fetch", None)
     assert elsewhere.local_folder() == copy
 
 

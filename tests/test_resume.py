@@ -20,7 +20,7 @@ from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.supernet import run_supernet
-from nas.studies.study import STUDIES, open_studies, points
+from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.context import TaskContext
 
@@ -67,7 +67,9 @@ def lines(path: Path) -> int:
 def evaluations(recipe: Recipe, run: Run) -> dict[str, list[tuple[str, dict[str, float]]]]:
     """Study -> key and figures of each finished trial, oldest first."""
     return {
-        name: [(p.key, p.values) for p in points(open_studies(run.study, recipe)[name])] if run.study.exists() else []
+        name: [(p.key, p.values) for p in evaluated_points(open_studies(run.study, recipe)[name])]
+        if run.study.exists()
+        else []
         for name in STUDIES
     }
 
@@ -207,5 +209,5 @@ def test_a_lock_that_a_killed_process_left_blocks_nobody(whole: tuple[Path, Path
     shutil.copy(whole[1] / "study.log", tmp_path)
     (tmp_path / "study.log.lock").touch()
     begin = time.monotonic()
-    assert points(open_studies(tmp_path / "study.log", recipe)["search"])
+    assert evaluated_points(open_studies(tmp_path / "study.log", recipe)["search"])
     assert time.monotonic() - begin < 15, "waited until the lock was too old"

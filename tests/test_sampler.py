@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 
 from nas.fronts.pareto import hypervolume
 from nas.samplers.encoding import Encoding
-from nas.samplers.problem import Candidates, PlainProblem
+from nas.samplers.problem import BlackBoxProblem, Candidates
 from nas.samplers.proposals import propose
-from nas.samplers.surrogate_sampler import SurrogateSampler, representative
+from nas.samplers.surrogate_sampler import SurrogateSampler, representative_trials
 
 LAYERS = 5
 SPACE: dict[str, BaseDistribution] = {
@@ -41,13 +41,13 @@ def objectives(params: Mapping[str, Any]) -> tuple[float, float]:
     return float(np.exp(-(used @ GAIN + used[:-1] @ used[1:]) / 5)), float(cost)
 
 
-class Known(PlainProblem):
+class Known(BlackBoxProblem):
     """The cost is known, and so is a bound on it."""
 
-    def describe(self, genomes: np.ndarray) -> Candidates:
-        costs = np.array([objectives(p)[1] for p in self.encoding.decode(genomes)])
+    def describe(self, vectors: np.ndarray) -> Candidates:
+        costs = np.array([objectives(p)[1] for p in self.encoding.decode(vectors)])
         values = np.stack([np.full(len(costs), np.nan), costs], axis=1)
-        return replace(super().describe(genomes), values=values, violations=np.maximum(costs - 30, 0))
+        return replace(super().describe(vectors), values=values, violations=np.maximum(costs - 30, 0))
 
 
 CONDITIONS = {f"width{i}": (f"kept{i}", (True,)) for i in range(LAYERS)}
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_trials_and_an_interrupted_study_goes_on_as
 def test_nothing_is_proposed_twice_even_with_many_in_flight() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 24)
     in_flight = [study.ask(SPACE) for _ in range(30)]
-    problem = PlainProblem(Encoding(SPACE), 2)
+    problem = BlackBoxProblem(Encoding(SPACE), 2)
     keys = problem.keys(problem.encoding.encode([*params(study)[:24], *(t.params for t in in_flight)]))
     assert len(set(keys)) == len(keys)
 
@@ -219,7 +219,7 @@ def test_the_more_trials_run_at_once_the_rarer_are_models(monkeypatch: pytest.Mo
         done = waiting.popleft()
         study.tell(done, objectives(done.params))
         waiting.append(study.ask(SPACE))
-        study.sampler._at_work._thread.submit(int).result()  # type: ignore[attr-defined]  # what it fits is there
+        study.sampler._state._executor.submit(int).result()  # type: ignore[attr-defined]  # what it fits is there
     assert np.diff(known[1:]).min() > 4 and len(known) >= 4  # alone, it fits one every four trials
 
 
@@ -268,8 +268,8 @@ def test_constant_and_infinite_values_do_no_harm() -> None:
 
 
 def test_a_long_study_is_learned_from_its_end_and_evenly_before() -> None:
-    assert representative(range(10), 20) == range(10)  # type: ignore[arg-type, comparison-overlap]
-    chosen = representative(range(1000), 100)  # type: ignore[arg-type]
+    assert representative_trials(range(10), 20) == range(10)  # type: ignore[arg-type, comparison-overlap]
+    chosen = representative_trials(range(1000), 100)  # type: ignore[arg-type]
     assert len(set(chosen)) == 100 and list(chosen[-50:]) == list(range(950, 1000)) and chosen[0] == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
-from nas.studies.startup_trials import corners, distinct, feasible_samples, plan
+from nas.studies.startup_trials import extreme_subnets, feasible_samples, first_distinct, startup_subnets
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
@@ -23,7 +23,7 @@ def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
     recipe = Recipe.load(text_recipe, overrides)
     context = TaskContext(recipe)
     space, rng = search_space(context), Random(0)
-    subnets = distinct(iter(space.sample(rng) for _ in range(40)), 30)
+    subnets = first_distinct(iter(space.sample(rng) for _ in range(40)), 30)
     latency = [1.0 + sum(s.num_attention_heads) + sum(s.intermediate_size) / 24 for s in subnets]
     predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
     return Evaluator(recipe, Supernet(context.load_model()), context.splits.search, predictor)
@@ -39,27 +39,27 @@ def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
         }
     )
     tight = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[0] / 1e6}"')
-    assert {(s.num_attention_heads, s.intermediate_size) for s in plan(space, tight, tight.recipe, 10)} == {
+    assert {(s.num_attention_heads, s.intermediate_size) for s in startup_subnets(space, tight, tight.recipe, 10)} == {
         ((1,), (24,))
     }
     wider = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[-1] / 1e6}"')
-    found = distinct(feasible_samples(space, wider, Random(0)), 5)
+    found = first_distinct(feasible_samples(space, wider, Random(0)), 5)
     assert len(found) == 5 and all(wider.feasible(subnet) for subnet in found)
 
 
 def test_what_nothing_meets_is_refused(text_recipe: Path) -> None:
     never = evaluator(text_recipe, 'constraints.latency_ms="<= 0.5"')
     space = search_space(TaskContext(never.recipe))
-    with pytest.raises(InputError, match=r"closest corner reaches latency_ms .* for `<= 0.5`"):
+    with pytest.raises(InputError, match=r"the closest reaches latency_ms .* for `<= 0.5`"):
         next(feasible_samples(space, never, Random(0)))
 
 
 def test_the_plan_starts_with_the_corners_and_stays_within_its_budget(text_recipe: Path) -> None:
     free = evaluator(text_recipe)
     space = search_space(TaskContext(free.recipe))
-    first = plan(space, free, free.recipe, 40)
-    assert set(corners(space)) <= set(first) and len(first) == len(set(first)) <= 40
-    assert len(plan(space, free, free.recipe, 3)) == 3
+    first = startup_subnets(space, free, free.recipe, 40)
+    assert set(extreme_subnets(space)) <= set(first) and len(first) == len(set(first)) <= 40
+    assert len(startup_subnets(space, free, free.recipe, 3)) == 3
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from nas.recipe.schema import Recipe
 from nas.studies import storage as storages
-from nas.studies.storage import hidden, open_storage, together
+from nas.studies.storage import batched_writes, open_storage, without_password
 from search_spaces import InputError
 
 SPACE = {f"x{i}": IntDistribution(0, 7) for i in range(5)} | {"kind": CategoricalDistribution(("a", "b"))}
@@ -37,9 +37,9 @@ def study_in(storage: optuna.storages.BaseStorage, name: str = "search") -> optu
 
 
 def one_trial(study: optuna.Study) -> None:
-    with together(study._storage, durable=False):
+    with batched_writes(study, durable=False):
         trial = study.ask(SPACE)
-    with together(study._storage, durable=True):
+    with batched_writes(study, durable=True):
         trial.set_constraint("size_mb", -1.0)
         trial.set_user_attr("key", "ab")
         study.tell(trial, [1.0, 2.0])
@@ -74,7 +74,7 @@ def test_what_others_write_between_two_blocks_is_seen(tmp_path: Path) -> None:
 def test_another_process_waits_while_records_are_held(tmp_path: Path) -> None:
     mine = study_in(open_storage(None, tmp_path / "study.log"))
     other = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"), _open_lock(tmp_path))))
-    with together(mine._storage, durable=False):
+    with batched_writes(mine, durable=False):
         mine.ask(SPACE)
         writing = threading.Thread(target=lambda: other.tell(other.ask(SPACE), [0.0, 0.0]))
         writing.start()
@@ -103,7 +103,7 @@ def test_a_torn_end_is_cut_off_and_written_anew(cut: int, tmp_path: Path) -> Non
 
 def test_what_an_interrupted_block_did_is_what_the_file_holds(tmp_path: Path) -> None:
     study = study_in(open_storage(None, tmp_path / "study.log"))
-    with pytest.raises(KeyboardInterrupt), together(study._storage, durable=False):
+    with pytest.raises(KeyboardInterrupt), batched_writes(study, durable=False):
         study.ask(SPACE)
         raise KeyboardInterrupt
     assert shown(study_in(open_storage(None, tmp_path / "study.log"))) == shown(study)
@@ -167,12 +167,12 @@ def test_a_database_that_goes_away_is_waited_for(tmp_path: Path) -> None:
 def test_a_database_that_stays_away_stops_the_search_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storages, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(storages, "RETRY_TIMEOUT_S", 0.5)
     study = study_in(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "unused"))
     one_trial(study)
     release = threading.Event()
     holder = locked(tmp_path / "study.db", release)
-    with pytest.raises(InputError, match=r"has not for .* s .*locked.*what was told is kept"):
+    with pytest.raises(InputError, match=r"has not for .* s .*locked.*results recorded so far are kept"):
         one_trial(study)
     release.set()
     holder.join()
@@ -225,7 +225,7 @@ def test_a_grpc_proxy_that_comes_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_storage_that_cannot_be(url: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storages, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(storages, "RETRY_TIMEOUT_S", 0.0)
     with pytest.raises(InputError, match=says) as refused:
         open_storage(url, tmp_path / "unused")
     assert "secret" not in str(refused.value)
@@ -238,5 +238,5 @@ def test_a_url_of_another_kind_is_refused_by_the_recipe() -> None:
 
 
 def test_no_password_is_printed() -> None:
-    assert hidden("mysql://nas:secret@host/x") == "mysql://nas:***@host/x"
-    assert hidden("grpc://host:13000") == "grpc://host:13000"
+    assert without_password("mysql://nas:secret@host/x") == "mysql://nas:***@host/x"
+    assert without_password("grpc://host:13000") == "grpc://host:13000"

@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         name: As it stands in the table.
         distributions: The parameters.
-        evaluate: Genomes (n, D), as of `nas.samplers.encoding.Encoding` -> objectives (n, m).
+        evaluate: Vectors (n, D), as of `nas.samplers.encoding.Encoding` -> objectives (n, m).
         reference: Reference point of the hypervolume (m,).
         front: The true front (k, m), or the best known.
         space: The search space the parameters are of, if it is one.
@@ -61,7 +61,7 @@ def synthetic(name: str, folder: Path) -> Problem:
                 CategoricalDistribution(tuple("abc")) if unordered else IntDistribution(0, choices - 1)
             )
     evaluate = partial(_evaluate, make(layers), objectives)
-    sample = evaluate(random_genomes(layers, 20_000, np.random.default_rng(0)))
+    sample = evaluate(random_vectors(layers, 20_000, np.random.default_rng(0)))
     reference = sample.max(0)
     return Problem(
         name,
@@ -72,7 +72,7 @@ def synthetic(name: str, folder: Path) -> Problem:
     )
 
 
-def random_genomes(layers: int, n: int, rng: np.random.Generator) -> np.ndarray:
+def random_vectors(layers: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Uniform candidates (n, 4 x layers) as indices of choices."""
     return rng.integers(0, list(LAYER.values()) * layers, (n, len(LAYER) * layers))
 
@@ -81,9 +81,9 @@ Error = Callable[[np.ndarray], np.ndarray]
 """Parameters (n, layers, 4) as indices of choices -> an error (n,)."""
 
 
-def _evaluate(error: Error, objectives: int, genomes: np.ndarray) -> np.ndarray:
+def _evaluate(error: Error, objectives: int, vectors: np.ndarray) -> np.ndarray:
     """Error, latency, and (with three objectives) size, of candidates (n, D)."""
-    x = genomes.reshape(len(genomes), -1, len(LAYER))
+    x = vectors.reshape(len(vectors), -1, len(LAYER))
     heads, ffn, attention, rank = (x[:, :, k] for k in range(4))
     width, share = 1 + ffn, (1 + rank) / 4
     rng = np.random.default_rng(7)
@@ -148,10 +148,10 @@ def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers
         found = []
         for seed in range(3):
             rng = np.random.default_rng(seed)
-            start = random_genomes(layers, 200, rng)
+            start = random_vectors(layers, 200, rng)
             cardinalities = np.array(list(LAYER.values()) * layers)
             _, costs, _ = nsga2(
-                lambda genomes: (evaluate(genomes), np.zeros(len(genomes))),
+                lambda vectors: (evaluate(vectors), np.zeros(len(vectors))),
                 cardinalities,
                 start=start,
                 population=200,
@@ -179,7 +179,7 @@ def digits_vit(folder: Path) -> Problem:
     return Problem(
         "digits-vit",
         parameters.distributions(),
-        lambda genomes: np.array([rows[key] for key in parameters.to_batch(genomes).row_keys()]),
+        lambda vectors: np.array([rows[key] for key in parameters.to_batch(vectors).row_keys()]),
         reference=values.max(0),
         front=values[non_dominated(values)],
         space=space,

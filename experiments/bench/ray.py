@@ -17,7 +17,7 @@ import numpy as np
 import ray
 from rich.table import Table
 
-from experiments.bench.stand_in import recipe_of, stand_in_search
+from experiments.bench.stand_in import stand_in_recipe, stand_in_search
 from nas.runs.progress import console, quiet_libraries
 
 SECONDS = 1.0
@@ -37,7 +37,7 @@ def spans(log: Path) -> dict[str, np.ndarray]:
 def row(workers: int, sampler: str) -> list[str]:
     """One measured search."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(PER_WORKER * workers, sampler=sampler, workers=workers)
+        recipe = stand_in_recipe(PER_WORKER * workers, sampler=sampler, workers=workers)
         begin = time.time()
         stand_in_search(Path(folder), recipe, SECONDS, "auto", baselines=False)
         wall_s, found = time.time() - begin, spans(Path(folder) / "evaluations.log")

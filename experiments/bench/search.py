@@ -23,9 +23,9 @@ from optuna.storages import BaseStorage
 from problems import PROBLEMS, Problem
 
 from nas.samplers.encoding import Encoding
-from nas.samplers.problem import Candidates, PlainProblem
+from nas.samplers.problem import BlackBoxProblem, Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
-from nas.studies.storage import open_storage, together
+from nas.studies.storage import batched_writes, open_storage
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 LONG, LAST = 5000, 500
@@ -34,24 +34,24 @@ LONG, LAST = 5000, 500
 Result = dict[str, Any]
 
 
-class Costs(PlainProblem):
+class Costs(BlackBoxProblem):
     """All objectives but the first are known, and which parameters of a search space mean the same."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(Encoding(problem.distributions), len(problem.reference))
         self.problem = problem
 
-    def keys(self, genomes: np.ndarray) -> list[bytes]:
+    def keys(self, vectors: np.ndarray) -> list[bytes]:
         space = self.problem.space
-        return super().keys(genomes) if space is None else space.parameters.to_batch(genomes).row_keys()
+        return super().keys(vectors) if space is None else space.parameters.to_batch(vectors).row_keys()
 
-    def describe(self, genomes: np.ndarray) -> Candidates:
-        seen, space = super().describe(genomes), self.problem.space
+    def describe(self, vectors: np.ndarray) -> Candidates:
+        seen, space = super().describe(vectors), self.problem.space
         if space is None:
-            values = self.problem.evaluate(genomes)
+            values = self.problem.evaluate(vectors)
             return replace(seen, values=self._hide(values))
-        features = space.parameters.encode(space.parameters.to_batch(genomes))
-        return replace(seen, values=self._hide(self.problem.evaluate(genomes)), features=features)
+        features = space.parameters.encode(space.parameters.to_batch(vectors))
+        return replace(seen, values=self._hide(self.problem.evaluate(vectors)), features=features)
 
     @staticmethod
     def _hide(values: np.ndarray) -> np.ndarray:
@@ -104,12 +104,12 @@ def _evaluations(
     encoding = Encoding(problem.distributions)
     for _ in range(limit):
         start = time.process_time()
-        with together(study._storage, durable=False):
+        with batched_writes(study, durable=False):
             trial = study.ask(problem.distributions)
         asked = time.process_time() - start
         value = problem.evaluate(encoding.encode([trial.params]))[0]
         start = time.process_time()
-        with together(study._storage, durable=True):
+        with batched_writes(study, durable=True):
             study.tell(trial, value.tolist())
         yield asked + time.process_time() - start, value
 

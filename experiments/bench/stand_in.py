@@ -22,10 +22,10 @@ import numpy as np
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.studies.evaluator import Evaluator
-from nas.studies.racing import Outcome, Race
-from nas.studies.search_loop import Dispatcher, dockets_of, run_here
-from nas.studies.startup_trials import distinct
-from nas.studies.stopping import finishing_on_interrupt
+from nas.studies.racing import EarlyStopping, Outcome
+from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally
+from nas.studies.startup_trials import first_distinct
+from nas.studies.stopping import graceful_interrupt
 from nas.studies.study import driver_id, open_studies
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
@@ -40,7 +40,7 @@ class StandIn:
     log: Path
     seconds: float
 
-    def __call__(self, subnet: SubnetConfig, race: Race | None) -> Outcome:
+    def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """The quality of a subnetwork."""
         self._write("begin", subnet)
         time.sleep(self.seconds)
@@ -61,13 +61,13 @@ def subnet_widths(subnet: SubnetConfig) -> tuple[tuple[int, ...], tuple[int, ...
     return subnet.num_attention_heads, subnet.intermediate_size
 
 
-def recipe_of(evaluations: int, **search: object) -> Recipe:
+def stand_in_recipe(evaluations: int, **search: object) -> Recipe:
     """A recipe of a tiny BERT."""
     task = {"type": "text-classification", "train": "none", "test": "none"}
     return Recipe.parse({"model": "none", "task": task, "space": {}, "search": {"evaluations": evaluations, **search}})
 
 
-def evaluator_of(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Evaluator]:
+def stand_in_evaluator(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Evaluator]:
     """A space over a tiny random BERT, and its exact and predicted costs."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -81,7 +81,7 @@ def evaluator_of(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Evaluato
         num_attention_heads=[1, 2, 4, 8],
         intermediate_size=[24, 48, 96, 192],
     )
-    subnets = distinct(iter(space.sample(rng) for rng in [Random(0)] for _ in range(60)), 40)
+    subnets = first_distinct(iter(space.sample(rng) for rng in [Random(0)] for _ in range(60)), 40)
     latency = [1.0 + sum(map(sum, subnet_widths(s))) / 50 for s in subnets]
     predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
     examples = EvaluationSet(cast(Any, None), (), ([[{}]] * 100,))
@@ -92,23 +92,23 @@ def stand_in_search(
     folder: Path, recipe: Recipe, seconds: float, cluster: str | None = None, *, baselines: bool = True
 ) -> None:
     """Runs a search with its studies in a folder, here or on a Ray cluster."""
-    space, evaluator = evaluator_of(recipe)
+    space, evaluator = stand_in_evaluator(recipe)
     driver = None if recipe.search.storage is None else driver_id(folder)
-    dockets = dockets_of(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
-    dispatcher = Dispatcher(dockets if baselines else dockets[:1])
+    queues = build_queues(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
+    scheduler = EvaluationScheduler(queues if baselines else queues[:1])
     evaluate = StandIn(folder / "evaluations.log", seconds)
-    with finishing_on_interrupt(dispatcher.stop), dispatcher.reporting():
+    with graceful_interrupt(scheduler.stop), scheduler.reporting():
         if cluster is None:
-            run_here(dispatcher, evaluate)
+            run_locally(scheduler, evaluate)
         else:
             from nas.ray.search_driver import run_on_ray
-            from nas.ray.search_worker import Package
+            from nas.ray.search_worker import WorkerPayload
 
-            run_on_ray(dispatcher, Package(load=Given(evaluate), folder=folder), cluster, recipe.search)
+            run_on_ray(scheduler, WorkerPayload(load=LoadedEvaluator(evaluate), folder=folder), cluster, recipe.search)
 
 
 @dataclass(frozen=True)
-class Given:
+class LoadedEvaluator:
     """Loads nothing: the evaluating function is there already."""
 
     evaluate: StandIn
@@ -130,5 +130,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     quiet_libraries()
     given.folder.mkdir(parents=True, exist_ok=True)
-    made = recipe_of(given.evaluations, sampler=given.sampler, storage=given.storage, workers=given.workers)
+    made = stand_in_recipe(given.evaluations, sampler=given.sampler, storage=given.storage, workers=given.workers)
     stand_in_search(given.folder, made, given.seconds, given.ray)

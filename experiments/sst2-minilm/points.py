@@ -26,8 +26,8 @@ from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.stages.check import open_run
 from nas.studies.evaluator import Evaluator
-from nas.studies.search_loop import run_here, run_studies
-from nas.studies.study import open_studies, points
+from nas.studies.search_loop import run_locally, run_studies
+from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.load import load_supernet
 from nas.supernets.training import model_trainer
 from nas.tasks.evaluation import score
@@ -74,9 +74,9 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
     took("supernet")
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, Unmeasured())  # type: ignore[arg-type]
-    run_studies(run, recipe, space, evaluator, run_here)
+    run_studies(run, recipe, space, evaluator, run_locally)
     took("search")
-    found = points(open_studies(run.study, recipe)["search"])
+    found = evaluated_points(open_studies(run.study, recipe)["search"])
     teacher = context.load_model(run.parent).to(supernet.model.device)
     whole = supernet.extract(supernet.parent)
     picked = {}

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.fronts.front import ParetoFront
 from nas.runs.progress import print_line
 from nas.runs.run import Run
-from nas.studies.study import finished, open_read_only, point_of
+from nas.studies.study import complete_trials, open_read_only, point_from_trial
 from predictors.measurement.onnx_export import require
 from search_spaces import InputError
 from search_spaces.svg import svg
@@ -57,7 +57,7 @@ def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStor
         raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe begins one.")
     storage = InMemoryStorage()
     for name in names:
-        trials = finished(optuna.load_study(study_name=name, storage=source))
+        trials = complete_trials(optuna.load_study(study_name=name, storage=source))
         _copy(run, storage, name, trials, artifacts)
         feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
         if len(feasible) < len(trials):
@@ -72,7 +72,7 @@ def _copy(
 
     study = optuna.create_study(storage=storage, study_name=name, directions=list(run.recipe.objectives.values()))
     study.set_metric_names(list(run.recipe.objectives))
-    points = {t.number: point_of(t, "search") for t in trials if "point" in t.user_attrs}
+    points = {t.number: point_from_trial(t, "search") for t in trials if "point" in t.user_attrs}
     on_front = {point.key for point in ParetoFront.of(points.values(), run.recipe.objectives)}
     for trial in trials:
         violations = {DASHBOARD_CONSTRAINTS: list(trial.constraints.values())} if trial.constraints else {}

@@ -90,7 +90,7 @@ def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
     supernet.calibration = calibrate(supernet, examples.batches)
     space = fully_skippable_space(supernet, search_space(context))
-    found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops]
+    found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops_layer]
     saved = _saved_ms(run, context, supernet, space, found)
     scored = _scored(supernet, context.splits.search.take(EXAMPLES), space, found)
     rows = [

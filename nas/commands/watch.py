@@ -12,8 +12,8 @@ from nas.pipeline import STAGES
 from nas.runs.files import partial_path
 from nas.runs.progress import console
 from nas.runs.run import Run
-from nas.studies.search_progress import Reference, Standing
-from nas.studies.study import STUDIES, finished, open_read_only, point_of, short_name
+from nas.studies.search_progress import HypervolumeReference, SearchProgress
+from nas.studies.study import STUDIES, complete_trials, open_read_only, point_from_trial, study_kind
 
 REFRESH_S = 2.0
 REFERENCE_EVALUATIONS = 20
@@ -80,14 +80,14 @@ def study_status(run: Run) -> Iterator[tuple[str, str]]:
     storage = open_read_only(run)
     if storage is None:
         return
-    reference = Reference()
+    reference = HypervolumeReference()
     for summary in storage.get_all_studies():
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
-        name = short_name(study)
-        trials = [trial for trial in finished(study) if "point" in trial.user_attrs]
+        name = study_kind(study)
+        trials = [trial for trial in complete_trials(study) if "point" in trial.user_attrs]
         if name not in STUDIES or not trials:
             continue
-        standing = Standing(run.recipe, min(REFERENCE_EVALUATIONS, len(trials)), reference)
+        progress = SearchProgress(run.recipe, min(REFERENCE_EVALUATIONS, len(trials)), reference)
         for trial in trials:
-            standing.add(point_of(trial, name))
-        yield name, f"{len(trials)} evaluated · {standing.note()}"
+            progress.add(point_from_trial(trial, name))
+        yield name, f"{len(trials)} evaluated · {progress.summary()}"

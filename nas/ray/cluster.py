@@ -1,4 +1,4 @@
-"""A Ray cluster: how this process becomes a driver of one, and how much it holds."""
+"""Connection to a Ray cluster, and how many workers its nodes have room for."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from search_spaces import InputError
 CONNECT_S = 5.0
 
 
-def capacity(resources: dict[str, float]) -> int:
-    """How many workers the cluster's nodes hold now."""
-    wanted = {name.upper(): amount for name, amount in resources.items() if amount} or {"CPU": 1}
-    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return sum(min(math.floor(node.get(name, 0) / amount) for name, amount in wanted.items()) for node in alive)
+def max_workers(resources: dict[str, float]) -> int:
+    """How many workers the nodes of the cluster have room for now.
+
+    Args:
+        resources: Name -> what one worker takes.
+    """
+    worker = {name.upper(): amount for name, amount in resources.items() if amount} or {"CPU": 1}
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(min(math.floor(node.get(name, 0) / amount) for name, amount in worker.items()) for node in nodes)
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
-    """This process as a driver of a Ray cluster, with Ray's token where there is one; one that is a driver stays it.
+def ray_connection(address: str) -> Iterator[None]:
+    """Makes this process a driver of a Ray cluster for a block; does nothing if it is one already.
 
     Raises:
-        InputError: If there is no cluster at the address, or it does not let this driver in.
+        InputError: If there is no cluster at the address, or it rejects this driver.
     """
     if ray.is_initialized():
         yield
@@ -37,29 +41,32 @@ def connected(address: str) -> Iterator[None]:
     if host:
         _check_listening(address, host, port)
     try:
-        with _silenced():
+        with _stderr_silenced():
             if host:
-                _use_token()
+                _enable_token_authentication()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
-        raise InputError(_refused(address, error)) from None
+        raise InputError(_connection_error(address, error)) from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _use_token() -> None:
-    """Turns token authentication on where this user has a token, as Ray itself does for `auto` and `local` only."""
+def _enable_token_authentication() -> None:
+    """Turns token authentication on if this user has a token; Ray itself does so for `auto` and `local` only.
+
+    Ray has no public function for it: `RAY_AUTH_MODE` is read when Ray is imported.
+    """
     try:
         from ray._private.authentication import authentication_token_setup as setup
-    except ImportError:  # a Ray that turns it on for nobody
+    except ImportError:  # a version of Ray without it
         return
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_listening(address: str, host: str, port: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raises InputError at once if nothing listens; Ray itself would try for minutes."""
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError) as error:
@@ -69,30 +76,30 @@ def _check_listening(address: str, host: str, port: str) -> None:
         ) from None
 
 
-def _refused(address: str, error: Exception) -> str:
-    said = " ".join(str(error).split())[:200]
-    if "Could not find any running Ray" in said:
+def _connection_error(address: str, error: Exception) -> str:
+    message = " ".join(str(error).split())[:200]
+    if "Could not find any running Ray" in message:
         return (
             f"`--ray {address}` must find a Ray cluster on this machine, but none runs; start one with `ray start "
             "--head`, or give its address as host:port."
         )
-    if "ersion mismatch" in said:
-        return f"the driver and the Ray cluster must have the same versions: {said}"
+    if "ersion mismatch" in message:
+        return f"the driver and the Ray cluster must have the same versions: {message}"
     return (
-        f"the Ray cluster at `{address}` must let this driver in, but it did not ({said}). Where the cluster uses "
+        f"the Ray cluster at `{address}` must accept this driver, but it did not ({message}). If the cluster uses "
         "token authentication, set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN here (`ray get-auth-token` "
         "prints it on the head node)."
     )
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Standard error of this process, C++ libraries included, goes nowhere for the duration."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+def _stderr_silenced() -> Iterator[None]:
+    """Discards the standard error of this process during a block, that of C++ libraries too."""
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

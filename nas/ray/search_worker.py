@@ -1,4 +1,4 @@
-"""The worker's side of a search on Ray: a Tune trainable that keeps its supernet between evaluations."""
+"""A worker of a search on Ray: a Tune trainable that keeps its supernet between evaluations."""
 
 from __future__ import annotations
 
@@ -20,78 +20,80 @@ from filelock import FileLock
 from ray import tune
 
 from nas.runs.files import digest
-from nas.studies.racing import Evaluate, Outcome, Race, Scorer, attempt
+from nas.studies.racing import EarlyStopping, Evaluate, Outcome, Scorer, evaluate_safely
 from nas.supernets import low_rank
 
 if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
     from search_spaces import SubnetConfig
 
-CHUNK = 64 * 2**20
-SAME = ("paretoformer", "torch", "transformers", "optuna", "ray")
-"""Packages of which a worker must have the driver's versions, or its figures would mean something else."""
+CHUNK_BYTES = 64 * 2**20
+PINNED_PACKAGES = ("paretoformer", "torch", "transformers", "optuna", "ray")
+"""Packages of which a worker must have the driver's versions, as they change the values it computes."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of this process that a search's figures depend on."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in SAME:
+    """Versions in this process that the values of a search depend on."""
+    installed = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in PINNED_PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
-def of_other_versions(drivers: dict[str, str]) -> str | None:
-    """In what this worker differs from the driver; None where it does not."""
-    mine = versions()
-    different = [f"{n} {mine.get(n)} against {version}" for n, version in drivers.items() if mine.get(n) != version]
+def version_mismatch(driver: dict[str, str]) -> str | None:
+    """The versions in which this worker differs from the driver; None if there are none."""
+    worker = versions()
+    different = [f"{name} {worker.get(name)} against {v}" for name, v in driver.items() if worker.get(name) != v]
     return f"a worker on {socket.gethostname()} has {', '.join(different)}" if different else None
 
 
 @dataclass(frozen=True)
-class Package:
+class WorkerPayload:
     """What a worker needs to evaluate subnetworks.
 
     Attributes:
-        load: Makes the evaluating function from a folder of weights.
-        folder: Where the driver has the weights; a node that does not see this folder fetches a copy.
-        digests: File in the folder -> what identifies its content.
-        files: A Ray actor on the driver's machine that reads the folder; set by `served`.
+        load: Folder of weights -> a function that evaluates.
+        folder: Folder of the weights on the driver's machine; a node that cannot read it fetches a copy.
+        digests: File in the folder -> hash of its content.
+        file_server: A Ray actor on the driver's machine that reads the folder; set by `with_file_server`.
         versions: Those of the driver.
     """
 
     load: Callable[[Path], Evaluate]
     folder: Path
     digests: dict[str, str] = field(default_factory=dict)
-    files: Any = None
+    file_server: Any = None
     versions: dict[str, str] = field(default_factory=versions)
 
     @classmethod
-    def of(cls, folder: Path, scorer: Scorer) -> Package:
-        """The weights in a folder, and the scorer's examples and qualities."""
+    def from_folder(cls, folder: Path, scorer: Scorer) -> WorkerPayload:
+        """A payload with the weights in a folder, and the examples and metrics of a scorer."""
         folder = folder.resolve()
         load = partial(load_scorer, type(scorer.supernet.model), scorer.examples, list(scorer.names))
         files = [folder / name for name in ("config.json", "model.safetensors", low_rank.STATISTICS_FILE)]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
 
-    def served(self) -> Package:
-        """The same with its files offered to nodes that do not see the folder."""
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+    def with_file_server(self) -> WorkerPayload:
+        """The same payload with a server of its files, for nodes that cannot read the folder."""
+        this_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        server = ray.remote(num_cpus=0)(Files).options(scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
-        return replace(self, files=server.remote(self.folder))
+        server = ray.remote(num_cpus=0)(FileServer).options(
+            scheduling_strategy=this_node, max_restarts=-1, max_task_retries=-1
+        )
+        return replace(self, file_server=server.remote(self.folder))
 
     def local_folder(self) -> Path:
-        """The weights on this node: the driver's own folder if it is seen here, else a copy made once per node."""
-        if _holds(self.folder, self.digests):
+        """The weights on this node: the driver's folder if it can be read here, else a copy, fetched once a node."""
+        if _has_files(self.folder, self.digests):
             return self.folder
         copy = Path(tempfile.gettempdir()) / f"paretoformer-{os.getuid()}" / "-".join(self.digests.values())
         copy.parent.mkdir(mode=0o700, exist_ok=True)
         with FileLock(f"{copy}.lock"):
-            if not _holds(copy, self.digests):
+            if not _has_files(copy, self.digests):
                 shutil.rmtree(copy, ignore_errors=True)
                 copy.mkdir()
                 for name in self.digests:
@@ -100,29 +102,29 @@ class Package:
 
     def _fetch(self, name: str, target: Path) -> None:
         with open(target, "wb") as out:
-            while data := ray.get(self.files.read.remote(name, out.tell())):
+            while data := ray.get(self.file_server.read.remote(name, out.tell())):
                 out.write(data)
 
 
-def _holds(folder: Path, digests: dict[str, str]) -> bool:
-    return all((folder / name).is_file() and digest(folder / name) == known for name, known in digests.items())
+def _has_files(folder: Path, digests: dict[str, str]) -> bool:
+    return all((folder / name).is_file() and digest(folder / name) == value for name, value in digests.items())
 
 
-class Files:
-    """Reads the files of one folder for other nodes, piece by piece."""
+class FileServer:
+    """An actor that reads the files of one folder for other nodes, chunk by chunk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, name: str, start: int) -> bytes:
-        """The next piece of a file; empty at its end."""
+        """The next chunk of a file; empty at its end."""
         with open(self.folder / name, "rb") as file:
             file.seek(start)
-            return file.read(CHUNK)
+            return file.read(CHUNK_BYTES)
 
 
 def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str], folder: Path) -> Scorer:
-    """A scorer whose weights are mapped from the folder's file: in memory once per node, however many workers."""
+    """A scorer whose weights are memory-mapped from the folder: in memory once a node, for any number of workers."""
     import torch
 
     from nas.runs.progress import quiet_libraries
@@ -136,40 +138,47 @@ def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Task:
-    """Evaluations that travel to a worker together."""
+class EvaluationBatch:
+    """Evaluations that a worker makes in one task.
 
-    jobs: tuple[tuple[SubnetConfig, Race | None], ...]
+    Attributes:
+        evaluations: Each subnetwork, and when to stop its evaluation.
+    """
+
+    evaluations: tuple[tuple[SubnetConfig, EarlyStopping | None], ...]
 
     def __repr__(self) -> str:
-        return f"{len(self.jobs)} evaluations"
+        return f"{len(self.evaluations)} evaluations"
 
 
 class Worker(tune.Trainable):
-    """One reused actor: it loads the package once and evaluates one task after the other."""
+    """A reused actor: it loads the payload once and evaluates one batch after the other."""
 
-    def setup(self, config: dict[str, Any], package: Package) -> None:
-        """Loads what evaluates, unless this worker is of another version."""
-        self._task: Task = config["task"]
-        self._refusal = of_other_versions(package.versions)
-        if self._refusal is None:
-            self._evaluate = package.load(package.local_folder())
+    def setup(self, config: dict[str, Any], payload: WorkerPayload) -> None:
+        """Loads the weights, unless this worker has other versions."""
+        self._batch: EvaluationBatch = config["batch"]
+        self._version_error = version_mismatch(payload.versions)
+        if self._version_error is None:
+            self._evaluate = payload.load(payload.local_folder())
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next task."""
-        self._task = new_config["task"]
+        """Sets the next batch."""
+        self._batch = new_config["batch"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Evaluates the whole task."""
-        if self._refusal is not None:
-            return {"done": True, "refusal": self._refusal, "outcomes": [], "seconds": 0.0}
+        """Evaluates the batch."""
+        if self._version_error is not None:
+            return {"done": True, "version_error": self._version_error, "outcomes": [], "seconds": 0.0}
         start = time.perf_counter()
-        outcomes: list[Outcome] = [attempt(self._evaluate, subnet, race) for subnet, race in self._task.jobs]
-        return {"done": True, "refusal": None, "outcomes": outcomes, "seconds": time.perf_counter() - start}
+        outcomes: list[Outcome] = [
+            evaluate_safely(self._evaluate, subnet, early_stopping)
+            for subnet, early_stopping in self._batch.evaluations
+        ]
+        return {"done": True, "version_error": None, "outcomes": outcomes, "seconds": time.perf_counter() - start}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: an evaluation that is cut short starts anew."""
+        """Nothing: an interrupted evaluation starts again."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing."""

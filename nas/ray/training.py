@@ -1,7 +1,7 @@
-"""A training on a Ray cluster: Ray Train starts its processes, the run's folder keeps what they reach.
+"""A training on a Ray cluster: Ray Train starts its processes, the checkpoints are in the folder of the run.
 
-Each worker does what a process of torchrun would. All of them see the run's folder, where the checkpoints are: when
-one is lost, Ray Train starts all anew, and they go on from the last checkpoint.
+Each worker does what a process of torchrun does. All workers can read and write the folder of the run. If one is lost,
+Ray Train starts all of them again, and they resume from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
-from nas.ray.cluster import capacity, connected
-from nas.ray.search_worker import of_other_versions, versions
+from nas.ray.cluster import max_workers, ray_connection
+from nas.ray.search_worker import version_mismatch, versions
 from nas.recipe.schema import Training
 from nas.runs import processes
 from nas.runs.progress import ProgressCallback, print_line
@@ -28,11 +28,11 @@ from nas.runs.run import Run
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
-RETRIES = 3
-"""How often the workers are started anew after one was lost."""
+MAX_RETRIES = 3
+"""How often the workers are started again after one was lost."""
 POLL_S = 0.5
 TIMEOUT_S = 7 * 24 * 3600
-"""How long a worker waits for the others in one step; a lost one is noticed at once, by its connection."""
+"""How long a worker waits for the others in one step; the loss of a worker is noticed at once, by its connection."""
 
 
 def train_on_ray(
@@ -49,53 +49,53 @@ def train_on_ray(
         address: ``auto``, ``local`` or ``host:port``.
         train: The training, a function of a module that the workers can import.
         name: Section of the recipe: ``parent`` or ``supernet``.
-        run: Where the training finds what it needs and stores what it ends with; every worker must see its folder.
-        settings: The section: how many workers, and what each takes.
-        report: Told how far it is.
+        run: Holds the inputs and the result of the training; every worker must be able to read and write its folder.
+        settings: The section: number of workers, and the resources of each.
+        report: Progress callback.
 
     Raises:
-        InputError: If the cluster cannot be reached, a worker does not see the run or is of another version, or too
-            many were lost.
+        InputError: If the cluster cannot be reached, a worker cannot read the run or has other versions, or too many
+            workers were lost.
     """
     assert settings.workers is not None
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    with connected(address), _storage(run) as storage:
-        if (fitting := capacity(resources)) < settings.workers:
+    with ray_connection(address), _storage(run) as storage:
+        if (room := max_workers(resources)) < settings.workers:
             print_line(
-                f"ray        {settings.workers} workers are asked for, {fitting} fit: waiting for nodes to join"
+                f"ray        {settings.workers} workers requested, the cluster has room for {room}; waiting for nodes"
             )
-        board = ray.remote(num_cpus=0)(Board).remote()
+        monitor = ray.remote(num_cpus=0)(TrainingMonitor).remote()
         trainer = TorchTrainer(
-            work,
+            train_worker,
             train_loop_config={
                 "train": train,
                 "name": name,
                 "folder": run.folder.resolve(),
                 "recipe": run.recipe,
                 "versions": versions(),
-                "board": board,
+                "monitor": monitor,
             },
             torch_config=TorchConfig(timeout_s=TIMEOUT_S),
             scaling_config=ScalingConfig(
                 num_workers=settings.workers,
                 use_gpu=settings.gpus_per_worker > 0,
-                resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
+                resources_per_worker={name: amount for name, amount in resources.items() if amount},
             ),
             run_config=RunConfig(
-                name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=RETRIES)
+                name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=MAX_RETRIES)
             ),
         )
-        with _shown(board, report):
-            error = _fit(trainer)
-        refusal = ray.get(board.refusal.remote())
-    if refusal is not None:
-        raise InputError(refusal)
+        with _forward_progress(monitor, report):
+            error = _run(trainer)
+        failure = ray.get(monitor.failure.remote())
+    if failure is not None:
+        raise InputError(failure)
     if error is not None:
         raise InputError(f"the training of `{name}` failed on the Ray cluster ({error}); its checkpoints are kept.")
 
 
-def _fit(trainer: TorchTrainer) -> str | None:
-    """Runs it to its end; what went wrong, in one line."""
+def _run(trainer: TorchTrainer) -> str | None:
+    """Runs the training; returns its error in one line, or None."""
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -105,7 +105,7 @@ def _fit(trainer: TorchTrainer) -> str | None:
 
 @contextmanager
 def _storage(run: Run) -> Iterator[Path]:
-    """Where Ray Train notes what it does; nothing of it is needed afterwards."""
+    """A folder for the state of Ray Train, removed after the block."""
     folder = run.folder.resolve() / ".ray-train"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -115,15 +115,15 @@ def _storage(run: Run) -> Iterator[Path]:
 
 
 @contextmanager
-def _shown(board: Any, report: ProgressCallback) -> Iterator[None]:
-    """Hands on what the workers put on the board, for the duration."""
+def _forward_progress(monitor: Any, report: ProgressCallback) -> Iterator[None]:
+    """Passes the progress that workers report to the monitor on to a callback during a block."""
     ended = threading.Event()
 
-    def follow() -> None:
+    def poll() -> None:
         while not ended.wait(POLL_S):
-            report(*ray.get(board.progress.remote()))
+            report(*ray.get(monitor.progress.remote()))
 
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
@@ -132,69 +132,69 @@ def _shown(board: Any, report: ProgressCallback) -> Iterator[None]:
         thread.join()
 
 
-class Board:
-    """An actor that workers write to and the driver reads: how far they are, and why they refuse."""
+class TrainingMonitor:
+    """An actor to which workers report progress and failures, and from which the driver reads them."""
 
     def __init__(self) -> None:
         self._progress = (0, 0, "")
-        self._refusal: str | None = None
+        self._failure: str | None = None
 
-    def show(self, done: int, total: int, note: str) -> None:
-        """Steps done, steps in all, what to show."""
+    def report(self, done: int, total: int, note: str) -> None:
+        """Stores the progress: steps done, steps in all, a note."""
         self._progress = (done, total, note)
 
     def progress(self) -> tuple[int, int, str]:
-        """What was shown last."""
+        """The last progress reported."""
         return self._progress
 
-    def refuse(self, why: str) -> None:
-        """Says that no worker need try again."""
-        self._refusal = why
+    def fail(self, reason: str) -> None:
+        """Stores why the training cannot succeed; no worker tries again."""
+        self._failure = reason
 
-    def refusal(self) -> str | None:
-        """Why, if one did."""
-        return self._refusal
+    def failure(self) -> str | None:
+        """Why the training cannot succeed; None if nothing was reported."""
+        return self._failure
 
 
 # -- on a worker ------------------------------------------------------------------------------------------------------
 
 
-def work(config: dict[str, Any]) -> None:
-    """One process of a training."""
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs one process of a training on a worker."""
     from nas.runs.progress import quiet_libraries
 
-    board = config["board"]
-    refusals = [why for why in _gathered(_refusal(config)) if why is not None]
-    if refusals:
-        ray.get(board.refuse.remote(refusals[0]))
+    monitor = config["monitor"]
+    failures = [failure for failure in _all_gather(_startup_failure(config)) if failure is not None]
+    if failures:
+        ray.get(monitor.fail.remote(failures[0]))
         return
     quiet_libraries()
     processes.barrier()
-    show = board.show.remote if processes.is_main() else lambda *_: None
+    report = monitor.report.remote if processes.is_main() else lambda *_: None
     try:
-        config["train"](Run(config["folder"]), TaskContext(config["recipe"]), show)
+        config["train"](Run(config["folder"]), TaskContext(config["recipe"]), report)
     except InputError as error:
-        ray.get(board.refuse.remote(str(error)))
+        ray.get(monitor.fail.remote(str(error)))
         raise
 
 
-def _refusal(config: dict[str, Any]) -> str | None:
-    """Why this worker cannot do its part; what another one said before counts too."""
-    earlier: str | None = ray.get(config["board"].refusal.remote())
-    if earlier is not None:
-        return earlier
-    if why := of_other_versions(config["versions"]):
-        return f"every worker must have the driver's versions, but {why}; install them."
+def _startup_failure(config: dict[str, Any]) -> str | None:
+    """Why this worker cannot train, or a failure that another one has reported; None if there is none."""
+    reported: str | None = ray.get(config["monitor"].failure.remote())
+    if reported is not None:
+        return reported
+    if mismatch := version_mismatch(config["versions"]):
+        return f"every worker must have the driver's versions, but {mismatch}; install them."
     if not (config["folder"] / "recipe.yaml").is_file():
         return (
-            f"every worker must see the run, but {socket.gethostname()} has no `{config['folder']}`; keep it on "
-            f"storage that all nodes share, or leave `{config['name']}.workers` out."
+            f"every worker must have access to the run, but {socket.gethostname()} has no `{config['folder']}`; keep "
+            f"it on storage that all nodes share, or remove `{config['name']}.workers`."
         )
     return None
 
 
-def _gathered(mine: str | None) -> list[str | None]:
-    """What each worker has to say."""
-    found: list[str | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, mine)
-    return found
+def _all_gather(value: str | None) -> list[str | None]:
+    """The values of all workers."""
+    values: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

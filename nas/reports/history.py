@@ -10,8 +10,8 @@ from nas.fronts.front import minimized_values, reference_point
 from nas.fronts.point import Point
 from nas.runs.files import read_json
 from nas.runs.run import Run
-from nas.studies.search_progress import Reference, Standing
-from nas.studies.study import finished, open_studies, point_of, short_name
+from nas.studies.search_progress import HypervolumeReference, SearchProgress
+from nas.studies.study import complete_trials, open_studies, point_from_trial, study_kind
 from predictors import SubnetPredictor
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
         evaluation and ``hypervolume``, one value per evaluation each.
     """
     recipe = run.recipe
-    told = {short_name(s): [t for t in finished(s) if "point" in t.user_attrs] for s in studies}
-    points = {name: [point_of(trial, name) for trial in trials] for name, trials in told.items()}
+    told = {study_kind(s): [t for t in complete_trials(s) if "point" in t.user_attrs] for s in studies}
+    points = {name: [point_from_trial(trial, name) for trial in trials] for name, trials in told.items()}
     known = [point for found in points.values() for point in found]
     if not known:
         return {"reference": {}, "curves": []}
@@ -56,10 +56,10 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
     corner = minimized_values([Point(known[0].subnet, reference)], recipe.objectives)[0]
     curves = []
     for name, trials in told.items():
-        standing, volumes = Standing(recipe, 0, Reference(corner)), []
+        progress, volumes = SearchProgress(recipe, 0, HypervolumeReference(corner)), []
         for point in points[name]:
-            standing.add(point)
-            volumes.append(standing.volume)
+            progress.add(point)
+            volumes.append(progress.hypervolume)
         times = [float(trial.user_attrs.get("search_s", 0.0)) for trial in trials]
         seconds = [time - min(times) for time in times]
         curves.append({"study": name, "seconds": seconds, "hypervolume": volumes})
@@ -71,8 +71,8 @@ def importance(studies: dict[str, optuna.Study]) -> dict[str, dict[str, float]]:
 
     It is computed from the random baseline, which covers the space evenly, or from the search if that has more trials.
     """
-    study = max((studies[name] for name in ("random", "search")), key=lambda s: min(len(finished(s)), 30))
-    trials = finished(study)[:IMPORTANCE_TRIALS]
+    study = max((studies[name] for name in ("random", "search")), key=lambda s: min(len(complete_trials(s)), 30))
+    trials = complete_trials(study)[:IMPORTANCE_TRIALS]
     varied = {name for trial in trials for name in trial.params}
     if len(trials) < 10 or not varied:
         return {}
@@ -112,8 +112,8 @@ def predicted_vs_measured(
         one value per verified subnetwork.
     """
     measured = {p.key: p.values["latency_ms"] for p in verified if p.source != "parent" and "latency_ms" in p.values}
-    trials = [trial for study in studies for trial in finished(study) if "point" in trial.user_attrs]
-    points = {point.key: point for point in (point_of(trial, "search") for trial in trials)}
+    trials = [trial for study in studies for trial in complete_trials(study) if "point" in trial.user_attrs]
+    points = {point.key: point for point in (point_from_trial(trial, "search") for trial in trials)}
     keys = [key for key in measured if "latency_ms" in getattr(points.get(key), "values", {})]
     report = predictor.report
     return {

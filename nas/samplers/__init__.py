@@ -1,1 +1,1 @@
-"""Which subnetwork to evaluate next: a surrogate-guided Optuna sampler for any study."""
+"""A surrogate-guided Optuna sampler for any study with several objectives."""

@@ -1,4 +1,4 @@
-"""Encoding: the parameters of an Optuna space as vectors of choice indices, and as features for surrogates."""
+"""Encoding of the parameters of an Optuna space: vectors of choice indices, and features for surrogates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 Params = Mapping[str, Any]
 Conditions = Mapping[str, tuple[str, Collection[Any]]]
-"""Parameter -> another one, and the values of it with which the first counts at all."""
+"""Parameter -> another one, and the values of that one with which the parameter is active."""
 
 
 class Encoding:
-    """Parameters as genomes (n, D): the index of each one's choice; 0 where it does not count.
+    """Parameters as vectors (n, D): the index of each parameter's choice; 0 where the parameter is inactive.
 
     Args:
         space: Integers (ordered) and categoricals (ordered only if all of their choices are numbers).
-        conditions: Parameters that only count with certain values of another, such as the rank of a layer that may
-            be dropped. Those values may be left out of a trial.
+        conditions: Parameters that are active only with certain values of another, such as the rank of a layer that
+            may be dropped. A trial may leave out inactive parameters.
+
+    Attributes:
+        names: The parameters.
+        choices: The values of each.
+        cardinalities: Number of choices of each (D,).
+        ordered: Whether neighbouring choices of a parameter are similar (D,).
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None) -> None:
@@ -27,9 +33,9 @@ class Encoding:
         self.choices = [choices_of(distribution) for distribution in space.values()]
         self.cardinalities = np.array([len(choices) for choices in self.choices])
         self.ordered = np.array([_ordered(choices) for choices in self.choices])
-        self._places = [{choice: i for i, choice in enumerate(choices)} for choices in self.choices]
-        self._tables = [_table(choices) for choices in self.choices]
-        self._conditions = [self._condition(*item) for item in _outer_first(conditions or {})]
+        self._indices = [{choice: i for i, choice in enumerate(choices)} for choices in self.choices]
+        self._tables = [_feature_table(choices) for choices in self.choices]
+        self._conditions = [self._condition(*item) for item in _parents_first(conditions or {})]
         self._required = set(self.names) - set(conditions or {})
 
     def _condition(self, name: str, condition: tuple[str, Collection[Any]]) -> tuple[int, int, np.ndarray]:
@@ -39,37 +45,34 @@ class Encoding:
     def accepts(self, params: Params) -> bool:
         """Whether a trial's parameters are a point of this space."""
         return self._required <= params.keys() and all(
-            params[n] in places for n, places in zip(self.names, self._places, strict=True) if n in params
+            params[name] in indices for name, indices in zip(self.names, self._indices, strict=True) if name in params
         )
 
     def encode(self, params: Sequence[Params]) -> np.ndarray:
-        """Genomes (n, D) of parameters."""
-        items = list(zip(self.names, self._places, strict=True))
-        rows = [[places[p[name]] if name in p else 0 for name, places in items] for p in params]
+        """Vectors (n, D) of parameters."""
+        items = list(zip(self.names, self._indices, strict=True))
+        rows = [[indices[p[name]] if name in p else 0 for name, indices in items] for p in params]
         return self.canonical(np.array(rows, dtype=np.int64).reshape(len(params), len(self.names)))
 
-    def decode(self, genomes: np.ndarray) -> list[dict[str, Any]]:
-        """Parameters of genomes (n, D)."""
+    def decode(self, vectors: np.ndarray) -> list[dict[str, Any]]:
+        """Parameters of vectors (n, D)."""
         items = list(zip(self.names, self.choices, strict=True))
-        return [{n: c[g] for (n, c), g in zip(items, row, strict=True)} for row in genomes.tolist()]
+        return [{name: choices[i] for (name, choices), i in zip(items, row, strict=True)} for row in vectors.tolist()]
 
-    def canonical(self, genomes: np.ndarray) -> np.ndarray:
-        """The same genomes with 0 where a parameter does not count."""
-        if not self._conditions:
-            return genomes
-        counts = self._counting(genomes)
-        return np.where(counts, genomes, 0)
+    def canonical(self, vectors: np.ndarray) -> np.ndarray:
+        """The same vectors with 0 for inactive parameters."""
+        return np.where(self._active(vectors), vectors, 0) if self._conditions else vectors
 
-    def _counting(self, genomes: np.ndarray) -> np.ndarray:
-        counts = np.ones(genomes.shape, dtype=bool)
+    def _active(self, vectors: np.ndarray) -> np.ndarray:
+        active = np.ones(vectors.shape, dtype=bool)
         for child, parent, allowed in self._conditions:
-            counts[:, child] = counts[:, parent] & allowed[genomes[:, parent]]
-        return counts
+            active[:, child] = active[:, parent] & allowed[vectors[:, parent]]
+        return active
 
-    def features(self, genomes: np.ndarray) -> np.ndarray:
-        """Features (n, d): numbers scaled to [0, 1], a column a choice otherwise; zeros where they do not count."""
-        counts = self._counting(genomes)
-        columns = [t[genomes[:, k]] * counts[:, k : k + 1] for k, t in enumerate(self._tables)]
+    def features(self, vectors: np.ndarray) -> np.ndarray:
+        """Features (n, d): a number scaled to [0, 1], else a column a choice; zeros for inactive parameters."""
+        active = self._active(vectors)
+        columns = [table[vectors[:, k]] * active[:, k : k + 1] for k, table in enumerate(self._tables)]
         return np.concatenate(columns, axis=1)
 
 
@@ -77,16 +80,16 @@ def _ordered(choices: Sequence[Any]) -> bool:
     return all(isinstance(choice, int | float) for choice in choices)
 
 
-def _table(choices: Sequence[Any]) -> np.ndarray:
-    """Features (k, width) of each choice; two choices of an unordered parameter lie at distance 1."""
+def _feature_table(choices: Sequence[Any]) -> np.ndarray:
+    """Features (k, width) of each choice; the distance of two choices of an unordered parameter is 1."""
     if not _ordered(choices):
         return np.eye(len(choices)) / np.sqrt(2)
     values = np.array(choices, dtype=float)
     return ((values - values.min()) / (np.ptp(values) or 1.0))[:, None]
 
 
-def _outer_first(conditions: Conditions) -> list[tuple[str, tuple[str, Collection[Any]]]]:
-    """Conditions in an order in which what a parameter hangs on comes before it."""
+def _parents_first(conditions: Conditions) -> list[tuple[str, tuple[str, Collection[Any]]]]:
+    """Conditions in an order in which a parameter comes after the one that it depends on."""
 
     def depth(name: str) -> int:
         return 1 + depth(conditions[name][0]) if name in conditions else 0
@@ -95,7 +98,11 @@ def _outer_first(conditions: Conditions) -> list[tuple[str, tuple[str, Collectio
 
 
 def choices_of(distribution: BaseDistribution) -> list[Any]:
-    """The values of an integer or categorical parameter, in order."""
+    """The values of an integer or categorical parameter, in order.
+
+    Raises:
+        ValueError: If the parameter is of another kind.
+    """
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if isinstance(distribution, IntDistribution) and not distribution.log:

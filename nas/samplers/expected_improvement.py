@@ -1,4 +1,4 @@
-"""Expected hypervolume improvement of a batch, by quadrature over the region that no one dominates yet."""
+"""Expected hypervolume improvement of a batch, by Monte Carlo integration over the non-dominated region."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def open_region(
+def sample_non_dominated_region(
     front: np.ndarray, low: np.ndarray, reference: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Uniform points (r, m), at most so many, of the box from ``low`` to ``reference`` that the front leaves open.
+    """Uniform points (r, m) of the box from ``low`` to ``reference`` that no point of the front dominates.
 
     Args:
         front: Objectives (k, m), all minimised.
         low: Best corner of the box (m,).
         reference: Worst corner of the box (m,).
-        size: Points drawn before those that the front dominates are dropped.
+        size: Points drawn, before the dominated ones are dropped.
         rng: Source of randomness.
     """
     points = low + (reference - low) * rng.random((size, len(reference)))
@@ -25,23 +25,24 @@ def open_region(
     return points
 
 
-def by_expected_improvement(dominates: np.ndarray, pending: np.ndarray) -> Iterator[int]:
-    """Candidates one after another, each adding most to the hypervolume expected of those before it.
+def rank_by_expected_improvement(dominates: np.ndarray, pending: np.ndarray) -> Iterator[int]:
+    """Yields candidates in an order in which each adds most to the expected hypervolume of those before it.
 
-    The expected improvement of one candidate is the integral, over the open region, of the probability that it is
-    feasible and dominates a point. Of several, the best one counts at each point, as if predictions erred together:
-    near neighbours, whose errors do go together, then add next to nothing to each other, and a batch spreads out. The
-    value of a set is submodular, so that the greedy choice is within 1 - 1/e of the best (Nemhauser et al. 1978).
+    The expected improvement of a candidate is the integral, over the non-dominated region, of the probability that it
+    is feasible and dominates a point. For a set of candidates the largest probability counts at each point, as if all
+    predictions erred together: similar candidates, whose errors are correlated, then add little to each other, and a
+    batch spreads out. The value of a set is submodular, so the greedy order is within 1 - 1/e of the best (Nemhauser
+    et al. 1978).
 
     Args:
         dominates: Probability (n, r) that each candidate is feasible and dominates each point of the region.
-        pending: The same as ``dominates`` of what is being evaluated: (p, r).
+        pending: The same for the points that are being evaluated (p, r).
     """
     covered = pending.max(axis=0, initial=0.0)
-    left = np.ones(len(dominates), dtype=bool)
-    while left.any():
-        gains = np.where(left, np.maximum(dominates - covered, 0.0).sum(axis=1), -1.0)
+    remaining = np.ones(len(dominates), dtype=bool)
+    while remaining.any():
+        gains = np.where(remaining, np.maximum(dominates - covered, 0.0).sum(axis=1), -1.0)
         best = int(np.argmax(gains))
-        left[best] = False
+        remaining[best] = False
         covered = np.maximum(covered, dominates[best])
         yield best

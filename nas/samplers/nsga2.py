@@ -1,4 +1,4 @@
-"""NSGA-II over vectors of choice indices, vectorised: tens of thousands of predicted candidates in seconds."""
+"""NSGA-II over vectors of choice indices, vectorised for tens of thousands of predicted candidates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nas.fronts.pareto import non_dominated_ranks
+
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Genomes (n, D) -> costs to minimise (n, m) and violations (n,), feasible where at most 0."""
+"""Genomes (n, D) -> finite costs to minimise (n, m) and violations (n,), at most 0 for feasible genomes."""
 
 
 def nsga2(
@@ -24,28 +26,28 @@ def nsga2(
     """Evolves genomes towards the Pareto front of predicted costs (Deb et al. 2002, with its feasibility rule).
 
     Args:
-        evaluate: Scores genomes.
+        evaluate: Computes costs and violations of genomes.
         cardinalities: Number of choices of each gene (D,).
-        start: First genomes (n, D), filled up with random ones.
-        population: How many survive a generation.
-        generations: How many.
+        start: First genomes (n, D); random ones are added up to the population.
+        population: How many genomes survive a generation.
+        generations: Number of generations.
         rng: Source of randomness.
-        ordered: Whether neighbouring choices of a gene are alike (D,); by default all are.
-        canonical: Genomes (n, D) -> the same with genes that do not count set to a fixed choice.
+        ordered: Whether neighbouring choices of a gene are similar (D,); by default all are.
+        canonical: Genomes (n, D) -> the same with inactive genes set to a fixed choice.
 
     Returns:
         Every distinct genome that was evaluated, its costs and its violations.
     """
-    steps = np.ones(len(cardinalities), dtype=bool) if ordered is None else ordered
+    is_ordered = np.ones(len(cardinalities), dtype=bool) if ordered is None else ordered
     random = rng.integers(0, cardinalities, (max(population - len(start), 0), len(cardinalities)))
     genomes = np.unique(canonical(np.concatenate([start, random])), axis=0)
     costs, violations = evaluate(genomes)
     seen = {genome.tobytes() for genome in genomes}
     archive = [(genomes, costs, violations)]
     for _ in range(generations):
-        alive, rank, crowding = survivors(costs, violations, population)
-        genomes, costs, violations = genomes[alive], costs[alive], violations[alive]
-        children = _offspring(genomes, rank, crowding, cardinalities, steps, population, rng)
+        surviving, rank, crowding = survivors(costs, violations, population)
+        genomes, costs, violations = genomes[surviving], costs[surviving], violations[surviving]
+        children = _offspring(genomes, rank, crowding, cardinalities, is_ordered, population, rng)
         children = np.unique(canonical(children), axis=0)
         children = children[[child.tobytes() not in seen for child in children]]
         if not len(children):
@@ -55,12 +57,12 @@ def nsga2(
         genomes, costs, violations = (
             np.concatenate(pair) for pair in zip((genomes, costs, violations), archive[-1], strict=True)
         )
-    everything = [np.concatenate(parts) for parts in zip(*archive, strict=True)]
-    return everything[0], everything[1], everything[2]
+    genomes, costs, violations = (np.concatenate(parts) for parts in zip(*archive, strict=True))
+    return genomes, costs, violations
 
 
 def survivors(costs: np.ndarray, violations: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the ``size`` best, with their rank and crowding distance; feasible ones first."""
+    """Indices of the ``size`` best genomes, with their rank and crowding distance; feasible ones come first."""
     rank = ranks(costs, violations)
     crowding = np.zeros(len(costs))
     filled = 0
@@ -75,28 +77,18 @@ def survivors(costs: np.ndarray, violations: np.ndarray, size: int) -> tuple[np.
 
 
 def ranks(costs: np.ndarray, violations: np.ndarray) -> np.ndarray:
-    """Front number of each feasible genome; infeasible ones follow in the order of their violation."""
+    """Front number of each feasible genome (n,); infeasible ones follow in the order of their violation."""
     rank = np.zeros(len(costs), dtype=int)
-    good = np.flatnonzero(violations <= 0)
-    mine = costs[good]
-    no_worse = np.ones((len(mine), len(mine)), dtype=bool)
-    for column in mine.T:
-        no_worse &= column[:, None] <= column
-    dominates = no_worse & ~no_worse.T
-    beaten_by = dominates.sum(0)
-    level = 0
-    while (front := np.flatnonzero(beaten_by == 0)).size:
-        rank[good[front]] = level
-        beaten_by -= dominates[front].sum(0)
-        beaten_by[front] = -1
-        level += 1
-    bad = np.flatnonzero(violations > 0)
-    rank[bad[np.argsort(violations[bad], kind="stable")]] = level + np.arange(len(bad))
+    feasible = violations <= 0
+    rank[feasible] = non_dominated_ranks(costs[feasible])
+    n_fronts = rank[feasible].max(initial=-1) + 1
+    infeasible = np.flatnonzero(~feasible)
+    rank[infeasible[np.argsort(violations[infeasible], kind="stable")]] = n_fronts + np.arange(len(infeasible))
     return rank
 
 
 def crowding_distance(costs: np.ndarray) -> np.ndarray:
-    """Size of the empty box around each point of one front (n, m) -> (n,); its ends are infinitely far."""
+    """Size (n,) of the empty box around each point of one front (n, m); infinite at its ends."""
     distance = np.zeros(len(costs))
     for column in costs.T:
         order = np.argsort(column, kind="stable")
@@ -116,7 +108,7 @@ def _offspring(
     size: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Binary tournaments, uniform crossover, and a mutation that takes a step (of an ordered gene) or draws anew."""
+    """Binary tournaments, uniform crossover, and mutation: a step for an ordered gene, or a random choice."""
     a, b = rng.integers(0, len(genomes), (2, 2 * size))
     better = (rank[a] < rank[b]) | ((rank[a] == rank[b]) & (crowding[a] > crowding[b]))
     parents = genomes[np.where(better, a, b)]

@@ -1,4 +1,4 @@
-"""Problem: what a sampler may know of a search beyond its study; Model: that, and what is learned for the rest."""
+"""What a sampler may know of a search beyond its study, and the surrogate model that learns the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.trial_history import Evaluated, constraint_of, genomes_of, values_of
+from nas.samplers.trial_history import FinishedTrial, constraint_of, values_of, vectors_of
 from predictors.surrogates import FittedSurrogate
 
 
@@ -20,8 +20,8 @@ class Candidates:
 
     Attributes:
         features: Features (n, d) for the surrogates.
-        values: Objectives (n, m) in the study's own directions, NaN where they must be learned.
-        violations: Summed violation of the known constraints (n,), at most 0 where they hold.
+        values: Objectives (n, m) in the directions of the study; NaN for those that must be learned.
+        violations: Summed violation of the known constraints (n,), at most 0 if they hold.
     """
 
     features: np.ndarray
@@ -30,25 +30,25 @@ class Candidates:
 
 
 class Problem(Protocol):
-    """What a sampler may know of a search beyond its study. Genomes are those of its `Encoding`.
+    """What a sampler may know of a search beyond its study. Vectors are those of its `Encoding`.
 
     Attributes:
-        known_constraints: Names of the constraints that `describe` accounts for; others are learned from the trials.
+        known_constraints: Names of the constraints that `describe` covers; others are learned from the trials.
     """
 
     known_constraints: frozenset[str]
 
-    def keys(self, genomes: np.ndarray) -> list[bytes]:
-        """The same for genomes that mean the same thing, so that nothing is proposed twice."""
+    def keys(self, vectors: np.ndarray) -> list[bytes]:
+        """A key for each vector (n, D), equal for those that mean the same, so that no point is proposed twice."""
         ...
 
-    def describe(self, genomes: np.ndarray) -> Candidates:
-        """All that is known of genomes (n, D)."""
+    def describe(self, vectors: np.ndarray) -> Candidates:
+        """All that is known of vectors (n, D)."""
         ...
 
 
-class PlainProblem:
-    """Nothing is known: every objective is learned from the parameters alone."""
+class BlackBoxProblem:
+    """A problem of which nothing is known: every objective is learned from the parameters."""
 
     known_constraints: frozenset[str] = frozenset()
 
@@ -56,85 +56,87 @@ class PlainProblem:
         self.encoding = encoding
         self.objectives = objectives
 
-    def keys(self, genomes: np.ndarray) -> list[bytes]:
-        """The choices of the parameters that count."""
-        return [row.tobytes() for row in self.encoding.canonical(genomes)]
+    def keys(self, vectors: np.ndarray) -> list[bytes]:
+        """The choices of the active parameters."""
+        return [row.tobytes() for row in self.encoding.canonical(vectors)]
 
-    def describe(self, genomes: np.ndarray) -> Candidates:
-        """The encoding's features and nothing else."""
-        unknown = np.full((len(genomes), self.objectives), np.nan)
-        return Candidates(self.encoding.features(genomes), unknown, np.zeros(len(genomes)))
+    def describe(self, vectors: np.ndarray) -> Candidates:
+        """The features of the encoding, and nothing else."""
+        unknown = np.full((len(vectors), self.objectives), np.nan)
+        return Candidates(self.encoding.features(vectors), unknown, np.zeros(len(vectors)))
 
 
-class Model:
-    """Every objective and constraint of any point: exact where known, else learned with a spread.
+class SurrogateModel:
+    """Every objective and constraint of any point: exact if known, else predicted with a standard deviation.
 
     Args:
         problem: What is known.
         signs: 1 for each objective that is minimised, -1 for others (m,).
-        done: What to learn from.
-        seed: Folds of the cross-validation.
+        trials: Trials to learn from.
+        seed: Of the folds of the cross-validation.
     """
 
-    def __init__(self, problem: Problem, signs: np.ndarray, done: Sequence[Evaluated], seed: int) -> None:
+    def __init__(self, problem: Problem, signs: np.ndarray, trials: Sequence[FinishedTrial], seed: int) -> None:
         self.problem, self.signs = problem, signs
-        seen, values = problem.describe(genomes_of(done)), values_of(done)
-        features, learned = seen.features, np.flatnonzero(np.isnan(seen.values[0]))
-        names = sorted({name for evaluated in done for name in evaluated.constraints} - problem.known_constraints)
-        self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed) for k in learned}
-        self.constraints = {name: FittedSurrogate(features, constraint_of(done, name), seed) for name in names}
+        known, values = problem.describe(vectors_of(trials)), values_of(trials)
+        features, unknown = known.features, np.flatnonzero(np.isnan(known.values[0]))
+        names = sorted({name for trial in trials for name in trial.constraints} - problem.known_constraints)
+        self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed) for k in unknown}
+        self.constraints = {name: FittedSurrogate(features, constraint_of(trials, name), seed) for name in names}
 
-    def update(self, done: Sequence[Evaluated]) -> None:
-        """Learns from other trials without choosing and tuning the surrogates anew."""
-        features, values = self.problem.describe(genomes_of(done)).features, values_of(done)
-        for k, learned in self.objectives.items():
-            learned.update(features, values[:, k])
-        for name, learned in self.constraints.items():
-            learned.update(features, constraint_of(done, name))
+    def update(self, trials: Sequence[FinishedTrial]) -> None:
+        """Fits to other trials, with the surrogates and settings chosen before."""
+        features, values = self.problem.describe(vectors_of(trials)).features, values_of(trials)
+        for k, surrogate in self.objectives.items():
+            surrogate.update(features, values[:, k])
+        for name, surrogate in self.constraints.items():
+            surrogate.update(features, constraint_of(trials, name))
 
-    def lows(self, genomes: np.ndarray) -> np.ndarray:
-        """Least of each known objective (m,) over some genomes, to minimise; NaN where it is learned."""
-        lows: np.ndarray = (self.problem.describe(genomes).values * self.signs).min(0)
-        return lows
+    def lower_bounds(self, vectors: np.ndarray) -> np.ndarray:
+        """Minimum of each known objective (m,) over some vectors, all minimised; NaN for those that are learned."""
+        bounds: np.ndarray = (self.problem.describe(vectors).values * self.signs).min(0)
+        return bounds
 
-    def flattered(self, genomes: np.ndarray, optimism: float) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives (n, m), learned ones on their own scale and lowered by some deviations; and violations (n,)."""
-        seen = self.problem.describe(genomes)
-        costs, violations = seen.values * self.signs, seen.violations
-        for k, learned in self.objectives.items():
-            mean, deviation = learned.predict(seen.features)
-            costs[:, k] = mean - optimism * deviation
-        for learned in self.constraints.values():
-            mean, deviation = learned.predict(seen.features)
-            violations = violations + np.maximum(mean - optimism * deviation - learned.transform(np.zeros(1)), 0.0)
+    def lower_confidence_bound(self, vectors: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Objectives (n, m), all minimised, and violations (n,), both optimistic.
+
+        Learned ones are on the transformed scale of their surrogate, less so many standard deviations.
+        """
+        known = self.problem.describe(vectors)
+        costs, violations = known.values * self.signs, known.violations
+        for k, surrogate in self.objectives.items():
+            mean, deviation = surrogate.predict(known.features)
+            costs[:, k] = mean - factor * deviation
+        for surrogate in self.constraints.values():
+            mean, deviation = surrogate.predict(known.features)
+            violations = violations + np.maximum(mean - factor * deviation - surrogate.transform(np.zeros(1)), 0.0)
         return costs, violations
 
-    def dominates(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Probability (n, r) that each candidate is feasible, and at least as good as each point (r, m) everywhere.
+    def dominates(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Probability (n, r) that each candidate meets the learned constraints and weakly dominates each point (r, m).
 
-        Known constraints are the caller's to keep.
+        The caller must check the known constraints.
         """
-        seen = self.problem.describe(genomes)
-        probability = np.ones((len(genomes), len(points)))
+        known = self.problem.describe(vectors)
+        probability = np.ones((len(vectors), len(points)))
         for k, sign in enumerate(self.signs):
             if k in self.objectives:
-                probability *= self.objectives[k].probability_below(seen.features, points[:, k])
+                probability *= self.objectives[k].probability_below(known.features, points[:, k])
             else:
-                probability *= sign * seen.values[:, k : k + 1] <= points[:, k]
-        for learned in self.constraints.values():
-            probability *= learned.probability_below(seen.features, np.zeros(1))
+                probability *= sign * known.values[:, k : k + 1] <= points[:, k]
+        for surrogate in self.constraints.values():
+            probability *= surrogate.probability_below(known.features, np.zeros(1))
         return probability
 
-    def reachable(self, genomes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Those of the points (r, m) that some candidate may dominate, two deviations above its expectation."""
-        costs, _ = self.flattered(genomes, 2.0)
+    def attainable(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """The points (r, m) that some candidate dominates if it is two standard deviations better than predicted."""
+        costs, _ = self.lower_confidence_bound(vectors, 2.0)
         scaled = points.copy()
-        for k, learned in self.objectives.items():
-            scaled[:, k] = learned.transform(points[:, k])
-        costs = costs[non_dominated(costs)]
-        left = np.arange(len(points))
-        for cost in costs:
-            left = left[~(scaled[left] >= cost).all(axis=1)]
-        found = np.ones(len(points), dtype=bool)
-        found[left] = False
-        return points[found]
+        for k, surrogate in self.objectives.items():
+            scaled[:, k] = surrogate.transform(points[:, k])
+        remaining = np.arange(len(points))
+        for cost in costs[non_dominated(costs)]:
+            remaining = remaining[~(scaled[remaining] >= cost).all(axis=1)]
+        attainable = np.ones(len(points), dtype=bool)
+        attainable[remaining] = False
+        return points[attainable]

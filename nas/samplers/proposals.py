@@ -1,4 +1,4 @@
-"""Proposals: what a model of the finished trials expects to enlarge the dominated hypervolume most."""
+"""Proposals: the points from which a surrogate model expects the largest improvement of the hypervolume."""
 
 from __future__ import annotations
 
@@ -10,79 +10,85 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.expected_improvement import by_expected_improvement, open_region
+from nas.samplers.expected_improvement import rank_by_expected_improvement, sample_non_dominated_region
 from nas.samplers.nsga2 import nsga2
-from nas.samplers.problem import Model, Problem
-from nas.samplers.trial_history import Evaluated, genomes_of, values_of
+from nas.samplers.problem import Problem, SurrogateModel
+from nas.samplers.trial_history import FinishedTrial, values_of, vectors_of
 
 POPULATION, GENERATIONS = 100, 50
-OPTIMISM = (0.0, 1.0)
-"""Standard deviations by which the inner searches flatter what is learned; one search each."""
-POOL = 400
-"""Candidates that expected improvements are computed of."""
-DRAWN, REGION = 20_000, 2_000
-"""Points of the objective space drawn, and kept where an improvement is possible."""
+LCB_FACTORS = (0.0, 1.0)
+"""Standard deviations subtracted from the predictions, one inner search each."""
+N_CANDIDATES = 400
+"""Candidates whose expected improvement is computed."""
+N_SAMPLES, N_REGION_POINTS = 20_000, 2_000
+"""Points of the objective space that are drawn, and at most kept."""
 MARGIN = 0.1
-"""The region reaches so far beyond the values seen, as a share of their range; so does the reference point."""
+"""How far the region and the reference point lie beyond the observed values, as a share of their range."""
 
 
 def propose(
-    model: Model,
+    model: SurrogateModel,
     encoding: Encoding,
-    done: Sequence[Evaluated],
+    trials: Sequence[FinishedTrial],
     running: np.ndarray,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
-    """Points that no finished trial has had, best first.
+    """Points that no finished trial has, best first.
 
-    Each is chosen for what it is expected to add to those before it and to the running ones.
-    Where nothing is expected to be feasible, those closest to it come first.
+    Each is the one that is expected to add most to the hypervolume of the front, the running trials and the proposals
+    before it. If none is expected to be feasible, those with the smallest violation come first.
 
     Args:
-        model: Of the finished trials.
+        model: Fitted to the finished trials.
         encoding: The space.
-        done: The finished trials.
-        running: Genomes (p, D) of those that are being evaluated.
+        trials: The finished trials.
+        running: Vectors (p, D) of the trials that are being evaluated.
         rng: Source of randomness.
     """
-    values, feasible = values_of(done), np.array([evaluated.feasible for evaluated in done])
+    values, feasible = values_of(trials), np.array([trial.feasible for trial in trials])
     on_front = non_dominated(np.where(feasible[:, None], values, np.nan))
-    front, seen = values[on_front], {evaluated.key for evaluated in done}
-    pool, violations = _pool(model, encoding, _start(genomes_of(done), feasible, on_front), seen, rng)
-    if not len(pool) or violations.min() > 0:
+    evaluated_keys = {trial.key for trial in trials}
+    start = _start(vectors_of(trials), feasible, on_front)
+    candidates, violations = _candidates(model, encoding, start, evaluated_keys, rng)
+    if not len(candidates) or violations.min() > 0:
         order: Iterator[int] = iter(np.argsort(violations, kind="stable"))
     else:
-        region = _region(model, pool, values, front, rng)
+        region = _region(model, candidates, values, values[on_front], rng)
         pending = model.dominates(running, region) if len(running) else np.zeros((0, len(region)))
-        order = by_expected_improvement(model.dominates(pool, region) * (violations <= 0)[:, None], pending)
-    return (encoding.decode(pool[i : i + 1])[0] for i in order)
+        dominates = model.dominates(candidates, region) * (violations <= 0)[:, None]
+        order = rank_by_expected_improvement(dominates, pending)
+    return (encoding.decode(candidates[i : i + 1])[0] for i in order)
 
 
-def _start(genomes: np.ndarray, feasible: np.ndarray, on_front: np.ndarray) -> np.ndarray:
-    """Where the inner searches begin: the front, and the latest feasible trials; any if there are none."""
+def _start(vectors: np.ndarray, feasible: np.ndarray, on_front: np.ndarray) -> np.ndarray:
+    """First vectors of the inner searches: the front and the latest feasible trials, or any if none is feasible."""
     recent = np.flatnonzero(feasible if feasible.any() else ~feasible)[::-1]
     chosen = dict.fromkeys([*np.flatnonzero(on_front)[: POPULATION // 2], *recent])
-    return genomes[list(chosen)[:POPULATION]]
+    return vectors[list(chosen)[:POPULATION]]
 
 
 def _region(
-    model: Model, pool: np.ndarray, values: np.ndarray, front: np.ndarray, rng: np.random.Generator
+    model: SurrogateModel, candidates: np.ndarray, values: np.ndarray, front: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Points (r, m) that the front leaves open and the pool may reach, up to a little worse than the worst seen."""
+    """Points (r, m) that the front does not dominate and a candidate may, up to slightly worse than all values."""
     margin = MARGIN * np.ptp(values, axis=0)
-    low = np.fmin(values.min(0) - margin, model.lows(pool))
-    drawn = open_region(front, low, values.max(0) + margin, DRAWN, rng)
-    return model.reachable(pool, drawn)[:REGION]
+    low = np.fmin(values.min(0) - margin, model.lower_bounds(candidates))
+    points = sample_non_dominated_region(front, low, values.max(0) + margin, N_SAMPLES, rng)
+    return model.attainable(candidates, points)[:N_REGION_POINTS]
 
 
-def _pool(
-    model: Model, encoding: Encoding, start: np.ndarray, seen: Collection[bytes], rng: np.random.Generator
+def _candidates(
+    model: SurrogateModel,
+    encoding: Encoding,
+    start: np.ndarray,
+    evaluated_keys: Collection[bytes],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """New genomes on or near the flattered fronts, and their violations."""
-    pools = []
-    for optimism in OPTIMISM:
-        genomes, costs, violations = nsga2(
-            partial(model.flattered, optimism=optimism),
+    """New vectors on or near the optimistic fronts, and their violations."""
+    searches = []
+    for factor in LCB_FACTORS:
+        vectors, costs, violations = nsga2(
+            partial(model.lower_confidence_bound, factor=factor),
             encoding.cardinalities,
             start=start,
             population=POPULATION,
@@ -91,30 +97,32 @@ def _pool(
             ordered=encoding.ordered,
             canonical=encoding.canonical,
         )
-        pools.append(_best(genomes, costs, violations, model.problem, seen, POOL // len(OPTIMISM)))
-    genomes, violations = (np.concatenate(parts) for parts in zip(*pools, strict=True))
-    unique = np.unique(genomes, axis=0, return_index=True)[1]
-    return genomes[unique], violations[unique]
+        size = N_CANDIDATES // len(LCB_FACTORS)
+        searches.append(_best(vectors, costs, violations, model.problem, evaluated_keys, size))
+    vectors, violations = (np.concatenate(parts) for parts in zip(*searches, strict=True))
+    unique = np.unique(vectors, axis=0, return_index=True)[1]
+    return vectors[unique], violations[unique]
 
 
 def _best(
-    genomes: np.ndarray,
+    vectors: np.ndarray,
     costs: np.ndarray,
     violations: np.ndarray,
     problem: Problem,
-    seen: Collection[bytes],
+    evaluated_keys: Collection[bytes],
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """New genomes of the first fronts, feasible ones only if there are any, and their violations."""
-    left = np.flatnonzero(violations <= 0)
-    if not len(left):
-        left = np.argsort(violations, kind="stable")[: 2 * size]
+    """New vectors of the first fronts, only feasible ones if there are any, and their violations."""
+    remaining = np.flatnonzero(violations <= 0)
+    if not len(remaining):
+        remaining = np.argsort(violations, kind="stable")[: 2 * size]
     chosen: dict[bytes, int] = {}
-    while len(left) and len(chosen) < size:
-        layer = non_dominated(costs[left])
-        for i, key in zip(left[layer], problem.keys(genomes[left[layer]]), strict=True):
-            if key not in seen:
+    while len(remaining) and len(chosen) < size:
+        on_front = non_dominated(costs[remaining])
+        front = remaining[on_front]
+        for i, key in zip(front, problem.keys(vectors[front]), strict=True):
+            if key not in evaluated_keys:
                 chosen.setdefault(key, int(i))
-        left = left[~layer]
+        remaining = remaining[~on_front]
     index = np.array(list(chosen.values()), dtype=int)
-    return genomes[index], violations[index]
+    return vectors[index], violations[index]

@@ -1,4 +1,4 @@
-"""Ledger: what a study has evaluated, each trial read once."""
+"""History of a study: its finished and running trials, each finished trial read once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from optuna import Study
@@ -14,17 +15,25 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers.encoding import Encoding, Params
 
-ATTEMPTS = 2
-"""A failed evaluation may be proposed so many times in all."""
+MAX_ATTEMPTS = 2
+"""How often a point is evaluated if the evaluations fail."""
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """One finished trial: number, key, genome (D,), values to minimise (m,), constraints that hold where at most 0."""
+class FinishedTrial:
+    """A complete trial with finite values.
+
+    Attributes:
+        number: Of the trial.
+        key: Of its point.
+        vector: Its parameters (D,), see `Encoding`.
+        values: Its objectives (m,), all minimised.
+        constraints: Name -> value, at most 0 if the constraint holds.
+    """
 
     number: int
     key: bytes
-    genome: np.ndarray
+    vector: np.ndarray
     values: np.ndarray
     constraints: Mapping[str, float]
 
@@ -34,85 +43,88 @@ class Evaluated:
         return all(value <= 0 for value in self.constraints.values())
 
 
-class Ledger:
-    """Finished trials in order, and which points are taken by them or by running ones.
+class TrialHistory:
+    """Finished trials in order, and the points that finished or running trials have.
 
-    Reading costs as much as there is new: a finished trial never changes.
+    A finished trial never changes, so the cost of reading depends only on the new ones.
 
     Args:
         study: The study.
-        encoding: The space; trials of another one are passed over.
-        keys: The same for genomes (n, D) that mean the same.
+        encoding: The space; trials of another space are ignored.
+        keys: Vectors (n, D) -> a key for each, equal for those that mean the same.
+
+    Attributes:
+        study_name: Of the study.
+        finished: Finished trials by number.
+        running: Number -> parameters of each running trial.
+        signs: 1 for each objective that is minimised, -1 for others (m,).
     """
 
     def __init__(self, study: Study, encoding: Encoding, keys: Callable[[np.ndarray], list[bytes]]) -> None:
         self.study_name = study.study_name
-        self.done: list[Evaluated] = []
+        self.finished: list[FinishedTrial] = []
         self.running: dict[int, Params] = {}
         self.signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         self._encoding, self._keys = encoding, keys
-        self._read = 0
-        self._open: list[int] = []
-        self._finished: set[bytes] = set()
-        self._failed: Counter[bytes] = Counter()
+        self._n_read = 0
+        self._unfinished: list[int] = []
+        self._finished_keys: set[bytes] = set()
+        self._failures: Counter[bytes] = Counter()
         self._running_keys: set[bytes] = set()
 
     def read(self, study: Study) -> None:
-        """Takes in what has happened in the study since the last time."""
-        trials = study.get_trials(deepcopy=False)
-        fresh = [trials[number] for number in self._open] + trials[self._read :]
-        self._read = len(trials)
-        unfinished = [trial for trial in fresh if not trial.state.is_finished()]
-        self._open = [trial.number for trial in unfinished]
-        handed = {number: self.running[number] for number in self._open if number in self.running}
-        own = {t.number: dict(t.params) for t in unfinished if t.state == TrialState.RUNNING and self._is_point(t)}
-        self.running = {**handed, **own}
+        """Reads the trials of the study that are new or were unfinished at the last call."""
+        all_trials = study.get_trials(deepcopy=False)
+        trials = [all_trials[number] for number in self._unfinished] + all_trials[self._n_read :]
+        self._n_read = len(all_trials)
+        unfinished = [trial for trial in trials if not trial.state.is_finished()]
+        self._unfinished = [trial.number for trial in unfinished]
+        marked = {number: self.running[number] for number in self._unfinished if number in self.running}
+        stored = {t.number: dict(t.params) for t in unfinished if t.state == TrialState.RUNNING and self._is_point(t)}
+        self.running = {**marked, **stored}
         self._running_keys = {self.key(params) for params in self.running.values()}
-        for trial in fresh:
+        for trial in trials:
             if trial.state.is_finished() and self._is_point(trial):
-                self._take(trial)
+                self._add(trial)
 
-    def hand_out(self, number: int, params: Params) -> None:
-        """Notes what a trial is about to be given, which the study does not show yet."""
+    def mark_running(self, number: int, params: Params) -> None:
+        """Records the parameters that a trial is about to get, before the study stores them."""
         self.running[number] = params
         self._running_keys.add(self.key(params))
 
     def key(self, params: Params) -> bytes:
-        """The same for parameters that mean the same."""
+        """The key of parameters, equal for those that mean the same."""
         return self._keys(self._encoding.encode([params]))[0]
 
-    def taken(self, key: bytes) -> bool:
-        """Whether a point is evaluated, being evaluated, or has failed too often."""
-        return key in self._finished or key in self._running_keys or self._failed[key] >= ATTEMPTS
+    def is_taken(self, key: bytes) -> bool:
+        """Whether a point is evaluated, is being evaluated, or has failed too often."""
+        return key in self._finished_keys or key in self._running_keys or self._failures[key] >= MAX_ATTEMPTS
 
     def _is_point(self, trial: FrozenTrial) -> bool:
         return self._encoding.accepts(trial.params)
 
-    def _take(self, trial: FrozenTrial) -> None:
+    def _add(self, trial: FrozenTrial) -> None:
         key = self.key(trial.params)
         if trial.state == TrialState.FAIL:
-            self._failed[key] += 1
+            self._failures[key] += 1
             return
-        self._finished.add(key)
+        self._finished_keys.add(key)
         if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all():
-            genome, values = self._encoding.encode([trial.params])[0], self.signs * trial.values
-            insort(self.done, Evaluated(trial.number, key, genome, values, dict(trial.constraints)), key=_number)
+            vector, values = self._encoding.encode([trial.params])[0], self.signs * trial.values
+            finished = FinishedTrial(trial.number, key, vector, values, dict(trial.constraints))
+            insort(self.finished, finished, key=attrgetter("number"))
 
 
-def _number(evaluated: Evaluated) -> int:
-    return evaluated.number
+def vectors_of(trials: Sequence[FinishedTrial]) -> np.ndarray:
+    """Vectors (n, D)."""
+    return np.array([trial.vector for trial in trials])
 
 
-def genomes_of(done: Sequence[Evaluated]) -> np.ndarray:
-    """Genomes (n, D)."""
-    return np.array([evaluated.genome for evaluated in done])
-
-
-def values_of(done: Sequence[Evaluated]) -> np.ndarray:
+def values_of(trials: Sequence[FinishedTrial]) -> np.ndarray:
     """Objectives (n, m), all minimised."""
-    return np.array([evaluated.values for evaluated in done])
+    return np.array([trial.values for trial in trials])
 
 
-def constraint_of(done: Sequence[Evaluated], name: str) -> np.ndarray:
-    """One constraint (n,); one that a trial did not set counts as just met."""
-    return np.array([evaluated.constraints.get(name, 0.0) for evaluated in done])
+def constraint_of(trials: Sequence[FinishedTrial], name: str) -> np.ndarray:
+    """One constraint (n,); 0 for a trial that did not set it."""
+    return np.array([trial.constraints.get(name, 0.0) for trial in trials])

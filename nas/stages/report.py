@@ -10,7 +10,7 @@ from nas.reports.summary import hypervolume_line, near_bound_line, predictor_lin
 from nas.runs.files import read_json
 from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
-from nas.studies.study import open_studies, points
+from nas.studies.study import evaluated_points, open_studies
 from nas.tasks.context import TaskContext
 
 
@@ -29,7 +29,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         title=f"{Path(recipe.model).name} · {run.name}",
         front=front_with_finetuned(run),
         verified=with_finetuned(run.verified_points(), finetuned),
-        evaluated=[point for study in open_studies(run.study, recipe).values() for point in points(study)],
+        evaluated=[point for study in open_studies(run.study, recipe).values() for point in evaluated_points(study)],
         constraints=recipe.bounds,
         facts={
             "Workload": workload_line(run),

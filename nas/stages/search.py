@@ -9,7 +9,7 @@ from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
 from nas.studies.racing import Scorer
-from nas.studies.search_loop import Dispatcher, run_here, run_studies
+from nas.studies.search_loop import EvaluationScheduler, run_locally, run_studies
 from nas.studies.study import write_trials
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
@@ -33,14 +33,14 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, predictor)
 
-    def execute(dispatcher: Dispatcher, scorer: Scorer) -> None:
+    def execute(scheduler: EvaluationScheduler, scorer: Scorer) -> None:
         if cluster is None:
-            run_here(dispatcher, scorer)
+            run_locally(scheduler, scorer)
         else:
             from nas.ray.search_driver import run_on_ray
-            from nas.ray.search_worker import Package
+            from nas.ray.search_worker import WorkerPayload
 
-            run_on_ray(dispatcher, Package.of(run.supernet, scorer), cluster, recipe.search)
+            run_on_ray(scheduler, WorkerPayload.from_folder(run.supernet, scorer), cluster, recipe.search)
 
     try:
         run_studies(run, recipe, space, evaluator, execute)

@@ -16,7 +16,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
 from nas.runs.progress import progress
 from nas.runs.run import Run
-from nas.studies.study import STUDIES, open_studies, points
+from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.latency import time_models, warn_if_noisy
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -54,15 +54,17 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     recipe = run.recipe
     supernet, _ = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
-    candidates = {name: ParetoFront.of(points(study), recipe.objectives).points for name, study in studies.items()}
+    candidates = {
+        name: ParetoFront.of(evaluated_points(study), recipe.objectives).points for name, study in studies.items()
+    }
     if not candidates["search"]:
-        _raise_infeasible(run, points(studies["search"]))
+        _raise_infeasible(run, evaluated_points(studies["search"]))
     subnets = {point.key: point.subnet for front in candidates.values() for point in front}
     results = _verify_all(run, context, supernet, subnets)
     verified = [
         _to_point(results[point.key], name, recipe.bounds)
         for name, study in studies.items()
-        for point in points(study)
+        for point in evaluated_points(study)
         if point.key in results
     ]
     parent = _to_point(results[PARENT], PARENT, recipe.bounds)

@@ -1,7 +1,7 @@
-"""Block search: every block scored by replacing it alone, then an integer program over the layers (Puzzle).
+"""Block search (Puzzle): scores of single blocks, then an integer program that chooses a block for each layer.
 
-Bercovich et al. 2024 (arXiv 2411.19146). A search evaluates `replacements(space)` first, then what
-`block_solutions(...)` makes of their scores, both like any other subnetworks.
+Bercovich et al. 2024 (arXiv 2411.19146). A search evaluates `replacements(space)` first, then the subnetworks that
+`block_solutions(...)` finds from their scores.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.space import DEPTHS
 
 Cost = Callable[[str, Sequence[SubnetConfig]], np.ndarray]
-"""Name of a cost and subnetworks -> its values (n,), known without evaluating them, as `Evaluator.cost`."""
+"""Name of a cost and subnetworks -> its values (n,), known without running them, as `Evaluator.cost`."""
 
-CORRECTIONS = 8
-"""Sums of block costs only come near the true cost: so many times a bound is tightened by what a solution missed."""
+MAX_TIGHTENINGS = 8
+"""The sum of block costs only approximates the true cost: so often a bound is tightened by what a solution misses."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One choice of one parameter of one layer, or the layer's absence (False), in the largest subnetwork.
+    """The largest subnetwork with one parameter of one layer changed, or one layer dropped.
 
-    The embeddings are a layer here, of the name that their rank has.
+    Attributes:
+        layer: Number of the layer, or ``embedding_rank`` for the embeddings.
+        name: The parameter: ``layers.3`` for the presence of a layer, ``intermediate_size.3`` for a width of it.
+        value: Its value; False: the layer is dropped.
+        subnet: The changed subnetwork.
     """
 
     layer: str
@@ -38,13 +42,13 @@ class Block:
     subnet: SubnetConfig
 
     @property
-    def drops(self) -> bool:
-        """Whether the layer is absent."""
+    def drops_layer(self) -> bool:
+        """Whether the layer is dropped."""
         return self.name.startswith("layers.")
 
 
 def blocks(space: SearchSpace) -> list[Block]:
-    """Every block of the layers that the largest subnetwork keeps, its own among them.
+    """Every block of the layers of the largest subnetwork, with the unchanged ones.
 
     Raises:
         InputError: If the layers of the space cannot be chosen one by one.
@@ -52,22 +56,22 @@ def blocks(space: SearchSpace) -> list[Block]:
     if space.scope != "per-layer":
         raise InputError(
             f"`search.sampler: BlockSearch` needs `space.scope: per-layer`, but got `{space.scope}`; "
-            "let each layer have widths of its own, or use another sampler."
+            "use that scope or another sampler."
         )
     parameters, largest = space.parameters, space.largest
-    whole, kept = parameters.from_subnet(largest), {*map(str, largest.layers), "embedding_rank"}
-    found = []
+    largest_values, layers = parameters.from_subnet(largest), {*map(str, largest.layers), "embedding_rank"}
+    result = []
     for name, distribution in parameters.distributions().items():
         layer = name.rpartition(".")[2]
-        for value in choices_of(distribution) if layer in kept else ():
-            subnet = parameters.to_subnet({**whole, name: value})
-            if value is not True and (value == whole[name] or subnet != largest):
-                found.append(Block(layer, name, value, subnet))
-    return found
+        for value in choices_of(distribution) if layer in layers else ():
+            subnet = parameters.to_subnet({**largest_values, name: value})
+            if value is not True and (value == largest_values[name] or subnet != largest):
+                result.append(Block(layer, name, value, subnet))
+    return result
 
 
 def replacements(space: SearchSpace) -> list[SubnetConfig]:
-    """The largest subnetwork, then each that differs from it in one block alone.
+    """The largest subnetwork, then each that differs from it in one block.
 
     Raises:
         InputError: If the layers of the space cannot be chosen one by one.
@@ -84,49 +88,51 @@ def block_solutions(
     bounds: Mapping[str, Bound],
     limit: int,
 ) -> list[SubnetConfig]:
-    """Subnetworks with the smallest sum of block losses under rising budgets, cheapest first.
+    """Subnetworks with the smallest sum of block losses under growing budgets, cheapest first.
 
-    A budget limits one of the objectives, or the mean of all, between its values at the smallest and the largest
+    A budget is a limit of one objective, or of the mean of all, between its values at the smallest and the largest
     subnetwork.
 
     Args:
         space: A per-layer space.
-        losses: Key of each evaluated subnetwork -> its quality, signed so that less is better; those of
-            `replacements(space)` are read, and a block that is missing or failed is never chosen.
-        cost: Every cost of any subnetwork.
-        objectives: Names of the costs to trade the quality against.
+        losses: Key of each evaluated subnetwork -> its metric, signed to be minimised; those of `replacements(space)`
+            are read, and a block that is missing or has failed is never chosen.
+        cost: Computes every cost of any subnetwork.
+        objectives: Names of the costs among the objectives.
         bounds: Constraints on costs; every solution meets them.
         limit: How many solutions at most.
 
     Raises:
         InputError: If nothing meets the bounds.
     """
-    program = _Program(space, losses, cost)
-    found: dict[str, SubnetConfig] = {}
-    for budget in _budgets(program, objectives, limit):
+    program = _IntegerProgram(space, losses, cost)
+    solutions: dict[str, SubnetConfig] = {}
+    for budget in _budget_grid(program, objectives, limit):
         subnet = _solve_within(program, budget, bounds)
         if subnet is not None:
-            found.setdefault(subnet.key, subnet)
+            solutions.setdefault(subnet.key, subnet)
     costs = {name: float(cost(name, [space.smallest])[0]) for name in bounds}
-    if not found and total_violation(costs, bounds) > 0:
+    if not solutions and total_violation(costs, bounds) > 0:
         raise InputError(
-            f"no subnetwork made of the blocks scored meets the constraints; the smallest reaches "
+            "no combination of the scored blocks meets the constraints; the smallest subnetwork reaches "
             f"{against_bounds(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
         )
-    found = found or {space.smallest.key: space.smallest}
+    solutions = solutions or {space.smallest.key: space.smallest}
     first = objectives[0] if objectives else next(iter(bounds), None)
-    return sorted(found.values(), key=lambda subnet: cost(first, [subnet])[0]) if first else list(found.values())
+    if first is None:
+        return list(solutions.values())
+    return sorted(solutions.values(), key=lambda subnet: float(cost(first, [subnet])[0]))
 
 
 Limit = tuple[np.ndarray, float]
-"""Coefficients of the program's variables and the most that they may sum to."""
+"""Coefficients of the variables of the program, and the largest value of their sum."""
 
 
-def _budgets(program: _Program, objectives: Sequence[str], limit: int) -> Iterator[Limit]:
-    """Limits of each objective alone and of the mean of all, from tight to loose."""
+def _budget_grid(program: _IntegerProgram, objectives: Sequence[str], limit: int) -> Iterator[Limit]:
+    """Limits of each objective and of the mean of all, from tight to loose."""
     rows = []
     for name in objectives:
-        row, least, most = program.costs(name), *program.ends(name)
+        row, least, most = program.costs(name), *program.cost_range(name)
         rows.append((row / (most - least), (program.costs_of_largest(name) - least) / (most - least)))
     if len(rows) > 1:
         rows.append((np.mean([row for row, _ in rows], axis=0), float(np.mean([start for _, start in rows]))))
@@ -135,10 +141,10 @@ def _budgets(program: _Program, objectives: Sequence[str], limit: int) -> Iterat
     yield from budgets[:limit] or [(np.zeros(program.size), 0.0)]
 
 
-def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound]) -> SubnetConfig | None:
-    """The best subnetwork of a budget that truly meets the bounds; None if none is found."""
+def _solve_within(program: _IntegerProgram, budget: Limit, bounds: Mapping[str, Bound]) -> SubnetConfig | None:
+    """The best subnetwork within a budget whose true costs meet the bounds; None if none is found."""
     slack = dict.fromkeys(bounds, 0.0)
-    for attempt in range(1, CORRECTIONS + 1):
+    for attempt in range(1, MAX_TIGHTENINGS + 1):
         limits = [program.bounded(name, bound, slack[name]) for name, bound in bounds.items()]
         subnet = program.solve([budget, *limits])
         if subnet is None:
@@ -152,41 +158,41 @@ def _solve_within(program: _Program, budget: Limit, bounds: Mapping[str, Bound])
     return None
 
 
-class _Program:
-    """Blocks as binary variables: one choice for each parameter of a layer that stays, none of one that is dropped."""
+class _IntegerProgram:
+    """An integer program with a binary variable for each block; a layer has one choice a parameter or is dropped."""
 
     def __init__(self, space: SearchSpace, losses: Mapping[str, float], cost: Cost) -> None:
         self.space, self.cost = space, cost
-        known = [block for block in blocks(space) if np.isfinite(losses.get(block.subnet.key, np.nan))]
-        if space.largest.key not in losses or not known:
+        scored = [block for block in blocks(space) if np.isfinite(losses.get(block.subnet.key, np.nan))]
+        if space.largest.key not in losses or not scored:
             raise InputError("block search needs the scores of `replacements(space)`; evaluate them first.")
-        self.blocks = known
-        self.size = len(known)
-        self.loss = np.array([losses[block.subnet.key] for block in known]) - losses[space.largest.key]
+        self.blocks = scored
+        self.size = len(scored)
+        self.loss = np.array([losses[block.subnet.key] for block in scored]) - losses[space.largest.key]
 
     def costs(self, name: str) -> np.ndarray:
-        """What each block adds to a cost of the largest subnetwork (n,)."""
+        """What each block adds to a cost of the largest subnetwork, shape (n,)."""
         return self.cost(name, [block.subnet for block in self.blocks]) - self.costs_of_largest(name)
 
     def costs_of_largest(self, name: str) -> float:
         """A cost of the largest subnetwork."""
         return float(self.cost(name, [self.space.largest])[0])
 
-    def ends(self, name: str) -> tuple[float, float]:
+    def cost_range(self, name: str) -> tuple[float, float]:
         """A cost of the smallest and of the largest subnetwork."""
         least, most = self.cost(name, [self.space.smallest, self.space.largest])
         return float(least), float(most) if most > least else float(least) + 1.0
 
     def bounded(self, name: str, bound: Bound, slack: float) -> Limit:
-        """A bound on a cost, tightened by some slack, as a limit on the blocks."""
+        """A bound on a cost as a limit of the sum over blocks, tightened by a slack."""
         sign = 1.0 if bound.op[0] == "<" else -1.0
         return sign * self.costs(name), sign * (bound.value - self.costs_of_largest(name)) - slack
 
     @cached_property
     def _choices(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (k, n) and their sums (k,): each parameter of a layer has one choice, or its layer is dropped."""
-        drops = {block.layer: i for i, block in enumerate(self.blocks) if block.drops}
-        names = list(dict.fromkeys(block.name for block in self.blocks if not block.drops))
+        """Rows (k, n) and their sums (k,): one choice of each parameter of a layer, or the layer is dropped."""
+        drops = {block.layer: i for i, block in enumerate(self.blocks) if block.drops_layer}
+        names = list(dict.fromkeys(block.name for block in self.blocks if not block.drops_layer))
         rows = np.array([[float(block.name == name) for block in self.blocks] for name in names])
         for row, name in zip(rows, names, strict=True):
             layer = name.rpartition(".")[2]
@@ -196,10 +202,11 @@ class _Program:
 
     @cached_property
     def _depths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (s, n) that count the dropped layers of each stack, and how many may be."""
+        """Rows (s, n) that count the dropped layers of each stack, and how many may be dropped (s,)."""
         layers = self.space.largest.layers
         rows = [
-            [float(block.drops and int(block.layer) in stack) for block in self.blocks] for stack in self.space.stacks
+            [float(block.drops_layer and int(block.layer) in stack) for block in self.blocks]
+            for stack in self.space.stacks
         ]
         most = [
             sum(layer in stack for layer in layers) - min(self.space.choices[name])
@@ -208,16 +215,16 @@ class _Program:
         return np.array(rows), np.array(most, dtype=float)
 
     def solve(self, limits: Sequence[Limit]) -> SubnetConfig | None:
-        """The subnetwork of least loss within limits, or None."""
+        """The subnetwork with the smallest loss within limits; None if there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         choices, ones = self._choices
         drops, most = self._depths
         constraints = [LinearConstraint(choices, ones, ones), LinearConstraint(drops, -np.inf, most)]
         constraints += [LinearConstraint(row[None], -np.inf, upper) for row, upper in limits]
-        found = milp(self.loss, constraints=constraints, integrality=np.ones(self.size), bounds=Bounds(0, 1))
-        if found.x is None:
+        result = milp(self.loss, constraints=constraints, integrality=np.ones(self.size), bounds=Bounds(0, 1))
+        if result.x is None:
             return None
-        chosen = {b.name: b.value for b, x in zip(self.blocks, found.x, strict=True) if x > 0.5}
+        chosen = {b.name: b.value for b, x in zip(self.blocks, result.x, strict=True) if x > 0.5}
         parameters = self.space.parameters
         return parameters.to_subnet({**parameters.from_subnet(self.space.largest), **chosen})

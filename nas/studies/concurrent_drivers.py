@@ -1,4 +1,4 @@
-"""Rivals: what other drivers of the same studies are evaluating, so that no subnetwork is evaluated by two of them."""
+"""Other drivers of the same studies: claims that keep two of them from evaluating the same subnetwork."""
 
 from __future__ import annotations
 
@@ -9,61 +9,63 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.studies.storage import trial_id
+
 if TYPE_CHECKING:
-    from nas.studies.trial_queue import Docket
+    from nas.studies.trial_queue import TrialQueue
 
-LOST = timedelta(minutes=30)
-"""After so long the driver of a rival trial counts as lost, and its evaluation is made here."""
+DRIVER_TIMEOUT = timedelta(minutes=30)
+"""A trial of another driver that has run for longer is taken as abandoned; its subnetwork is evaluated here."""
 
 
-class Rivals:
+class ConcurrentDrivers:
     """Claims evaluations in the storage that all drivers share.
 
-    A claim is written before rivals are looked for, so of two drivers that claim one subnetwork at the same moment at
-    least one sees the other. The one that sees nobody begins and says so; the one that sees a rival waits. Where both
-    wait, the older trial begins.
+    A driver writes its claim before it looks for others, so of two drivers that claim a subnetwork at the same moment
+    at least one sees the other. A driver that finds no other claim starts and marks the trial; one that finds a claim
+    waits. If both wait, the older trial starts.
 
     Args:
-        driver: Who this is.
+        driver: Id of this driver.
 
     Attributes:
-        dockets: Its studies; each docket adds itself.
+        queues: Its queues; each adds itself.
     """
 
     def __init__(self, driver: str) -> None:
         self.driver = driver
-        self.dockets: list[Docket] = []
+        self.queues: list[TrialQueue] = []
 
     def refresh(self) -> None:
-        """Reads what other drivers have told, to any study."""
-        for docket in self.dockets:
-            docket.refresh()
+        """Reads the results of other drivers, in all studies."""
+        for queue in self.queues:
+            queue.refresh()
 
     def claim(self, trial: optuna.Trial, key: str) -> bool:
-        """Whether a trial's subnetwork is to be evaluated here, not by another driver."""
-        known = trial.user_attrs
-        first = known.get("key") != key
-        if first:
+        """Whether this driver is to evaluate a trial's subnetwork."""
+        attributes = trial.user_attrs
+        is_new = attributes.get("key") != key
+        if is_new:
             trial.set_user_attr("key", key)
-        rivals = self._rivals(key)
-        mine = not rivals or known.get("begun") or (not first and self._goes_first(trial, rivals))
-        if mine and not known.get("begun"):
+        competing = self._competing_trials(key)
+        begun = bool(attributes.get("begun"))
+        is_claimed = not competing or begun or (not is_new and self._has_priority(trial, competing))
+        if is_claimed and not begun:
             trial.set_user_attr("begun", True)
-        return bool(mine)
+        return is_claimed
 
-    def _goes_first(self, trial: optuna.Trial, rivals: Sequence[FrozenTrial]) -> bool:
-        if any(rival.user_attrs.get("begun") for rival in rivals):
-            starts = [rival.datetime_start for rival in rivals if rival.datetime_start is not None]
-            return bool(starts) and min(starts) + LOST < datetime.now()
-        return trial._trial_id < min(rival._trial_id for rival in rivals)
+    def _has_priority(self, trial: optuna.Trial, competing: Sequence[FrozenTrial]) -> bool:
+        if any(other.user_attrs.get("begun") for other in competing):
+            starts = [other.datetime_start for other in competing if other.datetime_start is not None]
+            return bool(starts) and min(starts) + DRIVER_TIMEOUT < datetime.now()
+        return trial_id(trial) < min(trial_id(other) for other in competing)
 
-    def _rivals(self, key: str) -> list[FrozenTrial]:
+    def _competing_trials(self, key: str) -> list[FrozenTrial]:
         """Running trials of other drivers with the same subnetwork."""
         return [trial for trial in self.running() if trial.user_attrs.get("key") == key]
 
     def running(self, study: optuna.Study | None = None) -> list[FrozenTrial]:
         """Running trials of other drivers, of one study or of all."""
-        found: list[FrozenTrial] = []
-        for each in [docket.study for docket in self.dockets] if study is None else [study]:
-            found += each.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in found if trial.user_attrs.get("driver") != self.driver]
+        studies = [queue.study for queue in self.queues] if study is None else [study]
+        trials = [t for each in studies for t in each.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        return [trial for trial in trials if trial.user_attrs.get("driver") != self.driver]

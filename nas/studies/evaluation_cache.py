@@ -1,4 +1,4 @@
-"""Book: what all studies of a run know together; Ticket: one evaluation that one of them asks for."""
+"""Results that the studies of a run share, so that no subnetwork is evaluated twice."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nas.fronts.point import Point
-from nas.studies.search_progress import Reference
+from nas.studies.search_progress import HypervolumeReference
 
 if TYPE_CHECKING:
-    from nas.studies.trial_queue import Ticket
+    from nas.studies.trial_queue import PendingEvaluation
 
 
 @dataclass
-class Book:
-    """What all studies of a run know together, so that no subnetwork is evaluated twice.
+class EvaluationCache:
+    """Results of all studies of a run by the key of the subnetwork.
 
     Attributes:
-        known: Key -> figures of each subnetwork that was evaluated in full.
-        partial: Key -> figures and number of examples of each whose evaluation was stopped early.
+        complete: Key -> point of each subnetwork that was evaluated on all examples.
+        truncated: Key -> point and number of examples of each whose evaluation was stopped early.
         failed: Key -> traceback.
-        in_flight: Key -> the trials that wait for its evaluation.
-        failures: Evaluations that failed since the last one that did not.
-        reference: Where hypervolumes are measured from.
+        in_flight: Key -> the evaluations that wait for its result, the one that is being made first.
+        consecutive_failures: Evaluations that failed since the last one that did not.
+        reference: The reference point of the hypervolumes.
     """
 
-    known: dict[str, Point] = field(default_factory=dict)
-    partial: dict[str, tuple[Point, int]] = field(default_factory=dict)
+    complete: dict[str, Point] = field(default_factory=dict)
+    truncated: dict[str, tuple[Point, int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    in_flight: dict[str, list[Ticket]] = field(default_factory=dict)
-    failures: int = 0
-    reference: Reference = field(default_factory=Reference)
+    in_flight: dict[str, list[PendingEvaluation]] = field(default_factory=dict)
+    consecutive_failures: int = 0
+    reference: HypervolumeReference = field(default_factory=HypervolumeReference)

@@ -1,4 +1,4 @@
-"""Pick: one subnetwork of a run by what the user typed, on its front or anywhere among its evaluations."""
+"""One subnetwork of a run, picked by a name, a condition or its key."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from itertools import chain
 
 from nas.fronts.point import Point
 from nas.runs.run import Run
-from nas.studies.study import open_studies, points
+from nas.studies.study import evaluated_points, open_studies
 
 
 def pick(run: Run, what: str) -> Point:
-    """A point of the front as `ParetoFront.pick` reads it, or the whole key of anything that was evaluated.
+    """A point of the front by `ParetoFront.pick`, or any evaluated subnetwork by its full key.
 
-    Figures of a verified subnetwork are measured ones, of any other those of the search.
+    The values of a verified subnetwork are measured; those of any other are predicted and of the search slice.
+
+    Args:
+        run: A finished run.
+        what: What the user typed.
 
     Raises:
-        InputError: If nothing fits.
+        InputError: If nothing matches.
     """
     front = run.front()
     if what not in {point.key for point in front}:
         studies = open_studies(run.study, run.recipe).values()
-        known = chain(run.verified_points(), *(points(study) for study in studies))
-        found = next((point for point in known if point.key == what and point.source != "parent"), None)
-        if found is not None:
-            return found
+        evaluated = chain(run.verified_points(), *(evaluated_points(study) for study in studies))
+        match = next((point for point in evaluated if point.key == what and point.source != "parent"), None)
+        if match is not None:
+            return match
     return front.pick(what)

@@ -1,4 +1,4 @@
-"""Racing: an evaluation on growing slices of the data, stopped once it is sure that it cannot join the front."""
+"""Racing: an evaluation on growing slices of the data, stopped once it can hardly reach the front any more."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
     from search_spaces import SubnetConfig
 
-SLICES = (1 / 8, 1 / 4, 1 / 2)
-"""Parts of the examples after which an evaluation may stop."""
-FEWEST_EXAMPLES = 100
-"""No evaluation stops on fewer: a standard error of fewer says little."""
+RUNGS = (1 / 8, 1 / 4, 1 / 2)
+"""Shares of the examples after which an evaluation may stop."""
+MIN_EXAMPLES = 100
+"""No evaluation stops on fewer, as their standard error is unreliable."""
 
 
 @dataclass(frozen=True)
-class Race:
-    """What an evaluation must still be able to reach to be worth finishing.
+class EarlyStopping:
+    """When to stop the evaluation of a subnetwork: once even an optimistic score cannot reach the front.
 
     Attributes:
-        objectives: Every objective and its direction.
+        objectives: Objective -> its direction.
         bounds: The constraints.
         costs: The costs of this subnetwork, known without evaluating it.
         front: (n, objectives) values of the feasible front so far, signed to be minimised.
@@ -42,50 +42,50 @@ class Race:
     front: np.ndarray
     width: float
 
-    def is_lost(self, scores: Mapping[str, tuple[float, float]], share: float) -> bool:
-        """Whether even the good end of every interval breaks a constraint or is dominated.
+    def cannot_reach_front(self, scores: Mapping[str, tuple[float, float]], share: float) -> bool:
+        """Whether the best values within the confidence intervals break a constraint or are dominated.
 
         Args:
-            scores: Quality on a slice -> value and standard error.
-            share: The part of the examples in it; its mean varies around that of all of them by a standard error
-                times the square root of (1 - share), as in sampling without replacement (Cochran, 1977).
+            scores: Metric on a slice -> value and standard error.
+            share: The share of the examples in the slice. The mean of a slice varies around that of all examples by
+                the standard error times the square root of (1 - share): sampling without replacement (Cochran, 1977).
         """
-        reach = self.width * (1.0 - share) ** 0.5
+        width = self.width * (1.0 - share) ** 0.5
 
-        def hoped(name: str, up: bool) -> float:
+        def optimistic(name: str, up: bool) -> float:
             if name not in scores:
                 return self.costs[name]
             value, error = scores[name]
-            margin = reach * error if error > 0 else np.inf
+            margin = width * error if error > 0 else np.inf
             return value + margin if up else value - margin
 
         for name, bound in self.bounds.items():
-            if bound.op != "==" and bound.violation(hoped(name, bound.op in (">", ">="))) > 0:
+            if bound.op != "==" and bound.violation(optimistic(name, bound.op in (">", ">="))) > 0:
                 return True
-        ways = self.objectives.items()
-        best = np.array([-hoped(name, True) if way == "maximize" else hoped(name, False) for name, way in ways])
+        ups = {name: direction == "maximize" for name, direction in self.objectives.items()}
+        best = np.array([-optimistic(name, up) if up else optimistic(name, up) for name, up in ups.items()])
         return bool(((self.front <= best).all(axis=1) & (self.front < best).any(axis=1)).any())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one evaluation.
+    """The result of one evaluation.
 
     Attributes:
-        scores: Quality -> value and standard error; empty if it failed.
-        examples: How many examples it took.
-        whole: Whether these were all of them.
-        failure: The traceback, if it failed.
+        scores: Metric -> value and standard error; empty if the evaluation failed.
+        examples: How many examples were scored.
+        is_complete: Whether these were all examples.
+        failure: The traceback, if the evaluation failed.
     """
 
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     examples: int = 0
-    whole: bool = True
+    is_complete: bool = True
     failure: str | None = None
 
 
-Evaluate = Callable[["SubnetConfig", "Race | None"], Outcome]
-"""A subnetwork and what it must beat (None: evaluate it in full) -> what came of it."""
+Evaluate = Callable[["SubnetConfig", "EarlyStopping | None"], Outcome]
+"""A subnetwork and when to stop its evaluation (None: never) -> its outcome."""
 
 
 @dataclass(frozen=True)
@@ -94,35 +94,36 @@ class Scorer:
 
     Attributes:
         supernet: The shared weights.
-        examples: What they are scored on, batches of similar length.
-        names: The qualities.
+        examples: The examples to score, in batches of similar length.
+        names: The metrics.
     """
 
     supernet: Supernet
     examples: EvaluationSet
     names: Sequence[str]
 
-    def __call__(self, subnet: SubnetConfig, race: Race | None) -> Outcome:
-        """Scores a subnetwork on all examples, or on as many as it takes to see that it is lost."""
+    def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        """Scores a subnetwork on all examples, or until it cannot reach the front."""
         from nas.tasks.evaluation import score_in_slices
 
         self.supernet.activate(subnet)
-        in_all = len(self.examples)
-        slices = [part for part in SLICES if race and part * in_all >= FEWEST_EXAMPLES]
-        for count, scores in score_in_slices(self.supernet.model, self.examples, self.names, slices):
-            found = {name: (score.value, score.standard_error) for name, score in scores.items()}
-            if race and count < in_all and race.is_lost(found, count / in_all):
-                return Outcome(found, count, whole=False)
-        return Outcome(found, count)
+        total = len(self.examples)
+        rungs = [share for share in RUNGS if early_stopping and share * total >= MIN_EXAMPLES]
+        for count, scores in score_in_slices(self.supernet.model, self.examples, self.names, rungs):
+            values = {name: (score.value, score.standard_error) for name, score in scores.items()}
+            if early_stopping and count < total and early_stopping.cannot_reach_front(values, count / total):
+                return Outcome(values, count, is_complete=False)
+        return Outcome(values, count)
 
 
-def attempt(evaluate: Evaluate, subnet: SubnetConfig, race: Race | None) -> Outcome:
-    """The outcome of an evaluation; an error or a figure that is not a number is one too."""
+def evaluate_safely(evaluate: Evaluate, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+    """The outcome of an evaluation; one that raises or returns a value that is not finite has failed."""
     try:
-        outcome = evaluate(subnet, race)
+        outcome = evaluate(subnet, early_stopping)
     except Exception:
         return Outcome(failure=traceback.format_exc())
-    wrong = [name for name, (value, _) in outcome.scores.items() if not np.isfinite(value)]
-    if wrong:
-        return Outcome(failure=f"`{wrong[0]}` must be a finite number, but is {outcome.scores[wrong[0]][0]}")
+    not_finite = [name for name, (value, _) in outcome.scores.items() if not np.isfinite(value)]
+    if not_finite:
+        value = outcome.scores[not_finite[0]][0]
+        return Outcome(failure=f"`{not_finite[0]}` must be a finite number, but is {value}")
     return outcome

@@ -1,4 +1,4 @@
-"""Samplers by name: ours, Optuna's, and OptunaHub's through its package."""
+"""The recipe's sampler: ours, one of Optuna's, or one of OptunaHub's by its package."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ from nas.samplers.surrogate_sampler import SurrogateSampler
 from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace
 
-MakeSampler = Callable[[int], optuna.samplers.BaseSampler]
+SamplerFactory = Callable[[int], optuna.samplers.BaseSampler]
 """Number of a trial -> the sampler that proposes it."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {"TPESampler": {"multivariate": True, "n_startup_trials": 0}}
-"""What differs from Optuna's own defaults: a search has startup trials of its own."""
+"""Options that replace Optuna's defaults; a search has startup trials of its own."""
 
 
-def sampler_for(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> MakeSampler:
+def sampler_for(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> SamplerFactory:
     """The recipe's sampler for each trial of a search.
 
-    Optuna's samplers keep their state in the study, so a new one for each trial, seeded by its number, loses nothing,
-    and a resumed search goes on as it would have.
+    Optuna's samplers keep their state in the study. So each trial gets a new sampler, seeded by its number: it loses
+    nothing, and a resumed search proposes the same trials.
     """
     name, options = recipe.search.sampler, recipe.search.sampler_options
     if name in ("SurrogateSampler", "BlockSearch"):
-        problem = SpaceProblem(space, evaluator)
-        ours = SurrogateSampler(space.parameters.distributions(), problem, seed=recipe.seed, **options)
-        return lambda number: ours
-    kind = sampler_class(name)
-    return lambda number: _made(kind, name, options, recipe.seed * 1_000_003 + number)
+        problem = SubnetProblem(space, evaluator)
+        surrogate_sampler = SurrogateSampler(space.parameters.distributions(), problem, seed=recipe.seed, **options)
+        return lambda number: surrogate_sampler
+    cls = sampler_class(name)
+    return lambda number: _create(cls, name, options, recipe.seed * 1_000_003 + number)
 
 
-def _made(kind: type, name: str, options: dict[str, Any], seed: int) -> optuna.samplers.BaseSampler:
-    takes = inspect.signature(kind).parameters
-    seeded = {"seed": seed} if "seed" in takes else {}
-    made: optuna.samplers.BaseSampler = kind(**{**seeded, **DEFAULTS.get(name, {}), **options})
-    return made
+def _create(cls: type, name: str, options: dict[str, Any], seed: int) -> optuna.samplers.BaseSampler:
+    seeded = {"seed": seed} if "seed" in inspect.signature(cls).parameters else {}
+    sampler: optuna.samplers.BaseSampler = cls(**{**seeded, **DEFAULTS.get(name, {}), **options})
+    return sampler
 
 
 def sampler_class(name: str) -> type:
@@ -55,21 +54,21 @@ def sampler_class(name: str) -> type:
         InputError: If there is none.
     """
     if name in OPTUNA_SAMPLERS:
-        kind: type = getattr(optuna.samplers, name)
-        return kind
+        cls: type = getattr(optuna.samplers, name)
+        return cls
     package, _, attribute = name.rpartition(":")
     try:
         import optunahub
     except ImportError:
         raise InputError(f"`search.sampler` is `{name}`, which needs `pip install optunahub`.") from None
     try:
-        local = Path(package)
-        if local.is_dir():
-            module = optunahub.load_local_module(local.name, registry_root=str(local.parent))
+        folder = Path(package)
+        if folder.is_dir():
+            module = optunahub.load_local_module(folder.name, registry_root=str(folder.parent))
         else:
             module = optunahub.load_module(package)
-        found: type = getattr(module, attribute)
-        return found
+        loaded: type = getattr(module, attribute)
+        return loaded
     except Exception as error:
         raise InputError(
             f"`search.sampler` must be a sampler of OptunaHub or a local folder with one, but `{name}` cannot be "
@@ -89,7 +88,7 @@ def check_sampler(recipe: Recipe) -> None:
         if name in ("SurrogateSampler", "BlockSearch"):
             SurrogateSampler({}, **options)
             return
-        sampler = _made(sampler_class(name), name, options, recipe.seed)
+        sampler = _create(sampler_class(name), name, options, recipe.seed)
         study = optuna.create_study(directions=list(recipe.objectives.values()), sampler=sampler)
         for _ in range(2):
             trial = study.ask({"x": IntDistribution(0, 3)})
@@ -100,8 +99,8 @@ def check_sampler(recipe: Recipe) -> None:
         raise InputError(f"`search.sampler_options` must be arguments of {name}: {error}") from None
 
 
-class SpaceProblem:
-    """What the surrogate sampler may know of a search space: its costs, and which parameters mean the same."""
+class SubnetProblem:
+    """What the surrogate sampler knows of a search space: costs, and which vectors mean the same subnetwork."""
 
     def __init__(self, space: SearchSpace, evaluator: Evaluator) -> None:
         self.parameters = space.parameters
@@ -109,18 +108,16 @@ class SpaceProblem:
         self.encoding = Encoding(self.parameters.distributions())
         self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
 
-    def keys(self, genomes: np.ndarray) -> list[bytes]:
-        """One for each subnetwork: widths of dropped layers do not count."""
-        return self.parameters.to_batch(genomes).row_keys()
+    def keys(self, vectors: np.ndarray) -> list[bytes]:
+        """A key for each subnetwork (n, D); the parameters of dropped layers do not change it."""
+        return self.parameters.to_batch(vectors).row_keys()
 
-    def describe(self, genomes: np.ndarray) -> Candidates:
-        """The space's encodings, the costs among the objectives, and how far constraints on costs are missed."""
-        recipe, subnets = self.evaluator.recipe, self.parameters.to_batch(genomes)
-        columns = self.evaluator.known(recipe.value_names, subnets)
+    def describe(self, vectors: np.ndarray) -> Candidates:
+        """Features of subnetworks (n, D), their costs, and how far they miss the constraints on costs."""
+        recipe, subnets = self.evaluator.recipe, self.parameters.to_batch(vectors)
+        costs = self.evaluator.known_values(recipe.value_names, subnets)
         unknown = np.full(len(subnets), np.nan)
-        values = np.stack([columns.get(name, unknown) for name in recipe.objectives], axis=1)
-        bounds = {name: bound for name, bound in recipe.bounds.items() if name in columns}
-        violations = np.array(
-            [total_violation({n: columns[n][i] for n in bounds}, bounds) for i in range(len(subnets))]
-        )
+        values = np.stack([costs.get(name, unknown) for name in recipe.objectives], axis=1)
+        bounds = {name: bound for name, bound in recipe.bounds.items() if name in costs}
+        violations = np.array([total_violation({n: costs[n][i] for n in bounds}, bounds) for i in range(len(subnets))])
         return Candidates(self.parameters.encode(subnets), values, violations)

@@ -1,4 +1,4 @@
-"""The search: an Optuna study over the space and its two baselines beside it, evaluated here or by workers."""
+"""The search: an Optuna study over the space and its two baselines, evaluated in this process or by workers."""
 
 from __future__ import annotations
 
@@ -20,167 +20,181 @@ from nas.runs.files import digest
 from nas.runs.progress import progress
 from nas.runs.run import Run
 from nas.studies.block_search import block_solutions, replacements
-from nas.studies.concurrent_drivers import Rivals
-from nas.studies.evaluation_cache import Book
+from nas.studies.concurrent_drivers import ConcurrentDrivers
+from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
-from nas.studies.racing import Evaluate, Outcome, Scorer, attempt
+from nas.studies.racing import Evaluate, Outcome, Scorer, evaluate_safely
 from nas.studies.sampler import sampler_for
-from nas.studies.startup_trials import corners, distinct, feasible_samples, plan
-from nas.studies.stopping import finishing_on_interrupt
-from nas.studies.study import claim, driver_id, open_studies
-from nas.studies.trial_queue import Docket, Phase, Ticket
+from nas.studies.startup_trials import extreme_subnets, feasible_samples, first_distinct, startup_subnets
+from nas.studies.stopping import graceful_interrupt
+from nas.studies.study import bind_study, driver_id, open_studies
+from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
 POLL_S = 0.2
-"""How often the storage is asked whether another driver has finished what this one waits for."""
+"""Seconds between two reads of the storage while this driver waits for another one."""
 
 
 def run_studies(
-    run: Run, recipe: Recipe, space: SearchSpace, evaluator: Evaluator, execute: Callable[[Dispatcher, Scorer], None]
+    run: Run,
+    recipe: Recipe,
+    space: SearchSpace,
+    evaluator: Evaluator,
+    execute: Callable[[EvaluationScheduler, Scorer], None],
 ) -> None:
     """Runs what is missing of the search and of both baselines.
 
     Args:
         run: Holds the studies, the supernet and the latency predictor.
-        recipe: What to search for, and how long.
+        recipe: Objectives, constraints and budget of the search.
         space: All subnetworks.
-        evaluator: Their figures.
-        execute: Makes the evaluations that a dispatcher hands out: `run_here`, or one of a cluster.
+        evaluator: Their values.
+        execute: Makes all evaluations of a scheduler: `run_locally`, or a function that uses a cluster.
 
     Raises:
-        InputError: If no subnetwork of the space meets the constraints, the studies belong to something else, or
-            evaluations or the cluster fail.
-        KeyboardInterrupt: After Ctrl-C, once what was in flight is finished.
+        InputError: If no subnetwork of the space meets the constraints, the studies belong to another recipe, space or
+            supernet, or evaluations or the cluster fail.
+        KeyboardInterrupt: After Ctrl-C, once the evaluations in flight are finished.
     """
     studies = open_studies(run.study, recipe)
-    made_for = identity(recipe, space, (run.supernet / "model.safetensors", run.predictor / "predictor.json"))
+    files = (run.supernet / "model.safetensors", run.predictor / "predictor.json")
+    fingerprint = study_fingerprint(recipe, space, files)
     for study in studies.values():
-        claim(study, made_for)
+        bind_study(study, fingerprint)
     driver = None if recipe.search.storage is None else driver_id(run.folder)
-    dispatcher = Dispatcher(dockets_of(studies, recipe, space, evaluator, driver))
-    with finishing_on_interrupt(dispatcher.stop), dispatcher.reporting():
-        execute(dispatcher, evaluator.scorer)
+    scheduler = EvaluationScheduler(build_queues(studies, recipe, space, evaluator, driver))
+    with graceful_interrupt(scheduler.stop), scheduler.reporting():
+        execute(scheduler, evaluator.scorer)
 
 
-def identity(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
-    """What the figures in a study depend on."""
-    described = {name: str(distribution) for name, distribution in space.parameters.distributions().items()}
-    text = json.dumps([described, space.layer_order], sort_keys=True)
-    found: dict[str, Any] = {
+def study_fingerprint(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
+    """What the values in a study depend on: parts of the recipe, the space, and the hash of each file that exists."""
+    distributions = {name: str(distribution) for name, distribution in space.parameters.distributions().items()}
+    text = json.dumps([distributions, space.layer_order], sort_keys=True)
+    fingerprint: dict[str, Any] = {
         "objectives": list(recipe.objectives),
         "constraints": dict(recipe.constraints),
         "seed": recipe.seed,
         "space": hashlib.sha256(text.encode()).hexdigest()[:10],
     }
-    return found | {file.parent.name: digest(file) for file in files if file.exists()}
+    return fingerprint | {file.parent.name: digest(file) for file in files if file.exists()}
 
 
-def dockets_of(
+def build_queues(
     studies: Mapping[str, optuna.Study],
     recipe: Recipe,
     space: SearchSpace,
     evaluator: Evaluator,
     driver: str | None = None,
-) -> list[Docket]:
-    """The search and its baselines; random search gets as many evaluations as the search has had."""
+) -> list[TrialQueue]:
+    """The queues of the search and its baselines; random search gets as many evaluations as the search has made.
+
+    Args:
+        studies: By name, as `open_studies` returns them.
+        recipe: Of the run.
+        space: All subnetworks.
+        evaluator: Their values.
+        driver: Id of this driver, where several share the studies.
+    """
     budget = min(recipe.search.evaluations, space.size)
-    shared = (space, evaluator, Book())
+    shared = (space, evaluator, EvaluationCache())
 
-    def random(_: Mapping[str, Point]) -> list[SubnetConfig]:
-        return distinct(feasible_samples(space, evaluator, Random(f"{recipe.seed}/random")), search.claimed)
+    def random(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        samples = feasible_samples(space, evaluator, Random(f"{recipe.seed}/random"))
+        return first_distinct(samples, search.n_evaluations)
 
-    def uniform(_: Mapping[str, Point]) -> list[SubnetConfig]:
+    def uniform(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         return space.uniform_scalings()
 
-    rivals = None if driver is None else Rivals(driver)
+    drivers = None if driver is None else ConcurrentDrivers(driver)
     sampler = sampler_for(recipe, space, evaluator)
-    phases = phases_of(recipe, space, evaluator, budget)
-    search = Docket(studies["search"], *shared, phases, sampler, lambda: budget, rivals)
-    scalings = len(uniform({}))
+    phases = startup_phases(recipe, space, evaluator, budget)
+    search = TrialQueue(studies["search"], *shared, phases, sampler, lambda: budget, drivers)
+    n_scalings = len(space.uniform_scalings())
     return [
         search,
-        Docket(studies["uniform"], *shared, [uniform], None, lambda: scalings, rivals),
-        Docket(studies["random"], *shared, [random], None, lambda: search.claimed, rivals),
+        TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers),
+        TrialQueue(studies["random"], *shared, [random], None, lambda: search.n_evaluations, drivers),
     ]
 
 
-def phases_of(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> list[Phase]:
-    """What a search evaluates before its sampler: its plan, or the blocks of its layers and what they add up to."""
+def startup_phases(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> list[StartupPhase]:
+    """What a search evaluates before its sampler: startup trials, or for block search its two phases."""
     if recipe.search.sampler != "BlockSearch":
-        return [lambda known: plan(space, evaluator, recipe, budget)]
+        return [lambda complete: startup_subnets(space, evaluator, recipe, budget)]
     sign = 1.0 if recipe.objectives[recipe.primary_metric] == "minimize" else -1.0
 
-    def blocks(known: Mapping[str, Point]) -> list[SubnetConfig]:
-        feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-        return distinct(iter([*feasible, *replacements(space)]), budget)
+    def blocks(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        feasible = [subnet for subnet in extreme_subnets(space) if evaluator.feasible(subnet)]
+        return first_distinct(iter([*feasible, *replacements(space)]), budget)
 
-    def solutions(known: Mapping[str, Point]) -> list[SubnetConfig]:
-        losses = {key: sign * point.values[recipe.primary_metric] for key, point in known.items()}
+    def solutions(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        losses = {key: sign * point.values[recipe.primary_metric] for key, point in complete.items()}
         costs = [name for name in recipe.objectives if name in COSTS]
         bounds = {name: bound for name, bound in recipe.bounds.items() if name in COSTS}
-        left = max(1, (budget - len(blocks(known))) // 2)
-        return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=left)
+        limit = max(1, (budget - len(blocks(complete))) // 2)
+        return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=limit)
 
     return [blocks, solutions]
 
 
-class Dispatcher:
-    """Hands out the evaluations of several dockets, one docket after the other, and takes back what came of them."""
+class EvaluationScheduler:
+    """Hands out the evaluations of several queues, one queue after the other, and records their outcomes."""
 
-    def __init__(self, dockets: Sequence[Docket]) -> None:
-        self.dockets = list(dockets)
-        self.stopping = False
+    def __init__(self, queues: Sequence[TrialQueue]) -> None:
+        self.queues = list(queues)
+        self.is_stopping = False
         self._bars = ExitStack()
-        self._shown: Docket | None = None
+        self._shown: TrialQueue | None = None
 
     def stop(self) -> None:
-        """Hands out nothing more; what is in flight may still be told."""
-        self.stopping = True
+        """Hands out nothing more; outcomes of evaluations in flight are still recorded."""
+        self.is_stopping = True
 
-    def ask(self) -> Ticket | None:
-        """The next evaluation to make; None if there is none before one in flight, here or elsewhere, is told."""
-        for docket in [] if self.stopping else self.dockets:
+    def ask(self) -> PendingEvaluation | None:
+        """The next evaluation to make; None if there is none before the outcome of one in flight is known."""
+        for queue in [] if self.is_stopping else self.queues:
             self._show()
-            ticket = docket.ask()
-            if ticket is not None or not docket.closed:
-                return ticket
+            evaluation = queue.ask()
+            if evaluation is not None or not queue.is_done:
+                return evaluation
         return None
 
-    def tell(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Records what came of an evaluation."""
-        ticket.docket.tell(ticket, outcome)
+    def tell(self, evaluation: PendingEvaluation, outcome: Outcome) -> None:
+        """Records the outcome of an evaluation."""
+        evaluation.queue.tell(evaluation, outcome)
         self._show()
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether nothing is in flight and nothing more will be handed out."""
-        if any(docket.busy for docket in self.dockets):
+        if any(queue.has_pending for queue in self.queues):
             return False
-        return self.stopping or all(docket.closed and not docket.parked for docket in self.dockets)
+        return self.is_stopping or all(queue.is_done and not queue.waiting_for_other_drivers for queue in self.queues)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Shows the bar of the docket that is at work."""
+        """Shows the progress bar of the queue whose trials are evaluated."""
         with self._bars:
             yield
             self._show()
 
     def _show(self) -> None:
-        at_work = next((d for d in self.dockets if d.running or not d.closed), self.dockets[-1])
-        first = 0 if self._shown is None else self.dockets.index(self._shown)
-        for docket in self.dockets[first : self.dockets.index(at_work) + 1]:
-            if docket is not self._shown:
+        active = next((queue for queue in self.queues if queue.running or not queue.is_done), self.queues[-1])
+        first = 0 if self._shown is None else self.queues.index(self._shown)
+        for queue in self.queues[first : self.queues.index(active) + 1]:
+            if queue is not self._shown:
                 self._bars.close()
-                self._report = self._bars.enter_context(progress(docket.name))
-            self._report(len(docket.done), max(docket.budget(), 1), docket.note())
-        self._shown = at_work
+                self._report = self._bars.enter_context(progress(queue.name))
+            self._report(len(queue.evaluated_keys), max(queue.budget(), 1), queue.summary())
+        self._shown = active
 
 
-def run_here(dispatcher: Dispatcher, evaluate: Evaluate) -> None:
-    """Makes every evaluation in this process, one at a time, and waits for those that another driver is making."""
-    while not dispatcher.finished:
-        ticket = dispatcher.ask()
-        if ticket is not None:
-            dispatcher.tell(ticket, attempt(evaluate, ticket.subnet, ticket.race))
-        elif not dispatcher.finished:
+def run_locally(scheduler: EvaluationScheduler, evaluate: Evaluate) -> None:
+    """Makes every evaluation in this process, one at a time, and waits for those that other drivers are making."""
+    while not scheduler.is_finished:
+        evaluation = scheduler.ask()
+        if evaluation is not None:
+            scheduler.tell(evaluation, evaluate_safely(evaluate, evaluation.subnet, evaluation.early_stopping))
+        elif not scheduler.is_finished:
             time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""Standing: how far a study has got: its front, its hypervolume, its best, and which constraint binds."""
+"""Progress of a study: its front, hypervolume and best point, and the constraint that most subnetworks miss."""
 
 from __future__ import annotations
 
@@ -12,114 +12,123 @@ from nas.recipe.objectives import against_bounds
 from nas.recipe.schema import Recipe
 from search_spaces import InputError
 
-GROWTH = 1e-3
-"""By how much of itself the hypervolume must grow not to have stalled."""
-HOPELESS = 100
-"""Evaluations without a feasible one after which a search is not worth going on with."""
+MIN_IMPROVEMENT = 1e-3
+"""The hypervolume has stalled while no point adds more than this share of it."""
+INFEASIBLE_LIMIT = 100
+"""After so many evaluations without a feasible one the search stops."""
 
 
 @dataclass
-class Reference:
-    """Where the hypervolumes of all studies of a run are measured from: one point that never moves once it is set.
+class HypervolumeReference:
+    """The reference point of the hypervolumes of all studies of a run; it never moves once it is set.
 
     It is the worst value of each objective among the first evaluations of the first study that has had them, which are
-    the corners of the space and its uniform scalings, moved outward by a tenth of their range.
+    the extreme subnetworks of the space and its uniform scalings, moved outward by a tenth of their range.
     """
 
     point: np.ndarray | None = None
 
-    def set(self, start: np.ndarray) -> None:
-        """Sets it by the objectives (n, m), all minimised, of the first evaluations."""
-        span = np.ptp(start, axis=0)
-        self.point = start.max(axis=0) + 0.1 * np.where(span > 0, span, np.maximum(np.abs(start[0]), 1.0))
+    def set(self, values: np.ndarray) -> None:
+        """Sets it from the objectives (n, m), all minimised, of the first evaluations."""
+        span = np.ptp(values, axis=0)
+        self.point = values.max(axis=0) + 0.1 * np.where(span > 0, span, np.maximum(np.abs(values[0]), 1.0))
 
 
-class Standing:
-    """The evaluated subnetworks of one study in a few numbers, each kept up to date point by point.
+class SearchProgress:
+    """Statistics of the evaluated subnetworks of one study, updated point by point.
 
     Args:
         recipe: Its objectives and constraints.
-        first: After how many evaluations the reference is set, unless another study has set it.
-        reference: What the studies of a run share.
+        set_reference_after: After how many evaluations the reference is set, unless another study has set it.
+        reference: Shared by the studies of a run.
+
+    Attributes:
+        front: (n, objectives) values of the feasible front, signed to be minimised.
+        n_evaluated: Evaluated subnetworks.
+        n_feasible: Those that meet all constraints.
+        n_since_improvement: Evaluations since the hypervolume last grew by more than `MIN_IMPROVEMENT` of itself.
+        best: Best metric of a feasible subnetwork; None if there is none.
+        hypervolume: Hypervolume of the front; 0 until the reference is set.
     """
 
-    def __init__(self, recipe: Recipe, first: int, reference: Reference) -> None:
+    def __init__(self, recipe: Recipe, set_reference_after: int, reference: HypervolumeReference) -> None:
         self.recipe = recipe
-        self.first = first
+        self.set_reference_after = set_reference_after
         self.reference = reference
         self.signs = np.array([1.0 if way == "minimize" else -1.0 for way in recipe.objectives.values()])
         self.front = np.empty((0, len(self.signs)))
-        self.evaluated = 0
-        self.feasible = 0
+        self.n_evaluated = 0
+        self.n_feasible = 0
+        self.n_since_improvement = 0
         self.best: float | None = None
-        self.volume = 0.0
-        self.since_growth = 0
-        self._measured = False
-        self._start: list[np.ndarray] = []
-        self._missed: dict[str, list[float]] = {name: [] for name in recipe.bounds}
+        self.hypervolume = 0.0
+        self._has_reference = False
+        self._first_values: list[np.ndarray] = []
+        self._violations: dict[str, list[float]] = {name: [] for name in recipe.bounds}
 
     def add(self, point: Point) -> None:
-        """Takes one more evaluated subnetwork into account."""
+        """Adds one more evaluated subnetwork."""
         values = self.signs * np.array([point.values[name] for name in self.recipe.objectives])
-        self.evaluated += 1
-        self.since_growth += 1
+        self.n_evaluated += 1
+        self.n_since_improvement += 1
         if point.feasible:
             self._add_feasible(point, values)
-        for name, bound in self.recipe.bounds.items() if not self.feasible else ():
-            self._missed[name].append(bound.violation(point.values[name]))
+        for name, bound in self.recipe.bounds.items() if not self.n_feasible else ():
+            self._violations[name].append(bound.violation(point.values[name]))
         if self.reference.point is None:
-            self._start.append(values)
-            if self.evaluated == self.first:
-                self.reference.set(np.array(self._start))
-        if not self._measured and self.reference.point is not None:
-            self._measured = True
-            self.volume = hypervolume(self.front, self.reference.point)
-            self.since_growth = 0
+            self._first_values.append(values)
+            if self.n_evaluated == self.set_reference_after:
+                self.reference.set(np.array(self._first_values))
+        if not self._has_reference and self.reference.point is not None:
+            self._has_reference = True
+            self.hypervolume = hypervolume(self.front, self.reference.point)
+            self.n_since_improvement = 0
 
     def _add_feasible(self, point: Point, values: np.ndarray) -> None:
-        self.feasible += 1
-        quality = self.recipe.primary_metric
-        mine = point.values[quality]
-        better = max if self.recipe.objectives[quality] == "maximize" else min
-        self.best = mine if self.best is None else better(mine, self.best)
+        self.n_feasible += 1
+        metric = self.recipe.primary_metric
+        better = max if self.recipe.objectives[metric] == "maximize" else min
+        value = point.values[metric]
+        self.best = value if self.best is None else better(value, self.best)
         if (self.front <= values).all(axis=1).any():
             return
-        gain = self._gain(values)
-        if gain > GROWTH * self.volume:
-            self.since_growth = 0
-        self.volume += gain
+        improvement = self._improvement(values)
+        if improvement > MIN_IMPROVEMENT * self.hypervolume:
+            self.n_since_improvement = 0
+        self.hypervolume += improvement
         front = np.concatenate([self.front, values[None]])
         self.front = front[non_dominated(front)]
 
-    def _gain(self, values: np.ndarray) -> float:
+    def _improvement(self, values: np.ndarray) -> float:
         """What a point adds to the hypervolume: its own box, less what the front dominates of it."""
         reference = self.reference.point
-        if reference is None or not self._measured:
+        if reference is None or not self._has_reference:
             return 0.0
-        own = float(np.prod(np.maximum(reference - values, 0.0)))
-        return own - hypervolume(np.maximum(self.front, values), reference) if own else 0.0
+        box = float(np.prod(np.maximum(reference - values, 0.0)))
+        return box - hypervolume(np.maximum(self.front, values), reference) if box else 0.0
 
-    def note(self) -> str:
-        """The standing in a few words."""
+    def summary(self) -> str:
+        """The progress in a few words."""
         if self.best is None:
             return "nothing feasible yet"
         best = f"best {self.recipe.primary_metric} {self.best:.4f}"
-        volume = f" · hypervolume {self.volume:.4g}" if self._measured else ""
-        feasible = f"{self.feasible} feasible · " if self.recipe.bounds else ""
+        volume = f" · hypervolume {self.hypervolume:.4g}" if self._has_reference else ""
+        feasible = f"{self.n_feasible} feasible · " if self.recipe.bounds else ""
         return f"{feasible}{len(self.front)} on the front{volume} · {best}"
 
-    def check_hope(self) -> None:
-        """Raises InputError once a hundred evaluations have found nothing feasible; it says which constraint binds."""
-        if self.feasible or self.evaluated < HOPELESS:
+    def check_feasibility(self) -> None:
+        """Raises InputError once many evaluations have found nothing feasible; it names the binding constraint."""
+        if self.n_feasible or self.n_evaluated < INFEASIBLE_LIMIT:
             return
-        shares = {name: float(np.mean(np.array(missed) > 0)) for name, missed in self._missed.items()}
-        binds = max(shares, key=lambda name: shares[name])
-        bound, least = self.recipe.bounds[binds], min(self._missed[binds])
-        closest = bound.value + least * (1 if bound.op in ("<=", "<") else -1)
-        others = ", ".join(f"{name} by {share:.0%}" for name, share in shares.items() if name != binds)
+        shares = {name: float(np.mean(np.array(values) > 0)) for name, values in self._violations.items()}
+        binding = max(shares, key=lambda name: shares[name])
+        bound, smallest = self.recipe.bounds[binding], min(self._violations[binding])
+        closest = bound.value + smallest * (1 if bound.op in ("<=", "<") else -1)
+        missed = ", ".join(f"{name} by {share:.0%}" for name, share in shares.items() if name != binding)
+        others = f" (missed too: {missed})" if missed else ""
         raise InputError(
-            f"none of {self.evaluated} subnetworks evaluated meets the constraints; `{binds}` binds: "
-            f"{shares[binds]:.0%} of them miss it, and the closest reaches "
-            f"{against_bounds({binds: closest}, {binds: bound})}"
-            f"{f' (missed too: {others})' if others else ''}. Loosen it or widen `space`, in a new run."
+            f"none of {self.n_evaluated} subnetworks evaluated meets the constraints; `{binding}` binds: "
+            f"{shares[binding]:.0%} of them miss it, and the closest reaches "
+            f"{against_bounds({binding: closest}, {binding: bound})}{others}. Loosen it or widen `space`, in a new "
+            "run."
         )

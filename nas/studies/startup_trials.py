@@ -1,4 +1,4 @@
-"""Plan: what a search evaluates before its sampler has a say, and how random subnetworks meet tight constraints."""
+"""Startup trials: the subnetworks a search evaluates before its sampler, and random ones that meet constraints."""
 
 from __future__ import annotations
 
@@ -11,67 +11,70 @@ from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 STARTUP_FRACTION = 0.1
-REJECTIONS = 2000
+"""Share of the budget for random subnetworks."""
+MAX_REJECTED = 2000
+"""Random subnetworks tried in a row, for one that is feasible or new."""
 
 
-def plan(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) -> list[SubnetConfig]:
-    """What the search evaluates before its sampler has a say, the same each time it is asked."""
+def startup_subnets(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) -> list[SubnetConfig]:
+    """What the search evaluates before it uses its sampler, the same on each call."""
     rng = Random(f"{recipe.seed}/startup")
-    feasible = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-    random = distinct(feasible_samples(space, evaluator, rng), max(1, int(STARTUP_FRACTION * budget)))
-    return distinct(iter([*feasible, *random]), budget)
+    feasible = [subnet for subnet in extreme_subnets(space) if evaluator.feasible(subnet)]
+    n_random = max(1, int(STARTUP_FRACTION * budget))
+    random = first_distinct(feasible_samples(space, evaluator, rng), n_random)
+    return first_distinct(iter([*feasible, *random]), budget)
 
 
 def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> Iterator[SubnetConfig]:
-    """Random subnetworks that meet the constraints on costs.
+    """Random subnetworks that meet the constraints on costs, without end.
 
-    Where thousands in a row do not, the constraints are tight: the rest are random steps from ones that do, beginning
-    with the corners of the space and its uniform scalings.
+    After thousands in a row that do not, the constraints are taken as tight: the others are random steps from feasible
+    ones, first from the extreme subnetworks of the space and its uniform scalings.
 
     Raises:
-        InputError: If none of these does either; names the closest and what it reaches.
+        InputError: If none of these is feasible either; names the closest and its costs.
     """
-    known = [subnet for subnet in corners(space) if evaluator.feasible(subnet)]
-    rejected = 0
+    feasible = [subnet for subnet in extreme_subnets(space) if evaluator.feasible(subnet)]
+    n_rejected = 0
     while True:
         subnet = space.sample(rng)
         if evaluator.feasible(subnet):
-            rejected = REJECTIONS if rejected == REJECTIONS else 0
-        elif rejected < REJECTIONS:
-            rejected += 1
+            n_rejected = MAX_REJECTED if n_rejected == MAX_REJECTED else 0
+        elif n_rejected < MAX_REJECTED:
+            n_rejected += 1
             continue
-        elif known:
-            near = space.neighbours(rng.choice(known))
-            subnet = rng.choice([step for step in near if evaluator.feasible(step)] or known)
+        elif feasible:
+            neighbours = space.neighbours(rng.choice(feasible))
+            subnet = rng.choice([step for step in neighbours if evaluator.feasible(step)] or feasible)
         else:
-            _refuse(corners(space), evaluator)
-        known.append(subnet)
+            _raise_infeasible(extreme_subnets(space), evaluator)
+        feasible.append(subnet)
         yield subnet
 
 
-def corners(space: SearchSpace) -> list[SubnetConfig]:
-    """The parent where the space holds it, the largest, the smallest and the uniform scalings between them."""
+def extreme_subnets(space: SearchSpace) -> list[SubnetConfig]:
+    """The parent if it is in the space, the largest, the smallest and the uniform scalings between them."""
     parent = [space.parent] if space.parent in space else []
     return [*parent, space.largest, space.smallest, *space.uniform_scalings()]
 
 
-def _refuse(tried: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
+def _raise_infeasible(subnets: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
     bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
-    closest = min(tried, key=lambda subnet: total_violation(evaluator.costs(subnet), bounds))
+    closest = min(subnets, key=lambda subnet: total_violation(evaluator.costs(subnet), bounds))
     raise InputError(
-        f"none of the {REJECTIONS} subnetworks tried meets the constraints, nor any corner of the space; the closest "
-        f"corner reaches {against_bounds(evaluator.costs(closest), bounds)} ({closest}). Loosen the constraint or "
-        "widen `space`, in a new run."
+        f"none of {MAX_REJECTED} random subnetworks meets the constraints, nor does the largest, the smallest or a "
+        f"uniform scaling; the closest reaches {against_bounds(evaluator.costs(closest), bounds)} ({closest}). Loosen "
+        "the constraint or widen `space`, in a new run."
     )
 
 
-def distinct(subnets: Iterator[SubnetConfig], limit: int) -> list[SubnetConfig]:
-    """The first so many different ones; gives up on an endless stream that has no more to offer."""
-    found: dict[str, SubnetConfig] = {}
-    repeats = 0
+def first_distinct(subnets: Iterator[SubnetConfig], limit: int) -> list[SubnetConfig]:
+    """The first so many different subnetworks; fewer if an endless iterator only repeats itself."""
+    distinct: dict[str, SubnetConfig] = {}
+    n_repeated = 0
     for subnet in subnets:
-        repeats = repeats + 1 if subnet.key in found else 0
-        found.setdefault(subnet.key, subnet)
-        if len(found) >= limit or repeats > REJECTIONS:
+        n_repeated = n_repeated + 1 if subnet.key in distinct else 0
+        distinct.setdefault(subnet.key, subnet)
+        if len(distinct) >= limit or n_repeated > MAX_REJECTED:
             break
-    return list(found.values())
+    return list(distinct.values())

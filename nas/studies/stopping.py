@@ -1,4 +1,4 @@
-"""Stopping: when a search has had enough, and what Ctrl-C does to it."""
+"""Stopping a search: by its time limit, by a stalled hypervolume, by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from contextlib import contextmanager
 from typing import Any
 
 from nas.recipe.schema import Search
-from nas.studies.search_progress import Standing
+from nas.studies.search_progress import SearchProgress
 
 
-class Clock:
+class ElapsedTime:
     """How long a search has run, over all commands of its run.
 
     Args:
-        before_s: What earlier commands took.
+        before_s: Seconds that earlier commands took.
     """
 
     def __init__(self, before_s: float = 0.0) -> None:
         self._start = time.monotonic() - before_s
 
     @property
-    def elapsed_s(self) -> float:
+    def seconds(self) -> float:
         """Seconds so far."""
         return time.monotonic() - self._start
 
 
-def has_had_enough(search: Search, standing: Standing, clock: Clock) -> bool:
-    """Whether the recipe's limit of time is up, or the hypervolume has stalled for as long as it allows."""
-    late = search.hours is not None and clock.elapsed_s >= 3600 * search.hours
-    return late or (search.patience is not None and standing.since_growth >= search.patience)
+def should_stop(search: Search, progress: SearchProgress, elapsed_time: ElapsedTime) -> bool:
+    """Whether the recipe's time limit is over, or the hypervolume has stalled for ``search.patience`` evaluations."""
+    is_late = search.hours is not None and elapsed_time.seconds >= 3600 * search.hours
+    return is_late or (search.patience is not None and progress.n_since_improvement >= search.patience)
 
 
 @contextmanager
-def finishing_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls ``stop`` on the first Ctrl-C, so that what is in flight can finish; a second one interrupts at once.
+def graceful_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls ``stop`` on the first Ctrl-C, so that evaluations in flight can finish; a second one interrupts at once.
 
     Raises:
         KeyboardInterrupt: At the end of the block, if there was one.
@@ -45,19 +45,19 @@ def finishing_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stopped = False
+    is_stopped = False
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal stopped
-        if stopped:
+        nonlocal is_stopped
+        if is_stopped:
             raise KeyboardInterrupt
-        stopped = True
+        is_stopped = True
         stop()
 
-    before = signal.signal(signal.SIGINT, handle)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if stopped:
+        signal.signal(signal.SIGINT, previous)
+    if is_stopped:
         raise KeyboardInterrupt

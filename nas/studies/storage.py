@@ -1,97 +1,113 @@
-"""Storage of a run's studies: Optuna's journal file, or a database or gRPC proxy by URL, with patience for it."""
+"""Storage of a run's studies: Optuna's journal file, or a database or gRPC proxy by URL, with retries."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import optuna
+import tenacity
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial
 
 from search_spaces import InputError
 
-PATIENCE_S = 60.0
-"""How long a database that has gone away is waited for."""
+RETRY_TIMEOUT_S = 60.0
+"""For how long a call is repeated while the database does not answer."""
 
-MAKING_S = 10.0
-"""How long the tables of a database are waited for while another driver makes them."""
+CREATE_TIMEOUT_S = 10.0
+"""How long to wait for the tables of a database that another driver is creating."""
 
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient", "grpc": "grpcio"}
-"""Scheme of a URL -> what to install if it cannot be spoken."""
+DRIVER_PACKAGES = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient", "grpc": "grpcio"}
+"""Scheme of a URL -> the package that connects to it."""
 
 
-class Journal(JournalFileBackend):
-    """Optuna's journal file, in which everything that one ask or one tell records is one write."""
+class BatchedJournal(JournalFileBackend):
+    """Optuna's journal file; inside `BatchedJournalStorage.batched_writes` it keeps records in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._guard = JournalFileOpenLock(str(path))
-        super().__init__(str(path), lock_obj=self._guard)
-        self._held: list[dict[str, Any]] | None = None
-        self._taken = 0
-        self._applied = 0
+        self.path = path
+        self.lock = JournalFileOpenLock(str(path))
+        super().__init__(str(path), lock_obj=self.lock)
+        self.buffer: list[dict[str, Any]] | None = None
+        self.n_replayed = 0
+        self.n_read = 0
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Writes records at once, or holds them inside `together`."""
-        if self._held is None:
+        """Writes records, or adds them to the buffer."""
+        if self.buffer is None:
             super().append_logs(logs)
         else:
-            self._held += logs
+            self.buffer += logs
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Records from a number on; inside `together`, those held that were not read yet."""
-        self._applied = log_number_from
-        for log in super().read_logs(log_number_from) if self._held is None else self._fresh(self._held):
-            self._applied += 1
+        """Records of the file from a number on, or those of the buffer that were not read yet."""
+        self.n_read = log_number_from
+        for log in super().read_logs(log_number_from) if self.buffer is None else self._unread(self.buffer):
+            self.n_read += 1
             yield log
 
-    def _fresh(self, held: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        fresh, self._taken = held[self._taken :], len(held)
-        return fresh
+    def _unread(self, buffer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        unread, self.n_replayed = buffer[self.n_replayed :], len(buffer)
+        return unread
 
-    @contextmanager
-    def together(self, storage: JournalStorage, durable: bool) -> Iterator[None]:
-        """Holds the file's lock and all records of the block, and writes them with one write at its end."""
-        self._guard.acquire()
-        try:
-            storage.get_all_studies()  # reads what others wrote before the lock
-            self._held, self._taken, first = [], 0, self._applied
-            try:
-                yield
-            finally:
-                storage.get_all_studies()
-                logs, self._held = self._held, None
-                if logs:
-                    self._write(first, logs, durable)
-        finally:
-            self._guard.release()
-
-    def _write(self, first: int, logs: list[dict[str, Any]], durable: bool) -> None:
-        with open(self._file_path, "ab") as file:
+    def write(self, first: int, logs: list[dict[str, Any]], durable: bool) -> None:
+        """Appends records in one write; the first of them has this number in the file."""
+        with open(self.path, "ab") as file:
             file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            self._log_number_offset[first + len(logs)] = file.tell()
+        deque(super().read_logs(first), maxlen=0)  # Optuna remembers where they end, and reads on from there
 
 
-def together(storage: BaseStorage, *, durable: bool) -> AbstractContextManager[None]:
+class BatchedJournalStorage(JournalStorage):
+    """Optuna's journal storage; the records of a block can be one write."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = BatchedJournal(path)
+        super().__init__(self._journal)
+
+    @contextmanager
+    def batched_writes(self, durable: bool) -> Iterator[None]:
+        """Holds the lock of the file during a block, and appends all records of the block in one write."""
+        journal = self._journal
+        journal.lock.acquire()
+        try:
+            self.get_all_studies()  # reads the records that others wrote before the lock
+            journal.buffer, journal.n_replayed, first = [], 0, journal.n_read
+            try:
+                yield
+            finally:
+                self.get_all_studies()
+                logs, journal.buffer = journal.buffer, None
+                if logs:
+                    journal.write(first, logs, durable)
+        finally:
+            journal.lock.release()
+
+
+def batched_writes(study: optuna.Study, *, durable: bool) -> AbstractContextManager[None]:
     """A block whose records a journal file gets in one write; other storages write them one by one.
 
     Args:
-        storage: Of a study.
-        durable: Whether the block must outlive a power cut too. A killed process loses nothing either way.
+        study: All records of the block go to its storage.
+        durable: Whether the block must survive a power cut too. Killing the process loses nothing either way.
     """
-    backend = getattr(storage, "_backend", None)
-    if isinstance(storage, JournalStorage) and isinstance(backend, Journal):
-        return backend.together(storage, durable)
-    return nullcontext()
+    storage = study._storage  # Optuna has no public name for it
+    return storage.batched_writes(durable) if isinstance(storage, BatchedJournalStorage) else nullcontext()
+
+
+def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+    """The number of a trial among all trials of its storage; Optuna has no public name for it."""
+    return trial._trial_id
 
 
 def open_storage(url: str | None, path: Path) -> BaseStorage:
@@ -99,113 +115,109 @@ def open_storage(url: str | None, path: Path) -> BaseStorage:
 
     Args:
         url: ``postgresql://…``, ``mysql://…``, ``sqlite:///…`` or ``grpc://host:port``; ``$NAME`` in it is read from
-            the environment, so that a password need not stand in a recipe.
-        path: The journal file where there is no URL.
+            the environment, so that a recipe need not contain a password.
+        path: The journal file that is used if there is no URL.
 
     Raises:
         InputError: If it cannot be opened, or the journal file is damaged before its last line.
     """
-    return _journal(path) if url is None else _patient(_connect(os.path.expandvars(url)), url)
+    return _open_journal(path) if url is None else _with_retries(_connect(os.path.expandvars(url)), url)
 
 
-def _journal(path: Path) -> BaseStorage:
-    """Optuna's journal file. What a killed process left half-written at its end is cut off first."""
+def _open_journal(path: Path) -> BaseStorage:
+    """The journal file, without the half-written last line that a killed process may have left."""
     Path(f"{path}.lock").unlink(missing_ok=True)
-    journal = Journal(path)
-    data = path.read_bytes()
+    data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
     try:
-        return JournalStorage(journal)
+        return BatchedJournalStorage(path)
     except Exception as error:
         raise InputError(
-            f"`{path}` is damaged ({type(error).__name__}: {error}); move it away and type the same command again to "
-            "search anew, the supernet and the measurements are kept."
+            f"`{path}` is damaged ({type(error).__name__}: {error}); move it away and type the same command again: "
+            "the search starts anew, the supernet and the measurements are kept."
         ) from None
 
 
 def _connect(url: str) -> BaseStorage:
-    scheme, _, place = url.partition("://")
+    scheme, _, address = url.partition("://")
     try:
         if scheme == "grpc":
             from optuna.storages import GrpcStorageProxy
 
-            host, _, port = place.rpartition(":")
+            host, _, port = address.rpartition(":")
             proxy = GrpcStorageProxy(host=host, port=int(port))
             proxy.get_all_studies()
             return proxy
-        return _relational(url)
+        return _open_database(url)
     except ImportError as error:
-        driver = DRIVERS.get(scheme.partition("+")[0], "the driver of that database")
-        raise InputError(f"`search.storage` needs `pip install {driver}` ({error}).") from None
+        package = DRIVER_PACKAGES.get(scheme.partition("+")[0], "the driver of that database")
+        raise InputError(f"`search.storage` needs `pip install {package}` ({error}).") from None
     except Exception as error:
         raise InputError(
-            f"`search.storage` must be a database that answers, but `{hidden(url)}` does not ({brief(error)}); check "
-            "the URL and that its server runs."
+            f"`search.storage` must be a database that answers, but `{without_password(url)}` does not "
+            f"({short_error(error)}); check the URL and that its server runs."
         ) from None
 
 
-def _relational(url: str) -> BaseStorage:
-    """A database; where another driver is making its tables at this moment, once they are there."""
+def _open_database(url: str) -> BaseStorage:
+    """A database; waits while another driver is creating its tables."""
     from optuna.storages import RDBStorage, get_storage
     from sqlalchemy.exc import DBAPIError
 
-    deadline = time.monotonic() + MAKING_S
-    while True:
-        try:
-            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-        except DBAPIError as error:
-            if "already exist" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.5)
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, DBAPIError) and "already exist" in str(e)),
+        wait=tenacity.wait_fixed(0.5),
+        stop=tenacity.stop_after_delay(CREATE_TIMEOUT_S),
+        reraise=True,
+    ):
+        with attempt:
+            storage = get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+    return storage
 
 
-def hidden(url: str) -> str:
+def _with_retries(storage: BaseStorage, url: str) -> BaseStorage:
+    """The storage, each of whose calls is repeated while the database does not answer."""
+
+    def give_up(state: tenacity.RetryCallState) -> NoReturn:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        raise InputError(
+            f"`search.storage` must answer, but `{without_password(url)}` has not for {RETRY_TIMEOUT_S:.0f} s "
+            f"({short_error(error)}); all results recorded so far are kept. Type the same command again once it is "
+            "back."
+        ) from None
+
+    retry = tenacity.retry(
+        retry=tenacity.retry_if_exception(_is_unavailable),
+        wait=tenacity.wait_exponential(multiplier=0.1, max=5.0),
+        stop=tenacity.stop_before_delay(RETRY_TIMEOUT_S),
+        retry_error_callback=give_up,
+    )
+    for name in dir(BaseStorage):
+        if not name.startswith("_") and callable(getattr(storage, name)):
+            setattr(storage, name, retry(getattr(storage, name)))
+    return storage
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    """Whether an error means that a database or proxy does not answer."""
+    from optuna.exceptions import StorageInternalError
+
+    code = getattr(error, "code", None)
+    is_grpc = callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
+    return is_grpc or isinstance(error, StorageInternalError) or "OperationalError" in type(error).__name__
+
+
+def without_password(url: str) -> str:
     """A URL without its password."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
-def brief(error: BaseException) -> str:
+def short_error(error: BaseException) -> str:
     """The innermost cause of an error in one short line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
-def _patient(storage: BaseStorage, url: str) -> BaseStorage:
-    """The storage, each of whose calls waits for a database that has gone away."""
-    for name in dir(BaseStorage):
-        if not name.startswith("_") and callable(getattr(storage, name)):
-            setattr(storage, name, _retried(getattr(storage, name), url))
-    return storage
-
-
-def _retried(call: Callable[..., Any], url: str) -> Callable[..., Any]:
-    @wraps(call)
-    def patient(*args: Any, **kwargs: Any) -> Any:
-        deadline, pause = time.monotonic() + PATIENCE_S, 0.1
-        while True:
-            try:
-                return call(*args, **kwargs)
-            except Exception as error:
-                if not _is_away(error):
-                    raise
-                if time.monotonic() + pause > deadline:
-                    raise InputError(
-                        f"`search.storage` must answer, but `{hidden(url)}` has not for {PATIENCE_S:.0f} s "
-                        f"({brief(error)}); what was told is kept. Type the same command again once it is back."
-                    ) from None
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
-
-    return patient
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether an error says that a database or proxy does not answer."""
-    from optuna.exceptions import StorageInternalError
-
-    code = getattr(error, "code", None)
-    unavailable = callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
-    return unavailable or isinstance(error, StorageInternalError) or "OperationalError" in type(error).__name__

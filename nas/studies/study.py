@@ -1,9 +1,7 @@
-"""Studies of a run: the search and its baselines in one storage, each trial with all that was found of it."""
+"""Studies of a run: the search and its baselines in one storage, each trial with the values of its subnetwork."""
 
 from __future__ import annotations
 
-import csv
-import io
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,14 +22,17 @@ from search_spaces import InputError
 STUDIES = ("search", "uniform", "random")
 """The search and its baselines (law 6): uniform scaling, and random search at the same number of evaluations."""
 
-MADE_FOR = "made_for"
-"""User attribute of a study: what its figures depend on."""
+FINGERPRINT = "made_for"
+"""User attribute of a study: what the values of its trials depend on."""
 
 
 def open_studies(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
-    """The studies of a run by name, made or found again.
+    """The studies of a run by name, created if they do not exist.
 
     They are in the journal file, or in the recipe's ``search.storage`` under the name of the run's folder.
+
+    Raises:
+        InputError: If the storage does not answer, is damaged, or holds studies of other objectives.
     """
     url = recipe.search.storage
     storage = open_storage(url, path)
@@ -49,79 +50,81 @@ def _open(storage: optuna.storages.BaseStorage, name: str, recipe: Recipe) -> op
     if study.metric_names is None:
         study.set_metric_names(names)
     if study.metric_names != names:
-        raise InputError(_of_another(name, "objectives", names, study.metric_names))
+        raise InputError(_wrong_study(name, "objectives", names, study.metric_names))
     return study
 
 
-def claim(study: optuna.Study, made_for: Mapping[str, Any]) -> None:
-    """Marks a new study with what its figures depend on.
+def bind_study(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
+    """Stores the fingerprint of a new study, or compares it with the stored one.
+
+    Args:
+        study: Of a run.
+        fingerprint: What the values of its trials depend on.
 
     Raises:
-        InputError: If it was made for something else: another recipe, space, supernet or latency predictor.
+        InputError: If the study belongs to another recipe, space, supernet or latency predictor.
     """
-    known = study.user_attrs.get(MADE_FOR)
-    if known is None:
-        study.set_user_attr(MADE_FOR, dict(made_for))
+    stored = study.user_attrs.get(FINGERPRINT)
+    if stored is None:
+        study.set_user_attr(FINGERPRINT, dict(fingerprint))
         return
-    for name in made_for:
-        if known.get(name) != made_for[name]:
-            raise InputError(_of_another(study.study_name, name, made_for[name], known.get(name)))
+    for name in fingerprint:
+        if stored.get(name) != fingerprint[name]:
+            raise InputError(_wrong_study(study.study_name, name, fingerprint[name], stored.get(name)))
 
 
-def _of_another(study: str, what: str, mine: Any, theirs: Any) -> str:
+def _wrong_study(study: str, name: str, expected: Any, stored: Any) -> str:
     return (
-        f"a study belongs to one recipe, space and supernet, but study `{study}` is of another `{what}` "
-        f"({_short(theirs)} against {_short(mine)}); give another folder with --run, or delete that study."
+        f"a study belongs to one recipe, space and supernet, but study `{study}` is of another `{name}` "
+        f"({_shortened(stored)} against {_shortened(expected)}); give another folder with --run, or delete that study."
     )
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def driver_id(run: Path) -> str:
-    """Who asks for trials in a storage that many drivers share: an identity kept in the run's folder."""
+    """The id of the driver of a run in a storage that many drivers share; it is kept in the run's folder."""
     file = run / "driver"
     if not file.exists():
         write_text(file, uuid.uuid4().hex)
     return file.read_text()
 
 
-def finished(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """The study's trials in these states, oldest first, not copied."""
-    return study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE,))
+def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's complete trials, oldest first, not copied."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def points(study: optuna.Study, source: str | None = None) -> list[Point]:
-    """What a study has evaluated, oldest first, each subnetwork once."""
-    found: dict[str, Point] = {}
-    for trial in finished(study):
+def evaluated_points(study: optuna.Study, source: str | None = None) -> list[Point]:
+    """The points that a study has evaluated, oldest first, each subnetwork once."""
+    points: dict[str, Point] = {}
+    for trial in complete_trials(study):
         if "point" in trial.user_attrs:
-            point = point_of(trial, source or short_name(study))
-            found.setdefault(point.subnet.key, point)
-    return list(found.values())
+            point = point_from_trial(trial, source or study_kind(study))
+            points.setdefault(point.subnet.key, point)
+    return list(points.values())
 
 
-def short_name(study: optuna.Study) -> str:
-    """One of `STUDIES`."""
+def study_kind(study: optuna.Study) -> str:
+    """One of `STUDIES`: the name of a study without the run's."""
     return study.study_name.rpartition("/")[2]
 
 
-def point_of(trial: FrozenTrial, source: str) -> Point:
-    """All that a finished trial found of its subnetwork."""
+def point_from_trial(trial: FrozenTrial, source: str) -> Point:
+    """The point of a complete trial."""
     return Point.from_dict({**trial.user_attrs["point"], "source": source})
 
 
 def trials_csv(studies: Iterable[optuna.Study]) -> str:
-    """Every trial of a run as CSV: study, number, state, key, figures, violations, subnetwork, traceback."""
-    rows = [_row(short_name(study), trial) for study in studies for trial in study.get_trials(deepcopy=False)]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    """Every trial of a run as CSV: study, number, state, key, values, violations, subnetwork, traceback."""
+    import pandas as pd
+
+    rows = [_row(study_kind(study), trial) for study in studies for trial in study.get_trials(deepcopy=False)]
+    table = pd.DataFrame(rows, dtype=object)  # objects keep integers and booleans in columns with gaps
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def write_trials(path: Path, study_file: Path, recipe: Recipe) -> None:
@@ -132,7 +135,7 @@ def write_trials(path: Path, study_file: Path, recipe: Recipe) -> None:
 def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
     row: dict[str, Any] = {"study": study, "number": trial.number, "state": trial.state.name}
     if "point" in trial.user_attrs:
-        point = point_of(trial, study)
+        point = point_from_trial(trial, study)
         row |= {"key": point.subnet.key, **point.values, "feasible": point.feasible, "subnet": str(point.subnet)}
         row |= {f"violation:{name}": value for name, value in trial.constraints.items()}
     row |= {name: trial.user_attrs[name] for name in ("key", "examples", "failure") if name in trial.user_attrs}
@@ -140,7 +143,7 @@ def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def open_read_only(run: Run) -> BaseStorage | None:
-    """The studies' storage; a journal file is read without its lock and never mended."""
+    """The storage of the studies; a journal file is read without its lock and never repaired. None: there is none."""
     if run.recipe.search.storage is not None:
         return open_storage(run.recipe.search.storage, run.study)
     return JournalStorage(JournalFileBackend(str(run.study))) if run.study.exists() else None

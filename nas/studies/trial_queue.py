@@ -1,4 +1,4 @@
-"""Docket: one study of a run as what is planned, in flight and decided; the study is the only truth."""
+"""Queue of trials of one study; all state is in the study, so a search resumes from it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,48 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.point import Point
-from nas.studies.concurrent_drivers import Rivals
-from nas.studies.evaluation_cache import Book
+from nas.studies.concurrent_drivers import ConcurrentDrivers
+from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
-from nas.studies.racing import Outcome, Race
-from nas.studies.sampler import MakeSampler
-from nas.studies.search_progress import Standing
-from nas.studies.stopping import Clock, has_had_enough
-from nas.studies.storage import together
-from nas.studies.study import finished, point_of, short_name
+from nas.studies.racing import EarlyStopping, Outcome
+from nas.studies.sampler import SamplerFactory
+from nas.studies.search_progress import SearchProgress
+from nas.studies.stopping import ElapsedTime, should_stop
+from nas.studies.storage import batched_writes, trial_id
+from nas.studies.study import complete_trials, point_from_trial, study_kind
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
-FAILURES = 5
+MAX_CONSECUTIVE_FAILURES = 5
 """Failed evaluations in a row after which a search stops."""
 
-Phase = Callable[[Mapping[str, Point]], Sequence[SubnetConfig]]
-"""What was found so far -> subnetworks to evaluate next; asked once everything before it is finished."""
+StartupPhase = Callable[[Mapping[str, Point]], Sequence[SubnetConfig]]
+"""Key -> point of what is evaluated so far -> subnetworks to evaluate next; called once all before it are finished."""
 
 
-class Docket:
-    """Asks a study for evaluations and tells it what came of them.
+class TrialQueue:
+    """Asks a study for trials and records the outcomes of their evaluations.
 
-    Trials that an earlier command left running are handed out again under their own numbers, then what is enqueued,
-    then what the sampler proposes.
+    First come the trials that an earlier command left running, under their own numbers, then the enqueued ones, then
+    those that the sampler proposes.
 
     Args:
-        study: Where everything is kept.
-        space: Meaning of its parameters.
-        evaluator: Figures of its subnetworks.
-        book: What it shares with the other studies of the run.
-        phases: What to evaluate before the sampler has a say, phase after phase.
-        sampler: Proposes the rest; None: there is no rest.
-        budget: Distinct subnetworks to evaluate.
-        rivals: The other drivers, where several share the study.
+        study: Holds all state.
+        space: Turns the parameters of a trial into a subnetwork.
+        evaluator: Values of subnetworks.
+        cache: Results that the studies of the run share.
+        phases: Subnetworks to evaluate before the sampler is used, phase after phase.
+        sampler: Proposes the trials after the phases; None: there are none.
+        budget: Returns how many distinct subnetworks to evaluate.
+        drivers: The other drivers, where several share the study.
 
     Attributes:
         running: Number -> every trial of this driver that is not finished.
-        parked: Those of them whose subnetwork another driver is evaluating.
+        waiting_for_other_drivers: Those of them whose subnetwork another driver is evaluating.
+        evaluated_keys: Keys of the subnetworks that the study has evaluated.
+        progress: Front and hypervolume of the study.
     """
 
     def __init__(
@@ -53,110 +55,112 @@ class Docket:
         study: optuna.Study,
         space: SearchSpace,
         evaluator: Evaluator,
-        book: Book,
-        phases: Sequence[Phase],
-        sampler: MakeSampler | None,
+        cache: EvaluationCache,
+        phases: Sequence[StartupPhase],
+        sampler: SamplerFactory | None,
         budget: Callable[[], int],
-        rivals: Rivals | None = None,
+        drivers: ConcurrentDrivers | None = None,
     ) -> None:
-        self.study, self.space, self.evaluator, self.book = study, space, evaluator, book
-        self.name = short_name(study)
-        self.sampler, self.budget, self.rivals = sampler, budget, rivals
+        self.study, self.space, self.evaluator, self.cache = study, space, evaluator, cache
+        self.name = study_kind(study)
+        self.sampler, self.budget, self.drivers = sampler, budget, drivers
         scalings = len({subnet.key for subnet in space.uniform_scalings()})
-        self.standing = Standing(evaluator.recipe, scalings, book.reference)
-        self.running: dict[int, Ticket] = {}
-        self.parked: dict[int, Ticket] = {}
+        self.progress = SearchProgress(evaluator.recipe, scalings, cache.reference)
+        self.running: dict[int, PendingEvaluation] = {}
+        self.waiting_for_other_drivers: dict[int, PendingEvaluation] = {}
+        self.evaluated_keys: set[str] = set()
         self._phases = list(phases)
-        self.done: set[str] = set()
-        self._read: set[int] = set()
-        self._begun = self._exhausted = False
-        self._again: list[Ticket] = []
-        if rivals is not None:
-            rivals.dockets.append(self)
-        self._adopted = self._resume()
-        self.clock = Clock(max((t.user_attrs.get("search_s", 0.0) for t in finished(study)), default=0.0))
+        self._phases_begun = self._sampler_exhausted = False
+        self._seen_trials: set[int] = set()
+        self._retry: list[PendingEvaluation] = []
+        if drivers is not None:
+            drivers.queues.append(self)
+        self._resumed = self._resume()
+        times = (trial.user_attrs.get("search_s", 0.0) for trial in complete_trials(study))
+        self.elapsed_time = ElapsedTime(max(times, default=0.0))
 
-    # -- asking ---------------------------------------------------------------------------------------------------
+    # -- ask ------------------------------------------------------------------------------------------------------
 
-    def ask(self) -> Ticket | None:
-        """The next evaluation to make; None if there is none now. What is known already is told at once."""
-        if self.rivals is not None:
-            self.rivals.refresh()
-            self._again += self.parked.values()
-            self.parked = {}
-        again, self._again = self._again, []
-        for place, ticket in enumerate(again):
-            if not self._answered(ticket):
-                self._again += again[place + 1 :]
-                return ticket
-        while not self.closed:
-            with together(self.study._storage, durable=False):
+    def ask(self) -> PendingEvaluation | None:
+        """The next evaluation to make; None if there is none now. Trials of known results are finished at once."""
+        if self.drivers is not None:
+            self.drivers.refresh()
+            self._retry += self.waiting_for_other_drivers.values()
+            self.waiting_for_other_drivers = {}
+        retry, self._retry = self._retry, []
+        for index, evaluation in enumerate(retry):
+            if not self._resolve(evaluation):
+                self._retry += retry[index + 1 :]
+                return evaluation
+        while not self.is_done:
+            with batched_writes(self.study, durable=False):
                 trial = self._next_trial()
                 if trial is None:
                     return None
                 subnet = self.space.parameters.suggest(trial)
-            ticket = Ticket(self, trial, subnet, self._race(trial, subnet))
-            self.running[trial.number] = ticket
-            if not self._answered(ticket):
-                return ticket
+            evaluation = PendingEvaluation(self, trial, subnet, self._early_stopping(trial, subnet))
+            self.running[trial.number] = evaluation
+            if not self._resolve(evaluation):
+                return evaluation
         return None
 
     @property
-    def busy(self) -> bool:
-        """Whether an evaluation of it is in flight here."""
-        return len(self.running) > len(self.parked)
+    def has_pending(self) -> bool:
+        """Whether this driver is evaluating a trial of the study."""
+        return len(self.running) > len(self.waiting_for_other_drivers)
 
     @property
-    def closed(self) -> bool:
-        """Whether nothing more will be asked unless an evaluation in flight fails, here or elsewhere."""
-        if self._again or self._adopted:
+    def is_done(self) -> bool:
+        """Whether nothing more will be asked, unless an evaluation in flight fails."""
+        if self._retry or self._resumed:
             return False
-        return self._enough or (self.sampler is None and not self._phases and not self._waiting)
+        return self._budget_spent or (self.sampler is None and not self._phases and not self._n_enqueued)
 
     @property
-    def claimed(self) -> int:
+    def n_evaluations(self) -> int:
         """Distinct subnetworks evaluated or in flight."""
-        flying = {ticket.subnet.key for ticket in self.running.values()}
-        others = self.rivals.running(self.study) if self.rivals is not None else []
-        return len(self.done) + len(flying - self.done) + len(others)
+        in_flight = {evaluation.subnet.key for evaluation in self.running.values()}
+        others = self.drivers.running(self.study) if self.drivers is not None else []
+        return len(self.evaluated_keys) + len(in_flight - self.evaluated_keys) + len(others)
 
     @property
-    def _enough(self) -> bool:
+    def _budget_spent(self) -> bool:
         search, budget = self.evaluator.recipe.search, self.budget()
-        spent = self._exhausted or self.claimed >= budget or len(self._read) >= 2 * budget + len(self.book.failed)
-        return spent or (self.sampler is not None and has_had_enough(search, self.standing, self.clock))
+        max_trials = 2 * budget + len(self.cache.failed)
+        spent = self._sampler_exhausted or self.n_evaluations >= budget or len(self._seen_trials) >= max_trials
+        return spent or (self.sampler is not None and should_stop(search, self.progress, self.elapsed_time))
 
     def _next_trial(self) -> optuna.Trial | None:
-        """A trial that is running again, enqueued, or new; None while a phase waits for the one before it."""
-        if self._adopted:
-            number, trial_id = self._adopted.pop(0)
-            self._use_sampler(number)
-            return optuna.Trial(self.study, trial_id)
-        while self._phases and not self._waiting:
-            if self._begun and self.running:
+        """A resumed, an enqueued or a new trial; None while a phase waits for the one before it."""
+        if self._resumed:
+            trial = self._resumed.pop(0)
+            self._set_sampler(trial.number)
+            return optuna.Trial(self.study, trial_id(trial))
+        while self._phases and not self._n_enqueued:
+            if self._phases_begun and self.running:
                 return None
-            self._begun = True
-            self._enqueue(self._phases.pop(0)(self.book.known))
-        if self.sampler is None and not self._waiting:
+            self._phases_begun = True
+            self._enqueue(self._phases.pop(0)(self.cache.complete))
+        if self.sampler is None and not self._n_enqueued:
             return None
-        self._use_sampler(len(self.study.get_trials(deepcopy=False)))
-        trial = self.study.ask()
-        if self.rivals is not None:
-            trial.set_user_attr("driver", self.rivals.driver)
-        return trial
+        self._set_sampler(len(self.study.get_trials(deepcopy=False)))
+        new = self.study.ask()
+        if self.drivers is not None:
+            new.set_user_attr("driver", self.drivers.driver)
+        return new
 
-    def _use_sampler(self, number: int) -> None:
+    def _set_sampler(self, number: int) -> None:
         if self.sampler is not None:
             self.study.sampler = self.sampler(number)
 
     def _enqueue(self, subnets: Sequence[SubnetConfig]) -> None:
-        """Adds what the study does not hold yet as waiting trials."""
+        """Adds the subnetworks that no trial of the study was planned for, as waiting trials."""
         trials = self.study.get_trials(deepcopy=False)
         parameters = self.space.parameters
-        held = {parameters.to_subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
+        planned = {parameters.to_subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
         distributions = parameters.distributions()
         for subnet in subnets:
-            if subnet.key not in held:
+            if subnet.key not in planned:
                 self.study.add_trial(
                     optuna.create_trial(
                         state=TrialState.WAITING,
@@ -166,173 +170,183 @@ class Docket:
                     )
                 )
 
-    def _race(self, trial: optuna.Trial, subnet: SubnetConfig) -> Race | None:
+    def _early_stopping(self, trial: optuna.Trial, subnet: SubnetConfig) -> EarlyStopping | None:
+        """The stopping rule of a trial; None for the planned trials of a search, which are evaluated in full."""
         planned = self.sampler is not None and trial.user_attrs.get("planned")
-        return None if planned else self.evaluator.race(subnet, self.standing.front)
+        return None if planned else self.evaluator.early_stopping(subnet, self.progress.front)
 
-    def _answered(self, ticket: Ticket) -> bool:
-        """Whether a ticket needs no evaluation here and now."""
-        return self._answered_by_book(ticket) or not self._begun_here(ticket)
+    def _resolve(self, evaluation: PendingEvaluation) -> bool:
+        """Whether an evaluation need not be made here and now."""
+        return self._resolve_from_cache(evaluation) or not self._claim(evaluation)
 
-    def _answered_by_book(self, ticket: Ticket) -> bool:
-        """Whether its subnetwork is known, or in flight for another trial."""
-        key, book = ticket.subnet.key, self.book
-        if key in book.in_flight:
-            book.in_flight[key].append(ticket)
-        elif key in book.known:
-            self._record(ticket, book.known[key], None)
-        elif key in book.failed:
-            self._fail(ticket, book.failed[key])
-        elif key in book.partial and ticket.race is not None and self._is_lost(ticket.race, *book.partial[key]):
-            self._record(ticket, *book.partial[key])
+    def _resolve_from_cache(self, evaluation: PendingEvaluation) -> bool:
+        """Whether the subnetwork is evaluated, or in flight for another trial; records the result if there is one."""
+        key, cache, rule = evaluation.subnet.key, self.cache, evaluation.early_stopping
+        if key in cache.in_flight:
+            cache.in_flight[key].append(evaluation)
+        elif key in cache.complete:
+            self._record(evaluation, cache.complete[key], None)
+        elif key in cache.failed:
+            self.fail(evaluation, cache.failed[key])
+        elif key in cache.truncated and rule is not None and self._cannot_reach_front(rule, *cache.truncated[key]):
+            self._record(evaluation, *cache.truncated[key])
         else:
             return False
         return True
 
-    def _begun_here(self, ticket: Ticket) -> bool:
-        """Claims an evaluation, unless another driver makes it or has just made it."""
-        if self.rivals is not None:
-            mine = self.rivals.claim(ticket.trial, ticket.subnet.key)
-            self.rivals.refresh()
-            if self._answered_by_book(ticket):
+    def _claim(self, evaluation: PendingEvaluation) -> bool:
+        """Claims an evaluation, unless another driver is making it or has just made it."""
+        if self.drivers is not None:
+            is_claimed = self.drivers.claim(evaluation.trial, evaluation.subnet.key)
+            self.drivers.refresh()
+            if self._resolve_from_cache(evaluation):
                 return False
-            if not mine:
-                self.parked[ticket.trial.number] = ticket
+            if not is_claimed:
+                self.waiting_for_other_drivers[evaluation.trial.number] = evaluation
                 return False
-        self.book.in_flight[ticket.subnet.key] = [ticket]
+        self.cache.in_flight[evaluation.subnet.key] = [evaluation]
         return True
 
-    def _is_lost(self, race: Race, point: Point, examples: int) -> bool:
+    def _cannot_reach_front(self, rule: EarlyStopping, point: Point, examples: int) -> bool:
         scores = {name: (point.values[name], point.errors[name]) for name in self.evaluator.recipe.metric_names}
-        return race.is_lost(scores, examples / len(self.evaluator.examples))
+        return rule.cannot_reach_front(scores, examples / len(self.evaluator.examples))
 
-    # -- telling --------------------------------------------------------------------------------------------------
+    # -- tell -----------------------------------------------------------------------------------------------------
 
-    def tell(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Tells what came of an evaluation to every trial that waits for it.
+    def tell(self, evaluation: PendingEvaluation, outcome: Outcome) -> None:
+        """Records an outcome in every trial that waits for the evaluation.
 
         Raises:
-            InputError: If this is one of too many failures in a row, or nothing feasible is in sight.
+            InputError: If too many evaluations in a row have failed, or none of many is feasible.
         """
-        tickets, book = self.book.in_flight.pop(ticket.subnet.key), self.book
+        waiting, cache = self.cache.in_flight.pop(evaluation.subnet.key), self.cache
         if outcome.failure is not None:
-            book.failed[ticket.subnet.key] = outcome.failure
-            for waiting in tickets:
-                waiting.docket._fail(waiting, outcome.failure)
-            book.failures += 1
-            if book.failures >= FAILURES:
-                self._give_up(ticket, outcome.failure)
+            cache.failed[evaluation.subnet.key] = outcome.failure
+            for each in waiting:
+                each.queue.fail(each, outcome.failure)
+            cache.consecutive_failures += 1
+            if cache.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+                self._raise_too_many_failures(evaluation, outcome.failure)
             return
-        book.failures = 0
-        point = self.evaluator.point(ticket.subnet, outcome)
-        examples = None if outcome.whole else outcome.examples
-        for waiting in tickets:
-            waiting.docket._settle(waiting, point, examples)
+        cache.consecutive_failures = 0
+        point = self.evaluator.point(evaluation.subnet, outcome)
+        examples = None if outcome.is_complete else outcome.examples
+        for each in waiting:
+            each.queue.settle(each, point, examples)
         if self.sampler is not None:
-            self.standing.check_hope()
+            self.progress.check_feasibility()
 
-    def take_back(self, ticket: Ticket) -> None:
-        """Hands an evaluation out again that nobody could make."""
-        for waiting in self.book.in_flight.pop(ticket.subnet.key):
-            waiting.docket._again.append(waiting)
+    def requeue(self, evaluation: PendingEvaluation) -> None:
+        """Hands out again an evaluation whose worker was lost."""
+        for waiting in self.cache.in_flight.pop(evaluation.subnet.key):
+            waiting.queue._retry.append(waiting)
 
-    def _settle(self, ticket: Ticket, point: Point, examples: int | None) -> None:
-        """Finishes a trial whose subnetwork was evaluated, unless that stopped too early for this study's front."""
-        if examples is not None and (ticket.race is None or not self._is_lost(ticket.race, point, examples)):
-            self._again.append(ticket)
+    def settle(self, evaluation: PendingEvaluation, point: Point, examples: int | None) -> None:
+        """Finishes a trial with the values of its subnetwork, or requeues it.
+
+        Args:
+            evaluation: One that waits for these values.
+            point: The values.
+            examples: How many examples they are of, if the evaluation stopped early; None: of all. A trial is
+                requeued if so few examples do not exclude the subnetwork from the front of this study.
+        """
+        rule = evaluation.early_stopping
+        if examples is not None and (rule is None or not self._cannot_reach_front(rule, point, examples)):
+            self._retry.append(evaluation)
         else:
-            self._record(ticket, point, examples)
+            self._record(evaluation, point, examples)
 
-    def _record(self, ticket: Ticket, point: Point, examples: int | None) -> None:
-        """Finishes a trial with the figures of its subnetwork."""
-        trial, objectives = ticket.trial, self.evaluator.recipe.objectives
-        attributes = {"key": point.key, "point": point.to_dict(), "search_s": self.clock.elapsed_s}
-        with together(self.study._storage, durable=True):
+    def _record(self, evaluation: PendingEvaluation, point: Point, examples: int | None) -> None:
+        """Finishes a trial with the values of its subnetwork."""
+        trial, objectives = evaluation.trial, self.evaluator.recipe.objectives
+        attributes = {"key": point.key, "point": point.to_dict(), "search_s": self.elapsed_time.seconds}
+        with batched_writes(self.study, durable=True):
             for name, violation in self.evaluator.violations(point.values).items():
                 trial.set_constraint(name, violation)
             for name, value in (attributes | ({} if examples is None else {"examples": examples})).items():
                 trial.set_user_attr(name, value)
-            self._finish(ticket, [point.values[name] for name in objectives])
-        self._note(trial.number, point, examples)
+            self._finish(evaluation, [point.values[name] for name in objectives])
+        self._remember(trial.number, point, examples)
 
-    def _fail(self, ticket: Ticket, failure: str) -> None:
-        """Closes a trial as failed, with the traceback."""
-        with together(self.study._storage, durable=True):
-            ticket.trial.set_user_attr("key", ticket.subnet.key)
-            ticket.trial.set_user_attr("failure", failure[-4000:])
-            self._finish(ticket, None)
-        self._read.add(ticket.trial.number)
+    def fail(self, evaluation: PendingEvaluation, failure: str) -> None:
+        """Finishes a trial as failed, with the traceback."""
+        with batched_writes(self.study, durable=True):
+            evaluation.trial.set_user_attr("key", evaluation.subnet.key)
+            evaluation.trial.set_user_attr("failure", failure[-4000:])
+            self._finish(evaluation, None)
+        self._seen_trials.add(evaluation.trial.number)
 
-    def _finish(self, ticket: Ticket, values: list[float] | None) -> None:
+    def _finish(self, evaluation: PendingEvaluation, values: list[float] | None) -> None:
         try:
-            self.study.tell(ticket.trial, values, TrialState.FAIL if values is None else None)
-        except RuntimeError as error:  # how BruteForceSampler says that it has proposed everything
+            self.study.tell(evaluation.trial, values, TrialState.FAIL if values is None else None)
+        except RuntimeError as error:  # BruteForceSampler calls Study.stop once it has proposed everything
             if "Study.stop" not in str(error):
                 raise
-            self._exhausted = True
-        del self.running[ticket.trial.number]
+            self._sampler_exhausted = True
+        del self.running[evaluation.trial.number]
 
-    def _give_up(self, ticket: Ticket, failure: str) -> None:
+    def _raise_too_many_failures(self, evaluation: PendingEvaluation, failure: str) -> None:
         raise InputError(
-            f"{FAILURES} evaluations in a row have failed, the last ({ticket.subnet}) with "
-            f"`{failure.strip().splitlines()[-1]}`; the tracebacks are in trials.csv. Mend the cause and type the "
+            f"{MAX_CONSECUTIVE_FAILURES} evaluations in a row have failed, the last ({evaluation.subnet}) with "
+            f"`{failure.strip().splitlines()[-1]}`; the tracebacks are in trials.csv. Fix the cause and type the "
             "same command again."
         )
 
-    def note(self) -> str:
-        """The standing of this study in a few words, and when a limit of time stops it."""
+    def summary(self) -> str:
+        """The progress of the study in a few words, and when a time limit stops it."""
         hours = self.evaluator.recipe.search.hours
-        left = "" if hours is None else f" · stops in {max(0.0, 60 * hours - self.clock.elapsed_s / 60):.0f} min"
-        return self.standing.note() + (left if self.sampler is not None else "")
+        if hours is None or self.sampler is None:
+            return self.progress.summary()
+        left_min = max(0.0, 60 * hours - self.elapsed_time.seconds / 60)
+        return f"{self.progress.summary()} · stops in {left_min:.0f} min"
 
-    # -- what the study holds -------------------------------------------------------------------------------------
+    # -- the study ------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> list[tuple[int, int]]:
+    def _resume(self) -> list[FrozenTrial]:
         """Reads the study; returns the trials that an earlier command of this driver left running."""
-        left, driver = [], self.rivals and self.rivals.driver
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get("driver") == driver:
-                left.append((trial.number, trial._trial_id))
+        driver = self.drivers and self.drivers.driver
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.refresh()
-        return left
+        return [trial for trial in trials if trial.user_attrs.get("driver") == driver]
 
     def refresh(self) -> None:
-        """Reads what other drivers have told since the last look."""
+        """Reads the trials that were finished since the last call, by other drivers too."""
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.number not in self._read and trial.state.is_finished():
+            if trial.number not in self._seen_trials and trial.state.is_finished():
                 if trial.state == TrialState.COMPLETE and "point" in trial.user_attrs:
-                    self._note(trial.number, point_of(trial, self.name), trial.user_attrs.get("examples"))
+                    point = point_from_trial(trial, self.name)
+                    self._remember(trial.number, point, trial.user_attrs.get("examples"))
                 elif "failure" in trial.user_attrs:
-                    self.book.failed.setdefault(trial.user_attrs["key"], trial.user_attrs["failure"])
-                self._read.add(trial.number)
+                    self.cache.failed.setdefault(trial.user_attrs["key"], trial.user_attrs["failure"])
+                self._seen_trials.add(trial.number)
 
-    def _note(self, number: int, point: Point, examples: int | None) -> None:
-        self._read.add(number)
+    def _remember(self, number: int, point: Point, examples: int | None) -> None:
+        self._seen_trials.add(number)
         if examples is None:
-            self.book.known.setdefault(point.key, point)
+            self.cache.complete.setdefault(point.key, point)
         else:
-            self.book.partial.setdefault(point.key, (point, examples))
-        if point.key not in self.done:
-            self.done.add(point.key)
-            self.standing.add(point)
+            self.cache.truncated.setdefault(point.key, (point, examples))
+        if point.key not in self.evaluated_keys:
+            self.evaluated_keys.add(point.key)
+            self.progress.add(point)
 
     @property
-    def _waiting(self) -> int:
+    def _n_enqueued(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 @dataclass(frozen=True)
-class Ticket:
+class PendingEvaluation:
     """One evaluation to make.
 
     Attributes:
-        docket: Who asked for it.
-        trial: The running trial that it will finish.
+        queue: Where its trial comes from.
+        trial: The running trial that it finishes.
         subnet: What to evaluate.
-        race: What it must beat to be finished; None: evaluate it in full.
+        early_stopping: When to stop before all examples are scored; None: never.
     """
 
-    docket: Docket
+    queue: TrialQueue
     trial: optuna.Trial
     subnet: SubnetConfig
-    race: Race | None
+    early_stopping: EarlyStopping | None

@@ -1,4 +1,4 @@
-"""Dockets over real studies with stand-in evaluations: nothing twice, nothing lost, stops, failures, every sampler."""
+"""Queues over real studies with stand-in evaluations: nothing twice, nothing lost, stops, failures, every sampler."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments.bench.stand_in import StandIn, evaluator_of, recipe_of
+from experiments.bench.stand_in import StandIn, stand_in_evaluator, stand_in_recipe
 from nas.fronts.front import ParetoFront
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
-from nas.studies.concurrent_drivers import Rivals
+from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluator import Evaluator
-from nas.studies.racing import Evaluate, Outcome, Race
+from nas.studies.racing import EarlyStopping, Evaluate, Outcome
 from nas.studies.sampler import check_sampler
-from nas.studies.search_loop import Dispatcher, dockets_of, run_here
-from nas.studies.search_progress import Reference, Standing
-from nas.studies.stopping import finishing_on_interrupt
-from nas.studies.study import open_studies, points, trials_csv
-from nas.studies.trial_queue import Docket, Ticket
+from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally
+from nas.studies.search_progress import HypervolumeReference, SearchProgress
+from nas.studies.stopping import graceful_interrupt
+from nas.studies.study import evaluated_points, open_studies, trials_csv
+from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
@@ -39,21 +39,23 @@ KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
 def world(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
     """A space over a tiny BERT and its costs, made once."""
     if not KEPT:
-        KEPT["world"] = evaluator_of(recipe, layers=4)
+        KEPT["world"] = stand_in_evaluator(recipe, layers=4)
     space, known = KEPT["world"]
     return space, Evaluator(recipe, known.supernet, known.examples, known.predictor)
 
 
-def dispatcher(folder: Path, recipe: Recipe, driver: str | None = None) -> Dispatcher:
+def scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
     folder.mkdir(exist_ok=True)
-    return Dispatcher(dockets_of(open_studies(folder / "study.log", recipe), recipe, *world(recipe), driver))
+    return EvaluationScheduler(
+        build_queues(open_studies(folder / "study.log", recipe), recipe, *world(recipe), driver)
+    )
 
 
 def run(folder: Path, recipe: Recipe, evaluate: Evaluate | None = None) -> dict[str, optuna.Study]:
     """A whole search of stand-ins; its studies, opened anew."""
-    made = dispatcher(folder, recipe)
+    made = scheduler(folder, recipe)
     with made.reporting():
-        run_here(made, evaluate or StandIn(folder / "evaluations.log", 0.0))
+        run_locally(made, evaluate or StandIn(folder / "evaluations.log", 0.0))
     return open_studies(folder / "study.log", recipe)
 
 
@@ -71,23 +73,23 @@ def states(study: optuna.Study) -> Counter[str]:
 
 
 def test_no_subnetwork_is_evaluated_twice_over_all_studies(tmp_path: Path) -> None:
-    studies = run(tmp_path, recipe_of(40))
+    studies = run(tmp_path, stand_in_recipe(40))
     assert set(executed(tmp_path).values()) == {1}
-    found = {name: {p.key for p in points(study)} for name, study in studies.items()}
+    found = {name: {p.key for p in evaluated_points(study)} for name, study in studies.items()}
     assert len(found["search"]) == len(found["random"]) == 40
     assert found["uniform"] <= found["search"]
     assert set.union(*found.values()) == set(executed(tmp_path))
 
 
 def test_one_seed_gives_identical_trials_twice(tmp_path: Path) -> None:
-    first, second = (run(tmp_path / name, recipe_of(40)) for name in ("first", "second"))
+    first, second = (run(tmp_path / name, stand_in_recipe(40)) for name in ("first", "second"))
     assert trials_csv(first.values()) == trials_csv(second.values())
 
 
 def test_the_corners_and_the_parent_come_first(tmp_path: Path) -> None:
-    recipe = recipe_of(30)
+    recipe = stand_in_recipe(30)
     space, _ = world(recipe)
-    found = [p.subnet for p in points(run(tmp_path, recipe)["search"])]
+    found = [p.subnet for p in evaluated_points(run(tmp_path, recipe)["search"])]
     assert found[0] == space.parent
     corners = {space.largest, space.smallest, *space.uniform_scalings()}
     assert set(found[: len(corners)]) == corners
@@ -95,7 +97,7 @@ def test_the_corners_and_the_parent_come_first(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    recipe, rng = recipe_of(60), Random(0)
+    recipe, rng = stand_in_recipe(60), Random(0)
     whole = run(tmp_path / "whole", recipe)
     folder, told = tmp_path / "killed", dict[str, list[str]]()
     world(recipe)
@@ -108,7 +110,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_it_never_was(tmp_path: Pa
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         known = executed(folder) if (folder / "evaluations.log").exists() else Counter()
-        before, told = told, {name: [p.key for p in points(s)] for name, s in read(folder, recipe).items()}
+        before, told = told, {name: [p.key for p in evaluated_points(s)] for name, s in read(folder, recipe).items()}
         for name in before:
             assert told[name][: len(before[name])] == before[name]
         done = {key for keys in told.values() for key in keys}
@@ -129,80 +131,80 @@ def read(folder: Path, recipe: Recipe) -> Mapping[str, optuna.Study]:
 
 
 def test_a_running_trial_is_handed_out_again_under_its_number(tmp_path: Path) -> None:
-    recipe = recipe_of(30)
-    made = dispatcher(tmp_path, recipe)
-    tickets = [made.ask() for _ in range(4)]
-    again = dispatcher(tmp_path, recipe)
-    for ticket in tickets:
+    recipe = stand_in_recipe(30)
+    made = scheduler(tmp_path, recipe)
+    evaluations = [made.ask() for _ in range(4)]
+    again = scheduler(tmp_path, recipe)
+    for evaluation in evaluations:
         other = again.ask()
-        assert ticket is not None and other is not None
-        assert (other.subnet, other.trial.number) == (ticket.subnet, ticket.trial.number)
+        assert evaluation is not None and other is not None
+        assert (other.subnet, other.trial.number) == (evaluation.subnet, evaluation.trial.number)
 
 
 def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) -> None:
-    made = dispatcher(tmp_path, recipe_of(60, sampler="RandomSampler"))
-    search = made.dockets[0]
-    tickets = [search.ask() for _ in range(8)]
-    first = tickets[0]
+    made = scheduler(tmp_path, stand_in_recipe(60, sampler="RandomSampler"))
+    search = made.queues[0]
+    evaluations = [search.ask() for _ in range(8)]
+    first = evaluations[0]
     assert first is not None
     trial = search.study.ask()
     for name, distribution in search.space.parameters.distributions().items():
         search.study._storage.set_trial_param(
             trial._trial_id, name, distribution.to_internal_repr(first.trial.params[name]), distribution
         )
-    twin = Ticket(search, optuna.Trial(search.study, trial._trial_id), first.subnet, None)
+    twin = PendingEvaluation(search, optuna.Trial(search.study, trial._trial_id), first.subnet, None)
     search.running[trial.number] = twin
-    assert search._answered(twin)
+    assert search._resolve(twin)
     made.tell(first, Outcome({"accuracy": (0.5, 0.01)}, 100))
     done = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    assert [t.number for t in done] == [first.trial.number, trial.number] and not search.book.in_flight.get(
+    assert [t.number for t in done] == [first.trial.number, trial.number] and not search.cache.in_flight.get(
         first.subnet.key
     )
 
 
 def test_several_drivers_share_a_study_and_its_budget(tmp_path: Path) -> None:
-    recipe = recipe_of(30, storage=f"sqlite:///{tmp_path}/study.db", sampler="RandomSampler")
+    recipe = stand_in_recipe(30, storage=f"sqlite:///{tmp_path}/study.db", sampler="RandomSampler")
     folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
-    one, two = dispatcher(folder, recipe, "one"), dispatcher(folder, recipe, "two")
+    one, two = scheduler(folder, recipe, "one"), scheduler(folder, recipe, "two")
     abandoned = one.ask()
     turns = [two, one, two]
-    while any(turn.dockets[0].ask and not turn.dockets[0].closed for turn in turns):
+    while any(turn.queues[0].ask and not turn.queues[0].is_done for turn in turns):
         for turn in turns:
-            ticket = turn.dockets[0].ask()
-            if ticket is not None:
-                turn.tell(ticket, evaluate(ticket.subnet, None))
-    assert abandoned is not None and len(points(open_studies(folder / "s", recipe)["search"])) == 29
-    back = dispatcher(folder, recipe, "one").dockets[0].ask()
+            evaluation = turn.queues[0].ask()
+            if evaluation is not None:
+                turn.tell(evaluation, evaluate(evaluation.subnet, None))
+    assert abandoned is not None and len(evaluated_points(open_studies(folder / "s", recipe)["search"])) == 29
+    back = scheduler(folder, recipe, "one").queues[0].ask()
     assert back is not None and back.trial.number == abandoned.trial.number
     assert set(executed(tmp_path).values()) == {1}
 
 
 def test_drivers_at_work_at_the_same_time_never_evaluate_the_same(tmp_path: Path) -> None:
-    recipe = recipe_of(30, storage=f"sqlite:///{tmp_path}/study.db")
+    recipe = stand_in_recipe(30, storage=f"sqlite:///{tmp_path}/study.db")
     folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
-    drivers, shared = [dispatcher(folder, recipe, "one"), dispatcher(folder, recipe, "two")], 0
-    while not all(each.finished for each in drivers):
-        asked = [(each, ticket) for each in drivers if (ticket := each.ask()) is not None]
-        assert len({ticket.subnet.key for _, ticket in asked}) == len(asked)
-        for each, ticket in asked:
-            each.tell(ticket, evaluate(ticket.subnet, None))
+    drivers, shared = [scheduler(folder, recipe, "one"), scheduler(folder, recipe, "two")], 0
+    while not all(each.is_finished for each in drivers):
+        asked = [(each, evaluation) for each in drivers if (evaluation := each.ask()) is not None]
+        assert len({evaluation.subnet.key for _, evaluation in asked}) == len(asked)
+        for each, evaluation in asked:
+            each.tell(evaluation, evaluate(evaluation.subnet, None))
         shared += len(asked) == 2
     studies = open_studies(folder / "study.log", recipe)
     assert shared > 20 and set(executed(tmp_path).values()) == {1}
-    assert len(points(studies["search"])) == len(points(studies["random"])) == 30
+    assert len(evaluated_points(studies["search"])) == len(evaluated_points(studies["random"])) == 30
 
 
 def test_the_older_of_two_claims_begins_and_a_lost_driver_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
-    one, two, trials = Rivals("one"), Rivals("two"), [study.ask(), study.ask()]
+    one, two, trials = ConcurrentDrivers("one"), ConcurrentDrivers("two"), [study.ask(), study.ask()]
     for rivals, trial in zip((one, two), trials, strict=True):
-        rivals.dockets.append(cast(Any, SimpleNamespace(study=study)))
+        rivals.queues.append(cast(Any, SimpleNamespace(study=study)))
         trial.set_user_attr("driver", rivals.driver)
         trial.set_user_attr("key", "k")  # both have written their claim, and neither has looked yet
     assert not two.claim(trials[1], "k") and one.claim(trials[0], "k") and not two.claim(trials[1], "k")
-    monkeypatch.setattr("nas.studies.concurrent_drivers.LOST", timedelta(0))
+    monkeypatch.setattr("nas.studies.concurrent_drivers.DRIVER_TIMEOUT", timedelta(0))
     assert two.claim(trials[1], "k")
 
 
@@ -211,8 +213,8 @@ def test_the_older_of_two_claims_begins_and_a_lost_driver_is_not_waited_for_for_
 
 @pytest.mark.parametrize("name", [n for n in OPTUNA_SAMPLERS if n != "GPSampler"])
 def test_optunas_samplers_by_name(name: str, tmp_path: Path) -> None:
-    studies = run(tmp_path, recipe_of(24, sampler=name, confidence=1))
-    assert len(points(studies["search"])) == 24 and set(executed(tmp_path).values()) == {1}
+    studies = run(tmp_path, stand_in_recipe(24, sampler=name, confidence=1))
+    assert len(evaluated_points(studies["search"])) == 24 and set(executed(tmp_path).values()) == {1}
     assert all(set(states(study)) == {"COMPLETE"} for study in studies.values())
 
 
@@ -222,7 +224,9 @@ def test_the_list_of_samplers_is_optunas() -> None:
 
 
 def test_constraints_reach_a_sampler_by_optunas_own_api(tmp_path: Path) -> None:
-    recipe = Recipe.parse({**recipe_of(24, sampler="NSGAIISampler").model_dump(), "constraints": {"size_mb": "<= 1"}})
+    recipe = Recipe.parse(
+        {**stand_in_recipe(24, sampler="NSGAIISampler").model_dump(), "constraints": {"size_mb": "<= 1"}}
+    )
     trials = run(tmp_path, recipe)["search"].get_trials(deepcopy=False)
     for trial in trials:
         assert trial.constraints["size_mb"] == pytest.approx(trial.user_attrs["point"]["values"]["size_mb"] - 1)
@@ -234,69 +238,73 @@ def test_a_sampler_of_optunahub_from_a_local_folder(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     code = "import optuna\nclass Mine(optuna.samplers.NSGAIISampler):\n    pass\n"
     (package / "__init__.py").write_text(code)
-    recipe = recipe_of(24, sampler=f"{package}:Mine", sampler_options={"population_size": 8})
+    recipe = stand_in_recipe(24, sampler=f"{package}:Mine", sampler_options={"population_size": 8})
     check_sampler(recipe)
-    assert len(points(run(tmp_path, recipe)["search"])) == 24
+    assert len(evaluated_points(run(tmp_path, recipe)["search"])) == 24
     with pytest.raises(InputError, match=r"`.*mine:Other` cannot be loaded .*package:Class"):
-        check_sampler(recipe_of(24, sampler=f"{package}:Other"))
+        check_sampler(stand_in_recipe(24, sampler=f"{package}:Other"))
 
 
 def test_optunahub_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optunahub", None)
     with pytest.raises(InputError, match="pip install optunahub"):
-        check_sampler(recipe_of(24, sampler="samplers/moead:MOEADSampler"))
+        check_sampler(stand_in_recipe(24, sampler="samplers/moead:MOEADSampler"))
 
 
 # -- stops --------------------------------------------------------------------------------------------------------
 
 
 def test_it_stops_when_the_hypervolume_has_stalled(tmp_path: Path) -> None:
-    flat: Callable[[SubnetConfig, Race | None], Outcome] = lambda subnet, race: Outcome({"accuracy": (0.5, 0.1)}, 100)  # noqa: E731
-    studies = run(tmp_path, recipe_of(300, patience=15), flat)
-    found = {name: len(points(study)) for name, study in studies.items()}
+    def flat(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        return Outcome({"accuracy": (0.5, 0.1)}, 100)
+
+    studies = run(tmp_path, stand_in_recipe(300, patience=15), flat)
+    found = {name: len(evaluated_points(study)) for name, study in studies.items()}
     assert found["search"] == found["random"] < 100
-    assert {n: len(points(s)) for n, s in run(tmp_path, recipe_of(300, patience=15), flat).items()} == found
+    assert {
+        n: len(evaluated_points(s)) for n, s in run(tmp_path, stand_in_recipe(300, patience=15), flat).items()
+    } == found
 
 
 def test_it_stops_when_its_time_is_up_and_stays_stopped(tmp_path: Path) -> None:
-    recipe = recipe_of(5000, hours=2 / 3600, sampler="RandomSampler")
+    recipe = stand_in_recipe(5000, hours=2 / 3600, sampler="RandomSampler")
     studies = run(tmp_path, recipe, StandIn(tmp_path / "evaluations.log", 0.02))
-    found = {name: len(points(study)) for name, study in studies.items()}
+    found = {name: len(evaluated_points(study)) for name, study in studies.items()}
     assert found["search"] == found["random"] < 200
-    assert {name: len(points(study)) for name, study in run(tmp_path, recipe).items()} == found
+    assert {name: len(evaluated_points(study)) for name, study in run(tmp_path, recipe).items()} == found
 
 
 def test_ctrl_c_finishes_what_is_in_flight(tmp_path: Path) -> None:
-    recipe = recipe_of(30)
-    made, stand_in = dispatcher(tmp_path, recipe), StandIn(tmp_path / "evaluations.log", 0.0)
+    recipe = stand_in_recipe(30)
+    made, stand_in = scheduler(tmp_path, recipe), StandIn(tmp_path / "evaluations.log", 0.0)
 
-    def interrupted(subnet: SubnetConfig, race: Race | None) -> Outcome:
-        if made.dockets[0].standing.evaluated == 7:
+    def interrupted(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        if made.queues[0].progress.n_evaluated == 7:
             os.kill(os.getpid(), signal.SIGINT)
-        return stand_in(subnet, race)
+        return stand_in(subnet, early_stopping)
 
-    with pytest.raises(KeyboardInterrupt), finishing_on_interrupt(made.stop), made.reporting():
-        run_here(made, interrupted)
+    with pytest.raises(KeyboardInterrupt), graceful_interrupt(made.stop), made.reporting():
+        run_locally(made, interrupted)
     study = open_studies(tmp_path / "study.log", recipe)["search"]
     assert states(study)["COMPLETE"] == 8 and states(study)["RUNNING"] == 0
-    assert len(points(run(tmp_path, recipe)["search"])) == 30 and set(executed(tmp_path).values()) == {1}
+    assert len(evaluated_points(run(tmp_path, recipe)["search"])) == 30 and set(executed(tmp_path).values()) == {1}
 
 
 def test_the_standing_is_that_of_the_front(tmp_path: Path) -> None:
-    recipe = recipe_of(50)
+    recipe = stand_in_recipe(50)
     study = run(tmp_path, recipe)["search"]
-    shared = Reference()
-    standing, found = Standing(recipe, 10, shared), points(study)
+    shared = HypervolumeReference()
+    progress, found = SearchProgress(recipe, 10, shared), evaluated_points(study)
     for point in found:
-        standing.add(point)
+        progress.add(point)
     front = ParetoFront.of(found, recipe.objectives)
-    reference = dict(zip(recipe.objectives, standing.signs * shared.point, strict=True))
-    assert standing.volume == pytest.approx(front.hypervolume(reference))
-    again = Standing(recipe, 10, shared)
+    reference = dict(zip(recipe.objectives, progress.signs * shared.point, strict=True))
+    assert progress.hypervolume == pytest.approx(front.hypervolume(reference))
+    again = SearchProgress(recipe, 10, shared)
     for point in reversed(found):
         again.add(point)
-    assert again.volume == pytest.approx(standing.volume)
-    assert len(standing.front) == len(front) and standing.best == front.best("accuracy").values["accuracy"]
+    assert again.hypervolume == pytest.approx(progress.hypervolume)
+    assert len(progress.front) == len(front) and progress.best == front.best("accuracy").values["accuracy"]
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------
@@ -305,7 +313,7 @@ def test_the_standing_is_that_of_the_front(tmp_path: Path) -> None:
 def failing(stand_in: StandIn, every: int, how: Callable[[], Outcome]) -> Evaluate:
     """Every so many evaluations end in another way."""
     calls = iter(range(1, 10_000))
-    return lambda subnet, race: how() if next(calls) % every == 0 else stand_in(subnet, race)
+    return lambda subnet, early_stopping: how() if next(calls) % every == 0 else stand_in(subnet, early_stopping)
 
 
 def raises() -> Outcome:
@@ -314,9 +322,9 @@ def raises() -> Outcome:
 
 @pytest.mark.parametrize("how", [raises, lambda: Outcome({"accuracy": (float("nan"), 0.1)}, 100)])
 def test_a_failed_evaluation_is_kept_and_the_search_goes_on(how: Callable[[], Outcome], tmp_path: Path) -> None:
-    recipe = recipe_of(30, sampler="NSGAIISampler")
+    recipe = stand_in_recipe(30, sampler="NSGAIISampler")
     studies = run(tmp_path, recipe, failing(StandIn(tmp_path / "evaluations.log", 0.0), 4, how))
-    assert len(points(studies["search"])) == 30
+    assert len(evaluated_points(studies["search"])) == 30
     failed = studies["search"].get_trials(deepcopy=False, states=(TrialState.FAIL,))
     assert len(failed) >= 7 and all(t.user_attrs["failure"].strip().endswith(("out of memory", "nan")) for t in failed)
     assert (
@@ -326,56 +334,67 @@ def test_a_failed_evaluation_is_kept_and_the_search_goes_on(how: Callable[[], Ou
 
 def test_five_failures_in_a_row_stop_it_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"5 evaluations in a row.*RuntimeError: out of memory.*trials\.csv"):
-        run(tmp_path, recipe_of(30), failing(StandIn(tmp_path / "evaluations.log", 0.0), 1, raises))
-    study = open_studies(tmp_path / "study.log", recipe_of(30))["search"]
+        run(tmp_path, stand_in_recipe(30), failing(StandIn(tmp_path / "evaluations.log", 0.0), 1, raises))
+    study = open_studies(tmp_path / "study.log", stand_in_recipe(30))["search"]
     assert states(study)["FAIL"] == 5 and not states(study)["RUNNING"]
-    assert len(points(run(tmp_path, recipe_of(30))["search"])) == 30
+    assert len(evaluated_points(run(tmp_path, stand_in_recipe(30))["search"])) == 30
 
 
 def test_a_hundred_without_a_feasible_one_say_which_constraint_binds(tmp_path: Path) -> None:
     constraints = {"accuracy": ">= 0.99", "size_mb": "<= 1.9"}
-    recipe = Recipe.parse({**recipe_of(300).model_dump(), "constraints": constraints})
+    recipe = Recipe.parse({**stand_in_recipe(300).model_dump(), "constraints": constraints})
     with pytest.raises(InputError, match=r"none of 100 .*`accuracy` binds: 100% .*for `>= 0.99`"):
         run(tmp_path, recipe)
     assert sum(executed(tmp_path).values()) == 100
 
 
 def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    from nas.studies.study import claim
+    from nas.studies.study import bind_study
 
-    study = open_studies(tmp_path / "study.log", recipe_of(10))["search"]
-    claim(study, {"space": "a", "supernet": "b"})
-    claim(study, {"space": "a", "supernet": "b"})
+    study = open_studies(tmp_path / "study.log", stand_in_recipe(10))["search"]
+    bind_study(study, {"space": "a", "supernet": "b"})
+    bind_study(study, {"space": "a", "supernet": "b"})
     with pytest.raises(InputError, match=r"study `search` is of another `supernet` \(b against c\).*--run"):
-        claim(study, {"space": "a", "supernet": "c"})
+        bind_study(study, {"space": "a", "supernet": "c"})
 
 
 # -- evaluations by stages ----------------------------------------------------------------------------------------
 
 
-def race(front: list[list[float]], latency_ms: float, **bounds: str) -> Race:
-    recipe = Recipe.parse({**recipe_of(10).model_dump(), "constraints": bounds})
-    return Race(recipe.objectives, recipe.bounds, {"latency_ms": latency_ms}, np.array(front).reshape(-1, 2), 2.0)
+def early_stopping(front: list[list[float]], latency_ms: float, **bounds: str) -> EarlyStopping:
+    recipe = Recipe.parse({**stand_in_recipe(10).model_dump(), "constraints": bounds})
+    return EarlyStopping(
+        recipe.objectives, recipe.bounds, {"latency_ms": latency_ms}, np.array(front).reshape(-1, 2), 2.0
+    )
 
 
 def test_a_race_is_lost_where_even_the_good_end_of_the_interval_is_dominated() -> None:
     front = [[-0.8, 3.0]]  # accuracy 0.8 at 3 ms
-    assert race(front, 4.0).is_lost({"accuracy": (0.6, 0.05)}, 0.0)
-    assert not race(front, 4.0).is_lost({"accuracy": (0.75, 0.05)}, 0.0)
-    assert race(front, 4.0).is_lost({"accuracy": (0.75, 0.05)}, 0.9), "most examples are in: the interval is narrow"
-    assert not race(front, 2.0).is_lost({"accuracy": (0.1, 0.05)}, 0.0), "nothing is as fast"
-    assert not race(front, 4.0).is_lost({"accuracy": (0.0, 0.0)}, 0.5), "no spread is no certainty"
-    assert race([], 4.0, accuracy=">= 0.9").is_lost({"accuracy": (0.7, 0.05)}, 0.0)
-    assert not race([], 4.0).is_lost({"accuracy": (0.7, 0.05)}, 0.0)
+    assert early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.6, 0.05)}, 0.0)
+    assert not early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.75, 0.05)}, 0.0)
+    assert early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.75, 0.05)}, 0.9), (
+        "most examples are in: the interval is narrow"
+    )
+    assert not early_stopping(front, 2.0).cannot_reach_front({"accuracy": (0.1, 0.05)}, 0.0), "nothing is as fast"
+    assert not early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.0, 0.0)}, 0.5), (
+        "no spread is no certainty"
+    )
+    assert early_stopping([], 4.0, accuracy=">= 0.9").cannot_reach_front({"accuracy": (0.7, 0.05)}, 0.0)
+    assert not early_stopping([], 4.0).cannot_reach_front({"accuracy": (0.7, 0.05)}, 0.0)
 
 
 def test_a_stopped_evaluation_is_finished_for_a_front_that_it_could_join(tmp_path: Path) -> None:
-    made = dispatcher(tmp_path, recipe_of(30))
-    search, _, random = made.dockets
-    while (ticket := search.ask()) is not None and ticket.race is None:
-        made.tell(ticket, StandIn(tmp_path / "evaluations.log", 0.0)(ticket.subnet, None))
-    assert isinstance(ticket, Ticket)
-    made.tell(ticket, Outcome({"accuracy": (0.1, 0.01)}, 50, whole=False))
-    assert search.study.trials[ticket.trial.number].user_attrs["examples"] == 50
-    other = Ticket(random, random.study.ask(), ticket.subnet, random.evaluator.race(ticket.subnet, np.empty((0, 2))))
-    assert isinstance(random, Docket) and not random._answered(other), "random's own front is still empty"
+    made = scheduler(tmp_path, stand_in_recipe(30))
+    search, _, random = made.queues
+    while (evaluation := search.ask()) is not None and evaluation.early_stopping is None:
+        made.tell(evaluation, StandIn(tmp_path / "evaluations.log", 0.0)(evaluation.subnet, None))
+    assert isinstance(evaluation, PendingEvaluation)
+    made.tell(evaluation, Outcome({"accuracy": (0.1, 0.01)}, 50, is_complete=False))
+    assert search.study.trials[evaluation.trial.number].user_attrs["examples"] == 50
+    other = PendingEvaluation(
+        random,
+        random.study.ask(),
+        evaluation.subnet,
+        random.evaluator.early_stopping(evaluation.subnet, np.empty((0, 2))),
+    )
+    assert isinstance(random, TrialQueue) and not random._resolve(other), "random's own front is still empty"
