@@ -1,4 +1,4 @@
-"""The command line: one verb a command; heavy imports wait until a command needs them."""
+"""The command line, one function per command; a command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def profile(
     export: Annotated[
         Path | None, typer.Option("--export", help="Write what to measure on another device into this new folder.")
     ] = None,
-    take: Annotated[
-        Path | None, typer.Option("--import", help="Take the results of such a folder back into the run.")
+    import_folder: Annotated[
+        Path | None, typer.Option("--import", help="Import the results of such a folder into the run.")
     ] = None,
 ) -> None:
-    """Fit the device's latency predictor and print its held-out error, and how far predictions may be off.
+    """Fit the latency predictor of this device and print its held-out error.
 
-    For another device: --export FOLDER, then `python measure.py` in the folder there, then --import FOLDER here. The
-    run's latencies are then that device's, and none is measured here. After `nas search`, the same two steps measure
-    the front there; until then its latencies are predicted.
+    To measure on another device: --export FOLDER here, `python measure.py` in the folder there, --import FOLDER here.
+    All latencies of the run then come from that device. After `nas search`, the same steps measure the front there;
+    until then its latencies are predicted.
     """
     from nas.commands.remote import export_plan, import_results
     from nas.pipeline import profile as run_profile
@@ -106,31 +106,36 @@ def profile(
     from nas.runs.run import Run
 
     loaded, folder = Recipe.load(recipe, overrides or []), run or default_run(recipe)
-    if export is not None and take is not None:
-        raise InputError("`--export` and `--import` are two steps, but got both; the device measures in between.")
+    if export is not None and import_folder is not None:
+        raise InputError(
+            "`--export` and `--import` must be two commands, but got both; the device measures in between."
+        )
     if export is not None:
         print_line(export_plan(loaded, folder, export))
         return
-    predictor = run_profile(loaded, folder) if take is None else import_results(loaded, folder, take)
+    if import_folder is not None:
+        predictor = import_results(loaded, folder, import_folder)
+    else:
+        predictor = run_profile(loaded, folder)
     console.print(predictor.report.table())
-    for measured, found in predictor.latency.learning_curve().items():
-        console.print(f"{measured:4} fitted: MAPE {found.mape_percent:.1f} %, Kendall tau {found.kendall_tau:.3f}")
+    for n_fitted, errors in predictor.latency.learning_curve().items():
+        console.print(f"{n_fitted:4} fitted: MAPE {errors.mape_percent:.1f} %, Kendall tau {errors.kendall_tau:.3f}")
     report = predictor.report
     print_line(f"workload   {workload_line(Run(folder))}")
     print_line(f"measured   {report.n_train + report.n_test} subnetworks, each extracted")
-    print_line(f"interval   ± {report.residual_bound:.1%} around a prediction holds nine in ten measurements")
+    print_line(f"interval   90 % of measurements lie within ±{report.residual_bound:.1%} of the prediction")
 
 
 @app.command()
 def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
-    """Replace one block at a time and print the change in quality with the time it saves."""
-    from nas.commands.sensitivity import sensitivity as find_sensitivity
+    """Replace one block at a time and print the change in loss and the latency saved."""
+    from nas.commands.sensitivity import sensitivity as measure_sensitivity
     from nas.commands.sensitivity import sensitivity_table
     from nas.recipe.schema import Recipe
     from nas.runs.progress import console, print_line
 
     folder = run or default_run(recipe)
-    console.print(sensitivity_table(find_sensitivity(Recipe.load(recipe, overrides or []), folder)))
+    console.print(sensitivity_table(measure_sensitivity(Recipe.load(recipe, overrides or []), folder)))
     print_line(f"{folder / 'sensitivity.csv'}")
 
 
@@ -139,29 +144,29 @@ def show(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
     pick: Annotated[str, typer.Option(help='Only one: knee, fastest, best, a key or "latency_ms <= 5".')] = "",
-    sort: Annotated[str, typer.Option(help="Figure to sort by, best first.")] = "",
-    form: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
+    sort: Annotated[str, typer.Option(help="Metric or cost to sort by, best first.")] = "",
+    output_format: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the front of a run, or of it what is asked for."""
+    """Print the front of a run, or the points of it that match."""
     from nas.fronts.output import filter_front, front_as_text
     from nas.reports.summary import print_summary
     from nas.runs.finetuned import front_with_finetuned
     from nas.runs.run import Run
 
-    found = Run(run)
-    front = filter_front(front_with_finetuned(found), where, pick, sort)
-    if form == "table":
-        print_summary(found, front)
+    opened = Run(run)
+    front = filter_front(front_with_finetuned(opened), where, pick, sort)
+    if output_format == "table":
+        print_summary(opened, front)
     else:
-        typer.echo(front_as_text(front, form), nl=False)
+        typer.echo(front_as_text(front, output_format), nl=False)
 
 
 @app.command()
 def watch(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    once: Annotated[bool, typer.Option("--once", help="Print where it is and stop.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print once and stop.")] = False,
 ) -> None:
-    """Follow a running search from another terminal; it is only read."""
+    """Show how far a run is, from another terminal; nothing is written."""
     from nas.commands.watch import watch as watch_run
     from nas.runs.run import Run
 
@@ -173,7 +178,7 @@ def dashboard(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
 ) -> None:
-    """Open the studies of a run in optuna-dashboard; the run itself is only read."""
+    """Open the studies of a run in optuna-dashboard; nothing is written."""
     from nas.commands.dashboard import serve
     from nas.runs.progress import quiet_libraries
     from nas.runs.run import Run
@@ -187,7 +192,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),
 ) -> None:
-    """Compare the fronts of runs: hypervolume from one reference, and what each costs at the same quality."""
+    """Compare the fronts of runs: hypervolume from one reference point, and the cost at equal metrics."""
     from nas.commands.compare import compare_runs
     from nas.runs.progress import console
     from nas.runs.run import Run
@@ -202,7 +207,7 @@ def _check_file(option: str, file: Path) -> None:
     """Raises InputError unless a file can be written there."""
     if file.is_dir() or not file.parent.is_dir():
         raise InputError(
-            f"`{option}` must be a file in a folder that exists, but got `{file}`; make its folder first."
+            f"`{option}` must be a file in an existing folder, but got `{file}`; create the folder first."
         )
 
 
@@ -223,10 +228,10 @@ def export(
     from nas.studies.pick import pick as pick_point
 
     quiet_libraries()
-    found = Run(run)
-    point = pick_point(found, pick)
+    opened = Run(run)
+    point = pick_point(opened, pick)
     print_line(f"{point.subnet}")
-    print_line(f"{export_subnet(found, point, out, parse_formats(to))} reloads with equal outputs")
+    print_line(f"{export_subnet(opened, point, out, parse_formats(to))} reloads with equal outputs")
 
 
 @app.command()
@@ -255,9 +260,9 @@ def verify(
     from nas.runs.run import Run
 
     quiet_libraries()
-    found, broken = check_folder(folder, Run(run))
-    console.print(check_table(found))
-    raise_if_failed(folder, broken)
+    checks, failures = check_folder(folder, Run(run))
+    console.print(check_table(checks))
+    raise_if_failed(folder, failures)
 
 
 @app.command()
@@ -276,10 +281,10 @@ def finetune(
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
-    before, told = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
+    before, after = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
     for name in (*before, "latency_ms", "size_mb"):
-        was = f"{before[name].value:.4f} -> " if name in before else ""
-        print_line(f"{name}  {was}{format_value(name, told['values'][name], told['errors'].get(name))}")
+        previous = f"{before[name].value:.4f} -> " if name in before else ""
+        print_line(f"{name}  {previous}{format_value(name, after['values'][name], after['errors'].get(name))}")
     print_line(f"{target}")
 
 
@@ -287,10 +292,10 @@ def finetune(
 def bench(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
     workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],
-    csv: Annotated[Path | None, typer.Option("--csv", help="File to write as well.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file to write as well.")] = None,
     precision: Annotated[
         float | None,
-        typer.Option(help="Half-width of the ratios' intervals to reach, such as 0.01; exit code 2 if it is not."),
+        typer.Option(help="Half-width of the ratios' intervals that must be reached, such as 0.01; else exit code 2."),
     ] = None,
 ) -> None:
     """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
@@ -307,14 +312,13 @@ def bench(
     console.print(bench_table(rows))
     if csv is not None:
         write_csv(rows, csv)
-    said = bench_noise_warning(rows, precision or PRECISION)
-    if said and precision is not None:
+    warning = bench_noise_warning(rows, precision or PRECISION)
+    if warning and precision is not None:
         raise InputError(
-            f"`--precision {precision:g}` must be reached, but on this machine it is not: {said}. Stop other work, or "
-            "ask for less."
+            f"`--precision {precision:g}` must be reached, but is not: {warning}. Stop other work or raise the value."
         )
-    if said:
-        print_line(f"noisy: {said}")
+    if warning:
+        print_line(f"noisy: {warning}")
 
 
 @app.command()
@@ -333,15 +337,15 @@ def families() -> None:
 
 
 def default_run(recipe: Path) -> Path:
-    """runs/<name>: the recipe's own name, or its folder's where it is called recipe.yaml."""
+    """runs/<name>: the name of the recipe's file, or of its folder if the file is recipe.yaml."""
     name = recipe.stem if recipe.stem != "recipe" else recipe.resolve().parent.name
     return Path("runs") / name
 
 
 def main() -> None:
-    """Entry point of ``nas``: a user's mistake or a full disk is one line and exit code 2."""
-    for name in ("torchao", "torch.utils._pytree"):  # torchao comes with ExecuTorch; both warn, when they are loaded
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets levels
+    """Entry point of ``nas``: an InputError or a full disk is printed in one line, with exit code 2."""
+    for name in ("torchao", "torch.utils._pytree"):  # both warn on import; torchao comes with ExecuTorch
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets the level
     try:
         stopped = app(sys.argv[1:] or ["--help"], prog_name="nas", standalone_mode=False) == INTERRUPTED
     except UsageError as error:  # type: ignore[misc]
@@ -350,21 +354,21 @@ def main() -> None:
         fail(str(error))
     except Exception as error:
         if any(map(is_full_disk, chain_of(error))):
-            fail("the disk is full; what was finished is kept. Free some space and type the same command again.")
+            fail("the disk is full; finished results are kept. Free some space and run the same command again.")
         raise
     if stopped:
-        fail("stopped; type the same command again to go on.")
+        fail("stopped; run the same command again to resume.")
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those it came from."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says so; `torch.save` only tells that a stream could not be written."""
+    """Whether an error means a full disk; `torch.save` only reports that a stream could not be written."""
     texts = ("No space left", "iostream error", "unexpected pos")
     return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in texts)
 

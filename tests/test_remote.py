@@ -189,7 +189,7 @@ def no_plan(folder: Path, device: Path) -> None:
         (other_workload, r"of the run's workload.*7 threads.*export and measure again"),
         (mixed_workload, r"of the run's workload.*batch 64.*export and measure again"),
         (two_devices, r"one device.*abacus and calculator"),
-        (other_run, r"exported by another run"),
+        (other_run, r"current state of this run"),
         (damaged, r"results\.jsonl` must be a measurement, but line 1 is not.*delete that line"),
         (third_pass, r"passes 0 to 0, but has some of pass 2; export and measure again"),
         (no_plan, r"whole plan\.json.*--export"),

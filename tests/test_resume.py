@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(whole: tuple[Path, Path], tmp_path: Pa
     process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
     said = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
     assert process.returncode == 2
-    assert said == "nas: stopped; type the same command again to go on.\n"
+    assert said == "nas: stopped; run the same command again to resume.\n"
     before = finished_stages(run)
     done = search(Recipe.load(recipe), run)
     assert finished_stages(run).items() >= before.items()

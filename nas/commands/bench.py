@@ -1,4 +1,4 @@
-"""Bench: any Hugging Face models of a recipe's task, measured side by side on its workload."""
+"""`nas bench`: measures any Hugging Face models of a recipe's task on its workload."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 PRECISION = 0.02
-"""Wanted half-width of the confidence interval of a ratio, relative, unless another is asked for."""
+"""Default of the wanted half-width of the confidence interval of a ratio, relative."""
 PASSES = 2
+"""Times that each model is loaded and measured."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class BenchRow:
     """One model of a comparison.
 
     Attributes:
-        model: Folder or hub id; the first of a comparison is what the ratios are to.
-        timing: Its latency, its ratio to the first model's and their intervals; each model is loaded twice, and the
-            intervals cover both.
-        memory_mb: What loading it and running the workload's input added at most to a clean process, libraries not
-            counted; on a GPU, what it took there. None: not measured.
-        energy_mj: Of one pass, above the idle device. None: no counter could be read.
+        model: Folder or hub id; ratios are relative to the first model of a comparison.
+        timing: Its latency, its ratio to the first model's latency and their intervals; each model is loaded twice,
+            and the intervals cover both.
+        memory_mb: Peak memory that loading it and running the workload adds to a new process, without libraries; on a
+            GPU, the peak memory there. None: not measured.
+        energy_mj: Energy of one pass above the idle device. None: no counter can be read.
     """
 
     model: str
@@ -60,14 +61,14 @@ class BenchRow:
         return self.workload.batch_size / self.timing.latency_ms * 1e3
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat row with every figure and the workload."""
+        """One flat row with every value and the workload."""
         row = {"model": self.model, **asdict(self.timing), "samples_per_second": self.samples_per_second}
         row |= {"memory_mb": self.memory_mb, "energy_mj": self.energy_mj}
         return row | self.workload.to_dict() | {"device_name": self.device_name}
 
 
 def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISION) -> list[BenchRow]:
-    """Measures models in interleaved rounds beside the first, then each alone in a clean process.
+    """Measures models in interleaved rounds with the first one, then memory and energy of each in a new process.
 
     Args:
         models: Folders or hub ids that the task's auto class loads.
@@ -75,7 +76,7 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
         precision: Wanted half-width of the confidence interval of each ratio, relative; see `bench_noise_warning`.
 
     Raises:
-        InputError: If a model does not load or fit the workload, or this cannot run here.
+        InputError: If a model does not load or fit the workload, or the workload cannot run on this device.
     """
     workload = recipe.workload
     workload.check_available()
@@ -93,19 +94,19 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
 
 
 def bench_noise_warning(rows: Sequence[BenchRow], precision: float) -> str:
-    """What must be said of rows that were to have a precision; empty where all is well."""
+    """A warning if rows are less precise than wanted, else an empty text."""
     return noise_warning({row.model: row.timing for row in rows[1:] or rows}, precision)
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
-    """Rows as people read them."""
+    """Rows as a table for the terminal."""
     columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", "memory_mb", "energy_mj"]
-    known = "ratio" if rows[1:] else "latency, relative to it,"
-    notes = [f"10-90 %: of rounds. 95 %: confidence interval of the {known} over two loadings of each model."]
+    value = "ratio" if rows[1:] else "latency, relative to it,"
+    notes = [f"10-90 %: percentiles of rounds. 95 %: confidence interval of the {value} over two loads of each model."]
     for name in ("memory_mb", "energy_mj"):
         if all(getattr(row, name) is None for row in rows):
             columns.remove(name)
-            notes.append(f"{name}: not measured, no counter can be read here.")
+            notes.append(f"{name}: not measured, this device has no counter that can be read.")
     title = f"{rows[0].workload} · {rows[0].device_name}"
     table = Table(title=title, caption=" ".join(notes), caption_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column(columns[0], overflow="fold")
@@ -119,7 +120,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
 
 def _cells(row: BenchRow) -> dict[str, str]:
     t = row.timing
-    isolated = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
+    footprint = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
     return {
         "model": row.model,
         "latency_ms": f"{t.latency_ms:.3g}",
@@ -127,19 +128,19 @@ def _cells(row: BenchRow) -> dict[str, str]:
         "ratio": f"{t.ratio:.3f}",
         "95 %": f"{t.ratio_low:.3f} - {t.ratio_high:.3f}",
         "samples/s": f"{row.samples_per_second:.3g}",
-        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in isolated.items()},
+        **{name: "not measured" if value is None else f"{value:.3g}" for name, value in footprint.items()},
     }
 
 
 def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
-    """Writes rows with every digit."""
+    """Writes rows with all digits."""
     import pandas as pd
 
     pd.DataFrame([row.to_dict() for row in rows]).to_csv(file, index=False)
 
 
 def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) -> Plan:
-    """Inputs of every model and, for ONNX Runtime, its file; other runtimes load the model from where it is."""
+    """Writes the inputs of every model and, for ONNX Runtime, its file; other runtimes load the model's own folder."""
     import transformers
 
     auto, models, inputs = TASKS[recipe.task.type].auto_class, {}, {}
@@ -151,7 +152,7 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
             try:
                 model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
             except (OSError, ValueError) as error:
-                raise InputError(f"model `{name}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+                raise InputError(f"model `{name}` does not load: {' '.join(str(error).split())[:160]}") from None
             target = folder / f"{number}"
             target.mkdir()
             file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
@@ -166,29 +167,28 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     """The workload's input of one model.
 
     Raises:
-        InputError: If the model is of another kind than the task or has fewer positions than the workload has tokens,
-            or they do not fit in memory.
+        InputError: If the model has another task, fewer positions than the workload has tokens, or too little memory.
     """
-    config, kind, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
+    config, task_type, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
     limit = _positions(config)
     if TASKS[recipe.task.type].reads_text and (length is None or (limit is not None and length > limit)):
-        most = "a whole number" if limit is None else f"at most the {limit} positions of `{name}`"
+        law = "an integer" if limit is None else f"at most the {limit} positions of `{name}`"
         raise InputError(
-            f"`workload.sequence_length` must be {most}, but got {'null' if length is None else length}; set another "
-            "or leave the model out."
+            f"`workload.sequence_length` must be {law}, but is {'null' if length is None else length}; change it or "
+            "leave the model out."
         )
     try:
         with device_errors_as_input_errors(recipe.workload):
-            return kind.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
+            return task_type.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
     except AttributeError:
         raise InputError(
-            f"model `{name}` must read what `task.type` {recipe.task.type} is given, but a `{config.model_type}` does "
+            f"model `{name}` must take the inputs of `task.type` {recipe.task.type}, but a `{config.model_type}` does "
             "not; leave it out, or give --workload a recipe of its task."
         ) from None
 
 
 def _positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model reads at most: by its family's table, or as its config says; None where it does not."""
+    """Maximum number of tokens of a model, by its family or its config; None if unlimited or unknown."""
     family = FAMILIES.get(config.model_type.removeprefix("nas_"))
     if family is None:
         return num_positions(config)
@@ -196,27 +196,30 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
-    """Each model beside the first, in passes that load all of them anew; on the scale of the calmer one.
+    """Model -> its timing over passes that each load all models again; on the scale of the faster pass.
 
-    The intervals of all passes together are to reach the precision: to half of it until the last pass, which has the
-    other half for how far their medians lie apart. A model alone has the interval of its latency, relative to it.
+    The combined interval of all passes must reach the precision. Passes before the last must reach half of it; the
+    other half is left for the difference between their medians. A single model has the interval of its latency,
+    relative to it.
     """
     passes: list[dict[str, Timing]] = []
     for number in range(plan.passes):
         first, *others = [load(folder, plan, name) for name in plan.models]
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
         wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
-        earlier = _combine_passes(passes) if passes else None
-        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, previous=earlier)
+        previous = _combine_passes(passes) if passes else None
+        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, previous=previous)
         passes.append(timed if calls else {REFERENCE: timed[REFERENCE].as_milliseconds})
     if len(plan.models) == 1:
-        itself = _combine_passes(passes)[REFERENCE]
-        low, high = itself.ratio_low / itself.ratio, itself.ratio_high / itself.ratio
-        return {plan.reference: replace(itself, ratio=1.0, ratio_low=low, ratio_high=high)}
+        reference = _combine_passes(passes)[REFERENCE]
+        low, high = reference.ratio_low / reference.ratio, reference.ratio_high / reference.ratio
+        return {plan.reference: replace(reference, ratio=1.0, ratio_low=low, ratio_high=high)}
     scale_ms = min(timed[REFERENCE].raw_ms for timed in passes)
-    joint = _combine_passes([{name: timing.rescaled(scale_ms) for name, timing in timed.items()} for timed in passes])
-    itself = replace(joint.pop(REFERENCE), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
-    return {plan.reference: itself, **joint}
+    timings = _combine_passes(
+        [{name: timing.rescaled(scale_ms) for name, timing in timed.items()} for timed in passes]
+    )
+    reference = replace(timings.pop(REFERENCE), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
+    return {plan.reference: reference, **timings}
 
 
 def _combine_passes(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:

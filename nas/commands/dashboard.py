@@ -1,4 +1,4 @@
-"""Dashboard: a run's studies in optuna-dashboard, from a copy in which what breaks a constraint can be seen to."""
+"""`nas dashboard`: the studies of a run in optuna-dashboard, from a copy that shows violated constraints."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DASHBOARD_CONSTRAINTS = "constraints"
-"""The system attribute in which optuna-dashboard looks for violations."""
+"""The system attribute from which optuna-dashboard reads violations."""
 
 
 def serve(run: Run, port: int) -> None:
-    """Serves the copy on this machine until it is interrupted.
+    """Serves a copy of the studies on this machine until it is interrupted.
 
     Raises:
         InputError: If optuna-dashboard is missing or the run has no study yet.
@@ -38,15 +38,16 @@ def serve(run: Run, port: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifacts = FileSystemArtifactStore(folder)
         storage = copy_for_dashboard(run, artifacts)
-        print_line(f"http://127.0.0.1:{port}  (Ctrl-C stops it)")
+        print_line(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
         run_server(storage, host="127.0.0.1", port=port, artifact_store=artifacts)
 
 
 def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
     """The studies in memory, as optuna-dashboard reads them.
 
-    Violations stand where it looks for them; beside each study is one of its feasible trials alone, as its best trials
-    ignore constraints. Each trial on the front has a note and the picture of its subnetwork.
+    Violations are in the attribute that it reads. A study with infeasible trials has a second copy of its feasible
+    trials only, because the dashboard's best trials ignore constraints. Each trial on the front has a note and a
+    picture of its subnetwork.
 
     Raises:
         InputError: If the run has no study yet.
@@ -54,7 +55,7 @@ def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStor
     source = open_read_only(run)
     names = [] if source is None else [study.study_name for study in source.get_all_studies()]
     if source is None or not names:
-        raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe begins one.")
+        raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe creates one.")
     storage = InMemoryStorage()
     for name in names:
         trials = complete_trials(optuna.load_study(study_name=name, storage=source))

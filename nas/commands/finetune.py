@@ -1,4 +1,4 @@
-"""Fine-tune an exported subnetwork on its task, with its parent as the teacher."""
+"""`nas finetune`: fine-tunes an exported subnetwork on its task, with its parent as the teacher."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from search_spaces import InputError
 
 
 def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Trains an export for the recipe's ``parent`` epochs, measures it anew and writes it to another folder.
+    """Trains an export with the recipe's ``parent`` settings, measures it and writes it to another folder.
 
-    What it reaches is kept in the run, whose report and tables then show it beside what it inherited.
+    Its metrics are saved in the run, whose report and tables then show them with the inherited ones.
 
     Args:
-        folder: What `nas export` wrote.
-        recipe: Gives the data and the training settings.
-        run: The run it came from; its parent is the teacher, and latencies are measured beside it.
-        out: Folder to write; replaced if it is an earlier export.
+        folder: An export.
+        recipe: Its data and training settings.
+        run: The run of the export; its parent is the teacher and the reference model of latencies.
+        out: Folder to write; a previous export there is replaced.
 
     Returns:
-        Qualities on the held-out split before, and the new subnet.json with all that was measured after.
+        Metrics on the held-out split before, and the new subnet.json with the values after fine-tuning.
 
     Raises:
-        InputError: If the folder is not an export, or ``out`` holds something else.
+        InputError: If the folder is not an export, or ``out`` is another kind of folder.
     """
     if out.exists() and not (out / "subnet.json").exists():
-        raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
+        raise InputError(f"`--out` must be a new folder or an export, but `{out}` is neither; choose another one.")
     info = read_export_info(folder)
     Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
@@ -74,21 +74,24 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model.save_pretrained(work)
     context.processor.save_pretrained(work)
     after = score(model, context.splits.test, recipe.metric_names)
-    told = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
-    write_json(work / "subnet.json", told)
-    write_card(work, told)
+    updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
+    write_json(work / "subnet.json", updated)
+    write_card(work, updated)
     replace_folder(work, out)
     delete(out / "checkpoints")
     _record_in_run(Run(run), recipe, Finetuned(info["key"], str(out), values_of(after), errors_of(after)))
-    return before, told
+    return before, updated
 
 
-def _record_in_run(run: Run, recipe: Recipe, found: Finetuned) -> None:
-    """Notes in the run what its export reaches, if that was scored on the run's own held-out split."""
+def _record_in_run(run: Run, recipe: Recipe, export: Finetuned) -> None:
+    """Saves the metrics of an export in its run, if they are on the run's held-out split, and updates the report."""
     if recipe.task.test != run.recipe.task.test:
-        print_line(f"not shown in {run.folder}: it reports on {run.recipe.task.test}, this on {recipe.task.test}")
+        print_line(
+            f"not added to the report of {run.folder}: the run was scored on {run.recipe.task.test}, this model on "
+            f"{recipe.task.test}"
+        )
         return
-    save_finetuned(run, found)
+    save_finetuned(run, export)
     if run.report.is_file():
         run_report(run)
 
@@ -96,55 +99,55 @@ def _record_in_run(run: Run, recipe: Recipe, found: Finetuned) -> None:
 def measured_export_info(
     folder: Path, parent: Path, info: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
 ) -> dict[str, Any]:
-    """What a subnet.json says of a model once it was fine-tuned: its qualities, its latency beside its parent's, size.
+    """The values of a subnet.json that change by fine-tuning: metrics, latency, size.
 
-    On another device than that of its story, the parent's latency is told anew as well.
+    If this is another device than that of ``info``, the parent's latency is measured here too.
     """
-    here = device_name(Workload.from_dict(info["workload"]))
-    told = info["parent"] or {"values": {}, "errors": {}}
-    stated = told["values"].get("latency_ms") if here == info["device"] else None
-    timed = time_with_parent(parent, {"torch": folder}, info, stated)
+    device = device_name(Workload.from_dict(info["workload"]))
+    reported = info["parent"] or {"values": {}, "errors": {}}
+    reported_ms = reported["values"].get("latency_ms") if device == info["device"] else None
+    timed = time_with_parent(parent, {"torch": folder}, info, reported_ms)
     (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
     values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
-    beside = {
-        "values": {**told["values"], "latency_ms": parent_ms},
-        "errors": {**told["errors"], "latency_ms": parent_spread},
+    measured_here = {
+        "values": {**reported["values"], "latency_ms": parent_ms},
+        "errors": {**reported["errors"], "latency_ms": parent_spread},
     }
     return {
         "values": values | values_of(scores),
         "errors": {"latency_ms": spread} | errors_of(scores),
         "measured": True,
         "predicted": False,
-        "device": here,
+        "device": device,
         "split": Path(context.recipe.task.test).name,
         "max_length": context.recipe.task.max_length,
-        "parent": told if stated is not None else beside,
+        "parent": measured_here if reported_ms is None else reported,
     }
 
 
 def updated_export_info(info: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A subnet.json with what `measured_export_info` found; the figures it came with are kept as ``inherited``."""
+    """A subnet.json with the values of `measured_export_info`; the previous ones are kept as ``inherited``."""
     counts = {name: value for name, value in info["values"].items() if name in COSTS}
     values = {**counts, **new["values"]}
     bounds = {name: bound for name, bound in recipe.bounds.items() if name in values}
     feasible = all(bound.violation(values[name]) <= 0 for name, bound in bounds.items())
     rest = {name: value for name, value in info.items() if name != "formats"}
-    inherited = {part: info[part] for part in ("values", "errors")}
+    inherited = {name: info[name] for name in ("values", "errors")}
     return {**rest, **new, "values": values, "feasible": feasible, "inherited": inherited}
 
 
 def values_of(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Quality -> value."""
-    return {name: found.value for name, found in scores.items()}
+    """Metric -> value."""
+    return {name: metric.value for name, metric in scores.items()}
 
 
 def errors_of(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Quality -> standard error."""
-    return {name: found.standard_error for name, found in scores.items()}
+    """Metric -> standard error."""
+    return {name: metric.standard_error for name, metric in scores.items()}
 
 
 def _prepare_work_folder(work: Path, identity: dict[str, str]) -> None:
-    """Makes the work folder; what a killed fine-tuning left there is kept if it was of the same model and recipe."""
+    """Creates the work folder; keeps checkpoints of a killed fine-tuning of the same model, teacher and recipe."""
     file = work / "checkpoints" / "identity.json"
     if not file.is_file() or read_json(file) != identity:
         shutil.rmtree(work, ignore_errors=True)
@@ -153,7 +156,7 @@ def _prepare_work_folder(work: Path, identity: dict[str, str]) -> None:
 
 
 def _weights_hash(folder: Path) -> str:
-    """SHA-256 of a model folder's weights."""
+    """SHA-256 of the weights in a model folder."""
     total = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         with open(file, "rb") as stream:

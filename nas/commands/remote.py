@@ -1,4 +1,4 @@
-"""Measuring elsewhere: what a run needs measured goes to another device as a folder, and the results come back."""
+"""`nas profile --export / --import`: measures a run's subnetworks on another device and imports the results."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ BUNDLED_MODULES = {
         "workload",
     ),
 }
-"""Modules that measure, copied whole; they import each other, NumPy and what runs the models."""
+"""Package -> modules copied into the folder; they import each other, NumPy and the runtime only."""
 
-SCRIPT = '''"""Measures the models of this folder on this device; stopped, it goes on where it was.
+SCRIPT = '''"""Measures the models of this folder on this device; the same command resumes.
 
     python measure.py
 
-Needs {packages} and NumPy, nothing else. Then bring the folder back (results.jsonl suffices) and type
+Needs {packages} and NumPy only. Then copy the folder back (results.jsonl suffices) and run
 
     nas profile RECIPE --import FOLDER
 """
@@ -67,51 +67,59 @@ main(FOLDER)
 
 
 def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
-    """Writes what a run needs measured next: sampled subnetworks, or those it verified once it has searched.
+    """Writes a folder with what a run needs measured next: sampled subnetworks, or verified ones after the search.
 
-    Models for PyTorch are model folders, the sampled ones without weights, on which no latency depends; for ONNX
-    Runtime they are ONNX files.
+    Models for PyTorch are model folders; sampled ones have no weights, as latency does not depend on them. Models for
+    ONNX Runtime are ONNX files.
 
     Args:
-        recipe: Of the run, which is made if it is not there.
-        folder: The run.
+        recipe: The recipe.
+        folder: The run; it is created if it does not exist.
         out: The folder to write.
 
     Returns:
-        What to do with it.
+        What to do next, in one line.
 
     Raises:
-        InputError: If the run is measured on this device, nothing is left to measure, or the folder exists.
+        InputError: If the run is measured on this device, nothing is left to measure, or ``out`` exists.
     """
     quiet_libraries()
     if out.exists():
-        raise InputError(f"`{out}` exists; give a new folder with --export.")
+        raise InputError(f"`--export` must be a new folder, but `{out}` exists; choose another one.")
     if recipe.supernet.sampler == "latency_ms":
-        raise InputError("`supernet.sampler=latency_ms` needs latencies before any can be exported; set another one.")
+        raise InputError(
+            "`supernet.sampler` must not be `latency_ms`, as another device measures latencies after the training; "
+            "choose `macs`."
+        )
     context, run = open_run(recipe, folder, remote=True)
     if not run.is_remote:
         raise InputError(
-            f"`{run.folder}` is measured on this device ({run.device}), and a run has the latencies of one device; "
-            "give another folder with --run."
+            f"all latencies of a run must come from one device, but `{run.folder}` is measured on this device "
+            f"({run.device}); choose another folder with --run."
         )
     with run.locked():
         run_stages(run, context, last="supernet")
         supernet, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
         if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
-            raise InputError(f"`{run.folder}` has every measurement it needs now; go on with `nas search`.")
+            raise InputError(f"`{run.folder}` has every measurement it needs now; continue with `nas search`.")
         work = partial_path(out)
         delete(work)
         _write_bundle(run, context, supernet, subnets, stages, work)
         work.rename(out)
     return (
-        f"{len(subnets)} models in {out}: copy it to the device, type `python measure.py` in it, copy it back, then "
+        f"{len(subnets)} models in {out}: copy it to the device, run `python measure.py` in it, copy it back, run "
         f"`nas profile RECIPE --import {out}`"
     )
 
 
 def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPredictor:
-    """Takes what a device measured into the run; a front that was there is made again from its measured latencies.
+    """Imports the measurements of another device into a run; an existing front is verified again with them.
+
+    Args:
+        recipe: The recipe of the run.
+        folder: The run.
+        source: The folder that `export_plan` wrote, with the results of the device.
 
     Returns:
         The latency predictor of that device.
@@ -139,7 +147,7 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
 
 
 def pending_measurements(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[MeasurementStage, ...]]:
-    """Key -> what is measured next, and the stages of its passes."""
+    """Key -> subnetwork to measure next, and the measurement stage of each pass."""
     if run.front_file.exists():
         return {point.key: point.subnet for point in run.verified_points()}, PASSES
     sample = profile_sample(space, run.recipe.profile.samples, run.recipe.seed)
@@ -154,9 +162,9 @@ def _write_bundle(
     stages: Sequence[MeasurementStage],
     out: Path,
 ) -> None:
-    """The models, the plan, the script and the modules that it needs."""
+    """Writes the models, the plan, the script and the modules that the script needs."""
     workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
-    models, fed = {}, {}
+    models, model_inputs = {}, {}
     weights = stages == PASSES
     out.mkdir(parents=True)
     np.savez(out / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
@@ -167,16 +175,25 @@ def _write_bundle(
             if workload.runtime == "onnxruntime":
                 file, feed = write_onnx_workload(supernet.extract(subnet).eval(), inputs, workload, target)
                 np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
-                models[key], fed[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
+                models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
             else:
                 save_model(supernet.extract(subnet), context, target, weights=weights)
-                models[key], fed[key] = str(target.relative_to(out)), "inputs.npz"
+                models[key], model_inputs[key] = str(target.relative_to(out)), "inputs.npz"
             report(number, len(subnets) + 1, "")
     untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
     reference_ms = run.store.reference_ms(workload)
-    kind = {"reference_ms": reference_ms, "remote_code": True, "untrained": untrained}
-    passes, precision = len(stages), run.recipe.profile.precision
-    Plan(workload, context.auto_class, models, fed, REFERENCE, passes, precision, **kind).write(out)  # type: ignore[arg-type]
+    Plan(
+        workload,
+        context.auto_class,
+        models,
+        model_inputs,
+        REFERENCE,
+        passes=len(stages),
+        precision=run.recipe.profile.precision,
+        reference_ms=reference_ms,
+        remote_code=True,
+        untrained=untrained,
+    ).write(out)
     (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(REQUIRED_PACKAGES[workload.runtime])))
     for package, modules in BUNDLED_MODULES.items():
         target = out / "lib" / Path(*package.split("."))
@@ -189,28 +206,31 @@ def _write_bundle(
 def _check_results(
     source: Path, plan: Plan, results: Sequence[Result], run: Run, subnets: Mapping[str, SubnetConfig]
 ) -> None:
-    """Raises InputError unless the results are whole, of this run and of one workload and device."""
+    """Raises InputError unless the results are complete, of this run, and of one workload and one device."""
     workload = run.recipe.workload
-    for found in [plan.workload, *(result.workload for result in results)]:
-        if found != workload:
+    for other in [plan.workload, *(result.workload for result in results)]:
+        if other != workload:
             raise InputError(
-                f"measurements must be of the run's workload ({workload}), but `{source}` has some of ({found}); "
+                f"measurements must be of the run's workload ({workload}), but `{source}` has some of ({other}); "
                 "export and measure again."
             )
     if plan.models.keys() != {*subnets, REFERENCE}:
-        raise InputError(f"`{source}` was exported by another run, or an earlier state of this one; export again.")
-    beyond = max((result.number for result in results if result.name != REFERENCE), default=0)
-    if beyond >= plan.passes:
         raise InputError(
-            f"`{source}` must hold the results of passes 0 to {plan.passes - 1}, but has some of pass {beyond}; "
+            f"`{source}` must be exported by the current state of this run, but is by another run or before it "
+            "continued; export again."
+        )
+    last_pass = max((result.number for result in results if result.name != REFERENCE), default=0)
+    if last_pass >= plan.passes:
+        raise InputError(
+            f"`{source}` must hold the results of passes 0 to {plan.passes - 1}, but has some of pass {last_pass}; "
             "export and measure again."
         )
     devices = {result.device_name for result in results}
     known = run.store.reference(workload) and {run.device}
     if len(devices) > 1 or (devices and known and devices != known):
         raise InputError(
-            f"a run has the latencies of one device, but `{source}` was measured on {' and '.join(sorted(devices))}"
-            f"{f', and the run on {run.device}' if known else ''}; measure all on one."
+            f"all latencies of a run must come from one device, but `{source}` was measured on "
+            f"{' and '.join(sorted(devices))}{f', and the run on {run.device}' if known else ''}; measure all on one."
         )
     expected = {(name, number) for name in subnets for number in range(plan.passes)}
     expected |= set() if plan.reference_ms else {(REFERENCE, 0)}
@@ -218,7 +238,7 @@ def _check_results(
     if missing:
         raise InputError(
             f"`{source}` must hold the results of all its {len(expected)} measurements, but {len(missing)} are "
-            "missing; type `python measure.py` in it on the device again, it goes on where it stopped."
+            "missing; run `python measure.py` in it on the device again, it resumes."
         )
 
 
@@ -228,7 +248,7 @@ def _store_results(
     subnets: Mapping[str, SubnetConfig],
     stages: Sequence[MeasurementStage],
 ) -> None:
-    """Stores results that are not there yet, the anchors first."""
+    """Stores results that are not in the store yet, those of the reference model first."""
     references = [result for result in results if result.name == REFERENCE]
     for result in references[len(store.references(results[0].workload)) :]:
         store.add(subnets[REFERENCE], result.workload, "anchor", result.timing)

@@ -1,7 +1,7 @@
-"""Sensitivity: what each block costs in quality and in time, found by replacing it alone, before any search.
+"""`nas sensitivity`: replaces one block of the parent at a time and measures the change in loss and in latency.
 
-The replacements are those of Puzzle's block library (Bercovich et al. 2024, arXiv 2411.19146), on the parent's own
-weights in order of importance.
+The replacements are those of Puzzle's block library (Bercovich et al. 2024, arXiv 2411.19146), on the parent's weights
+in order of importance.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EXAMPLES = 256
-"""Examples of the search slice that a replacement is scored on."""
+"""Examples of the search slice on which a replacement is scored."""
 
 
 @dataclass(frozen=True)
 class BlockReplacement:
-    """One block of the largest subnetwork replaced, all else as it was.
+    """One block of the largest subnetwork, replaced.
 
     Attributes:
         layer: Parent layer; None for the embeddings.
-        block: ``attention``, ``mlp``, ``layer`` where all of it is replaced, or ``embedding``.
-        change: What replaces it.
-        loss_change: Loss on the labels, less that of the whole.
-        divergence: How far the outputs are from the whole's: KL for classes, see `nas.tasks.losses.divergence`.
-        saved_ms: Measured latency of the whole, less that with the replacement. Layers of a stack are of one shape,
-            so it is measured in the first of them.
-        saved_percent: The same in percent of the whole's latency.
+        block: ``attention``, ``mlp``, ``layer`` for both, or ``embedding``.
+        change: The replacement.
+        loss_change: Loss on the labels, minus that of the largest subnetwork.
+        divergence: Divergence from the outputs of the largest subnetwork: KL for classes, see
+            `nas.tasks.losses.divergence`.
+        saved_ms: Latency of the largest subnetwork minus that with the replacement. It is measured in the first layer
+            of a stack, as all layers of a stack have one shape.
+        saved_percent: ``saved_ms`` in percent of the latency of the largest subnetwork.
     """
 
     layer: int | None
@@ -67,13 +68,13 @@ class BlockReplacement:
 
 
 def sensitivity(recipe: Recipe, folder: str | Path) -> list[BlockReplacement]:
-    """Scores and times every replacement of one block that the recipe's space holds, and every block skipped.
+    """Scores and measures every replacement of one block in the recipe's space, and every skipped block.
 
-    Also writes ``sensitivity.csv`` into the run, whose parent is made if it is not there.
+    Also writes ``sensitivity.csv`` into the run; its parent is built if it does not exist.
 
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder, or all layers of the
-            model are one set of weights.
+            model share their weights.
     """
     quiet_libraries()
     context, run = open_run(recipe, folder)
@@ -90,18 +91,18 @@ def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
     supernet.calibration = calibrate(supernet, examples.batches)
     space = fully_skippable_space(supernet, search_space(context))
-    found = [block for block in blocks(space) if block.subnet != space.largest and not block.drops_layer]
-    saved = _saved_ms(run, context, supernet, space, found)
-    scored = _scored(supernet, context.splits.search.take(EXAMPLES), space, found)
+    candidates = [block for block in blocks(space) if block.subnet != space.largest and not block.drops_layer]
+    saved = _saved_ms(run, context, supernet, space, candidates)
+    scored = _scored(supernet, context.splits.search.take(EXAMPLES), space, candidates)
     rows = [
         BlockReplacement(layer_of(block), *describe_change(block), *scores, *saved[timing_group(space, block)])
-        for block, scores in zip(found, scored, strict=True)
+        for block, scores in zip(candidates, scored, strict=True)
     ]
     return sorted(rows, key=lambda row: (-1 if row.layer is None else row.layer, row.block))
 
 
 def csv_of(rows: Sequence[BlockReplacement]) -> str:
-    """One line a replacement, under the names of its attributes."""
+    """CSV with one line per replacement; the columns are its attributes."""
     text = StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(BlockReplacement)], lineterminator="\n")
     writer.writeheader()
@@ -110,7 +111,7 @@ def csv_of(rows: Sequence[BlockReplacement]) -> str:
 
 
 def fully_skippable_space(supernet: Supernet, space: SearchSpace) -> SearchSpace:
-    """The same choices, layer by layer and at full depth, with every block that the family can skip skippable."""
+    """The same choices per layer at full depth, plus skipping every block that the family can skip."""
     arguments = space.arguments()
     for block in supernet.family.skippable:
         width = BLOCKS[block][0]
@@ -120,48 +121,48 @@ def fully_skippable_space(supernet: Supernet, space: SearchSpace) -> SearchSpace
 
 
 def layer_of(block: Block) -> int | None:
-    """The parent layer that a replacement concerns; None for the embeddings."""
+    """The parent layer of a replacement; None for the embeddings."""
     return int(block.layer) if block.layer.isdigit() else None
 
 
 def describe_change(block: Block) -> tuple[str, str]:
-    """What a replacement concerns (a block of a layer, the whole layer, the embeddings), and it in words."""
+    """The replaced block (of a layer, the layer itself, or the embeddings), and the replacement as text."""
     field = block.name.partition(".")[0]
-    parts = {**BLOCKS, "embedding": ("embedding_rank",)}
-    name = next((name for name, of_block in parts.items() if field in of_block), "layer")
+    fields_of_block = {**BLOCKS, "embedding": ("embedding_rank",)}
+    name = next((name for name, names in fields_of_block.items() if field in names), "layer")
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 
 
 def timing_group(space: SearchSpace, block: Block) -> tuple[int, str, object]:
-    """What replacements have in common that take the same time: the stack and the choice."""
+    """A key that replacements of equal latency share: stack, dimension, value."""
     layer = layer_of(block) or 0
     stack = next(number for number, layers in enumerate(space.stacks) if layer in layers)
     return stack, block.name.partition(".")[0], block.value
 
 
 def _saved_ms(
-    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, found: Sequence[Block]
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, candidates: Sequence[Block]
 ) -> dict[tuple[int, str, object], tuple[float, float]]:
-    """Kind of replacement -> milliseconds saved, and percent."""
-    first = {timing_group(space, block): block.subnet for block in reversed(found)}
+    """Timing group -> milliseconds saved, and percent."""
+    first = {timing_group(space, block): block.subnet for block in reversed(candidates)}
     timed = measure_subnets(run, context, supernet, [space.largest, *first.values()])
-    whole = timed[space.largest.key].latency_ms
-    saved = {kind: whole - timed[subnet.key].latency_ms for kind, subnet in first.items()}
-    return {kind: (ms, 100 * ms / whole) for kind, ms in saved.items()}
+    largest_ms = timed[space.largest.key].latency_ms
+    saved = {group: largest_ms - timed[subnet.key].latency_ms for group, subnet in first.items()}
+    return {group: (ms, 100 * ms / largest_ms) for group, ms in saved.items()}
 
 
 def _scored(
-    supernet: Supernet, examples: EvaluationSet, space: SearchSpace, found: Sequence[Block]
+    supernet: Supernet, examples: EvaluationSet, space: SearchSpace, candidates: Sequence[Block]
 ) -> list[tuple[float, float]]:
-    """Change of the loss and divergence of each replacement, from one pass over the examples each."""
+    """Change of the loss, and divergence, of each replacement, from one pass over the examples."""
     supernet.activate(space.largest)
-    whole = _outputs(supernet, examples)
+    reference = _outputs(supernet, examples)
     results = []
     with progress("sensitivity") as report:
-        for number, block in enumerate(found):
+        for number, block in enumerate(candidates):
             supernet.activate(block.subnet)
-            results.append(_loss_and_divergence(_outputs(supernet, examples), whole, examples))
-            report(number + 1, len(found), "")
+            results.append(_loss_and_divergence(_outputs(supernet, examples), reference, examples))
+            report(number + 1, len(candidates), "")
     supernet.activate(supernet.parent)
     return results
 
@@ -171,35 +172,33 @@ Outputs = list[tuple[float, list[LogitsAndLabels]]]
 
 
 def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
-    model, found = supernet.model, []
+    model, results = supernet.model, []
     with evaluation_mode(model):
         for batch in examples.batches:
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             outputs = model(**inputs)
-            found.append((outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)))
-    return found
+            results.append((outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)))
+    return results
 
 
-def _loss_and_divergence(ours: Outputs, whole: Outputs, examples: EvaluationSet) -> tuple[float, float]:
+def _loss_and_divergence(outputs: Outputs, reference: Outputs, examples: EvaluationSet) -> tuple[float, float]:
     """Mean over examples of the change in loss and of the divergence."""
-    weights = torch.tensor([len(rows) for rows in examples.rows], dtype=torch.float64)
-    losses = torch.tensor([mine - theirs for (mine, _), (theirs, _) in zip(ours, whole, strict=True)])
-    task = examples.task
-    apart = torch.stack(
-        [divergence(mine, theirs, task.activation, 1.0) for (_, mine), (_, theirs) in zip(ours, whole, strict=True)]
-    )
-    shares = weights / weights.sum()
-    return float(losses.double() @ shares), float(apart.double().cpu() @ shares)
+    sizes = torch.tensor([len(rows) for rows in examples.rows], dtype=torch.float64)
+    weights, activation = sizes / sizes.sum(), examples.task.activation
+    pairs = list(zip(outputs, reference, strict=True))
+    losses = torch.tensor([loss - reference_loss for (loss, _), (reference_loss, _) in pairs])
+    divergences = torch.stack([divergence(logits, others, activation, 1.0) for (_, logits), (_, others) in pairs])
+    return float(losses.double() @ weights), float(divergences.double().cpu() @ weights)
 
 
 def sensitivity_table(rows: Sequence[BlockReplacement]) -> Table:
-    """The table people read before opening a search."""
+    """The replacements as a table for the terminal."""
     from rich.table import Table
 
     table = Table("layer", "block", "replaced by", "loss", "divergence", "saved ms", "saved %", box=None)
     for row in rows:
-        figures = f"{row.loss_change:+.4f}", f"{row.divergence:.4f}", f"{row.saved_ms:.3g}", f"{row.saved_percent:.1f}"
-        table.add_row("–" if row.layer is None else str(row.layer), row.block, row.change, *figures)
+        values = f"{row.loss_change:+.4f}", f"{row.divergence:.4f}", f"{row.saved_ms:.3g}", f"{row.saved_percent:.1f}"
+        table.add_row("–" if row.layer is None else str(row.layer), row.block, row.change, *values)
     for column in table.columns[3:]:
         column.justify = "right"
     return table

@@ -47,15 +47,15 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
         evaluation and ``hypervolume``, one value per evaluation each.
     """
     recipe = run.recipe
-    told = {study_kind(s): [t for t in complete_trials(s) if "point" in t.user_attrs] for s in studies}
-    points = {name: [point_from_trial(trial, name) for trial in trials] for name, trials in told.items()}
-    known = [point for found in points.values() for point in found]
-    if not known:
+    trials_of = {study_kind(s): [t for t in complete_trials(s) if "point" in t.user_attrs] for s in studies}
+    points = {name: [point_from_trial(trial, name) for trial in trials] for name, trials in trials_of.items()}
+    evaluated = [point for of_study in points.values() for point in of_study]
+    if not evaluated:
         return {"reference": {}, "curves": []}
-    reference = reference_point(known, recipe.objectives)
-    corner = minimized_values([Point(known[0].subnet, reference)], recipe.objectives)[0]
+    reference = reference_point(evaluated, recipe.objectives)
+    corner = minimized_values([Point(evaluated[0].subnet, reference)], recipe.objectives)[0]
     curves = []
-    for name, trials in told.items():
+    for name, trials in trials_of.items():
         progress, volumes = SearchProgress(recipe, 0, HypervolumeReference(corner)), []
         for point in points[name]:
             progress.add(point)
