@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 
-from search_spaces.dimensions.attention import decode_pattern, encode_pattern
-from search_spaces.dimensions.bits import BITS
-from search_spaces.subnet import CATEGORICAL, GLOBAL_FIELDS, PER_LAYER, SubnetConfig
-
-CODES: Mapping[str, tuple[Callable[[str], int], Callable[[int], str]]] = {
-    "attention": (encode_pattern, decode_pattern),
-    "bits": (BITS.index, BITS.__getitem__),
-}
-"""Field whose values are names -> encoder from name to integer, decoder from integer to name."""
+from search_spaces.dimensions import DIMENSIONS, PER_LAYER, PER_SUBNET, WIDTH_OF
+from search_spaces.subnet import SubnetConfig
 
 
 @dataclass(frozen=True)
@@ -25,16 +18,14 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     Attributes:
         kept: Which layers of the parent stay (n, parent layers).
-        layer_values: Field of `PER_LAYER` -> its value in each layer of the parent (n, parent layers), 0 where the
-            layer is dropped; names are encoded as numbers (see `CODES`).
-        hidden_size: Channels of the residual stream (n,).
-        embedding_rank: Rank of the table of token embeddings in percent of break-even (n,).
+        layer_values: Per-layer dimension -> its value in each layer of the parent (n, parent layers), 0 where the
+            layer is dropped; names are encoded as integers (`Dimension.encode`).
+        subnet_values: Dimension of the subnetwork -> its values (n,).
     """
 
     kept: np.ndarray
     layer_values: Mapping[str, np.ndarray]
-    hidden_size: np.ndarray
-    embedding_rank: np.ndarray
+    subnet_values: Mapping[str, np.ndarray]
 
     @classmethod
     def from_subnets(cls, subnets: Sequence[SubnetConfig], num_layers: int) -> SubnetBatch:
@@ -45,12 +36,11 @@ class SubnetBatch(Sequence[SubnetConfig]):
         columns = np.array([layer for subnet in subnets for layer in subnet.layers], dtype=int)
         kept = np.zeros((len(subnets), num_layers), dtype=bool)
         kept[rows, columns] = True
-        layer_values = {field: np.zeros(kept.shape, dtype=np.int64) for field in PER_LAYER}
-        for field, values in layer_values.items():
-            flat = [value for subnet in subnets for value in getattr(subnet, field)]
-            values[rows, columns] = list(map(CODES[field][0], flat)) if field in CATEGORICAL else flat
-        global_values = (np.array([getattr(s, name) for s in subnets], dtype=np.int64) for name in GLOBAL_FIELDS)
-        return cls(kept, layer_values, *global_values)
+        layer_values = {name: np.zeros(kept.shape, dtype=np.int64) for name in PER_LAYER}
+        for name, values in layer_values.items():
+            flat = [value for subnet in subnets for value in getattr(subnet, name)]
+            values[rows, columns] = _encoded(name, flat)
+        return cls(kept, layer_values, {n: _encoded(n, [getattr(s, n) for s in subnets]) for n in PER_SUBNET})
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -63,27 +53,39 @@ class SubnetBatch(Sequence[SubnetConfig]):
 
     def __getitem__(self, index: int | slice) -> SubnetConfig | SubnetBatch:
         if isinstance(index, slice):
-            values = {field: column[index] for field, column in self.layer_values.items()}
-            return SubnetBatch(self.kept[index], values, self.hidden_size[index], self.embedding_rank[index])
+            columns = (
+                {n: values[index] for n, values in of.items()} for of in (self.layer_values, self.subnet_values)
+            )
+            return SubnetBatch(self.kept[index], *columns)
         layers = np.flatnonzero(self.kept[index])
         fields: dict[str, Any] = {
-            name: tuple(column[index, layers].tolist()) for name, column in self.layer_values.items()
+            name: tuple(map(DIMENSIONS[name].decode, column[index, layers].tolist()))
+            for name, column in self.layer_values.items()
         }
-        fields |= {name: tuple(map(CODES[name][1], fields[name])) for name in CATEGORICAL}
-        fields |= {name: int(getattr(self, name)[index]) for name in GLOBAL_FIELDS}
+        fields |= {name: DIMENSIONS[name].decode(int(values[index])) for name, values in self.subnet_values.items()}
         return SubnetConfig(tuple(layers.tolist()), **fields)
 
     def __iter__(self) -> Iterator[SubnetConfig]:
         return (self[index] for index in range(len(self)))
 
-    def category_index(self, field: str, names: Sequence[str]) -> np.ndarray:
-        """Index of a field's value among ``names``, from 1 (n, parent layers); 0 where the layer has no value."""
-        codes = np.array([CODES[field][0](name) for name in names])
-        has_value = self.layer_values["num_attention_heads"] > 0 if field == "attention" else self.kept
-        return np.where(has_value, 1 + (self.layer_values[field][..., None] == codes).argmax(axis=-1), 0)
+    def category_index(self, name: str, choices: Sequence[str]) -> np.ndarray:
+        """Index of a dimension's value among ``choices``, from 1 (n, parent layers); 0 where a layer has no value."""
+        codes = _encoded(name, choices)
+        has_value = self.layer_values[WIDTH_OF[name]] > 0 if name in WIDTH_OF else self.kept
+        return np.where(has_value, 1 + (self.layer_values[name][..., None] == codes).argmax(axis=-1), 0)
 
     def row_keys(self) -> list[bytes]:
         """One key per subnetwork; equal subnetworks have equal keys, different ones do not."""
-        columns = [self.kept, *self.layer_values.values(), *(getattr(self, name)[:, None] for name in GLOBAL_FIELDS)]
+        columns = [
+            self.kept,
+            *self.layer_values.values(),
+            *(values[:, None] for values in self.subnet_values.values()),
+        ]
         rows = np.concatenate(columns, axis=1).astype(np.int64)
         return [row.tobytes() for row in rows]
+
+
+def _encoded(name: str, values: Sequence[Any]) -> np.ndarray:
+    """Values of a dimension as integers (n,)."""
+    encode = DIMENSIONS[name].encode
+    return np.array([encode(v) for v in values] if DIMENSIONS[name].is_categorical else values, dtype=np.int64)

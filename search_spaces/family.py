@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from search_spaces.dimensions import DIMENSIONS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -157,11 +159,7 @@ class Family:
     @property
     def dimensions(self) -> list[str]:
         """Recipe keys of the dimensions that may vary."""
-        keys = ["num_hidden_layers"] + ["num_decoder_layers"] * (len(self.stacks) > 1) + ["num_attention_heads"]
-        keys += ["num_key_value_heads"] * ("kv_heads" in self.axes) + ["intermediate_size"]
-        keys += ["hidden_size"] * (not self.hidden_fixed_reason) + ["attention_rank", "mlp_rank"]
-        keys += ["embedding_rank"] * bool(self.embedding) + ["bits"]
-        return keys + ["attention"] * all(stack.attention_module for stack in self.stacks)
+        return [name for name, dimension in DIMENSIONS.items() if dimension.varies_in(self)]
 
     @property
     def skippable(self) -> list[str]:

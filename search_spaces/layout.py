@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_SUBNET
 from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.dimensions.ranks import FULL_RANK
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Family, RunsOn, Skip, Stack
 from search_spaces.inputs import Inputs
 from search_spaces.shapes import Shapes
 from search_spaces.space import SearchSpace
-from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS, RANK_FIELDS, SubnetConfig
+from search_spaces.subnet import NUMERIC, SubnetConfig
 from search_spaces.validation import check_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+OUTSIDE = tuple(name for name, dimension in DIMENSIONS.items() if "head_biases" in dimension.axes)
+"""Dimensions of layers on which the size of a module outside the layers depends, by their largest value."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Layout:
             InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``, or an encoder
                 and its decoder differ in them.
         """
-        of_stack = [self._parent_size("num_attention_heads", number) for number in range(len(self.depths))]
+        of_stack = [DIMENSIONS["num_attention_heads"].parent_value(self, number) for number in range(len(self.depths))]
         hidden, heads = self.sizes.hidden_size, of_stack[0]
         head_dim = getattr(self.sizes, "head_dim", None) if self.family.head_dim_in_config else None
         if head_dim is None and hidden % heads:
@@ -105,36 +109,16 @@ class Layout:
 
     @cached_property
     def parent_values(self) -> tuple[dict[str, int], ...]:
-        """Values of a layer of each stack of the parent: field -> value."""
-        fields = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
-        ranks = dict.fromkeys(RANK_FIELDS, FULL_RANK)
-        return tuple({f: self._parent_size(f, k) for f in fields} | ranks for k in range(len(self.depths)))
+        """Dimension whose values are numbers -> the parent's value in each stack."""
+        names = (*NUMERIC, *PER_SUBNET)
+        return tuple({n: DIMENSIONS[n].parent_value(self, k) for n in names} for k in range(len(self.depths)))
 
     @cached_property
     def parent(self) -> SubnetConfig:
         """The parent as a subnetwork."""
         layers = [full for depth, full in zip(self.depths, self.parent_values, strict=True) for _ in range(depth)]
-
-        def values(field: str) -> tuple[int, ...]:
-            return tuple(full[field] for full in layers)
-
-        return SubnetConfig(
-            layers=tuple(range(len(layers))),
-            num_attention_heads=values("num_attention_heads"),
-            intermediate_size=values("intermediate_size"),
-            hidden_size=self.parent_values[0]["hidden_size"],
-            num_key_value_heads=values("num_key_value_heads"),
-        )
-
-    def _parent_size(self, field: str, stack: int) -> int:
-        if field == "num_key_value_heads" and "kv_heads" not in self.family.axes:
-            field = "num_attention_heads"
-        value: Any = getattr(self.sizes, self.family.names_in_config(field)[stack], None)
-        if field == "intermediate_size" and self.family.ffn_from_ratio is not None:
-            value = self.family.ffn_from_ratio(self.sizes, self.sizes.hidden_size, value)
-        if value is None:  # GPT-2's n_inner
-            value = 4 * self.sizes.hidden_size
-        return int(value)
+        values: dict[str, Any] = {name: tuple(full[name] for full in layers) for name in NUMERIC}
+        return SubnetConfig(range(len(layers)), **values, **{name: layers[0][name] for name in PER_SUBNET})
 
     # -- layers and their modules -------------------------------------------------------------------------------------
 
@@ -228,7 +212,7 @@ class Layout:
 
     def is_skipped(self, subnet: SubnetConfig, position: int, location: ParameterLocation) -> bool:
         """Whether a kept layer skips the block that a module belongs to."""
-        if subnet.num_attention_heads[position] and subnet.intermediate_size[position]:
+        if all(getattr(subnet, width)[position] for width, *_ in BLOCKS.values()):
             return False
         assert location.stack is not None
         return is_under(location.path, self.skips(location.stack, subnet.layer_values(position)))
@@ -239,9 +223,8 @@ class Layout:
 
     def outside_values(self, subnet: SubnetConfig) -> dict[str, int]:
         """Values outside the layers: a module that all layers share has the size that the widest of them needs."""
-        heads = max(subnet.num_attention_heads)
-        global_values = {name: getattr(subnet, name) for name in GLOBAL_FIELDS}
-        return {**self.parent_values[0], "num_attention_heads": heads, **global_values}
+        widest = {name: max(getattr(subnet, name)) for name in OUTSIDE}
+        return {**self.parent_values[0], **widest, **{name: getattr(subnet, name) for name in PER_SUBNET}}
 
     def ties_embedding(self, task: str) -> bool:
         """Whether the output head of a task shares the table of token embeddings."""

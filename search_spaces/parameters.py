@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.batch import CODES, SubnetBatch
-from search_spaces.dimensions.ranks import FULL_RANK
-from search_spaces.subnet import BLOCKS, CATEGORICAL, GLOBAL_FIELDS, PER_LAYER, RANK_FIELDS, SubnetConfig
+from search_spaces.batch import SubnetBatch
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET
+from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
     from search_spaces.space import SearchSpace
-
-FIXED = {
-    "layers": (True,),
-    "embedding_rank": (FULL_RANK,),
-    **{name: (default,) for name, default in CATEGORICAL.items()},
-}
-"""Field that a space may have no choices of -> its only value then."""
 
 
 class Parameters(Mapping[str, tuple[Any, ...]]):
@@ -38,13 +31,15 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        choices: dict[str, tuple[Any, ...]] = {name: space.choices[name] for name in space.global_fields}
+        choices: dict[str, tuple[Any, ...]] = {name: space.choices[name] for name in space.subnet_fields}
         if space.scope == "uniform":
-            choices |= {name: space.choices[name] for name in (*space.depth_names, *space.fields)}
+            choices |= {name: space.choices[name] for name in (*space.depth_names, *space.layer_fields)}
         else:
             for name, stack in zip(space.depth_names, space.stacks, strict=True):
                 choices |= {f"layers.{i}": (False, True) for i in stack if space.choices[name] != (len(stack),)}
-            choices |= {f"{field}.{i}": space.choices[field] for field in space.fields for i in space.parent.layers}
+            choices |= {
+                f"{field}.{i}": space.choices[field] for field in space.layer_fields for i in space.parent.layers
+            }
         self._searched = {name: values for name, values in choices.items() if len(values) > 1}
         self._columns = {name: column for column, name in enumerate(self._searched)}
 
@@ -86,14 +81,14 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
     def from_subnet(self, subnet: SubnetConfig) -> dict[str, Any]:
         """Parameter values of a subnetwork; a dropped layer gets its largest values."""
         space = self.space
-        values: dict[str, Any] = {name: getattr(subnet, name) for name in GLOBAL_FIELDS}
+        values: dict[str, Any] = {name: getattr(subnet, name) for name in PER_SUBNET}
         if space.scope == "uniform":
             values |= dict(zip(space.depth_names, space.stack_depths(subnet), strict=True))
-            values |= {field: getattr(subnet, field)[0] for field in space.fields}
+            values |= {field: getattr(subnet, field)[0] for field in space.layer_fields}
         else:
             position = {layer: k for k, layer in enumerate(subnet.layers)}
             values |= {f"layers.{i}": i in position for i in space.parent.layers}
-            for field in space.fields:
+            for field in space.layer_fields:
                 choices = space.choices[field]
                 for i in space.parent.layers:
                     value = getattr(subnet, field)[position[i]] if i in position else choices[-1]
@@ -115,13 +110,16 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         """
         kept = self._kept_layers(vectors)
         layer_values = {field: values * kept for field, values in self._layer_values(vectors).items()}
-        return SubnetBatch(kept, layer_values, *(self._values_of(vectors, name) for name in GLOBAL_FIELDS))
+        return SubnetBatch(kept, layer_values, {name: self._values_of(vectors, name) for name in PER_SUBNET})
 
     def _values_of(self, vectors: np.ndarray, name: str) -> np.ndarray:
         """Values (n,) of a parameter, or the only value of a fixed field; names are encoded as integers."""
         field = name.partition(".")[0]
-        values = self._searched.get(name) or {**FIXED, **self.space.choices}[field][:1]
-        numbers = np.array([CODES[field][0](value) for value in values] if field in CATEGORICAL else values)
+        if field == "layers":
+            numbers = np.array(self._searched.get(name, (True,)))
+        else:
+            values = self._searched.get(name) or self.space.choices_of(field)[:1]
+            numbers = np.array([DIMENSIONS[field].encode(value) for value in values])
         column = self._columns.get(name)
         return np.full(len(vectors), numbers[0]) if column is None else numbers[vectors[:, column]]
 
@@ -144,24 +142,31 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
 
     def _layer_values(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
         """Field -> its value in each layer (n, parent layers), whether the layer stays or not."""
-        choices, layers, values = self.space.choices, self.space.parent.layers, {}
+        choices, layers, values = self.space.choices, self.space.parent.layers, dict[str, np.ndarray]()
         for field in PER_LAYER:
             names = [field if self.space.scope == "uniform" else f"{field}.{layer}" for layer in layers]
             values[field] = np.stack([self._values_of(vectors, name) for name in names], axis=1)
-        heads = values["num_attention_heads"]
-        rows, columns = (np.searchsorted(choices[f], values[f]) for f in BLOCKS["attention"][:2])
-        values["num_key_value_heads"] = self._nearest_groups[rows, columns]
-        values["attention"] *= heads > 0
-        narrowest = min(width for width in choices["intermediate_size"] if width)
-        empty = (heads == 0) & (values["intermediate_size"] == 0)
-        values["intermediate_size"] = np.where(empty, narrowest, values["intermediate_size"])
-        return values | {rank: values[rank] * (values[width] > 0) for rank, width in RANK_FIELDS.items()}
+        *_, last = widths = [names[0] for names in BLOCKS.values()]
+        has_block = np.any([values[width] for width in widths], axis=0)
+        values[last] = np.where(has_block, values[last], min(width for width in choices[last] if width))
+        for width, *others in BLOCKS.values():
+            rows = np.searchsorted(choices[width], values[width])
+            for field in others:
+                codes, repaired = self._repaired[field]
+                values[field] = repaired[rows, np.searchsorted(codes, values[field])]
+        return values
 
     @cached_property
-    def _nearest_groups(self) -> np.ndarray:
-        """Key and value heads to use for each choice of attention heads (rows) and of key-value heads (columns)."""
-        heads, groups = (self.space.choices[field] for field in BLOCKS["attention"][:2])
-        return np.array([[self.space.nearest_groups(h, g) for g in groups] for h in heads])
+    def _repaired(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Dimension of a block -> its codes, ascending, and what each becomes (columns) beside each width (rows)."""
+        tables = {}
+        for width, *others in BLOCKS.values():
+            for dimension in (DIMENSIONS[field] for field in others):
+                choices = sorted(self.space.choices_of(dimension.name), key=dimension.encode)
+                rows = [[dimension.repaired(c, w, self.space) for c in choices] for w in self.space.choices[width]]
+                codes = np.array([dimension.encode(choice) for choice in choices])
+                tables[dimension.name] = codes, np.array([[dimension.encode(c) for c in row] for row in rows])
+        return tables
 
     # -- features -----------------------------------------------------------------------------------------------------
 
@@ -169,18 +174,18 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         """Subnetworks as features of a surrogate, all in [0, 1].
 
         Returns:
-            (n, k x parent layers + m): whether each layer stays; then the k - 1 `fields` of the space for each layer,
-            0 where it is dropped; then the m `global_fields`.
+            (n, k x parent layers + m): whether each layer stays; then the k - 1 `layer_fields` of the space for each
+            layer, 0 where it is dropped; then the m `subnet_fields`.
         """
         space = self.space
         batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
-        layers = [self._scaled(batch, field) for field in space.fields]
-        rest = [getattr(batch, name)[:, None] / getattr(space.parent, name) for name in space.global_fields]
+        layers = [self._scaled(batch, field) for field in space.layer_fields]
+        rest = [batch.subnet_values[name][:, None] / getattr(space.parent, name) for name in space.subnet_fields]
         return np.concatenate([batch.kept, *layers, *rest], axis=1)
 
     def _scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
         """Values of a field (n, parent layers) over the parent's; of names, the index over the number of choices."""
-        if field in CATEGORICAL:
+        if DIMENSIONS[field].is_categorical:
             choices = self.space.choices[field]
             return batch.category_index(field, choices) / len(choices)
         return batch.layer_values[field] / max(getattr(self.space.parent, field))

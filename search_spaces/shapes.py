@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from search_spaces.dimension import Rank
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.dimensions.bits import FULL_PRECISION, StoredTensor, stored_weight
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes, Axis, Family
@@ -21,22 +23,11 @@ Shape = tuple[int, ...]
 Rows = slice | np.ndarray
 """Active entries along one dimension of a weight: a prefix, or indices."""
 
-FIELD_OF_AXIS: dict[str, str] = {
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "cross_heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "qkv_heads": "num_attention_heads",
-    "head_biases": "num_attention_heads",
-    "ffn": "intermediate_size",
-}
-"""Axis -> the field of a subnetwork that gives its active size."""
+FIELD_OF_AXIS = {axis: name for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
+"""Axis -> the dimension that gives its active size."""
 
-RANK_OF_AXIS: dict[str, str] = {
-    **dict.fromkeys(("heads", "cross_heads", "kv_heads", "qkv_heads"), "attention_rank"),
-    "ffn": "mlp_rank",
-}
-"""Axis -> the field of a subnetwork that gives the rank of a linear layer with this axis."""
+RANK_OF_AXIS = {axis: n for n, one in DIMENSIONS.items() if isinstance(one, Rank) for axis in one.factorized_axes}
+"""Axis -> the dimension that gives the rank of a linear layer with this axis."""
 
 FACTOR_NAMES = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
 """Parameter of a linear layer -> the parameters that replace it in two low-rank factors."""
@@ -168,7 +159,7 @@ class Shapes:
         Args:
             location: Where the module lies.
             shapes: Name in the module -> shape, from `tensor_shapes`.
-            bits: The dtype, one of `search_spaces.dimensions.bits.BITS`.
+            bits: The dtype, one of `search_spaces.dimensions.bits.DTYPES`.
 
         Returns:
             Name in the module -> tensor; empty where the dtype is the parent's.

@@ -4,161 +4,147 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from search_spaces.dimensions.attention import FULL, AttentionPattern
-from search_spaces.dimensions.bits import FULL_PRECISION, check_bits
-from search_spaces.dimensions.ranks import FULL_RANK
-from search_spaces.errors import InputError
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET, WIDTH_OF
+from search_spaces.errors import InputError, did_you_mean
 
-BLOCKS: dict[str, tuple[str, ...]] = {
-    "attention": ("num_attention_heads", "num_key_value_heads", "attention_rank", "attention"),
-    "mlp": ("intermediate_size", "mlp_rank"),
-}
-"""Block of a layer -> its fields, named as in Hugging Face configs. The first is its width; where that is 0, the block
-is skipped and the other numbers are 0 too."""
-
-PER_LAYER = (*(field for fields in BLOCKS.values() for field in fields), "bits")
-"""Fields that hold one value per kept layer."""
-
-CATEGORICAL = {"attention": FULL, "bits": FULL_PRECISION}
-"""Per-layer fields whose values are names -> the name that changes nothing."""
-
-NUMERIC = tuple(field for field in PER_LAYER if field not in CATEGORICAL)
-"""Per-layer fields whose values are numbers."""
-
-RANK_FIELDS = {"attention_rank": "num_attention_heads", "mlp_rank": "intermediate_size"}
-"""Field of the rank of a block's linear layers -> field of the block's width."""
-
-GLOBAL_FIELDS = ("hidden_size", "embedding_rank")
-"""Fields that hold one value for the subnetwork."""
+FIELDS = tuple(name for name in DIMENSIONS if name in (*PER_LAYER, *PER_SUBNET))
+"""Dimensions that are attributes of a subnetwork; those with a default last."""
+REQUIRED = tuple(n for n in FIELDS if DIMENSIONS[n].neutral is None and not DIMENSIONS[n].depends_on)
+NUMERIC = tuple(name for name in PER_LAYER if not DIMENSIONS[name].is_categorical)
+"""Per-layer dimensions whose values are numbers."""
 
 
-@dataclass(frozen=True)
+SIZES = tuple(name for name in PER_SUBNET if DIMENSIONS[name].axes)
+"""Dimensions of the subnetwork that are sizes of weights."""
+
+
 class SubnetConfig:
-    """One subnetwork: which layers of the parent stay, and the values of each layer.
+    """One subnetwork: which layers of the parent stay, and a value of every dimension. Immutable and hashable.
 
-    Layers of an encoder-decoder are numbered encoder first, then decoder. In a decoder layer, ``num_attention_heads``
-    is the number of heads of both self-attention and cross-attention.
+    It has an attribute for each dimension of `search_spaces.dimensions`: a tuple with one value per kept layer, or one
+    value for the subnetwork. Layers of an encoder-decoder are numbered encoder first, then decoder.
+
+    Args:
+        layers: Indices of the kept parent layers, ascending.
+        required: Values of the dimensions without a default: attention heads, feed-forward neurons (0 where a layer
+            skips the block) and the hidden size.
+        values: The same by name, and those of any other dimension; by default such a dimension changes nothing.
 
     Attributes:
         layers: Indices of the kept parent layers, ascending.
-        num_attention_heads: Attention heads of each kept layer, 0 where its attention is skipped.
-        intermediate_size: Feed-forward neurons of each kept layer, 0 where its feed-forward block is skipped.
-        hidden_size: Channels of the residual stream.
-        num_key_value_heads: Key and value heads of each kept layer; by default as many as attention heads.
-        attention_rank: Rank of the linear layers in each kept layer's attention, in percent of the break-even rank,
-            out * in / (out + in), at which two factors have as many weights as one matrix; by default `FULL_RANK`.
-        mlp_rank: The same for its feed-forward block.
-        attention: Attention pattern of each kept layer (see `AttentionPattern`); ``full`` by default and where the
-            attention is skipped.
-        bits: Dtype of the weights (and activations) of the linear layers of each kept layer, one of
-            `search_spaces.dimensions.bits.BITS`; by default the parent's.
-        embedding_rank: Rank of the table of token embeddings, in percent of the break-even rank,
-            vocabulary * channels / (vocabulary + channels); by default `FULL_RANK`.
 
     Raises:
-        InputError: If the lengths differ, a layer repeats or has neither block, key and value heads do not divide the
-            attention heads, a rank is not between 1 and `FULL_RANK`, an attention pattern or dtype is unknown, or no
-            layer is kept.
+        InputError: If a dimension is unknown, the lengths differ, a layer repeats or has neither block, a value is
+            impossible or does not fit the others, or no layer is kept.
     """
 
     layers: tuple[int, ...]
-    num_attention_heads: tuple[int, ...]
-    intermediate_size: tuple[int, ...]
-    hidden_size: int
-    num_key_value_heads: tuple[int, ...] = ()
-    attention_rank: tuple[int, ...] = ()
-    mlp_rank: tuple[int, ...] = ()
-    attention: tuple[str, ...] = ()
-    bits: tuple[str, ...] = ()
-    embedding_rank: int = FULL_RANK
 
-    def __post_init__(self) -> None:
-        if not self.num_key_value_heads:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        for rank, width in RANK_FIELDS.items():
-            sizes = getattr(self, width)
-            ranks = getattr(self, rank) or (FULL_RANK,) * len(sizes)
-            if len(ranks) == len(sizes):
-                ranks = tuple(percent if size else 0 for percent, size in zip(ranks, sizes, strict=True))
-            object.__setattr__(self, rank, ranks)
-        patterns = map(AttentionPattern.parse, self.attention or (FULL,) * len(self.layers))
-        object.__setattr__(self, "attention", tuple(FULL if p is None else str(p) for p in patterns))
-        object.__setattr__(self, "bits", tuple(map(check_bits, self.bits or (FULL_PRECISION,) * len(self.layers))))
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise InputError(f"`layers` must be ascending and not empty, but got {list(self.layers)}.")
-        if self.hidden_size < 1:
-            raise InputError(f"`hidden_size` must be at least 1, but got {self.hidden_size}.")
-        for field in PER_LAYER:
-            values = getattr(self, field)
-            if len(values) != len(self.layers) or (field in NUMERIC and min(values) < 0):
-                raise InputError(
-                    f"`{field}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, "
-                    f"but got {list(values)}."
-                )
-        patterns_and_heads = zip(self.attention, self.num_attention_heads, strict=True)
-        object.__setattr__(self, "attention", tuple(text if heads else FULL for text, heads in patterns_and_heads))
-        self._check_layers()
+    def __init__(self, layers: Sequence[int], *required: Any, **values: Any) -> None:
+        given = {**dict(zip(REQUIRED, required, strict=False)), **values}
+        if len(required) > len(REQUIRED) or any(name not in given for name in REQUIRED):
+            raise InputError(f"a subnetwork must have `layers` and values of {', '.join(REQUIRED)}, but got {given}.")
+        if unknown := [name for name in given if name not in FIELDS]:
+            raise InputError(f"`{unknown[0]}` is no dimension of a subnetwork; {did_you_mean(unknown[0], FIELDS)}")
+        self.__dict__["layers"] = tuple(layers)
+        if not layers or list(layers) != sorted(set(layers)):
+            raise InputError(f"`layers` must be ascending and not empty, but got {list(layers)}.")
+        for name in FIELDS:
+            self.__dict__[name] = self._value(name, given.get(name, ()))
+        self._check()
 
-    def _check_layers(self) -> None:
-        columns = self.layers, self.num_attention_heads, self.num_key_value_heads, self.intermediate_size
-        for layer, heads, groups, width in zip(*columns, strict=True):
-            if not heads and not width:
+    def _value(self, name: str, given: Any) -> Any:
+        """The value of a dimension, or those of its layers."""
+        dimension = DIMENSIONS[name]
+        default = dimension.default(self.__dict__)
+        if name in PER_SUBNET:
+            return dimension.parse(default if given == () else given)
+        values = given if given != () else default
+        values = (values,) * len(self.layers) if values == dimension.neutral else tuple(values)
+        values = tuple(map(dimension.parse, values))
+        if len(values) != len(self.layers) or (name in NUMERIC and min(values) < 0):
+            raise InputError(
+                f"`{name}` must hold one value for each of the {len(self.layers)} kept layers, none below 0, but got "
+                f"{list(values)}."
+            )
+        if name in WIDTH_OF and dimension.neutral is not None:
+            widths = getattr(self, WIDTH_OF[name])
+            values = tuple(v if width else dimension.if_skipped for v, width in zip(values, widths, strict=True))
+        return values
+
+    def _check(self) -> None:
+        for name in PER_SUBNET:
+            DIMENSIONS[name].check("the subnetwork", self.__dict__)
+        for position, layer in enumerate(self.layers):
+            values = self._at(position)
+            if not any(values[names[0]] for names in BLOCKS.values()):
                 raise InputError(
                     f"a layer must keep its attention or its feed-forward block, but {layer} has neither."
                 )
-            if not is_grouping(heads, groups):
-                raise InputError(
-                    f"`num_key_value_heads` must divide `num_attention_heads`, but layer {layer} has {groups} and "
-                    f"{heads}."
-                )
-        ranks_of = {"embedding_rank": [self.embedding_rank]}
-        for rank, name in RANK_FIELDS.items():
-            ranks_of[rank] = [n for n, size in zip(getattr(self, rank), getattr(self, name), strict=True) if size]
-        for rank, ranks in ranks_of.items():
-            if any(not 1 <= percent <= FULL_RANK for percent in ranks):
-                raise InputError(
-                    f"`{rank}` must lie between 1 and {FULL_RANK} percent of break-even, but got {ranks}."
-                )
+            for name in PER_LAYER:
+                is_skipped = name in WIDTH_OF and not values[WIDTH_OF[name]]
+                if not (is_skipped and values[name] == DIMENSIONS[name].if_skipped):
+                    DIMENSIONS[name].check(f"layer {layer}", values)
+
+    def _at(self, position: int) -> dict[str, Any]:
+        """Per-layer dimension -> value of the kept layer at a position of ``layers``."""
+        return {name: self.__dict__[name][position] for name in PER_LAYER}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a subnetwork is immutable, but `{name}` was to be set; make another one")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SubnetConfig) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    @property
+    def _values(self) -> tuple[Any, ...]:
+        return (self.layers, *(self.__dict__[name] for name in FIELDS))
+
+    def __repr__(self) -> str:
+        return f"SubnetConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
     @classmethod
-    def uniform(
-        cls,
-        layers: tuple[int, ...],
-        *,
-        num_attention_heads: int,
-        intermediate_size: int,
-        hidden_size: int,
-        num_key_value_heads: int | None = None,
-        embedding_rank: int = FULL_RANK,
-        **others: Any,
-    ) -> SubnetConfig:
-        """The subnetwork whose kept layers all have these values; ``others`` are more fields of `PER_LAYER`."""
-        n = len(layers)
-        groups = num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        widths = (num_attention_heads,) * n, (intermediate_size,) * n, hidden_size, (groups,) * n
-        further: dict[str, Any] = {field: (value,) * n for field, value in others.items()}
-        return cls(tuple(sorted(layers)), *widths, **further, embedding_rank=embedding_rank)
+    def uniform(cls, layers: Sequence[int], **values: Any) -> SubnetConfig:
+        """The subnetwork whose kept layers all have these values; see the class for those that may be left out."""
+        per_layer = {name: (value,) * len(layers) for name, value in values.items() if name in PER_LAYER}
+        return cls(tuple(sorted(layers)), **{**values, **per_layer})
+
+    def with_values(self, **values: Any) -> SubnetConfig:
+        """The same subnetwork with other ``layers`` or values of dimensions."""
+        return SubnetConfig(**{**dict(zip(("layers", *FIELDS), self._values, strict=True)), **values})
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SubnetConfig:
+    def from_dict(cls, data: Mapping[str, Any]) -> SubnetConfig:
         """The subnetwork of a dict from `to_dict`."""
-        lists: dict[str, Any] = {
-            name: tuple(int(v) for v in data[name]) for name in ("layers", *NUMERIC) if name in data
-        }
-        names: dict[str, Any] = {name: tuple(data.get(name, ())) for name in CATEGORICAL}
-        global_values: dict[str, Any] = {name: int(data[name]) for name in GLOBAL_FIELDS if name in data}
-        return cls(**global_values, **lists, **names)
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name in FIELDS}
+        return cls(tuple(map(int, data["layers"])), **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists for JSON; ranks, attention and bits only where they are not the default."""
-        defaults = [rank for rank in RANK_FIELDS if set(getattr(self, rank)) <= {0, FULL_RANK}]
-        defaults += [name for name, default in CATEGORICAL.items() if set(getattr(self, name)) == {default}]
-        defaults += ["embedding_rank"] * (self.embedding_rank == FULL_RANK)
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items() if n not in defaults}
+        """Plain numbers, names and lists for JSON; dimensions with a default only where they differ from it."""
+        shown = {name: self.__dict__[name] for name in FIELDS if not self._is_neutral(name)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in {"layers": self.layers, **shown}.items()}
+
+    def _is_neutral(self, name: str) -> bool:
+        """Whether a dimension changes nothing."""
+        dimension, value = DIMENSIONS[name], self.__dict__[name]
+        if dimension.neutral is None:
+            return False
+        values = {value} if name in PER_SUBNET else set(value)
+        return values <= {dimension.neutral, dimension.if_skipped}
+
+    def changes(self, name: str) -> bool:
+        """Whether a dimension with a neutral value has another one somewhere."""
+        return DIMENSIONS[name].neutral is not None and not self._is_neutral(name)
 
     @cached_property
     def key(self) -> str:
@@ -171,40 +157,27 @@ class SubnetConfig:
         return len(self.layers)
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether a layer has sparse attention."""
-        return any(pattern != FULL for pattern in self.attention)
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether a layer has another dtype than the parent."""
-        return any(bits != FULL_PRECISION for bits in self.bits)
-
-    @property
     def is_uniform(self) -> bool:
         """Whether all kept layers have the same values."""
-        return all(len(set(getattr(self, field))) == 1 for field in PER_LAYER)
+        return all(len(set(self.__dict__[name])) == 1 for name in PER_LAYER)
 
     def layer_values(self, position: int) -> dict[str, int]:
-        """Numeric values of the kept layer at a position of ``layers``: field -> value, with ``hidden_size``."""
-        return {**{field: getattr(self, field)[position] for field in NUMERIC}, "hidden_size": self.hidden_size}
+        """Numeric values of the kept layer at a position of ``layers``, and the sizes of the subnetwork."""
+        return {n: self.__dict__[n][position] for n in NUMERIC} | {n: self.__dict__[n] for n in SIZES}
+
+    def all_values(self, position: int) -> dict[str, Any]:
+        """Dimension -> value of the kept layer at a position of ``layers``, or of the subnetwork."""
+        return self._at(position) | {name: self.__dict__[name] for name in PER_SUBNET}
 
     @property
     def parts(self) -> dict[str, str]:
-        """Name -> text of each field; one value where all layers have the same."""
-        widths = {"heads": self.num_attention_heads, "ffn": self.intermediate_size}
-        if self.num_key_value_heads != self.num_attention_heads:
-            widths["kv heads"] = self.num_key_value_heads
-        given = self.to_dict()
-        widths |= {f"{rank.replace('_', ' ')} %": getattr(self, rank) for rank in RANK_FIELDS if rank in given}
-        alike = {name: str(v[0]) if len(set(v)) == 1 else ",".join(map(str, v)) for name, v in widths.items()}
-        for name in (name for name in CATEGORICAL if name in given):
-            values = getattr(self, name)
-            alike[name] = values[0] if len(set(values)) == 1 else "; ".join(values)
-        alike["hidden"] = str(self.hidden_size)
-        if self.embedding_rank != FULL_RANK:
-            alike["embedding rank %"] = str(self.embedding_rank)
-        return {"layers": ",".join(map(str, self.layers)), **alike}
+        """Label -> text of each dimension; one value where all layers have the same."""
+        shown = [name for name in FIELDS if not self._is_neutral(name)]
+        shown = [n for n in shown if not (base := DIMENSIONS[n].depends_on) or getattr(self, n) != getattr(self, base)]
+        order = sorted((n for n in shown if n in PER_LAYER), key=lambda name: name not in REQUIRED)
+        texts = {DIMENSIONS[name].label: DIMENSIONS[name].text(self.__dict__[name]) for name in order}
+        texts |= {DIMENSIONS[n].label: DIMENSIONS[n].text((self.__dict__[n],)) for n in shown if n in PER_SUBNET}
+        return {"layers": ",".join(map(str, self.layers)), **texts}
 
     def _repr_html_(self) -> str:
         from search_spaces.svg import svg
@@ -213,8 +186,3 @@ class SubnetConfig:
 
     def __str__(self) -> str:
         return " · ".join(f"{name} {value}" for name, value in self.parts.items())
-
-
-def is_grouping(heads: int, groups: int) -> bool:
-    """Whether ``heads`` attention heads can share ``groups`` key and value heads; 0 heads need 0 groups."""
-    return heads % groups == 0 if heads and groups else heads == groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimensions.ranks import FULL_RANK
+from search_spaces.dimensions import DIMENSIONS, PER_SUBNET
 
 if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
@@ -17,19 +17,23 @@ ROW, BAR, GAP, LABEL = 20, 120, 14, 60
 def svg(subnet: SubnetConfig) -> str:
     """Bars of each kept layer, relative to the largest value of the field; a value of 0 is a skipped block.
 
-    Low-rank embeddings add one row with their rank.
+    A dimension of the subnetwork that changes something adds a row.
     """
     fields = {name: values for name, values in subnet.to_dict().items() if isinstance(values, list)}
-    layers, rank = fields.pop("layers"), subnet.embedding_rank
-    rows = len(layers) + 1 + (rank != FULL_RANK)
+    layers, changed = fields.pop("layers"), [name for name in PER_SUBNET if subnet.changes(name)]
+    rows = len(layers) + 1 + len(changed)
     width, height = LABEL + len(fields) * (BAR + GAP), ROW * rows + 6
     cells = [_text(0, row + 1, f"layer {layer}", "0.65") for row, layer in enumerate(layers)]
     for column, (name, values) in enumerate(fields.items()):
         x = LABEL + column * (BAR + GAP)
         cells.append(_text(x, 0, name, "0.65"))
         cells += [_cell(x, row + 1, value, values) for row, value in enumerate(values)]
-    if rank != FULL_RANK:
-        cells += [_text(0, rows - 1, "embedding", "0.65"), _cell(LABEL, rows - 1, rank, [FULL_RANK], f"rank {rank} %")]
+    for row, name in enumerate(changed, 1 + len(layers)):
+        title, text = DIMENSIONS[name].picture_row(getattr(subnet, name))
+        cells += [
+            _text(0, row, title, "0.65"),
+            _cell(LABEL, row, getattr(subnet, name), [DIMENSIONS[name].neutral], text),
+        ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="currentColor">{"".join(cells)}</svg>'

@@ -11,7 +11,8 @@ from conftest import TOYS
 
 from predictors.latency.features import feature_names, features
 from search_spaces import FAMILIES, InputError, Layout, SearchSpace, SubnetConfig
-from search_spaces.dimensions.attention import AttentionPattern, decode_pattern, encode_pattern, sorted_by_cost
+from search_spaces.dimension import Facts
+from search_spaces.dimensions.attention import ATTENTION, AttentionPattern, decode_pattern, encode_pattern
 from search_spaces.useful_choices import useful_choices
 from search_spaces.validation import check_subnet
 
@@ -57,7 +58,7 @@ def test_a_space_samples_counts_and_encodes_patterns(scope: str) -> None:
     space, rng = make_space(scope), Random(0)
     assert (
         space.choices["attention"]
-        == sorted_by_cost(("bigbird:16,1,1", "full", "local:8"))
+        == ATTENTION.sort(("bigbird:16,1,1", "full", "local:8"))
         == ("local:8", "bigbird:16,1,1", "full")
     )
     assert space.largest.attention[0] == "full" and space.smallest.attention[0] == "local:8"
@@ -88,12 +89,12 @@ def test_features_let_time_grow_with_the_heads_of_each_pattern() -> None:
 
 def test_patterns_slower_than_full_attention_are_dropped_with_a_reason() -> None:
     choices = {"scope": "uniform", "attention": ["full", "local:4", "local:16"], "hidden_size": None}
-    kept, (reason,) = useful_choices(choices, 63)
+    kept, (reason,) = useful_choices(choices, Facts(63))
     assert kept == {**choices, "attention": ["full", "local:4"]}
     assert "local:16 (faster from 64 tokens)" in reason and "local:4" not in reason and "63" in reason
-    assert useful_choices(choices, 64) == (choices, [])
-    assert useful_choices({**choices, "attention": ["local:16"]}, 8)[0]["attention"] == ["full"]
-    assert useful_choices({**choices, "attention": None}, 8) == ({**choices, "attention": None}, [])
+    assert useful_choices(choices, Facts(64)) == (choices, [])
+    assert useful_choices({**choices, "attention": ["local:16"]}, Facts(8))[0]["attention"] == ["full"]
+    assert useful_choices({**choices, "attention": None}, Facts(8)) == ({**choices, "attention": None}, [])
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "attention" not in family.dimensions])

@@ -30,10 +30,11 @@ from predictors.measurement import precision
 from predictors.measurement.onnx_export import write_onnx
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import InputError, SearchSpace, SubnetConfig
-from search_spaces.dimensions.bits import BITS, FULL_PRECISION, stored_weight
+from search_spaces.dimension import Facts
+from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION, stored_weight
 from search_spaces.useful_choices import useful_choices
 
-ROUNDED = [dtype for dtype in BITS if dtype != FULL_PRECISION]
+ROUNDED = [dtype for dtype in DTYPES if dtype != FULL_PRECISION]
 LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 7}
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -128,12 +129,11 @@ def test_bits_that_cannot_run_or_help_are_dropped(monkeypatch: pytest.MonkeyPatc
     assert "VNNI" in unsupported_reason("int8", Workload(runtime="onnxruntime"), costs)
     assert "no such kernels" in unsupported_reason("int8", Workload(runtime="openvino"), costs)
     assert "already" in unsupported_reason("int8", Workload(dtype="int8"), costs)
-    choices, reasons = useful_choices(
-        {"bits": ["float32", "int8", "bfloat16"]}, 64, {"bfloat16": "why", "int4-weight": "-"}
-    )
+    facts = Facts(64, unsupported_dtypes={"bfloat16": "why", "int4-weight": "-"})
+    choices, reasons = useful_choices({"bits": ["float32", "int8", "bfloat16"]}, facts)
     assert choices["bits"] == ["float32", "int8"] and reasons == ["bits bfloat16 dropped: why"]
     with pytest.raises(InputError, match="did you mean `int8`"):
-        useful_choices({"bits": ["int88"]}, 64)
+        useful_choices({"bits": ["int88"]}, facts)
 
 
 def test_old_subnetworks_keep_their_keys_and_bits_are_read_back() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -55,5 +54,5 @@ def test_a_subnetwork_shows_itself() -> None:
     picture = svg(subnet)
     assert picture.count("skipped") >= 1 and "layer 3" in picture and "num_attention_heads" in picture
     assert 'width="120.0"' in picture and 'width="60.0"' in picture
-    assert "embedding" not in picture and "rank 25 %" in svg(replace(subnet, embedding_rank=25))
+    assert "embedding" not in picture and "rank 25 %" in svg(subnet.with_values(embedding_rank=25))
     assert subnet.key in subnet._repr_html_() and "<svg" in subnet._repr_html_()

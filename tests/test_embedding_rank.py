@@ -227,7 +227,7 @@ def test_a_subnetwork_of_older_runs_keeps_its_key() -> None:
 def test_it_is_one_choice_of_the_subnetwork(scope: Any) -> None:
     without = SearchSpace(PARENT, num_hidden_layers=[1, 2, 3], intermediate_size=[8, 16], scope=scope)
     space = SearchSpace(**{**without.arguments(), "embedding_rank": [25, 50, 100]})
-    assert space.size == 3 * without.size and space.has_low_ranks and not without.has_low_ranks
+    assert space.size == 3 * without.size and space.needs_calibration and not without.needs_calibration
     assert space.parameters["embedding_rank"] == (25, 50, 100)
     ranks = {space.sample(Random(k)).embedding_rank for k in range(40)}
     assert ranks == {25, 50, 100} and space.smallest.embedding_rank == 25 and space.largest == without.largest

@@ -24,8 +24,8 @@ from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
 from predictors.costs.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
+from search_spaces.dimensions.ranks import RANK_FIELDS
 from search_spaces.space import DEPTHS
-from search_spaces.subnet import RANK_FIELDS
 
 CHOICES: dict[str, list[Any]] = {
     "num_hidden_layers": [1, 2, 4],
@@ -265,7 +265,7 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
     supernet = calibrated(TOYS[family].model(), TOYS[family])
     length = int(batch["attention_mask"][1].sum())
     for subnet in subnets(supernet):
-        supernet.activate(replace(subnet, bits=()))  # activations are rounded by a scale of the full batch
+        supernet.activate(subnet.with_values(bits=()))  # activations are rounded by a scale of the full batch
         single = {
             name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in batch.items()
         }
@@ -293,7 +293,7 @@ def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
     sample = {name: tensor[:1] for name, tensor in unpadded(toy.inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):
-        model = supernet.extract(replace(subnet, bits=())).requires_grad_(False)
+        model = supernet.extract(subnet.with_values(bits=())).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
             model(**sample)

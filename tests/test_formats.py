@@ -48,7 +48,7 @@ UNCONVERTED = {(family, "per-layer", "openvino") for family in TASK_OF}
 def unrounded(subnet: SubnetConfig) -> SubnetConfig:
     """The same without layers that round their inputs, which runtimes do differently."""
     kinds = [kind if kind.endswith("weight") else "int8-weight" for kind in subnet.bits]
-    return replace(subnet, bits=tuple(kinds))
+    return subnet.with_values(bits=tuple(kinds))
 
 
 def exported(folder: Path, family: str = "bert", kind: str = "uniform") -> dict[str, Any]:

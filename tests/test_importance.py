@@ -89,7 +89,7 @@ def test_a_head_of_another_group_is_not_borrowed() -> None:
     """Four query heads share a key in this subnetwork; in the parent, two do."""
     supernet = Supernet(TOYS["llama"].model())
     with pytest.raises(InputError, match="must fit into its parent"):
-        supernet.activate(SubnetConfig((0,), (8,), (96,), 48, (2,)))
+        supernet.activate(SubnetConfig((0,), (8,), (96,), 48, num_key_value_heads=(2,)))
     space = supernet.layout.search_space({"num_attention_heads": [2, 4, 8], "num_key_value_heads": [1, 2, 4]})
     assert all(
         subnet.num_attention_heads[0] <= 2 * subnet.num_key_value_heads[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from random import Random
 
@@ -122,7 +121,7 @@ def test_wider_is_never_predicted_faster_even_where_it_was_measured_so():
         for field, widest in (("intermediate_size", 1536), ("num_attention_heads", 12)):
             changed = {field: (widest,) * subnet.num_hidden_layers}
             groups = changed.get("num_attention_heads", subnet.num_key_value_heads)
-            wider = dataclasses.replace(subnet, **changed, num_key_value_heads=groups)
+            wider = subnet.with_values(**changed, num_key_value_heads=groups)
             narrow, wide = model.predict(features(SPACE, [subnet, wider]))
             assert wide >= narrow - 1e-9
 

@@ -29,6 +29,7 @@ from nas.tasks.context import TaskContext
 from predictors.latency.features import feature_names, features
 from predictors.latency.models import LeastSquares
 from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.dimension import Facts
 from search_spaces.useful_choices import useful_choices
 
 
@@ -69,7 +70,7 @@ def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
     supernet = Supernet(copy.deepcopy(parent))
     supernet.calibration = calibrate(supernet, [batch])
     layers = supernet.parent.num_hidden_layers
-    subnet = SubnetConfig(**{**vars(supernet.parent), "attention_rank": (60,) * layers, "mlp_rank": (30,) * layers})
+    subnet = supernet.parent.with_values(attention_rank=(60,) * layers, mlp_rank=(30,) * layers)
     ranks = {
         name: supernet.layout.shapes.rank(supernet.layout.locate(name), subnet.layer_values(0))
         for name in supernet.linear_layers
@@ -92,7 +93,7 @@ def calibrated_bert() -> tuple[Supernet, dict[str, torch.Tensor]]:
 
 def with_rank(subnet: SubnetConfig, percent: int) -> SubnetConfig:
     layers = subnet.num_hidden_layers
-    return SubnetConfig(**{**vars(subnet), "attention_rank": (percent,) * layers, "mlp_rank": (percent,) * layers})
+    return subnet.with_values(attention_rank=(percent,) * layers, mlp_rank=(percent,) * layers)
 
 
 def test_an_active_rank_is_less_work() -> None:
@@ -200,11 +201,12 @@ def test_a_subnetwork_written_before_there_were_ranks_is_read_with_the_same_key(
 
 
 def test_ranks_from_break_even_on_are_dropped_with_a_reason() -> None:
-    choices, reasons = useful_choices({"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}, 64)
+    ranks = {"attention_rank": ["full", 0.75, 1.0, 1.5, 0.1], "mlp_rank": ["full", 0.5]}
+    choices, reasons = useful_choices(ranks, Facts(64))
     assert choices == {"attention_rank": [100, 75, 10], "mlp_rank": [100, 50]}
     assert len(reasons) == 1 and reasons[0].startswith("attention_rank 1, 1.5 dropped: ")
     with pytest.raises(InputError, match=r"at least 0\.01"):
-        useful_choices({"mlp_rank": [0.001]}, 64)
+        useful_choices({"mlp_rank": [0.001]}, Facts(64))
 
 
 def test_uniform_scaling_keeps_full_ranks() -> None:

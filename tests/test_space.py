@@ -11,7 +11,8 @@ import optuna
 import pytest
 
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.subnet import CATEGORICAL, GLOBAL_FIELDS, NUMERIC, PER_LAYER, RANK_FIELDS
+from search_spaces.dimensions import DIMENSIONS, PER_LAYER, PER_SUBNET
+from search_spaces.subnet import NUMERIC
 
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
@@ -112,8 +113,8 @@ def test_a_subnet_checks_itself() -> None:
 def widths_of(space: SearchSpace) -> list[tuple[int, ...]]:
     """Attention heads, key and value heads and neurons of every choice for one layer, all of full rank."""
     layers = [dict(zip(PER_LAYER, values, strict=True)) for values in space.layer_choices]
-    assert all({values[rank] for rank in RANK_FIELDS} <= {0, 100} for values in layers)
-    others = (*RANK_FIELDS, *CATEGORICAL)
+    others = [name for name in PER_LAYER if DIMENSIONS[name].neutral is not None]
+    assert all({values[name] for name in others} <= {0, 100, "full", "float32"} for values in layers)
     return [tuple(value for field, value in values.items() if field not in others) for values in layers]
 
 
@@ -188,7 +189,7 @@ def reference(space: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
         values["num_key_value_heads"][k] = min(fits, key=lambda g: (abs(g - groups), -g)) if fits else 0
         if not heads and not values["intermediate_size"][k]:
             values["intermediate_size"][k] = min(v for v in space.choices["intermediate_size"] if v)
-    global_values = {name: params[name] for name in GLOBAL_FIELDS}
+    global_values = {name: params[name] for name in PER_SUBNET}
     return SubnetConfig(tuple(layers), **global_values, **{name: tuple(column) for name, column in values.items()})
 
 

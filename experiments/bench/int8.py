@@ -34,7 +34,7 @@ from predictors import Workload, measure
 from predictors.measurement.onnx_export import write_onnx
 from predictors.measurement.runtimes import onnx_call
 from search_spaces import SubnetConfig
-from search_spaces.dimensions.bits import BITS
+from search_spaces.dimensions.bits import DTYPES
 
 
 class OnnxClassifier(torch.nn.Module):
@@ -82,7 +82,7 @@ def main() -> None:
     subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": replace(parent, embedding_rank=50)}
     models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}
     kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
-    models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in BITS[2:]}
+    models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in DTYPES[2:]}
     kinds += [(name, "float32") for name in models if name.startswith("layers")]
     workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
     inputs = context.dummy_inputs(workload)

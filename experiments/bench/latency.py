@@ -28,7 +28,7 @@ from predictors.measurement.measure import groups, measure_retrying_if_noisy
 from predictors.measurement.runtimes import Call, onnx_call
 from predictors.measurement.timing import MAX_DRIFT, REFERENCE, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
-from search_spaces.dimensions.ranks import FULL_RANK
+from search_spaces.dimension import FULL_RANK
 
 CHOICES = {
     "num_hidden_layers": [2, 3, 4, 5, 6],

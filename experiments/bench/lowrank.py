@@ -106,7 +106,7 @@ def encoder_layers(rounds: int) -> Table:
 def with_rank(parent: SubnetConfig, percent: int) -> SubnetConfig:
     """The whole model with all linear layers of its layers at one rank."""
     ranks = (percent,) * parent.num_hidden_layers
-    return SubnetConfig(**{**vars(parent), "attention_rank": ranks, "mlp_rank": ranks})
+    return parent.with_values(attention_rank=ranks, mlp_rank=ranks)
 
 
 def errors(model: str, texts: list[str]) -> Table:

@@ -28,7 +28,7 @@ from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 BUNDLED_MODULES = {
-    "search_spaces": ("errors",),
+    "search_spaces": ("dimension", "errors"),
     "search_spaces.dimensions": ("bits",),
     "predictors": (),
     "predictors.measurement": (

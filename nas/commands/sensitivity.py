@@ -33,7 +33,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluation_mode
 from nas.tasks.losses import LogitsAndLabels, divergence
 from search_spaces import SearchSpace
-from search_spaces.subnet import BLOCKS
+from search_spaces.dimensions import BLOCKS
 
 if TYPE_CHECKING:
     from rich.table import Table

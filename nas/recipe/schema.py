@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, Bound, Direction
 from nas.recipe.text import first_error, read_recipe
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.errors import did_you_mean
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -83,37 +84,20 @@ class TaskSettings(_Section):
     )
 
 
-Rank = Literal["full"] | float
-"""`full`, or a fraction of the break-even rank, at which two factors have as many parameters as the full matrix."""
-
-
-class Space(_Section):
+class SpaceBase(_Section):
     """The choices of each dimension. A dimension left out keeps the parent's value."""
 
     scope: Scope = Field(
         "per-layer", description="`per-layer`: each layer has its own values; `uniform`: all layers share them."
     )
-    num_hidden_layers: list[int] | None = Field(
-        None, description="How many layers are kept; of the encoder in an encoder-decoder."
-    )
-    num_decoder_layers: list[int] | None = Field(None, description="How many layers of the decoder are kept.")
-    num_attention_heads: list[int] | None = Field(
-        None, description="Attention heads of a layer; 0 skips its attention block."
-    )
-    num_key_value_heads: list[int] | None = Field(None, description="Key and value heads of a layer.")
-    intermediate_size: list[int] | None = Field(
-        None, description="Feed-forward neurons of a layer; 0 skips its feed-forward block."
-    )
-    hidden_size: list[int] | None = Field(None, description="Width of the residual stream.")
-    attention_rank: list[Rank] | None = Field(
-        None, description="Rank of the linear layers of attention: `full`, or a fraction of the break-even rank."
-    )
-    mlp_rank: list[Rank] | None = Field(None, description="The same for the feed-forward block.")
-    embedding_rank: list[Rank] | None = Field(None, description="The same for the token embeddings.")
-    attention: list[str] | None = Field(None, description="`full`, `local:w` or `bigbird:w,g,r`.")
-    bits: list[str] | None = Field(
-        None, description="Dtype of the linear layers: `float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`."
-    )
+
+
+_KEYS: dict[str, Any] = {
+    name: (list[dimension.choice_type] | None, Field(None, description=dimension.meaning))  # type: ignore[name-defined]
+    for name, dimension in DIMENSIONS.items()
+}
+Space: type[SpaceBase] = create_model("Space", __base__=SpaceBase, __doc__=SpaceBase.__doc__, **_KEYS)
+"""The section ``space``: a key for every dimension."""
 
 
 ImportanceScore = Literal["gradient", "activation", "none"]

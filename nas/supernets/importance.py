@@ -7,7 +7,7 @@ model's outputs do not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +16,8 @@ import torch
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import evaluation_mode
 from search_spaces import SubnetConfig
+from search_spaces.dimensions import PER_LAYER
 from search_spaces.family import Axis
-from search_spaces.subnet import PER_LAYER
 
 Batch = Mapping[str, torch.Tensor]
 Key = TypeVar("Key")
@@ -245,7 +245,7 @@ def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
         return values[:position] + values[position + 1 :]
 
     fields: dict[str, Any] = {field: without(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
-    return replace(subnet, **fields)
+    return subnet.with_values(**fields)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def calibration_set(context: TaskContext) -> EvaluationSet:
 
 def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:
     """Stores what bases of low ranks are made from, where a rank is open."""
-    if search_space(context).has_low_ranks:
+    if search_space(context).needs_calibration:
         calibrate(supernet, calibration_set(context).batches).save(folder)
 
 

@@ -27,12 +27,12 @@ from nas.modeling.modeling_nas import WRAPPERS, config_or_module, set_sparse_att
 from nas.modeling.quantized import quantize
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.dimension import FULL_RANK
 from search_spaces.dimensions.attention import FULL, AttentionPattern
 from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.dimensions.ranks import FULL_RANK, factor_rank
+from search_spaces.dimensions.ranks import RANK_FIELDS, factor_rank
 from search_spaces.family import Axes
 from search_spaces.stock_config import stock_config_update
-from search_spaces.subnet import RANK_FIELDS
 from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from predictors.costs.activation_memory import count_kv_cache, count_live_activations
 from search_spaces import Layout, SubnetConfig
+from search_spaces.dimensions import BLOCKS, PER_SUBNET
 from search_spaces.dimensions.attention import AttentionPattern
 from search_spaces.family import RunsOn
-from search_spaces.layout import ParameterLocation, is_under
+from search_spaces.layout import OUTSIDE, ParameterLocation, is_under
 from search_spaces.shapes import FIELD_OF_AXIS
-from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS
+from search_spaces.subnet import SIZES
 
 Shape = tuple[int, ...]
 TensorShapes = dict[str, dict[str, Shape]]
@@ -75,14 +76,15 @@ class BlockCosts:
 
     def outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
         """All outside the layers; it depends on what holds for all layers and on the most heads of each stack."""
-        heads = [max(subnet.num_attention_heads[k] for k in kept) for kept in self.layout.kept_positions(subnet)]
-        key = (sequence_length, *(getattr(subnet, name) for name in GLOBAL_FIELDS), *heads)
+        stacks = self.layout.kept_positions(subnet)
+        widest = [max(getattr(subnet, name)[k] for k in kept) for name in OUTSIDE for kept in stacks]
+        key = (sequence_length, *(getattr(subnet, name) for name in PER_SUBNET), *widest)
         return self._cached(key, lambda: self._count_outside_layers(subnet, sequence_length))
 
     def in_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> BlockCost:
         """What in a kept layer depends on these blocks: on their fields and the hidden size."""
         fields = [getattr(subnet, field)[position] for block in blocks for field in BLOCKS[block]]
-        key = (sequence_length, blocks, subnet.layers[position], subnet.hidden_size, *fields)
+        key = (sequence_length, blocks, subnet.layers[position], *(getattr(subnet, name) for name in SIZES), *fields)
         return self._cached(key, lambda: self._count_in_layer(subnet, position, blocks, sequence_length))
 
     def _cached(self, key: Any, count: Callable[[], BlockCost]) -> BlockCost:

@@ -10,7 +10,9 @@ import numpy as np
 
 from predictors.costs.block_costs import OUTSIDE_LAYERS, BlockCost, BlockCosts, Blocks
 from search_spaces import SubnetBatch
-from search_spaces.subnet import BLOCKS, GLOBAL_FIELDS
+from search_spaces.dimensions import BLOCKS
+from search_spaces.layout import OUTSIDE
+from search_spaces.subnet import SIZES
 
 T = TypeVar("T")
 
@@ -54,9 +56,9 @@ class CostTable:
         return largest
 
     def _outside_layers(self) -> tuple[BlockCost, np.ndarray]:
-        heads, starts = self.batch.layer_values["num_attention_heads"], np.cumsum([0, *self._parts.layout.depths])
-        max_heads = [heads[:, a:b].max(axis=1) for a, b in pairwise(starts)]
-        columns = [*(getattr(self.batch, name) for name in GLOBAL_FIELDS), *max_heads]
+        starts = np.cumsum([0, *self._parts.layout.depths])
+        widest = [self.batch.layer_values[name][:, a:b].max(axis=1) for name in OUTSIDE for a, b in pairwise(starts)]
+        columns = [*self.batch.subnet_values.values(), *widest]
         return self._unique_costs(
             (OUTSIDE_LAYERS,), columns, lambda row: self._parts.outside_layers(self.batch[row], self._length)
         )
@@ -69,7 +71,8 @@ class CostTable:
             return self._parts.in_layer(subnet, subnet.layers.index(layer), blocks, self._length)
 
         widths = [self.batch.layer_values[field][:, layer] for block in blocks for field in BLOCKS[block]]
-        return self._unique_costs((layer, blocks), [self.batch.kept[:, layer], self.batch.hidden_size, *widths], count)
+        sizes = [self.batch.subnet_values[name] for name in SIZES]
+        return self._unique_costs((layer, blocks), [self.batch.kept[:, layer], *sizes, *widths], count)
 
     def _unique_costs(
         self, key: Any, columns: list[np.ndarray], count: Callable[[int], BlockCost]

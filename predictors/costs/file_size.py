@@ -19,9 +19,10 @@ import numpy as np
 from predictors.costs.block_costs import Blocks, Shape, blocks_of_tensor, extracted_shapes
 from predictors.costs.cost_table import cached_by_row, unique_rows
 from search_spaces import Layout, SubnetBatch, SubnetConfig
+from search_spaces.dimensions import BLOCKS, NO_BLOCK
 from search_spaces.dimensions.bits import StoredTensor
-from search_spaces.layout import is_under
-from search_spaces.subnet import BLOCKS, CATEGORICAL, GLOBAL_FIELDS, NUMERIC
+from search_spaces.layout import OUTSIDE, is_under
+from search_spaces.subnet import NUMERIC, SIZES
 
 SHARED_BY_STACK: Blocks = ("leading",)
 """Stands for the modules of a first layer that serve its whole stack."""
@@ -124,10 +125,9 @@ class FileSizes:
         """Every run in every place that it can stand in, in no order."""
         if not len(batch):
             return
-        global_fields = [getattr(batch, name)[:, None] for name in GLOBAL_FIELDS]
-        found, index = self._tensor_runs(
-            batch, [NO_LAYER], [*global_fields, batch.layer_values["num_attention_heads"].max(axis=1, keepdims=True)]
-        )
+        columns = [values[:, None] for values in batch.subnet_values.values()]
+        columns += [batch.layer_values[name].max(axis=1, keepdims=True) for name in OUTSIDE]
+        found, index = self._tensor_runs(batch, [NO_LAYER], columns)
         for (dtype, (name, _)), runs in _by_run_key(found):
             yield _RunPosition((-TYPES.index(dtype), name), 0, runs, index[:, 0])
         ends = np.cumsum([0, *self.layout.depths]).tolist()
@@ -150,13 +150,14 @@ class FileSizes:
         """
         if blocks == SHARED_BY_STACK:
             groups, has = [(layers[0], SHARED_BY_STACK)] * len(layers), self._owns_shared(batch, layers)
-            widths = [batch.layer_values[name][:, layers].max(axis=1, keepdims=True) for name in NUMERIC]
+            values = [batch.layer_values[name][:, layers].max(axis=1, keepdims=True) for name in NUMERIC]
         else:
             groups, has = [(layer, blocks) for layer in layers], batch.kept[:, layers]
-            names = (name for block in blocks for name in BLOCKS[block] if name not in CATEGORICAL)
-            widths = [batch.layer_values[name][:, layers] for name in names]
+            names = (name for block in blocks for name in BLOCKS[block] if name in NUMERIC)
+            values = [batch.layer_values[name][:, layers] for name in names]
         first = np.array([1 + self._first_alike.get(group, group)[0] for group in groups])
-        return groups, [has * first, batch.hidden_size[:, None], batch.layer_values["bits"][:, layers], *widths]
+        sizes = [batch.subnet_values[name][:, None] for name in SIZES]
+        return groups, [has * first, *sizes, *(batch.layer_values[name][:, layers] for name in NO_BLOCK), *values]
 
     def _owns_shared(self, batch: SubnetBatch, layers: range) -> np.ndarray:
         """Which layer of a stack has what serves all of it: the first that does not skip it (n, layers)."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from predictors.latency.work_features import RANK_OF, work_feature_names, work_features
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
-from search_spaces.dimensions.ranks import FULL_RANK
-from search_spaces.space import DEPTHS
+from search_spaces.dimension import FULL_RANK
+from search_spaces.dimensions import DEPTHS
 from search_spaces.subnet import NUMERIC
 
 BLOCK_WIDTHS = tuple(RANK_OF)
@@ -27,10 +27,10 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
-        fields = [f"{'decoder ' * stack}{field}" for field in space.fields]
+        fields = [f"{'decoder ' * stack}{field}" for field in space.layer_fields]
         steps = [
             f"{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
-            for name, f in zip(fields, space.fields, strict=True)
+            for name, f in zip(fields, space.layer_fields, strict=True)
             if f != "bits"
             for rank in _block_ranks(space, f)
             for low, high in pairwise(space.choices[f])
@@ -66,7 +66,7 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     for stack in space.stacks:
         kept, sums, step_columns = batch.kept[:, stack].T, list[np.ndarray](), list[np.ndarray]()
         widths = {field: np.ascontiguousarray(batch.layer_values[field][:, stack].T) for field in NUMERIC}
-        for field in (field for field in space.fields if field != "bits"):
+        for field in (field for field in space.layer_fields if field != "bits"):
             steps = list(pairwise(space.choices[field]))
             if field == "attention":
                 heads = widths["num_attention_heads"] / max(space.choices["num_attention_heads"])
@@ -89,19 +89,19 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
             for width in BLOCK_WIDTHS:
                 step_columns.append((widths[width] * mask).sum(axis=0) / max(space.choices[width]))
         columns += [kept.sum(axis=0), *sums, *step_columns]
-    percent, embedding_ranks = batch.embedding_rank, _embedding_ranks(space)
+    percent, embedding_ranks = batch.subnet_values["embedding_rank"], _embedding_ranks(space)
     columns += [np.where(percent < FULL_RANK, percent / FULL_RANK, 0.0)] * bool(embedding_ranks)
     columns += [np.equal(percent, choice) for choice in embedding_ranks]
     table, work_columns = np.stack(columns, dtype=float), work_features(space, batch).T
     if len(space.choices["hidden_size"]) == 1:
         return np.ascontiguousarray(np.concatenate([table, work_columns]).T)
-    hidden = batch.hidden_size / max(space.choices["hidden_size"])
+    hidden = batch.subnet_values["hidden_size"] / max(space.choices["hidden_size"])
     return np.ascontiguousarray(np.concatenate([table, table * hidden, work_columns]).T)
 
 
 def _bits_choices(space: SearchSpace) -> Sequence[str]:
     """The kinds of bits that layers may be in, where that is open."""
-    return space.choices["bits"] if "bits" in space.fields else ()
+    return space.choices["bits"] if "bits" in space.layer_fields else ()
 
 
 def _embedding_ranks(space: SearchSpace) -> Sequence[int]:
@@ -111,7 +111,7 @@ def _embedding_ranks(space: SearchSpace) -> Sequence[int]:
 
 def _block_ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
     """The ranks under which a width costs differently; None where that does not depend on a rank."""
-    return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.fields else (None,)
+    return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.layer_fields else (None,)
 
 
 def depth_only(features: np.ndarray) -> np.ndarray:

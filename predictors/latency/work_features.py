@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from search_spaces import SearchSpace, SubnetBatch
+from search_spaces.dimension import FULL_RANK
 from search_spaces.dimensions.attention import FULL
-from search_spaces.dimensions.bits import BITS, FULL_PRECISION
-from search_spaces.dimensions.ranks import FULL_RANK
-from search_spaces.subnet import RANK_FIELDS
+from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION
+from search_spaces.dimensions.ranks import RANK_FIELDS
 
 WORK_PREFIX = "work:"
 """Begins the names of its columns."""
@@ -41,22 +41,23 @@ def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
 
 def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     """The columns of a batch: (n, len(work_names(space))) floats, widths as fractions of the parent's."""
-    columns = [batch.hidden_size / space.parent.hidden_size]
+    columns = [batch.subnet_values["hidden_size"] / space.parent.hidden_size]
     columns += [column for stack in space.stacks for column in _stack_columns(space, batch, stack)]
     if "embedding_rank" in space.parameters:
-        low_rank = batch.embedding_rank < FULL_RANK
-        columns += [low_rank.astype(float), low_rank * batch.embedding_rank / FULL_RANK * batch.hidden_size]
+        percent, hidden = batch.subnet_values["embedding_rank"], batch.subnet_values["hidden_size"]
+        low_rank = percent < FULL_RANK
+        columns += [low_rank.astype(float), low_rank * percent / FULL_RANK * hidden]
     return np.stack(columns).T
 
 
 def _stack_columns(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:
     parent, kept = space.parent, batch.kept[:, stack].T
     widths = {field: np.ascontiguousarray(values[:, stack].T) for field, values in batch.layer_values.items()}
-    hidden = batch.hidden_size / parent.hidden_size
+    hidden = batch.subnet_values["hidden_size"] / parent.hidden_size
     yield kept.sum(axis=0, dtype=float)
     yield (kept * hidden).sum(axis=0)
     for bits in space.choices.get("bits", (FULL_PRECISION,)):
-        stored = kept & (widths["bits"] == BITS.index(bits))
+        stored = kept & (widths["bits"] == DTYPES.index(bits))
         for field, rank_field in RANK_OF.items():
             largest = max(getattr(parent, field))
             share = parent.hidden_size if field == "num_attention_heads" else largest

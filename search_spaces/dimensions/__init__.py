@@ -1,1 +1,55 @@
-"""Values of the dimensions that are no plain numbers: attention patterns, dtypes, ranks."""
+"""Every dimension by its name: one object each, one line here. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from search_spaces.dimension import BLOCK_NAMES, Dimension
+from search_spaces.dimensions.attention import ATTENTION
+from search_spaces.dimensions.bits import BITS
+from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
+from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
+from search_spaces.dimensions.ffn import INTERMEDIATE_SIZE
+from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
+from search_spaces.dimensions.hidden import HIDDEN_SIZE
+from search_spaces.dimensions.key_value_heads import NUM_KEY_VALUE_HEADS
+from search_spaces.dimensions.ranks import ATTENTION_RANK, MLP_RANK
+
+DIMENSIONS: dict[str, Dimension] = {
+    dimension.name: dimension
+    for dimension in (
+        NUM_HIDDEN_LAYERS,
+        NUM_DECODER_LAYERS,
+        NUM_ATTENTION_HEADS,
+        NUM_KEY_VALUE_HEADS,
+        INTERMEDIATE_SIZE,
+        HIDDEN_SIZE,
+        ATTENTION_RANK,
+        MLP_RANK,
+        ATTENTION,
+        BITS,
+        EMBEDDING_RANK,
+    )
+}
+"""Name -> dimension, in the order in which a space draws them."""
+
+DEPTHS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "stack")
+"""Depth of each stack: the only one, or the encoder's and the decoder's."""
+
+BLOCKS: dict[str, tuple[str, ...]] = {
+    block: tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == block) for block in BLOCK_NAMES
+}
+"""Block of a layer -> its dimensions, the block's width first."""
+
+PER_LAYER = (
+    *(name for names in BLOCKS.values() for name in names),
+    *(name for name, dimension in DIMENSIONS.items() if dimension.scope == "layer"),
+)
+"""Dimensions with one value per kept layer, block by block."""
+
+NO_BLOCK = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "layer")
+"""Those of a whole layer, of no block of it."""
+
+PER_SUBNET = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "subnetwork")
+"""Dimensions with one value for the subnetwork."""
+
+WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names}
+"""Dimension of a block -> the width of that block."""

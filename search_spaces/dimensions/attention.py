@@ -1,12 +1,19 @@
-"""AttentionPattern: which tokens attend to which, the cost, and the length from which sparse attention is faster."""
+"""Attention patterns of a layer: which tokens attend to which, the cost, and from which length on one is faster."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search_spaces.family import Family
+    from search_spaces.layout import Layout
 
 FULL = "full"
 """The attention of the stock layer: over all tokens, or over its own sliding window."""
@@ -113,11 +120,67 @@ def decode_pattern(code: int) -> str:
     return str(AttentionPattern(*reversed(numbers))) if any(numbers) else FULL
 
 
-def sorted_by_cost(patterns: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Distinct patterns, cheapest first and ``full`` last."""
-    parsed = {text if (p := AttentionPattern.parse(text)) is None else str(p): p for text in patterns}
-    return tuple(sorted(parsed, key=lambda text: (parsed[text] is None, _cost(parsed[text]), text)))
+class Attention(Category):
+    """The attention pattern; in a layer that skips its attention it is ``full``."""
+
+    def parse(self, value: Any) -> str:
+        """The text of the pattern in its shortest form."""
+        pattern = AttentionPattern.parse(value)
+        return FULL if pattern is None else str(pattern)
+
+    def encode(self, value: Any) -> int:
+        """See `encode_pattern`."""
+        return encode_pattern(value)
+
+    def decode(self, code: int) -> str:
+        """See `decode_pattern`."""
+        return decode_pattern(code)
+
+    def sort(self, values: Sequence[str]) -> tuple[str, ...]:
+        """Distinct patterns, cheapest first and ``full`` last."""
+        return tuple(sorted({self.parse(text) for text in values}, key=lambda text: (text == FULL, _cost(text), text)))
+
+    def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
+        """Patterns that are faster than full attention at the workload's length."""
+        limits = {text: _cost(text) for text in values}
+        kept = [text for text in values if limits[text] <= facts.tokens]
+        late = ", ".join(f"{text} (faster from {n} tokens)" for text, n in limits.items() if n > facts.tokens)
+        why = f"{late} dropped: slower than full attention at {facts.tokens} tokens"
+        return kept or [FULL] * bool(values), [why] if late else []
+
+    def varies_in(self, family: Family) -> bool:
+        """Whether every stack's attention uses transformers' attention interface."""
+        return all(stack.attention_module for stack in family.stacks)
+
+    def check_in(self, layout: Layout, value: Any) -> None:
+        """Raises InputError unless the layers of the parent can use the pattern."""
+        family, pattern = layout.family, AttentionPattern.parse(value)
+        if pattern is None:
+            return
+        if not self.varies_in(family):
+            raise InputError(
+                f"the attention of `{family.model_type}` must be full, because it does not use transformers' "
+                f"attention interface unmodified, but got `{value}`; leave it out."
+            )
+        slides = any("sliding" in kind for kind in getattr(layout.sizes, "layer_types", None) or ())
+        slides = slides or getattr(layout.sizes, "sliding_window", None) is not None
+        if (pattern.global_tokens or pattern.random_blocks) and slides and family.is_causal(0):
+            raise InputError(
+                f"layers of `{family.model_type}` with a sliding window cache no keys outside it, but got `{value}`; "
+                "use `local:w`."
+            )
 
 
-def _cost(pattern: AttentionPattern | None) -> int:
-    return pattern.faster_from_tokens if pattern is not None else 0
+def _cost(text: str) -> int:
+    """Tokens from which a pattern is faster; 0 for full attention."""
+    pattern = AttentionPattern.parse(text)
+    return 0 if pattern is None else pattern.faster_from_tokens
+
+
+ATTENTION = Attention(
+    "attention",
+    label="attention",
+    meaning="Attention pattern of a layer: `full`, `local:w` or `bigbird:w,g,r`.",
+    scope="attention",
+    neutral=FULL,
+)

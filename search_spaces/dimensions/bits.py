@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError, did_you_mean
 
 FULL_PRECISION = "float32"
 """The dtype of the parent: nothing is quantized."""
 
-BITS = (FULL_PRECISION, "bfloat16", "int8-weight", "int8", "int4-weight")
+DTYPES = (FULL_PRECISION, "bfloat16", "int8-weight", "int8", "int4-weight")
 """Every dtype, most precise first. ``int8`` is dynamic quantization: activations are quantized at run time and
 multiplied as integers. Names that end in ``weight`` are weight-only quantization: weights are stored in fewer bits and
 dequantized before they are multiplied."""
@@ -25,16 +27,11 @@ def check_bits(bits: str) -> str:
     """Returns a dtype unchanged.
 
     Raises:
-        InputError: If it is not in `BITS`.
+        InputError: If it is not in `DTYPES`.
     """
-    if bits not in BITS:
-        raise InputError(f"`bits` must be a known dtype, but got `{bits}`; {did_you_mean(str(bits), BITS)}.")
+    if bits not in DTYPES:
+        raise InputError(f"`bits` must be a known dtype, but got `{bits}`; {did_you_mean(str(bits), DTYPES)}.")
     return bits
-
-
-def sorted_by_precision(dtypes: Sequence[str]) -> tuple[str, ...]:
-    """Distinct dtypes, least precise first, so that the parent's is last."""
-    return tuple(sorted(set(map(check_bits, dtypes)), key=BITS.index, reverse=True))
 
 
 def stored_weight(outputs: int, inputs: int, bits: str) -> dict[str, StoredTensor]:
@@ -43,3 +40,39 @@ def stored_weight(outputs: int, inputs: int, bits: str) -> dict[str, StoredTenso
         return {"qweight": ((outputs, inputs), "BF16", 2)}
     columns, dtype = ((inputs + 1) // 2, "U8") if bits == "int4-weight" else (inputs, "I8")
     return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, 1), "F32", 4)}
+
+
+class Bits(Category):
+    """The dtype of the weights (and activations) of a layer's linear layers."""
+
+    def parse(self, value: Any) -> str:
+        """The dtype."""
+        return check_bits(value)
+
+    def encode(self, value: Any) -> int:
+        """Its index in `DTYPES`."""
+        return DTYPES.index(value)
+
+    def decode(self, code: int) -> str:
+        """The dtype of an index."""
+        return DTYPES[code]
+
+    def sort(self, values: Sequence[str]) -> tuple[str, ...]:
+        """Distinct dtypes, least precise first, so that the parent's is last."""
+        return tuple(sorted(set(map(check_bits, values)), key=DTYPES.index, reverse=True))
+
+    def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
+        """Dtypes that the workload can run and that are worthwhile there."""
+        dtypes = [check_bits(dtype) for dtype in values]
+        unsupported = {dtype: why for dtype, why in (facts.unsupported_dtypes or {}).items() if dtype in dtypes}
+        kept = [dtype for dtype in dtypes if dtype not in unsupported] or [FULL_PRECISION] * bool(dtypes)
+        return kept, [f"{dtype} dropped: {why}" for dtype, why in unsupported.items()]
+
+
+BITS = Bits(
+    "bits",
+    label="bits",
+    meaning="Dtype of the linear layers: `float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`.",
+    scope="layer",
+    neutral=FULL_PRECISION,
+)

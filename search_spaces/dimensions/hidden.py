@@ -1,0 +1,55 @@
+"""Channels of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.dimension import Dimension
+from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search_spaces.family import Family
+    from search_spaces.layout import Layout
+    from search_spaces.subnet import SubnetConfig
+
+
+class Hidden(Dimension):
+    """The hidden size, one for all layers."""
+
+    def check(self, where: str, values: Mapping[str, Any]) -> None:
+        """Raises InputError unless there is a channel."""
+        if values[self.name] < 1:
+            raise InputError(f"`{self.name}` must be at least 1, but got {values[self.name]}.")
+
+    def fixed_reason(self, family: Family) -> str:
+        """Why a family cannot have a narrower one."""
+        return family.hidden_fixed_reason
+
+    def check_in(self, layout: Layout, value: Any) -> None:
+        """Raises InputError for a narrower one where the family's is fixed."""
+        family = layout.family
+        if family.hidden_fixed_reason and value != layout.parent.hidden_size:
+            raise InputError(f"`{self.name}` of `{family.model_type}` is fixed: {family.hidden_fixed_reason}.")
+
+    def stock_config(
+        self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """The hidden size and every field that must equal it; None where it would end a projection of embeddings."""
+        family, size = layout.family, values[self.name]
+        config = super().stock_config(layout, subnet, stack, values) or {}
+        if "embedding_size" in family.config_names:
+            if not layout.shapes.projects_embeddings:
+                config[family.names_in_config("embedding_size")[0]] = size
+            elif size == layout.shapes.embedding_size:
+                return None  # a stock model of equal sizes has no projection
+        return config | dict.fromkeys(family.equal_to_hidden_size, size)
+
+
+HIDDEN_SIZE = Hidden(
+    "hidden_size",
+    label="hidden",
+    meaning="Width of the residual stream.",
+    scope="subnetwork",
+    axes=("hidden",),
+)

@@ -1,0 +1,83 @@
+"""Key and value heads of a layer, which its attention heads share in groups (grouped-query attention)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.dimension import Dimension
+from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search_spaces.family import Family
+    from search_spaces.layout import Layout
+    from search_spaces.space import SearchSpace
+
+HEADS = "num_attention_heads"
+
+
+class KeyValueHeads(Dimension):
+    """The number of key and value heads; by default as many attention heads share one as in the parent."""
+
+    def default(self, values: Mapping[str, Any]) -> Any:
+        """As many as attention heads."""
+        return values[HEADS]
+
+    def check(self, where: str, values: Mapping[str, Any]) -> None:
+        """Raises InputError unless it divides the attention heads."""
+        if not is_grouping(values[HEADS], values[self.name]):
+            raise InputError(
+                f"`{self.name}` must divide `{HEADS}`, but {where} has {values[self.name]} and {values[HEADS]}."
+            )
+
+    def choices_for(self, width: int, space: SearchSpace) -> tuple[Any, ...]:
+        """Numbers of key and value heads that ``width`` attention heads can share, ascending.
+
+        Raises:
+            InputError: If there is none.
+        """
+        if not width:
+            return (0,)
+        per_group, is_open = heads_per_group(space), self.name in space.given
+        choices = space.choices[self.name] if is_open else (max(1, width // per_group),)
+        possible = tuple(g for g in choices if is_grouping(width, g) and width // g <= per_group)
+        if not possible or not (is_open or width % per_group == 0):
+            raise InputError(
+                f"each choice of `space.{HEADS}` must be a multiple of a number of key and value heads, at most "
+                f"{per_group} times it, but {width} is not one of any of {list(choices)}; change it or "
+                f"`space.{self.name}`."
+            )
+        return possible
+
+    def repaired(self, value: Any, width: int, space: SearchSpace) -> Any:
+        """The nearest number that ``width`` attention heads can share, the larger on a tie."""
+        return min(self.choices_for(width, space), key=lambda groups: (abs(groups - value), -groups))
+
+    def varies_in(self, family: Family) -> bool:
+        """Whether the family has grouped attention."""
+        return "kv_heads" in family.axes
+
+    def parent_value(self, layout: Layout, stack: int) -> Any:
+        """The parent's number; that of its attention heads where it has no groups."""
+        name = self.name if self.varies_in(layout.family) else HEADS
+        return int(getattr(layout.sizes, layout.family.names_in_config(name)[stack]))
+
+
+def heads_per_group(space: SearchSpace) -> int:
+    """Attention heads that share a key and value head in the parent."""
+    return max(space.parent.num_attention_heads) // max(space.parent.num_key_value_heads)
+
+
+def is_grouping(heads: int, groups: int) -> bool:
+    """Whether ``heads`` attention heads can share ``groups`` key and value heads; 0 heads need 0 groups."""
+    return heads % groups == 0 if heads and groups else heads == groups
+
+
+NUM_KEY_VALUE_HEADS = KeyValueHeads(
+    "num_key_value_heads",
+    label="kv heads",
+    meaning="Key and value heads of a layer.",
+    scope="attention",
+    axes=("kv_heads",),
+    depends_on=HEADS,
+)
