@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -45,11 +44,11 @@ def test_what_is_no_pattern_gets_one_line(text: str) -> None:
 
 
 def test_only_sparse_attention_is_written_into_a_subnetwork() -> None:
-    sparse = replace(PARENT, attention=("full", "local:8", "bigbird:16,1,1,0"))
+    sparse = PARENT.with_values(attention=("full", "local:8", "bigbird:16,1,1,0"))
     assert sparse.attention[2] == "bigbird:16,1,1" and not sparse.is_uniform and sparse.key != PARENT.key
     assert SubnetConfig.from_dict(sparse.to_dict()) == sparse and "local:8" in str(sparse)
     assert "attention" not in PARENT.to_dict() and "attention" not in PARENT.parts
-    skipped = replace(sparse, num_attention_heads=(4, 0, 4), num_key_value_heads=(4, 0, 4))
+    skipped = sparse.with_values(num_attention_heads=(4, 0, 4), num_key_value_heads=(4, 0, 4))
     assert skipped.attention[1] == "full"
 
 
@@ -72,7 +71,7 @@ def test_a_space_samples_counts_and_encodes_patterns(scope: str) -> None:
         assert all(neighbour in space for neighbour in space.neighbours(subnet))
     encoded = space.parameters.encode(samples)
     assert len(np.unique(encoded, axis=0)) == len(set(samples)) and encoded.min() >= 0 and encoded.max() <= 1
-    assert replace(PARENT, attention=("local:9",) * 3) not in space
+    assert PARENT.with_values(attention=("local:9",) * 3) not in space
 
 
 def test_features_let_time_grow_with_the_heads_of_each_pattern() -> None:
@@ -103,7 +102,7 @@ def test_families_with_attention_of_their_own_refuse_patterns(family: str) -> No
     with pytest.raises(InputError, match="attention"):
         layout.search_space({"scope": "per-layer", "attention": ["full", "local:4"]})
     with pytest.raises(InputError, match="attention interface"):
-        check_subnet(layout, replace(layout.parent, attention=("local:4",) * layout.parent.num_hidden_layers))
+        check_subnet(layout, layout.parent.with_values(attention=("local:4",) * layout.parent.num_hidden_layers))
 
 
 def test_sliding_decoders_keep_no_keys_for_global_tokens() -> None:

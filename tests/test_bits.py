@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -42,7 +41,7 @@ PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_siz
 def bert_in(dtype: str) -> tuple[Supernet, SubnetConfig]:
     """A random BERT with all its layers in a dtype."""
     supernet = Supernet(TOYS["bert"].model())
-    subnet = replace(supernet.parent, bits=(dtype,) * supernet.parent.num_hidden_layers)
+    subnet = supernet.parent.with_values(bits=(dtype,) * supernet.parent.num_hidden_layers)
     supernet.activate(subnet)
     return supernet, subnet
 
@@ -138,7 +137,7 @@ def test_bits_that_cannot_run_or_help_are_dropped(monkeypatch: pytest.MonkeyPatc
 
 def test_old_subnetworks_keep_their_keys_and_bits_are_read_back() -> None:
     assert "bits" not in PARENT.to_dict() and "bits" not in PARENT.parts
-    mixed = replace(PARENT, bits=("int8", "float32", "int4-weight"))
+    mixed = PARENT.with_values(bits=("int8", "float32", "int4-weight"))
     assert mixed.key != PARENT.key and SubnetConfig.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed
     assert "int8; float32; int4-weight" in str(mixed) and not mixed.is_uniform
 
@@ -167,7 +166,7 @@ def test_onnx_runtime_multiplies_integers_in_the_chosen_layers_only(tmp_path: Pa
     pytest.importorskip("onnxscript")
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     supernet = Supernet(TOYS["bert"].model())
-    subnet = replace(supernet.parent, bits=("int8", "float32", "int8-weight", "int4-weight"))
+    subnet = supernet.parent.with_values(bits=("int8", "float32", "int8-weight", "int4-weight"))
     model, batch = supernet.extract(subnet), TOYS["bert"].inputs()
     write_onnx(model, batch, tmp_path / "model.onnx")
     products = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "MatMulInteger"]

@@ -169,7 +169,7 @@ def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> Non
     toy = wide(TOYS[family])
     supernet = Supernet(toy.model())
     costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), supernet.layout.parent
-    narrow = replace(parent, intermediate_size=tuple(w // 6 for w in parent.intermediate_size))
+    narrow = parent.with_values(intermediate_size=tuple(w // 6 for w in parent.intermediate_size))
     step = {"use_cache": False} if supernet.model.can_generate() else {}
     for subnet in (parent, narrow):
         real = allocated(supernet.extract(subnet), {**inputs_of(toy, 2), **step})

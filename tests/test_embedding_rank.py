@@ -79,7 +79,7 @@ def test_a_rank_computes_with_the_best_table_of_that_rank(family: str) -> None:
     parent, batch = toy.model("text-classification"), toy.inputs()
     supernet = Supernet(copy.deepcopy(parent))
     supernet.calibration = calibrate(supernet, [batch])
-    supernet.activate(replace(supernet.parent, embedding_rank=60))
+    supernet.activate(supernet.parent.with_values(embedding_rank=60))
     table = parent.get_input_embeddings().weight
     table.data = best(table, counts_of(batch, len(table)), 8).float()
     assert supernet.embedding is not None and supernet.embedding.basis.shape == (48, 8)  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def test_a_rank_computes_with_the_best_table_of_that_rank(family: str) -> None:
 
 def test_the_active_channels_have_the_best_basis_of_their_own() -> None:
     supernet, batch = calibrated_bert()
-    supernet.activate(replace(supernet.parent, hidden_size=24, embedding_rank=90))
+    supernet.activate(supernet.parent.with_values(hidden_size=24, embedding_rank=90))
     table = supernet.embedding.weight.detach()  # type: ignore[union-attr]
     assert table.shape[1] == 24
     rank = supernet.embedding.basis.shape[1]  # type: ignore[union-attr, index]
@@ -101,7 +101,7 @@ def test_rows_are_looked_up_before_they_are_projected() -> None:
     tokens = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
     counts = []
     for percent in (100, 60):
-        supernet.activate(replace(supernet.parent, embedding_rank=percent))
+        supernet.activate(supernet.parent.with_values(embedding_rank=percent))
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             supernet.model(**tokens)
         counts.append(flops.get_total_flops())
@@ -110,7 +110,7 @@ def test_rows_are_looked_up_before_they_are_projected() -> None:
 
 def test_gradients_reach_the_rows_through_a_fixed_basis() -> None:
     supernet, batch = calibrated_bert()
-    supernet.activate(replace(supernet.parent, embedding_rank=60))
+    supernet.activate(supernet.parent.with_values(embedding_rank=60))
     supernet.model(**batch).loss.backward()
     gradient, basis = supernet.model.get_parameter(NAME).grad, supernet.embedding.basis  # type: ignore[union-attr]
     assert gradient is not None and isinstance(basis, torch.Tensor) and not basis.requires_grad
@@ -123,13 +123,13 @@ def test_bases_are_nested_and_stay_until_there_are_other_activations() -> None:
     supernet, batch = calibrated_bert()
     bases = {}
     for percent in (30, 60, 100, 60):
-        supernet.activate(replace(supernet.parent, embedding_rank=percent))
+        supernet.activate(supernet.parent.with_values(embedding_rank=percent))
         bases[percent] = supernet.embedding.basis  # type: ignore[union-attr]
         with torch.no_grad():
             supernet.model.get_parameter(NAME).add_(0.3 * torch.randn(len(supernet.embedding.weight), 48))  # type: ignore[union-attr]
     assert bases[100] is None and torch.equal(bases[60][:, :4], bases[30])
     supernet.calibration = calibrate(supernet, [batch])
-    supernet.activate(replace(supernet.parent, embedding_rank=60))
+    supernet.activate(supernet.parent.with_values(embedding_rank=60))
     assert not torch.allclose(supernet.embedding.basis, bases[60], atol=1e-2)  # type: ignore[union-attr, arg-type]
 
 
@@ -149,13 +149,13 @@ def test_padding_does_not_count_and_activations_come_back_from_disk(tmp_path: Pa
     assert CalibrationStatistics.load(tmp_path).embedding is None  # type: ignore[union-attr]
     supernet.calibration = replace(supernet.calibration, embedding=None)
     with pytest.raises(InputError, match="calibrated"):
-        supernet.activate(replace(supernet.parent, embedding_rank=60))
+        supernet.activate(supernet.parent.with_values(embedding_rank=60))
 
 
 def test_an_export_loads_bare_and_with_another_head(tmp_path: Path) -> None:
     """The other head gets a table of its own: it cannot share one of another width."""
     supernet, batch = calibrated_bert()
-    model = supernet.extract(replace(supernet.parent, embedding_rank=60))
+    model = supernet.extract(supernet.parent.with_values(embedding_rank=60))
     table = model.bert.embeddings.word_embeddings
     assert isinstance(table, LowRankEmbedding) and "Embedding(20, 8" in str(table) and not table.up.bias
     enable_remote_code(model, "AutoModelForSequenceClassification")
@@ -179,7 +179,7 @@ def test_a_head_that_shares_the_table_keeps_it_in_full_rank(toy: Any) -> None:
         assert (supernet.embedding is None) == supernet.layout.ties_embedding(task)
         if supernet.embedding is None:
             with pytest.raises(InputError, match="shares the embeddings' table"):
-                supernet.activate(replace(supernet.parent, embedding_rank=50))
+                supernet.activate(supernet.parent.with_values(embedding_rank=50))
 
 
 @pytest.mark.parametrize(("family", "why"), [("albert", "projected"), ("electra", "projected"), ("t5", "one table")])
@@ -188,7 +188,7 @@ def test_families_whose_table_cannot_be_factorized_say_why(family: str, why: str
     with pytest.raises(InputError, match=why):
         supernet.layout.search_space({"embedding_rank": [50, 100], "scope": "uniform"})
     with pytest.raises(InputError, match="cannot be factorized"):
-        supernet.activate(replace(supernet.parent, embedding_rank=50))
+        supernet.activate(supernet.parent.with_values(embedding_rank=50))
 
 
 def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -> None:
@@ -216,11 +216,11 @@ def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -
 
 def test_a_subnetwork_of_older_runs_keeps_its_key() -> None:
     assert "embedding_rank" not in PARENT.to_dict() and "embedding" not in str(PARENT)
-    low = replace(PARENT, embedding_rank=50)
+    low = PARENT.with_values(embedding_rank=50)
     assert low.key != PARENT.key and "embedding rank % 50" in str(low) and low.is_uniform
     assert SubnetConfig.from_dict(low.to_dict()) == low and SubnetConfig.from_dict(PARENT.to_dict()) == PARENT
     with pytest.raises(InputError, match="embedding_rank"):
-        replace(PARENT, embedding_rank=0)
+        PARENT.with_values(embedding_rank=0)
 
 
 @pytest.mark.parametrize("scope", ["uniform", "per-layer"])
@@ -240,7 +240,7 @@ def test_it_is_one_choice_of_the_subnetwork(scope: Any) -> None:
 def test_block_search_replaces_the_embeddings_as_a_block() -> None:
     space = SearchSpace(PARENT, intermediate_size=[8, 16], embedding_rank=[50, 100])
     embedding_blocks = [block for block in blocks(space) if block.layer == "embedding_rank"]
-    assert [block.subnet for block in embedding_blocks] == [replace(PARENT, embedding_rank=50), PARENT]
+    assert [block.subnet for block in embedding_blocks] == [PARENT.with_values(embedding_rank=50), PARENT]
     assert not any(block.drops_layer for block in embedding_blocks)
 
 

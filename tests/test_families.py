@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -184,7 +183,7 @@ def test_sparse_layers_equal_full_ones_under_the_mask_of_their_window(family: st
     model = toy.model(attention=toy.attentions[0])
     supernet = Supernet(copy.deepcopy(model))
     layers = supernet.parent.num_hidden_layers
-    supernet.activate(replace(supernet.parent, attention=("local:3",) * layers))
+    supernet.activate(supernet.parent.with_values(attention=("local:3",) * layers))
     for batch in (toy.inputs(), unpadded(toy.inputs())):
         with masked_windows(model, 3):
             expected = of_real_tokens(model, batch)

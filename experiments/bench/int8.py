@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -59,12 +58,12 @@ class OnnxClassifier(torch.nn.Module):
 def half_rank(parent: SubnetConfig) -> SubnetConfig:
     """The whole model with all linear layers of its layers at half of break-even."""
     ranks = (50,) * parent.num_hidden_layers
-    return replace(parent, attention_rank=ranks, mlp_rank=ranks)
+    return parent.with_values(attention_rank=ranks, mlp_rank=ranks)
 
 
 def in_bits(parent: SubnetConfig, bits: str) -> SubnetConfig:
     """The whole model with all linear layers of its layers in a kind of bits."""
-    return replace(parent, bits=(bits,) * parent.num_hidden_layers)
+    return parent.with_values(bits=(bits,) * parent.num_hidden_layers)
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     supernet = Supernet(context.load_model(run.parent).eval())
     supernet.calibration = calibrate(supernet, calibration_set(context).batches)
     parent = supernet.parent
-    subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": replace(parent, embedding_rank=50)}
+    subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": parent.with_values(embedding_rank=50)}
     models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}
     kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
     models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in DTYPES[2:]}

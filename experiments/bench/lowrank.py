@@ -147,7 +147,7 @@ def embeddings(run: Run) -> Table:
     kinds = (*(f"error {name}" for name in moments), f"{quality} ours", f"{quality} plain SVD")
     found = Table("rank", "of break-even", "numbers", *kinds, title=f"{len(rows)} held-out tokens")
     for percent in reversed(FRACTIONS):
-        subnet = replace(supernet.parent, embedding_rank=percent)
+        subnet = supernet.parent.with_values(embedding_rank=percent)
         tokens, channels = table.shape
         rank = factor_rank(channels, tokens, percent)
         numbers = table.numel() if rank is None else rank * (tokens + channels)

@@ -44,7 +44,7 @@ class KeyValueHeads(Dimension):
         if not possible or not (is_open or width % per_group == 0):
             raise InputError(
                 f"each choice of `space.{HEADS}` must be a multiple of a number of key and value heads, at most "
-                f"{per_group} times it, but {width} is not one of any of {list(choices)}; change it or "
+                f"{per_group} times it, but got {width} with {list(choices)} key and value heads; change it or "
                 f"`space.{self.name}`."
             )
         return possible
