@@ -1,4 +1,4 @@
-"""What a subnetwork costs: measurement on a device, and latency predictors fitted on what was measured."""
+"""Costs of subnetworks: analytic counts, measurement on a device, and latency predictors fitted on measurements."""
 
 from predictors.costs.analytic import AnalyticCosts
 from predictors.costs.roofline import DevicePeak, roofline_ms

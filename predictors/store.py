@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.timing import ReportedLatency, Timing, median_reference, reported_latency
 from predictors.measurement.workload import Workload, device_name
-from search_spaces import InputError, SubnetConfig
+from search_spaces import SubnetConfig
 
 MeasurementStage = Literal["profile", "export", "repeat", "anchor"]
 
@@ -62,19 +61,13 @@ class MeasurementStore:
 
     def __init__(self, path: str | Path, device: str | None = None) -> None:
         self.path, self.device = Path(path), device
-        self._measurements: list[Measurement] = []
-        self._read_to = 0
+        self._lines = JsonLines(
+            self.path, Measurement.from_dict, row="a measurement", fix="delete that line to measure again"
+        )
 
     def add(self, subnet: SubnetConfig, workload: Workload, stage: MeasurementStage, timing: Timing) -> None:
         """Appends one measurement on the device; it is on disk when this returns."""
-        self._refresh()
-        row = Measurement(subnet, workload, self._device(workload), stage, timing).to_dict()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.truncate(self._read_to)
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.append([Measurement(subnet, workload, self._device(workload), stage, timing).to_dict()])
 
     def get(self, key: str, workload: Workload, stage: MeasurementStage) -> Timing | None:
         """The latest timing of a subnetwork on the device, or None."""
@@ -121,26 +114,5 @@ class MeasurementStore:
         return [replace(m, timing=m.timing.rescaled(reference_ms)) for m in stored]
 
     def _stored(self, workload: Workload, stage: MeasurementStage) -> list[Measurement]:
-        self._refresh()
-        here = (workload, self._device(workload), stage)
-        return [m for m in self._measurements if (m.workload, m.device_name, m.stage) == here]
-
-    def _refresh(self) -> None:
-        """Reads the complete lines that were written since the last call."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        if len(data) < self._read_to:
-            self._measurements, self._read_to = [], 0
-        for line in data[self._read_to :].splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                return
-            self._measurements.append(self._parse(line))
-            self._read_to += len(line)
-
-    def _parse(self, line: bytes) -> Measurement:
-        try:
-            return Measurement.from_dict(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"every line of `{self.path}` must be a measurement, but line {len(self._measurements) + 1} is not "
-                f"({error}); delete that line to measure again."
-            ) from error
+        conditions = (workload, self._device(workload), stage)
+        return [m for m in self._lines.read() if (m.workload, m.device_name, m.stage) == conditions]

@@ -1,4 +1,4 @@
-"""Active profiling: near a bound on the latency, chosen subnetworks teach a predictor more than random ones."""
+"""Active learning: near a bound on the latency, selected subnetworks give a better predictor than random ones."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ SPACE = SearchSpace(**{**WIDTHS.arguments(), "hidden_size": [256, 320, 384]})
 BOUND = 8.0
 
 
-def law(subnet: SubnetConfig) -> float:
+def true_latency(subnet: SubnetConfig) -> float:
     """Milliseconds by a roofline: in each layer the longer of arithmetic and traffic, and a launch."""
     per_layer = zip(subnet.num_attention_heads, subnet.intermediate_size, strict=True)
-    work = [(128 * h + 2 * u) * subnet.hidden_size / 1.5e6 for h, u in per_layer]
-    return 0.5 + sum(0.3 + max(3 * w, 0.5 + w) for w in work)
+    terms = [(128 * h + 2 * u) * subnet.hidden_size / 1.5e6 for h, u in per_layer]
+    return 0.5 + sum(0.3 + max(3 * w, 0.5 + w) for w in terms)
 
 
-def made(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sample(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = Random(seed)
     subnets = [SPACE.sample_mixed(rng) for _ in range(n)]
     noise = np.random.default_rng(seed).normal(1, 0.01, n)
-    return features(SPACE, subnets), np.array([law(s) for s in subnets]) * noise
+    return features(SPACE, subnets), np.array([true_latency(s) for s in subnets]) * noise
 
 
 def error_near(rows: list[int], x: np.ndarray, y: np.ndarray, near: np.ndarray) -> float:
-    """Mean relative error near the bound of a process that knows some rows."""
+    """Mean relative error near the bound of a Gaussian process that is fitted on some rows."""
     predicted = LogGaussianProcess().fit(x[rows], y[rows]).predict(x[near])
     return float(np.mean(np.abs(predicted / y[near] - 1)))
 
 
-def test_near_the_bound_chosen_measurements_teach_more_than_random_ones() -> None:
+def test_near_the_bound_selected_measurements_are_worth_more_than_random_ones() -> None:
     ratios = []
     for seed in range(4):
-        x, y = made(700, seed)
+        x, y = sample(700, seed)
         near = 400 + np.flatnonzero(np.abs(y[400:] / BOUND - 1) < 0.2)
-        random, chosen = list(range(20)), list(range(20))
+        random, selected = list(range(20)), list(range(20))
         for start in (20, 140):
             random += range(start, start + 10)
             pool = np.arange(start, start + 120)
-            chosen += pool[most_uncertain(x[chosen], y[chosen], x[pool], 10, bound_ms=BOUND)].tolist()
-        assert len(set(chosen)) == 40
-        ratios.append(error_near(chosen, x, y, near) / error_near(random, x, y, near))
+            selected += pool[most_uncertain(x[selected], y[selected], x[pool], 10, bound_ms=BOUND)].tolist()
+        assert len(set(selected)) == 40
+        ratios.append(error_near(selected, x, y, near) / error_near(random, x, y, near))
     assert np.exp(np.mean(np.log(ratios))) < 0.9
 
 
-def test_what_is_chosen_is_never_held_out() -> None:
+def test_actively_selected_rows_are_never_held_out() -> None:
     test, train = held_out_rows(60, 30, seed=0)
     assert len(test) == 12 and test.max() < 30
     assert sorted([*test, *train]) == list(range(60))
@@ -64,8 +64,8 @@ def test_what_is_chosen_is_never_held_out() -> None:
 
 
 def test_a_bounded_latency_is_profiled_near_the_bound_and_resumes_alike(text_recipe: Path, tmp_path: Path) -> None:
-    told = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12", "constraints.latency_ms='<= 1'"]
-    recipe, run = Recipe.load(text_recipe, told), tmp_path / "run"
+    overrides = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12", "constraints.latency_ms='<= 1'"]
+    recipe, run = Recipe.load(text_recipe, overrides), tmp_path / "run"
     predictor = profile(recipe, run)
     assert (predictor.report.n_active, predictor.report.bound_ms) == (6, 1.0)
     assert len({subnet.key for subnet in predictor.subnets}) == 12

@@ -1,4 +1,4 @@
-"""Analytic costs of many subnetworks at once: against one by one, real caches and real allocations; without torch."""
+"""Analytic costs: many subnetworks at once equal single ones and real files, caches and allocations, without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from search_spaces import Layout, SearchSpace
 
 WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}
 LOOSE = {"t5": 0.35, "gemma2": 0.3, "dinov3_vit": 0.25}
-"""Families with attention code of their own -> allowed relative error of the count of their activations."""
+"""Relative tolerance of the activation count for families with unusual implementations of attention."""
 
 SIZE_OF_FIELD = {
     **dict.fromkeys(("hidden_size", "dim", "d_model"), WIDE["hidden"]),
@@ -44,32 +44,32 @@ SIZE_OF_FIELD = {
     "image_size": 32,
     "mlp_ratio": 4,
 }
-"""Sizes at which the terms that a formula neglects no longer matter."""
+"""Sizes at which the terms that a formula omits are negligible."""
 
 
 def wide(toy: Toy) -> Toy:
-    """A toy with real proportions."""
+    """A toy with realistic proportions."""
 
-    def grown(config: dict[str, Any]) -> dict[str, Any]:
+    def enlarged(config: dict[str, Any]) -> dict[str, Any]:
         sizes = {name: SIZE_OF_FIELD.get(name, value) for name, value in config.items()}
-        nested = {name: grown(value) for name, value in sizes.items() if isinstance(value, dict)}
+        nested = {name: enlarged(value) for name, value in sizes.items() if isinstance(value, dict)}
         lists = {name: sizes[name][:2] for name in ("layer_types", "no_rope_layers") if name in sizes}
         return sizes | nested | lists
 
-    config = grown(toy.config)
+    config = enlarged(toy.config)
     return replace(toy, config=config | ({"n_inner": WIDE["ffn"]} if toy.model_type == "gpt2" else {}))
 
 
 def inputs_of(toy: Toy, batch: int) -> dict[str, torch.Tensor]:
-    """Inputs of 128 tokens each, or images or sounds of the size in the config."""
+    """Inputs of 128 tokens each, or an image or sound of the size in the config."""
     shapes = {"pixel_values": (batch, 3, 32, 32), "input_features": (batch, 8, 128)}
-    inputs = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
+    arrays = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
     texts = [name for name in toy.inputs() if name not in shapes]
-    return inputs | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
+    return arrays | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
 
 
-def open_space(layout: Layout, *, fixed: tuple[str, ...] = ()) -> SearchSpace:
-    """A space over every dimension of a family except the fixed ones."""
+def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
+    """A space with some choices of every dimension of a family, except the closed ones."""
     parent, family = layout.parent, layout.family
     heads, groups = max(parent.num_attention_heads), max(parent.num_key_value_heads)
     choices: dict[str, Any] = {"num_hidden_layers": [2, parent.num_hidden_layers // len(layout.depths)]}
@@ -81,17 +81,17 @@ def open_space(layout: Layout, *, fixed: tuple[str, ...] = ()) -> SearchSpace:
         "embedding_rank": [50, 100],
     }
     choices |= {"attention": ["local:4", "full"], "num_decoder_layers": [1, 2]}
-    fixed = (*fixed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
-    allowed = {name: values for name, values in choices.items() if name in family.dimensions and name not in fixed}
+    closed = (*closed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
+    supported = {name: values for name, values in choices.items() if name in family.dimensions and name not in closed}
     scope = "uniform" if family.shared_layers else "per-layer"
     for block, field in (("attention", "num_attention_heads"), ("mlp", "intermediate_size")):
         if block in family.skippable and scope == "per-layer":
-            allowed[field] = [0, *allowed[field]]
-    return layout.search_space({**allowed, "scope": scope})
+            supported[field] = [0, *supported[field]]
+    return layout.search_space({**supported, "scope": scope})
 
 
 @pytest.mark.parametrize("family", TOYS)
-def test_a_batch_is_counted_as_one_by_one(family: str) -> None:
+def test_many_subnetworks_have_the_costs_of_single_ones(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
     costs, space, rng = (
         AnalyticCosts.from_model(supernet.model, supernet.layout),
@@ -99,19 +99,19 @@ def test_a_batch_is_counted_as_one_by_one(family: str) -> None:
         Random(0),
     )
     subnets = [space.sample(rng) for _ in range(40)]
-    counts = costs.count(COST_NAMES, subnets, Workload(sequence_length=12, batch_size=2))
-    assert counts["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
-    assert counts["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
-    assert counts["size_mb"].tolist() == [
+    counted = costs.count(COST_NAMES, subnets, Workload(sequence_length=12, batch_size=2))
+    assert counted["num_parameters"].tolist() == [costs.num_parameters(s) for s in subnets]
+    assert counted["macs"].tolist() == [costs.macs(s, 12) for s in subnets]
+    assert counted["size_mb"].tolist() == [
         round(1e6 * costs.count(["size_mb"], [s])["size_mb"][0]) / 1e6 for s in subnets
     ]
     for name in ("peak_activation_mb", "kv_cache_mb"):
-        one_by_one = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
-        assert counts[name].tolist() == one_by_one
+        single = [costs.count([name], [s], Workload(sequence_length=12, batch_size=2))[name][0] for s in subnets]
+        assert counted[name].tolist() == single
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "vit"])
-def test_counted_file_sizes_are_those_of_real_files(family: str, tmp_path: Path) -> None:
+def test_file_sizes_are_those_of_real_files(family: str, tmp_path: Path) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     supernet.calibration = calibrate(supernet, [toy.inputs()])
@@ -127,25 +127,25 @@ def test_counted_file_sizes_are_those_of_real_files(family: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", [n for n, toy in TOYS.items() if toy.model().can_generate()])
-def test_the_cache_is_as_large_as_a_real_one(family: str) -> None:
+def test_the_cache_size_is_that_of_a_real_cache(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     costs, rng = AnalyticCosts.from_model(supernet.model, supernet.layout), Random(1)
-    space = open_space(supernet.layout, fixed=("attention_rank", "mlp_rank", "embedding_rank"))
+    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank", "embedding_rank"))
     for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
         model = supernet.extract(subnet)
         with torch.inference_mode():
             cache = model(**toy.inputs(), use_cache=True).past_key_values
         halves = [getattr(cache, n) for n in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, n)]
         layers = [layer for half in halves or [cache] for layer in half.layers]
-        tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
-        real = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        cached = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+        real = sum(tensor.numel() * tensor.element_size() for tensor in cached)
         counted = costs.count(["kv_cache_mb"], [subnet], Workload(sequence_length=12, batch_size=3))["kv_cache_mb"]
         assert counted[0] * 1e6 == pytest.approx(real), str(subnet)
 
 
 @pytest.mark.parametrize("family", TOYS)
-def test_a_cache_is_a_cost_of_models_that_have_one(family: str) -> None:
+def test_only_models_with_a_cache_have_its_cost(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
     cache_mb = costs.count(["kv_cache_mb"], [supernet.parent], Workload(sequence_length=8))["kv_cache_mb"][0]
@@ -153,7 +153,7 @@ def test_a_cache_is_a_cost_of_models_that_have_one(family: str) -> None:
 
 
 def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
-    """Peak bytes that PyTorch's allocator holds during a forward pass, without weights and inputs."""
+    """Peak bytes that PyTorch allocates during a forward pass, without weights and inputs."""
     from torch.profiler import ProfilerActivity, profile
 
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("family", TOYS)
-def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> None:
+def test_peak_activation_memory_is_what_pytorch_allocates(family: str) -> None:
     toy = wide(TOYS[family])
     supernet = Supernet(toy.model())
     costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), supernet.layout.parent
@@ -178,7 +178,7 @@ def test_the_peak_of_activations_is_what_is_really_allocated(family: str) -> Non
         assert counted == pytest.approx(real, rel=LOOSE.get(family, 0.17)), str(subnet)
 
 
-def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
+def test_decoding_a_token_needs_little_memory_and_reads_the_cache() -> None:
     supernet = Supernet(TOYS["llama"].model())
     costs, parent = AnalyticCosts.from_model(supernet.model, supernet.layout), [supernet.layout.parent]
     prefill, decode = (Workload(sequence_length=128, phase=phase) for phase in ("prefill", "decode"))
@@ -186,20 +186,20 @@ def test_a_token_that_is_decoded_needs_little_and_reads_the_cache() -> None:
     full, step = (costs.count(names, parent, workload) for workload in (prefill, decode))
     assert step["peak_activation_mb"][0] < full["peak_activation_mb"][0] / 50
     assert step["kv_cache_mb"] == full["kv_cache_mb"]
-    slow_memory, slow_products = DevicePeak(1e15, 1e6), DevicePeak(1e6, 1e15)
+    slow_memory, slow_arithmetic = DevicePeak(1e15, 1e6), DevicePeak(1e6, 1e15)
     cache = 1e3 * 1e6 * step["kv_cache_mb"] / 1e6
-    weights = sum(part.weights for part in costs.block_costs(parent[0], 128))
+    weights = sum(cost.weights for cost in costs.block_costs(parent[0], 128))
     assert roofline_ms(costs, parent, decode, slow_memory)[0] > cache[0] + 1e3 * 4 * weights / 1e6
     macs = costs.macs(parent[0], 128)
-    assert roofline_ms(costs, parent, prefill, slow_products)[0] == pytest.approx(1e3 * macs / 1e6)
+    assert roofline_ms(costs, parent, prefill, slow_arithmetic)[0] == pytest.approx(1e3 * macs / 1e6)
 
 
-def test_ceilings_are_measured() -> None:
-    found = DevicePeak.measure(Workload())
-    assert found.macs_per_second > 1e8 and found.bytes_per_second > 1e8
+def test_the_device_peak_is_measured() -> None:
+    peak = DevicePeak.measure(Workload())
+    assert peak.macs_per_second > 1e8 and peak.bytes_per_second > 1e8
 
 
-def test_unique_rows() -> None:
+def test_unique_rows_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
     columns = [rng.integers(0, high, 500) for high in (2, 3, 2**60, 1)]
     columns[2] = columns[2][rng.integers(0, 4, 500)]
@@ -209,10 +209,10 @@ def test_unique_rows() -> None:
     assert len(rows) == len(np.unique(table, axis=0))
 
 
-def test_an_empty_batch_is_counted() -> None:
+def test_no_subnetworks_have_empty_costs() -> None:
     supernet = Supernet(TOYS["bert"].model())
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout).count(COST_NAMES, [])
-    assert all(values.shape == (0,) for values in counts.values())
+    counted = AnalyticCosts.from_model(supernet.model, supernet.layout).count(COST_NAMES, [])
+    assert all(values.shape == (0,) for values in counted.values())
 
 
 WITHOUT_TORCH = """
@@ -226,8 +226,8 @@ layout = Layout(BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_lay
 shapes = {f"bert.encoder.layer.{k}.attention.self.query.weight": (48, 48) for k in range(4)}
 costs = AnalyticCosts(layout, {}, shapes, shapes, False)
 half = SubnetConfig((0, 2), (2, 4), (96, 96), 48)
-found = costs.count(["num_parameters", "macs"], [layout.parent, half], Workload(sequence_length=1))
-assert found["num_parameters"].tolist() == [4 * 48 * 48, 24 * 48 + 48 * 48]
+counted = costs.count(["num_parameters", "macs"], [layout.parent, half], Workload(sequence_length=1))
+assert counted["num_parameters"].tolist() == [4 * 48 * 48, 24 * 48 + 48 * 48]
 """
 
 

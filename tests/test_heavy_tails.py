@@ -1,4 +1,4 @@
-"""Errors with heavy tails: the normal case in the limit, and rows that are far off."""
+"""Robust regression: the normal case in the limit, and outliers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def test_with_many_degrees_of_freedom_it_is_bayesian_linear_regression() -> None
     target = DESIGN @ WEIGHTS + RNG.normal(size=12) / 10
     evidence, weights = variational_posterior(DESIGN, target, ROOT, NOISES, 1e7)
     covariance, exact = ROOT @ ROOT.T, []
-    for noise, found in zip(NOISES, weights, strict=True):
+    for noise, mean in zip(NOISES, weights, strict=True):
         of_target = DESIGN @ covariance @ DESIGN.T + noise * np.eye(12)
-        np.testing.assert_allclose(found, covariance @ DESIGN.T @ np.linalg.solve(of_target, target), rtol=1e-6)
+        np.testing.assert_allclose(mean, covariance @ DESIGN.T @ np.linalg.solve(of_target, target), rtol=1e-6)
         exact.append(multivariate_normal(cov=of_target).logpdf(target))
     np.testing.assert_allclose(evidence - evidence.mean(), np.array(exact) - np.mean(exact), rtol=1e-4)
     np.testing.assert_allclose(evidence, np.array(exact) + 6 * np.log(2 * np.pi), rtol=1e-4)
 
 
-def test_rows_far_off_are_left_aside_where_the_noise_is_small() -> None:
+def test_outliers_are_ignored_where_the_noise_is_small() -> None:
     target = DESIGN @ WEIGHTS
     target[[3, 8]] += [5.0, -8.0]
     evidence, weights = variational_posterior(DESIGN, target, ROOT, NOISES, CAUCHY_DF)
@@ -33,6 +33,6 @@ def test_rows_far_off_are_left_aside_where_the_noise_is_small() -> None:
     np.testing.assert_allclose(weights[0], WEIGHTS, atol=0.02)
 
 
-def test_a_row_counts_less_the_further_it_is_off() -> None:
+def test_weights_fall_with_the_residual() -> None:
     np.testing.assert_allclose(row_weights(np.array([0.0, -0.1, 0.1, 0.3, 9.0])), [2, 1, 1, 0.2, 2 / 8101])
     assert (row_weights(np.zeros(4)) == 2).all()

@@ -1,4 +1,4 @@
-"""The learned latency predictor: recovers a known law, chooses its model, and survives a round trip to disk."""
+"""The latency predictor of subnetworks: recovers a known law, chooses its model, and is the same after reloading."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_cross_validation_chooses_the_model_that_fits_the_law(predictor):
     assert (report.n_train, report.n_test) == (80, 20)
 
 
-def test_a_law_with_interactions_chooses_a_model_that_knows_them():
+def test_a_law_with_interactions_chooses_a_model_with_interactions():
     subnets, _ = sampled(150)
     step = [10.0 if max(s.intermediate_size) > 1200 and s.num_hidden_layers > 3 else 5.0 for s in subnets]
-    chosen = SubnetPredictor.fit(SPACE, subnets, step, Workload(), macs=[macs(s) for s in subnets]).report
-    assert chosen.model not in ("additive", "linear")
-    assert chosen.held_out[chosen.model].mape_percent < chosen.held_out["additive"].mape_percent
+    report = SubnetPredictor.fit(SPACE, subnets, step, Workload(), macs=[macs(s) for s in subnets]).report
+    assert report.model not in ("additive", "linear")
+    assert report.held_out[report.model].mape_percent < report.held_out["additive"].mape_percent
 
 
 def test_held_out_measurements_are_never_fitted():
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_predictor(predictor):
     assert (again.predict(SPACE.uniform_scalings()) == predictor.predict(SPACE.uniform_scalings())).all()
 
 
-def test_features_ignore_which_layers_stay_and_have_no_holes():
+def test_features_do_not_depend_on_which_layers_are_kept():
     a, b = SubnetConfig((0, 3), (4, 8), (192, 700), 384), SubnetConfig((1, 5), (8, 4), (700, 192), 384)
     x = features(SPACE, [a, b, SPACE.largest])
     assert x.shape == (3, len(feature_names(SPACE)))
@@ -114,7 +114,7 @@ def test_features_ignore_which_layers_stay_and_have_no_holes():
     assert features(SPACE, []).shape == (0, len(feature_names(SPACE)))
 
 
-def test_wider_is_never_predicted_faster_even_where_it_was_measured_so():
+def test_a_wider_model_is_never_predicted_faster_even_if_measured_so():
     subnets, latency_ms = sampled(25)
     model = MODELS["additive"](feature_names(SPACE)).fit(features(SPACE, subnets), 100 / latency_ms)
     for subnet in sampled(20, seed=2)[0]:
@@ -126,7 +126,7 @@ def test_wider_is_never_predicted_faster_even_where_it_was_measured_so():
             assert wide >= narrow - 1e-9
 
 
-def test_the_spread_covers_nine_in_ten():
+def test_the_interval_contains_nine_in_ten():
     predictor = fitted(300)
     subnets, latency_ms = sampled(400, seed=3)
     inside = np.abs(latency_ms - predictor.predict(subnets)) <= predictor.spread_ms(subnets)
@@ -145,18 +145,18 @@ def test_save_and_load_predict_the_same(predictor, tmp_path):
     assert {"n_chosen", "around_ms", "n_near", "near"} < stored.keys(), "keys of before"
 
 
-def test_a_file_that_is_cut_short_missing_or_for_another_workload_is_refused(predictor, tmp_path):
+def test_a_file_that_is_incomplete_missing_or_for_another_workload_is_refused(predictor, tmp_path):
     with pytest.raises(InputError, match=r"predictor\.json"):
         SubnetPredictor.load(tmp_path)
     predictor.save(tmp_path)
     with pytest.raises(InputError, match="2 threads"):
         SubnetPredictor.load(tmp_path, Workload(threads=2))
     path = tmp_path / "predictor.json"
-    whole = path.read_text()
-    data = json.loads(whole)
-    rotten = json.dumps({**data, "latency": {**data["latency"], "latency_ms": [1.0]}})
-    for text in (whole[:-50], "{}", "[]", rotten):
-        path.write_text(text)
+    text = path.read_text()
+    data = json.loads(text)
+    damaged = json.dumps({**data, "latency": {**data["latency"], "latency_ms": [1.0]}})
+    for content in (text[:-50], "{}", "[]", damaged):
+        path.write_text(content)
         with pytest.raises(InputError, match="profile again"):
             SubnetPredictor.load(tmp_path)
 
@@ -169,7 +169,7 @@ def test_few_constant_or_equal_latencies_do_not_crash(latency_ms):
     json.dumps(predictor.report.to_dict(), allow_nan=False)
 
 
-def test_what_cannot_be_fitted_is_refused():
+def test_invalid_measurements_are_refused():
     subnets, latency_ms = sampled(12)
     for n, y, counts in (
         (9, latency_ms[:9], 9),

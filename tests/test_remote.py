@@ -20,7 +20,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
 from nas.runs.run import Run
 from predictors import Workload, device_name
-from predictors.measurement.plan import Plan, measure_plan, read_results
+from predictors.measurement.plan import Plan, measure_plan, results_file
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError
 
@@ -72,7 +72,7 @@ def measured_by(name: str, folder: Path) -> None:
 
 
 def rename(folder: Path, name: str) -> None:
-    rows = [replace(result, device_name=name).to_dict() for result in read_results(folder)]
+    rows = [replace(result, device_name=name).to_dict() for result in results_file(folder).read()]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -110,7 +110,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
     assert plan.passes == 2 and plan.reference_ms == run.store.reference_ms(recipe.workload) and not plan.untrained
     measured_by("abacus", tmp_path / "front")
     import_results(recipe, folder, tmp_path / "front")
-    results = {(r.name, r.number): r.timing.latency_ms for r in read_results(tmp_path / "front")}
+    results = {(r.name, r.number): r.timing.latency_ms for r in results_file(tmp_path / "front").read()}
     for point in Run(folder).front():
         assert not point.predicted
         mean = (results[point.key, 0] * results[point.key, 1]) ** 0.5
@@ -127,7 +127,7 @@ def test_what_a_kill_left_is_not_measured_again(exported: tuple[Recipe, Path, Pa
     (device / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
     measure_plan(device)
     assert (device / "results.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
-    assert {r.name for r in read_results(device)} == {json.loads(line)["name"] for line in lines}
+    assert {r.name for r in results_file(device).read()} == {json.loads(line)["name"] for line in lines}
 
 
 def test_ctrl_c_is_one_line_and_loses_nothing(exported: tuple[Recipe, Path, Path]) -> None:
@@ -138,7 +138,7 @@ def test_ctrl_c_is_one_line_and_loses_nothing(exported: tuple[Recipe, Path, Path
     process = subprocess.Popen(script(device), stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
     said = stop_when(process, lambda: (device / "results.jsonl").read_bytes() > before, signal.SIGINT)
     assert said == "measure.py: stopped; type the same command again to go on.\n" and process.returncode == 2
-    assert (device / "results.jsonl").read_bytes().startswith(before) and read_results(device)[-1].number >= 1
+    assert (device / "results.jsonl").read_bytes().startswith(before) and results_file(device).read()[-1].number >= 1
 
 
 def incomplete(folder: Path, device: Path) -> None:
@@ -152,13 +152,13 @@ def other_workload(folder: Path, device: Path) -> None:
 
 
 def mixed_workload(folder: Path, device: Path) -> None:
-    rows = [result.to_dict() for result in read_results(device)]
+    rows = [result.to_dict() for result in results_file(device).read()]
     rows[3]["workload"]["batch_size"] = 64
     (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def two_devices(folder: Path, device: Path) -> None:
-    rows = [result.to_dict() for result in read_results(device)]
+    rows = [result.to_dict() for result in results_file(device).read()]
     rows[3]["device_name"] = "calculator"
     (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -173,7 +173,7 @@ def damaged(folder: Path, device: Path) -> None:
 
 
 def third_pass(folder: Path, device: Path) -> None:
-    rows = [result.to_dict() for result in read_results(device)]
+    rows = [result.to_dict() for result in results_file(device).read()]
     rows[3]["number"] = 2
     (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -1,4 +1,4 @@
-"""Runtimes: each gives the outputs of PyTorch, decodes with a cache and says what it lacks; ONNX files are right."""
+"""Runtimes: each gives the outputs of PyTorch, decodes with a cache, and names missing packages; ONNX files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokens(batch_size: int = 1, length: int = LENGTH) -> dict[str, torch.Tensor]
 
 
 def first_of(outputs: Any) -> np.ndarray:
-    """The logits, whichever runtime gave them."""
+    """The logits in the outputs of any runtime."""
     if hasattr(outputs, "logits"):
         return outputs.logits.numpy()
     return np.asarray(outputs[0])
@@ -62,7 +62,7 @@ def test_every_runtime_gives_the_outputs_of_pytorch(runtime: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "runtime"), [("llama", "torch"), ("t5", "torch"), ("gpt2", "torch"), ("llama", "onnxruntime")]
 )
-def test_decoding_with_a_cache_gives_the_last_token_of_the_whole_pass(model_type: str, runtime: str) -> None:
+def test_decoding_with_a_cache_gives_the_logits_of_the_last_token(model_type: str, runtime: str) -> None:
     needs(runtime)
     task = "text2text-generation" if model_type == "t5" else "text-generation"
     model, inputs = TOYS[model_type].model(task), tokens()
@@ -70,8 +70,8 @@ def test_decoding_with_a_cache_gives_the_last_token_of_the_whole_pass(model_type
         inputs["decoder_input_ids"] = inputs["input_ids"].clone()
     with torch.inference_mode():
         expected = model(**inputs).logits[:, -1:].numpy()
-    found = run(model, inputs, runtime=runtime, phase="decode")
-    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-4
+    logits = run(model, inputs, runtime=runtime, phase="decode")
+    assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-4
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_an_onnx_file_that_decodes_is_written_with_autograd_on(model_type: str, 
     assert np.abs(first_of(call()) - expected).max() < 1e-4
 
 
-def test_prefill_keeps_the_keys_and_values_and_a_whole_pass_does_not() -> None:
+def test_only_prefill_returns_a_cache() -> None:
     model = TOYS["llama"].model("text-generation")
     with torch.inference_mode():
         cached, plain = (
@@ -95,10 +95,10 @@ def test_prefill_keeps_the_keys_and_values_and_a_whole_pass_does_not() -> None:
     assert cached.past_key_values.get_seq_length() == LENGTH and plain.past_key_values is None  # type: ignore[attr-defined]
 
 
-def test_int8_is_near_and_not_equal() -> None:
+def test_int8_outputs_are_near_but_not_equal() -> None:
     model = bert()
-    whole, rounded = (run(model, tokens(), dtype=dtype) for dtype in ("float32", "int8"))
-    assert 0 < np.abs(whole - rounded).max() < 0.1
+    exact, quantized = (run(model, tokens(), dtype=dtype) for dtype in ("float32", "int8"))
+    assert 0 < np.abs(exact - quantized).max() < 0.1
 
 
 def test_a_prepared_model_can_be_measured() -> None:
@@ -116,9 +116,9 @@ def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> 
     assert (1e-4 < difference < 0.1) if int8 else difference < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     other = tokens(5, 4)
-    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in other.items()})
+    (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in other.items()})
     with torch.inference_mode():
-        assert np.abs(found - model(**other).logits.numpy()).max() < (0.1 if int8 else 1e-4)
+        assert np.abs(logits - model(**other).logits.numpy()).max() < (0.1 if int8 else 1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -149,18 +149,18 @@ def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
         ({"device": "cuda:99"}, "only: cpu"),
     ],
 )
-def test_what_a_runtime_cannot_do_is_refused(change: dict[str, Any], law: str) -> None:
+def test_unsupported_workloads_are_refused(change: dict[str, Any], law: str) -> None:
     needs(change.get("runtime", ""))
     with pytest.raises(InputError, match=law):
         prepare(bert(), tokens(), Workload(sequence_length=LENGTH, **change))
 
 
-def test_a_package_that_is_missing_is_named_with_its_installation() -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(InputError, match=r'no_such_package.*pip install "paretoformer\[onnx\]"'):
         require("no_such_package", extra="onnx", what="a test")
 
 
-def test_a_workload_that_does_not_fit_says_so() -> None:
+def test_a_workload_that_exceeds_memory_is_an_input_error() -> None:
     class Huge(torch.nn.Module):
         def can_generate(self) -> bool:
             return False

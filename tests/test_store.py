@@ -1,4 +1,4 @@
-"""Measurements on disk: on one scale, apart by device, workload and stage, and not lost by a kill."""
+"""Measurements on disk: on one scale, separate by device, workload and stage, and not lost by a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_store_round_trips_and_keeps_stages_and_workloads_apart(tmp_path):
     assert row["key"] == SUBNET.key and row["device_name"] and row["latency_ms"] == math.pi
 
 
-def test_the_median_anchor_is_the_scale_of_all(tmp_path):
+def test_all_latencies_are_on_the_scale_of_the_median_reference(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     assert store.reference_ms(Workload()) is None
     store.add(SUBNET, Workload(), "anchor", timing(12.0))
@@ -56,11 +56,11 @@ def test_an_exported_model_is_stated_from_both_of_its_measurements(tmp_path):
     assert store.reported_latency(OTHER.key, Workload()) is None
     assert store.reported_latency(SUBNET.key, Workload()).error_ms == pytest.approx(0.1)
     store.add(SUBNET, Workload(), "repeat", timing(1.21))
-    found = store.reported_latency(SUBNET.key, Workload())
-    assert found.latency_ms == pytest.approx(1.1) and found.error_ms == pytest.approx(1.1 * math.log(1.21))
+    reported = store.reported_latency(SUBNET.key, Workload())
+    assert reported.latency_ms == pytest.approx(1.1) and reported.error_ms == pytest.approx(1.1 * math.log(1.21))
 
 
-def test_a_row_of_before_there_were_intervals_can_be_read(tmp_path):
+def test_a_row_without_intervals_can_be_read(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "export", timing(1.0))
     row = json.loads(store.path.read_text())
@@ -70,7 +70,7 @@ def test_a_row_of_before_there_were_intervals_can_be_read(tmp_path):
     assert MeasurementStore(store.path).reported_latency(SUBNET.key, Workload()).latency_ms == 1.0
 
 
-def test_measurements_of_another_device_are_asked_for_by_its_name(tmp_path):
+def test_measurements_of_another_device_are_read_by_its_name(tmp_path):
     there = MeasurementStore(tmp_path / "m.jsonl", device="abacus")
     there.add(SUBNET, Workload(device="cuda:7"), "profile", timing(1.0))
     assert there.get(SUBNET.key, Workload(device="cuda:7"), "profile") == timing(1.0)
@@ -78,7 +78,7 @@ def test_measurements_of_another_device_are_asked_for_by_its_name(tmp_path):
     assert MeasurementStore(there.path).get(SUBNET.key, Workload(), "profile") is None
 
 
-def test_measuring_again_replaces_the_old_answer(tmp_path):
+def test_a_second_measurement_replaces_the_first(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     for latency_ms in (1.0, 2.0):
         store.add(SUBNET, Workload(), "profile", timing(latency_ms))
@@ -86,7 +86,7 @@ def test_measuring_again_replaces_the_old_answer(tmp_path):
     assert len(store.rows(Workload(), "profile")) == 1
 
 
-def test_another_machine_is_not_this_one(tmp_path):
+def test_measurements_of_another_machine_are_not_returned(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "profile", timing(1.0))
     row = json.loads(store.path.read_text()) | {"device_name": "abacus"}
@@ -94,11 +94,11 @@ def test_another_machine_is_not_this_one(tmp_path):
     assert MeasurementStore(store.path).get(SUBNET.key, Workload(), "profile") is None
 
 
-def test_a_torn_last_line_is_ignored_and_removed(tmp_path):
+def test_an_incomplete_last_line_is_ignored_and_removed(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "profile", timing(1.0))
-    whole = store.path.read_bytes()
-    store.path.write_bytes(whole + whole[: len(whole) // 2])
+    line = store.path.read_bytes()
+    store.path.write_bytes(line + line[: len(line) // 2])
     again = MeasurementStore(store.path)
     assert len(again.rows(Workload(), "profile")) == 1
     again.add(OTHER, Workload(), "profile", timing(2.0))
@@ -106,7 +106,7 @@ def test_a_torn_last_line_is_ignored_and_removed(tmp_path):
     assert [m.subnet for m in MeasurementStore(store.path).rows(Workload(), "profile")] == [SUBNET, OTHER]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+def test_a_damaged_line_is_named(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "profile", timing(1.0))
     line = store.path.read_text()
@@ -116,7 +116,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
             MeasurementStore(store.path).rows(Workload(), "profile")
 
 
-def test_a_stored_number_that_no_measurement_gives_is_named_with_its_line(tmp_path):
+def test_a_stored_number_that_cannot_be_measured_is_named_with_its_line(tmp_path):
     store = MeasurementStore(tmp_path / "m.jsonl")
     store.add(SUBNET, Workload(), "anchor", timing(1.0))
     store.add(SUBNET, Workload(), "profile", timing(math.nan))

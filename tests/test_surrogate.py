@@ -1,4 +1,4 @@
-"""Quality surrogates: they learn, know where they are unsure, and the best of them is chosen."""
+"""Surrogates: they learn, have calibrated standard deviations, and the best of them is chosen."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PRODUCT = np.sin(4 * X[:, 0]) * X[:, 1]
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_surrogates_learn_a_line_and_know_where_they_are_unsure(name: str) -> None:
+def test_surrogates_learn_a_line_and_give_standard_deviations(name: str) -> None:
     model = SURROGATES[name]().fit(X, LINE)
     mean, deviation = model.predict(X)
     assert np.corrcoef(mean, LINE)[0, 1] > 0.95 and (deviation >= 0).all()
     assert np.array_equal(SURROGATES[name]().fit(X, LINE).predict(X)[0], mean)
 
 
-def test_the_gaussian_process_is_the_textbooks() -> None:
+def test_the_gaussian_process_equals_scikit_learns() -> None:
     ours = GaussianProcess().fit(X, PRODUCT)
     linear, curved, noise = np.exp(ours._theta[-3:])
     root = np.exp(ours._theta[:-3] / 2)
@@ -36,12 +36,12 @@ def test_the_gaussian_process_is_the_textbooks() -> None:
     reference.fit((X - X.mean(0)) * root, (PRODUCT - centre) / scale)
     new = RNG.random((20, 6))
     mean, deviation = reference.predict((new - X.mean(0)) * root, return_std=True)
-    found, spread = ours.predict(new)
-    assert np.allclose(found, mean * scale + centre, atol=1e-6) and (ours.mean(new) == found).all()
+    our_mean, spread = ours.predict(new)
+    assert np.allclose(our_mean, mean * scale + centre, atol=1e-6) and (ours.mean(new) == our_mean).all()
     assert np.allclose(spread, np.sqrt(np.maximum(deviation**2 - noise - JITTER, 0)) * scale, atol=1e-3)
 
 
-def test_the_gaussian_process_has_the_right_gradient_and_finds_what_matters() -> None:
+def test_the_gaussian_process_has_the_right_gradient_and_finds_relevant_features() -> None:
     model = GaussianProcess().fit(X, PRODUCT)
     theta = 0.7 * model._theta
     wrong = check_grad(lambda t: model._loss(t)[0], lambda t: model._loss(t)[1], theta)
@@ -57,7 +57,7 @@ def test_an_update_conditions_on_new_points_with_the_kernel_as_it_was() -> None:
     assert np.array_equal(model._theta, before) and np.abs(mean - PRODUCT).max() < 0.1
 
 
-def test_cross_validation_finds_the_line_linear_and_the_steps_not() -> None:
+def test_cross_validation_prefers_a_line_for_a_line_only() -> None:
     line, steps = cross_validate(X, LINE), cross_validate(X, STEPS)
     assert line["ridge"].error < line["forest"].error and steps["forest"].error < steps["ridge"].error
     assert (
@@ -71,22 +71,22 @@ def _error(item: tuple[str, object]) -> float:
     return item[1].error  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_spread_that_is_too_small_is_widened_to_the_errors_made() -> None:
-    learned = FittedSurrogate(X, STEPS)
-    held = cross_validate(X, learned.transform(STEPS))[learned.name]
-    _, spread = SURROGATES[learned.name]().fit(X, learned.transform(STEPS)).predict(X)
-    assert abs(held.calibration - 1) > 0.2 and np.allclose(
-        learned.predict(X)[1], np.maximum(spread * held.calibration, 1e-6)
+def test_standard_deviations_are_calibrated_to_the_cross_validated_errors() -> None:
+    surrogate = FittedSurrogate(X, STEPS)
+    score = cross_validate(X, surrogate.transform(STEPS))[surrogate.name]
+    _, spread = SURROGATES[surrogate.name]().fit(X, surrogate.transform(STEPS)).predict(X)
+    assert abs(score.calibration - 1) > 0.2 and np.allclose(
+        surrogate.predict(X)[1], np.maximum(spread * score.calibration, 1e-6)
     )
 
 
-def test_a_learned_figure_keeps_the_order_of_values_and_gives_probabilities() -> None:
-    learned = FittedSurrogate(X, np.exp(5 * LINE))
-    assert (np.diff(learned.transform(np.linspace(-1, 200, 50))) > 0).all()
-    chances = learned.probability_below(X, np.exp(5 * np.quantile(LINE, [0.0, 0.5, 1.0])))
-    assert chances.shape == (80, 3) and (np.diff(chances, axis=1) >= 0).all()
+def test_the_transformation_is_monotone_and_gives_probabilities() -> None:
+    surrogate = FittedSurrogate(X, np.exp(5 * LINE))
+    assert (np.diff(surrogate.transform(np.linspace(-1, 200, 50))) > 0).all()
+    probabilities = surrogate.probability_below(X, np.exp(5 * np.quantile(LINE, [0.0, 0.5, 1.0])))
+    assert probabilities.shape == (80, 3) and (np.diff(probabilities, axis=1) >= 0).all()
     best, worst = np.argmin(LINE), np.argmax(LINE)
-    assert chances[best, 1] > 0.9 and chances[worst, 1] < 0.1
+    assert probabilities[best, 1] > 0.9 and probabilities[worst, 1] < 0.1
 
 
 def test_equal_values_are_no_error() -> None:

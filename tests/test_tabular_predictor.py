@@ -1,4 +1,4 @@
-"""Latency of tables of features: ten measurements with other devices as a prior, frames, intervals, and bad input."""
+"""Latency predictors of tables: ten measurements with a prior, data frames, intervals, and invalid input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["layers", "width", "heads"]
 
 
 def rows(n: int, seed: int = 0) -> np.ndarray:
-    """Layers, width and heads of so many models."""
+    """Layers, width and heads of n random models."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.integers(2, 13, n), rng.integers(1, 9, n) * 128, rng.integers(1, 13, n)], axis=1).astype(
         float
@@ -27,7 +27,7 @@ def rows(n: int, seed: int = 0) -> np.ndarray:
 
 
 def larger(n: int, seed: int) -> np.ndarray:
-    """Models of which most are larger than any of `rows`."""
+    """Models, most of which are larger than those of `rows`."""
     return rows(n, seed) * [3, 2, 2] + [8, 256, 4]
 
 
@@ -38,58 +38,58 @@ def device(x: np.ndarray, launch: float, product: float, attention: float, seed:
     return exact if seed is None else exact * np.random.default_rng(seed).normal(1, 0.01, len(x))
 
 
-def others() -> list[LatencyPredictor]:
+def other_devices() -> list[LatencyPredictor]:
     laws = ((1.0, 0.2, 0.3), (0.1, 1.0, 0.1), (0.5, 0.5, 0.05))
     return [LatencyPredictor.fit(rows(120, k), device(rows(120, k), *law, seed=k)) for k, law in enumerate(laws)]
 
 
 @pytest.fixture(scope="module")
 def prior() -> list[LatencyPredictor]:
-    return others()
+    return other_devices()
 
 
 def test_ten_measurements_and_other_devices_beat_ten_measurements_and_a_line(prior: list[LatencyPredictor]) -> None:
     law, x, unseen = (0.3, 0.6, 0.2), rows(10, 7), rows(400, 8)
     truth = device(unseen, *law)
     with_prior = errors(truth, LatencyPredictor.fit(x, device(x, *law, seed=7), prior=prior).predict(unseen))
-    alone = errors(truth, LatencyPredictor.fit(x, device(x, *law, seed=7)).predict(unseen))
+    without_prior = errors(truth, LatencyPredictor.fit(x, device(x, *law, seed=7)).predict(unseen))
     volume = (x[:, 0] * x[:, 1] ** 2, unseen[:, 0] * unseen[:, 1] ** 2)
     line = errors(truth, np.polyval(np.polyfit(volume[0], device(x, *law, seed=7), 1), volume[1]))
-    assert with_prior.mape_percent < 0.5 * line.mape_percent and with_prior.mape_percent < alone.mape_percent
+    assert with_prior.mape_percent < 0.5 * line.mape_percent and with_prior.mape_percent < without_prior.mape_percent
     assert with_prior.kendall_tau > line.kendall_tau
 
 
-def test_disturbed_measurements_of_a_new_device_count_for_less_than_if_errors_were_normal(
+def test_heavy_tailed_errors_reduce_the_weight_of_disturbed_measurements(
     prior: list[LatencyPredictor],
 ) -> None:
-    law, unseen, found = (0.3, 0.1, 0.2), rows(400, 8), dict[str, list[float]]()
-    known = np.concatenate([device.features for device in prior])
+    law, unseen, mape = (0.3, 0.1, 0.2), rows(400, 8), dict[str, list[float]]()
+    source = np.concatenate([device.features for device in prior])
     for seed in (7, 8, 9):
         x = rows(10, seed)
         latency_ms = device(x, *law, seed=seed)
         latency_ms[[2, 7]] *= [1.3, 1.2]
         for name, tails in {"any": TransferGP.tails, "normal": ((NORMAL_DF, 0.0),)}.items():
-            model = TransferGP(SourceDevices([device.predict for device in prior], known))
+            model = TransferGP(SourceDevices([device.predict for device in prior], source))
             model.tails = tails
-            off = errors(device(unseen, *law), model.fit(x, latency_ms).predict(unseen))
-            found.setdefault(name, []).append(off.mape_percent)
-    assert np.mean(found["any"]) < 0.8 * np.mean(found["normal"])
+            error = errors(device(unseen, *law), model.fit(x, latency_ms).predict(unseen))
+            mape.setdefault(name, []).append(error.mape_percent)
+    assert np.mean(mape["any"]) < 0.8 * np.mean(mape["normal"])
 
 
-def test_of_models_larger_than_any_that_the_prior_knows_a_power_law_says_more() -> None:
-    law, off = (1.0, 0.2, 0.3), {odds: list[float]() for odds in (TransferGP.power_law_log_odds, -np.inf)}
+def test_a_power_law_extrapolates_to_models_larger_than_those_of_the_prior() -> None:
+    law, mape = (1.0, 0.2, 0.3), {odds: list[float]() for odds in (TransferGP.power_law_log_odds, -np.inf)}
     for seed in range(4):
         small, x, unseen = rows(120, seed), larger(10, seed + 20), larger(400, 8)
-        known = LogGaussianProcess().fit(small, device(small, *law, seed=seed) ** 0.8)
-        for odds, found in off.items():
-            model = TransferGP(SourceDevices([known.predict], small))
+        source = LogGaussianProcess().fit(small, device(small, *law, seed=seed) ** 0.8)
+        for odds, errors_of_odds in mape.items():
+            model = TransferGP(SourceDevices([source.predict], small))
             model.power_law_log_odds = odds
             model.fit(x, device(x, *law, seed=seed + 20) ** 0.8)
-            found.append(errors(device(unseen, *law) ** 0.8, model.predict(unseen)).mape_percent)
-    assert np.mean(off[TransferGP.power_law_log_odds]) < 0.8 * np.mean(off[-np.inf])
+            errors_of_odds.append(errors(device(unseen, *law) ** 0.8, model.predict(unseen)).mape_percent)
+    assert np.mean(mape[TransferGP.power_law_log_odds]) < 0.8 * np.mean(mape[-np.inf])
 
 
-def test_a_power_law_goes_on_beyond_what_it_was_fitted_on_whatever_columns_are_zero_somewhere() -> None:
+def test_a_power_law_extrapolates_also_with_columns_that_are_zero_somewhere() -> None:
     def truth(x: np.ndarray) -> np.ndarray:
         return 0.1 * x[:, 0] ** 0.9 * x[:, 1] ** 1.5 * np.exp(0.3 * x[:, 3])
 
@@ -97,7 +97,7 @@ def test_a_power_law_goes_on_beyond_what_it_was_fitted_on_whatever_columns_are_z
     np.testing.assert_allclose(PowerLaw().fit(x, truth(x)).predict(far), truth(far), rtol=0.02)
 
 
-def test_among_many_a_model_is_chosen_for_which_those_far_off_count_for_little() -> None:
+def test_with_many_outliers_a_robust_model_is_chosen() -> None:
     law, x, unseen = (0.3, 0.0, 0.2), rows(150, 7), rows(400, 8)
     latency_ms = device(x, *law, seed=7)
     latency_ms[np.random.default_rng(0).random(150) < 0.2] *= 1.25
@@ -106,7 +106,7 @@ def test_among_many_a_model_is_chosen_for_which_those_far_off_count_for_little()
     assert errors(device(unseen, *law), predictor.predict(unseen)).mape_percent < 1
 
 
-def test_a_frame_gives_its_names_and_is_read_by_them() -> None:
+def test_a_data_frame_is_read_by_its_column_names() -> None:
     frame = pd.DataFrame(rows(40), columns=NAMES)
     predictor = LatencyPredictor.fit(frame, device(rows(40), 1, 1, 1))
     assert predictor.names == tuple(NAMES)
@@ -119,34 +119,34 @@ def test_a_frame_gives_its_names_and_is_read_by_them() -> None:
 def test_a_prior_is_read_by_the_names_of_its_columns() -> None:
     law, x, unseen = (0.3, 0.6, 0.2), rows(10, 7), rows(400, 8)
     frame = pd.DataFrame(rows(120), columns=NAMES)
-    known = LatencyPredictor.fit(frame, device(rows(120), 1.0, 0.2, 0.3, seed=1))
+    source = LatencyPredictor.fit(frame, device(rows(120), 1.0, 0.2, 0.3, seed=1))
     new, turned = pd.DataFrame(x, columns=NAMES), NAMES[::-1]
-    there = LatencyPredictor.fit(new[turned], device(x, *law, seed=7), prior=known).predict(
+    there = LatencyPredictor.fit(new[turned], device(x, *law, seed=7), prior=source).predict(
         pd.DataFrame(unseen, columns=NAMES)
     )
-    here = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=known).predict(unseen)
+    here = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=source).predict(unseen)
     np.testing.assert_allclose(there, here, rtol=1e-3)
     with pytest.raises(InputError, match=r"same features.*'depth'"):
-        LatencyPredictor.fit(new.rename(columns={"layers": "depth"}), device(x, *law), prior=known)
+        LatencyPredictor.fit(new.rename(columns={"layers": "depth"}), device(x, *law), prior=source)
 
 
-def test_a_prior_that_says_nothing_is_left_aside() -> None:
+def test_a_useless_prior_is_ignored() -> None:
     law, x, unseen = (0.3, 0.6, 0.2), rows(15, 7), rows(400, 8)
     noise = LatencyPredictor.fit(rows(120), np.exp(np.random.default_rng(0).normal(0, 1, 120)))
-    alone = LatencyPredictor.fit(x, device(x, *law, seed=7))
-    beside = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=noise)
-    assert beside.report.model == alone.report.model
-    assert (beside.predict(unseen) == alone.predict(unseen)).all()
+    without_prior = LatencyPredictor.fit(x, device(x, *law, seed=7))
+    with_prior = LatencyPredictor.fit(x, device(x, *law, seed=7), prior=noise)
+    assert with_prior.report.model == without_prior.report.model
+    assert (with_prior.predict(unseen) == without_prior.predict(unseen)).all()
 
 
-def test_the_interval_covers_nine_in_ten() -> None:
+def test_the_interval_contains_nine_in_ten() -> None:
     predictor = LatencyPredictor.fit(rows(150), device(rows(150), 1, 0.5, 0.2, seed=1))
     x = rows(400, 5)
     inside = np.abs(device(x, 1, 0.5, 0.2, seed=2) - predictor.predict(x)) <= predictor.spread_ms(x)
     assert 0.8 < inside.mean() <= 1
 
 
-def test_the_learning_curve_falls_and_ends_where_the_measurements_do() -> None:
+def test_the_learning_curve_falls_and_ends_at_the_number_of_measurements() -> None:
     curve = LatencyPredictor.fit(rows(130), device(rows(130), 1, 0.5, 0.2, seed=1)).learning_curve()
     assert list(curve) == [10, 30, 100]
     assert curve[100].mape_percent < curve[10].mape_percent
@@ -175,7 +175,7 @@ def test_constant_features_and_latencies_and_few_measurements_are_predicted(n: i
         (pd.DataFrame(np.ones((12, 2)), columns=["a", "a"]), np.ones(12), "different name"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms: Any, law: str) -> None:
+def test_invalid_measurements_are_refused(features: Any, latency_ms: Any, law: str) -> None:
     with pytest.raises(InputError, match=law):
         LatencyPredictor.fit(features, latency_ms)
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(features: Any, latency_ms:
         ({"n_active": 12}, "below the 12 measurements"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_one_line(options: dict[str, Any], law: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], law: str) -> None:
     with pytest.raises(InputError, match=law):
         LatencyPredictor.fit(rows(12), np.ones(12), **options)
 

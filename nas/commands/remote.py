@@ -22,7 +22,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStage, MeasurementStore, SubnetPredictor
-from predictors.measurement.plan import REQUIRED_PACKAGES, Plan, Result, read_results
+from predictors.measurement.plan import REQUIRED_PACKAGES, Plan, Result, results_file
 from predictors.measurement.runtimes import write_onnx_workload
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -33,6 +33,7 @@ BUNDLED_MODULES = {
     "predictors": (),
     "predictors.measurement": (
         "energy",
+        "json_lines",
         "measure",
         "memory",
         "onnx_export",
@@ -133,7 +134,7 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
     with run.locked():
         _, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
-        plan, results = Plan.read(source), read_results(source)
+        plan, results = Plan.read(source), results_file(source).read()
         _check_results(source, plan, results, run, subnets)
         run.device = results[0].device_name
         _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)

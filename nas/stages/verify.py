@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
+from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.measure import groups
 from predictors.measurement.timing import ReportedLatency, reported_latency
 from search_spaces import InputError, SubnetConfig
@@ -142,7 +142,8 @@ def _score_all(
     run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
 ) -> dict[str, dict[str, Any]]:
     """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl."""
-    done, counts = _read_json_lines(run.verified), AnalyticCosts.from_model(supernet.model, supernet.layout)
+    file = verified_file(run)
+    done, counts = dict(file.read()), AnalyticCosts.from_model(supernet.model, supernet.layout)
     for key, subnet in subnets.items():
         if key not in done:
             model = (
@@ -154,7 +155,7 @@ def _score_all(
             values |= {name: metric.value for name, metric in scores.items()}
             errors = {name: metric.standard_error for name, metric in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
-            _append_json_line(run.verified, done[key])
+            file.append([done[key]])
         advance(1)
     return {key: done[key] for key in subnets}
 
@@ -213,21 +214,7 @@ def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
     )
 
 
-def _read_json_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Key -> line of a JSON lines file; a truncated last line is removed from the file."""
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    complete = data[: data.rfind(b"\n") + 1]
-    if complete != data:
-        path.write_bytes(complete)
-    try:
-        return {line["key"]: line for line in map(json.loads, complete.splitlines())}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"`{path}` is damaged ({error}); delete it and run the same command again.") from None
-
-
-def _append_json_line(path: Path, line: dict[str, Any]) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+def verified_file(run: Run) -> JsonLines[tuple[str, dict[str, Any]]]:
+    """The verified subnetworks of a run, one JSON line each, as pairs of key and line."""
+    fix = "delete that line and type the same command again"
+    return JsonLines(run.verified, lambda line: (line["key"], line), row="a verified subnetwork", fix=fix)

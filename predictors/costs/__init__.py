@@ -1,1 +1,1 @@
-"""Costs counted from the shapes of a subnetwork, without running it."""
+"""Costs that are counted from the tensor shapes of a subnetwork, without running it."""

@@ -1,4 +1,4 @@
-"""Analytic costs of subnetworks: parameters, multiply-accumulates, memory and file size, counted from the table."""
+"""AnalyticCosts: parameters, multiply-accumulates, memory and file size of subnetworks, counted from shapes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COST_NAMES = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
-"""What is counted; all exactly but ``peak_activation_mb``."""
+"""Costs that can be counted; all are exact except ``peak_activation_mb``."""
 
 CHUNK_SIZE = 2**16
-"""Subnetworks that are counted together, so that a million do not fill the memory."""
+"""Subnetworks that are counted at once; a million would fill the memory."""
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
-"""Name of a torch type -> its name in a safetensors header."""
+"""Name of a torch dtype -> its name in a safetensors header."""
 
 
 @dataclass(frozen=True)
 class AnalyticCosts:
-    """Counts any subnetwork of one parent; needs no torch once it is made.
+    """Counts the costs of any subnetwork of one parent. Only `from_model` needs torch.
 
     Attributes:
-        layout: Table of the parent.
-        stored: Name -> each tensor that goes into the parent's file; tied ones once.
-        parameters: Name -> shape of each parameter, in the file or not; tied ones once.
-        matmul_weights: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
-        label_tokens: Whether every token gets a label or a score, not every sample.
+        layout: Layout of the parent.
+        stored: Name -> tensor, for all tensors in the parent's file; tied ones once.
+        parameters: Name -> shape, for all parameters, in the file or not; tied ones once.
+        matmul_weights: Name -> shape, for all weights that a forward pass uses; tied ones under each of their names.
+        label_tokens: Whether the model has outputs for every token, not only for every sample.
     """
 
     layout: Layout
@@ -49,7 +49,7 @@ class AnalyticCosts:
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
-        """Reads the shapes of a parent model: its full size, whatever subnetwork of it is active."""
+        """Reads the shapes of a parent model; these are of its full size, whatever subnetwork is active."""
         tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         not_saved = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
         state = {name: tensor for name, tensor in tensors.items() if name not in not_saved}
@@ -66,7 +66,7 @@ class AnalyticCosts:
 
     @cached_property
     def block_costs(self) -> BlockCosts:
-        """Counts what each block of each layer costs."""
+        """Counts the costs of each block of each layer."""
         return BlockCosts(self.layout, self.parameters, self.matmul_weights, self.label_tokens)
 
     @cached_property
@@ -75,40 +75,39 @@ class AnalyticCosts:
         return FileSizes(self.layout, self.stored)
 
     def num_parameters(self, subnet: SubnetConfig) -> int:
-        """Parameters of the extracted model, tied ones once; as many whatever bits they are stored in, scales not
-        among them."""
+        """Number of parameters of the extracted model, tied ones once; scales of quantized weights are not counted."""
         return sum(cost.num_parameters for cost in self.block_costs(subnet, None))
 
     def macs(self, subnet: SubnetConfig, sequence_length: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one sample.
 
-        Counts matrix products and convolutions, attention scores and their weighted sum included; not norms,
-        activations or additions. An encoder-decoder reads and writes ``sequence_length`` tokens. A product counts one
-        whatever the bits of its numbers.
+        Counts matrix products and convolutions, including attention scores and their weighted sum, but not norms,
+        activation functions or additions. An encoder-decoder reads and writes ``sequence_length`` tokens. The dtype
+        does not change the count.
 
         Args:
-            subnet: What to count.
-            sequence_length: Tokens of the sample; an image model ignores it.
+            subnet: The subnetwork.
+            sequence_length: Tokens per sample; image models ignore it.
         """
         return sum(cost.macs for cost in self.block_costs(subnet, sequence_length))
 
     @property
     def cost_names(self) -> tuple[str, ...]:
-        """Those of `COST_NAMES` that this model has: the size of a cache only where it generates."""
+        """The `COST_NAMES` of this model; ``kv_cache_mb`` only if it generates."""
         return tuple(name for name in COST_NAMES if self.layout.family.generates or name != "kv_cache_mb")
 
     def count(
         self, names: Sequence[str], subnets: Sequence[SubnetConfig], workload: Workload | None = None
     ) -> dict[str, np.ndarray]:
-        """Figures of many subnetworks at once: each name -> (n,) floats.
+        """Costs of many subnetworks at once: name -> (n,) floats.
 
-        Megabytes are of 10^6 bytes. A million of a `SubnetBatch` take seconds.
+        A megabyte is 10^6 bytes. A million subnetworks in a `SubnetBatch` take seconds.
 
         Args:
-            names: Of figures, in `COST_NAMES`. ``peak_activation_mb`` is what the workload's batch needs beside the
-                weights in eager PyTorch, ``kv_cache_mb`` the keys and values of its tokens.
-            subnets: What to count.
-            workload: Batch, tokens and precision.
+            names: Names of costs, in `COST_NAMES`. ``peak_activation_mb`` is the memory that the workload's batch
+                needs in eager PyTorch in addition to the weights, ``kv_cache_mb`` that of its keys and values.
+            subnets: The subnetworks.
+            workload: Batch size, tokens and dtype.
         """
         workload, chunks = workload or Workload(), {name: [np.zeros(0)] for name in names}
         batch = SubnetBatch.from_subnets(subnets, self.layout.parent.num_hidden_layers)
@@ -133,12 +132,12 @@ class AnalyticCosts:
         return {name: counts[name]() for name in names}
 
     def call_table(self, table: CostTable, workload: Workload) -> CostTable:
-        """The parts of one call of a workload: of the whole sequence, or of its last token."""
+        """Costs of one call of a workload: for all tokens, or for the last token in phase ``decode``."""
         return CostTable(self.block_costs, table.batch, 1) if workload.phase == "decode" else table
 
 
 def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
-    """Name of each tensor -> its name in the file, found by writing tensors that hold their own number."""
+    """Name of each tensor -> its name in the file; found by converting tensors filled with their own index."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -153,13 +152,13 @@ def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, s
 
 
 def _possible_names(layout: Layout, name: str) -> dict[str, str]:
-    """Every name that a parameter or its factors can have in the extracted model, by its part within the module."""
+    """All names that a parameter or its factors can have in the extracted model: name in the module -> full name."""
     module, _, kind = name.rpartition(".")
-    kinds = {kind: name}
-    place = layout.locate(name)
-    if layout.shapes.linear_axes(place) or layout.shapes.is_embedding(place):
-        kinds |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[kind]}
-    return kinds
+    names = {kind: name}
+    location = layout.locate(name)
+    if layout.shapes.linear_axes(location) or layout.shapes.is_embedding(location):
+        names |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[kind]}
+    return names
 
 
 def _parent_tensor(tensor: object, disk_names: Mapping[str, str]) -> ParentTensor:

@@ -1,4 +1,4 @@
-"""Parts: what each block of each layer costs, and all that lies outside the layers; a subnetwork is their sum."""
+"""BlockCosts: costs of each block of each layer and of the modules outside; those of a subnetwork are their sum."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from search_spaces.subnet import SIZES
 
 Shape = tuple[int, ...]
 TensorShapes = dict[str, dict[str, Shape]]
-"""Parent name -> the tensors that the extracted model holds of it: name in their module -> shape."""
+"""Name of a parameter of the parent -> its tensors in the extracted model: name in the module -> shape."""
 
 Blocks = tuple[str, ...]
-"""Blocks of a layer whose widths say what is left of a tensor there."""
+"""Blocks of a layer; the shape of a tensor depends on their fields."""
 
 OUTSIDE_LAYERS = "outer"
-"""Stands for what lies outside the layers, and for what a first layer has for its whole stack."""
+"""Key of the modules outside the layers, and of those that a first layer holds for its stack."""
 
 
 class BlockCost(NamedTuple):
-    """Costs of a part for one sample: numbers, or arrays with one for each of many parts.
+    """Costs of a block, or of the modules outside the layers, for one sample: numbers, or arrays for many blocks.
 
     Attributes:
-        num_parameters: Parameters, tied ones once.
+        num_parameters: Number of parameters, tied ones once.
         macs: Multiply-accumulates.
-        weights: Numbers in the weights that multiply.
-        memory_traffic: Numbers that products read and write beside their weights.
-        live_activations: Numbers in the tensors that are alive at once where most are, weights not among them.
-        kv_cache: Numbers in the keys and values of all tokens.
+        weights: Number of elements in the weights of matrix products.
+        memory_traffic: Number of elements that matrix products read and write, without their weights.
+        live_activations: Largest number of activation elements that are alive at once.
+        kv_cache: Number of elements in the keys and values of all tokens.
     """
 
     num_parameters: Any = 0
@@ -50,14 +50,14 @@ class BlockCost(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Counts the parts of any subnetwork of one parent, each that differs once.
+    """Counts the costs of the blocks of any subnetwork of one parent; equal blocks are counted once.
 
     Attributes:
-        layout: Table of the parent.
-        parameters: Name -> shape of each parameter; tied ones once.
-        matmul_weights: Name -> shape of each weight that a forward pass uses; tied ones under each of their names.
-        label_tokens: Whether every token gets a label or a score, not every sample.
-        table_cache: What a `CostTable` has counted.
+        layout: Layout of the parent.
+        parameters: Name -> shape, for all parameters; tied ones once.
+        matmul_weights: Name -> shape, for all weights that a forward pass uses; tied ones under each of their names.
+        label_tokens: Whether the model has outputs for every token, not only for every sample.
+        table_cache: Costs that a `CostTable` has counted.
     """
 
     layout: Layout
@@ -68,21 +68,21 @@ class BlockCosts:
     _cache: dict[Any, BlockCost] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, subnet: SubnetConfig, sequence_length: int | None) -> Iterator[BlockCost]:
-        """All parts of a subnetwork."""
+        """Costs of all blocks of a subnetwork, and of the modules outside the layers."""
         yield self.outside_layers(subnet, sequence_length)
         for position in range(len(subnet.layers)):
             for blocks in self.block_sets:
                 yield self.in_layer(subnet, position, blocks, sequence_length)
 
     def outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
-        """All outside the layers; it depends on what holds for all layers and on the most heads of each stack."""
+        """Costs outside the layers; they depend on the values per subnetwork and on the most heads of each stack."""
         stacks = self.layout.kept_positions(subnet)
         widest = [max(getattr(subnet, name)[k] for k in kept) for name in OUTSIDE for kept in stacks]
         key = (sequence_length, *(getattr(subnet, name) for name in PER_SUBNET), *widest)
         return self._cached(key, lambda: self._count_outside_layers(subnet, sequence_length))
 
     def in_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> BlockCost:
-        """What in a kept layer depends on these blocks: on their fields and the hidden size."""
+        """Costs of the tensors of a kept layer that depend on the fields of these blocks and on the hidden size."""
         fields = [getattr(subnet, field)[position] for block in blocks for field in BLOCKS[block]]
         key = (sequence_length, blocks, subnet.layers[position], *(getattr(subnet, name) for name in SIZES), *fields)
         return self._cached(key, lambda: self._count_in_layer(subnet, position, blocks, sequence_length))
@@ -94,70 +94,69 @@ class BlockCosts:
 
     def _count_outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
         runs, names = self._runs(sequence_length), self._parameter_names[OUTSIDE_LAYERS]
-        shapes_left = extracted_shapes(self.layout, subnet, {name: self.parameters[name] for name in names})
+        extracted = extracted_shapes(self.layout, subnet, {name: self.parameters[name] for name in names})
         family = self.layout.family
         runs_on: dict[str, RunsOn] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
         macs = weights = traffic = largest = 0
         for name, shapes in self._matmul_shapes(subnet, OUTSIDE_LAYERS):
-            module, numbers = name.removesuffix(".weight"), sum(map(math.prod, shapes))
+            module, elements = name.removesuffix(".weight"), sum(map(math.prod, shapes))
             for path, position in {**family.runs_on, **runs_on}.items():
                 if f".{module}".endswith(f".{path}"):
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
-                    macs, weights, traffic = macs + runs[position] * numbers, weights + numbers, traffic + flow
+                    macs, weights, traffic = macs + runs[position] * elements, weights + elements, traffic + flow
                     largest = max(largest, flow)
         live_activations = largest + subnet.hidden_size * runs["token"]
-        return BlockCost(_num_elements(shapes_left), macs, weights, traffic, live_activations)
+        return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations)
 
     def _count_in_layer(
         self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None
     ) -> BlockCost:
         layout, layer, runs = self.layout, subnet.layers[position], self._runs(sequence_length)
         names = self._parameter_names.get((layer, blocks), [])
-        shapes_left = extracted_shapes(layout, subnet, {name: self.parameters[name] for name in names})
+        extracted = extracted_shapes(layout, subnet, {name: self.parameters[name] for name in names})
         macs = weights = traffic = live_activations = kv_cache = 0
         for name, shapes in self._matmul_shapes(subnet, (0 if layout.family.shared_layers else layer, blocks)):
-            place = layout.locate(name)
-            if len(place.axes) == 2 and None not in place.axes:
-                times, numbers = runs[layout.runs_on(place)], sum(map(math.prod, shapes))
-                macs, weights = macs + times * numbers, weights + numbers
+            location = layout.locate(name)
+            if len(location.axes) == 2 and None not in location.axes:
+                times, elements = runs[layout.runs_on(location)], sum(map(math.prod, shapes))
+                macs, weights = macs + times * elements, weights + elements
                 traffic += times * sum(map(_inputs_and_outputs, shapes))
         if len(blocks) == 1 and getattr(subnet, BLOCKS[blocks[0]][0])[position]:
             live_activations = count_live_activations(layout, subnet, position, blocks[0], runs, self._modules)
         if blocks == ("attention",):
             macs += self._attention_macs(subnet, position, runs)
             kv_cache = count_kv_cache(layout, subnet, position, runs)
-        return BlockCost(_num_elements(shapes_left), macs, weights, traffic, live_activations, kv_cache)
+        return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations, kv_cache)
 
     def _matmul_shapes(self, subnet: SubnetConfig, where: Any) -> Iterator[tuple[str, list[Shape]]]:
-        """Weights that multiply in a part, and the shapes of what is left of them; no table that is looked up in."""
+        """Names and extracted shapes of the weights of matrix products, without embedding tables."""
         names = self._weight_names.get(where, [])
-        shapes_left = extracted_shapes(self.layout, subnet, {name: self.matmul_weights[name] for name in names})
-        for name, shapes in shapes_left.items():
-            table_lookups = (
-                {"weight", "down.weight"} if self.layout.shapes.is_embedding(self.layout.locate(name)) else ()
-            )
+        extracted = extracted_shapes(self.layout, subnet, {name: self.matmul_weights[name] for name in names})
+        for name, shapes in extracted.items():
+            is_table = self.layout.shapes.is_embedding(self.layout.locate(name))
+            table_lookups = {"weight", "down.weight"} if is_table else ()
             yield name, [shape for kind, shape in shapes.items() if kind not in table_lookups]
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
-        """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
-        layout, width = self.layout, subnet.layer_values(position)
+        """Multiply-accumulates of the scores and their weighted sum in one layer, with cross-attention."""
+        layout, values = self.layout, subnet.layer_values(position)
         number, _ = layout.stack_of(subnet.layers[position])
         family, tokens = layout.family, runs[layout.family.stack_runs_on(number)]
         pattern = AttentionPattern.parse(subnet.attention[position])
         own = tokens * tokens if pattern is None else pattern.computed_pairs(tokens, causal=family.is_causal(number))
         cross = tokens * runs["source"] if family.stacks[number].source_modules else 0
-        macs = 2 * (own + cross) * width["num_attention_heads"] * layout.head_dim
+        macs = 2 * (own + cross) * values["num_attention_heads"] * layout.head_dim
         extra = family.extra_macs
-        return macs + (extra(layout, width, tokens) if extra is not None else 0)
+        return macs + (extra(layout, values, tokens) if extra is not None else 0)
 
-    # -- where each tensor belongs ------------------------------------------------------------------------------------
+    # -- groups of tensors --------------------------------------------------------------------------------------------
 
     def _runs(self, sequence_length: int | None) -> Mapping[RunsOn, int]:
         return self.layout.inputs.runs_per_sample(sequence_length, label_tokens=self.label_tokens)
 
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:
-        """Every set of blocks that some tensor of a layer depends on; each block alone is among them."""
+        """All sets of blocks that tensors of a layer depend on, and the set of each single block."""
         used = {group[1] for group in (*self._parameter_names, *self._weight_names) if group != OUTSIDE_LAYERS}
         return tuple(sorted(used | {(block,) for block in BLOCKS}))
 
@@ -170,39 +169,39 @@ class BlockCosts:
         return self._names_by_group(self.matmul_weights)
 
     def _names_by_group(self, names: Iterable[str]) -> dict[Any, list[str]]:
-        """Names of each part: `OUTSIDE_LAYERS`, or a layer of the parent and its blocks."""
+        """Groups names by `OUTSIDE_LAYERS`, or by layer of the parent and blocks."""
         names_of: dict[Any, list[str]] = {OUTSIDE_LAYERS: []}
         for name in names:
-            place = self.layout.locate(name)
-            inside = place.stack is not None and not self.layout.is_shared_by_first_layer(place)
-            group = (place.layer, blocks_of_tensor(self.layout, place)) if inside else OUTSIDE_LAYERS
+            location = self.layout.locate(name)
+            is_inside = location.stack is not None and not self.layout.is_shared_by_first_layer(location)
+            group = (location.layer, blocks_of_tensor(self.layout, location)) if is_inside else OUTSIDE_LAYERS
             names_of.setdefault(group, []).append(name)
         return names_of
 
     @cached_property
     def _modules(self) -> frozenset[str]:
-        """Paths below a layer of the modules that the parent has."""
-        places = map(self.layout.locate, self.parameters)
-        return frozenset(place.path for place in places if place.stack is not None)
+        """Paths of the parent's modules, relative to a layer."""
+        locations = map(self.layout.locate, self.parameters)
+        return frozenset(location.path for location in locations if location.stack is not None)
 
 
 def extracted_shapes(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, Shape]) -> TensorShapes:
-    """What the extracted model holds of some of the parent's tensors."""
+    """Shapes of some of the parent's tensors in the extracted model; tensors that it does not have are left out."""
     extracted = TensorShapes()
     for name, shape in shapes.items():
-        width = layout.values_at(subnet, name)
-        if width is not None:
-            extracted[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], width, shape)
+        values = layout.values_at(subnet, name)
+        if values is not None:
+            extracted[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], values, shape)
     return extracted
 
 
-def blocks_of_tensor(layout: Layout, place: ParameterLocation) -> Blocks:
-    """The blocks of a layer on whose fields it depends what is left of a tensor there."""
-    assert place.stack is not None
-    axes = [part for axis in (*place.axes, *layout.shapes.linear_axes(place)) for part in _as_tuple(axis)]
-    fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[place.stack].skips
-    touched = {block for block, modules in skips.items() if is_under(place.path, modules)}
-    return tuple(block for block, names in BLOCKS.items() if block in touched or fields & set(names))
+def blocks_of_tensor(layout: Layout, location: ParameterLocation) -> Blocks:
+    """The blocks of a layer whose fields determine the shape of a tensor."""
+    assert location.stack is not None
+    axes = [part for axis in (*location.axes, *layout.shapes.linear_axes(location)) for part in _as_tuple(axis)]
+    fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[location.stack].skips
+    skipped = {block for block, modules in skips.items() if is_under(location.path, modules)}
+    return tuple(block for block, names in BLOCKS.items() if block in skipped or fields & set(names))
 
 
 def _as_tuple(axis: Any) -> tuple[Any, ...]:
@@ -210,9 +209,9 @@ def _as_tuple(axis: Any) -> tuple[Any, ...]:
 
 
 def _inputs_and_outputs(shape: Shape) -> int:
-    """Inputs and outputs of one product with a weight."""
+    """Number of inputs and outputs of a product with a weight."""
     return shape[0] + math.prod(shape[1:])
 
 
-def _num_elements(pieces: TensorShapes) -> int:
-    return sum(math.prod(shape) for shapes in pieces.values() for shape in shapes.values())
+def _num_elements(tensors: TensorShapes) -> int:
+    return sum(math.prod(shape) for shapes in tensors.values() for shape in shapes.values())

@@ -1,4 +1,4 @@
-"""CostTable: the parts of many subnetworks as arrays, each part that differs counted once."""
+"""CostTable: block costs of many subnetworks as arrays; equal blocks are counted once."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from search_spaces.subnet import SIZES
 T = TypeVar("T")
 
 Value = Callable[[BlockCost], np.ndarray]
-"""Something of parts that are given as arrays: (k,) of k parts."""
+"""Function of k block costs, given as arrays: returns (k,) values."""
 
 BUCKET_LIMIT = 2**20
-"""Whole numbers below it are told apart by marking them, larger ones by sorting."""
+"""Below this value, integers are made unique by marking them in a table; above, by sorting."""
 
 
 class CostTable:
-    """The parts of n subnetworks: for each place of a part the distinct ones, and which subnetwork has which.
+    """Block costs of n subnetworks: for each block the distinct costs, and the index of each subnetwork into them.
 
     Args:
-        parts: Counts a part.
+        block_costs: Counts the costs of a block.
         batch: The subnetworks.
-        sequence_length: Tokens of one sample.
+        sequence_length: Tokens per sample.
 
     Attributes:
         batch: The subnetworks.
     """
 
-    def __init__(self, parts: BlockCosts, batch: SubnetBatch, sequence_length: int | None) -> None:
-        self.batch, self._parts, self._length = batch, parts, sequence_length
+    def __init__(self, block_costs: BlockCosts, batch: SubnetBatch, sequence_length: int | None) -> None:
+        self.batch, self._block_costs, self._length = batch, block_costs, sequence_length
         self._groups = [self._outside_layers()] if len(batch) else []
         for layer in range(batch.kept.shape[1]) if len(batch) else ():
-            self._groups += [self._in_layer(layer, blocks) for blocks in parts.block_sets]
+            self._groups += [self._in_layer(layer, blocks) for blocks in block_costs.block_sets]
 
     def sum(self, value: Value) -> np.ndarray:
-        """The sum over the parts of each subnetwork: (n,)."""
+        """The sum over the blocks of each subnetwork: (n,)."""
         total = np.zeros(len(self.batch))
-        for part, index in self._groups:
-            total += _gather(value(part), index)
+        for cost, index in self._groups:
+            total += _gather(value(cost), index)
         return total
 
     def max(self, value: Value) -> np.ndarray:
-        """The largest of the parts of each subnetwork: (n,)."""
+        """The maximum over the blocks of each subnetwork: (n,)."""
         largest = np.zeros(len(self.batch))
-        for part, index in self._groups:
-            np.maximum(largest, _gather(value(part), index), out=largest)
+        for cost, index in self._groups:
+            np.maximum(largest, _gather(value(cost), index), out=largest)
         return largest
 
     def _outside_layers(self) -> tuple[BlockCost, np.ndarray]:
-        starts = np.cumsum([0, *self._parts.layout.depths])
+        starts = np.cumsum([0, *self._block_costs.layout.depths])
         widest = [self.batch.layer_values[name][:, a:b].max(axis=1) for name in OUTSIDE for a, b in pairwise(starts)]
         columns = [*self.batch.subnet_values.values(), *widest]
         return self._unique_costs(
-            (OUTSIDE_LAYERS,), columns, lambda row: self._parts.outside_layers(self.batch[row], self._length)
+            (OUTSIDE_LAYERS,), columns, lambda row: self._block_costs.outside_layers(self.batch[row], self._length)
         )
 
     def _in_layer(self, layer: int, blocks: Blocks) -> tuple[BlockCost, np.ndarray]:
@@ -68,7 +68,7 @@ class CostTable:
             subnet = self.batch[row]
             if layer not in subnet.layers:
                 return BlockCost()
-            return self._parts.in_layer(subnet, subnet.layers.index(layer), blocks, self._length)
+            return self._block_costs.in_layer(subnet, subnet.layers.index(layer), blocks, self._length)
 
         widths = [self.batch.layer_values[field][:, layer] for block in blocks for field in BLOCKS[block]]
         sizes = [self.batch.subnet_values[name] for name in SIZES]
@@ -77,7 +77,7 @@ class CostTable:
     def _unique_costs(
         self, key: Any, columns: list[np.ndarray], count: Callable[[int], BlockCost]
     ) -> tuple[BlockCost, np.ndarray]:
-        costs, index = cached_by_row(self._parts.table_cache, (self._length, key), columns, count)
+        costs, index = cached_by_row(self._block_costs.table_cache, (self._length, key), columns, count)
         return BlockCost(*np.array(costs, dtype=float).T), index
 
 
@@ -88,16 +88,16 @@ def _gather(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 def cached_by_row(
     cache: dict[Any, T], key: Any, columns: list[np.ndarray], make: Callable[[int], T]
 ) -> tuple[list[T], np.ndarray]:
-    """What is made of each distinct row of a table, from one such row.
+    """Calls a function once for each unique row of a table.
 
     Args:
-        cache: What was made before, of other tables too, by ``key`` and all values of the row; what is made is added.
-        key: Tells tables of other columns apart.
-        columns: As those of `unique_rows`.
-        make: Number of a row -> what is made of it.
+        cache: Previous results by ``key`` and the values of the row; new results are added.
+        key: Tells apart tables with different columns.
+        columns: Columns of the table, as in `unique_rows`.
+        make: Function of the index of a row.
 
     Returns:
-        What was made of the distinct rows, and which of them each row is (n,).
+        The results of the unique rows, and the index into them of each row (n,).
     """
     index, rows = unique_rows(columns)
     values_of_rows = []
@@ -109,13 +109,13 @@ def cached_by_row(
 
 
 def unique_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
-    """Distinct rows of a table of whole numbers of at least 0.
+    """Unique rows of a table of integers of at least 0.
 
     Args:
-        columns: Each (n,), n of at least 1.
+        columns: Arrays (n,), n of at least 1.
 
     Returns:
-        Which of the distinct rows each row is (n,), and a row that is each of them.
+        For each row the index of its unique row (n,), and for each unique row the index of a row with its values.
     """
     codes, size = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
@@ -132,7 +132,7 @@ def unique_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
 
 
 def _codes(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The place of each value among the distinct ones, and how many there are."""
+    """Index of each value among the unique values, and their number."""
     if values.max() >= BUCKET_LIMIT:
         unique, code = np.unique(values, return_inverse=True)
         return code, len(unique)

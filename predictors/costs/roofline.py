@@ -1,4 +1,4 @@
-"""Roofline: the time that a device's two ceilings allow, arithmetic and memory traffic (Williams et al. 2009)."""
+"""Roofline model: lower bound on latency by peak arithmetic and memory bandwidth (Williams et al. 2009)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from predictors.measurement.workload import Workload
 from search_spaces import SubnetBatch, SubnetConfig
 
 MATRIX, VECTOR_BYTES, REPEATS = 1024, 2**27, 5
-"""Of the measurement: rows of a square product, bytes that are copied (beyond any cache), and how often."""
+"""Rows of the square matrices that are multiplied, bytes that are copied (more than any cache), and repeats."""
 
 
 @dataclass(frozen=True)
 class DevicePeak:
-    """What a device does at most under a workload's precision and threads.
+    """Peak performance of a device with the dtype and threads of a workload.
 
     Attributes:
-        macs_per_second: Multiply-accumulates of a large matrix product.
-        bytes_per_second: Bytes read and written while a large vector is copied.
+        macs_per_second: Multiply-accumulates per second in a large matrix product.
+        bytes_per_second: Bytes read and written per second while a large vector is copied.
     """
 
     macs_per_second: float
@@ -32,7 +32,7 @@ class DevicePeak:
 
     @classmethod
     def measure(cls, workload: Workload) -> DevicePeak:
-        """Measures both in PyTorch in about a second; the fastest of some repeats.
+        """Measures both in PyTorch in about a second, as the fastest of five repeats.
 
         Raises:
             InputError: If the device is not on this machine.
@@ -55,26 +55,27 @@ class DevicePeak:
 
 
 def _fastest(call: Callable[[], object], workload: Workload) -> float:
-    """Seconds of the fastest of some calls, after one that is not timed."""
+    """Seconds of the fastest of five calls, after an untimed one."""
     import torch
 
-    taken = []
+    times = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
         call()
         if workload.on_cuda:
             torch.cuda.synchronize(workload.device)
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def roofline_ms(
     costs: AnalyticCosts, subnets: Sequence[SubnetConfig], workload: Workload, peak: DevicePeak
 ) -> np.ndarray:
-    """The sum over the parts of a subnetwork of the longer of its arithmetic and its traffic: (n,) milliseconds.
+    """Roofline latency of subnetworks: (n,) milliseconds.
 
-    Weights are read once; what products read and write goes to memory, and so does the cache when a token is decoded.
-    All are in the workload's precision: what the bits of a layer save is not in it.
+    It is the sum over the blocks of the longer of arithmetic time and memory time. Weights are read once, activations
+    are read from and written to memory, and the key-value cache is read in phase ``decode``. All have the workload's
+    dtype; the bits of single layers are ignored.
     """
     batch = SubnetBatch.from_subnets(subnets, costs.layout.parent.num_hidden_layers)
     table = CostTable(costs.block_costs, batch, workload.sequence_length)

@@ -1,4 +1,4 @@
-"""Features of subnetworks (from models.py)."""
+"""Features of subnetworks that latency models are fitted on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from search_spaces.subnet import NUMERIC
 
 BLOCK_WIDTHS = tuple(RANK_OF)
 HIDDEN_PREFIX = "hidden_size*"
-"""Begins the name of a column that is multiplied by the hidden size."""
+"""Prefix of columns that are multiplied by the hidden size."""
 
 
 def feature_names(space: SearchSpace) -> tuple[str, ...]:
-    """Columns of `features`.
+    """Names of the columns of `features`.
 
-    For each stack its depth, the sum of each width over its layers, then each step between two choices of a width, one
-    for each rank that the block may have; then the rank of the embeddings and each choice of it, where that is open;
-    and all of them again times the hidden size, where that is open. Last, the columns of `work_features`.
+    For each stack there are its depth, the sum of each width over its layers, and each step between two consecutive
+    choices of a width, once for each rank that the block can have. If the rank of the embeddings varies, it and each
+    of its choices follow. If the hidden size varies, all columns are repeated, multiplied by it. The columns of
+    `work_features` come last.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
@@ -50,16 +51,16 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
 
 
 def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-    """What latency depends on; which layers are kept does not matter, only how many and how wide.
+    """Features of subnetworks. They depend on the number and the widths of the kept layers, not on which are kept.
 
-    A step's column says how far the layers climb it, summed over layers: a latency that is any piecewise linear
-    function of a layer's width, with knots at the choices, is a weighted sum of these columns. Attention patterns are
-    counted by their place in the order of cost, times the heads that attend by them; of each kind of bits, the layers
-    in it are, and what all of them together have of each width.
+    The column of a step is the part of the step that each layer's width covers, summed over layers. Any latency that
+    is a piecewise linear function of a layer's width, with knots at the choices, is a weighted sum of these columns.
+    An attention pattern is represented by its index in the order of cost, times the number of heads. Each choice of
+    bits has the number of its layers and the sum of each of their widths.
 
     Returns:
-        (subnets, len(feature_names(space))) floats; widths as fractions of the largest choice. Rows lie together, as
-        in a table read back from a file: sums, and so fits, are then the same to the last bit.
+        (subnets, len(feature_names(space))) floats; widths are fractions of the largest choice. The array is
+        C-contiguous, like a table read from a file, so that sums and fits are the same to the last bit.
     """
     batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
     columns: list[np.ndarray] = []
@@ -100,20 +101,20 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
 
 
 def _bits_choices(space: SearchSpace) -> Sequence[str]:
-    """The kinds of bits that layers may be in, where that is open."""
+    """The choices of bits if they vary, else none."""
     return space.choices["bits"] if "bits" in space.layer_fields else ()
 
 
 def _embedding_ranks(space: SearchSpace) -> Sequence[int]:
-    """The ranks with which embeddings take a product more, in percent, where that is open."""
+    """The low ranks of the embeddings in percent, with which they need one more product; none if they do not vary."""
     return [rank for rank in space.parameters.get("embedding_rank", ()) if rank < FULL_RANK]
 
 
 def _block_ranks(space: SearchSpace, field: str) -> Sequence[int | None]:
-    """The ranks under which a width costs differently; None where that does not depend on a rank."""
+    """The ranks of the block that a width belongs to; (None,) if they do not vary."""
     return space.choices[RANK_OF[field]] if RANK_OF.get(field) in space.layer_fields else (None,)
 
 
 def depth_only(features: np.ndarray) -> np.ndarray:
-    """The column of layers of (n, d) features of a space."""
+    """The column with the number of layers, of (n, d) features: (n, 1)."""
     return features[:, :1]

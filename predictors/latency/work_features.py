@@ -1,8 +1,8 @@
-"""Work: what the blocks of a subnetwork compute, as columns of which latency is a weighted sum.
+"""Work features: amounts of work in a subnetwork; latency is a weighted sum of them with weights of at least zero.
 
-A block takes time for each call, each product and each number that it moves, of its own in each bits of bits, and
-attention for each head, by its pattern; what lies outside the layers takes it for each channel. The weights are those
-of a device and runtime, all of at least zero.
+Each block takes time per call, per multiply-accumulate and per element that it moves, which differs between dtypes.
+Attention also takes time per head, which differs between patterns, and the modules outside the layers take time per
+channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION
 from search_spaces.dimensions.ranks import RANK_FIELDS
 
 WORK_PREFIX = "work:"
-"""Begins the names of its columns."""
+"""Prefix of the names of work features."""
 
 RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
@@ -40,7 +40,7 @@ def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
 
 
 def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
-    """The columns of a batch: (n, len(work_names(space))) floats, widths as fractions of the parent's."""
+    """Work features of a batch: (n, len(work_feature_names(space))) floats; widths are fractions of the parent's."""
     columns = [batch.subnet_values["hidden_size"] / space.parent.hidden_size]
     columns += [column for stack in space.stacks for column in _stack_columns(space, batch, stack)]
     if "embedding_rank" in space.parameters:

@@ -6,7 +6,6 @@ The modules that this file imports are copied into the folder, so that the same 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from predictors.measurement.energy import energy_mj
+from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.measure import benchmark_mode, groups, measure_retrying_if_noisy
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.runtimes import Call, onnx_call, prepare
@@ -125,31 +125,18 @@ class Result:
         return cls(name, number, device, workload, timing)
 
 
-def read_results(folder: Path) -> list[Result]:
-    """The complete lines of results.jsonl, without a last line that was cut short when the process was killed.
-
-    Raises:
-        InputError: If another line is not a result, or has a number that a measurement cannot give.
-    """
-    file = folder / RESULTS
-    data = file.read_bytes() if file.exists() else b""
-    results = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            results.append(Result.from_dict(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"every line of `{file}` must be a measurement, but line {number} is not ({error}); delete that line "
-                "and type `python measure.py` on the device to measure it again."
-            ) from None
-    return results
+def results_file(folder: Path) -> JsonLines[Result]:
+    """The results of a plan, one JSON line each; a last line that was cut short by a kill is ignored."""
+    fix = "delete that line and type `python measure.py` on the device to measure it again"
+    return JsonLines(folder / RESULTS, Result.from_dict, row="a measurement", fix=fix)
 
 
 def measure_plan(folder: Path) -> None:
     """Measures what is missing in results.jsonl; the results of each group are on disk before the next starts."""
     plan = Plan.read(folder)
     check_device(plan.workload)
-    done = {(result.name, result.number): result.timing for result in read_results(folder)}
+    file, device = results_file(folder), device_name(plan.workload)
+    done = {(result.name, result.number): result.timing for result in file.read()}
     references = [timing for (name, _), timing in done.items() if name == REFERENCE]
     if plan.reference_ms is None and not references:
         done = {}  # their scale is lost
@@ -167,21 +154,10 @@ def measure_plan(folder: Path) -> None:
             if plan.reference_ms is None:
                 new = {(REFERENCE, len(references)): timings[REFERENCE].raw} | new
                 references.append(timings[REFERENCE].raw)
-            _append(folder, plan.workload, new)
+            file.append([Result(*key, device, plan.workload, timing).to_dict() for key, timing in new.items()])
             print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)
             if message := noise_warning(timings, plan.precision):
                 print(f"noisy: {message}", flush=True)
-
-
-def _append(folder: Path, workload: Workload, timings: Mapping[tuple[str, int], Timing]) -> None:
-    data = (folder / RESULTS).read_bytes() if (folder / RESULTS).exists() else b""
-    with open(folder / RESULTS, "ab") as file:
-        file.truncate(data.rfind(b"\n") + 1)
-        for (name, number), timing in timings.items():
-            row = Result(name, number, device_name(workload), workload, timing).to_dict()
-            file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load(folder: Path, plan: Plan, name: str) -> Call:
