@@ -192,7 +192,7 @@ def no_plan(folder: Path, device: Path) -> None:
         (other_run, r"current state of this run"),
         (damaged, r"results\.jsonl` must be a measurement, but line 1 is not.*delete that line"),
         (third_pass, r"passes 0 to 0, but has some of pass 2; export and measure again"),
-        (no_plan, r"whole plan\.json.*--export"),
+        (no_plan, r"complete plan\.json.*--export"),
     ],
 )
 def test_results_that_do_not_belong_are_refused(spoil: object, says: str, exported: tuple[Recipe, Path, Path]) -> None:
@@ -215,7 +215,7 @@ def test_results_that_do_not_belong_are_refused(spoil: object, says: str, export
         ("ratio_high", math.nan, "above 0, but got nan"),
         ("drift", -1.0, r"above -1, but got -1\.0"),
         ("number", "0", "whole number from 0, but got '0'"),
-        ("device_name", None, "texts, but got .* and None"),
+        ("device_name", None, "strings, but got .* and None"),
     ],
 )
 def test_a_number_that_no_measurement_gives_is_not_stored(

@@ -1,9 +1,9 @@
-"""What sparse attention costs beside dense SDPA: the attention alone, and whole exported layers of MiniLM's shapes.
+"""Cost of sparse attention compared with dense SDPA: of the attention only, and of exported layers of MiniLM's shapes.
 
     python experiments/bench/attention.py {attention,layer} {torch,onnxruntime} [--tokens 512 1024] [--rounds 7]
 
-One thread, float32, batch 1, no padding; medians over interleaved rounds of the time over that of dense attention.
-Below 1: sparse is faster. The seconds of dense attention stand beside.
+One thread, float32, batch 1, no padding; ratios to the time of dense attention, medians over interleaved rounds.
+Below 1 sparse is faster. The first column is the time of dense attention.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from search_spaces.dimensions.attention import FULL, AttentionPattern
 TOKENS = (512, 1024, 2048, 4096)
 PATTERNS = ("local:64", "local:128", "local:256", "bigbird:64,1,2")
 TRACED = 1024
-"""Tokens that ONNX files are traced with: more than one block of every pattern, or the number of blocks is fixed."""
+"""Tokens that ONNX files are traced with: more than one block of every pattern, else the number of blocks is fixed."""
 HEADS, CHANNELS, FFN = 12, 32, 1536
 
 
 class Attention(nn.Module):
-    """Attention of separate queries, keys and values, (batch, tokens, heads, channels), as layers hold them."""
+    """Attention on separate queries, keys and values of the shape (batch, tokens, heads, channels)."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 def attentions() -> dict[str, Any]:
-    """Pattern -> attention alone."""
+    """Pattern -> attention module."""
     return {text: Attention(text).eval() for text in (FULL, *PATTERNS)}
 
 
@@ -79,7 +79,7 @@ def texts(tokens: int) -> dict[str, Tensor]:
 
 
 def write_attention(model: Attention, file: Path) -> None:
-    """Writes attention alone as an ONNX file for any number of tokens."""
+    """Writes an attention module as an ONNX file for any number of tokens."""
     tokens = torch.export.Dim("tokens")
     shapes = {name: {1: tokens} for name in ("query", "key", "value")}
     names = {"input_names": list(shapes), "verbose": False}
@@ -89,20 +89,20 @@ def write_attention(model: Attention, file: Path) -> None:
     program.save(str(file))
 
 
-def calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Workload, folder: Path) -> dict[str, Any]:
-    """Pattern -> one run of its model."""
-    found: dict[str, Any] = {}
+def make_calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Workload, folder: Path) -> dict[str, Any]:
+    """Pattern -> call that runs its model once."""
+    calls: dict[str, Any] = {}
     for text, model in models.items():
         file = folder / f"{text.replace(':', '-')}.onnx"
         if workload.runtime == "torch":
-            found[text] = lambda m=model: m(**inputs)
+            calls[text] = lambda m=model: m(**inputs)
             if not isinstance(model, Attention):
-                found[text] = prepare(model, inputs, workload)
+                calls[text] = prepare(model, inputs, workload)
             continue
         if not file.exists():
             write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(TRACED), file)
-        found[text] = onnx_call(file, {name: tensor.numpy() for name, tensor in inputs.items()}, workload)
-    return found
+        calls[text] = onnx_call(file, {name: tensor.numpy() for name, tensor in inputs.items()}, workload)
+    return calls
 
 
 def main() -> None:
@@ -112,15 +112,17 @@ def main() -> None:
     parser.add_argument("runtime", choices=["torch", "onnxruntime"])
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.manual_seed(0)
-    models, inputs = (attentions(), states) if given.what == "attention" else (layers(), texts)
-    table = Table("tokens", "dense ms", *PATTERNS, title=f"{given.what} · {given.runtime} · {HEADS} x {CHANNELS}")
+    models, inputs = (attentions(), states) if arguments.what == "attention" else (layers(), texts)
+    table = Table(
+        "tokens", "dense ms", *PATTERNS, title=f"{arguments.what} · {arguments.runtime} · {HEADS} x {CHANNELS}"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for tokens in given.tokens:
-            workload = Workload(runtime=given.runtime, sequence_length=tokens)
-            candidates = calls(models, inputs(tokens), workload, Path(folder))
-            timings = measure(candidates, candidates.pop(FULL), workload, rounds=given.rounds)
+        for tokens in arguments.tokens:
+            workload = Workload(runtime=arguments.runtime, sequence_length=tokens)
+            candidates = make_calls(models, inputs(tokens), workload, Path(folder))
+            timings = measure(candidates, candidates.pop(FULL), workload, rounds=arguments.rounds)
             ratios = [f"{timings[text].ratio:.3f}" for text in PATTERNS]
             table.add_row(str(tokens), f"{timings[REFERENCE].latency_ms:.1f}", *ratios)
     Console().print(table)

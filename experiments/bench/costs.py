@@ -1,10 +1,10 @@
-"""A million subnetworks: how long analytic costs and a latency predictor take on one core.
+"""A million subnetworks: the time of analytic costs and a latency predictor on one core.
 
     python experiments/bench/costs.py
     python experiments/bench/costs.py --subnetworks 100000
 
-A BERT of MiniLM-L6's shapes, every dimension open; the predictor is fitted on 100 latencies that a law and noise
-make up, since what it predicts does not change how long that takes.
+A BERT of MiniLM-L6's shapes, every dimension open. The predictor is fitted on 100 computed latencies with noise; the
+time of a prediction does not depend on the values.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FITTED = 100
 
 
 def minilm() -> tuple[Layout, AnalyticCosts]:
-    """What is elastic in a random model of these shapes, and what it costs."""
+    """Layout and costs of a random model of these shapes."""
     model = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPES))
     layout = Layout(model.config)
     return layout, AnalyticCosts.from_model(model, layout)
 
 
-def fitted(space: SearchSpace, costs: AnalyticCosts, workload: Workload) -> SubnetPredictor:
-    """A predictor of a made-up device."""
+def fit_predictor(space: SearchSpace, costs: AnalyticCosts, workload: Workload) -> SubnetPredictor:
+    """A predictor of a simulated device."""
     rng = Random(0)
     subnets = [space.sample(rng) for _ in range(FITTED)]
     macs = costs.count(["macs"], subnets, workload)["macs"]
@@ -59,27 +59,27 @@ def main() -> None:
     torch.set_num_threads(1)
     (layout, costs), workload = minilm(), Workload()
     space = layout.search_space(CHOICES)
-    predictor, ceilings = fitted(space, costs, workload), DevicePeak.measure(workload)
+    predictor, peak = fit_predictor(space, costs, workload), DevicePeak.measure(workload)
     rng, choices = np.random.default_rng(0), [len(values) for values in space.parameters.values()]
-    genomes = np.stack([rng.integers(0, size, n) for size in choices], axis=1)
-    taken = {}
+    vectors = np.stack([rng.integers(0, size, n) for size in choices], axis=1)
+    times = {}
     start = time.perf_counter()
-    batch = space.parameters.to_batch(genomes)
-    taken["subnetworks from choices"] = time.perf_counter() - start
+    batch = space.parameters.to_batch(vectors)
+    times["subnetworks from choices"] = time.perf_counter() - start
     start = time.perf_counter()
-    found = costs.count(COST_NAMES, batch, workload)
-    taken[", ".join(COST_NAMES)] = time.perf_counter() - start
+    results = costs.count(COST_NAMES, batch, workload)
+    times[", ".join(COST_NAMES)] = time.perf_counter() - start
     start = time.perf_counter()
-    found["roofline_ms"] = roofline_ms(costs, batch, workload, ceilings)
-    taken["roofline_ms"] = time.perf_counter() - start
+    results["roofline_ms"] = roofline_ms(costs, batch, workload, peak)
+    times["roofline_ms"] = time.perf_counter() - start
     start = time.perf_counter()
-    found["latency_ms"] = predictor.predict(batch)
-    taken[f"latency_ms ({predictor.report.model})"] = time.perf_counter() - start
-    print(f"{n:,} of {space.size:.3g} subnetworks, one thread; {ceilings}")
-    for name, seconds in taken.items():
+    results["latency_ms"] = predictor.predict(batch)
+    times[f"latency_ms ({predictor.report.model})"] = time.perf_counter() - start
+    print(f"{n:,} of {space.size:.3g} subnetworks, one thread; {peak}")
+    for name, seconds in times.items():
         print(f"{seconds:7.2f} s  {name}")
-    print(f"{sum(taken.values()):7.2f} s  in all")
-    for name, values in found.items():
+    print(f"{sum(times.values()):7.2f} s  in all")
+    for name, values in results.items():
         print(f"{name:20} {values.min():12.4g} to {values.max():12.4g}")
 
 

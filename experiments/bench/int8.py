@@ -1,11 +1,11 @@
-"""What int8 costs and saves: a run's parent, whole, of half rank and with embeddings of half rank, as float32 and int8
-ONNX files, and with its layers in fewer bits, embeddings as they are.
+"""Cost and gain of int8: a run's parent at full rank, with half rank and with low-rank embeddings, as float32 and int8
+ONNX files, and with quantized layers only.
 
     python experiments/bench/int8.py RUN [--rounds 11]
 
-Size is that of the file. Quality is measured on the recipe's held-out split by running the very file, at the examples'
-own lengths; latency in ONNX Runtime on the recipe's workload, interleaved rounds, as a ratio to the whole parent in
-float32. Half ranks are cut without further training.
+Size is that of the file. The metric is measured on the recipe's held-out split with the ONNX file, at the examples'
+own lengths; latency in ONNX Runtime on the recipe's workload, in interleaved rounds, as a ratio to the full parent in
+float32. Half ranks are truncated without further training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from search_spaces.dimensions.bits import DTYPES
 
 
 class OnnxClassifier(torch.nn.Module):
-    """An ONNX file of a classifier, called like the model it was written from."""
+    """An ONNX file of a classifier with the interface of its model."""
 
     device = torch.device("cpu")
 
@@ -56,13 +56,13 @@ class OnnxClassifier(torch.nn.Module):
 
 
 def half_rank(parent: SubnetConfig) -> SubnetConfig:
-    """The whole model with all linear layers of its layers at half of break-even."""
+    """The full model with all linear layers of its layers at half of the break-even rank."""
     ranks = (50,) * parent.num_hidden_layers
     return parent.with_values(attention_rank=ranks, mlp_rank=ranks)
 
 
-def in_bits(parent: SubnetConfig, bits: str) -> SubnetConfig:
-    """The whole model with all linear layers of its layers in a kind of bits."""
+def with_bits(parent: SubnetConfig, bits: str) -> SubnetConfig:
+    """The full model with all linear layers of its layers in a dtype."""
     return parent.with_values(bits=(bits,) * parent.num_hidden_layers)
 
 
@@ -71,32 +71,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=11)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quiet_libraries()
-    run = Run(given.run)
-    context, quality = TaskContext(run.recipe), run.recipe.primary_metric
+    run = Run(arguments.run)
+    context, metric = TaskContext(run.recipe), run.recipe.primary_metric
     supernet = Supernet(context.load_model(run.parent).eval())
     supernet.calibration = calibrate(supernet, calibration_set(context).batches)
     parent = supernet.parent
-    subnets = {"whole": parent, "half rank": half_rank(parent), "thin table": parent.with_values(embedding_rank=50)}
+    subnets = {
+        "full": parent,
+        "half rank": half_rank(parent),
+        "low-rank embeddings": parent.with_values(embedding_rank=50),
+    }
     models = {name: supernet.extract(subnet) for name, subnet in subnets.items()}
-    kinds = [(name, numbers) for name in models for numbers in ("float32", "int8")]
-    models |= {f"layers {bits}": supernet.extract(in_bits(parent, bits)) for bits in DTYPES[2:]}
-    kinds += [(name, "float32") for name in models if name.startswith("layers")]
+    variants = [(name, dtype) for name in models for dtype in ("float32", "int8")]
+    models |= {f"layers {bits}": supernet.extract(with_bits(parent, bits)) for bits in DTYPES[2:]}
+    variants += [(name, "float32") for name in models if name.startswith("layers")]
     workload = Workload(runtime="onnxruntime", sequence_length=run.recipe.workload.sequence_length)
     inputs = context.dummy_inputs(workload)
-    table = Table("model", "numbers", "size MB", quality, "latency ratio", title=f"{workload}")
+    table = Table("model", "dtype", "size MB", metric, "latency ratio", title=f"{workload}")
     with tempfile.TemporaryDirectory() as folder:
-        files = {kind: Path(folder) / f"{' '.join(kind)}.onnx" for kind in kinds}
-        for (name, numbers), file in files.items():
-            write_onnx(models[name], inputs, file, int8=numbers == "int8")
+        files = {variant: Path(folder) / f"{' '.join(variant)}.onnx" for variant in variants}
+        for (name, dtype), file in files.items():
+            write_onnx(models[name], inputs, file, int8=dtype == "int8")
         feed = {name: tensor.numpy() for name, tensor in inputs.items()}
-        calls = {" ".join(kind): onnx_call(file, feed, workload) for kind, file in files.items()}
-        timed = measure(calls, calls["whole float32"], workload, rounds=given.rounds)
-        for (name, numbers), file in files.items():
-            found = score(OnnxClassifier(file, models[name].config), context.splits.test, [quality])[quality]  # type: ignore[arg-type]
-            cells = f"{file.stat().st_size / 1e6:.1f}", f"{found.value:.4f} ± {found.standard_error:.4f}"
-            table.add_row(name, numbers, *cells, f"{timed[f'{name} {numbers}'].ratio:.2f}")
+        calls = {" ".join(variant): onnx_call(file, feed, workload) for variant, file in files.items()}
+        timed = measure(calls, calls["full float32"], workload, rounds=arguments.rounds)
+        for (name, dtype), file in files.items():
+            result = score(OnnxClassifier(file, models[name].config), context.splits.test, [metric])[metric]  # type: ignore[arg-type]
+            cells = f"{file.stat().st_size / 1e6:.1f}", f"{result.value:.4f} ± {result.standard_error:.4f}"
+            table.add_row(name, dtype, *cells, f"{timed[f'{name} {dtype}'].ratio:.2f}")
     Console().print(table)
 
 

@@ -1,11 +1,11 @@
-"""Predicted latency beside measured: subnetworks of a BERT on this machine, 100 to fit on and 50 held out.
+"""Predicted and measured latency of subnetworks of a BERT on this machine: 100 to fit on and 50 held out.
 
     python experiments/bench/latency.py MODEL FOLDER --runtime torch
     python experiments/bench/latency.py MODEL FOLDER --runtime onnxruntime
 
-MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER; those beside which the whole model was
-over 5 % slower than in the median are made again. With ``--seconds`` a call stops early. The same command goes on.
-Twenty of the held-out are measured a second time for the noise floor.
+MODEL is a BERT of MiniLM's size or larger. Measurements are kept in FOLDER; those during which the full model was over
+5 % slower than its median are repeated. With ``--seconds`` the script stops early; the same command resumes it. Twenty
+of the held-out subnetworks are measured a second time for the noise floor.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ FITTED, HELD_OUT, REPEATED = 100, 50, 20
 PRECISION = 0.02
 
 
-class Bench:
-    """A supernet, its space, the subnetworks to measure and where the measurements go."""
+class Benchmark:
+    """A supernet, its search space, the subnetworks to measure, and the folder of the measurements."""
 
     def __init__(self, model: str, folder: Path, workload: Workload, seed: int) -> None:
         self.folder, self.workload = folder, workload
@@ -58,13 +58,13 @@ class Bench:
         self.supernet.calibration = calibrate(self.supernet, [self.inputs])
 
     def call(self, subnet: SubnetConfig) -> Call:
-        """Runs a subnetwork once; its ONNX file is written before if it is not there."""
+        """Returns a call that runs a subnetwork once; writes its ONNX file if it is missing."""
         if self.workload.runtime != "onnxruntime":
             return prepare(self.supernet.extract(subnet), self.inputs, self.workload)
         feed = {name: tensor.numpy() for name, tensor in self.inputs.items()}
-        return onnx_call(self.written(subnet), feed, self.workload)
+        return onnx_call(self.onnx_file(subnet), feed, self.workload)
 
-    def written(self, subnet: SubnetConfig) -> Path:
+    def onnx_file(self, subnet: SubnetConfig) -> Path:
         """The ONNX file of a subnetwork."""
         file = self.folder / "onnx" / f"{subnet.key}.onnx"
         if not file.exists():
@@ -72,10 +72,10 @@ class Bench:
         return file
 
     def measure(self, subnets: Sequence[SubnetConfig], name: str, until: float) -> list[float] | None:
-        """Ratios to the whole model, or None where time ran out; in random order, so that a busy hour spares none."""
+        """Ratios to the full model, or None if the time is over; in random order, so that noise affects all alike."""
         store = MeasurementStore(self.folder / name)
-        calm = self.in_calm(store)
-        missing = [s for s in subnets if s.key not in calm]
+        quiet = self.quiet_timings(store)
+        missing = [s for s in subnets if s.key not in quiet]
         reference = self.call(self.supernet.parent)
         for start, group in groups(missing, seed=0):
             if time.monotonic() > until:
@@ -89,14 +89,14 @@ class Bench:
             store.add(self.supernet.parent, self.workload, "anchor", timed[REFERENCE].raw)
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])
-        calm = self.in_calm(store)
-        if disturbed := sum(s.key not in calm for s in subnets):
-            print(f"{name}: {disturbed} of {len(subnets)} were disturbed; run it again")
+        quiet = self.quiet_timings(store)
+        if disturbed := sum(s.key not in quiet for s in subnets):
+            print(f"{name}: {disturbed} of {len(subnets)} were disturbed; run the script again")
             return None
-        return [calm[s.key].ratio for s in subnets]
+        return [quiet[s.key].ratio for s in subnets]
 
-    def in_calm(self, store: MeasurementStore) -> dict[str, Timing]:
-        """Key -> what was not disturbed."""
+    def quiet_timings(self, store: MeasurementStore) -> dict[str, Timing]:
+        """Key -> timing, of measurements without drift."""
         measured = store.rows(self.workload, "profile")
         return {m.subnet.key: m.timing for m in measured if m.timing.drift <= MAX_DRIFT}
 
@@ -113,28 +113,31 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     until = time.monotonic() + arguments.seconds
     workload = Workload(runtime=arguments.runtime)
-    bench = Bench(arguments.model, arguments.folder, workload, arguments.seed)
+    benchmark = Benchmark(arguments.model, arguments.folder, workload, arguments.seed)
     if arguments.write_only:
-        for subnet in [bench.supernet.parent, *bench.subnets]:
-            bench.written(subnet)
+        for subnet in [benchmark.supernet.parent, *benchmark.subnets]:
+            benchmark.onnx_file(subnet)
         return
-    measured = bench.measure(bench.subnets, "measurements.jsonl", until)
-    again = measured and bench.measure(bench.subnets[FITTED : FITTED + REPEATED], "repeats.jsonl", until)
+    measured = benchmark.measure(benchmark.subnets, "measurements.jsonl", until)
+    again = measured and benchmark.measure(benchmark.subnets[FITTED : FITTED + REPEATED], "repeats.jsonl", until)
     if measured and again:
-        report(bench, np.array(measured), np.array(again))
+        report(benchmark, np.array(measured), np.array(again))
 
 
-def report(bench: Bench, ratios: np.ndarray, again: np.ndarray) -> None:
+def report(benchmark: Benchmark, ratios: np.ndarray, again: np.ndarray) -> None:
     """Prints held-out errors of predictions, and of a second measurement."""
-    reference_ms = MeasurementStore(bench.folder / "measurements.jsonl").reference_ms(bench.workload) or 1.0
-    latency_ms, counts = ratios * reference_ms, AnalyticCosts.from_model(bench.supernet.model, bench.supernet.layout)
-    macs = [float(counts.macs(s, bench.workload.sequence_length)) for s in bench.subnets[:FITTED]]
-    predictor = SubnetPredictor.fit(
-        bench.space, bench.subnets[:FITTED], latency_ms[:FITTED], bench.workload, macs=macs
+    reference_ms = MeasurementStore(benchmark.folder / "measurements.jsonl").reference_ms(benchmark.workload) or 1.0
+    latency_ms, counts = (
+        ratios * reference_ms,
+        AnalyticCosts.from_model(benchmark.supernet.model, benchmark.supernet.layout),
     )
-    held_out, predicted = latency_ms[FITTED:], predictor.predict(bench.subnets[FITTED:])
-    inside = np.abs(predicted - held_out) <= predictor.spread_ms(bench.subnets[FITTED:])
-    print(f"{bench.workload}: parent {reference_ms:.1f} ms, {FITTED} fitted, {HELD_OUT} held out")
+    macs = [float(counts.macs(s, benchmark.workload.sequence_length)) for s in benchmark.subnets[:FITTED]]
+    predictor = SubnetPredictor.fit(
+        benchmark.space, benchmark.subnets[:FITTED], latency_ms[:FITTED], benchmark.workload, macs=macs
+    )
+    held_out, predicted = latency_ms[FITTED:], predictor.predict(benchmark.subnets[FITTED:])
+    inside = np.abs(predicted - held_out) <= predictor.spread_ms(benchmark.subnets[FITTED:])
+    print(f"{benchmark.workload}: parent {reference_ms:.1f} ms, {FITTED} fitted, {HELD_OUT} held out")
     for name, e in (
         (f"predicted ({predictor.report.model})", errors(held_out, predicted)),
         ("measured again", errors(held_out[:REPEATED], again * reference_ms)),

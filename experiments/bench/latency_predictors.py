@@ -1,12 +1,12 @@
-"""Latency predictors on devices that others measured: HAT (WMT14 en-de) and HW-GPT-Bench.
+"""Latency predictors on published measurements: HAT (WMT14 en-de) and HW-GPT-Bench.
 
     python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces|floor]
 
 FOLDER holds ``hat_latency/hat_wmt14ende.csv.gz`` and ``hwgptbench/{archs,latency}.parquet``: the latency datasets of
 github.com/mit-han-lab/hardware-aware-transformers (Wang et al., 2020) and github.com/automl/HW-GPT-Bench
-(Sukthanker et al., 2024), as tables. Every figure is the median over seeds and, where few are measured, over four
+(Sukthanker et al., 2024), as tables. Every value is the median over seeds and, for small samples, over four
 samples for each. ``near`` is Kendall tau among pairs whose measured latencies lie within 5 % of each other. ``floor``
-is what 8,000 measurements of a device leave unexplained.
+is the error of a model fitted on 8,000 measurements of a device.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from predictors import LatencyPredictor
 from predictors.latency.errors import errors
 
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
-"""MAPE of the predictors that HAT ships, on all rows, those they were trained on included."""
+"""MAPE of the predictors that HAT ships, on all rows, including their training data."""
 DEVICES_ROWS, TEST_ROWS = 2000, 2000
 DRAWS = 4
-"""Samples of a new device that are tried for each seed."""
+"""Samples of a new device for each seed."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Score = dict[str, float]
 
 
-def scored(measured: np.ndarray, predicted: np.ndarray) -> Score:
+def scores(measured: np.ndarray, predicted: np.ndarray) -> Score:
     """MAPE in percent, Kendall tau, and tau among near-equal pairs."""
-    found, rng = errors(measured, predicted), np.random.default_rng(0)
+    all_errors, rng = errors(measured, predicted), np.random.default_rng(0)
     first, second = rng.integers(0, len(measured), (2, 40_000))
     near = (np.abs(measured[first] / measured[second] - 1) < 0.05) & (measured[first] != measured[second])
-    agree = np.sign(measured[first] - measured[second]) * np.sign(predicted[first] - predicted[second])
-    return {"MAPE %": found.mape_percent, "tau": found.kendall_tau, "near": float(agree[near].mean())}
+    agreement = np.sign(measured[first] - measured[second]) * np.sign(predicted[first] - predicted[second])
+    return {"MAPE %": all_errors.mape_percent, "tau": all_errors.kendall_tau, "near": float(agreement[near].mean())}
 
 
 def line(x: np.ndarray, y: np.ndarray, column: int) -> Predict:
@@ -74,7 +74,7 @@ def hat_network(x: np.ndarray, y: np.ndarray) -> Predict:
     return lambda other: np.maximum(model.predict(other) * scale, 1e-6)
 
 
-RIVALS: dict[str, Callable[[np.ndarray, np.ndarray], Predict]] = {
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], Predict]] = {
     "ridge": ridge,
     "gradient boosting": boosting,
     "network of HAT's shape": hat_network,
@@ -82,7 +82,7 @@ RIVALS: dict[str, Callable[[np.ndarray, np.ndarray], Predict]] = {
 
 
 def ours(x: np.ndarray, y: np.ndarray, prior: list[LatencyPredictor] | None = None) -> Predict:
-    """`LatencyPredictor`, as anyone would call it."""
+    """`LatencyPredictor` with default arguments."""
     return LatencyPredictor.fit(x, y, prior=prior or ()).predict
 
 
@@ -91,15 +91,15 @@ def hat(folder: Path, seeds: int) -> pd.DataFrame:
     table = pd.read_csv(folder / "hat_latency" / "hat_wmt14ende.csv.gz")
     names = [n for n in table.columns if n.startswith(("encoder_", "decoder_"))]
     rows = []
-    for device, part in table.groupby("device"):
-        x, y = part[names].to_numpy(float), part["latency_total_ms"].to_numpy(float)
+    for device, of_device in table.groupby("device"):
+        x, y = of_device[names].to_numpy(float), of_device["latency_total_ms"].to_numpy(float)
         if str(device) in SHIPPED:
             rows.append({"case": device, "model": "HAT as shipped", "MAPE %": SHIPPED[str(device)]})
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(len(y))
             train, test = order[: int(0.8 * len(y))], order[int(0.9 * len(y)) :]
-            for name, fit in {"ours": ours, **RIVALS}.items():
-                rows.append({"case": device, "model": name, **scored(y[test], fit(x[train], y[train])(x[test]))})
+            for name, fit in {"ours": ours, **BASELINES}.items():
+                rows.append({"case": device, "model": name, **scores(y[test], fit(x[train], y[train])(x[test]))})
     return pd.DataFrame(rows)
 
 
@@ -110,8 +110,8 @@ class Gpt:
 
     def __init__(self, folder: Path, space: str) -> None:
         archs = pd.read_parquet(folder / "hwgptbench" / "archs.parquet").query("space == @space").set_index("arch_id")
-        taken = pd.read_parquet(folder / "hwgptbench" / "latency.parquet").query("space == @space")
-        self.latency = taken.pivot(index="arch_id", columns="device", values="lat_median_ms").reindex(archs.index)
+        latency = pd.read_parquet(folder / "hwgptbench" / "latency.parquet").query("space == @space")
+        self.latency = latency.pivot(index="arch_id", columns="device", values="lat_median_ms").reindex(archs.index)
         widths = archs["embed_dim"] * archs["mlp_ratio_sum"], archs["embed_dim"] * archs["n_layer"]
         table = archs[[*self.COLUMNS]].assign(ffn_sum=widths[0], width_sum=widths[1])
         self.features = table.to_numpy(float)
@@ -119,29 +119,29 @@ class Gpt:
         self.layers = np.concatenate([self.features, *layers], axis=1)
 
     def split(self, seed: int, few: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Rows of a test, of the other devices, and samples of few of the new device."""
+        """Rows of the test set and of the source devices, and small samples of the new device."""
         order = np.random.default_rng(seed).permutation(len(self.features))
-        test, known, rest = np.split(order, [TEST_ROWS, TEST_ROWS + DEVICES_ROWS])
-        return test, known, np.split(rest[: DRAWS * few], DRAWS)
+        test, source, rest = np.split(order, [TEST_ROWS, TEST_ROWS + DEVICES_ROWS])
+        return test, source, np.split(rest[: DRAWS * few], DRAWS)
 
 
 def gpt(folder: Path, seeds: int, few: int) -> pd.DataFrame:
-    """A new device of space s with few samples, with and without the seven others as a prior."""
+    """A new device of space s with few samples, with and without the seven other devices as a prior."""
     space, rows = Gpt(folder, "s"), []
     x = space.features
     for seed in range(seeds):
-        test, known, samples = space.split(seed, few)
-        others = {d: LatencyPredictor.fit(x[known], space.latency[d].to_numpy(float)[known]) for d in space.latency}
+        test, source, samples = space.split(seed, few)
+        others = {d: LatencyPredictor.fit(x[source], space.latency[d].to_numpy(float)[source]) for d in space.latency}
         for device, new in product(space.latency, samples):
             y = space.latency[device].to_numpy(float)
             prior = [predictor for name, predictor in others.items() if name != device]
-            made = {name: fit(x[new], y[new]) for name, fit in {"ours": ours, **RIVALS}.items()}
-            made |= {
+            predictors = {name: fit(x[new], y[new]) for name, fit in {"ours": ours, **BASELINES}.items()}
+            predictors |= {
                 "ours, other devices as a prior": ours(x[new], y[new], prior),
                 "line in FLOPs": line(x[new], y[new], 0),
                 f"ours, {DEVICES_ROWS} of the device itself": others[device].predict,
             }
-            rows += [{"case": device, "model": n, **scored(y[test], p(x[test]))} for n, p in made.items()]
+            rows += [{"case": device, "model": n, **scores(y[test], p(x[test]))} for n, p in predictors.items()]
     return pd.DataFrame(rows)
 
 
@@ -149,28 +149,28 @@ def spaces(folder: Path, seeds: int) -> pd.DataFrame:
     """From space s to the larger m on the same device: the predictor of s as a prior and ten samples of m."""
     small, large, rows = Gpt(folder, "s"), Gpt(folder, "m"), []
     for seed in range(seeds):
-        _, known, _ = small.split(seed, 10)
+        _, source, _ = small.split(seed, 10)
         test, _, samples = large.split(seed, 10)
         x = large.features
         for device in large.latency:
             y = large.latency[device].to_numpy(float)
-            prior = LatencyPredictor.fit(small.features[known], small.latency[device].to_numpy(float)[known])
+            prior = LatencyPredictor.fit(small.features[source], small.latency[device].to_numpy(float)[source])
             for new in samples:
-                made = {"ours, s as a prior": ours(x[new], y[new], [prior]), "ours": ours(x[new], y[new])}
-                made |= {
-                    "s alone": prior.predict,
+                predictors = {"ours, s as a prior": ours(x[new], y[new], [prior]), "ours": ours(x[new], y[new])}
+                predictors |= {
+                    "s only": prior.predict,
                     "line in FLOPs": line(x[new], y[new], 0),
                     "ridge": ridge(x[new], y[new]),
                 }
-                rows += [{"case": device, "model": n, **scored(y[test], p(x[test]))} for n, p in made.items()]
+                rows += [{"case": device, "model": n, **scores(y[test], p(x[test]))} for n, p in predictors.items()]
     return pd.DataFrame(rows)
 
 
 def floor(folder: Path, seeds: int) -> pd.DataFrame:
-    """What boosted trees fitted on 8,000 rows leave of the other 2,000, with every layer's width for a column.
+    """Errors on 2,000 rows of boosted trees fitted on the other 8,000, with every layer's width as a column.
 
-    Prints how alike the errors of rows are that were measured one after the other: of errors that lie in the
-    architectures nothing would be.
+    Prints the correlation of the errors of consecutive rows; it would be zero if the errors only depended on the
+    architectures.
     """
     space, rows = Gpt(folder, "s"), []
     for seed in range(seeds):
@@ -180,10 +180,10 @@ def floor(folder: Path, seeds: int) -> pd.DataFrame:
             y = space.latency[device].to_numpy(float)
             trees = HistGradientBoostingRegressor(loss="absolute_error", learning_rate=0.05, max_iter=400)
             predicted = np.exp(trees.fit(space.layers[train], np.log(y[train])).predict(space.layers[test]))
-            off = np.log(y[test] / predicted)
-            alike = np.corrcoef(off[1:], off[:-1])[0, 1]
-            print(f"seed {seed} {device:12} correlation of an error with the one before: {alike:.2f}")
-            rows.append({"case": device, "model": "boosting, 8,000 of the device", **scored(y[test], predicted)})
+            residuals = np.log(y[test] / predicted)
+            correlation = np.corrcoef(residuals[1:], residuals[:-1])[0, 1]
+            print(f"seed {seed} {device:12} correlation of an error with the one before: {correlation:.2f}")
+            rows.append({"case": device, "model": "boosting, 8,000 of the device", **scores(y[test], predicted)})
     return pd.DataFrame(rows)
 
 
