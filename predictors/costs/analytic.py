@@ -55,7 +55,7 @@ class AnalyticCosts:
         state = {name: tensor for name, tensor in tensors.items() if name not in not_saved}
         names_of = {name: _possible_names(layout, name) for name in state}
         disk_names = _disk_names(model, {new: tensor for n, tensor in state.items() for new in names_of[n].values()})
-        on_disk = {name: {kind: disk_names[new] for kind, new in names_of[name].items()} for name in state}
+        on_disk = {name: {key: disk_names[new] for key, new in names_of[name].items()} for name in state}
         return cls(
             layout=layout,
             stored={name: _parent_tensor(tensor, on_disk[name]) for name, tensor in state.items()},
@@ -153,11 +153,11 @@ def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, s
 
 def _possible_names(layout: Layout, name: str) -> dict[str, str]:
     """All names that a parameter or its factors can have in the extracted model: name in the module -> full name."""
-    module, _, kind = name.rpartition(".")
-    names = {kind: name}
+    module, _, own_name = name.rpartition(".")
+    names = {own_name: name}
     location = layout.locate(name)
     if layout.shapes.linear_axes(location) or layout.shapes.is_embedding(location):
-        names |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[kind]}
+        names |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[own_name]}
     return names
 
 

@@ -135,7 +135,7 @@ class BlockCosts:
         for name, shapes in extracted.items():
             is_table = self.layout.shapes.is_embedding(self.layout.locate(name))
             table_lookups = {"weight", "down.weight"} if is_table else ()
-            yield name, [shape for kind, shape in shapes.items() if kind not in table_lookups]
+            yield name, [shape for key, shape in shapes.items() if key not in table_lookups]
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
         """Multiply-accumulates of the scores and their weighted sum in one layer, with cross-attention."""

@@ -38,8 +38,8 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
         ]
         sums = [name for name in fields if not name.endswith("bits")]
         bits_names = [
-            f"{'decoder ' * stack}bits*{of}:{kind}"
-            for kind in _bits_choices(space)
+            f"{'decoder ' * stack}bits*{of}:{bits}"
+            for bits in _bits_choices(space)
             for of in ("layers", *BLOCK_WIDTHS)
         ]
         names += [depth, *sums, *steps, *bits_names]

@@ -22,6 +22,7 @@ WORK_PREFIX = "work:"
 
 RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
+"""Columns per block; ``thin`` means low-rank. Predictors store these names, so they cannot change."""
 
 
 def work_feature_names(space: SearchSpace) -> tuple[str, ...]:

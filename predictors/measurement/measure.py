@@ -241,7 +241,7 @@ def _collect_samples(
 def _timings(samples: list[_Sample], reference_ms: float | None, precision: float = 0.0) -> dict[str, Timing]:
     """The timing of every model, from quiet samples where there are enough of them.
 
-    The timing of the reference is made of the reference before each sample.
+    The timing of the reference model uses the reference before each sample.
     """
     quiet = _quiet_samples(samples, precision)
     measured_ms = np.array([sample.before_ms for sample in (quiet if len(quiet) >= MIN_SAMPLES else samples)])

@@ -206,14 +206,14 @@ def _difference_on(model: PreTrainedModel, inputs: Mapping[str, Any], file: Path
     import copy
 
     import torch
-    from transformers.exporters.utils import get_leaf_map_tensors, onnx_feed
+    from transformers.exporters.utils import get_leaf_tensors, onnx_feed
 
     session = onnx_session(file)
     names = [port.name for port in session.get_outputs()]
     feed = onnx_feed([spec.name for spec in session.get_inputs()], inputs)
     outputs = dict(zip(names, session.run(names, feed), strict=True))
     with torch.inference_mode():
-        expected = get_leaf_map_tensors(dict(model(**copy.deepcopy(dict(inputs)))))
+        expected = get_leaf_tensors(dict(model(**copy.deepcopy(dict(inputs)))))
     compared = [name for name in expected if name in outputs and expected[name].is_floating_point()]
     if not compared:
         raise InputError(f"an ONNX file must have the outputs of its model, but {list(expected)} are not in {names}.")
