@@ -32,7 +32,7 @@ VISION = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
 
 @dataclass(frozen=True)
 class Size:
-    """One family at one size, and what is halved in it."""
+    """One family at one size."""
 
     name: str
     model_type: str
@@ -62,7 +62,7 @@ SIZES = (
 
 
 def subnets(supernet: Supernet) -> dict[str, SubnetConfig]:
-    """The whole parent, its heads and neurons halved, the hidden size cut as well, two thirds of the layers kept."""
+    """The full parent, its heads and neurons halved, the hidden size cut as well, two thirds of the layers kept."""
     hidden, depth = supernet.parent.hidden_size, supernet.parent.num_hidden_layers
     widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
     half = {field: getattr(supernet.parent, field)[0] // 2 for field in widths}
@@ -71,7 +71,7 @@ def subnets(supernet: Supernet) -> dict[str, SubnetConfig]:
         return SubnetConfig.uniform(tuple(range(layers)), hidden_size=hidden_size, **half)
 
     return {
-        "whole": supernet.parent,
+        "full": supernet.parent,
         "half heads and FFN": uniform(depth, hidden),
         "also hidden 2/3": uniform(depth, hidden * 2 // 3),
         "also layers 2/3": uniform(depth * 2 // 3, hidden * 2 // 3),
@@ -90,15 +90,15 @@ def forward_backward(model: Any, inputs: dict[str, torch.Tensor]) -> None:
 
 def ratio(slow: Callable[[], None], fast: Callable[[], None], rounds: int) -> float:
     """Median over interleaved rounds of one call's CPU time over the other's; which comes first alternates."""
-    found = []
+    ratios = []
     for number in range(rounds + 1):
-        taken = {}
+        seconds = {}
         for call in (slow, fast) if number % 2 else (fast, slow):
             start = time.process_time()
             call()
-            taken[call] = time.process_time() - start
-        found.append(taken[slow] / taken[fast])
-    return median(found[1:])
+            seconds[call] = time.process_time() - start
+        ratios.append(seconds[slow] / seconds[fast])
+    return median(ratios[1:])
 
 
 def activation_ms(supernet: Supernet, repeats: int = 100) -> float:
@@ -109,12 +109,12 @@ def activation_ms(supernet: Supernet, repeats: int = 100) -> float:
         "intermediate_size": [256, 512, 1024, 1536],
     }
     space, rng = supernet.layout.search_space(choices), Random(0)
-    taken = []
+    times = []
     for subnet in [space.sample(rng) for _ in range(repeats)]:
         start = time.process_time()
         supernet.activate(subnet)
-        taken.append(1000 * (time.process_time() - start))
-    return median(taken)
+        times.append(1000 * (time.process_time() - start))
+    return median(times)
 
 
 def main() -> None:
@@ -124,12 +124,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--only", choices=[size.name for size in SIZES], nargs="*", default=[])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"supernet / extracted, batch {given.batch_size}, {given.sequence_length} tokens, torch {torch.__version__}")
-    for size in [size for size in SIZES if size.name in given.only or not given.only]:
+    sizes = f"batch {arguments.batch_size}, {arguments.sequence_length} tokens"
+    print(f"supernet / extracted, {sizes}, torch {torch.__version__}")
+    for size in [size for size in SIZES if size.name in arguments.only or not arguments.only]:
         torch.manual_seed(0)
-        supernet, inputs = size.supernet(), size.inputs(given.batch_size, given.sequence_length)
+        supernet, inputs = size.supernet(), size.inputs(arguments.batch_size, arguments.sequence_length)
         table = Table(size.name, "forward", "forward + backward")
         for name, subnet in subnets(supernet).items():
             supernet.activate(subnet)
@@ -137,7 +138,7 @@ def main() -> None:
             cells = []
             for run in (forward, forward_backward):
                 calls = [partial(run, model, inputs) for model in (supernet.model, extracted)]
-                cells.append(f"{ratio(*calls, given.rounds):.3f}")
+                cells.append(f"{ratio(*calls, arguments.rounds):.3f}")
             table.add_row(name, *cells)
         layers = supernet.parent.num_hidden_layers
         table.caption = f"activate: {activation_ms(supernet):.2f} ms for {layers} layers, all different"

@@ -1,4 +1,4 @@
-"""The same figures as `elastic.py` for whittle's `set_sub_network`, on the shapes of its Llama row.
+"""The measurements of `elastic.py` for whittle's `set_sub_network`, on the shapes of its Llama row.
 
     pip install torch "whittle==0.6.0" "pyarrow<22" && pip uninstall torchvision   # in an environment of its own
     python experiments/bench/elastic_whittle.py [--rounds 15]
@@ -21,10 +21,10 @@ import litgpt
 import torch
 from whittle.models.gpt import GPT
 
-WHOLE = {"n_embd": 384, "n_layer": 6, "n_head": 12, "n_query_groups": 4, "intermediate_size": 1536, "head_size": 32}
-HALF = {**WHOLE, "n_head": 6, "n_query_groups": 2, "intermediate_size": 768}
+FULL = {"n_embd": 384, "n_layer": 6, "n_head": 12, "n_query_groups": 4, "intermediate_size": 1536, "head_size": 32}
+HALF = {**FULL, "n_head": 6, "n_query_groups": 2, "intermediate_size": 768}
 SUBNETS = {
-    "whole": WHOLE,
+    "full": FULL,
     "half heads and FFN": HALF,
     "also hidden 2/3": {**HALF, "n_embd": 256},
     "also layers 2/3": {**HALF, "n_embd": 256, "n_layer": 4},
@@ -66,26 +66,26 @@ def forward_backward(model: Any, ids: torch.Tensor) -> None:
 
 def ratio(slow: Callable[[], None], fast: Callable[[], None], rounds: int) -> float:
     """Median over interleaved rounds of one call's CPU time over the other's; which comes first alternates."""
-    found = []
+    ratios = []
     for number in range(rounds + 1):
-        taken = {}
+        seconds = {}
         for call in (slow, fast) if number % 2 else (fast, slow):
             start = time.process_time()
             call()
-            taken[call] = time.process_time() - start
-        found.append(taken[slow] / taken[fast])
-    return median(found[1:])
+            seconds[call] = time.process_time() - start
+        ratios.append(seconds[slow] / seconds[fast])
+    return median(ratios[1:])
 
 
 def activation_ms(supernet: GPT, repeats: int = 50) -> float:
     """Median CPU time of `set_sub_network` with neurons that differ in every layer."""
-    rng, taken = Random(0), []
+    rng, times = Random(0), []
     for _ in range(repeats):
-        widths = [rng.choice([256, 512, 1024, 1536]) for _ in range(WHOLE["n_layer"])]
+        widths = [rng.choice([256, 512, 1024, 1536]) for _ in range(FULL["n_layer"])]
         start = time.process_time()
-        supernet.set_sub_network(**{NAMES[n]: v for n, v in {**WHOLE, "intermediate_size": widths}.items()})
-        taken.append(1000 * (time.process_time() - start))
-    return median(taken)
+        supernet.set_sub_network(**{NAMES[n]: v for n, v in {**FULL, "intermediate_size": widths}.items()})
+        times.append(1000 * (time.process_time() - start))
+    return median(times)
 
 
 def main() -> None:
@@ -95,13 +95,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ids, supernet = torch.randint(0, 8000, (8, 128)), GPT(config(**WHOLE))
+    ids, supernet = torch.randint(0, 8000, (8, 128)), GPT(config(**FULL))
     print("| whittle 0.6.0 / LitGPT | forward | forward + backward |\n|---|---|---|")
     for name, sizes in SUBNETS.items():
         supernet.set_sub_network(**{NAMES[field]: value for field, value in sizes.items()})
-        alone = litgpt.GPT(config(**sizes))
+        standalone = litgpt.GPT(config(**sizes))
         cells = [
-            f"{ratio(*(partial(run, model, ids) for model in (supernet, alone)), rounds):.3f}"
+            f"{ratio(*(partial(run, model, ids) for model in (supernet, standalone)), rounds):.3f}"
             for run in (forward, forward_backward)
         ]
         print(f"| {name} | {' | '.join(cells)} |")

@@ -1,15 +1,15 @@
-"""What rank costs and what it buys: factors against the one matrix they replace, in time and in error.
+"""Time and error of low-rank factors against the full matrix they replace.
 
     python experiments/bench/lowrank.py times [--rounds 21]
     python experiments/bench/lowrank.py errors MODEL TEXTS.parquet [--column sentence]
     python experiments/bench/lowrank.py embedding RUN
 
-`times` runs extracted linear layers and a whole extracted encoder layer of MiniLM's and BERT base's shapes beside the
-dense ones: one thread, process CPU time, interleaved rounds, median ratio; below 1 the factors are faster. `errors`
-truncates matrices of a BERT on its activations on real texts, and compares with the optimum, found by another road in
-float64 (tail of the singular values of the outputs themselves), and with a singular value decomposition of the weight
-alone. `embedding` cuts the table of token embeddings of a run's parent, calibrated on training data and judged without
-further training on the held-out split, whose own tokens the optimum is of.
+`times` runs extracted linear layers and an extracted encoder layer of MiniLM's and BERT base's shapes, against dense
+ones: one thread, process CPU time, interleaved rounds, median ratio; below 1 the factors are faster. `errors`
+truncates matrices of a BERT on its activations on real texts, and compares with the optimum (in float64, the tail of
+the singular values of the outputs) and with a singular value decomposition of the weight. `embedding` truncates the
+table of token embeddings of a run's parent: calibrated on training data, scored without further training on the
+held-out split, whose tokens define the optimum.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def ratios(candidates: Sequence[nn.Module], dense: nn.Module, x: torch.Tensor, r
 
 
 def linear_layers(rounds: int) -> Table:
-    """One linear layer of each shape at each fraction of break-even, the whole of it included."""
+    """One linear layer of each shape at each fraction of break-even, up to 100 %."""
     table = Table("outputs x inputs", "tokens", *(f"{percent} %" for percent in FRACTIONS), title="linear layer")
     for outputs, inputs in SHAPES:
         dense = nn.Linear(inputs, outputs)
@@ -89,7 +89,7 @@ def linear_layers(rounds: int) -> Table:
 
 
 def encoder_layers(rounds: int) -> Table:
-    """A whole layer of an extracted BERT, attention scores, norms and activations included."""
+    """A layer of an extracted BERT, attention scores, norms and activations included."""
     table = Table("layer", "tokens", *(f"{percent} %" for percent in FRACTIONS[:-1]), title="extracted encoder layer")
     for name, sizes in SIZES.items():
         config = transformers.BertConfig(num_hidden_layers=1, vocab_size=1000, **sizes)
@@ -104,7 +104,7 @@ def encoder_layers(rounds: int) -> Table:
 
 
 def with_rank(parent: SubnetConfig, percent: int) -> SubnetConfig:
-    """The whole model with all linear layers of its layers at one rank."""
+    """The full model with all linear layers of its layers at one rank."""
     ranks = (percent,) * parent.num_hidden_layers
     return parent.with_values(attention_rank=ranks, mlp_rank=ranks)
 
@@ -145,7 +145,7 @@ def embeddings(run: Run) -> Table:
     )
     moments = {"ours": activations.embedding, "optimum": rows.T @ rows, "plain SVD": table.T @ table}
     kinds = (*(f"error {name}" for name in moments), f"{quality} ours", f"{quality} plain SVD")
-    found = Table("rank", "of break-even", "numbers", *kinds, title=f"{len(rows)} held-out tokens")
+    results = Table("rank", "of break-even", "numbers", *kinds, title=f"{len(rows)} held-out tokens")
     for percent in reversed(FRACTIONS):
         subnet = supernet.parent.with_values(embedding_rank=percent)
         tokens, channels = table.shape
@@ -161,31 +161,31 @@ def embeddings(run: Run) -> Table:
             supernet.activate(subnet)
             scored = score(supernet.model, context.splits.test, [quality])[quality]
             cells.append(f"{scored.value:.4f} ± {scored.standard_error:.4f}")
-        found.add_row(*cells)
-    return found
+        results.add_row(*cells)
+    return results
 
 
 def real_inputs(model: Any, module: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """What a module is given for all tokens that are no padding (tokens, inputs), float64."""
-    seen: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    """Inputs of a module for all tokens that are no padding (tokens, inputs), float64."""
+    collected: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0].double()))
     with torch.inference_mode():
         for batch in batches:
             model(**batch)
     handle.remove()
     masks = [batch["attention_mask"].bool() for batch in batches]
-    return torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)])
+    return torch.cat([x[mask] for x, mask in zip(collected, masks, strict=True)])
 
 
 def compared(x: torch.Tensor, weight: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[str, str, str, str]:
-    """Our error, the least possible one, how much ours is above it, and that of a plain SVD."""
+    """Our error, the least possible error, how much ours is above it, and the error of a plain SVD."""
     outputs = x @ weight.T
-    whole = (outputs**2).sum()
+    total = (outputs**2).sum()
     basis = output_basis(weight, moment, rank)
-    ours = (((outputs - outputs @ basis @ basis.T) ** 2).sum() / whole).item()
-    optimum = ((torch.linalg.svdvals(outputs)[rank:] ** 2).sum() / whole).item()
+    ours = (((outputs - outputs @ basis @ basis.T) ** 2).sum() / total).item()
+    optimum = ((torch.linalg.svdvals(outputs)[rank:] ** 2).sum() / total).item()
     u, s, vt = torch.linalg.svd(weight, full_matrices=False)
-    plain = (((outputs - x @ ((u[:, :rank] * s[:rank]) @ vt[:rank]).T) ** 2).sum() / whole).item()
+    plain = (((outputs - x @ ((u[:, :rank] * s[:rank]) @ vt[:rank]).T) ** 2).sum() / total).item()
     return f"{ours:.5f}", f"{optimum:.5f}", f"{ours / optimum - 1:.1e}", f"{plain:.5f}"
 
 
@@ -200,19 +200,19 @@ def main() -> None:
     of_errors.add_argument("--column", default="sentence")
     of_errors.add_argument("--examples", type=int, default=256)
     kinds.add_parser("embedding").add_argument("run", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    if given.kind == "times":
-        Console().print(linear_layers(given.rounds), encoder_layers(given.rounds))
-    elif given.kind == "embedding":
+    if arguments.kind == "times":
+        Console().print(linear_layers(arguments.rounds), encoder_layers(arguments.rounds))
+    elif arguments.kind == "embedding":
         quiet_libraries()
-        Console(width=140).print(embeddings(Run(given.run)))
+        Console(width=140).print(embeddings(Run(arguments.run)))
     else:
         import pandas as pd
 
-        texts = pd.read_parquet(given.texts)[given.column].sample(given.examples, random_state=0).tolist()
-        Console(width=120).print(errors(given.model, texts))
+        texts = pd.read_parquet(arguments.texts)[arguments.column].sample(arguments.examples, random_state=0).tolist()
+        Console(width=120).print(errors(arguments.model, texts))
 
 
 if __name__ == "__main__":

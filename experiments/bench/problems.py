@@ -1,4 +1,4 @@
-"""The search bench's problems: synthetic spaces whose true front can be computed, and a tabulated supernet."""
+"""Problems of the search benchmark: synthetic spaces whose true front can be computed, and a tabulated supernet."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ SYNTHETIC: dict[str, tuple[int, int, Callable[[int], Error]]] = {
 def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers: int) -> np.ndarray:
     """The best known front: three long runs of NSGA-II on the true objectives, kept in a file."""
     if not path.exists():
-        found = []
+        fronts = []
         for seed in range(3):
             rng = np.random.default_rng(seed)
             start = random_vectors(layers, 200, rng)
@@ -158,8 +158,8 @@ def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers
                 generations=600,
                 rng=rng,
             )
-            found.append(costs[non_dominated(costs)])
-        costs = np.unique(np.concatenate(found), axis=0)
+            fronts.append(costs[non_dominated(costs)])
+        costs = np.unique(np.concatenate(fronts), axis=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(costs[non_dominated(costs)].tolist()))
     return np.array(json.loads(path.read_text()))
@@ -169,7 +169,7 @@ def digits_vit(folder: Path) -> Problem:
     """Loss on real digits against multiply-accumulates: every subnetwork of a trained supernet, from its table.
 
     Raises:
-        FileNotFoundError: If the folder lacks the table, which ``digits_vit.py`` beside this file makes.
+        FileNotFoundError: If the folder lacks the table that ``digits_vit.py`` writes.
     """
     table = json.loads((folder / "digits-vit.json").read_text())
     space = SearchSpace(**{**table["space"], "parent": SubnetConfig.from_dict(table["space"]["parent"])})
@@ -201,4 +201,4 @@ PROBLEMS: dict[str, Callable[[Path], Problem]] = {
     **{name: partial(synthetic, name) for name in SYNTHETIC},
     "digits-vit": digits_vit,
 }
-"""Every problem of the bench, from a folder that keeps what it takes long to make."""
+"""Every problem of the benchmark; the folder caches what is slow to compute."""

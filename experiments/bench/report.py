@@ -1,7 +1,7 @@
-"""How soon the report of a large run opens: python experiments/bench/report.py --evaluations 5000
+"""How fast the report of a large run opens: python experiments/bench/report.py --evaluations 5000
 
-Writes the report of made-up evaluations of a twelve-layer encoder and opens it in headless Chromium, each time in a
-browser that has never seen it.
+Writes the report of simulated evaluations of a twelve-layer encoder and opens it in headless Chromium, each time in a
+new browser.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MARKS = ("shown", "drawn", "ready")
 
 
 def evaluated(rng: Random, source: Source) -> Point:
-    """A subnetwork with figures that grow with its size, and noise."""
+    """A subnetwork with values that grow with its size, and noise."""
     layers = tuple(sorted(rng.sample(range(12), rng.randint(4, 12))))
     heads = tuple(rng.choice([2, 4, 6, 8, 10, 12]) for _ in layers)
     ffn = tuple(rng.choice([192, 384, 768, 1152, 1536]) for _ in layers)
@@ -43,7 +43,7 @@ def evaluated(rng: Random, source: Source) -> Point:
 
 
 def write(path: Path, evaluations: int) -> None:
-    """The report of a run with so many evaluations, as many at random beside them, and a front."""
+    """The report of a run with ``evaluations`` evaluations, as many at random, and a front."""
     rng = Random(0)
     search = [evaluated(rng, "search") for _ in range(evaluations)]
     random = [evaluated(rng, "random") for _ in range(evaluations)]
@@ -86,11 +86,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = (options.keep or Path(folder, "report.html")).resolve()
         write(path, options.evaluations)
-        found = list(openings(path, options.rounds))
-        print(f"{options.evaluations} evaluations, {path.stat().st_size / 1e6:.1f} MB, {len(found)} openings\n")
+        timings = list(openings(path, options.rounds))
+        print(f"{options.evaluations} evaluations, {path.stat().st_size / 1e6:.1f} MB, {len(timings)} openings\n")
     print("| | median s | fastest | slowest |\n|---|---|---|---|")
     for mark in MARKS:
-        seconds = sorted(times[mark] / 1e3 for times in found)
+        seconds = sorted(times[mark] / 1e3 for times in timings)
         print(f"| {mark} | {statistics.median(seconds):.2f} | {seconds[0]:.2f} | {seconds[-1]:.2f} |")
 
 

@@ -73,16 +73,16 @@ SAMPLERS: dict[str, tuple[int, Callable[[Problem, int], BaseSampler]]] = {
 
 
 def run(problem: Problem, name: str, seed: int) -> list[Result]:
-    """One study in memory: at each budget, the hypervolume and the CPU seconds of the engine alone."""
+    """One study in memory: at each budget, the hypervolume and the CPU seconds of the search without evaluations."""
     limit, make = SAMPLERS[name]
-    values, found, spent = [], [], 0.0
+    values, results, spent = [], [], 0.0
     for cpu_s, value in _evaluations(problem, make(problem, seed), limit, None):
         spent += cpu_s
         values.append(value)
         if len(values) in BUDGETS:
             volume = problem.volume(np.array(values))
-            found.append({"budget": len(values), "volume": round(volume, 5), "cpu_s": round(spent, 2)})
-    return [{"problem": problem.name, "sampler": name, "seed": seed, **result} for result in found]
+            results.append({"budget": len(values), "volume": round(volume, 5), "cpu_s": round(spent, 2)})
+    return [{"problem": problem.name, "sampler": name, "seed": seed, **result} for result in results]
 
 
 def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
@@ -106,12 +106,12 @@ def _evaluations(
         start = time.process_time()
         with batched_writes(study, durable=False):
             trial = study.ask(problem.distributions)
-        asked = time.process_time() - start
+        ask_s = time.process_time() - start
         value = problem.evaluate(encoding.encode([trial.params]))[0]
         start = time.process_time()
         with batched_writes(study, durable=True):
             study.tell(trial, value.tolist())
-        yield asked + time.process_time() - start, value
+        yield ask_s + time.process_time() - start, value
 
 
 def print_tables(results: list[Result]) -> None:

@@ -1,4 +1,4 @@
-"""A search whose evaluations are stand-ins of a given length: what is timed or killed is the engine alone.
+"""A search whose evaluations are stand-ins of a given length: only the search engine is timed or killed.
 
     python -m experiments.bench.stand_in FOLDER --evaluations 40 --seconds 0.1 --ray auto
 
@@ -91,7 +91,7 @@ def stand_in_evaluator(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Ev
 def stand_in_search(
     folder: Path, recipe: Recipe, seconds: float, cluster: str | None = None, *, baselines: bool = True
 ) -> None:
-    """Runs a search with its studies in a folder, here or on a Ray cluster."""
+    """Runs a search with its studies in a folder, in this process or on a Ray cluster."""
     space, evaluator = stand_in_evaluator(recipe)
     driver = None if recipe.search.storage is None else driver_id(folder)
     queues = build_queues(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
@@ -127,8 +127,10 @@ if __name__ == "__main__":
     parser.add_argument("--storage", default=None)
     parser.add_argument("--ray", default=None)
     parser.add_argument("--workers", type=int, default=None)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quiet_libraries()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    made = stand_in_recipe(given.evaluations, sampler=given.sampler, storage=given.storage, workers=given.workers)
-    stand_in_search(given.folder, made, given.seconds, given.ray)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    recipe = stand_in_recipe(
+        arguments.evaluations, sampler=arguments.sampler, storage=arguments.storage, workers=arguments.workers
+    )
+    stand_in_search(arguments.folder, recipe, arguments.seconds, arguments.ray)

@@ -1,10 +1,10 @@
-"""What a step of supernet training costs, in units of a step of the whole model alone.
+"""What a step of supernet training costs, in units of a training step of the full model.
 
     python experiments/bench/training_step.py [--rounds 7] [--batch-size 8] [--sequence-length 128]
 
-MiniLM shapes, the space of `experiments/sst2-minilm`, one thread, process CPU time. A round takes each kind of step
-once; what is printed are medians over rounds of a step's time over the whole model's in the same round. A step is
-forward and backward of every lesson, and one update. The teacher's outputs are remembered, or asked for in the step.
+MiniLM shapes, the space of `experiments/sst2-minilm`, one thread, process CPU time. A round runs a step of each
+strategy; the table shows medians over rounds of its time over that of the full model in the same round. A step is
+forward and backward of every pass, and one update. The teacher's outputs are cached, or computed in the step.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def model() -> Any:
 
 
 def task() -> Any:
-    """What a trainer asks of a classification task."""
+    """The parts of a classification task that a trainer uses."""
     return SimpleNamespace(
         collate=None,
         activation="softmax",
-        scored=lambda outputs, batch: [(outputs.logits, batch["labels"])],
+        logits_and_labels=lambda outputs, batch: [(outputs.logits, batch["labels"])],
     )
 
 
 def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, batch: dict[str, Any]) -> Any:
-    """A step of a strategy, called with its number and whether the teacher is asked in it."""
+    """A step of a strategy, called with its number and whether the teacher runs in it."""
     trainer = SupernetTrainer(
         supernet=supernet,
         strategy=STRATEGIES[strategy](space, SUBNET_SAMPLERS["mixed"](space), 2),
@@ -58,11 +58,11 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
         args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", disable_tqdm=True),
     )
     update = torch.optim.AdamW(supernet.model.parameters())
-    remembered = [torch.randn(len(batch["labels"]), 2)]
+    cached = [torch.randn(len(batch["labels"]), 2)]
 
-    def step(number: int, asks: bool) -> None:
+    def step(number: int, runs_teacher: bool) -> None:
         trainer.state.global_step, trainer.state.max_steps = number, 1000
-        trainer.teacher_cache = [] if asks else remembered
+        trainer.teacher_cache = [] if runs_teacher else cached
         trainer.training_step(supernet.model, {**batch, "row": torch.arange(len(batch["labels"]))})
         update.step()
         update.zero_grad()
@@ -82,30 +82,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ids = torch.randint(1000, 30000, (given.batch_size, given.sequence_length))
-    labels = torch.randint(0, 2, (given.batch_size,))
+    ids = torch.randint(1000, 30000, (arguments.batch_size, arguments.sequence_length))
+    labels = torch.randint(0, 2, (arguments.batch_size,))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    whole, supernet = model().train(), Supernet(model())
-    space, update = supernet.layout.search_space(SPACE), torch.optim.AdamW(whole.parameters())
+    parent, supernet = model().train(), Supernet(model())
+    space, update = supernet.layout.search_space(SPACE), torch.optim.AdamW(parent.parameters())
 
     def plain() -> None:
-        whole(**batch).loss.backward()
+        parent(**batch).loss.backward()
         update.step()
         update.zero_grad()
 
     with tempfile.TemporaryDirectory() as folder:
         steps = {name: stepper(space, supernet, name, str(Path(folder) / name), batch) for name in STRATEGIES}
         taken: dict[tuple[str, bool], list[float]] = {
-            (name, asks): [] for name in STRATEGIES for asks in (False, True)
+            (name, runs_teacher): [] for name in STRATEGIES for runs_teacher in (False, True)
         }
-        for number in range(given.rounds + 1):
+        for number in range(arguments.rounds + 1):
             unit = seconds(plain)
-            for (name, asks), found in taken.items():
-                found.append(seconds(lambda name=name, asks=asks, n=number: steps[name](n, asks)) / unit)
-    print("| strategy, two sampled | teacher remembered | teacher asked |\n|---|---|---|")
+            for (name, runs_teacher), times in taken.items():
+                times.append(
+                    seconds(lambda name=name, runs_teacher=runs_teacher, n=number: steps[name](n, runs_teacher)) / unit
+                )
+    print("| strategy, two sampled | teacher cached | teacher in the step |\n|---|---|---|")
     for name in STRATEGIES:
         print(f"| {name} | {np.median(taken[name, False][1:]):.2f} | {np.median(taken[name, True][1:]):.2f} |")
 

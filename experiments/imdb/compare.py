@@ -1,4 +1,4 @@
-"""Compares runs with all dimensions open with the same ones restricted, at equal evaluations and seeds.
+"""Compares runs over all dimensions with the same runs restricted, at equal evaluations and seeds.
 
 python experiments/imdb/compare.py RUN RESTRICTED [RUN RESTRICTED ...]      # folders that `nas search` has finished
 """
@@ -20,7 +20,7 @@ from nas.runs.run import Run
 from search_spaces import SubnetConfig
 
 REFERENCE = np.array([0.5, 1.0])
-"""Errors of a coin, latency of the parent: what a front must beat to count at all."""
+"""Error of random guessing, latency of the parent: points beyond these do not count."""
 NAMES = ("attention", "attention_rank", "mlp_rank", "bits")
 """Fields whose choices are counted; of widths, the mean is shown."""
 
@@ -33,29 +33,29 @@ def costs(run: Run) -> np.ndarray:
 
 
 def choices(subnets: Sequence[SubnetConfig]) -> Table:
-    """What each layer of the parent chose, over many subnetworks."""
+    """The choices in each layer of the parent, over many subnetworks."""
     table = Table("layer", "kept", "heads", "neurons", *NAMES)
     for layer in range(1 + max(subnet.layers[-1] for subnet in subnets)):
-        found = [(subnet, subnet.layers.index(layer)) for subnet in subnets if layer in subnet.layers]
+        kept = [(subnet, subnet.layers.index(layer)) for subnet in subnets if layer in subnet.layers]
         widths = [
-            f"{mean(getattr(subnet, field)[place] for subnet, place in found):.0f}" if found else ""
+            f"{mean(getattr(subnet, field)[position] for subnet, position in kept):.0f}" if kept else ""
             for field in ("num_attention_heads", "intermediate_size")
         ]
-        counts = [Counter(getattr(subnet, field)[place] for subnet, place in found) for field in NAMES]
+        counts = [Counter(getattr(subnet, field)[position] for subnet, position in kept) for field in NAMES]
         cells = [", ".join(f"{name} x {times}" for name, times in count.most_common()) for count in counts]
-        table.add_row(str(layer), f"{len(found)} of {len(subnets)}", *widths, *cells)
+        table.add_row(str(layer), f"{len(kept)} of {len(subnets)}", *widths, *cells)
     return table
 
 
 def main() -> None:
-    """Prints the hypervolumes, then what the layers of the fronts with all dimensions open chose."""
+    """Prints the hypervolumes, then the choices in each layer of the fronts over all dimensions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     runs = [Run(folder) for folder in parser.parse_args().runs]
     table = Table("run", "evaluations", "seed", "on the front", "hypervolume")
     for run in runs:
-        found, recipe = costs(run), run.recipe
-        row = (recipe.search.evaluations, recipe.seed, len(found), f"{hypervolume(found, REFERENCE):.4f}")
+        front, recipe = costs(run), run.recipe
+        row = (recipe.search.evaluations, recipe.seed, len(front), f"{hypervolume(front, REFERENCE):.4f}")
         table.add_row(run.name, *map(str, row))
     subnets = [point.subnet for run in runs[::2] for point in run.front().points]
     sizes = Counter(subnet.hidden_size for subnet in subnets)

@@ -1,12 +1,12 @@
-"""Does a supernet rank its subnetworks as training each alone would? Inherited against stand-alone quality.
+"""Does a supernet rank its subnetworks as separate training would? Inherited against stand-alone accuracy.
 
     python experiments/rank-correlation/study.py RECIPE FOLDER [section.key=value ...] [--seeds 3] [--processes 1]
     python experiments/rank-correlation/study.py RECIPE FOLDER --table
 
-For each seed: one parent; one supernet a setting; the same subnetworks, spread over their numbers of parameters, with
-the weights they inherit, scored on the held-out split; the same ones cut from the parent in importance order and
-trained alone, from its outputs and the labels, for as many epochs as it was; and those of the default supernet after
-some more steps. Results go to FOLDER/results.jsonl, and what is there is not computed again.
+For each seed: one parent; one supernet per setting; the same subnetworks, spread over their numbers of parameters,
+scored on the held-out split with the weights they inherit; the same ones extracted from the parent in importance order
+and trained separately on its outputs and the labels, for as many epochs as the parent; and those of the default
+supernet after further steps. Results go to FOLDER/results.jsonl; results that are there are not computed again.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ AS_LONG: dict[str, tuple[str, ...]] = {
     "granularity, as long": ("strategy: granularity",),
     "single-path, no order, as long": ("strategy: single-path", "order: none"),
 }
-"""Settings together, trained until they have taken as much CPU time as the default; the last is a plain supernet."""
+"""Combined settings, trained for as much CPU time as the default; the last is a plain supernet."""
 STEPS = (0, 100, 300, 1000)
 NEAR = 5
-"""Neighbours in stand-alone quality that count as near-equal."""
+"""Neighbours in the stand-alone ranking that count as near-equal."""
 
 Row = dict[str, Any]
 
 
 class Study:
-    """All figures of one recipe, each computed once.
+    """All results of one recipe, each computed once.
 
     Args:
         recipe: A recipe file.
@@ -85,20 +85,20 @@ class Study:
         self.path.touch()
 
     def rows(self) -> list[Row]:
-        """What is known."""
+        """The results so far."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def add(self, **row: Any) -> None:
-        """Notes a figure."""
+        """Stores a result."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def has(self, **row: Any) -> bool:
-        """Whether a figure is known."""
-        return any(all(found.get(name) == value for name, value in row.items()) for found in self.rows())
+        """Whether a result is stored."""
+        return any(all(known.get(name) == value for name, value in row.items()) for known in self.rows())
 
     def run_seed(self, seed: int, pool: Executor) -> None:
-        """Everything of one seed, as many figures at once as the pool has processes."""
+        """Everything of one seed, as many results at once as the pool has processes."""
         pool.submit(self.begin, seed).result()
         default = pool.submit(self.inherited, "default", seed)
         jobs = [pool.submit(self.stand_alone, seed)]
@@ -113,7 +113,7 @@ class Study:
 
     def begin(self, seed: int) -> None:
         """The parent and the costs of the subnetworks."""
-        context, run = self.open_run("default", seed)
+        context, run = self.run_of("default", seed)
         run_stages(run, context, last="parent")
         self.subnets(context, seed)
 
@@ -122,12 +122,12 @@ class Study:
         if name in SETTINGS:
             return SETTINGS[name]
         seconds = {row["setting"]: row["cpu_s"] for row in self.rows() if "cpu_s" in row and row["seed"] == seed}
-        together = [override for setting in AS_LONG[name] for override in SETTINGS[setting]]
+        overrides = [override for setting in AS_LONG[name] for override in SETTINGS[setting]]
         epochs = Recipe.load(self.recipe, self.overrides).supernet.epochs
         epochs *= seconds["default"] / seconds[AS_LONG[name][0]]
-        return [*together, f"supernet.epochs={epochs:.2f}"]
+        return [*overrides, f"supernet.epochs={epochs:.2f}"]
 
-    def open_run(self, name: str, seed: int) -> tuple[TaskContext, Run]:
+    def run_of(self, name: str, seed: int) -> tuple[TaskContext, Run]:
         """The run of one setting; all settings of a seed share its parent."""
         overrides = [*self.overrides, *self.settings(name, seed), f"seed={seed}", "constraints={}"]
         recipe = Recipe.load(self.recipe, overrides)
@@ -143,65 +143,65 @@ class Study:
         supernet = Supernet(context.load_model())
         counts, space = AnalyticCosts.from_model(supernet.model, supernet.layout), search_space(context)
         draw, rng = stratified_sampler(space, parameters(counts)), Random(f"{seed}/study")
-        found: dict[str, SubnetConfig] = {}
-        while len(found) < self.count:
+        subnets: dict[str, SubnetConfig] = {}
+        while len(subnets) < self.count:
             subnet = draw(rng)
-            found[subnet.key] = subnet
+            subnets[subnet.key] = subnet
         if not self.has(seed=seed, what="costs"):
             self.add(
                 seed=seed,
                 what="costs",
-                num_parameters={k: counts.num_parameters(s) for k, s in found.items()},
-                macs={k: counts.macs(s, context.recipe.workload.sequence_length) for k, s in found.items()},
+                num_parameters={k: counts.num_parameters(s) for k, s in subnets.items()},
+                macs={k: counts.macs(s, context.recipe.workload.sequence_length) for k, s in subnets.items()},
             )
-        return list(found.values())
+        return list(subnets.values())
 
     def inherited(self, name: str, seed: int) -> None:
         """Trains the supernet of a setting and scores the subnetworks in it."""
         if self.has(seed=seed, setting=name):
             return
-        context, run = self.open_run(name, seed)
+        context, run = self.run_of(name, seed)
         start = time.process_time()
         run_stages(run, context, last="supernet")
         seconds = time.process_time() - start
         supernet, space = load_supernet(run, context)
-        found = {}
+        scores = {}
         for subnet in self.subnets(context, seed):
             supernet.activate(placed(subnet, space))
-            found[subnet.key] = quality(supernet.model, context)
-        self.add(seed=seed, setting=name, cpu_s=seconds, quality=found)
+            scores[subnet.key] = quality(supernet.model, context)
+        self.add(seed=seed, setting=name, cpu_s=seconds, quality=scores)
 
     def stand_alone(self, seed: int) -> None:
-        """Trains each subnetwork alone, cut from the parent in importance order."""
+        """Trains each subnetwork separately, extracted from the parent in importance order."""
         if self.has(seed=seed, setting="alone"):
             return
-        context, run = self.open_run("default", seed)
+        context, run = self.run_of("default", seed)
         supernet = Supernet(context.load_model(run.parent).to(training_device()))
         train, task = context.splits.train, context.splits.task
         calibration = EvaluationSet.from_dataset(train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), task, 32)
         batches = calibration.labelled_batches(CALIBRATION_EXAMPLES)
         order = order_by_importance(supernet, batches, calibration.labelled_batches(LAYER_EXAMPLES))
-        space, found = search_space(context, order.layers), {}
+        space, scores = search_space(context, order.layers), {}
         for subnet in self.subnets(context, seed):
             model = supernet.extract(placed(subnet, space))
-            found[subnet.key] = quality(self.trained(model, context, run, "alone", seed), context)
-        self.add(seed=seed, setting="alone", quality=found)
+            scores[subnet.key] = quality(self.trained(model, context, run, "alone", seed), context)
+        self.add(seed=seed, setting="alone", quality=scores)
 
     def after_steps(self, steps: int, seed: int) -> None:
-        """Trains what the default supernet gives each subnetwork for some steps more."""
+        """Trains each subnetwork of the default supernet for further steps."""
         name = after(steps)
         if self.has(seed=seed, setting=name):
             return
-        context, run = self.open_run("default", seed)
+        context, run = self.run_of("default", seed)
         supernet, space = load_supernet(run, context)
-        found = {}
+        scores = {}
         for subnet in self.subnets(context, seed):
             model = supernet.extract(placed(subnet, space))
-            found[subnet.key] = quality(self.trained(model, context, run, f"after-{steps}", seed, steps), context)
-        self.add(seed=seed, setting=name, quality=found)
+            scores[subnet.key] = quality(self.trained(model, context, run, f"after-{steps}", seed, steps), context)
+        self.add(seed=seed, setting=name, quality=scores)
 
     def trained(self, model: Any, context: TaskContext, run: Run, name: str, seed: int, steps: int = -1) -> Any:
-        """A model trained on, from its parent's outputs and labels: for the parent's epochs, or so many steps."""
+        """A model after training on the parent's outputs and labels: for the parent's epochs, or for ``steps``."""
         checkpoints, teacher = run.folder / name, context.load_model(run.parent)
         settings, splits = context.recipe.parent, context.splits
         trainer = model_trainer(
@@ -213,7 +213,7 @@ class Study:
 
 
 def after(steps: int) -> str:
-    """What subnetworks of the default supernet are called that were trained on."""
+    """Name of the subnetworks of the default supernet after further training."""
     return f"default, {steps} steps"
 
 
@@ -230,51 +230,51 @@ def placed(subnet: SubnetConfig, space: SearchSpace) -> SubnetConfig:
 
 
 def quality(model: Any, context: TaskContext) -> dict[str, float]:
-    """Quality and loss on the held-out split."""
+    """Metric and loss on the held-out split."""
     name = context.recipe.primary_metric
-    found = score(model, context.splits.test, list(dict.fromkeys([name, "loss"])))
-    return {"quality": found[name].value, "loss": found["loss"].value}
+    scores = score(model, context.splits.test, list(dict.fromkeys([name, "loss"])))
+    return {"quality": scores[name].value, "loss": scores["loss"].value}
 
 
 def print_tables(rows: Sequence[Row]) -> None:
     """Rank correlation with the stand-alone loss, and mean quality; mean and standard deviation over seeds."""
-    alone = {row["seed"]: row["quality"] for row in rows if row.get("setting") == "alone"}
-    print(f"seeds {sorted(alone)}, {len(next(iter(alone.values())))} subnetworks each")
+    standalone = {row["seed"]: row["quality"] for row in rows if row.get("setting") == "alone"}
+    print(f"seeds {sorted(standalone)}, {len(next(iter(standalone.values())))} subnetworks each")
     columns = ("", "mean quality", "mean loss", "Kendall tau", "Spearman", "tau among near-equal", "CPU s")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    there = {row.get("setting") for row in rows}
+    settings = {row.get("setting") for row in rows}
     for name in ("alone", *SETTINGS, *AS_LONG, *map(after, STEPS[1:])):
-        if name not in there:
+        if name not in settings:
             continue
-        mine = {row["seed"]: row for row in rows if row.get("setting") == name and row["seed"] in alone}
-        keys = {seed: list(alone[seed]) for seed in mine}
-        loss = {s: np.array([row["quality"][k]["loss"] for k in keys[s]]) for s, row in mine.items()}
-        truth = {s: np.array([alone[s][k]["loss"] for k in keys[s]]) for s in mine}
-        means = [np.mean([row["quality"][k]["quality"] for k in keys[s]]) for s, row in mine.items()]
+        by_seed = {row["seed"]: row for row in rows if row.get("setting") == name and row["seed"] in standalone}
+        keys = {seed: list(standalone[seed]) for seed in by_seed}
+        loss = {s: np.array([row["quality"][k]["loss"] for k in keys[s]]) for s, row in by_seed.items()}
+        truth = {s: np.array([standalone[s][k]["loss"] for k in keys[s]]) for s in by_seed}
+        means = [np.mean([row["quality"][k]["quality"] for k in keys[s]]) for s, row in by_seed.items()]
         cells = [spread(means), spread([float(v.mean()) for v in loss.values()])]
         cells += correlations(loss, truth) if name != "alone" else ["", "", ""]
-        seconds = [row["cpu_s"] for row in mine.values() if "cpu_s" in row]
+        seconds = [row["cpu_s"] for row in by_seed.values() if "cpu_s" in row]
         took = f"{np.mean(seconds):.0f}" if seconds else ""
         print(f"| {name} | {' | '.join(cells)} | {took} |")
     for cost in ("num_parameters", "macs"):
-        known = {row["seed"]: row[cost] for row in rows if row.get("what") == "costs" and row["seed"] in alone}
-        values = {s: -np.array([found[k] for k in alone[s]], dtype=float) for s, found in known.items()}
-        truth = {s: np.array([alone[s][k]["loss"] for k in alone[s]]) for s in known}
+        known = {row["seed"]: row[cost] for row in rows if row.get("what") == "costs" and row["seed"] in standalone}
+        values = {s: -np.array([costs[k] for k in standalone[s]], dtype=float) for s, costs in known.items()}
+        truth = {s: np.array([standalone[s][k]["loss"] for k in standalone[s]]) for s in known}
         print(f"| ranked by {cost} | | | {' | '.join(correlations(values, truth))} | |")
 
 
-def correlations(mine: dict[int, np.ndarray], truth: dict[int, np.ndarray]) -> list[str]:
+def correlations(values: dict[int, np.ndarray], truth: dict[int, np.ndarray]) -> list[str]:
     """Kendall tau, Spearman's rho, and tau over pairs at most some places apart in the truth."""
-    taus = [kendalltau(mine[s], truth[s]).statistic for s in mine]
-    rhos = [spearmanr(mine[s], truth[s]).statistic for s in mine]
-    return [spread(taus), spread(rhos), spread([near(mine[s], truth[s]) for s in mine])]
+    taus = [kendalltau(values[s], truth[s]).statistic for s in values]
+    rhos = [spearmanr(values[s], truth[s]).statistic for s in values]
+    return [spread(taus), spread(rhos), spread([near(values[s], truth[s]) for s in values])]
 
 
-def near(mine: np.ndarray, truth: np.ndarray) -> float:
+def near(values: np.ndarray, truth: np.ndarray) -> float:
     """Kendall's tau over the pairs that lie at most `NEAR` places apart in the truth."""
     order = np.argsort(truth)
     signs = [
-        np.sign(mine[order[b]] - mine[order[a]])
+        np.sign(values[order[b]] - values[order[a]])
         for a in range(len(order))
         for b in range(a + 1, min(a + 1 + NEAR, len(order)))
     ]
@@ -287,7 +287,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def quiet_process() -> None:
-    """Sets up a process that computes figures."""
+    """Sets up a process that computes results."""
     quiet_libraries()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU
@@ -302,17 +302,17 @@ def main() -> None:
     parser.add_argument("--subnets", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--table", action="store_true")
-    given = parser.parse_intermixed_args()
-    if min(given.seeds, given.subnets, given.processes) < 1:
+    arguments = parser.parse_intermixed_args()
+    if min(arguments.seeds, arguments.subnets, arguments.processes) < 1:
         parser.error("--seeds, --subnets and --processes must be at least 1.")
-    study = Study(given.recipe, given.overrides, given.folder, given.subnets)
-    if not given.table:
+    study = Study(arguments.recipe, arguments.overrides, arguments.folder, arguments.subnets)
+    if not arguments.table:
         spawn = multiprocessing.get_context("spawn")
         with (
-            ProcessPoolExecutor(given.processes, spawn, quiet_process) as pool,
-            ThreadPoolExecutor(given.seeds) as seeds,
+            ProcessPoolExecutor(arguments.processes, spawn, quiet_process) as pool,
+            ThreadPoolExecutor(arguments.seeds) as seeds,
         ):
-            list(seeds.map(lambda seed: study.run_seed(seed, pool), range(given.seeds)))
+            list(seeds.map(lambda seed: study.run_seed(seed, pool), range(arguments.seeds)))
     print_tables(study.rows())
 
 

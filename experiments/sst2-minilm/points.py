@@ -1,11 +1,11 @@
-"""The best subnetworks under 0.27, 0.62 and 1.0 GMACs on the whole of SST-2, fine-tuned, one seed a call.
+"""The best subnetworks under 0.27, 0.62 and 1.0 GMACs on all of SST-2, fine-tuned, one seed per call.
 
     python experiments/sst2-minilm/points.py FOLDER [section.key=value ...] --seed 0
     python experiments/sst2-minilm/points.py FOLDER --table
 
 Accuracy against multiply-accumulates at 128 tokens; no latency is measured. A subnetwork is picked by what it scores
 on the search slice, and only the picked ones see the development set: once with the weights they inherit, once
-fine-tuned with the parent as the teacher. Results go to FOLDER/points.jsonl, one line a seed.
+fine-tuned with the parent as the teacher. Results go to FOLDER/points.jsonl, one line per seed.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from nas.tasks.evaluation import score
 from search_spaces import SubnetConfig
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
-WHOLE = [
+OVERRIDES = [
     "objectives={accuracy: maximize, macs: minimize}",
     "space.attention=null",
     "parent={epochs: 3, learning_rate: 1.0e-4, batch_size: 128}",
     "supernet={epochs: 5, learning_rate: 2.0e-4, batch_size: 128, sampled_subnets: 2}",
 ]
-"""What differs from the recipe: every phrase, larger batches, no attention patterns, which do not pay here."""
+"""Changes to the recipe: every phrase, larger batches, no sparse attention, which is not faster here."""
 BUDGETS = (0.27e9, 0.62e9, 1.0e9)
 
 
 class Unmeasured:
-    """Stands where the latency predictor does: no latency counts here."""
+    """In place of the latency predictor: latency is no objective here."""
 
     def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Zeros (n,)."""
@@ -55,8 +55,8 @@ class Unmeasured:
 
 
 def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs: float) -> dict[str, Any]:
-    """Everything of one seed; fine-tuning takes its settings from the parent's, as `nas finetune` does."""
-    recipe = Recipe.load(RECIPE, [*WHOLE, f"seed={seed}", *overrides])
+    """All results of one seed; fine-tuning takes its settings from the parent's, as `nas finetune` does."""
+    recipe = Recipe.load(RECIPE, [*OVERRIDES, f"seed={seed}", *overrides])
     finetune = recipe.parent.model_copy(update={"epochs": finetune_epochs})
     seconds, start = {}, time.perf_counter()
 
@@ -76,13 +76,14 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
     evaluator = Evaluator(recipe, supernet, context.splits.search, Unmeasured())  # type: ignore[arg-type]
     run_studies(run, recipe, space, evaluator, run_locally)
     took("search")
-    found = evaluated_points(open_studies(run.study, recipe)["search"])
+    evaluated = evaluated_points(open_studies(run.study, recipe)["search"])
     teacher = context.load_model(run.parent).to(supernet.model.device)
-    whole = supernet.extract(supernet.parent)
+    full_supernet = supernet.extract(supernet.parent)
     picked = {}
     for budget in BUDGETS:
         best = max(
-            (p for p in found if p.values["macs"] <= budget), key=lambda p: (p.values["accuracy"], -p.values["macs"])
+            (p for p in evaluated if p.values["macs"] <= budget),
+            key=lambda p: (p.values["accuracy"], -p.values["macs"]),
         )
         model = supernet.extract(best.subnet)
         inherited = score(model, context.splits.test, ["accuracy"])["accuracy"].value
@@ -100,13 +101,14 @@ def run_seed(folder: Path, seed: int, overrides: Sequence[str], finetune_epochs:
         }
         took(f"fine-tuning {budget / 1e9:g}")
         print(f"seed {seed}: at most {budget / 1e9:g} GMACs {inherited:.4f} -> {tuned:.4f}", flush=True)
-    ends = {"parent": teacher, "supernet, whole": whole}
+    references = {"parent": teacher, "supernet, whole": full_supernet}
     return {
         "seed": seed,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "examples": len(examples),
         "accuracy": {
-            name: score(model, context.splits.test, ["accuracy"])["accuracy"].value for name, model in ends.items()
+            name: score(model, context.splits.test, ["accuracy"])["accuracy"].value
+            for name, model in references.items()
         },
         "picked": picked,
         "seconds": seconds,
@@ -124,29 +126,29 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     for name in rows[0]["accuracy"]:
         print(f"| {name} | | | {over([row['accuracy'][name] for row in rows])} | |")
     for budget in rows[0]["picked"]:
-        found = [row["picked"][budget] for row in rows]
+        picks = [row["picked"][budget] for row in rows]
         sizes = [
-            f"{mean([each[what] / unit for each in found]):.2f}"
+            f"{mean([each[what] / unit for each in picks]):.2f}"
             for what, unit in (("macs", 1e9), ("num_parameters", 1e6))
         ]
-        cells = [*sizes, *(over([each[what] for each in found]) for what in ("inherited", "fine-tuned"))]
+        cells = [*sizes, *(over([each[what] for each in picks]) for what in ("inherited", "fine-tuned"))]
         print(f"| at most {budget} | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    """Runs a seed, or prints the table of those that are there."""
+    """Runs a seed, or prints the table of the stored ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finetune-epochs", type=float, default=5)
     parser.add_argument("--table", action="store_true")
-    given = parser.parse_intermixed_args()
-    results = given.folder / "points.jsonl"
-    if not given.table:
+    arguments = parser.parse_intermixed_args()
+    results = arguments.folder / "points.jsonl"
+    if not arguments.table:
         quiet_libraries()
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU
-        row = run_seed(given.folder, given.seed, given.overrides, given.finetune_epochs)
+        row = run_seed(arguments.folder, arguments.seed, arguments.overrides, arguments.finetune_epochs)
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
     print_table([json.loads(line) for line in results.read_text().splitlines()])

@@ -17,10 +17,10 @@ def _told(seed: int, count: int) -> Dataset:
     start = torch.full((50, 1), model.config.bos_token_id)
     texts: list[str] = []
     while len(texts) < count:
-        told = model.generate(
+        tokens = model.generate(
             start, do_sample=True, top_k=0, max_new_tokens=TOKENS, pad_token_id=tokenizer.eos_token_id
         )
-        texts += tokenizer.batch_decode(told, skip_special_tokens=True)
+        texts += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return Dataset.from_dict({"text": texts[:count]})
 
 
