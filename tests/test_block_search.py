@@ -1,4 +1,4 @@
-"""Block search on spaces small enough to try everything: its program is exact where losses and costs add up."""
+"""Block search checked by enumeration of a small space: its program is exact if losses and costs are additive."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LOSS = {
 
 
 def loss(subnet: SubnetConfig) -> float:
-    """Adds up over blocks; a dropped layer loses a little more than its narrowest blocks."""
-    place = {layer: k for k, layer in enumerate(subnet.layers)}
+    """A sum over blocks; a dropped layer loses slightly more than its narrowest blocks."""
+    position = {layer: k for k, layer in enumerate(subnet.layers)}
     total = 0.0
     for i in range(3):
-        if i in place:
-            total += LOSS[i, "h", subnet.num_attention_heads[place[i]]]
-            total += LOSS[i, "w", subnet.intermediate_size[place[i]]]
+        if i in position:
+            total += LOSS[i, "h", subnet.num_attention_heads[position[i]]]
+            total += LOSS[i, "w", subnet.intermediate_size[position[i]]]
         else:
             total += 0.4 + 0.2 * i
     return total
@@ -42,11 +42,11 @@ def macs(subnet: SubnetConfig) -> float:
 
 
 def cost(name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-    bent = 1.6 if name == "latency_ms" else 1.0
-    return np.array([macs(subnet) ** bent for subnet in subnets])
+    exponent = 1.6 if name == "latency_ms" else 1.0
+    return np.array([macs(subnet) ** exponent for subnet in subnets])
 
 
-def everything() -> list[SubnetConfig]:
+def all_subnets() -> list[SubnetConfig]:
     parameters = SPACE.parameters
     names = parameters.distributions()
     values: dict[str, tuple[Any, ...]] = {"layers": (False, True), "num": tuple(HEADS), "int": tuple(WIDTHS)}
@@ -59,33 +59,35 @@ def scores(subnets: Sequence[SubnetConfig]) -> Mapping[str, float]:
 
 
 def solve(**changes: Any) -> list[SubnetConfig]:
-    asked: dict[str, Any] = {"objectives": ["macs"], "bounds": {}, "limit": 25, **changes}
-    losses = asked.pop("losses", scores(replacements(SPACE)))
-    return block_solutions(SPACE, losses, cost, **asked)
+    arguments: dict[str, Any] = {"objectives": ["macs"], "bounds": {}, "limit": 25, **changes}
+    losses = arguments.pop("losses", scores(replacements(SPACE)))
+    return block_solutions(SPACE, losses, cost, **arguments)
 
 
 def test_every_block_is_replaced_once_in_the_largest() -> None:
-    tried = replacements(SPACE)
-    assert tried[0] == SPACE.largest and len(tried) == len(set(tried)) == 1 + 3 * (1 + 2 + 1)
-    assert all(macs(subnet) < macs(SPACE.largest) for subnet in tried[1:])
+    subnets = replacements(SPACE)
+    assert subnets[0] == SPACE.largest and len(subnets) == len(set(subnets)) == 1 + 3 * (1 + 2 + 1)
+    assert all(macs(subnet) < macs(SPACE.largest) for subnet in subnets[1:])
 
 
-def test_solutions_are_the_best_of_everything_within_their_cost() -> None:
-    all_of_them = everything()
-    found = solve()
-    assert len(found) >= 8 and [macs(s) for s in found] == sorted(macs(s) for s in found)
-    for subnet in found:
-        assert loss(subnet) == pytest.approx(min(loss(other) for other in all_of_them if macs(other) <= macs(subnet)))
+def test_solutions_have_the_smallest_loss_within_their_cost() -> None:
+    all_subnetworks = all_subnets()
+    solutions = solve()
+    assert len(solutions) >= 8 and [macs(s) for s in solutions] == sorted(macs(s) for s in solutions)
+    for subnet in solutions:
+        assert loss(subnet) == pytest.approx(
+            min(loss(other) for other in all_subnetworks if macs(other) <= macs(subnet))
+        )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.15, 0.2, 0.25, 0.3])
-def test_bounds_hold_for_the_true_cost_where_costs_do_not_add_up(share: float) -> None:
+def test_bounds_hold_for_true_costs_that_are_not_additive(share: float) -> None:
     bound = Bound("<=", share * cost("latency_ms", [SPACE.largest])[0])
-    best = min(loss(s) for s in everything() if cost("latency_ms", [s])[0] <= bound.value)
+    best = min(loss(s) for s in all_subnets() if cost("latency_ms", [s])[0] <= bound.value)
     for objectives in (["latency_ms"], []):
-        found = solve(objectives=objectives, bounds={"latency_ms": bound})
-        assert max(cost("latency_ms", found)) <= bound.value
-        assert min(map(loss, found)) <= 1.1 * best
+        solutions = solve(objectives=objectives, bounds={"latency_ms": bound})
+        assert max(cost("latency_ms", solutions)) <= bound.value
+        assert min(map(loss, solutions)) <= 1.1 * best
 
 
 def test_a_block_without_a_score_is_never_chosen() -> None:
@@ -97,11 +99,11 @@ def test_a_block_without_a_score_is_never_chosen() -> None:
 
 
 def test_several_costs_share_the_budgets_and_the_limit_holds() -> None:
-    found = solve(objectives=["macs", "latency_ms"], limit=12)
-    assert 4 < len(found) <= 12
+    solutions = solve(objectives=["macs", "latency_ms"], limit=12)
+    assert 4 < len(solutions) <= 12
 
 
-def test_what_cannot_be_solved_is_said() -> None:
+def test_unsolvable_problems_are_refused() -> None:
     with pytest.raises(InputError, match="the smallest subnetwork reaches macs"):
         solve(bounds={"macs": Bound("<=", 5.0)})
     with pytest.raises(InputError, match="per-layer"):

@@ -1,4 +1,4 @@
-"""The page on clusters: its manifest fits its schema, its recipe and its commands are real."""
+"""The page on clusters: its manifest matches the schema, its recipe and its commands exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inner search: encodings, NSGA-II and expected improvement, against spaces small enough to try everything."""
+"""The inner search: encodings, NSGA-II and expected improvement, checked by enumeration of small spaces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_unordered_choices_get_a_column_each_at_distance_one() -> None:
         choices_of(FloatDistribution(0, 1))
 
 
-def test_what_hangs_on_a_parameter_that_does_not_count_does_not_count() -> None:
+def test_parameters_that_depend_on_inactive_ones_are_inactive() -> None:
     encoding = Encoding(SPACE, {"deep": ("n", (4, 6)), "n": ("on", (True,))})
     vectors = np.array([[0, 2, 1, 3], [0, 0, 1, 3], [0, 2, 0, 3]])
     assert encoding.canonical(vectors).tolist() == [[0, 2, 1, 3], [0, 0, 1, 0], [0, 0, 0, 0]]
@@ -46,7 +46,7 @@ def test_what_hangs_on_a_parameter_that_does_not_count_does_not_count() -> None:
     assert not encoding.accepts({"kind": "d", "on": False})
 
 
-def test_the_inner_search_finds_the_front_of_a_small_space() -> None:
+def test_nsga2_finds_the_front_of_a_small_space() -> None:
     grid = np.array(list(product(range(6), repeat=3)))
 
     def evaluate(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,16 +54,16 @@ def test_the_inner_search_finds_the_front_of_a_small_space() -> None:
         costs = np.stack([x.sum(1), ((1 - x) ** 2).sum(1) + 0.3 * x[:, 0] * x[:, 1]], axis=1)
         return costs, np.maximum(vectors[:, 2] - 4, 0).astype(float)
 
-    _, found, violations = nsga2(
+    _, costs_found, violations = nsga2(
         evaluate, np.array([6, 6, 6]), start=grid[:0], population=20, generations=40, rng=np.random.default_rng(0)
     )
     costs, bad = evaluate(grid)
     best = {tuple(c) for c in costs[bad <= 0][non_dominated(costs[bad <= 0])]}
-    mine = found[violations <= 0]
-    assert {tuple(c) for c in mine[non_dominated(mine)]} == best
+    feasible = costs_found[violations <= 0]
+    assert {tuple(c) for c in feasible[non_dominated(feasible)]} == best
 
 
-def test_the_inner_search_tries_no_point_twice() -> None:
+def test_nsga2_evaluates_no_point_twice() -> None:
     vectors, _, _ = nsga2(
         lambda g: (np.stack([g.sum(1), -g.sum(1)], 1).astype(float), np.zeros(len(g))),
         np.array([4, 4, 4]),
@@ -76,7 +76,7 @@ def test_the_inner_search_tries_no_point_twice() -> None:
     assert len(np.unique(vectors, axis=0)) == len(vectors) and not vectors[vectors[:, 0] == 0].any()
 
 
-def test_survivors_prefer_feasible_then_rank_then_space() -> None:
+def test_survivors_are_chosen_by_feasibility_rank_and_crowding() -> None:
     costs = np.array([[0.0, 4.0], [1.0, 1.0], [4.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
     order, rank, _ = survivors(costs, np.array([0, 0, 0, 0, 1.0]), 5)
     assert order.tolist()[-2:] == [3, 4] and rank.tolist() == [0, 0, 0, 1, 2]
@@ -90,15 +90,15 @@ def test_the_expected_improvement_of_known_points_is_their_hypervolume() -> None
     assert len(region) / 400_000 == pytest.approx(1 - hypervolume(front, np.ones(3)), abs=0.005)
     dominates = (candidates[:, None] <= region).all(2).astype(float)
     order = list(rank_by_expected_improvement(dominates, np.zeros((0, len(region)))))
-    have = front
+    selected = front
     for chosen in order[:4]:
-        gains = [hypervolume(np.concatenate([have, c[None]]), np.ones(3)) for c in candidates]
+        gains = [hypervolume(np.concatenate([selected, c[None]]), np.ones(3)) for c in candidates]
         assert gains[chosen] == pytest.approx(max(gains), abs=0.003)
-        have = np.concatenate([have, candidates[chosen : chosen + 1]])
+        selected = np.concatenate([selected, candidates[chosen : chosen + 1]])
     assert sorted(order) == list(range(6))
 
 
-def test_unlikely_and_pending_points_are_worth_less() -> None:
+def test_unlikely_and_pending_points_add_less() -> None:
     region = np.random.default_rng(0).random((4000, 2))
     dominates = (np.array([[0.5, 0.1], [0.1, 0.55]])[:, None] <= region).all(2).astype(float)
     nothing = np.zeros((0, 4000))
@@ -107,11 +107,11 @@ def test_unlikely_and_pending_points_are_worth_less() -> None:
     assert next(rank_by_expected_improvement(dominates, dominates[:1])) == 1
 
 
-def test_a_neighbour_of_what_is_chosen_comes_after_a_lesser_point_elsewhere() -> None:
+def test_a_neighbour_of_a_chosen_point_comes_after_a_distant_worse_one() -> None:
     region = np.random.default_rng(0).random((4000, 2))
     points = np.array([[0.5, 0.1], [0.51, 0.1], [0.1, 0.6]])
-    chances = ndtr((region - points[:, None]) / 0.1).prod(2)
-    assert list(rank_by_expected_improvement(chances, np.zeros((0, 4000)))) == [0, 2, 1]
+    probabilities = ndtr((region - points[:, None]) / 0.1).prod(2)
+    assert list(rank_by_expected_improvement(probabilities, np.zeros((0, 4000)))) == [0, 2, 1]
 
 
 def test_only_ordered_genes_take_steps() -> None:
@@ -123,7 +123,7 @@ def test_only_ordered_genes_take_steps() -> None:
         assert np.isin(children, [49, 51]).mean() == pytest.approx(share, abs=0.03)
 
 
-def test_a_ledger_reads_late_finishers_in_their_place() -> None:
+def test_the_history_is_in_the_order_of_trial_numbers() -> None:
     encoding = Encoding(SPACE)
     study = optuna.create_study(directions=["minimize", "maximize"])
     history = TrialHistory(study, encoding, lambda vectors: [row.tobytes() for row in vectors])

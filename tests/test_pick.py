@@ -1,4 +1,4 @@
-"""A pick is what trying all points would give: on the front by name or condition, anywhere by its whole key."""
+"""Picks checked by enumeration: points of the front by name or condition, any evaluated one by its full key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minim
 
 
 def points(seed: int) -> list[Point]:
-    """Twenty subnetworks with figures of few digits, so that many are tied."""
+    """Twenty subnetworks with values of few digits, so that many are equal."""
     rng = Random(seed)
     subnets = [SubnetConfig((0,), (4,), (8 * n,), 48) for n in range(1, 21)]
     return [
@@ -29,63 +29,65 @@ def points(seed: int) -> list[Point]:
     ]
 
 
-def made(folder: Path, recipe: Path, found: list[Point]) -> Run:
+def finished_run(folder: Path, recipe: Path, points_of_run: list[Point]) -> Run:
     """A run that ended with these verified points."""
     run = Run.open(folder, Recipe.load(recipe))
-    front = ParetoFront.of(found, OBJECTIVES)
-    write_json(run.front_file, {"front": front.to_dict(), "verified": [point.to_dict() for point in found]})
+    front = ParetoFront.of(points_of_run, OBJECTIVES)
+    write_json(run.front_file, {"front": front.to_dict(), "verified": [point.to_dict() for point in points_of_run]})
     return run
 
 
-def best(found: list[Point]) -> tuple[float, float]:
+def best(points_of_run: list[Point]) -> tuple[float, float]:
     """Accuracy and latency of the most accurate, the fastest of these if several are."""
-    return max((p.values["accuracy"], -p.values["latency_ms"]) for p in found)
+    return max((p.values["accuracy"], -p.values["latency_ms"]) for p in points_of_run)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_pick_is_what_trying_all_points_gives(text_recipe: Path, tmp_path: Path, seed: int) -> None:
-    found = points(seed)
-    run = made(tmp_path / "run", text_recipe, found)
+def test_a_pick_is_the_best_by_enumeration(text_recipe: Path, tmp_path: Path, seed: int) -> None:
+    points_of_run = points(seed)
+    run = finished_run(tmp_path / "run", text_recipe, points_of_run)
 
-    def figures(what: str) -> tuple[float, float]:
+    def values_of_pick(what: str) -> tuple[float, float]:
         values = pick(run, what).values
         return values["accuracy"], -values["latency_ms"]
 
-    fastest = min(p.values["latency_ms"] for p in found)
-    assert figures("best") == best(found)
-    assert figures("fastest") == best([p for p in found if p.values["latency_ms"] == fastest])
+    fastest = min(p.values["latency_ms"] for p in points_of_run)
+    assert values_of_pick("best") == best(points_of_run)
+    assert values_of_pick("fastest") == best([p for p in points_of_run if p.values["latency_ms"] == fastest])
     for bound in (fastest, 4.5, 8.0):
-        assert figures(f"latency_ms <= {bound}") == best([p for p in found if p.values["latency_ms"] <= bound])
+        assert values_of_pick(f"latency_ms <= {bound}") == best(
+            [p for p in points_of_run if p.values["latency_ms"] <= bound]
+        )
     front = list(run.front())
     ends = [[p.values[name] for p in front] for name in ("accuracy", "latency_ms")]
     spans = [max(max(values) - min(values), 1e-9) for values in ends]
     gain = [p.values["accuracy"] / spans[0] - p.values["latency_ms"] / spans[1] for p in front]
     knee = pick(run, "knee")
     assert gain[[p.key for p in front].index(knee.key)] == pytest.approx(max(gain))
-    for point in found:
+    for point in points_of_run:
         assert pick(run, point.key) == point
 
 
-def test_what_cannot_be_picked_is_said(text_recipe: Path, tmp_path: Path) -> None:
-    run = made(tmp_path / "run", text_recipe, points(0))
-    for what, told in (
+def test_picks_that_match_nothing_are_refused(text_recipe: Path, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", text_recipe, points(0))
+    for what, message in (
         ("latency_ms <= 0.5", "the closest"),
         ("latency <= 5", "did you mean `latency_ms`"),
         ("fastes", "did you mean `fastest`"),
         ("0" * 10, "A pick must be a name, a key or a condition"),
         ("", "A pick must be a name, a key or a condition"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             pick(run, what)
-    empty = made(tmp_path / "empty", text_recipe, [])
+    empty = finished_run(tmp_path / "empty", text_recipe, [])
     for what in ("knee", "best", "fastest", "latency_ms <= 5"):
         with pytest.raises(InputError, match="no point is feasible"):
             pick(empty, what)
 
 
-def test_the_parent_is_no_pick(text_recipe: Path, tmp_path: Path) -> None:
+def test_the_parent_cannot_be_picked(text_recipe: Path, tmp_path: Path) -> None:
     (first, *others) = points(0)
     parent = Point(first.subnet, {"accuracy": 0.1, "latency_ms": 99.0}, source="parent", measured=True)
-    run = made(tmp_path / "run", text_recipe, [*others, parent])
+    run = finished_run(tmp_path / "run", text_recipe, [*others, parent])
     with pytest.raises(InputError, match="A pick must be a name"):
         pick(run, parent.key)

@@ -77,7 +77,7 @@ class Node:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """A home of its own: its token of Ray's authentication is this cluster's alone."""
+    """A home of its own: its token of Ray's authentication is only this cluster's."""
     return {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -113,11 +113,11 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(seen: Callable[[], bool], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
     deadline = time.monotonic() + seconds
-    while not seen():
+    while not condition():
         assert process is None or process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.02)
 
 
@@ -136,14 +136,14 @@ def driver(folder: Path, address: str, home: Path) -> subprocess.Popen[str]:
     )
 
 
-def lines(folder: Path, what: str) -> list[list[str]]:
+def lines(folder: Path, event: str) -> list[list[str]]:
     log = folder / "evaluations.log"
-    found = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-    return [line for line in found if line[0] == what]
+    lines_of_log = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return [line for line in lines_of_log if line[0] == event]
 
 
 def evaluated(folder: Path, recipe: Recipe) -> dict[str, list[tuple[str, dict[str, float]]]]:
-    """Study -> key and figures of each finished evaluation, oldest first."""
+    """Study -> key and values of each finished evaluation, oldest first."""
     studies = open_studies(folder / "study.log", recipe)
     return {name: [(p.key, p.values) for p in evaluated_points(study)] for name, study in studies.items()}
 
@@ -160,27 +160,27 @@ def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]
     wait_for(lambda: len(lines(folder, "end")) >= 15, 180, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    told = {
+    recorded = {
         name: [(p.key, p.values) for p in evaluated_points(s)]
         for name, s in open_studies(folder / "study.log", recipe).items()
     }
-    begun = executed(folder, "begin")
-    assert 10 <= len(told["search"]) < EVALUATIONS
+    begun_before = executed(folder, "begin")
+    assert 10 <= len(recorded["search"]) < EVALUATIONS
 
-    again = driver(folder, address, home)
-    assert again.wait(300) == 0, again.communicate()[1]
+    resumed = driver(folder, address, home)
+    assert resumed.wait(300) == 0, resumed.communicate()[1]
 
-    studies, found = open_studies(folder / "study.log", recipe), evaluated(folder, recipe)
-    assert len(found["search"]) == len(found["random"]) == EVALUATIONS
-    for name, before in told.items():
-        assert [point for point in before if point not in found[name]] == []
-        for key, _ in before:
-            assert executed(folder, "begin")[key] == begun[key], "a finished evaluation ran again"
+    studies, points = open_studies(folder / "study.log", recipe), evaluated(folder, recipe)
+    assert len(points["search"]) == len(points["random"]) == EVALUATIONS
+    for name, points_before in recorded.items():
+        assert [point for point in points_before if point not in points[name]] == []
+        for key, _ in points_before:
+            assert executed(folder, "begin")[key] == begun_before[key], "a finished evaluation ran again"
     unfinished = [t for s in studies.values() for t in s.get_trials(deepcopy=False) if t.state.name != "COMPLETE"]
     assert unfinished == []
     in_flight = 2 + 2 + 2
     assert sum(executed(folder).values()) <= len(executed(folder)) + in_flight
-    assert {key for keys in found.values() for key, _ in keys} == set(executed(folder))
+    assert {key for keys in points.values() for key, _ in keys} == set(executed(folder))
 
 
 def test_a_real_search_on_one_worker_is_the_local_one(
@@ -201,7 +201,7 @@ def test_a_real_search_on_one_worker_is_the_local_one(
     assert run.trials.read_text() == trials and run.measurements.read_bytes() == measurements
 
 
-def test_a_driver_without_the_token_is_told_what_to_set(
+def test_a_driver_without_the_token_gets_the_variables_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
@@ -212,7 +212,7 @@ def test_a_driver_without_the_token_is_told_what_to_set(
     assert "InvalidAuthToken" not in done.stderr, "the C++ side must be silent"
 
 
-# -- the driver's side alone --------------------------------------------------------------------------------------
+# -- the driver without a cluster -----------------------------------------------------------------------------------
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +241,14 @@ def result(searcher, batch, seconds: float) -> dict[str, object]:
     return {"version_error": None, "outcomes": outcomes, "seconds": seconds * len(batch.evaluations)}
 
 
-def test_short_evaluations_travel_together_but_never_for_one_worker(tmp_path: Path) -> None:
+def test_short_evaluations_are_batched_unless_there_is_one_worker(tmp_path: Path) -> None:
     for workers, seconds, size in ((2, 0.01, 25), (2, 1.0, 1), (1, 0.01, 1)):
         (tmp_path / f"{workers}-{seconds}").mkdir()
-        made = searcher(tmp_path / f"{workers}-{seconds}", workers)
-        first = made.suggest("a")["task"]
+        search = searcher(tmp_path / f"{workers}-{seconds}", workers)
+        first = search.suggest("a")["batch"]
         assert len(first.evaluations) == 1
-        made.on_trial_complete("a", result(made, first, seconds))
-        assert len(made.suggest("b")["batch"].evaluations) == size
+        search.on_trial_complete("a", result(search, first, seconds))
+        assert len(search.suggest("b")["batch"].evaluations) == size
 
 
 def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
@@ -256,27 +256,25 @@ def test_a_worker_of_another_version_stops_the_search(tmp_path: Path) -> None:
 
     payload = WorkerPayload(load=LoadedEvaluator(StandIn(tmp_path / "log", 0.0)), folder=tmp_path)
     other = replace(payload, versions={**versions(), "torch": "0.1"})
-    made = searcher(tmp_path)
+    search = searcher(tmp_path)
     worker = object.__new__(Worker)
-    worker.setup(made.suggest("a"), other)
-    made.on_trial_complete("a", worker.step())
-    assert made.suggest("b") == "FINISHED"
-    assert isinstance(made.error, InputError) and f"torch {torch.__version__} against 0.1" in str(made.error)
+    worker.setup(search.suggest("a"), other)
+    search.on_trial_complete("a", worker.step())
+    assert search.suggest("b") == "FINISHED"
+    assert isinstance(search.error, InputError) and f"torch {torch.__version__} against 0.1" in str(search.error)
 
 
-def test_an_evaluation_whose_worker_is_lost_again_and_again_is_kept_as_failed(tmp_path: Path) -> None:
-    made, jobs = searcher(tmp_path), []
+def test_an_evaluation_whose_worker_is_lost_too_often_has_failed(tmp_path: Path) -> None:
+    search, evaluations = searcher(tmp_path), []
     for trial in "abc":
-        assert states(made.scheduler.queues[0].study)["FAIL"] == 0
-        jobs.append(made.suggest(trial)["batch"].evaluations[0])
-        made.on_trial_complete(trial, None, error=True)
-    assert jobs[0] == jobs[1] == jobs[2] != made.suggest("d")["batch"].evaluations[0]
-    assert states(made.scheduler.queues[0].study)["FAIL"] == 1
+        assert states(search.scheduler.queues[0].study)["FAIL"] == 0
+        evaluations.append(search.suggest(trial)["batch"].evaluations[0])
+        search.on_trial_complete(trial, None, error=True)
+    assert evaluations[0] == evaluations[1] == evaluations[2] != search.suggest("d")["batch"].evaluations[0]
+    assert states(search.scheduler.queues[0].study)["FAIL"] == 1
 
 
-def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_memory_mapped_and_copied_once_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nas.ray import search_worker as ray_worker
 
     supernet = Supernet(bert(num_labels=2))
@@ -293,11 +291,11 @@ def test_weights_are_mapped_from_the_file_and_a_node_without_it_copies_it_once(
     monkeypatch.setattr(ray_worker.ray, "get", lambda value: value)
     files = ray_worker.FileServer(tmp_path / "weights")
     remote = type("Remote", (), {"read": type("Call", (), {"remote": staticmethod(files.read)})})
-    elsewhere = replace(payload, folder=tmp_path / "not-mounted", file_server=remote)
-    copy = elsewhere.local_folder()
+    remote_payload = replace(payload, folder=tmp_path / "not-mounted", file_server=remote)
+    copy = remote_payload.local_folder()
     assert (copy / "model.safetensors").read_bytes() == (tmp_path / "weights" / "model.safetensors").read_bytes()
     monkeypatch.setattr(ray_worker.WorkerPayload, "_fetch", None)
-    assert elsewhere.local_folder() == copy
+    assert remote_payload.local_folder() == copy
 
 
 def mapping_of(address: int) -> str:

@@ -1,4 +1,4 @@
-"""The surrogate sampler in plain Optuna studies: better than random, deterministic, resumable, honest about bounds."""
+"""The surrogate sampler in plain Optuna studies: better than random, deterministic, resumable, within bounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def objectives(params: Mapping[str, Any]) -> tuple[float, float]:
     return float(np.exp(-(used @ GAIN + used[:-1] @ used[1:]) / 5)), float(cost)
 
 
-class Known(BlackBoxProblem):
+class KnownCost(BlackBoxProblem):
     """The cost is known, and so is a bound on it."""
 
     def describe(self, vectors: np.ndarray) -> Candidates:
@@ -51,11 +51,11 @@ class Known(BlackBoxProblem):
 
 
 CONDITIONS = {f"width{i}": (f"kept{i}", (True,)) for i in range(LAYERS)}
-KNOWN = Known(Encoding(SPACE, CONDITIONS), 2)
+PROBLEM = KnownCost(Encoding(SPACE, CONDITIONS), 2)
 
 
-def knowing(seed: int = 0) -> SurrogateSampler:
-    return SurrogateSampler(SPACE, KNOWN, conditions=CONDITIONS, seed=seed)
+def sampler_with_known_cost(seed: int = 0) -> SurrogateSampler:
+    return SurrogateSampler(SPACE, PROBLEM, conditions=CONDITIONS, seed=seed)
 
 
 def run(sampler: optuna.samplers.BaseSampler, trials: int, study: optuna.Study | None = None) -> optuna.Study:
@@ -79,16 +79,16 @@ def test_it_beats_random_search() -> None:
     ours = run(SurrogateSampler(SPACE, seed=0), 60)
     randoms = [volume(run(optuna.samplers.RandomSampler(seed=seed), 60)) for seed in range(5)]
     assert volume(ours) > max(randoms)
-    known = run(knowing(), 60)
+    known = run(sampler_with_known_cost(), 60)
     assert volume(known) > max(randoms)
 
 
-def test_the_same_seed_gives_the_same_trials_and_an_interrupted_study_goes_on_as_it_would_have() -> None:
-    whole = run(SurrogateSampler(SPACE, seed=3), 45)
+def test_the_same_seed_gives_the_same_trials_also_after_an_interruption() -> None:
+    uninterrupted = run(SurrogateSampler(SPACE, seed=3), 45)
     halves = run(SurrogateSampler(SPACE, seed=3), 27)
     halves = run(SurrogateSampler(SPACE, seed=3), 18, halves)
-    assert params(whole) == params(halves)
-    assert params(whole) != params(run(SurrogateSampler(SPACE, seed=4), 45))
+    assert params(uninterrupted) == params(halves)
+    assert params(uninterrupted) != params(run(SurrogateSampler(SPACE, seed=4), 45))
 
 
 def test_nothing_is_proposed_twice_even_with_many_in_flight() -> None:
@@ -100,7 +100,7 @@ def test_nothing_is_proposed_twice_even_with_many_in_flight() -> None:
 
 
 def test_a_known_bound_is_respected() -> None:
-    study = run(knowing(), 50)
+    study = run(sampler_with_known_cost(), 50)
     assert all(trial.values[1] <= 30 for trial in study.trials)
 
 
@@ -113,7 +113,7 @@ def test_a_maximised_objective_is_the_minimised_one_with_its_sign() -> None:
     assert params(up) == params(run(SurrogateSampler(SPACE, seed=0), 40))
 
 
-def test_constraints_that_are_not_known_are_learned() -> None:
+def test_unknown_constraints_are_learned() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=SurrogateSampler(SPACE, seed=0))
     for _ in range(48):
         trial = study.ask(SPACE)
@@ -124,15 +124,15 @@ def test_constraints_that_are_not_known_are_learned() -> None:
     assert sum(feasible[:24]) <= 6 and sum(feasible[24:]) >= 12
 
 
-def test_a_bound_that_nothing_has_met_yet_is_approached() -> None:
+def test_trials_approach_a_bound_that_none_meets() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=SurrogateSampler(SPACE, seed=0))
     for _ in range(40):
         trial = study.ask(SPACE)
         quality, cost = objectives(trial.params)
         trial.set_constraint("impossible", quality + 1.0)
         study.tell(trial, (quality, cost))
-    found = [trial.values[0] for trial in study.trials]
-    assert np.mean(found[24:]) < np.mean(found[:24])
+    qualities = [trial.values[0] for trial in study.trials]
+    assert np.mean(qualities[24:]) < np.mean(qualities[:24])
 
 
 LAYERED: dict[str, BaseDistribution] = {
@@ -142,7 +142,7 @@ LAYERED: dict[str, BaseDistribution] = {
 RANKS = {f"rank{i}": (f"kept{i}", (True,)) for i in range(4)}
 
 
-def test_parameters_that_do_not_count_make_no_new_point_and_may_be_left_out() -> None:
+def test_inactive_parameters_make_no_new_point_and_may_be_left_out() -> None:
     sampler = SurrogateSampler(LAYERED, conditions=RANKS, seed=0)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     points = set()
@@ -156,7 +156,7 @@ def test_parameters_that_do_not_count_make_no_new_point_and_may_be_left_out() ->
     assert len(points) == 60
 
 
-def test_a_failed_point_is_proposed_once_more_and_no_more() -> None:
+def test_a_failed_point_is_proposed_only_once_more() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 24)
     first, second, third = study.ask(SPACE), None, None
     study.tell(first, state=TrialState.FAIL)
@@ -166,35 +166,37 @@ def test_a_failed_point_is_proposed_once_more_and_no_more() -> None:
     assert second.params == first.params != third.params
 
 
-def test_a_model_knows_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[dict[str, Any]]] = []
+def test_a_model_considers_running_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[dict[str, Any]]] = []
 
-    def spy(model: Any, encoding: Encoding, done: Any, running: np.ndarray, rng: Any) -> Any:
-        asked.append(encoding.decode(running))
-        alone = next(propose(model, encoding, done, running[:0], np.random.default_rng(0)))
-        asked.append([alone, next(propose(model, encoding, done, encoding.encode([alone]), np.random.default_rng(0)))])
-        return propose(model, encoding, done, running, rng)
+    def spy(model: Any, encoding: Encoding, trials: Any, running: np.ndarray, rng: Any) -> Any:
+        calls.append(encoding.decode(running))
+        first = next(propose(model, encoding, trials, running[:0], np.random.default_rng(0)))
+        calls.append(
+            [first, next(propose(model, encoding, trials, encoding.encode([first]), np.random.default_rng(0)))]
+        )
+        return propose(model, encoding, trials, running, rng)
 
-    study = run(knowing(), 22)
+    study = run(sampler_with_known_cost(), 22)
     waiting = [study.ask(SPACE) for _ in range(4)]
     monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", spy)
     run(study.sampler, 5, study)
     for trial in waiting:
         study.tell(trial, objectives(trial.params))
     study.ask(SPACE)  # nothing else runs: it waits for the model
-    assert asked[0] == KNOWN.encoding.decode(KNOWN.encoding.encode([trial.params for trial in waiting]))
-    assert asked[1][0] != asked[1][1]
+    assert calls[0] == PROBLEM.encoding.decode(PROBLEM.encoding.encode([trial.params for trial in waiting]))
+    assert calls[1][0] != calls[1][1]
 
 
-def test_a_trial_is_asked_for_at_once_while_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_does_not_wait_for_a_fit_while_other_trials_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, fitted = Event(), []
 
-    def slow(*given: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         gate.wait(60)
         fitted.append(gate.is_set())
-        return propose(*given)
+        return propose(*arguments)
 
-    study = run(knowing(), 10)
+    study = run(sampler_with_known_cost(), 10)
     running = study.ask(SPACE)
     monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", slow)
     run(study.sampler, 6, study)
@@ -205,25 +207,25 @@ def test_a_trial_is_asked_for_at_once_while_others_run(monkeypatch: pytest.Monke
     assert fitted == [True]
 
 
-def test_the_more_trials_run_at_once_the_rarer_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    known: list[int] = []
+def test_models_are_fitted_less_often_when_many_trials_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_trials: list[int] = []
 
-    def spy(model: Any, encoding: Encoding, done: Any, *given: Any) -> Any:
-        known.append(len(done))
-        return propose(model, encoding, done, *given)
+    def spy(model: Any, encoding: Encoding, trials: Any, *arguments: Any) -> Any:
+        n_trials.append(len(trials))
+        return propose(model, encoding, trials, *arguments)
 
     monkeypatch.setattr("nas.samplers.surrogate_sampler.propose", spy)
-    study = run(knowing(), 14)
+    study = run(sampler_with_known_cost(), 14)
     waiting = deque(study.ask(SPACE) for _ in range(12))
     for _ in range(40):
         done = waiting.popleft()
         study.tell(done, objectives(done.params))
         waiting.append(study.ask(SPACE))
         study.sampler._state._executor.submit(int).result()  # type: ignore[attr-defined]  # what it fits is there
-    assert np.diff(known[1:]).min() > 4 and len(known) >= 4  # alone, it fits one every four trials
+    assert np.diff(n_trials[1:]).min() > 4 and len(n_trials) >= 4  # with one trial at a time, a fit every four trials
 
 
-def test_a_point_is_taken_before_the_study_shows_it() -> None:
+def test_a_point_is_taken_before_the_study_stores_it() -> None:
     sampler = SurrogateSampler(SPACE, seed=0)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     started = [study.ask() for _ in range(2)]
@@ -231,22 +233,24 @@ def test_a_point_is_taken_before_the_study_shows_it() -> None:
     assert first != second
 
 
-def test_threads_share_a_sampler_and_a_pickled_one_goes_on() -> None:
+def test_threads_share_a_sampler_and_a_pickled_one_continues() -> None:
     study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(SPACE, seed=0))
     with ThreadPoolExecutor(4) as pool:
         trials = list(pool.map(lambda _: study.ask(SPACE), range(40)))
     assert len({tuple(trial.params.values()) for trial in trials}) == 40
-    whole = run(SurrogateSampler(SPACE, seed=1), 30)
+    uninterrupted = run(SurrogateSampler(SPACE, seed=1), 30)
     half = run(SurrogateSampler(SPACE, seed=1), 22)
-    assert params(run(pickle.loads(pickle.dumps(half.sampler)), 8, half)) == params(whole)
+    assert params(run(pickle.loads(pickle.dumps(half.sampler)), 8, half)) == params(uninterrupted)
 
 
 def test_enqueued_trials_take_nothing_from_the_sampler() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 20)
-    study.enqueue_trial(given := {name: study.trials[0].params[name] for name in SPACE} | {"width0": 8, "kept0": True})
-    asked = study.ask(SPACE)
-    assert asked.params == given
-    study.tell(asked, state=TrialState.FAIL)
+    study.enqueue_trial(
+        enqueued := {name: study.trials[0].params[name] for name in SPACE} | {"width0": 8, "kept0": True}
+    )
+    trial = study.ask(SPACE)
+    assert trial.params == enqueued
+    study.tell(trial, state=TrialState.FAIL)
     assert study.ask(SPACE).params == run(SurrogateSampler(SPACE, seed=0), 21).trials[20].params
 
 
@@ -267,7 +271,7 @@ def test_constant_and_infinite_values_do_no_harm() -> None:
     assert len(study.trials) == 20
 
 
-def test_a_long_study_is_learned_from_its_end_and_evenly_before() -> None:
+def test_a_long_study_is_represented_by_its_end_and_evenly_before() -> None:
     assert representative_trials(range(10), 20) == range(10)  # type: ignore[arg-type, comparison-overlap]
     chosen = representative_trials(range(1000), 100)  # type: ignore[arg-type]
     assert len(set(chosen)) == 100 and list(chosen[-50:]) == list(range(950, 1000)) and chosen[0] == 0

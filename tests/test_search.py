@@ -1,4 +1,4 @@
-"""The search's own rules: what it starts with, how it meets tight bounds, and whose subnetworks the front may hold."""
+"""Startup trials under loose, tight and impossible bounds, and the front of a finished search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
     return Evaluator(recipe, Supernet(context.load_model()), context.splits.search, predictor)
 
 
-def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
+def test_startup_subnets_meet_a_bound_that_only_the_smallest_meets(text_recipe: Path) -> None:
     loose = evaluator(text_recipe)
     space = search_space(TaskContext(loose.recipe))
     sizes = sorted(
@@ -43,18 +43,18 @@ def test_a_bound_that_only_the_smallest_meets_is_met(text_recipe: Path) -> None:
         ((1,), (24,))
     }
     wider = evaluator(text_recipe, f'constraints.size_mb="<= {sizes[-1] / 1e6}"')
-    found = first_distinct(feasible_samples(space, wider, Random(0)), 5)
-    assert len(found) == 5 and all(wider.feasible(subnet) for subnet in found)
+    samples = first_distinct(feasible_samples(space, wider, Random(0)), 5)
+    assert len(samples) == 5 and all(wider.feasible(subnet) for subnet in samples)
 
 
-def test_what_nothing_meets_is_refused(text_recipe: Path) -> None:
+def test_a_bound_that_nothing_meets_is_refused(text_recipe: Path) -> None:
     never = evaluator(text_recipe, 'constraints.latency_ms="<= 0.5"')
     space = search_space(TaskContext(never.recipe))
     with pytest.raises(InputError, match=r"the closest reaches latency_ms .* for `<= 0.5`"):
         next(feasible_samples(space, never, Random(0)))
 
 
-def test_the_plan_starts_with_the_corners_and_stays_within_its_budget(text_recipe: Path) -> None:
+def test_startup_subnets_begin_with_the_extreme_ones_and_stay_within_the_budget(text_recipe: Path) -> None:
     free = evaluator(text_recipe)
     space = search_space(TaskContext(free.recipe))
     first = startup_subnets(space, free, free.recipe, 40)

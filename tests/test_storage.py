@@ -1,4 +1,4 @@
-"""Where a study is kept: the journal file under kills and other writers, a database, a gRPC proxy, their absence."""
+"""Storage of studies: the journal file under kills and other writers, databases, a gRPC proxy."""
 
 from __future__ import annotations
 
@@ -45,44 +45,44 @@ def one_trial(study: optuna.Study) -> None:
         study.tell(trial, [1.0, 2.0])
 
 
-def shown(study: optuna.Study) -> list[tuple[object, ...]]:
+def trials_of(study: optuna.Study) -> list[tuple[object, ...]]:
     return [(t.number, t.state, t.values, t.params, t.user_attrs, t.constraints) for t in study.get_trials()]
 
 
 # -- the journal file ---------------------------------------------------------------------------------------------
 
 
-def test_optuna_itself_reads_what_was_written_together(tmp_path: Path) -> None:
+def test_optuna_reads_batched_writes(tmp_path: Path) -> None:
     study = study_in(open_storage(None, tmp_path / "study.log"))
     for _ in range(12):
         one_trial(study)
     plain = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
-    assert shown(plain) == shown(study) and len(study.trials) == 12
+    assert trials_of(plain) == trials_of(study) and len(study.trials) == 12
 
 
-def test_what_others_write_between_two_blocks_is_seen(tmp_path: Path) -> None:
-    mine = study_in(open_storage(None, tmp_path / "study.log"))
-    other = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
+def test_writes_of_others_between_two_batches_are_read(tmp_path: Path) -> None:
+    first = study_in(open_storage(None, tmp_path / "study.log"))
+    second = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
     for _ in range(5):
-        one_trial(mine)
-        other.tell(other.ask(SPACE), [0.0, 0.0])
-        other.set_user_attr("note", "looks good")
-    assert shown(mine) == shown(other) and len(mine.trials) == 10
-    assert mine.user_attrs == {"note": "looks good"}
+        one_trial(first)
+        second.tell(second.ask(SPACE), [0.0, 0.0])
+        second.set_user_attr("note", "looks good")
+    assert trials_of(first) == trials_of(second) and len(first.trials) == 10
+    assert first.user_attrs == {"note": "looks good"}
 
 
-def test_another_process_waits_while_records_are_held(tmp_path: Path) -> None:
-    mine = study_in(open_storage(None, tmp_path / "study.log"))
-    other = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"), _open_lock(tmp_path))))
-    with batched_writes(mine, durable=False):
-        mine.ask(SPACE)
-        writing = threading.Thread(target=lambda: other.tell(other.ask(SPACE), [0.0, 0.0]))
+def test_another_process_waits_for_the_end_of_a_batch(tmp_path: Path) -> None:
+    first = study_in(open_storage(None, tmp_path / "study.log"))
+    second = study_in(JournalStorage(JournalFileBackend(str(tmp_path / "study.log"), _open_lock(tmp_path))))
+    with batched_writes(first, durable=False):
+        first.ask(SPACE)
+        writing = threading.Thread(target=lambda: second.tell(second.ask(SPACE), [0.0, 0.0]))
         writing.start()
         time.sleep(0.2)
-        mine.ask(SPACE)
+        first.ask(SPACE)
     writing.join()
-    assert shown(mine) == shown(other)
-    assert [t.state for t in mine.trials] == [TrialState.RUNNING, TrialState.RUNNING, TrialState.COMPLETE]
+    assert trials_of(first) == trials_of(second)
+    assert [t.state for t in first.trials] == [TrialState.RUNNING, TrialState.RUNNING, TrialState.COMPLETE]
 
 
 def _open_lock(folder: Path) -> optuna.storages.journal.JournalFileOpenLock:
@@ -90,7 +90,7 @@ def _open_lock(folder: Path) -> optuna.storages.journal.JournalFileOpenLock:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, 200])
-def test_a_torn_end_is_cut_off_and_written_anew(cut: int, tmp_path: Path) -> None:
+def test_a_half_written_last_line_is_removed(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     for _ in range(3):
         one_trial(study_in(open_storage(None, path)))
@@ -98,20 +98,20 @@ def test_a_torn_end_is_cut_off_and_written_anew(cut: int, tmp_path: Path) -> Non
     again = study_in(open_storage(None, path))
     assert [t.state for t in again.trials][:2] == [TrialState.COMPLETE] * 2
     one_trial(again)
-    assert shown(study_in(open_storage(None, path))) == shown(again)
+    assert trials_of(study_in(open_storage(None, path))) == trials_of(again)
 
 
-def test_what_an_interrupted_block_did_is_what_the_file_holds(tmp_path: Path) -> None:
+def test_an_interrupted_batch_is_written(tmp_path: Path) -> None:
     study = study_in(open_storage(None, tmp_path / "study.log"))
     with pytest.raises(KeyboardInterrupt), batched_writes(study, durable=False):
         study.ask(SPACE)
         raise KeyboardInterrupt
-    assert shown(study_in(open_storage(None, tmp_path / "study.log"))) == shown(study)
+    assert trials_of(study_in(open_storage(None, tmp_path / "study.log"))) == trials_of(study)
     assert not (tmp_path / "study.log.lock").exists()
 
 
-def test_a_trial_costs_as_much_to_write_late_as_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading goes on where it ended: what is parsed grows with what is new, not with the file."""
+def test_the_cost_of_a_trial_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading continues where it ended, so the number of parsed lines does not depend on the length of the file."""
     study = study_in(open_storage(None, tmp_path / "study.log"))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     calls: list[str] = []
@@ -132,28 +132,28 @@ def test_a_database_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PLACE", str(tmp_path))
     study = study_in(open_storage("sqlite:///$PLACE/study.db", tmp_path / "unused"))
     one_trial(study)
-    assert shown(study_in(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"))) == shown(study)
+    assert trials_of(study_in(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"))) == trials_of(study)
     assert not (tmp_path / "unused").exists()
 
 
 def locked(database: Path, release: threading.Event) -> threading.Thread:
     """Another program holds the database until it is released."""
-    held = threading.Event()
+    is_held = threading.Event()
 
     def hold() -> None:
         with sqlite3.connect(database, isolation_level=None) as connection:
             connection.execute("BEGIN EXCLUSIVE")
-            held.set()
+            is_held.set()
             release.wait(60)
             connection.execute("COMMIT")
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(10)
+    is_held.wait(10)
     return thread
 
 
-def test_a_database_that_goes_away_is_waited_for(tmp_path: Path) -> None:
+def test_calls_are_repeated_while_a_database_is_locked(tmp_path: Path) -> None:
     study = study_in(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "unused"))
     one_trial(study)
     release = threading.Event()
@@ -164,9 +164,7 @@ def test_a_database_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
 
 
-def test_a_database_that_stays_away_stops_the_search_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storages, "RETRY_TIMEOUT_S", 0.5)
     study = study_in(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "unused"))
     one_trial(study)
@@ -213,7 +211,7 @@ def test_a_grpc_proxy_that_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         (
             "postgresql://nas:secret@localhost:1/x",
@@ -224,9 +222,11 @@ def test_a_grpc_proxy_that_comes_back(tmp_path: Path) -> None:
         ("grpc://localhost:1", r"grpcio|does not"),
     ],
 )
-def test_a_storage_that_cannot_be(url: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_cannot_be_opened_is_one_line(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storages, "RETRY_TIMEOUT_S", 0.0)
-    with pytest.raises(InputError, match=says) as refused:
+    with pytest.raises(InputError, match=message) as refused:
         open_storage(url, tmp_path / "unused")
     assert "secret" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Queues over real studies with stand-in evaluations: nothing twice, nothing lost, stops, failures, every sampler."""
+"""Trial queues over real studies with stand-in evaluations: resuming, sharing, stopping, failing, every sampler."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ from nas.studies.study import evaluated_points, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
-KEPT: dict[str, tuple[SearchSpace, Evaluator]] = {}
+CACHED: dict[str, tuple[SearchSpace, Evaluator]] = {}
 
 
-def world(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
-    """A space over a tiny BERT and its costs, made once."""
-    if not KEPT:
-        KEPT["world"] = stand_in_evaluator(recipe, layers=4)
-    space, known = KEPT["world"]
-    return space, Evaluator(recipe, known.supernet, known.examples, known.predictor)
+def space_and_evaluator(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
+    """A space over a tiny BERT and its costs, built once."""
+    if not CACHED:
+        CACHED["space"] = stand_in_evaluator(recipe, layers=4)
+    space, cached = CACHED["space"]
+    return space, Evaluator(recipe, cached.supernet, cached.examples, cached.predictor)
 
 
-def scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
+def new_scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
     folder.mkdir(exist_ok=True)
     return EvaluationScheduler(
-        build_queues(open_studies(folder / "study.log", recipe), recipe, *world(recipe), driver)
+        build_queues(open_studies(folder / "study.log", recipe), recipe, *space_and_evaluator(recipe), driver)
     )
 
 
 def run(folder: Path, recipe: Recipe, evaluate: Evaluate | None = None) -> dict[str, optuna.Study]:
-    """A whole search of stand-ins; its studies, opened anew."""
-    made = scheduler(folder, recipe)
-    with made.reporting():
-        run_locally(made, evaluate or StandIn(folder / "evaluations.log", 0.0))
+    """Runs a search with stand-ins; returns its studies, opened again."""
+    scheduler = new_scheduler(folder, recipe)
+    with scheduler.reporting():
+        run_locally(scheduler, evaluate or StandIn(folder / "evaluations.log", 0.0))
     return open_studies(folder / "study.log", recipe)
 
 
@@ -75,10 +75,10 @@ def states(study: optuna.Study) -> Counter[str]:
 def test_no_subnetwork_is_evaluated_twice_over_all_studies(tmp_path: Path) -> None:
     studies = run(tmp_path, stand_in_recipe(40))
     assert set(executed(tmp_path).values()) == {1}
-    found = {name: {p.key for p in evaluated_points(study)} for name, study in studies.items()}
-    assert len(found["search"]) == len(found["random"]) == 40
-    assert found["uniform"] <= found["search"]
-    assert set.union(*found.values()) == set(executed(tmp_path))
+    keys = {name: {p.key for p in evaluated_points(study)} for name, study in studies.items()}
+    assert len(keys["search"]) == len(keys["random"]) == 40
+    assert keys["uniform"] <= keys["search"]
+    assert set.union(*keys.values()) == set(executed(tmp_path))
 
 
 def test_one_seed_gives_identical_trials_twice(tmp_path: Path) -> None:
@@ -86,21 +86,21 @@ def test_one_seed_gives_identical_trials_twice(tmp_path: Path) -> None:
     assert trials_csv(first.values()) == trials_csv(second.values())
 
 
-def test_the_corners_and_the_parent_come_first(tmp_path: Path) -> None:
+def test_the_parent_and_the_extreme_subnets_come_first(tmp_path: Path) -> None:
     recipe = stand_in_recipe(30)
-    space, _ = world(recipe)
-    found = [p.subnet for p in evaluated_points(run(tmp_path, recipe)["search"])]
-    assert found[0] == space.parent
-    corners = {space.largest, space.smallest, *space.uniform_scalings()}
-    assert set(found[: len(corners)]) == corners
+    space, _ = space_and_evaluator(recipe)
+    subnets = [p.subnet for p in evaluated_points(run(tmp_path, recipe)["search"])]
+    assert subnets[0] == space.parent
+    extremes = {space.largest, space.smallest, *space.uniform_scalings()}
+    assert set(subnets[: len(extremes)]) == extremes
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_trials(tmp_path: Path) -> None:
     recipe, rng = stand_in_recipe(60), Random(0)
-    whole = run(tmp_path / "whole", recipe)
-    folder, told = tmp_path / "killed", dict[str, list[str]]()
-    world(recipe)
+    uninterrupted = run(tmp_path / "uninterrupted", recipe)
+    folder, recorded = tmp_path / "killed", dict[str, list[str]]()
+    space_and_evaluator(recipe)
     for _ in range(20):
         child = os.fork()
         if not child:
@@ -109,19 +109,22 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_it_never_was(tmp_path: Pa
         time.sleep(rng.uniform(0.02, 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        known = executed(folder) if (folder / "evaluations.log").exists() else Counter()
-        before, told = told, {name: [p.key for p in evaluated_points(s)] for name, s in read(folder, recipe).items()}
+        evaluated = executed(folder) if (folder / "evaluations.log").exists() else Counter()
+        before, recorded = (
+            recorded,
+            {name: [p.key for p in evaluated_points(s)] for name, s in read(folder, recipe).items()},
+        )
         for name in before:
-            assert told[name][: len(before[name])] == before[name]
-        done = {key for keys in told.values() for key in keys}
-        assert all(known[key] >= 1 for key in done)
-    finished_before = {key for keys in told.values() for key in keys}
-    begun = executed(folder, "begin")
+            assert recorded[name][: len(before[name])] == before[name]
+        done = {key for keys in recorded.values() for key in keys}
+        assert all(evaluated[key] >= 1 for key in done)
+    finished_before = {key for keys in recorded.values() for key in keys}
+    begun_before = executed(folder, "begin")
     last = run(folder, recipe)
     assert {k: v for k, v in executed(folder, "begin").items() if k in finished_before} == {
-        k: v for k, v in begun.items() if k in finished_before
+        k: v for k, v in begun_before.items() if k in finished_before
     }
-    assert trials_csv(last.values()) == trials_csv(whole.values())
+    assert trials_csv(last.values()) == trials_csv(uninterrupted.values())
     assert all(set(states(study)) == {"COMPLETE"} for study in last.values())
     assert sum(executed(folder).values()) <= len(executed(folder)) + 20
 
@@ -130,20 +133,20 @@ def read(folder: Path, recipe: Recipe) -> Mapping[str, optuna.Study]:
     return open_studies(folder / "study.log", recipe) if (folder / "study.log").exists() else {}
 
 
-def test_a_running_trial_is_handed_out_again_under_its_number(tmp_path: Path) -> None:
+def test_a_resumed_trial_keeps_its_number(tmp_path: Path) -> None:
     recipe = stand_in_recipe(30)
-    made = scheduler(tmp_path, recipe)
-    evaluations = [made.ask() for _ in range(4)]
-    again = scheduler(tmp_path, recipe)
+    scheduler = new_scheduler(tmp_path, recipe)
+    evaluations = [scheduler.ask() for _ in range(4)]
+    resumed = new_scheduler(tmp_path, recipe)
     for evaluation in evaluations:
-        other = again.ask()
+        other = resumed.ask()
         assert evaluation is not None and other is not None
         assert (other.subnet, other.trial.number) == (evaluation.subnet, evaluation.trial.number)
 
 
 def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) -> None:
-    made = scheduler(tmp_path, stand_in_recipe(60, sampler="RandomSampler"))
-    search = made.queues[0]
+    scheduler = new_scheduler(tmp_path, stand_in_recipe(60, sampler="RandomSampler"))
+    search = scheduler.queues[0]
     evaluations = [search.ask() for _ in range(8)]
     first = evaluations[0]
     assert first is not None
@@ -155,7 +158,7 @@ def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) ->
     twin = PendingEvaluation(search, optuna.Trial(search.study, trial._trial_id), first.subnet, None)
     search.running[trial.number] = twin
     assert search._resolve(twin)
-    made.tell(first, Outcome({"accuracy": (0.5, 0.01)}, 100))
+    scheduler.tell(first, Outcome({"accuracy": (0.5, 0.01)}, 100))
     done = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     assert [t.number for t in done] == [first.trial.number, trial.number] and not search.cache.in_flight.get(
         first.subnet.key
@@ -165,43 +168,43 @@ def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) ->
 def test_several_drivers_share_a_study_and_its_budget(tmp_path: Path) -> None:
     recipe = stand_in_recipe(30, storage=f"sqlite:///{tmp_path}/study.db", sampler="RandomSampler")
     folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
-    one, two = scheduler(folder, recipe, "one"), scheduler(folder, recipe, "two")
+    one, two = new_scheduler(folder, recipe, "one"), new_scheduler(folder, recipe, "two")
     abandoned = one.ask()
-    turns = [two, one, two]
-    while any(turn.queues[0].ask and not turn.queues[0].is_done for turn in turns):
-        for turn in turns:
-            evaluation = turn.queues[0].ask()
+    drivers = [two, one, two]
+    while any(not driver.queues[0].is_done for driver in drivers):
+        for driver in drivers:
+            evaluation = driver.queues[0].ask()
             if evaluation is not None:
-                turn.tell(evaluation, evaluate(evaluation.subnet, None))
+                driver.tell(evaluation, evaluate(evaluation.subnet, None))
     assert abandoned is not None and len(evaluated_points(open_studies(folder / "s", recipe)["search"])) == 29
-    back = scheduler(folder, recipe, "one").queues[0].ask()
-    assert back is not None and back.trial.number == abandoned.trial.number
+    resumed = new_scheduler(folder, recipe, "one").queues[0].ask()
+    assert resumed is not None and resumed.trial.number == abandoned.trial.number
     assert set(executed(tmp_path).values()) == {1}
 
 
-def test_drivers_at_work_at_the_same_time_never_evaluate_the_same(tmp_path: Path) -> None:
+def test_concurrent_drivers_never_evaluate_the_same_subnetwork(tmp_path: Path) -> None:
     recipe = stand_in_recipe(30, storage=f"sqlite:///{tmp_path}/study.db")
     folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
-    drivers, shared = [scheduler(folder, recipe, "one"), scheduler(folder, recipe, "two")], 0
+    drivers, n_concurrent = [new_scheduler(folder, recipe, "one"), new_scheduler(folder, recipe, "two")], 0
     while not all(each.is_finished for each in drivers):
         asked = [(each, evaluation) for each in drivers if (evaluation := each.ask()) is not None]
         assert len({evaluation.subnet.key for _, evaluation in asked}) == len(asked)
         for each, evaluation in asked:
             each.tell(evaluation, evaluate(evaluation.subnet, None))
-        shared += len(asked) == 2
+        n_concurrent += len(asked) == 2
     studies = open_studies(folder / "study.log", recipe)
-    assert shared > 20 and set(executed(tmp_path).values()) == {1}
+    assert n_concurrent > 20 and set(executed(tmp_path).values()) == {1}
     assert len(evaluated_points(studies["search"])) == len(evaluated_points(studies["random"])) == 30
 
 
-def test_the_older_of_two_claims_begins_and_a_lost_driver_is_not_waited_for_for_ever(
+def test_the_older_of_two_claims_has_priority_and_an_abandoned_one_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
     one, two, trials = ConcurrentDrivers("one"), ConcurrentDrivers("two"), [study.ask(), study.ask()]
-    for rivals, trial in zip((one, two), trials, strict=True):
-        rivals.queues.append(cast(Any, SimpleNamespace(study=study)))
-        trial.set_user_attr("driver", rivals.driver)
+    for each, trial in zip((one, two), trials, strict=True):
+        each.queues.append(cast(Any, SimpleNamespace(study=study)))
+        trial.set_user_attr("driver", each.driver)
         trial.set_user_attr("key", "k")  # both have written their claim, and neither has looked yet
     assert not two.claim(trials[1], "k") and one.claim(trials[0], "k") and not two.claim(trials[1], "k")
     monkeypatch.setattr("nas.studies.concurrent_drivers.DRIVER_TIMEOUT", timedelta(0))
@@ -218,7 +221,7 @@ def test_optunas_samplers_by_name(name: str, tmp_path: Path) -> None:
     assert all(set(states(study)) == {"COMPLETE"} for study in studies.values())
 
 
-def test_the_list_of_samplers_is_optunas() -> None:
+def test_every_sampler_of_optuna_is_listed() -> None:
     kinds = {n for n in optuna.samplers.__all__ if n.endswith("Sampler") and not n.startswith("Base")}
     assert set(OPTUNA_SAMPLERS) == kinds - {"CmaEsSampler", "GridSampler", "PartialFixedSampler"}
 
@@ -245,7 +248,7 @@ def test_a_sampler_of_optunahub_from_a_local_folder(tmp_path: Path) -> None:
         check_sampler(stand_in_recipe(24, sampler=f"{package}:Other"))
 
 
-def test_optunahub_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optunahub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optunahub", None)
     with pytest.raises(InputError, match="pip install optunahub"):
         check_sampler(stand_in_recipe(24, sampler="samplers/moead:MOEADSampler"))
@@ -254,54 +257,54 @@ def test_optunahub_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
 # -- stops --------------------------------------------------------------------------------------------------------
 
 
-def test_it_stops_when_the_hypervolume_has_stalled(tmp_path: Path) -> None:
+def test_the_search_stops_when_the_hypervolume_has_stalled(tmp_path: Path) -> None:
     def flat(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         return Outcome({"accuracy": (0.5, 0.1)}, 100)
 
     studies = run(tmp_path, stand_in_recipe(300, patience=15), flat)
-    found = {name: len(evaluated_points(study)) for name, study in studies.items()}
-    assert found["search"] == found["random"] < 100
+    counts = {name: len(evaluated_points(study)) for name, study in studies.items()}
+    assert counts["search"] == counts["random"] < 100
     assert {
         n: len(evaluated_points(s)) for n, s in run(tmp_path, stand_in_recipe(300, patience=15), flat).items()
-    } == found
+    } == counts
 
 
-def test_it_stops_when_its_time_is_up_and_stays_stopped(tmp_path: Path) -> None:
+def test_the_search_stops_when_its_time_is_up_and_stays_stopped(tmp_path: Path) -> None:
     recipe = stand_in_recipe(5000, hours=2 / 3600, sampler="RandomSampler")
     studies = run(tmp_path, recipe, StandIn(tmp_path / "evaluations.log", 0.02))
-    found = {name: len(evaluated_points(study)) for name, study in studies.items()}
-    assert found["search"] == found["random"] < 200
-    assert {name: len(evaluated_points(study)) for name, study in run(tmp_path, recipe).items()} == found
+    counts = {name: len(evaluated_points(study)) for name, study in studies.items()}
+    assert counts["search"] == counts["random"] < 200
+    assert {name: len(evaluated_points(study)) for name, study in run(tmp_path, recipe).items()} == counts
 
 
 def test_ctrl_c_finishes_what_is_in_flight(tmp_path: Path) -> None:
     recipe = stand_in_recipe(30)
-    made, stand_in = scheduler(tmp_path, recipe), StandIn(tmp_path / "evaluations.log", 0.0)
+    scheduler, stand_in = new_scheduler(tmp_path, recipe), StandIn(tmp_path / "evaluations.log", 0.0)
 
     def interrupted(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
-        if made.queues[0].progress.n_evaluated == 7:
+        if scheduler.queues[0].progress.n_evaluated == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return stand_in(subnet, early_stopping)
 
-    with pytest.raises(KeyboardInterrupt), graceful_interrupt(made.stop), made.reporting():
-        run_locally(made, interrupted)
+    with pytest.raises(KeyboardInterrupt), graceful_interrupt(scheduler.stop), scheduler.reporting():
+        run_locally(scheduler, interrupted)
     study = open_studies(tmp_path / "study.log", recipe)["search"]
     assert states(study)["COMPLETE"] == 8 and states(study)["RUNNING"] == 0
     assert len(evaluated_points(run(tmp_path, recipe)["search"])) == 30 and set(executed(tmp_path).values()) == {1}
 
 
-def test_the_standing_is_that_of_the_front(tmp_path: Path) -> None:
+def test_the_progress_agrees_with_the_front(tmp_path: Path) -> None:
     recipe = stand_in_recipe(50)
     study = run(tmp_path, recipe)["search"]
-    shared = HypervolumeReference()
-    progress, found = SearchProgress(recipe, 10, shared), evaluated_points(study)
-    for point in found:
+    reference = HypervolumeReference()
+    progress, points = SearchProgress(recipe, 10, reference), evaluated_points(study)
+    for point in points:
         progress.add(point)
-    front = ParetoFront.of(found, recipe.objectives)
-    reference = dict(zip(recipe.objectives, progress.signs * shared.point, strict=True))
-    assert progress.hypervolume == pytest.approx(front.hypervolume(reference))
-    again = SearchProgress(recipe, 10, shared)
-    for point in reversed(found):
+    front = ParetoFront.of(points, recipe.objectives)
+    values = dict(zip(recipe.objectives, progress.signs * reference.point, strict=True))
+    assert progress.hypervolume == pytest.approx(front.hypervolume(values))
+    again = SearchProgress(recipe, 10, reference)
+    for point in reversed(points):
         again.add(point)
     assert again.hypervolume == pytest.approx(progress.hypervolume)
     assert len(progress.front) == len(front) and progress.best == front.best("accuracy").values["accuracy"]
@@ -332,7 +335,7 @@ def test_a_failed_evaluation_is_kept_and_the_search_goes_on(how: Callable[[], Ou
     )
 
 
-def test_five_failures_in_a_row_stop_it_with_one_line(tmp_path: Path) -> None:
+def test_five_consecutive_failures_stop_the_search_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"5 evaluations in a row.*RuntimeError: out of memory.*trials\.csv"):
         run(tmp_path, stand_in_recipe(30), failing(StandIn(tmp_path / "evaluations.log", 0.0), 1, raises))
     study = open_studies(tmp_path / "study.log", stand_in_recipe(30))["search"]
@@ -340,7 +343,7 @@ def test_five_failures_in_a_row_stop_it_with_one_line(tmp_path: Path) -> None:
     assert len(evaluated_points(run(tmp_path, stand_in_recipe(30))["search"])) == 30
 
 
-def test_a_hundred_without_a_feasible_one_say_which_constraint_binds(tmp_path: Path) -> None:
+def test_a_hundred_infeasible_evaluations_name_the_binding_constraint(tmp_path: Path) -> None:
     constraints = {"accuracy": ">= 0.99", "size_mb": "<= 1.9"}
     recipe = Recipe.parse({**stand_in_recipe(300).model_dump(), "constraints": constraints})
     with pytest.raises(InputError, match=r"none of 100 .*`accuracy` binds: 100% .*for `>= 0.99`"):
@@ -358,7 +361,7 @@ def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
         bind_study(study, {"space": "a", "supernet": "c"})
 
 
-# -- evaluations by stages ----------------------------------------------------------------------------------------
+# -- early stopping of evaluations --------------------------------------------------------------------------------
 
 
 def early_stopping(front: list[list[float]], latency_ms: float, **bounds: str) -> EarlyStopping:
@@ -368,7 +371,7 @@ def early_stopping(front: list[list[float]], latency_ms: float, **bounds: str) -
     )
 
 
-def test_a_race_is_lost_where_even_the_good_end_of_the_interval_is_dominated() -> None:
+def test_an_evaluation_stops_if_even_the_optimistic_score_is_dominated() -> None:
     front = [[-0.8, 3.0]]  # accuracy 0.8 at 3 ms
     assert early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.6, 0.05)}, 0.0)
     assert not early_stopping(front, 4.0).cannot_reach_front({"accuracy": (0.75, 0.05)}, 0.0)
@@ -383,13 +386,13 @@ def test_a_race_is_lost_where_even_the_good_end_of_the_interval_is_dominated() -
     assert not early_stopping([], 4.0).cannot_reach_front({"accuracy": (0.7, 0.05)}, 0.0)
 
 
-def test_a_stopped_evaluation_is_finished_for_a_front_that_it_could_join(tmp_path: Path) -> None:
-    made = scheduler(tmp_path, stand_in_recipe(30))
-    search, _, random = made.queues
+def test_a_truncated_evaluation_is_completed_for_a_front_that_it_could_reach(tmp_path: Path) -> None:
+    scheduler = new_scheduler(tmp_path, stand_in_recipe(30))
+    search, _, random = scheduler.queues
     while (evaluation := search.ask()) is not None and evaluation.early_stopping is None:
-        made.tell(evaluation, StandIn(tmp_path / "evaluations.log", 0.0)(evaluation.subnet, None))
+        scheduler.tell(evaluation, StandIn(tmp_path / "evaluations.log", 0.0)(evaluation.subnet, None))
     assert isinstance(evaluation, PendingEvaluation)
-    made.tell(evaluation, Outcome({"accuracy": (0.1, 0.01)}, 50, is_complete=False))
+    scheduler.tell(evaluation, Outcome({"accuracy": (0.1, 0.01)}, 50, is_complete=False))
     assert search.study.trials[evaluation.trial.number].user_attrs["examples"] == 50
     other = PendingEvaluation(
         random,
