@@ -150,12 +150,9 @@ def test_two_trials_of_one_subnetwork_wait_for_one_evaluation(tmp_path: Path) ->
     evaluations = [search.ask() for _ in range(8)]
     first = evaluations[0]
     assert first is not None
-    trial = search.study.ask()
-    for name, distribution in search.space.parameters.distributions().items():
-        search.study._storage.set_trial_param(
-            trial._trial_id, name, distribution.to_internal_repr(first.trial.params[name]), distribution
-        )
-    twin = PendingEvaluation(search, optuna.Trial(search.study, trial._trial_id), first.subnet, None)
+    search.study.enqueue_trial(first.trial.params)
+    trial = search.study.ask(search.space.parameters.distributions())
+    twin = PendingEvaluation(search, trial, first.subnet, None)
     search.running[trial.number] = twin
     assert search._resolve(twin)
     scheduler.tell(first, Outcome({"accuracy": (0.5, 0.01)}, 100))

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.fronts.front import ParetoFront
 from nas.runs.progress import print_line
 from nas.runs.run import Run
+from nas.studies.storage import trial_id
 from nas.studies.study import complete_trials, open_read_only, point_from_trial
 from predictors.measurement.onnx_export import require
 from search_spaces import InputError
@@ -89,9 +90,9 @@ def _copy(
         copied = study.get_trials(deepcopy=False)[-1]
         point = points.get(trial.number)
         if point is not None and point.key in on_front:
-            save_note(optuna.Trial(study, copied._trial_id), f"`{point.key}` on the front: {point.subnet}")
+            save_note(optuna.Trial(study, trial_id(copied)), f"`{point.key}` on the front: {point.subnet}")
             _attach(svg(point.subnet), f"{point.key}.svg", copied, storage, artifacts)
-        storage.set_trial_state_values(copied._trial_id, TrialState.COMPLETE, trial.values)
+        storage.set_trial_state_values(trial_id(copied), TrialState.COMPLETE, trial.values)
 
 
 def _attach(
