@@ -68,8 +68,8 @@ def inputs_of(toy: Toy, batch: int) -> dict[str, torch.Tensor]:
     return arrays | {name: torch.ones(batch, WIDE["tokens"], dtype=torch.long) for name in texts}
 
 
-def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
-    """A space with some choices of every dimension of a family, except the closed ones."""
+def open_space(layout: Layout, *, fixed: tuple[str, ...] = ()) -> SearchSpace:
+    """A space with some choices of every dimension of a family, except the fixed ones."""
     parent, family = layout.parent, layout.family
     heads, groups = max(parent.num_attention_heads), max(parent.num_key_value_heads)
     choices: dict[str, Any] = {"num_hidden_layers": [2, parent.num_hidden_layers // len(layout.depths)]}
@@ -81,8 +81,8 @@ def open_space(layout: Layout, *, closed: tuple[str, ...] = ()) -> SearchSpace:
         "embedding_rank": [50, 100],
     }
     choices |= {"attention": ["local:4", "full"], "num_decoder_layers": [1, 2]}
-    closed = (*closed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
-    supported = {name: values for name, values in choices.items() if name in family.dimensions and name not in closed}
+    fixed = (*fixed, *["embedding_rank"] * layout.ties_embedding(family.tasks[0]))
+    supported = {name: values for name, values in choices.items() if name in family.dimensions and name not in fixed}
     scope = "uniform" if family.shared_layers else "per-layer"
     for block, field in (("attention", "num_attention_heads"), ("mlp", "intermediate_size")):
         if block in family.skippable and scope == "per-layer":
@@ -131,7 +131,7 @@ def test_the_cache_size_is_that_of_a_real_cache(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     costs, rng = AnalyticCosts.from_model(supernet.model, supernet.layout), Random(1)
-    space = open_space(supernet.layout, closed=("attention_rank", "mlp_rank", "embedding_rank"))
+    space = open_space(supernet.layout, fixed=("attention_rank", "mlp_rank", "embedding_rank"))
     for subnet in [space.largest, *(space.sample(rng) for _ in range(6))]:
         model = supernet.extract(subnet)
         with torch.inference_mode():
