@@ -428,7 +428,7 @@ def test_a_runtime_that_is_not_installed(not_started: Refused, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_quality_that_nothing_reaches(finished: tuple[Path, Path], refused: Refused) -> None:
+def test_a_metric_that_nothing_reaches(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     forget(run, *SEARCHED)
     loaded = yaml.safe_load((run / "recipe.yaml").read_text())

@@ -1,4 +1,4 @@
-"""`nas bench`: models side by side, as precisely as asked for, on the scale of the calmer pass."""
+"""`nas bench`: models compared, to the wanted precision, on the scale of the faster pass."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_bench_runs_no_code_that_comes_with_a_model(recipe: Recipe, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_bench_puts_models_side_by_side_and_writes_every_digit(recipe: Recipe, tmp_path: Path) -> None:
+def test_bench_compares_models_and_writes_every_digit(recipe: Recipe, tmp_path: Path) -> None:
     folders = [str(tmp_path / name) for name in ("first", "second")]
     for folder in folders:
         bert().save_pretrained(folder)
@@ -62,7 +62,7 @@ def test_bench_puts_models_side_by_side_and_writes_every_digit(recipe: Recipe, t
     assert samples.tolist() == pytest.approx([recipe.workload.batch_size] * 2)
 
 
-def test_bench_is_on_the_scale_of_the_calmer_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_is_on_the_scale_of_the_faster_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([12.0, 10.0])
 
     def measured(calls: dict[str, object], *_: object, **__: object) -> dict[str, Timing]:
@@ -76,16 +76,16 @@ def test_bench_is_on_the_scale_of_the_calmer_pass(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("nas.commands.bench.measure", measured)
     monkeypatch.setattr("nas.commands.bench.load", lambda *_: lambda: None)
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
-    found = bench_timings(plan, tmp_path)
-    assert [found[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
-    assert (found["a"].ratio, found["b"].ratio) == pytest.approx((1.0, 0.5))
-    assert found["b"].drift == pytest.approx(0.2)
+    timings = bench_timings(plan, tmp_path)
+    assert [timings[name].latency_ms for name in ("a", "b")] == pytest.approx([10.0, 5.0])
+    assert (timings["a"].ratio, timings["b"].ratio) == pytest.approx((1.0, 0.5))
+    assert timings["b"].drift == pytest.approx(0.2)
 
 
-def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_for(
+def test_bench_measures_until_both_passes_together_reach_the_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a made-up machine with 2 % noise; a second loading 10 % slower is what no rounds mend."""
+    """On a simulated machine with 2 % noise; more rounds cannot correct a second load that is 10 % slower."""
     noise, slower = Random(0), 1.0
 
     def took(call: str, *_: object) -> float:
@@ -95,36 +95,34 @@ def test_bench_goes_on_until_both_passes_together_are_as_precise_as_was_asked_fo
     monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
 
-    def found() -> Timing:
+    def measure_once() -> Timing:
         loaded = iter(["0a", "0b", "1a", "1b"])
         monkeypatch.setattr("nas.commands.bench.load", lambda *_: next(loaded))
         return bench_timings(plan, tmp_path)["b"]
 
-    timings = [found() for _ in range(25)]
+    timings = [measure_once() for _ in range(25)]
     assert sum(timing.precision > 0.02 for timing in timings) == 0
     assert all(timing.rounds <= 120 for timing in timings) and sum(timing.rounds for timing in timings) < 80 * 25
     slower = 1.1
-    assert found().precision > 0.04
+    assert measure_once().precision > 0.04
 
 
-def test_names_of_models_in_a_narrow_table_are_whole() -> None:
+def test_a_narrow_table_has_complete_model_names() -> None:
     names = [f"/somewhere/with-a-long-name/{name}" for name in ("first", "second")]
     rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, WORKLOAD, "") for name in names]
     console = Console(width=80, file=io.StringIO())
     console.print(bench_table(rows))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    cells = "".join(line[: line.rfind("  ")].split(" ")[0] for line in shown.splitlines()[2:])
-    assert all(name in cells for name in names), shown
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    cells = "".join(line[: line.rfind("  ")].split(" ")[0] for line in text.splitlines()[2:])
+    assert all(name in cells for name in names), text
 
 
-def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bench_of_one_model_reaches_the_precision_or_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Random(0)
     monkeypatch.setattr("nas.commands.bench.load", lambda folder, plan, name: folder)
     monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
 
-    def found(precision: float, *passes_ms: float) -> list[BenchRow]:
+    def rows_of(precision: float, *passes_ms: float) -> list[BenchRow]:
         left = iter(passes_ms)
 
         def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
@@ -139,7 +137,7 @@ def test_a_bench_of_one_model_is_as_sure_of_its_latency_as_was_asked_for_or_says
         assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
         return [BenchRow("a", timing, None, None, WORKLOAD, "")]
 
-    assert all(not bench_noise_warning(found(0.02, 10, 10), 0.02) for _ in range(25))
-    assert "the worst, a, is ±" in bench_noise_warning(found(1e-4, 10, 10), 1e-4)
-    apart = found(0.03, 10, 10.8)
+    assert all(not bench_noise_warning(rows_of(0.02, 10, 10), 0.02) for _ in range(25))
+    assert "the worst, a, is ±" in bench_noise_warning(rows_of(1e-4, 10, 10), 1e-4)
+    apart = rows_of(0.03, 10, 10.8)
     assert "the worst, a, is ±" in bench_noise_warning(apart, 0.03) and 10 < apart[0].timing.latency_ms < 10.8

@@ -27,8 +27,12 @@ def test_the_commands_of_a_finished_run(
     recipe, run = finished[0], Run(finished[1])
     front = run.front()
     nas(monkeypatch, "show", run.folder)
-    shown = capsys.readouterr().out
-    assert all(point.key in shown for point in front) and "hypervolume" in shown and "random" in shown
+    printed_front = capsys.readouterr().out
+    assert (
+        all(point.key in printed_front for point in front)
+        and "hypervolume" in printed_front
+        and "random" in printed_front
+    )
 
     fastest = front.pick("fastest")
     nas(monkeypatch, "show", run.folder, "--where", f"latency_ms <= {fastest.values['latency_ms']}")

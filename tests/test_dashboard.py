@@ -1,4 +1,4 @@
-"""The studies of a run in optuna-dashboard: violations where it looks for them, notes and pictures on the front."""
+"""The studies of a run in optuna-dashboard: violations in its attribute, notes and pictures on the front."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from search_spaces.svg import svg
 dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard")
 
 
-def test_the_copy_says_what_is_infeasible(text_recipe: Path, tmp_path: Path) -> None:
+def test_the_copy_marks_infeasible_trials(text_recipe: Path, tmp_path: Path) -> None:
     found = [point(0.7, 1.0, 1), point(0.88, 2.0, 2), point(0.9, 5.0, 4)]
     run = run_of(tmp_path / "run", text_recipe, ParetoFront.of(found, OBJECTIVES))
     artifacts = FileSystemArtifactStore(str(tmp_path))
@@ -49,7 +49,7 @@ def test_the_copy_says_what_is_infeasible(text_recipe: Path, tmp_path: Path) -> 
     assert answer[0].startswith("200") and len(json.loads(body)["study_summaries"]) == 2
 
 
-def test_a_subnetwork_shows_itself() -> None:
+def test_a_subnetwork_is_drawn() -> None:
     subnet = SubnetConfig((0, 3), (4, 0), (64, 32), 48)
     picture = svg(subnet)
     assert picture.count("skipped") >= 1 and "layer 3" in picture and "num_attention_heads" in picture

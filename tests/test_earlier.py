@@ -1,4 +1,4 @@
-"""What earlier runs measured: nothing is measured twice on a device and workload, and elsewhere it is a prior."""
+"""Measurements of previous runs: reused on the same device and workload, a prior on others."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]
 def test_measurements_are_reused_and_other_workloads_are_a_prior(text_recipe: Path, tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     profile(Recipe.load(text_recipe, QUICK), first)
-    told = [*QUICK, f"profile.earlier=[{first}]"]
-    same = profile(Recipe.load(text_recipe, told), again)
+    overrides = [*QUICK, f"profile.earlier=[{first}]"]
+    same = profile(Recipe.load(text_recipe, overrides), again)
     workload = Recipe.load(text_recipe).workload
     rows = [Run(run).store.rows(workload, "profile") for run in (first, again)]
     assert rows[1] == rows[0] and len(rows[0]) == 12 and not same.latency.prior
     assert Run(first).store.reference_ms(workload) == Run(again).store.reference_ms(workload)
-    elsewhere = profile(Recipe.load(text_recipe, [*told, "workload.batch_size=2", "profile.samples=10"]), other)
-    assert len(elsewhere.latency.prior) == 1 and "prior" in elsewhere.report.model
-    assert len(elsewhere.subnets) == 10
+    other_workload = profile(
+        Recipe.load(text_recipe, [*overrides, "workload.batch_size=2", "profile.samples=10"]), other
+    )
+    assert len(other_workload.latency.prior) == 1 and "prior" in other_workload.report.model
+    assert len(other_workload.subnets) == 10
 
 
-def test_a_folder_that_is_no_run_is_refused(text_recipe: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(text_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a run must be a folder"):
         profile(Recipe.load(text_recipe, [*QUICK, f"profile.earlier=[{tmp_path}]"]), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Fine-tuning an export, and what a run keeps or forgets when a stage is killed at its end or made anew."""
+"""Fine-tuning an export, and what a run keeps when a stage is killed at its end or built again."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(text_recipe: Path, tmp_path: Path) -> Run:
 
 
 def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
-    """A subnetwork of the parent as `nas export` writes it, with made-up figures."""
+    """A subnetwork of the parent as `nas export` writes it, with arbitrary values."""
     context = TaskContext(run.recipe)
     save_subnet(Supernet(context.load_model(run.parent)), subnet, context, out)
     values = {"accuracy": 7.0, "latency_ms": 9.0, "macs": 5.0}
@@ -84,14 +84,14 @@ def export(run: Run, subnet: SubnetConfig, out: Path) -> Path:
     return out
 
 
-def test_an_export_names_a_local_parent_but_not_its_place(run: Run) -> None:
-    told = provenance(run)
-    assert told["name"] == Path(run.recipe.model).name and told["base_model"] is None
-    assert str(Path(run.recipe.model).parent) not in str(told)
+def test_an_export_names_a_local_parent_but_not_its_folder(run: Run) -> None:
+    info = provenance(run)
+    assert info["name"] == Path(run.recipe.model).name and info["base_model"] is None
+    assert str(Path(run.recipe.model).parent) not in str(info)
 
 
 @pytest.mark.slow
-def test_a_killed_finetuning_goes_on_only_with_the_same_export(
+def test_a_killed_finetuning_resumes_only_with_the_same_export(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_parent(run, TaskContext(run.recipe))
@@ -103,16 +103,16 @@ def test_a_killed_finetuning_goes_on_only_with_the_same_export(
             finetune(folder, run.recipe, run.folder, out)
     with monkeypatch.context() as patch:  # its trained weights are there: nothing is trained again
         patch.setattr(DistillationTrainer, "training_step", kill)
-        _, told = finetune(uneven, run.recipe, run.folder, out)
+        _, info = finetune(uneven, run.recipe, run.folder, out)
     finetune(uneven, run.recipe, run.folder, fresh)
     assert (out / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
     assert not (out / "checkpoints").exists() and not list(tmp_path.glob(".*.partial"))
-    assert json.loads((out / "subnet.json").read_text()) == told
-    noted = load_finetuned(run)[UNEVEN.key]
-    assert noted.values == {"accuracy": told["values"]["accuracy"]} and Path(noted.folder) == fresh.resolve()
+    assert json.loads((out / "subnet.json").read_text()) == info
+    saved = load_finetuned(run)[UNEVEN.key]
+    assert saved.values == {"accuracy": info["values"]["accuracy"]} and Path(saved.folder) == fresh.resolve()
 
 
-def test_a_front_has_fine_tuned_qualities_beside_inherited_ones(run: Run) -> None:
+def test_a_front_has_fine_tuned_and_inherited_metrics(run: Run) -> None:
     points = [
         Point(SMALL, {"accuracy": 0.8, "latency_ms": 1.0, "macs": 3.0}, {"accuracy": 0.02}, measured=True),
         Point(UNEVEN, {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0}, {"accuracy": 0.02}, measured=True),
@@ -141,52 +141,52 @@ def _shown(front: ParetoFront) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_only_figures_of_the_run_s_own_split_stand_beside_others(run: Run, tmp_path: Path) -> None:
+def test_only_metrics_on_the_held_out_split_of_the_run_are_saved(run: Run, tmp_path: Path) -> None:
     shutil.copy(run.recipe.task.test, tmp_path / "other.csv")
-    told = Finetuned(SMALL.key, "small-finetuned", {"accuracy": 0.9}, {})
+    export = Finetuned(SMALL.key, "small-finetuned", {"accuracy": 0.9}, {})
     task = run.recipe.task.model_copy(update={"test": str(tmp_path / "other.csv")})
-    finetune_module._record_in_run(run, run.recipe.model_copy(update={"task": task}), told)
+    finetune_module._record_in_run(run, run.recipe.model_copy(update={"task": task}), export)
     assert not load_finetuned(run)
-    finetune_module._record_in_run(run, run.recipe, told)
+    finetune_module._record_in_run(run, run.recipe, export)
     assert load_finetuned(run)[SMALL.key].values == {"accuracy": 0.9}
 
 
 @pytest.mark.slow
-def test_a_finetuned_export_states_what_was_measured_anew(run: Run, tmp_path: Path) -> None:
-    """Its qualities, its latency beside the parent's and its size; what it came with is kept beside them."""
+def test_a_finetuned_export_has_its_own_measurements(run: Run, tmp_path: Path) -> None:
+    """Its metrics, its latency relative to the parent's, and its size; the inherited values are kept."""
     context = TaskContext(run.recipe)
     run_parent(run, context)
     small, out = export(run, SMALL, tmp_path / "small"), tmp_path / "out"
-    before, told = finetune(small, run.recipe, run.folder, out)
-    values, parent = told["values"], told["parent"]["values"]
-    assert values["macs"] == 5.0 and told["key"] == SMALL.key and told["inherited"]["values"]["latency_ms"] == 9.0
+    before, info = finetune(small, run.recipe, run.folder, out)
+    values, parent = info["values"], info["parent"]["values"]
+    assert values["macs"] == 5.0 and info["key"] == SMALL.key and info["inherited"]["values"]["latency_ms"] == 9.0
     tuned = BertForSequenceClassification.from_pretrained(out)
     assert values["accuracy"] == score(tuned, context.splits.test, ["accuracy"])["accuracy"].value != 7.0
     assert values["size_mb"] == (out / "model.safetensors").stat().st_size / 1e6
-    assert before["accuracy"].value != 7.0 and told["errors"]["latency_ms"] >= 0
+    assert before["accuracy"].value != 7.0 and info["errors"]["latency_ms"] >= 0
     text = (out / "README.md").read_text()
-    rows = {name: format_value(name, value, told["errors"].get(name)) for name, value in values.items()}
+    rows = {name: format_value(name, value, info["errors"].get(name)) for name, value in values.items()}
     assert all(f"| {name} | {row} |" in text for name, row in rows.items())
     assert values["latency_ms"] > 0 and parent["latency_ms"] > 0
-    scale = {**told, "parent": {"values": {"latency_ms": 1000.0}, "errors": {}}}
-    here, elsewhere = (
+    scale = {**info, "parent": {"values": {"latency_ms": 1000.0}, "errors": {}}}
+    on_this_device, on_other_device = (
         measured_export_info(out, run.parent, {**scale, "device": device}, {}, context)
-        for device in (told["device"], "another processor")
+        for device in (info["device"], "another processor")
     )
-    assert here["values"]["latency_ms"] > 10 * values["latency_ms"], "not on the scale of the stated parent"
-    assert here["parent"] == scale["parent"]
-    assert elsewhere["device"] == told["device"] and elsewhere["parent"]["values"]["latency_ms"] < 1000
+    assert on_this_device["values"]["latency_ms"] > 10 * values["latency_ms"], "not on the scale of the stated parent"
+    assert on_this_device["parent"] == scale["parent"]
+    assert on_other_device["device"] == info["device"] and on_other_device["parent"]["values"]["latency_ms"] < 1000
 
 
-def test_a_finetuned_export_keeps_counts_and_is_judged_anew(text_recipe: Path) -> None:
+def test_a_finetuned_export_keeps_exact_costs_and_is_checked_against_constraints_again(text_recipe: Path) -> None:
     recipe = Recipe.load(text_recipe, ["constraints.accuracy='>= 0.8'"])
     values, errors = {"accuracy": 0.7, "f1": 0.6, "latency_ms": 3.0, "macs": 5.0}, {"accuracy": 0.1}
     info = {"key": "k", "feasible": False, "measured": False, "values": values, "errors": errors, "formats": {}}
     new = {"values": {"accuracy": 0.9, "latency_ms": 2.0}, "errors": {"accuracy": 0.05}, "measured": True}
-    told = updated_export_info(info, new, recipe)
-    assert told["values"] == {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0} and told["feasible"]
-    assert told["errors"] == new["errors"] and told["inherited"] == {"values": values, "errors": errors}
-    assert told["measured"] and "formats" not in told
+    updated = updated_export_info(info, new, recipe)
+    assert updated["values"] == {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0} and updated["feasible"]
+    assert updated["errors"] == new["errors"] and updated["inherited"] == {"values": values, "errors": errors}
+    assert updated["measured"] and "formats" not in updated
     worse = {**new, "values": {**new["values"], "accuracy": 0.75}}
     assert not updated_export_info(info, worse, recipe)["feasible"]
 
@@ -206,14 +206,14 @@ def test_a_stage_killed_before_its_result_is_in_place_is_not_trained_again(
     assert not (run.parent / "checkpoints").exists()
 
 
-def test_checkpoints_that_a_kill_left_go_when_the_run_is_opened_again(run: Run) -> None:
+def test_checkpoints_of_a_killed_stage_are_deleted_when_the_run_is_locked_again(run: Run) -> None:
     (run.supernet / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     with run.locked():
         assert run.supernet.exists() and not (run.supernet / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("stage", "earlier"), [("parent", ()), ("supernet", ("parent",))])
-def test_a_rebuilt_stage_drops_what_its_old_weights_led_to(stage: str, earlier: tuple[str, ...], run: Run) -> None:
+def test_a_rebuilt_stage_deletes_results_of_its_old_weights(stage: str, previous: tuple[str, ...], run: Run) -> None:
     for name in RESULTS:
         if name.endswith((".log", ".csv", ".html", ".json", ".jsonl")):
             (run.folder / name).write_text("old")
@@ -221,11 +221,11 @@ def test_a_rebuilt_stage_drops_what_its_old_weights_led_to(stage: str, earlier: 
             (run.folder / name / "below").mkdir(parents=True)
     with run.building(run.folder / stage) as work:
         (work / "new").touch()
-    assert {name for name in RESULTS if (run.folder / name).exists()} == {stage, *earlier, *KEPT}
+    assert {name for name in RESULTS if (run.folder / name).exists()} == {stage, *previous, *KEPT}
     assert (run.folder / stage / "new").exists()
 
 
-def test_a_predictor_fitted_anew_drops_nothing(run: Run) -> None:
+def test_a_predictor_fitted_again_deletes_nothing(run: Run) -> None:
     run.front_file.write_text("old")
     with run.building(run.predictor):
         pass
@@ -267,8 +267,8 @@ def test_a_step_on_several_devices_takes_the_mean_of_their_losses(run: Run, tmp_
 def test_layers_are_ordered_on_their_own_batches() -> None:
     supernet = Supernet(bert())
     batches = [[{**text_inputs(), "labels": torch.tensor(labels)}] for labels in ([0, 1, 1], [1, 0, 0])]
-    found = order_by_importance(supernet, *batches)
-    assert found.layers == layer_order(supernet, batches[1]) != layer_order(supernet, batches[0])
+    order = order_by_importance(supernet, *batches)
+    assert order.layers == layer_order(supernet, batches[1]) != layer_order(supernet, batches[0])
 
 
 def test_the_supernet_is_scored_on_the_training_device(

@@ -1,4 +1,4 @@
-"""What is on a front, what is picked from it, and how large it is: against brute force, by hand and against Optuna."""
+"""Fronts, picks and hypervolumes, compared with brute force, values by hand, and Optuna."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_picks(front: ParetoFront) -> None:
         ("", "known: "),
     ],
 )
-def test_a_pick_that_fits_nothing_says_what_would(front: ParetoFront, what: str, says: str) -> None:
+def test_a_pick_that_fits_nothing_names_the_closest(front: ParetoFront, what: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         front.pick(what)
 
@@ -271,11 +271,13 @@ def test_importing_fronts_loads_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
-def test_every_row_of_the_table_says_of_every_part_what_it_is() -> None:
+def test_every_row_of_the_table_has_every_column() -> None:
     """A part that only some subnetworks have, such as a low rank, has its column in the others too."""
-    whole = SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=8, hidden_size=16)
-    low = SubnetConfig.uniform((0, 1), num_attention_heads=2, intermediate_size=8, hidden_size=16, mlp_rank=50)
-    points = [Point(s, {"accuracy": 1 - i / 10, "latency_ms": 9.0 - i}, {}) for i, s in enumerate((whole, low))]
+    full_rank = SubnetConfig.uniform((0, 1), num_attention_heads=4, intermediate_size=8, hidden_size=16)
+    low_rank = SubnetConfig.uniform((0, 1), num_attention_heads=2, intermediate_size=8, hidden_size=16, mlp_rank=50)
+    points = [
+        Point(s, {"accuracy": 1 - i / 10, "latency_ms": 9.0 - i}, {}) for i, s in enumerate((full_rank, low_rank))
+    ]
     table = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"}).table()
     column = table.columns[-1]
     parts = str(column.header).split(" · ")

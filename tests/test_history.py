@@ -1,4 +1,4 @@
-"""What lies behind a front: hypervolume as it grew, which parameter mattered, the predictor against measurements."""
+"""History of a run: hypervolume curves, parameter importance, predicted and measured latency."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISTRIBUTIONS = {name: optuna.distributions.IntDistribution(1, 8) for name in ("
 
 
 def study_of(name: str, count: int) -> optuna.Study:
-    """A study whose accuracy depends on the heads alone, and whose latency on the hidden size alone."""
+    """A study whose accuracy depends only on the heads, and whose latency only on the hidden size."""
     study, rng = optuna.create_study(study_name=name, directions=["maximize", "minimize"]), Random(name)
     study.set_metric_names(list(OBJECTIVES))
     for number in range(count):
@@ -59,13 +59,13 @@ def test_growth_ends_at_the_hypervolume_of_the_front(studies: dict[str, optuna.S
     assert curves["search"]["seconds"][:2] == [0.0, 1.0] and curves["uniform"]["hypervolume"] == []
 
 
-def test_importance_names_what_decides(studies: dict[str, optuna.Study]) -> None:
+def test_importance_finds_the_deciding_parameter(studies: dict[str, optuna.Study]) -> None:
     found = importance(studies)
     assert found["accuracy"]["num_attention_heads.0"] > 0.9 and found["latency_ms"]["hidden_size"] > 0.9
     assert importance({"search": study_of("search", 3), "random": study_of("random", 2)}) == {}
 
 
-def test_predictions_stand_beside_what_was_measured(studies: dict[str, optuna.Study]) -> None:
+def test_predictions_are_paired_with_measurements(studies: dict[str, optuna.Study]) -> None:
     chosen = Point.from_dict(studies["search"].trials[0].user_attrs["point"])
     measured = Point(chosen.subnet, {"accuracy": 0.5, "latency_ms": 99.0}, measured=True)
     report = SimpleNamespace(model="linear", held_out={"linear": SimpleNamespace(mape_percent=1.5)})

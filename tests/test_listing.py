@@ -1,4 +1,4 @@
-"""What is printed of fronts: filtered, sorted, picked, as text for other programs; runs compared and watched."""
+"""Fronts filtered, sorted, picked and written as text; runs compared and watched."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ def test_other_programs_can_read_it(front: ParetoFront) -> None:
         front_as_text(front, "xml")
 
 
-def shown(table: object, width: int = 80) -> str:
+def as_text(table: object, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     console.print(table)
     return console.export_text()
 
 
-def test_fronts_compare_by_one_reference_and_by_what_quality_costs(front: ParetoFront) -> None:
+def test_fronts_are_compared_by_hypervolume_and_by_cost_at_equal_metrics(front: ParetoFront) -> None:
     worse = ParetoFront.of([point(0.7, 2.0, 1), point(0.85, 6.0, 4)], OBJECTIVES)
     assert attainment(front, "accuracy", "latency_ms", 0.8) == 2.0
     assert attainment(worse, "accuracy", "latency_ms", 0.8) == 6.0
     assert attainment(worse, "accuracy", "latency_ms", 0.9) == float("inf")
     fronts = {"a": front, "b": worse}
-    volumes = [line.split()[-1] for line in shown(hypervolume_table(fronts)).splitlines() if line[:1] in "ab"]
+    volumes = [line.split()[-1] for line in as_text(hypervolume_table(fronts)).splitlines() if line[:1] in "ab"]
     reference = {"accuracy": 0.68, "latency_ms": 6.5}
     assert volumes == [f"{f.hypervolume(reference):.4g}" for f in fronts.values()]
-    assert "never" in shown(attainment_table(fronts))
+    assert "never" in as_text(attainment_table(fronts))
     page = plot(fronts)
     assert front.points[0].key in page and "cdn.plot.ly" not in page.split("<body>")[0]
 
@@ -105,7 +105,7 @@ def test_only_runs_that_measure_the_same_compare(text_recipe: Path, tmp_path: Pa
     assert not (tmp_path / "none.html").exists()
 
 
-def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:
+def test_watching_a_running_search_changes_nothing(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:
     run = run_of(tmp_path / "run", text_recipe, front)
     run.front_file.unlink()
     (run.folder / "supernet.partial" / "checkpoints" / "checkpoint-40").mkdir(parents=True)
@@ -114,9 +114,9 @@ def test_a_running_search_is_watched_and_not_touched(text_recipe: Path, tmp_path
     assert status_lines(run) == ["parent     done", "supernet   in training, past step 40", *waiting]
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
-    for found in front:
-        attributes = {"point": found.to_dict()}
-        study.add_trial(optuna.create_trial(values=[found.values[n] for n in OBJECTIVES], user_attrs=attributes))
+    for each in front:
+        attributes = {"point": each.to_dict()}
+        study.add_trial(optuna.create_trial(values=[each.values[n] for n in OBJECTIVES], user_attrs=attributes))
     with run.study.open("a") as file:
         file.write('{"op_code": 5, "half a rec')
     before = run.study.read_bytes()

@@ -42,7 +42,7 @@ def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tupl
     assert first.report.stat().st_size > 100_000 and any(first.exports.iterdir())
 
 
-def test_a_finished_run_is_only_shown(tmp_path: Path) -> None:
+def test_a_folder_without_a_recipe_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe\.yaml"):
         Run(tmp_path)
 

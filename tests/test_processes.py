@@ -1,4 +1,4 @@
-"""Trainings in several processes: torchrun's and Ray Train's learn the same, and a lost one costs nothing."""
+"""Trainings in several processes: torchrun and Ray Train give the same weights, and a lost worker changes nothing."""
 
 from __future__ import annotations
 
@@ -80,13 +80,11 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_train_equals_torchrun_and_survives_a_lost_worker(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     here = recipe.parent
-    said = launched_by(TORCHRUN, "profile", recipe, "--run", here / "launched")
-    assert said.count("supernet   ") == 1 and "depth-only" in said
+    output = launched_by(TORCHRUN, "profile", recipe, "--run", here / "launched")
+    assert output.count("supernet   ") == 1 and "depth-only" in output
     launched = Run(here / "launched")
     assert not (launched.supernet / "checkpoints").exists() and any(launched.predictor.iterdir())
 
@@ -112,13 +110,13 @@ def test_ray_train_learns_as_torchrun_does_and_outlives_a_lost_worker(
     assert not (clustered.folder / ".ray-train").exists()
 
 
-def test_processes_that_are_asked_for_must_be_there(recipe: Path) -> None:
+def test_the_requested_processes_must_be_launched(recipe: Path) -> None:
     run, context = Run.open(recipe.parent / "run", Recipe.load(recipe)), TaskContext(Recipe.load(recipe))
     with pytest.raises(InputError, match=r"launched processes, 1, but is 2; add --ray, or launch"):
         run_parent(run, context)
 
 
-def test_a_launcher_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_sets_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.world_size() == 1 and processes.is_main()
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert processes.world_size() == 1  # some machines set it for jobs of their own

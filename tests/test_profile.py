@@ -1,4 +1,4 @@
-"""What a run measures before it searches: on one scale, which a disturbed start does not stretch."""
+"""The profile of a run: latencies on one scale, robust to a disturbed start."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
     recipe, folder = Recipe.load(text_recipe, QUICK), tmp_path / "run"
     profile(recipe, folder)
     run = Run(folder)
-    calm_ms = run.store.reference_ms(recipe.workload)
+    undisturbed_ms = run.store.reference_ms(recipe.workload)
     rows = [row for row in read_lines(run.measurements) if row["stage"] == "profile"][:8]
     reference = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
     slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (reference, *rows)]
     run.measurements.write_text("".join(json.dumps(row) + "\n" for row in slow))
     delete(run.predictor)
     predictor = profile(recipe, folder)
-    assert run.store.reference_ms(recipe.workload) < 2 * calm_ms
+    assert run.store.reference_ms(recipe.workload) < 2 * undisturbed_ms
     predicted, measured = predictor.predict(predictor.subnets), run.store.rows(recipe.workload, "profile")
-    assert predicted.max() < 2 * max(m.timing.latency_ms for m in measured) < 4 * calm_ms
+    assert predicted.max() < 2 * max(m.timing.latency_ms for m in measured) < 4 * undisturbed_ms
 
 
 class Machine:
-    """Stands where models are timed: the anchor takes what it is told, every model half of it."""
+    """Stands in for the timing of models: the reference model takes given times, every model half of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, references_ms: Sequence[float]) -> None:
         self.left, self.precisions = iter(references_ms), list[float]()
@@ -71,7 +71,7 @@ def toy(text_recipe: Path, tmp_path: Path) -> tuple[Run, TaskContext, Supernet, 
     return Run.open(tmp_path / "run", recipe), context, supernet, list(subnets.values())[:24]
 
 
-def test_the_median_anchor_is_the_scale_and_what_was_disturbed_is_measured_again(
+def test_the_median_reference_is_the_scale_and_disturbed_groups_are_measured_again(
     toy: tuple[Run, TaskContext, Supernet, list[SubnetConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, context, supernet, subnets = toy

@@ -1,4 +1,4 @@
-"""Measuring elsewhere: a folder that needs nothing of ours is measured by a bare Python, and its results come back."""
+"""Measuring on another device: a folder that needs only Python, NumPy and the runtime, and the import of results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exported(shelf: Path, text_recipe: Path, text_folder: Path, tmp_path: Path) -> tuple[Recipe, Path, Path]:
-    """A run whose device is elsewhere, and its folder with stand-in results, made once for all tests."""
+    """A run that another device measures, and its folder with made-up results, built once for all tests."""
     if not (shelf / "device").exists():
         shutil.copytree(text_folder, shelf / "text")
         export_plan(small(shelf / "text" / text_recipe.name), shelf / "run", shelf / "device")
@@ -66,7 +66,7 @@ def exported(shelf: Path, text_recipe: Path, text_folder: Path, tmp_path: Path) 
 
 
 def measured_by(name: str, folder: Path) -> None:
-    """Measures a folder here and says that another device did."""
+    """Measures a folder on this device under the name of another one."""
     measure_plan(folder)
     rename(folder, name)
 
@@ -82,8 +82,8 @@ def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_pat
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     recipe = small(text_recipe, f"workload.runtime={runtime}")
-    said = export_plan(recipe, tmp_path / "run", tmp_path / "device")
-    assert "10 models" in said and "--import" in said
+    message = export_plan(recipe, tmp_path / "run", tmp_path / "device")
+    assert "10 models" in message and "--import" in message
     done = on_device(tmp_path / "device", *(("torch", "transformers") if runtime == "onnxruntime" else ()))
     assert done.returncode == 0, done.stderr
     predictor = import_results(recipe, tmp_path / "run", tmp_path / "device")
@@ -122,8 +122,8 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
 
 def test_what_a_kill_left_is_not_measured_again(exported: tuple[Recipe, Path, Path]) -> None:
     _, _, device = exported
-    whole = (device / "results.jsonl").read_bytes()
-    lines = whole.splitlines(keepends=True)
+    results = (device / "results.jsonl").read_bytes()
+    lines = results.splitlines(keepends=True)
     (device / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
     measure_plan(device)
     assert (device / "results.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
@@ -136,8 +136,8 @@ def test_ctrl_c_is_one_line_and_loses_nothing(exported: tuple[Recipe, Path, Path
     before = (device / "results.jsonl").read_bytes()
     nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(script(device), stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
-    said = stop_when(process, lambda: (device / "results.jsonl").read_bytes() > before, signal.SIGINT)
-    assert said == "measure.py: stopped; type the same command again to go on.\n" and process.returncode == 2
+    message = stop_when(process, lambda: (device / "results.jsonl").read_bytes() > before, signal.SIGINT)
+    assert message == "measure.py: stopped; type the same command again to go on.\n" and process.returncode == 2
     assert (device / "results.jsonl").read_bytes().startswith(before) and results_file(device).read()[-1].number >= 1
 
 
@@ -183,7 +183,7 @@ def no_plan(folder: Path, device: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("damage", "message"),
     [
         (incomplete, r"all its 11 measurements, but 2 are missing.*measure\.py"),
         (other_workload, r"of the run's workload.*7 threads.*export and measure again"),
@@ -195,10 +195,12 @@ def no_plan(folder: Path, device: Path) -> None:
         (no_plan, r"complete plan\.json.*--export"),
     ],
 )
-def test_results_that_do_not_belong_are_refused(spoil: object, says: str, exported: tuple[Recipe, Path, Path]) -> None:
+def test_results_that_do_not_fit_the_run_are_refused(
+    damage: object, message: str, exported: tuple[Recipe, Path, Path]
+) -> None:
     recipe, folder, device = exported
-    spoil(folder, device)  # type: ignore[operator]
-    with pytest.raises(InputError, match=says):
+    damage(folder, device)  # type: ignore[operator]
+    with pytest.raises(InputError, match=message):
         import_results(recipe, folder, device)
     assert not (folder / "measurements.jsonl").exists() and not (folder / "predictor").exists()
 
@@ -227,8 +229,10 @@ def test_a_number_that_no_measurement_gives_is_not_stored(
     row = json.loads(lines[-1])
     (row["timing"] if field in row["timing"] else row)[field] = value
     (device / "results.jsonl").write_text("".join(lines[:-1]) + json.dumps(row) + "\n")
-    says = rf"results\.jsonl` must be a measurement, but line {len(lines)} is not \(.*`{field}` .*{law}.*measure\.py"
-    with pytest.raises(InputError, match=says):
+    message = (
+        rf"results\.jsonl` must be a measurement, but line {len(lines)} is not \(.*`{field}` .*{law}.*measure\.py"
+    )
+    with pytest.raises(InputError, match=message):
         import_results(recipe, folder, device)
     assert not (folder / "measurements.jsonl").exists()
     (device / "results.jsonl").write_text(good)
@@ -268,10 +272,10 @@ def test_a_run_of_this_device_is_not_exported(exported: tuple[Recipe, Path, Path
 
 def test_a_device_that_lacks_a_package_or_gpu_says_so_in_one_line(exported: tuple[Recipe, Path, Path]) -> None:
     _, _, device = exported
-    for changed, says in (
+    for changed, message in (
         (Workload(runtime="openvino", sequence_length=16), "pip install"),
         (replace(Plan.read(device).workload, device="cuda:9"), "must be on this machine"),
     ):
         replace(Plan.read(device), workload=changed).write(device)
         done = on_device(device, "openvino")
-        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

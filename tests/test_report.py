@@ -1,4 +1,4 @@
-"""The report opens without a network, holds what it was given, and no name in it can become markup."""
+"""The report opens without a network, holds its data, and no name in it can become markup."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(page: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(scripts(page)[0])
-    return found
+    data: dict[str, Any] = json.loads(scripts(page)[0])
+    return data
 
 
 def test_the_report_needs_no_network(page: str) -> None:

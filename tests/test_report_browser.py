@@ -78,7 +78,7 @@ def test_it_opens_on_the_knee_and_no_name_becomes_markup(chromium: Any, report: 
     assert dropped == 2 * (6 - KNEE.subnet.num_hidden_layers)
 
 
-def test_a_click_selects_and_a_hover_tells(chromium: Any, report: Path) -> None:
+def test_a_click_selects_and_a_hover_describes(chromium: Any, report: Path) -> None:
     page = opened(chromium, report)
     other = page.evaluate(
         "([knee]) => DATA.series.find(s => s.kind === 'front').points.findIndex(p => p.key !== knee)", [KNEE.key]

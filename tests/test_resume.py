@@ -1,4 +1,4 @@
-"""Law 7: kill `nas search` in any stage, type the same command again, and nothing that was finished is done twice."""
+"""Law 7: kill `nas search` in any stage, run the same command again, and nothing finished is done twice."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def lines(path: Path) -> int:
 
 
 def evaluations(recipe: Recipe, run: Run) -> dict[str, list[tuple[str, dict[str, float]]]]:
-    """Study -> key and figures of each finished trial, oldest first."""
+    """Study -> key and values of each finished trial, oldest first."""
     return {
         name: [(p.key, p.values) for p in evaluated_points(open_studies(run.study, recipe)[name])]
         if run.study.exists()
@@ -80,7 +80,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def whole(text_recipe: Path, shelf: Path) -> tuple[Path, Path]:
+def uninterrupted_run(text_recipe: Path, shelf: Path) -> tuple[Path, Path]:
     """A recipe whose stages last a while, and its run that nothing has interrupted."""
     recipe, run = shelf / "text" / "recipe.yaml", shelf / "run"
     if not run.exists():
@@ -95,11 +95,13 @@ def whole(text_recipe: Path, shelf: Path) -> tuple[Path, Path]:
     return recipe, run
 
 
-def begun(whole: Path, run: Path, *results: str) -> None:
-    """A run that has got as far as these results, copied from the whole one."""
+def copy_results(uninterrupted_run: Path, run: Path, *results: str) -> None:
+    """Copies these results of an uninterrupted run to a new run."""
     run.mkdir()
     for name in ("recipe.yaml", "environment.json", *results):
-        (shutil.copytree if (whole / name).is_dir() else shutil.copy2)(whole / name, run / name)
+        (shutil.copytree if (uninterrupted_run / name).is_dir() else shutil.copy2)(
+            uninterrupted_run / name, run / name
+        )
 
 
 def checkpoints(run: Path, stage: str) -> list[Path]:
@@ -136,11 +138,11 @@ def count(run: Path, text: str) -> int:
 
 
 @pytest.mark.parametrize("stage", KILLS)
-def test_a_killed_search_goes_on_where_it_was(stage: str, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe_file, uninterrupted = whole
+def test_a_killed_search_resumes(stage: str, uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe_file, uninterrupted = uninterrupted_run
     results, under_way = KILLS[stage]
     run = tmp_path / "run"
-    begun(uninterrupted, run, *results)
+    copy_results(uninterrupted, run, *results)
     stop_when(Command("search", recipe_file, "--run", run), lambda: under_way(run))
     assert not any((run / "exports").glob("[!.]*")), "the search had ended before it was killed"
     before, recipe = finished_stages(run), Recipe.load(recipe_file)
@@ -168,45 +170,45 @@ def test_a_killed_search_goes_on_where_it_was(stage: str, whole: tuple[Path, Pat
 
 
 @pytest.fixture
-def half_trained(whole: tuple[Path, Path], shelf: Path, tmp_path: Path) -> Run:
+def half_trained(uninterrupted_run: tuple[Path, Path], shelf: Path, tmp_path: Path) -> Run:
     """A run that was killed in its supernet training, after two checkpoints."""
-    recipe, uninterrupted = whole
+    recipe, uninterrupted = uninterrupted_run
     killed = shelf / "killed"
     if not killed.exists():
-        begun(uninterrupted, killed, "parent")
+        copy_results(uninterrupted, killed, "parent")
         stop_when(Command("search", recipe, "--run", killed), lambda: len(checkpoints(killed, "supernet")) == 2)
     return Run(shutil.copytree(killed, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
-def test_a_half_written_checkpoint_is_passed_over(file: str, half_trained: Run, whole: tuple[Path, Path]) -> None:
+def test_a_truncated_checkpoint_is_ignored(file: str, half_trained: Run, uninterrupted_run: tuple[Path, Path]) -> None:
     older, newest = checkpoints(half_trained.folder, "supernet")[-2:]
     os.truncate(newest / file, (newest / file).stat().st_size // 2)
     assert last_complete_checkpoint(newest.parent) == older
     run_supernet(half_trained, TaskContext(half_trained.recipe))
     same = (half_trained.supernet / "model.safetensors").read_bytes()
-    assert same == (whole[1] / "supernet" / "model.safetensors").read_bytes()
+    assert same == (uninterrupted_run[1] / "supernet" / "model.safetensors").read_bytes()
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, uninterrupted = whole
+def test_a_run_stopped_by_ctrl_c_resumes(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, uninterrupted = uninterrupted_run
     run = tmp_path / "run"
-    begun(uninterrupted, run, "parent", "measurements.jsonl")
+    copy_results(uninterrupted, run, "parent", "measurements.jsonl")
     command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
     nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
-    said = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
+    message = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
     assert process.returncode == 2
-    assert said == "nas: stopped; run the same command again to resume.\n"
+    assert message == "nas: stopped; run the same command again to resume.\n"
     before = finished_stages(run)
     done = search(Recipe.load(recipe), run)
     assert finished_stages(run).items() >= before.items()
     assert len(done.front()) and any(done.exports.iterdir())
 
 
-def test_a_lock_that_a_killed_process_left_blocks_nobody(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe = Recipe.load(whole[0])
-    shutil.copy(whole[1] / "study.log", tmp_path)
+def test_the_lock_of_a_killed_process_blocks_nobody(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = Recipe.load(uninterrupted_run[0])
+    shutil.copy(uninterrupted_run[1] / "study.log", tmp_path)
     (tmp_path / "study.log.lock").touch()
     begin = time.monotonic()
     assert evaluated_points(open_studies(tmp_path / "study.log", recipe)["search"])

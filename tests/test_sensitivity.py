@@ -1,4 +1,4 @@
-"""Sensitivity: each block replaced alone, scored against the whole and timed beside it."""
+"""Sensitivity: one block replaced at a time, scored and timed relative to the largest subnetwork."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def test_a_skipped_block_scores_as_in_the_stock_parent_without_it(
 ) -> None:
     """The reference zeroes what the block adds to the residual stream of the stock parent."""
     run = Run(tmp_path / "run")
-    whole = AutoModelForSequenceClassification.from_pretrained(run.parent).eval()
-    lacking = AutoModelForSequenceClassification.from_pretrained(run.parent).eval()
-    layer = lacking.bert.encoder.layer[2]
+    parent = AutoModelForSequenceClassification.from_pretrained(run.parent).eval()
+    without_block = AutoModelForSequenceClassification.from_pretrained(run.parent).eval()
+    layer = without_block.bert.encoder.layer[2]
     layer.intermediate.forward = lambda hidden: hidden
     layer.output.forward = lambda hidden, residual: residual
     examples = TaskContext(run.recipe).splits.search.take(EXAMPLES)
     losses, apart = [], []
     with torch.inference_mode():
         for batch in examples.batches:
-            ours, theirs = lacking(**batch), whole(**batch)
+            ours, theirs = without_block(**batch), parent(**batch)
             losses += [(ours.loss - theirs.loss).item()] * len(batch["labels"])
             logs = [outputs.logits.log_softmax(-1) for outputs in (ours, theirs)]
             apart += F.kl_div(*logs, reduction="none", log_target=True).sum(-1).tolist()
-    found = next(row for row in rows if (row.layer, row.block, row.change) == (2, "mlp", "skipped"))
-    assert found.loss_change == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    assert found.divergence == pytest.approx(sum(apart) / len(apart), abs=1e-5) and found.divergence > 0
+    skipped = next(row for row in rows if (row.layer, row.block, row.change) == (2, "mlp", "skipped"))
+    assert skipped.loss_change == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert skipped.divergence == pytest.approx(sum(apart) / len(apart), abs=1e-5) and skipped.divergence > 0
 
 
 def test_layers_of_one_set_of_weights_are_refused(text_folder: Path, text_recipe: Path, tmp_path: Path) -> None:
