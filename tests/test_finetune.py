@@ -212,7 +212,7 @@ def test_checkpoints_of_a_killed_stage_are_deleted_when_the_run_is_locked_again(
         assert run.supernet.exists() and not (run.supernet / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("stage", "earlier"), [("parent", ()), ("supernet", ("parent",))])
+@pytest.mark.parametrize(("stage", "previous"), [("parent", ()), ("supernet", ("parent",))])
 def test_a_rebuilt_stage_deletes_results_of_its_old_weights(stage: str, previous: tuple[str, ...], run: Run) -> None:
     for name in RESULTS:
         if name.endswith((".log", ".csv", ".html", ".json", ".jsonl")):

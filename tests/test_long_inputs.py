@@ -78,5 +78,5 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
 @pytest.mark.parametrize("key", ["task.max_length", "workload.sequence_length"])
 def test_positions_that_are_not_learned_still_end(key: str, text_recipe: Path, text_folder: Path) -> None:
     TOYS["modernbert"].model().config.save_pretrained(text_folder / "model")
-    with pytest.raises(InputError, match=f"`{key}` must be at most the 64 positions of the model, but is 65"):
+    with pytest.raises(InputError, match=f"`{key}` must be at most the 64 positions of the model, but got 65"):
         check_recipe(Recipe.load(text_recipe, [f"{key}=65"]))

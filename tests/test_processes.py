@@ -112,7 +112,7 @@ def test_ray_train_equals_torchrun_and_survives_a_lost_worker(recipe: Path, monk
 
 def test_the_requested_processes_must_be_launched(recipe: Path) -> None:
     run, context = Run.open(recipe.parent / "run", Recipe.load(recipe)), TaskContext(Recipe.load(recipe))
-    with pytest.raises(InputError, match=r"launched processes, 1, but is 2; add --ray, or launch"):
+    with pytest.raises(InputError, match=r"launched processes, 1, but got 2; add --ray, or launch"):
         run_parent(run, context)
 
 

@@ -174,7 +174,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     if TASKS[recipe.task.type].reads_text and (length is None or (limit is not None and length > limit)):
         law = "an integer" if limit is None else f"at most the {limit} positions of `{name}`"
         raise InputError(
-            f"`workload.sequence_length` must be {law}, but is {'null' if length is None else length}; change it or "
+            f"`workload.sequence_length` must be {law}, but got {'null' if length is None else length}; change it or "
             "leave the model out."
         )
     try:

@@ -302,9 +302,7 @@ class Recipe(_Section):
         for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
             for name in names:
                 if name not in known:
-                    raise InputError(
-                        f"`{section}` must name metrics and costs, but got `{name}`; {did_you_mean(name, known)}."
-                    )
+                    raise InputError(f"`{section}.{name}` is not a metric or a cost; {did_you_mean(name, known)}.")
         for name, direction in self.objectives.items():
             if direction != (known[name] or direction):
                 raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")

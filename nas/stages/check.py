@@ -55,7 +55,7 @@ def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> Non
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(
                     f"`constraints.{name}` must be reachable in the space, {ends[0]:.4g} to {ends[1]:.4g}, "
-                    f"but is `{bound}`; loosen it or widen `space`."
+                    f"but got `{bound}`; loosen it or widen `space`."
                 )
 
 
@@ -82,7 +82,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
         print_line(f"space      {reason}")
     space = search_space(context)
     if space.size < 10:
-        raise InputError(f"`space` must hold at least 10 subnetworks, but holds {space.size}; add choices.")
+        raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
@@ -93,7 +93,9 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
-            raise InputError(f"`{key}` must be at most the {limit} positions of the model, but is {length}; lower it.")
+            raise InputError(
+                f"`{key}` must be at most the {limit} positions of the model, but got {length}; lower it."
+            )
     if not remote:
         _check_memory(context)
     for settings in (recipe.parent, recipe.supernet):

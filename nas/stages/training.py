@@ -43,7 +43,7 @@ def run_training(train: TrainFunction, name: str, run: Run, context: TaskContext
             train_on_ray(cluster, train, name, run, settings, report)
         else:
             raise InputError(
-                f"`{name}.workers` must be the number of launched processes, {launched}, but is {settings.workers}; "
+                f"`{name}.workers` must be the number of launched processes, {launched}, but got {settings.workers}; "
                 f"add --ray, or launch with `torchrun --nproc-per-node {settings.workers} -m -- nas.cli ...`."
             )
 
