@@ -29,8 +29,8 @@ from nas.recipe.schema import Recipe
 from nas.runs.files import replace_folder, write_json
 from nas.runs.finetuned import Finetuned, front_with_finetuned, load_finetuned, save_finetuned
 from nas.runs.run import Run
-from nas.stages import profile as stages
 from nas.stages.parent import run_parent
+from nas.supernets import load as load_module
 from nas.supernets.importance import layer_order, order_by_importance
 from nas.supernets.load import load_supernet
 from nas.supernets.space import search_space
@@ -277,7 +277,7 @@ def test_the_supernet_is_scored_on_the_training_device(
     context = TaskContext(run.recipe)
     context.load_model().save_pretrained(run.supernet)
     write_json(run.supernet / "importance.json", {"layers": [0, 1, 2, 3]})
-    monkeypatch.setattr(stages, "training_device", lambda: "meta")
+    monkeypatch.setattr(load_module, "training_device", lambda: "meta")
     assert load_supernet(run, context)[0].model.device.type == "meta"
 
 

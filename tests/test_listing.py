@@ -76,7 +76,9 @@ def test_fronts_are_compared_by_hypervolume_and_by_cost_at_equal_metrics(front: 
     assert attainment(worse, "accuracy", "latency_ms", 0.8) == 6.0
     assert attainment(worse, "accuracy", "latency_ms", 0.9) == float("inf")
     fronts = {"a": front, "b": worse}
-    volumes = [line.split()[-1] for line in as_text(hypervolume_table(fronts)).splitlines() if line[:2] in ("a ", "b ")]
+    volumes = [
+        line.split()[-1] for line in as_text(hypervolume_table(fronts)).splitlines() if line[:2] in ("a ", "b ")
+    ]
     reference = {"accuracy": 0.68, "latency_ms": 6.5}
     assert volumes == [f"{f.hypervolume(reference):.4g}" for f in fronts.values()]
     assert "never" in as_text(attainment_table(fronts))
