@@ -89,8 +89,8 @@ def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch
 WRONG = {
     "no function": ("", "must define a function `change`"),
     "one that fails": ("def change(data): return data[3 ** 9]", "augmentation .* fails: IndexError"),
-    "no dataset": ("def change(data): return list(data)", "must give a datasets.Dataset, but got list"),
-    "no examples": ("def change(data): return data.select([])", "all their columns, but its own are none"),
+    "no dataset": ("def change(data): return list(data)", "must return a datasets.Dataset, but got list"),
+    "no examples": ("def change(data): return data.select([])", "all their columns, but there are none"),
     "other columns": ("def change(data): return data.remove_columns('sentence')", "lack `sentence`"),
 }
 

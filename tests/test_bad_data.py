@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
         "multi-label",
         None,
         {"problem_type": "single_label_classification"},
-        ("`task.problem_type`", "multi_label_classification", "leave it out"),
+        ("`task.problem_type`", "multi_label_classification", "remove it"),
     ),
     "a regression on words": (
         "regression",
@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
         "answers",
         changed("answers", answers=lambda s: {"text": ["film"], "answer_start": [1]}),
         {},
-        ("row 0", "`film` at 1"),
+        ("row 0", "`film` is not at 1"),
     ),
     "no context": ("answers", only("answers", "question", "answers"), {}, ("`context`", "task.text")),
     "a question that leaves no room": (
@@ -117,7 +117,7 @@ def test_a_question_fits_at_the_length_that_the_refusal_names(make: Make) -> Non
         ("nowhere.py:f", ("Python file", "nowhere.py")),
         ("own.py:g", ("must define a function `g`",)),
         ("own.py:broken", ("own.py:broken", "fails", "ZeroDivisionError")),
-        ("own.py:nothing", ("must give a number", "nan")),
+        ("own.py:nothing", ("must return a finite number", "nan")),
         ("sklearn.metrics:f2_score", ("f2_score", "package.module:function")),
         ("f2_score", ("f2_score", "package.module:function")),
         ("evaluate:no-such-metric", ("evaluate:no-such-metric", "hub")),

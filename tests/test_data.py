@@ -249,7 +249,7 @@ def test_an_inferred_pair_of_texts_is_said_once(text_recipe: Path, capsys: pytes
         rows = read(text_recipe.parent / file).assign(source="film")
         getattr(rows, write)(text_recipe.parent / file, index=False)
     _ = opened(text_recipe).splits
-    assert capsys.readouterr().out.count("pairs of `sentence` and `source`") == 1
+    assert capsys.readouterr().out.count("using columns `sentence`, `source`") == 1
     _ = opened(text_recipe, "task.text=sentence").splits
     assert "pairs" not in capsys.readouterr().out
 

@@ -178,7 +178,7 @@ def test_a_head_that_shares_the_table_keeps_it_in_full_rank(toy: Any) -> None:
         supernet = Supernet(toy.model(task))
         assert (supernet.embedding is None) == supernet.layout.ties_embedding(task)
         if supernet.embedding is None:
-            with pytest.raises(InputError, match="shares the embeddings' table"):
+            with pytest.raises(InputError, match="shares the embedding table"):
                 supernet.activate(supernet.parent.with_values(embedding_rank=50))
 
 

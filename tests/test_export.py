@@ -84,6 +84,6 @@ def test_an_export_that_differs_is_refused(text_recipe: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"differ by 0\.01"):
         export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
     (tmp_path / "good" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="does not reload"):
+    with pytest.raises(InputError, match="does not load"):
         export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
     assert modeling_nas.PREFIX == "Nas"

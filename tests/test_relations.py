@@ -206,11 +206,11 @@ def test_the_whole_network_relates_as_a_teacher_with_its_weights(
     of: Any, context: TaskContext, tmp_path: Path
 ) -> None:
     made = trainer(context, tmp_path, teacher=still(), relation_weight=1.0, relation_source=of)
-    whole = made.supernet.parent
+    parent = made.supernet.parent
     inputs = {**text_inputs(), **BATCH}
-    taught = made._called(made.teacher, inputs, whole)[1]
-    said = made._called(made.model, inputs, whole)[1]
-    assert made._divergence(said, taught, inputs).detach().abs() < 1e-5
+    teacher_outputs = made._forward(made.teacher, inputs, parent)[1]
+    student_outputs = made._forward(made.model, inputs, parent)[1]
+    assert made._divergence(student_outputs, teacher_outputs, inputs).detach().abs() < 1e-5
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])
@@ -231,4 +231,4 @@ def test_relations_of_layers_need_a_process_for_each_gpu(
     made = trainer(context, tmp_path)
     monkeypatch.setattr(type(made.args), "n_gpu", 2)
     with pytest.raises(InputError, match="accelerate launch"):
-        made._record("attention")
+        made._attach_recorders("attention")

@@ -53,7 +53,7 @@ def test_mlflow_has_a_run_of_each_training(text_recipe: Path, tmp_path: Path) ->
 
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="it is there")
 def test_what_is_not_installed_is_said_before_anything_is_trained(text_recipe: Path) -> None:
-    with pytest.raises(InputError, match=r'`pip install "paretoformer\[mlflow\]"` brings it'):
+    with pytest.raises(InputError, match=r'`pip install "paretoformer\[mlflow\]"`'):
         check_recipe(Recipe.load(text_recipe, ["supernet.report_to=[mlflow]"]))
 
 

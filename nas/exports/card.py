@@ -1,4 +1,4 @@
-"""Model card: the README.md of an exported folder, written from its subnet.json alone."""
+"""Model card: the README.md of an exported folder, written from its subnet.json."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from predictors import Workload
 from search_spaces import TASKS, SubnetConfig
 
 COLUMNS = ("latency_ms", "size_mb", "memory_mb")
-"""Costs of a format, after its qualities."""
+"""Costs in the table of formats, after the metrics."""
 
 
 def write_card(folder: Path, info: Mapping[str, Any]) -> None:
-    """Writes README.md: what it is, its figures with split, error and workload, how to load it, its licence."""
+    """Writes README.md: the subnetwork, its metrics and costs, how to load it, and its licence.
+
+    Args:
+        folder: The exported folder.
+        info: The content of its subnet.json.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     name = info["name"]
@@ -32,8 +37,8 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
         f"---\n{data.to_yaml()}\n---",
         f"# {name}, subnetwork {info['key']}",
         _summary(info, name),
-        "## Figures\n\n" + _metrics_table(info),
-        "## Runtimes\n\n" + _formats_table(info) if info.get("formats") else "",
+        "## Metrics and costs\n\n" + _metrics_table(info),
+        "## Formats\n\n" + _formats_table(info) if info.get("formats") else "",
         "## Load\n\n" + _loading_code(folder, info),
         "## Licence\n\n" + _licence(info, name),
     ]
@@ -41,7 +46,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def licence_of(model: str) -> str | None:
-    """The licence that a model's own card states, if there is a card to read."""
+    """Returns the licence in a model's own card; None if the card cannot be read or names none."""
     from huggingface_hub import ModelCard
 
     file = Path(model, "README.md")
@@ -78,15 +83,15 @@ def _metrics_table(info: Mapping[str, Any]) -> str:
     )
     split = info["split"] if info["measured"] else f"a slice of the training data, not on {info['split']}"
     return "\n".join(lines) + (
-        f"\n\nQuality ± its standard error on `{split}`. Latency {latency_source}: {workload}, {info['device']}; nine "
-        "in ten repetitions in a new process lie within ±."
+        f"\n\nMetrics ± their standard error on `{split}`. Latency {latency_source}: {workload}, {info['device']}; "
+        "90 % of repetitions in a new process lie within ±."
     )
 
 
 def _formats_table(info: Mapping[str, Any]) -> str:
     formats = info["formats"]
-    qualities = [name for name in info["values"] if name not in COSTS]
-    columns = [n for n in (*qualities, *COLUMNS) if any(n in results["values"] for results in formats.values())]
+    metrics = [name for name in info["values"] if name not in COSTS]
+    columns = [n for n in (*metrics, *COLUMNS) if any(n in results["values"] for results in formats.values())]
     lines = ["| format | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for format_name, results in formats.items():
         cells = [
@@ -95,8 +100,8 @@ def _formats_table(info: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {format_name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
-        "\n\nMeasured side by side on the same workload; memory is what loading the model and running the workload's "
-        "input adds at most to a clean process, libraries not counted."
+        "\n\nAll formats were measured together on the same workload. Memory is the peak that loading the model and "
+        "running the workload adds to a clean process, without libraries."
     )
 
 
@@ -104,11 +109,7 @@ def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
     auto = TASKS[info["task"]].auto_class
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
-    note = (
-        "The architecture is not one that a stock config describes: its one modelling file is beside the weights.\n\n"
-        if own_code
-        else ""
-    )
+    note = "No stock config describes this architecture; its modeling code is in this folder.\n\n" if own_code else ""
     files = [f"- `{file}`: {name}" for name, (file, _) in FORMATS.items() if (folder / file).is_file()]
     return (
         f"{note}```python\nfrom transformers import {auto}\n\n"
@@ -119,4 +120,4 @@ def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
 def _licence(info: Mapping[str, Any], name: str) -> str:
     if info.get("license"):
         return f"That of its parent, `{name}`: {info['license']}."
-    return f"That of its parent, `{name}`, whose card states none that could be read here."
+    return f"That of its parent, `{name}`; its card names none, or could not be read."

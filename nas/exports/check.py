@@ -1,4 +1,4 @@
-"""Deploy check: an exported folder, in every runtime it has a file for, held to the figures that it states."""
+"""Deployment check: runs all formats of an exported folder and compares them with the values in its subnet.json."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 
 LATENCY_TOLERANCE = 1.25
-"""How many times the stated latency a measured one may be, beside its spread: other work slows a model unevenly."""
+"""Allowed ratio of the measured to the stated latency plus its spread: other work slows models unevenly."""
 
 
 @dataclass
 class FormatCheck:
-    """What was found of one format of a folder.
+    """The results of one format of a folder.
 
     Attributes:
-        values: Figure -> measured value.
-        errors: Figure -> its spread, as in `nas.fronts.point.Point`.
-        difference: The largest difference of a logit from what it must equal; None where nothing is its reference.
-        failure: Why it does not load.
+        values: Name of a metric or cost -> measured value.
+        errors: Name -> its error, as in `nas.fronts.point.Point`.
+        difference: Largest absolute difference of a logit from the reference; None without a reference.
+        failure: Why the format does not load; empty if it does.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -48,13 +48,14 @@ class FormatCheck:
 
 
 def check_folder(folder: Path, run: Run) -> tuple[dict[str, FormatCheck], list[str]]:
-    """Reloads, compares, times and scores an export, and states in its card what it did not state yet.
+    """Reloads, compares, measures and scores all formats of an export; adds new values to its subnet.json and card.
 
     Each format runs in a clean process. The Hugging Face model is compared with the supernet's subnetwork (unless it
-    was fine-tuned since), every other format with the Hugging Face model. Latencies are measured beside the parent.
+    was fine-tuned later), every other format with the Hugging Face model. Latencies are measured together with the
+    parent's.
 
     Returns:
-        Format -> what was found, and one line for each figure that does not hold.
+        Format -> its results; and one message per failed check.
 
     Raises:
         InputError: If the folder is not an export.
@@ -76,7 +77,7 @@ def check_folder(folder: Path, run: Run) -> tuple[dict[str, FormatCheck], list[s
 
 
 def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) -> list[str]:
-    """What does not hold of an export: a format that fails or differs, or a stated figure that is not reached."""
+    """Returns one message per failed check: a format fails or differs, or a stated value is not reached."""
     lines = []
     for format_name, check in checks.items():
         limit = TOLERANCE if format_name == "torch" else ONNX_TOLERANCE
@@ -102,10 +103,10 @@ def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) ->
 
 
 def is_within_tolerance(name: str, stated: float, measured: float, error: float) -> bool:
-    """Whether a stated figure holds.
+    """Whether a measured value agrees with the stated one.
 
-    A quality must be found again within half of its standard error, as processors round differently; a latency may be
-    `LATENCY_TOLERANCE` times the stated one and its spread; a size within a hundredth; memory within a half and 20 MB.
+    Tolerances: half a standard error for a metric, as processors round differently; a factor of `LATENCY_TOLERANCE` on
+    the stated latency plus its spread; 1 % and 20 kB for the size; 50 % and 20 MB for memory.
     """
     if not math.isfinite(measured):
         return False
@@ -121,7 +122,7 @@ def is_within_tolerance(name: str, stated: float, measured: float, error: float)
 def _reload(
     folder: Path, info: Mapping[str, Any], run: Run, context: TaskContext, checks: dict[str, FormatCheck]
 ) -> None:
-    """Runs each format in a clean process; notes how far its outputs are from their reference."""
+    """Runs each format in a clean process, and stores the largest difference of its outputs from the reference."""
     supernet, _ = load_supernet(run, context)
     inputs, active = supernet_outputs(supernet, SubnetConfig.from_dict(info["subnet"]), context)
     reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
@@ -138,7 +139,7 @@ def _reload(
 
 
 def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, FormatCheck]) -> None:
-    """Qualities on the held-out split."""
+    """Computes the metrics of each format on the held-out split."""
     for format_name, path in working.items():
         model = RuntimeModel.load(format_name, path, context)
         try:
@@ -153,8 +154,10 @@ def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, 
 def _measure(
     folder: Path, working: Mapping[str, Path], info: Mapping[str, Any], run: Run, checks: dict[str, FormatCheck]
 ) -> None:
-    """Memory, and latencies beside the parent's on the scale of its stated one; not where the stated ones are of a
-    device elsewhere."""
+    """Measures memory and latency of each format, unless the stated latencies come from another device.
+
+    Latencies are measured together with the parent's and scaled to its stated latency.
+    """
     if run.is_remote:
         return
     for format_name in working:
@@ -170,7 +173,7 @@ def _measure(
 
 
 def _add_to_card(folder: Path, info: dict[str, Any], checks: Mapping[str, FormatCheck]) -> None:
-    """Adds what the folder did not state yet to its subnet.json and card."""
+    """Adds values of formats that have none yet to subnet.json and the card."""
     formats = dict(info.get("formats", {}))
     for format_name, check in checks.items():
         formats.setdefault(format_name, {"values": check.values, "errors": check.errors})
@@ -180,7 +183,7 @@ def _add_to_card(folder: Path, info: dict[str, Any], checks: Mapping[str, Format
 
 
 def check_table(checks: Mapping[str, FormatCheck]) -> Table:
-    """One row a format."""
+    """Returns a table with one row per format."""
     names = list(dict.fromkeys(name for check in checks.values() for name in sorted(check.values)))
     table = Table("format", *names, "differs by", box=None, padding=(0, 2, 0, 0))
     for format_name, check in checks.items():
@@ -191,6 +194,6 @@ def check_table(checks: Mapping[str, FormatCheck]) -> Table:
 
 
 def raise_if_failed(folder: Path, failures: list[str]) -> None:
-    """Raises InputError with what does not hold, if anything."""
+    """Raises InputError with all failed checks, if there are any."""
     if failures:
-        raise InputError(f"`{folder}` does not hold what it states: {'; '.join(failures)}.")
+        raise InputError(f"`{folder}` fails its checks: {'; '.join(failures)}.")

@@ -1,4 +1,4 @@
-"""Export: a subnetwork becomes a Hugging Face model folder, refused unless what reloads equals what was searched."""
+"""Export: writes a subnetwork as a Hugging Face model folder, and checks that it reloads with the same outputs."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ TOLERANCE = 1e-5
 
 
 def save_subnet(supernet: Supernet, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
-    """Writes the extracted model, its tokenizer or image processor and, unless it is stock, its modelling file."""
+    """Writes the extracted model, its processor and, unless it is a stock model, its modeling code."""
     save_model(supernet.extract(subnet), context, folder)
     context.processor.save_pretrained(folder)
 
 
 def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:
-    """Writes a model, its modelling file unless it is stock, and its weights if they are wanted."""
+    """Writes a model with its modeling code, unless it is a stock model; without weights if ``weights`` is false."""
     if type(model).__name__.startswith(PREFIX):
         enable_remote_code(model, context.auto_class)
     model.save_pretrained(folder)
@@ -53,7 +53,7 @@ def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, we
 
 
 def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
-    """Makes ``save_pretrained`` copy the modelling file and name its classes, for ``trust_remote_code=True``."""
+    """Makes ``save_pretrained`` copy the modeling code and write ``auto_map``, for ``trust_remote_code=True``."""
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class(auto_class)
     (bare,) = stock_classes(transformers.AutoModel, type(model.config).__mro__[1])
@@ -63,21 +63,24 @@ def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
 def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str] = ()) -> Path:
     """Exports one subnetwork of a run.
 
-    The folder is written beside its place, loaded again by a separate Python process through the auto class, and
-    moved into place only if that process computes what the supernet computes.
+    The model is written to a temporary folder and loaded by a separate Python process through the auto class. The
+    folder is renamed to its final name only if this process computes the outputs of the supernet.
 
     Args:
         run: A run whose supernet is trained.
-        point: What to export, with the figures that go into ``subnet.json``.
-        out: The folder to write; one that is there must be an earlier export.
-        formats: Names in `nas.exports.formats.FORMATS`, written into the folder as well.
+        point: The subnetwork to export, with the values for ``subnet.json``.
+        out: The folder to write; an existing folder must be an earlier export.
+        formats: Names in `nas.exports.formats.FORMATS` that are written into the folder too.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: If the folder holds something else, the reloaded model differs, or a format cannot be written.
     """
     out = Path(out)
     if out.exists() and not (out / "subnet.json").exists():
-        raise InputError(f"`{out}` exists and is not an export; give another folder with --out.")
+        raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
     context = TaskContext(run.recipe)
     supernet, _ = load_supernet(run, context)
     work = out.with_name(f".{out.name}.partial")
@@ -97,7 +100,7 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """Where an export comes from, and what its figures mean; of a local folder only the name, as exports travel."""
+    """Returns where an export comes from and how its values were measured; a local model is named without its path."""
     recipe = run.recipe
     verified = run.verified_points() if run.front_file.is_file() else []
     parent = next((point for point in verified if point.source == "parent"), None)
@@ -115,7 +118,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> None:
-    """Loads a folder in a clean process and compares its logits with the active supernet's.
+    """Loads a folder in a clean process and compares its logits with those of the supernet.
 
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
@@ -124,27 +127,30 @@ def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, context
     try:
         outputs = outputs_in_subprocess("torch", folder, context.auto_class, inputs)
     except ReloadError as error:
-        raise InputError(f"the export is refused: it does not reload ({error}).") from None
+        raise InputError(f"the export failed: the written model does not load ({error}).") from None
     check_equal(outputs, expected, subnet)
 
 
 class ReloadError(Exception):
-    """A clean process could not load or run a model; its last line of error."""
+    """A clean process could not load or run a model; the message is the last line of its errors."""
 
 
 def outputs_in_subprocess(
     format_name: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Logits by name that a clean process computes with an export.
+    """Runs an export in a clean process.
 
     Args:
         format_name: ``torch`` or a name in `nas.exports.formats.FORMATS`.
-        path: The model folder, or the format's file.
-        auto_class: The transformers auto class of the task.
-        inputs: What the model is called with.
+        path: The model folder, or the file of the format.
+        auto_class: The auto class of the task in transformers.
+        inputs: Inputs of the model.
+
+    Returns:
+        Name -> logits.
 
     Raises:
-        ReloadError: If that process fails.
+        ReloadError: If the process fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs_file, outputs_file = Path(folder, "inputs.safetensors"), Path(folder, "outputs.safetensors")
@@ -167,7 +173,7 @@ def outputs_in_subprocess(
 
 
 def reload_in_process(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
-    """Loads a folder in this process, makes the same comparison and returns the model, on the supernet's device.
+    """Loads a folder in this process, compares its logits, and returns the model on the supernet's device.
 
     Raises:
         InputError: If its outputs differ by more than 1e-5.
@@ -182,9 +188,9 @@ def reload_in_process(folder: Path, supernet: Supernet, subnet: SubnetConfig, co
 def supernet_outputs(
     supernet: Supernet, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A small batch, texts padded to different lengths, and the supernet's logits on it by name.
+    """Returns a small batch, with texts padded to different lengths, and the supernet's logits on it by name.
 
-    Both are computed on the CPU, where a reloaded model is: two devices round differently.
+    They are computed on the CPU, as those of a reloaded model, because devices round differently.
     """
     length = min(24, context.recipe.task.max_length)
     inputs = context.dummy_inputs(Workload(batch_size=3, sequence_length=length))
@@ -202,11 +208,11 @@ def supernet_outputs(
 def check_equal(
     reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
 ) -> None:
-    """Raises InputError unless two sets of logits agree within the tolerance; a NaN never agrees."""
+    """Raises InputError if two sets of logits differ by more than the tolerance, or hold a NaN."""
     differences = torch.stack([(reloaded[name] - expected[name]).abs().max() for name in expected])
     difference = differences.max().item()
     if not difference <= TOLERANCE:
         raise InputError(
-            f"the export is refused: the reloaded model must equal the active supernet within {TOLERANCE}, but the "
-            f"outputs of {subnet} differ by {difference:.3g}."
+            f"the export failed: the outputs of the reloaded model and the supernet must agree within {TOLERANCE}, "
+            f"but those of {subnet} differ by {difference:.3g}."
         )

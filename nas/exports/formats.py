@@ -1,4 +1,4 @@
-"""Formats: what an exported folder can hold besides its Hugging Face model, each made from that model."""
+"""Formats: converts the Hugging Face model of an exported folder to ONNX, torch.export, OpenVINO and ExecuTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ExportInfo = Mapping[str, Any]
-"""The subnet.json of an export."""
+"""The content of an export's subnet.json."""
 
 
 def _write_onnx(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
@@ -38,7 +38,7 @@ def _write_onnx(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
 
 
 def _write_int8(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """From the ONNX file where it is there: tracing again would take as long."""
+    """Writes an int8 ONNX file, from the float32 one if it exists, which avoids tracing the model again."""
     plain = file.parent / "model.onnx"
     if plain.is_file():
         quantize_onnx(plain, file)
@@ -47,7 +47,7 @@ def _write_int8(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
 
 
 def _write_program(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """A `torch.export` program whose batch and sequence may have any size."""
+    """Writes a `torch.export` program with a dynamic batch size and sequence length."""
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with quiet_export(model, "torch.export"):
@@ -69,10 +69,10 @@ def _write_openvino(model: PreTrainedModel, info: ExportInfo, file: Path) -> Non
 
 
 def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """A program for ExecuTorch's XNNPACK kernels, and beside it a manifest that names its inputs and outputs.
+    """Writes a program for ExecuTorch's XNNPACK kernels, and a manifest with the names of its inputs and outputs.
 
-    Its memory is planned for a largest batch, the workload's, and a largest length, the longer of the workload's and
-    of what texts are cut to.
+    Its memory is planned for the batch size of the workload and for the longer of its sequence length and the length
+    to which texts are truncated.
     """
     require("executorch", extra="executorch", what="an ExecuTorch program")
     from torch.export import Dim
@@ -94,7 +94,7 @@ def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> N
             exported = ExecutorchExporter().export(model, forward_arguments(model, inputs), config)
         difference = max(_max_difference(model, exported, case) for case in (inputs, half_length(inputs)))
     require_close(model, difference, "an ExecuTorch program")
-    exported.config = exported.generation_config = None  # they stand in the folder above
+    exported.config = exported.generation_config = None  # the parent folder holds them
     exported.save_pretrained(file.parent)
 
 
@@ -105,7 +105,7 @@ def _max_difference(model: PreTrainedModel, program: Any, inputs: Mapping[str, t
 
 @contextmanager
 def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention as its products: XNNPACK has those, but not what SDPA does for queries that see no key."""
+    """Uses eager attention: XNNPACK has its operators, but not that of SDPA for queries without a visible key."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -121,11 +121,11 @@ FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, ExportInfo, Path], None
     "openvino": ("openvino/openvino_model.xml", _write_openvino),
     "executorch": ("executorch/model.pte", _write_executorch),
 }
-"""Name -> the file in the folder, and what writes it."""
+"""Name -> path in the folder, and the function that writes the file."""
 
 
 def parse_formats(text: str) -> list[str]:
-    """Reads a list like ``onnx,int8``.
+    """Parses a list of formats such as ``onnx,int8``.
 
     Raises:
         InputError: If a name is not in `FORMATS`.
@@ -140,9 +140,12 @@ def parse_formats(text: str) -> list[str]:
 
 
 def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
-    """Writes an exported folder's model in other formats, into the same folder.
+    """Writes the model of an exported folder in other formats into the same folder.
 
-    Those for ONNX Runtime and ExecuTorch are run there and compared with the model; `nas verify` compares all.
+    ONNX and ExecuTorch files are run and compared with the model at once; `nas verify` compares all formats.
+
+    Returns:
+        Format -> its file.
 
     Raises:
         InputError: If the folder is not an export, a package is missing, or the model cannot be traced.
@@ -161,47 +164,47 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
 
 
 def formats_in(folder: Path) -> dict[str, Path]:
-    """The formats that a folder holds: name -> file, the Hugging Face model (``torch``) first."""
+    """Returns the formats in a folder: name -> file; the Hugging Face model (``torch``) is first."""
     files = {name: folder / file for name, (file, _) in FORMATS.items()}
     return {"torch": folder, **{name: file for name, file in files.items() if file.is_file()}}
 
 
 def size_mb(format_name: str, path: Path) -> float:
-    """What a format's weights and graph take on disk, in MB."""
+    """Returns the size of a format's weights and graph on disk, in MB."""
     files = path.glob("*.safetensors") if format_name == "torch" else path.parent.glob(f"{path.stem}.*")
     return sum(file.stat().st_size for file in files) / 1e6
 
 
 def read_export_info(folder: Path) -> dict[str, Any]:
-    """The subnet.json of an export.
+    """Reads the subnet.json of an export.
 
     Raises:
         InputError: If the folder is not an export.
     """
     if not (folder / "subnet.json").is_file():
-        raise InputError(f"`{folder}` must be an export with a subnet.json; `nas export` writes one.")
+        raise InputError(f"`{folder}` must be an export, but it has no subnet.json; `nas export` writes one.")
     return dict(read_json(folder / "subnet.json"))
 
 
 def load_export(folder: Path, info: ExportInfo) -> PreTrainedModel:
-    """The model of an export, for the task it was exported for."""
+    """Loads the model of an export with the head of its task."""
     auto = getattr(transformers, TASKS[info["task"]].auto_class)
     return auto.from_pretrained(folder, trust_remote_code=False).eval()
 
 
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
-    """Random inputs of the workload that an export was measured on."""
+    """Returns random inputs of the workload on which an export was measured."""
     return _random_inputs(info, config, Workload.from_dict(info["workload"]))
 
 
 def tracing_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:
-    """What a model is traced with: a batch of one would be taken for a constant."""
+    """Returns the inputs for tracing, a batch of two: a batch of one would be traced as a constant."""
     workload = replace(Workload.from_dict(info["workload"]), batch_size=2)
     return forward_arguments(model, _random_inputs(info, model.config, workload))
 
 
 def forward_arguments(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Inputs of one pass; a model that generates keeps no keys and values in it."""
+    """Returns the arguments of one forward pass; a generative model runs it without a key-value cache."""
     return {**inputs, "use_cache": False} if model.can_generate() else dict(inputs)
 
 

@@ -1,4 +1,4 @@
-"""Loads an exported folder as any user would and stores its logits; run as a script, imports nothing of ours."""
+"""Loads an export and stores its logits; runs as a script that imports nothing of this package, as a user would."""
 
 import os
 import sys
@@ -13,19 +13,19 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def logits_of(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """What a model's head says, by name: ``logits``, or ``start_logits`` and ``end_logits`` of an answer."""
+    """Returns the logits by name: ``logits``, or ``start_logits`` and ``end_logits`` for question answering."""
     return {name: value.contiguous() for name, value in outputs.items() if name.endswith("logits")}
 
 
 def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """A model folder, through its auto class."""
+    """Runs a model folder through its auto class."""
     model = getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True).eval()
     with torch.inference_mode():
         return logits_of(model(**inputs))
 
 
 def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """An ONNX file."""
+    """Runs an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -35,15 +35,15 @@ def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Ten
 
 
 def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """A `torch.export` program."""
-    import transformers.modeling_outputs  # noqa: F401  (its classes are registered as outputs on import)
+    """Runs a `torch.export` program."""
+    import transformers.modeling_outputs  # noqa: F401  (importing it registers the classes of outputs)
 
     with torch.inference_mode():
         return logits_of(torch.export.load(path).module()(**inputs))
 
 
 def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """An OpenVINO model, in float32."""
+    """Runs an OpenVINO model in float32."""
     import openvino
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -53,7 +53,7 @@ def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch
 
 
 def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """An ExecuTorch program, sample by sample: it may take no more at once."""
+    """Runs an ExecuTorch program one sample at a time, because its batch size may be limited."""
     from transformers.exporters import ExportedModel
 
     program = ExportedModel.from_pretrained(os.path.dirname(path))
@@ -73,7 +73,7 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
 
 
 def main(format_name: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
-    """Runs what a path holds on stored inputs."""
+    """Runs an export on stored inputs and stores its logits."""
     save_file(RUNNERS[format_name](path, auto_class, load_file(inputs_file)), outputs_file)
 
 

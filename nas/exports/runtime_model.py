@@ -1,5 +1,4 @@
-"""RuntimeModel: an ONNX file, a program or the model of another runtime, called as a Hugging Face model is, so that it
-can be scored and timed as one."""
+"""RuntimeModel: wraps a format of an export so that it is called, scored and measured like a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ ForwardFunction = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tens
 
 
 class RuntimeModel(torch.nn.Module):
-    """What runs one format; it takes model inputs and returns logits by name."""
+    """A format of an export as a module that takes model inputs and returns logits."""
 
     def __init__(self, run: ForwardFunction, config: Any) -> None:
         super().__init__()
@@ -38,14 +37,14 @@ class RuntimeModel(torch.nn.Module):
 
     @classmethod
     def load(cls, format_name: str, path: Path, context: TaskContext) -> Any:
-        """The model of a format; of ``torch``, the Hugging Face model itself."""
+        """Loads a format; for ``torch``, returns the Hugging Face model itself."""
         if format_name == "torch":
             auto = getattr(transformers, context.auto_class)
             return auto.from_pretrained(path, trust_remote_code=False).eval()
         return cls(LOADERS[format_name](path), context.config)
 
     def forward(self, **inputs: Any) -> ModelOutput:
-        """Logits by name; other outputs are left out."""
+        """Returns the logits by name, without other outputs."""
         outputs = self.run({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
         return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
 
@@ -57,30 +56,30 @@ FORMAT_WORKLOADS: dict[str, dict[str, Any]] = {
     "openvino": {"runtime": "openvino", "device": "cpu"},
     "executorch": {"runtime": "torch", "device": "cpu"},
 }
-"""Format -> in what it differs from the workload that its model was measured on."""
+"""Format -> fields of the workload that differ from those of the Hugging Face model."""
 
 PARENT = REFERENCE
-"""The name under which `time_with_parent` returns the parent."""
+"""Name of the parent in the result of `time_with_parent`."""
 
 
 def time_with_parent(
     parent: Path, files: Mapping[str, Path], info: Mapping[str, Any], parent_ms: float | None
 ) -> dict[str, tuple[float, float]]:
-    """Latencies of an export's formats on its workload, measured in rounds beside its parent.
+    """Measures the latencies of an export's formats on its workload, in rounds together with its parent.
 
     Args:
         parent: Model folder of the parent.
-        files: Format -> its file, as `nas.exports.formats.present` finds them.
-        info: The subnet.json of the export.
-        parent_ms: What the parent takes on this device, as stated before; None to state what it takes now.
+        files: Format -> its file, as returned by `nas.exports.formats.formats_in`.
+        info: The content of the export's subnet.json.
+        parent_ms: Stated latency of the parent on this device, which sets the scale; None to use that of now.
 
     Returns:
-        Format, and `PARENT` -> milliseconds, and half of their 10-90 % spread.
+        Format, and `PARENT` -> latency in milliseconds, and half of its 10-90 % spread.
     """
     workload = Workload.from_dict(info["workload"])
-    threads = replace(workload, runtime="torch", dtype="float32")  # formats that run elsewhere take PyTorch's threads
+    threads = replace(workload, runtime="torch", dtype="float32")  # other runtimes take their threads from PyTorch
     inputs = workload_inputs(info, load_config(str(parent)))
-    with benchmark_mode(threads):  # some when they are loaded
+    with benchmark_mode(threads):  # some read them when they are loaded
         calls = {
             format_name: _make_call(format_name, path, info, inputs, workload) for format_name, path in files.items()
         }
@@ -90,10 +89,10 @@ def time_with_parent(
 
 
 def memory_mb(folder: str, format_name: str) -> float | None:
-    """What loading a format and running it on its workload's input adds at most to this process, in MB.
+    """Measures the peak memory that loading and running a format adds to this process, in MB, without libraries.
 
-    Libraries do not count. For a process that does nothing else; None where `peak_memory_mb` has no counter, or where
-    a model folder would be converted first.
+    The process must do nothing else. Returns None if `peak_memory_mb` has no counter, or if the workload would convert
+    the model first.
     """
     info, path = read_export_info(Path(folder)), formats_in(Path(folder))[format_name]
     workload = replace(Workload.from_dict(info["workload"]), **FORMAT_WORKLOADS.get(format_name, {}))
@@ -111,7 +110,7 @@ def memory_mb(folder: str, format_name: str) -> float | None:
 def _make_call(
     format_name: str, path: Path, info: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], workload: Workload
 ) -> Callable[[], object]:
-    """One pass of a format on inputs of a workload, with its threads; a model folder runs as the workload says."""
+    """Returns a function that runs a format once on these inputs; a model folder runs in the workload's runtime."""
     if format_name in ("onnx", "int8"):
         return onnx_call(path, {name: inputs[name].numpy() for name in input_names(path)}, workload)
     if format_name == "torch":
@@ -155,7 +154,7 @@ def _load_executorch(path: Path) -> ForwardFunction:
     from transformers.exporters import ExportedModel
 
     if portable_lib._threadpool_get_thread_count() != torch.get_num_threads():
-        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # of the process: ends what was loaded before
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # programs loaded before stop working
     program = ExportedModel.from_pretrained(path.parent)
     runner = program.runners["model"]
     shapes = [runner.method.metadata.input_tensor_meta(i).sizes() for i in range(len(runner.metadata.kwargs))]
@@ -166,8 +165,8 @@ def _load_executorch(path: Path) -> ForwardFunction:
         for name, (_, tokens) in texts.items():
             if inputs[name].shape[1] > tokens:
                 raise InputError(
-                    f"`{path}` takes up to {tokens} tokens, but got {inputs[name].shape[1]} of `{name}`; set "
-                    "`max_length` in subnet.json, and `nas convert` writes it anew."
+                    f"`{path}` takes at most {tokens} tokens, but `{name}` has {inputs[name].shape[1]}; set "
+                    "`max_length` in subnet.json and run `nas convert` again."
                 )
         pieces = zip(*(inputs[name].split(shape[0]) for name, shape in largest.items()), strict=True)
         outputs = [program(**dict(zip(largest, piece, strict=True))) for piece in pieces]
@@ -183,4 +182,4 @@ LOADERS: dict[str, Callable[[Path], ForwardFunction]] = {
     "openvino": _load_openvino,
     "executorch": _load_executorch,
 }
-"""Format -> what loads its file."""
+"""Format -> function that loads its file."""

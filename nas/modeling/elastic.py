@@ -1,6 +1,8 @@
-"""Stock modules made elastic in place: their parameters are read as views of the active entries, so a narrower
-subnetwork really is less work. Swapping the class of the module object keeps its parameters, names, ties and
-optimiser state."""
+"""Elastic modules: stock modules whose parameters are read as views of their active entries.
+
+A narrower subnetwork therefore computes less. Replacing only the class of a module keeps its parameters, their names,
+ties and optimizer state.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,17 @@ if TYPE_CHECKING:
     from search_spaces.shapes import Rows
 
 Index = tuple[slice | torch.Tensor, ...]
-"""Active entries of a parameter, one for each of its elastic dimensions."""
+"""Active entries of a parameter: a slice or indices for each of its dimensions."""
 
 
 class Elastic(nn.Module):
-    """Mixed into a module's class by `make_elastic`.
+    """Mixin of elastic modules, added to a module's class by `make_elastic`.
 
     Attributes:
-        active_entries: Parameter name -> its active entries, for those that are not active whole.
+        active_entries: Name of a parameter -> its active entries, if some are inactive.
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
-        basis: Of a linear layer or embedding of low rank, the orthonormal directions that its outputs keep
-            (outputs, rank), else None.
-        bits: In what numbers a linear layer is stored and multiplied.
+        basis: Orthonormal basis (outputs, rank) of the outputs of a low-rank linear layer or embedding, else None.
+        bits: Dtype in which a linear layer is stored and multiplied.
     """
 
     active_entries: dict[str, Index]
@@ -42,7 +43,7 @@ class Elastic(nn.Module):
     bits: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stock module computes, unless its block is skipped."""
+        """Runs the stock module on its active entries, or skips it."""
         if self.skip is not None:
             return skip_output(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
         if self.basis is not None and not isinstance(self, nn.Embedding):
@@ -58,17 +59,17 @@ class Elastic(nn.Module):
         return fake_quant_linear(x, weight, bias, self.bits)
 
     def __getattr__(self, name: str) -> Any:
-        """A parameter is read as its active entries, by the module itself and by others."""
+        """Returns the active entries of a parameter, to the module itself and to others."""
         parameter: Any = super().__getattr__(name)
         index = self.__dict__["active_entries"].get(name)
         return parameter if index is None else select_active(parameter, index)
 
 
 class ActiveEmbedding(nn.Embedding):
-    """Stands below a stock embedding: looks up active channels in the whole table, and projects them on a basis."""
+    """Base class of elastic embeddings: looks up active channels in the full table and projects them on a basis."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Rows of the table (..., active channels)."""
+        """Returns embeddings (..., active channels)."""
         table = self._parameters["weight"]
         assert table is not None and self.max_norm is None and not self.scale_grad_by_freq
         _, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
@@ -81,10 +82,10 @@ class ActiveEmbedding(nn.Embedding):
 
 
 class _TruncatedLookup(torch.autograd.Function):
-    """Rows of a table, cut to their first channels.
+    """Looks up rows of a table and truncates them to their first channels.
 
-    A vocabulary's gradient is as large as the vocabulary, and few of its rows are not zero: on a CPU its memory comes
-    from ``calloc``, so that what is never written costs nothing. Filling it takes as long as a layer's backward pass.
+    The gradient is as large as the table, but few of its rows are non-zero. On a CPU it is allocated with ``calloc``:
+    rows that are not written cost nothing, while filling it would take as long as the backward pass of a layer.
     """
 
     @staticmethod
@@ -109,22 +110,25 @@ class _TruncatedLookup(torch.autograd.Function):
 
 
 def linear_weight(module: nn.Module) -> torch.Tensor:
-    """The active weight of a linear layer (outputs, inputs); GPT-2 stores its own inputs first."""
+    """Returns the active weight of a linear layer as (outputs, inputs); a `Conv1D` stores it as (inputs, outputs)."""
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def low_rank_factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """U and U^T W, (outputs, rank) and (rank, inputs): a linear layer's outputs projected on a basis U.
+    """Factorizes U U^T W, the projection of a linear layer's outputs on a basis U.
 
-    Gradients reach W (outputs, inputs); U is fixed.
+    Gradients reach W (outputs, inputs); U (outputs, rank) is fixed.
+
+    Returns:
+        U (outputs, rank) and U^T W (rank, inputs).
     """
     basis = basis.to(weight.device, weight.dtype)
     return basis, basis.T @ weight
 
 
 def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
-    """The active entries of a tensor: a view where they are a prefix, a copy where they are not."""
+    """Returns the active entries of a tensor: a view if they are a prefix, otherwise a copy."""
     tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
     for dim, rows in enumerate(index):
         if isinstance(rows, torch.Tensor):
@@ -133,19 +137,19 @@ def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
 
 
 def _prefix_view(tensor: torch.Tensor, stops: list[int | None]) -> torch.Tensor:
-    """The first entries along each dimension (None: all), as one view: its gradient is filled once, not once a cut."""
+    """Returns the first entries along each dimension (None: all) as one view, so that backward fills it only once."""
     size = [length if stop is None else min(stop, length) for stop, length in zip(stops, tensor.shape, strict=False)]
     size += tensor.shape[len(stops) :]
     return tensor if size == list(tensor.shape) else tensor.as_strided(size, tensor.stride(), tensor.storage_offset())
 
 
 def as_index(rows: Rows) -> slice | torch.Tensor:
-    """What `select_active` reads, of what a layout gives."""
+    """Converts active rows of a layout to an index for `select_active`."""
     return rows if isinstance(rows, slice) else torch.from_numpy(rows)
 
 
 class ElasticModuleList(nn.ModuleList):
-    """A list of layers of which only the active ones are seen; None means all."""
+    """A list of layers that shows only its active ones; None means all."""
 
     active: tuple[int, ...] | None = None
 
@@ -163,12 +167,12 @@ class ElasticModuleList(nn.ModuleList):
         return self._active_layers()[index]
 
     def parent_layer(self, index: int) -> nn.Module:
-        """The layer at an index of the parent, active or not."""
+        """Returns the layer at an index of the parent, active or not."""
         return self._modules[str(index)]
 
 
 def _property_of_weight_shape(value_of_shape: Callable[[tuple[int, ...]], Any]) -> property:
-    """An attribute that follows the shape of the active weight."""
+    """Returns a property that is computed from the shape of the active weight."""
 
     def read(module: nn.Module) -> Any:
         return value_of_shape(tuple(module.weight.shape))  # type: ignore[arg-type]
@@ -178,7 +182,7 @@ def _property_of_weight_shape(value_of_shape: Callable[[tuple[int, ...]], Any]) 
 
 @cache
 def elastic_class(stock: type, *wrappers: type) -> type:
-    """The elastic subclass of a module's class, with further mixins before it."""
+    """Returns the elastic subclass of a module's class, with mixins."""
     shape_properties = {
         name: _property_of_weight_shape(of_shape)
         for cls, (name, of_shape) in SHAPE_ATTRIBUTES.items()
@@ -192,7 +196,7 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 
 
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
-    """Swaps the class of one module for its elastic subclass; every parameter is active whole."""
+    """Replaces the class of a module by its elastic subclass; all entries are active."""
     if not isinstance(module, Elastic):
         module.active_entries, module.skip, module.basis, module.bits = {}, None, None, FULL_PRECISION  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Longer inputs than a model was pretrained for: its learned position embeddings are copied over and over.
+"""Extends learned position embeddings by repeating them, for inputs longer than a model was pretrained for.
 
-Beltagy et al. 2020 (Longformer, arXiv 2004.05150) begin in the same way; their ablation has copies far ahead of new
-random positions.
+Longformer is initialized in the same way (Beltagy et al. 2020, arXiv 2004.05150); in its ablation, repeated positions
+are far better than new random ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def extend_config(config: PreTrainedConfig, tokens: int) -> PreTrainedConfig:
-    """The config of a model that reads so many tokens, if only learned positions stand against it."""
+    """Returns a config with positions for this many tokens; unchanged if it has them, or no learned positions."""
     family = FAMILIES.get(config.model_type)
     if family is None or not family.learned_positions:
         return config
@@ -31,7 +31,7 @@ def extend_config(config: PreTrainedConfig, tokens: int) -> PreTrainedConfig:
 
 
 def extend_positions(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """The same model with the positions of a longer config: what it computes of shorter texts stays as it is."""
+    """Returns the model with as many positions as the config has; outputs for shorter inputs do not change."""
     if num_positions(model.config) == num_positions(config):
         return model
     layout, extended_config = Layout(model.config), copy.deepcopy(model.config)
@@ -52,12 +52,12 @@ def extend_positions(model: PreTrainedModel, config: PreTrainedConfig) -> PreTra
 
 
 def num_positions(config: PreTrainedConfig) -> int | None:
-    """Position embeddings that a config asks for, None where it does not say."""
+    """Returns the number of position embeddings in a config; None if it has none."""
     return getattr(config, "max_position_embeddings", None)
 
 
 def _repeat_rows(weight: torch.Tensor, rows: int, unused: int) -> torch.Tensor:
-    """So many rows: those that no token uses, then the others as often as they fit."""
+    """Returns this many rows: the unused first rows, then the used ones repeated."""
     used = weight[unused:]
     repeated = used.repeat(-(-(rows - unused) // len(used)), 1)[: rows - unused]
     return torch.cat([weight[:unused], repeated])

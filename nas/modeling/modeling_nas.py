@@ -1,9 +1,8 @@
 """Hugging Face models whose layers differ: a stock model plus the list of edits in ``config.nas_arch``.
 
-This file and those of sparse attention and of fewer bits are copied beside the weights of an exported subnetwork and
-need torch and transformers only. Any stock class has its counterpart here by name:
-``NasBertForSequenceClassification`` is ``BertForSequenceClassification`` with the edits applied before the weights are
-loaded.
+This file, `sparse_attention` and `quantized` are copied into the folder of an exported subnetwork and need only torch
+and transformers. Every stock class has a counterpart here: ``NasBertForSequenceClassification`` is
+``BertForSequenceClassification`` with the edits applied before the weights are loaded.
 """
 
 import copy
@@ -25,18 +24,18 @@ SHAPE_ATTRIBUTES: dict[type[nn.Module], tuple[str, Callable[[tuple[int, ...]], A
     nn.LayerNorm: ("normalized_shape", tuple),
     Conv1D: ("nf", lambda shape: shape[1]),
 }
-"""Module class -> the attribute its forward reads that must follow the shape of its weight."""
+"""Module class -> the attribute that its forward reads and that must match the shape of its weight, and its value."""
 
 
 def skip_output(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) -> Any:
-    """What a module gives back while its block is skipped.
+    """Returns the output of a module whose block is skipped.
 
     Args:
-        returns: ``input`` (``identity`` is the same), ``zeros`` of its shape, or ``residual``, the second argument;
-            after commas what an attention module returns beside it: ``None`` for its weights, or ``position_bias``.
-        layer_idx: Place of an attention module in the cache, which is kept as if it were there (see `_store_tokens`).
-        args: What the module was called with.
-        kwargs: What the module was called with.
+        returns: ``input`` (or ``identity``), ``zeros`` of the input's shape, or ``residual``, the second argument;
+            after commas the other outputs of an attention module: ``None`` for its weights, or ``position_bias``.
+        layer_idx: Index of an attention module in the cache, which must not lose a layer (see `_store_tokens`).
+        args: Arguments of the module.
+        kwargs: Arguments of the module.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
@@ -48,9 +47,9 @@ def skip_output(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) 
 
 
 def _store_tokens(cache: Any, layer_idx: int, hidden: torch.Tensor, source: torch.Tensor | None) -> None:
-    """Stores one channel a token, because masks and positions are read off the lengths in the cache.
+    """Stores one zero per token in the cache, because masks and positions are computed from its lengths.
 
-    Cross-attention stores the tokens of its ``source``, once.
+    Cross-attention stores the tokens of its ``source`` once.
     """
     if source is None:
         tokens = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
@@ -62,19 +61,19 @@ def _store_tokens(cache: Any, layer_idx: int, hidden: torch.Tensor, source: torc
 
 
 class Skip(nn.Module):
-    """Takes the place of a module whose block is skipped; see `skip_output`."""
+    """Replaces a module whose block is skipped; see `skip_output`."""
 
     def __init__(self, returns: str, layer_idx: int | None) -> None:
         super().__init__()
         self.returns, self.layer_idx = returns, layer_idx
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The input, zeros or the residual."""
+        """Returns the input, zeros or the residual."""
         return skip_output(self.returns, self.layer_idx, *args, **kwargs)
 
 
 class LowRank(nn.Module):
-    """Takes the place of a linear layer as two thin ones: (.., inputs) -> (.., rank) -> (.., outputs)."""
+    """Replaces a linear layer by two low-rank ones: (.., inputs) -> (.., rank) -> (.., outputs)."""
 
     def __init__(self, original: Any, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -84,53 +83,53 @@ class LowRank(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """What stock code asks for the type of its numbers."""
+        """A weight with the right dtype and device, which stock code reads."""
         return self.up.weight
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Both products."""
+        """Applies both layers."""
         return self.up(self.down(hidden_states))
 
 
 class LowRankEmbedding(nn.Module):
-    """Takes the place of an embedding as a thin one and a linear layer: ids -> (.., rank) -> (.., outputs)."""
+    """Replaces an embedding by a low-rank one and a linear layer: ids -> (.., rank) -> (.., outputs)."""
 
     def __init__(self, original: Any, outputs: int, rank: int) -> None:
         super().__init__()
         factory_kwargs = {"device": original.weight.device, "dtype": original.weight.dtype}
-        self.down = original  # of the stock class, which may scale what it looks up
+        self.down = original  # keeps the stock class, which may scale its outputs
         self.down.weight = nn.Parameter(original.weight.data.new_empty(original.num_embeddings, rank))
         self.down.embedding_dim = rank
         self.up = nn.Linear(rank, outputs, bias=False, **factory_kwargs)
 
     @property
     def weight(self) -> torch.Tensor:
-        """What stock code asks for the type of its numbers."""
+        """A weight with the right dtype and device, which stock code reads."""
         return self.up.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """What the thin table holds of each token, times the matrix."""
+        """Looks up the low-rank embeddings and projects them."""
         return self.up(self.down(input))
 
 
 class SlicedPositionBias:
-    """Mixed into an attention module that is given one position bias for all layers, with the heads of the widest.
+    """Mixin of an attention module that receives the position bias of all heads and uses that of its own.
 
-    Heads keep their place in every layer, so that the first ones are those of a narrower layer.
+    All layers number their heads alike, so a narrower layer has the first heads.
     """
 
     num_attention_heads: int
 
     def forward(self, hidden_states: Any, attention_mask: Any = None, position_bias: Any = None, **kwargs: Any) -> Any:
-        """What the stock module computes with the biases of its own heads; bias (1 or batch, heads, query, key)."""
+        """Runs the stock module with the bias of its own heads, (1 or batch, heads, queries, keys)."""
         own = None if position_bias is None else position_bias[:, : self.num_attention_heads]
         return super().forward(hidden_states, attention_mask, own, **kwargs)  # type: ignore[misc]
 
 
 class SharedPositionBias:
-    """Mixed into T5's attention: every layer takes the bias of its own heads from one that all layers share.
+    """Mixin of T5's attention: every layer uses the bias of its own heads out of one that all layers share.
 
-    The first attention of a stack has the table and computes the bias, with as many heads as the widest layer has.
+    The first attention of a stack computes the bias for as many heads as the widest layer has.
     """
 
     def forward(
@@ -142,7 +141,7 @@ class SharedPositionBias:
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """What the stock attention computes, and the bias (1, heads of the widest layer, queries, keys)."""
+        """Runs the stock attention; also returns the bias (1, heads of the widest layer, queries, keys)."""
         module: Any = self
         if position_bias is None and key_value_states is None:
             position_bias = module.compute_bias(*self._lengths(hidden_states, past_key_values))
@@ -152,7 +151,7 @@ class SharedPositionBias:
         return output, position_bias, weights
 
     def _lengths(self, hidden_states: torch.Tensor, cache: Any) -> tuple[int, int, torch.device, Any]:
-        """Queries, keys, the device and the queries that came before, as ``compute_bias`` takes them."""
+        """Returns the arguments of ``compute_bias``: queries, keys, device, and the number of past queries."""
         queries, device = hidden_states.shape[1], hidden_states.device
         if cache is None:
             return queries, queries, device, 0
@@ -161,19 +160,19 @@ class SharedPositionBias:
 
 
 class LayerConfig:
-    """The config as one module sees it: values of its own, and the model's for everything else."""
+    """A config of one module: its own values, and those of the model for everything else."""
 
     def __init__(self, shared: Any) -> None:
         self.shared = shared
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "shared":  # what copying asks for before there is a shared config
+        if name.startswith("__") or name == "shared":  # copying reads these before ``shared`` is set
             raise AttributeError(name)
         return getattr(self.shared, name)
 
 
 def config_or_module(root: nn.Module, path: str) -> Any:
-    """What holds the attributes at a path: a module, or the config that a module reads, which becomes its own."""
+    """Returns the module at a path, or, if the path ends in ``config``, a config that only this module reads."""
     parent, _, last = path.rpartition(".")
     if last != "config":
         return root.get_submodule(path)
@@ -184,7 +183,7 @@ def config_or_module(root: nn.Module, path: str) -> Any:
 
 
 def set_sparse_attention(module: Any, graph: list[int] | None) -> None:
-    """Makes an attention module attend by a graph (see `sparse_attention.Graph`), or as the model does."""
+    """Sets the pattern of an attention module (see `sparse_attention.Graph`); None restores the model's attention."""
     if graph is not None:
         if not isinstance(module.config, LayerConfig):
             module.config = LayerConfig(module.config)
@@ -195,7 +194,7 @@ def set_sparse_attention(module: Any, graph: list[int] | None) -> None:
 
 
 WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
-"""Name in a family's table -> class mixed into a stock module's own."""
+"""Name in a family's table -> mixin of a stock module's class."""
 
 
 def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
@@ -203,13 +202,13 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: ``like``: module -> one that is copied there. ``move``: where a module goes -> where it is. ``low_rank``:
-            linear layer -> inputs, outputs and rank of the two that replace it. ``embedding``: table of tokens ->
-            outputs and rank of the two that replace it. ``shapes``: parameter -> its shape.
-            ``attributes``: module, or its config -> {attribute: value}. ``skip``: module -> what it returns instead.
-            ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its graph. ``bits``: linear layer -> in
-            what numbers it, or each of the two that replace it, is stored. Paths are relative to the base model, so
-            that every head shares one list. ``head_shapes`` are those of the head it was exported with.
+        arch: Section -> edits. Paths are relative to the base model, so that models with any head share the edits.
+            ``like``: new module -> module to copy. ``move``: new path of a module -> its path. ``low_rank``: linear
+            layer -> inputs, outputs and rank of the two layers that replace it. ``embedding``: embedding -> outputs
+            and rank of the two modules that replace it. ``shapes``: parameter -> its shape. ``head_shapes``: the same
+            for the head that was exported. ``attributes``: module, or its config -> {attribute: value}. ``skip``:
+            module -> what it returns. ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its pattern.
+            ``bits``: linear layer -> dtype of it, or of both layers that replace it.
     """
     base: Any = model.base_model
     for path, other in arch.get("like", {}).items():
@@ -245,7 +244,7 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
 
 
 def _quantize(base: Any, path: str, bits: str) -> None:
-    """Replaces a linear layer, or each of two that took its place."""
+    """Replaces a linear layer, or both layers of a `LowRank`, by quantized ones."""
     module = base.get_submodule(path)
     if isinstance(module, LowRank):
         for factor in ("down", "up"):
@@ -257,7 +256,7 @@ def _quantize(base: Any, path: str, bits: str) -> None:
 
 
 def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Gives a parameter another shape; one that this head of the model does not have is passed over."""
+    """Gives a parameter another shape, if this model has it: other heads may lack it."""
     path, _, kind = name.rpartition(".")
     try:
         module = root.get_submodule(path)
@@ -281,7 +280,7 @@ def _nas_model(stock: Any) -> type:
     config_class = class_by_name(PREFIX + stock.config_class.__name__)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        config.__class__ = stock.config_class  # a head may ask an auto class for its body, by the type of the config
+        config.__class__ = stock.config_class  # a head may build its body with an auto class, by the config's type
         try:
             stock.__init__(self, config, *args, **kwargs)
         finally:
@@ -291,7 +290,7 @@ def _nas_model(stock: Any) -> type:
             self.post_init()
 
     def _get_static_cache_init_shape(self: Any) -> None:
-        """Key and value heads differ from layer to layer: a static cache takes its shapes from the first tokens."""
+        """Returns None: layers differ in key and value heads, so a static cache takes its shapes from the inputs."""
 
     members = {
         "__init__": __init__,
@@ -304,14 +303,14 @@ def _nas_model(stock: Any) -> type:
 
 
 def _register_weight_renamings(stock: Any, custom: Any, key: str) -> None:
-    """Weights keep the names that they have in files of the stock model, by its class or by its model type."""
+    """Registers the renamings of weights that the stock model has, by its class or by its model type."""
     renamings = get_checkpoint_conversion_mapping(getattr(stock, key))
     if renamings is not None:
         register_checkpoint_conversion_mapping(getattr(custom, key), renamings, overwrite=True)
 
 
 def class_by_name(name: str) -> Any:
-    """A class of this module by name, made on first use."""
+    """Returns a class of this module by name; it is created on first use."""
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Linear layers in fewer bits: how their weights are rounded and stored, and what then multiplies them.
+"""Quantized linear layers: how weights are rounded and stored, and how they are multiplied.
 
-Weights are rounded to the nearest of evenly spaced values, symmetric around 0 and with one step an output channel
-(Krishnamoorthi 2018, arXiv 1806.08342). Like the modelling file, this file travels with exports and needs torch only.
+Quantization is uniform and symmetric with one scale per output channel (Krishnamoorthi 2018, arXiv 1806.08342). Like
+`modeling_nas`, this file is copied into exports; it needs only torch.
 """
 
 import warnings
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 MAX_INTEGER = {"int8": 127, "int8-weight": 127, "int4-weight": 7}
-"""The largest integer that a weight is rounded to."""
+"""Largest integer of a quantized weight."""
 
 ACTIVATION_STEPS = 127
-"""Steps of activations in ``int8``: seven bits, so that no processor overflows when it adds products in pairs."""
+"""Largest integer of ``int8`` activations: seven bits, so that sums of two products never overflow."""
 
 
 def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
-    """What is stored of a weight (outputs, inputs).
+    """Quantizes a weight (outputs, inputs) to the tensors that are stored.
 
-    ``bfloat16``: its numbers. ``int8`` and ``int8-weight``: whole numbers of 8 bits. ``int4-weight``: two numbers a
-    byte, the second of a row's last byte 0 where the inputs are odd.
+    ``int8`` and ``int8-weight`` store 8-bit integers. ``int4-weight`` packs two integers into a byte; if the number of
+    inputs is odd, the last byte of a row holds one integer and a zero.
 
     Returns:
-        ``qweight``, and of whole numbers ``scales`` (outputs, 1) float32.
+        ``qweight`` and, for integers, ``scales`` (outputs, 1) float32.
     """
     if bits == "bfloat16":
         return {"qweight": weight.to(torch.bfloat16).contiguous()}
@@ -41,19 +41,19 @@ def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
 
 
 def unpack(qweight: Tensor, inputs: int) -> Tensor:
-    """The whole numbers (outputs, inputs) that a ``qweight`` holds."""
+    """Returns the integers (outputs, inputs) in a ``qweight``."""
     if qweight.dtype != torch.uint8:
         return qweight
-    pairs = qweight.float()  # not every runtime shifts bytes
+    pairs = qweight.float()  # not every runtime has shifts of bytes
     high = (pairs / 16).floor()
     return torch.stack([pairs - 16 * high, high], -1).flatten(1)[:, :inputs] - 8
 
 
 def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str) -> Tensor:
-    """What a `QuantizedLinear` of these weights computes.
+    """Computes the output of a `QuantizedLinear` from an unquantized weight.
 
-    While gradients are asked for, rounding is left out of them (straight-through, Bengio et al. 2013, arXiv 1308.3432)
-    and its effect is computed in float32.
+    With gradients enabled, it simulates the rounding in float32 and gradients ignore it (straight-through estimator,
+    Bengio et al. 2013, arXiv 1308.3432).
     """
     if not torch.is_grad_enabled() or bits == "bfloat16":
         return quantized_linear(x, bits=bits, bias=bias, **quantize(weight, bits))
@@ -67,15 +67,15 @@ def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str)
 def quantized_linear(
     x: Tensor, qweight: Tensor, bias: Tensor | None, bits: str, scales: Tensor | None = None, packed: Any = None
 ) -> Tensor:
-    """A linear layer (.., inputs) -> (.., outputs) of what `quantize` stores.
+    """Applies a linear layer (.., inputs) -> (.., outputs) with a quantized weight.
 
     Args:
-        x: Its inputs.
-        qweight: The numbers of its weight.
+        x: Inputs.
+        qweight: Stored weight.
         bias: (outputs,) or None.
-        bits: What they mean.
-        scales: Steps of whole numbers.
-        packed: What `prepack` makes of them, where it was made before.
+        bits: Dtype of the stored weight.
+        scales: Scales of an integer weight.
+        packed: Result of `prepack`, if it was computed before.
     """
     if scales is None:
         dtype = x.dtype if torch.onnx.is_in_onnx_export() else torch.bfloat16  # ONNX Runtime has no such products
@@ -92,13 +92,13 @@ def quantized_linear(
 
 
 def has_int8_kernels(x: Tensor) -> bool:
-    """Whether PyTorch multiplies whole numbers here; elsewhere ``int8`` is computed in floating point."""
+    """Whether PyTorch has int8 kernels for this input; otherwise ``int8`` is computed in floating point."""
     engine = torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
     return engine and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def prepack(int_weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
-    """A weight as PyTorch's products of whole numbers read it."""
+    """Packs an integer weight for PyTorch's int8 kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         zeros = torch.zeros(len(scales), dtype=torch.long)
@@ -107,7 +107,7 @@ def prepack(int_weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
 
 
 def _fake_quantize(x: Tensor) -> Tensor:
-    """Activations rounded as they come: evenly between the smallest and the largest of all, 0 among the values."""
+    """Quantizes and dequantizes activations with one range for the tensor, from its smallest to its largest value."""
     low, high = (bound.float() for bound in (x.amin().clamp(max=0), x.amax().clamp(min=0)))
     step = ((high - low) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).eps)
     zero = (-low / step).round()
@@ -115,7 +115,7 @@ def _fake_quantize(x: Tensor) -> Tensor:
 
 
 def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """The operators of ONNX for it, which ONNX Runtime fuses; activations have eight bits there."""
+    """Emits the ONNX operators of an int8 layer, which ONNX Runtime fuses; it quantizes activations to 8 bits."""
     outputs: Any = {"dtypes": (torch.uint8, torch.float32, torch.uint8), "version": 11}
     shapes: Any = (x.shape, (), ())
     quantized_x, step, zero = torch.onnx.ops.symbolic_multi_out(
@@ -129,10 +129,7 @@ def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | N
 
 
 class QuantizedLinear(nn.Module):
-    """Takes the place of a linear layer whose weight is stored in fewer bits; see `quantize`.
-
-    Only its bias can be trained.
-    """
+    """Replaces a linear layer by one with a quantized weight; see `quantize`. Only its bias can be trained."""
 
     qweight: Tensor
     scales: Tensor
@@ -155,18 +152,18 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What stock code asks for the type of its numbers."""
+        """An empty weight with the right dtype and device, which stock code reads."""
         dtype = torch.float32 if self.bias is None else self.bias.dtype
         return torch.empty(0, dtype=dtype, device=self.qweight.device)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The product."""
+        """Applies the layer."""
         stored = dict(self.named_buffers())
         packed = self._prepacked(hidden_states) if self.bits == "int8" and has_int8_kernels(hidden_states) else None
         return quantized_linear(hidden_states, bias=self.bias, bits=self.bits, packed=packed, **stored)
 
     def _prepacked(self, x: Tensor) -> Any:
-        """What `prepack` makes, kept until its tensors are others."""
+        """Returns the result of `prepack`, cached until the tensors change."""
         tensors = [self.qweight, self.scales] + ([] if self.bias is None else [self.bias])
         fingerprint = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors]
         if self._prepack_cache[0] != fingerprint:
@@ -174,5 +171,5 @@ class QuantizedLinear(nn.Module):
         return self._prepack_cache[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is packed, which cannot be copied or sent."""
+        """Leaves out the packed weight, which can be neither copied nor pickled."""
         return {**super().__getstate__(), "_prepack_cache": (None, None)}

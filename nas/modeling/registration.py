@@ -1,4 +1,4 @@
-"""Makes the auto classes of transformers know exported subnetworks, without ``trust_remote_code``."""
+"""Registers the classes of exported subnetworks with transformers, so that they load without ``trust_remote_code``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from search_spaces import FAMILIES, TASKS
 
 @cache
 def register() -> None:
-    """Registers the config and the models of every family; called before `AutoConfig` loads anything."""
+    """Registers config and models of every family with the auto classes; called before `AutoConfig` loads a config."""
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
@@ -29,6 +29,8 @@ def register() -> None:
 
 
 def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
-    """The model classes an auto class has for a config class; most types have one, DeiT has two."""
+    """Returns the model classes of an auto class for a config class: none, one, or two as for DeiT."""
+    if config not in auto._model_mapping:
+        return ()
     classes = auto._model_mapping[config]
     return tuple(classes) if isinstance(classes, list | tuple) else (classes,)

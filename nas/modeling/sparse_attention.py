@@ -1,9 +1,9 @@
-"""Sparse attention in blocks: each token attends to a window, to a few global tokens and to a few random blocks.
+"""Block-sparse attention: each token attends to a window, to a few global tokens and to a few random blocks.
 
-The graph is that of BigBird (Zaheer et al. 2020, arXiv 2007.14062); without global tokens and random blocks it is the
-sliding window of Longformer (Beltagy et al. 2020, arXiv 2004.05150). Keys are gathered for one block of queries at a
-time, so that time and memory grow linearly with the sequence. Like the modelling file, which names it to transformers'
-attention interface, this file travels with exports and needs torch and transformers only.
+The pattern is that of BigBird (Zaheer et al. 2020, arXiv 2007.14062). Without global tokens and random blocks it is
+the sliding window of Longformer (Beltagy et al. 2020, arXiv 2004.05150). Keys are gathered per block of queries, so
+time and memory are linear in the sequence length. The function is registered with transformers' attention interface.
+Like `modeling_nas`, this file is copied into exports; it needs only torch and transformers.
 """
 
 from typing import Any, NamedTuple
@@ -15,19 +15,18 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 NAME = "nas_sparse"
-"""What a module's config calls this attention; its graph is the config's ``nas_pattern``."""
+"""Name of this attention in a module's config; ``nas_pattern`` in the config holds its graph."""
 
 
 class Graph(NamedTuple):
-    """Who attends to whom.
+    """The attention graph: which tokens attend to which.
 
     Attributes:
-        window: Of a decoder, how many keys a token attends to, its own and those before it; of an encoder, how many to
-            each side.
-        global_tokens: How many tokens, from the first real one, attend to all and are attended by all.
-        random_blocks: Blocks of keys that each block of queries attends to, drawn from outside its window.
-        seed: Of the draw.
-        block: Queries that share a gathered set of keys.
+        window: Keys that a token attends to: in a decoder itself and those before it, in an encoder on each side.
+        global_tokens: Number of tokens, from the first real one, that attend to all tokens and that all attend to.
+        random_blocks: Number of random key blocks per block of queries, drawn from outside of its window.
+        seed: Seed of the random blocks.
+        block: Number of queries that share gathered keys.
     """
 
     window: int
@@ -49,10 +48,10 @@ def sparse_attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one module, as transformers' attention interface calls it.
+    """Computes the attention of one module, as transformers' attention interface calls it.
 
-    Of the mask, padding is read, as fused kernels do: whether it is causal, and a window that the stock layer has of
-    its own, are arguments. Of keys in a cache, the queries are the last.
+    Only padding is read from the mask, as in fused kernels: causality and the sliding window of a stock layer are
+    arguments. With a cache, the queries are the last tokens of the keys.
 
     Args:
         module: The attention module; its config holds the graph.
@@ -60,21 +59,21 @@ def sparse_attention_forward(
         key: (batch, key and value heads, keys, channels).
         value: Of the shape of ``key``.
         attention_mask: (1 or batch, 1 or heads, queries, keys), true or 0 where a query may attend; None for all.
-        dropout: Probability to drop a weight.
-        scaling: Factor of the scores; by default one over the root of the channels.
-        is_causal: Whether no token attends to a later one; by default what the module says.
-        sliding_window: Keys in reach of a stock layer, with its own one.
+        dropout: Dropout probability of attention weights.
+        scaling: Factor of the scores; by default 1 / sqrt(channels).
+        is_causal: Whether tokens attend only to earlier ones; by default that of the module.
+        sliding_window: Number of keys in the sliding window of a stock layer, including the token itself.
         kwargs: Ignored.
 
     Returns:
-        (batch, queries, heads, channels), and no weights.
+        (batch, queries, heads, channels), and None for the weights.
     """
     graph = Graph(*module.config.nas_pattern)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     window_radius = graph.window - 1 if causal else graph.window
     window_radius = window_radius if sliding_window is None else min(window_radius, sliding_window - 1)
     queries, keys = query.shape[2], key.shape[2]
-    if attention_mask is None and 1 < queries < keys:  # a static cache that is empty so far
+    if attention_mask is None and 1 < queries < keys:  # an empty static cache
         key, value, keys = key[:, :, :queries], value[:, :, :queries], queries
     is_real, offset = read_padding(attention_mask, queries, keys)
     is_real = None if is_real is None else is_real.expand(query.shape[0], -1)
@@ -90,9 +89,12 @@ def sparse_attention_forward(
 
 
 def read_padding(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, Tensor | int]:
-    """Which keys are real tokens, (1 or batch, keys) or None for all, and the position of the first query among them.
+    """Reads padding and the position of the queries from a mask.
 
-    A real token attends to itself whatever else it may attend to, and a causal one to none after it.
+    Every real token attends to itself, and a causal one to no later token.
+
+    Returns:
+        The mask of real tokens (1 or batch, keys), None if all are real; and the position of the first query in it.
     """
     if mask is None:
         return None, keys - queries
@@ -116,21 +118,21 @@ def sparse_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
 ) -> Tensor:
-    """Attention of a whole sequence to itself, block by block of queries.
+    """Computes self-attention of a full sequence, one block of queries at a time.
 
     Args:
         query: (batch, heads, tokens, channels).
         key: (batch, key and value heads, tokens, channels).
         value: Of the shape of ``key``.
-        is_real: (batch, tokens), false for padding; None where there is none.
-        graph: Who attends to whom.
-        window_radius: How far a token of the window may be away.
-        causal: Whether no token attends to a later one.
-        dropout: Probability to drop a weight.
+        is_real: (batch, tokens), false for padding; None without padding.
+        graph: The attention graph.
+        window_radius: Largest distance between a query and a key of its window.
+        causal: Whether tokens attend only to earlier ones.
+        dropout: Dropout probability of attention weights.
         scaling: Factor of the scores.
 
     Returns:
-        (batch, tokens, heads, channels); padding attends to itself and to real tokens in its reach.
+        (batch, tokens, heads, channels); padding attends to itself and to the real tokens in its window.
     """
     tokens, block = query.shape[2], graph.block
     start, length = _real_range(graph, is_real, tokens)
@@ -177,7 +179,7 @@ def _single_token_attention(
     dropout: float,
     scaling: float | None,
 ) -> Tensor:
-    """Attention of one token at a position among the keys of a cache: (batch, 1, heads, channels)."""
+    """Computes the attention of one token to the keys of a cache: (batch, 1, heads, channels)."""
     start, length = _real_range(graph, is_real, key.shape[2])
     first = torch.zeros(1, 1, dtype=torch.long, device=query.device) + position
     first = first if start is None else first - start[:, None]
@@ -188,7 +190,10 @@ def _single_token_attention(
 
 
 def _real_range(graph: Graph, is_real: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | int]:
-    """Index of each sequence's first real token and how many follow, (batch,); a mere window needs neither."""
+    """Returns the index of each sequence's first real token and the number of its tokens, (batch,).
+
+    Graphs with only a window need neither; the index is then None.
+    """
     if is_real is None or not (graph.global_tokens or graph.random_blocks):
         return None, tokens
     start = is_real.int().argmax(-1)
@@ -198,19 +203,20 @@ def _real_range(graph: Graph, is_real: Tensor | None, tokens: int) -> tuple[Tens
 def _block_keys(
     graph: Graph, first: Tensor, n_queries: int, length: Tensor | int, window_radius: int, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys gathered for blocks of queries: those of the window, of random blocks, and global tokens.
+    """Returns the keys of blocks of queries: the window, random blocks and global tokens.
 
     Args:
-        graph: Who attends to whom.
-        first: (1 or batch, blocks): position of each block's first query, from the first real token.
-        n_queries: Queries of a block.
-        length: Real tokens of each sequence.
-        window_radius: How far a token of the window may be away.
-        causal: Whether no token attends to a later one.
+        graph: The attention graph.
+        first: (1 or batch, blocks): position of each block's first query, counted from the first real token.
+        n_queries: Number of queries in a block.
+        length: Number of real tokens of each sequence.
+        window_radius: Largest distance between a query and a key of its window.
+        causal: Whether tokens attend only to earlier ones.
 
     Returns:
-        Positions (1 or batch, blocks, keys); of the same shape, which of them are there and not listed twice; and
-        which of them each query of a block may attend to, (1 or batch, 1 or blocks, queries, keys).
+        Positions of the keys (1 or batch, blocks, keys); a mask of the same shape, false for positions outside of the
+        sequence and for duplicates; and a mask of the keys that each query attends to, (1 or batch, 1 or blocks,
+        queries, keys).
     """
     device, queries = first.device, torch.arange(n_queries, device=first.device)
     window = torch.arange(-window_radius, n_queries if causal else n_queries + window_radius, device=device)
@@ -238,9 +244,9 @@ def _block_keys(
 
 
 def _random_blocks(graph: Graph, block: Tensor, length: Tensor | int, window_radius: int, causal: bool) -> Tensor:
-    """Blocks of keys drawn for blocks of queries: (1 or batch, blocks, draws), -1 where there are too few.
+    """Draws blocks of keys for blocks of queries: (1 or batch, blocks, draws), -1 if there are too few.
 
-    What lies outside the window is cut into as many equal parts as there are draws, and one block is drawn from each.
+    The blocks outside of the window are split into as many equal ranges as there are draws; each draw takes one range.
     """
     draws = torch.arange(graph.random_blocks, device=block.device)
     window_blocks = -(-window_radius // graph.block)
@@ -258,11 +264,11 @@ def _random_blocks(graph: Graph, block: Tensor, length: Tensor | int, window_rad
 
 
 def _hash(block: Tensor, draw: Tensor, seed: int) -> Tensor:
-    """A number below 2**31 that looks random, the same on every device: a linear congruential generator, mixed."""
+    """Returns pseudo-random integers below 2**31, equal on all devices: a mixed linear congruential generator."""
     state = block * 7919 + draw * 104729 + seed * 1299709 + 1
     for _ in range(3):
         state = (state * 1103515245 + 12345) % 2**31
-        state = state ^ (state // 2**15)  # a shift, which not every runtime has
+        state = state ^ (state // 2**15)  # a right shift; not every runtime has one
     return state
 
 
@@ -275,9 +281,9 @@ def _attention_bias(
     window_radius: int,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What is added to the scores of blocks of queries, (batch, blocks, queries, keys), and the index of each key.
+    """Returns the bias of the scores of blocks of queries, (batch, blocks, queries, keys), and the index of each key.
 
-    The first three are what `_block_keys` returns. Padding attends to itself, so that no query is without a key.
+    The first three arguments come from `_block_keys`. Padding attends to itself, so that every query has a key.
     """
     batch, _, tokens, _ = key.shape
     index = positions if start is None else positions + start[:, None, None]
@@ -291,15 +297,15 @@ def _attention_bias(
 
 
 def _gather_keys(states: Tensor, index: Tensor) -> Tensor:
-    """Keys or values of each block by their index, (batch, blocks, n): (batch x blocks, heads, n, channels)."""
+    """Gathers keys or values of each block by index (batch, blocks, n): (batch x blocks, heads, n, channels)."""
     rows = _gather_tokens(states, index.flatten(1))
     return rows.unflatten(1, index.shape[1:]).flatten(0, 1).transpose(1, 2)
 
 
 def _window_views(states: Tensor, block: int, window_radius: int, keys: int) -> Tensor:
-    """The same of blocks that see a window only, without a copy: overlapping views of all sequences in a row.
+    """Gathers keys or values of graphs with only a window, without a copy, as overlapping views of all sequences.
 
-    At the ends of a sequence they hold tokens of its neighbours, which are not listed.
+    At the ends of a sequence the views hold tokens of neighbouring sequences; these are masked as invalid.
     """
     rows = pad(states.transpose(1, 2), (0, 0, 0, 0, 0, -states.shape[2] % block)).flatten(0, 1)
     rows = pad(rows, (0, 0, 0, 0, window_radius, keys - window_radius - block))
@@ -307,9 +313,9 @@ def _window_views(states: Tensor, block: int, window_radius: int, keys: int) -> 
 
 
 def _window_copies(states: Tensor, block: int, window_radius: int, keys: int) -> Tensor:
-    """The same for an ONNX graph, which has no views: (batch, heads, blocks, keys, channels).
+    """Copies keys or values of windows, for ONNX, which has no views: (batch, heads, blocks, keys, channels).
 
-    Whole blocks are copied, heads first as they are, so that nothing is gathered token by token or transposed.
+    It copies complete blocks in the layout they have, so that no token is gathered alone and nothing is transposed.
     """
     tokens, blocks_per_window = states.shape[2], -(-keys // block)
     blocks = (tokens + block - 1) // block
@@ -323,9 +329,9 @@ def _window_copies(states: Tensor, block: int, window_radius: int, keys: int) ->
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
-    """Attention of blocks of queries (batch, heads, blocks, queries, channels), written out.
+    """Computes attention of blocks of queries (batch, heads, blocks, queries, channels) as explicit products.
 
-    ONNX Runtime fuses these products with the transposition of the keys, which a traced SDPA copies first.
+    ONNX Runtime fuses these products with the transposition of the keys; a traced SDPA would copy the keys first.
     """
     scaled_query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scaled_query = scaled_query.unflatten(1, (key.shape[1], -1))
@@ -336,7 +342,7 @@ def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor,
 def _blockwise_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Attention of blocks of queries (batch, heads, blocks x queries, channels), each to keys of its own."""
+    """Computes attention of blocks of queries (batch, heads, blocks x queries, channels), each to its own keys."""
     batch, n_queries = query.shape[0], bias.shape[2]
     query_blocks = query.unflatten(2, (-1, n_queries)).transpose(1, 2).flatten(0, 1)
     out = _grouped_attention(query_blocks, key, value, bias.flatten(0, 1)[:, None], dropout, scaling)
@@ -346,9 +352,9 @@ def _blockwise_attention(
 def _grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Dense attention where several heads may share a key and value head: of the shape of ``query``.
+    """Computes dense grouped-query attention; the result has the shape of ``query``.
 
-    Heads that share one ask together, as more queries, so that no key is copied for them.
+    Heads that share a key and value head become additional queries, so that no key is copied.
     """
     shared = query.shape[1] // key.shape[1]
     grouped_query = query.reshape(query.shape[0], key.shape[1], shared * query.shape[2], query.shape[3])
@@ -361,20 +367,20 @@ def _grouped_attention(
 
 
 def _additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores: 0, or the lowest number: a finite one, so that a query without a key gives no NaN."""
+    """Returns 0 for visible keys and the lowest finite number for others; finite, so that no key gives no NaN."""
     lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=visible.device)
     return torch.where(visible, torch.zeros_like(lowest), lowest)
 
 
 def _gather_tokens(states: Tensor, index: Tensor) -> Tensor:
-    """Tokens of (batch, heads, tokens, channels) by their index (1 or batch, n): (batch, n, heads, channels)."""
+    """Gathers tokens of (batch, heads, tokens, channels) by index (1 or batch, n): (batch, n, heads, channels)."""
     batch, heads, tokens, channels = states.shape
     flat = (index + torch.arange(batch, device=index.device)[:, None] * tokens).flatten()
     return states.transpose(1, 2).reshape(-1, heads, channels).index_select(0, flat).unflatten(0, (batch, -1))
 
 
 def _broadcast_cat(left: Tensor, right: Tensor) -> Tensor:
-    """Joins along the last dimension what may be broadcast along the others."""
+    """Concatenates tensors along the last dimension after broadcasting the others."""
     shape = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
     return torch.cat([left.expand(*shape, -1), right.expand(*shape, -1)], -1)
 

@@ -1,4 +1,4 @@
-"""Collects input moments on calibration data."""
+"""Calibration: collects second moments of the inputs of linear layers and of embeddings on training data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatistics:
-    """Runs the whole parent over batches and sums up what its modules are given; padding is left out.
+    """Runs the parent on batches and averages the second moments of its linear layers' inputs, without padding.
 
     Args:
-        supernet: Its full model is active afterwards.
+        supernet: The parent is active afterwards.
         batches: Model inputs, a few hundred examples of the training data.
+
+    Returns:
+        The moments from which low-rank bases are computed.
     """
     supernet.activate(supernet.parent)
     layout, model = supernet.layout, supernet.model
@@ -63,12 +66,12 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatis
 
 
 def _unpadded_rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Rows (n, channels) of real tokens; all where the mask is of others."""
+    """Returns the rows (n, channels) of real tokens; all rows if the mask is of another shape."""
     return x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
 
 
 def _token_masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
-    """Which tokens are real, by what a module runs on."""
+    """Returns the masks of real tokens by the sequence that a module runs on: ``token`` or ``source``."""
     token = inputs.get("attention_mask" if stacks == 1 else "decoder_attention_mask")
     source = inputs.get("attention_mask")
     return {name: None if mask is None else mask.bool() for name, mask in {"token": token, "source": source}.items()}
@@ -76,7 +79,7 @@ def _token_masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, t
 
 @contextmanager
 def _forward_pre_hooks(hooks: Mapping[torch.nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Calls a function with the inputs of each module, for the duration."""
+    """Registers forward pre-hooks, and removes them on exit."""
     handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
     try:
         yield

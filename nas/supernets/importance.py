@@ -1,7 +1,7 @@
-"""Importance order: which heads, neurons, channels and layers a shrinking network should keep longest.
+"""Importance order: ranks heads, neurons, channels and layers by their importance and permutes the weights.
 
-Heads, FFN neurons and channels of the residual stream are permuted so that a prefix keeps what matters; the full
-model's outputs do not change.
+After the permutation, a prefix of the heads, FFN neurons and channels of the residual stream holds the most important
+ones. The outputs of the parent do not change.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SCORED_AXES: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
 
 @dataclass(frozen=True)
 class ImportanceOrder:
-    """Everything by falling importance, in the parent's own numbering.
+    """Layers and units by descending importance, in the numbering of the parent.
 
     Attributes:
         layers: Parent layers, most important first.
         units: Axis -> for each parent layer, its units (heads or neurons), most important first.
-        hidden: Channels of the residual stream, most important first; empty where they keep their order.
+        hidden: Channels of the residual stream, most important first; empty if they keep their order.
     """
 
     layers: tuple[int, ...]
@@ -43,12 +43,12 @@ class ImportanceOrder:
     hidden: list[int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, ready for JSON."""
+        """Returns plain lists for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ImportanceOrder:
-        """Reads back what `to_dict` wrote."""
+        """Restores the result of `to_dict`."""
         return cls(tuple(data["layers"]), data["units"], data["hidden"])
 
 
@@ -62,13 +62,13 @@ def order_by_importance(
     """Measures importance on labelled batches and permutes the supernet's weights in place accordingly.
 
     Args:
-        supernet: Its full model must be active.
+        supernet: The parent must be active.
         batches: Model inputs with ``labels``, a few hundred examples of the training data.
-        layer_batches: What layers are ordered on, by default the same; fewer will do, see `layer_order`.
-        by: What scores heads and neurons: `gradient_scores` or `activation_scores`; none: everything keeps its place.
+        layer_batches: Batches on which layers are ordered, by default the same; fewer suffice, see `layer_order`.
+        by: The scores of heads and neurons: `gradient_scores` or `activation_scores`; ``none`` keeps the order.
 
     Returns:
-        The order that was found, in the numbering the parent had before.
+        The order, in the numbering of the parent before the permutation.
     """
     if by == "none":
         return ImportanceOrder(supernet.parent.layers, {}, [])
@@ -80,11 +80,14 @@ def order_by_importance(
 
 
 def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
-    """First-order importance of each head and neuron: how much the loss changes when its output is masked.
+    """First-order importance of each head and neuron: the change of the loss if its output is masked.
 
     The gradient of the loss with respect to a mask on a unit's output equals the sum of weight x gradient over the
-    columns that consume it, so one backward pass a batch scores every unit (Michel et al. 2019, arXiv 1905.10650;
+    columns that read it, so one backward pass per batch scores all units (Michel et al. 2019, arXiv 1905.10650;
     Molchanov et al. 2019, arXiv 1906.10771). Absolute values are summed over batches.
+
+    Returns:
+        Axis -> scores (units,) of each parent layer.
     """
     model = supernet.model
     was_training = model.training
@@ -104,10 +107,13 @@ def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
 
 
 def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
-    """Importance of each head and neuron by the size of its output.
+    """Importance of each head and neuron by the magnitude of its output.
 
-    Absolute outputs, mean over tokens, root of the sum of squares over samples, summed over a head's channels
-    (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+    Absolute outputs, mean over tokens, L2 norm over samples, summed over the channels of a head (Muralidharan et al.
+    2024, arXiv 2407.14679, section 2.1).
+
+    Returns:
+        Axis -> scores (units,) of each parent layer.
     """
     modules_by_key = {
         (axis, layer): _consumers(supernet, layer, axis) for axis in SCORED_AXES for layer in supernet.parent.layers
@@ -122,10 +128,10 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
 
 
 def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
-    """Importance of each channel of the residual stream: the size of its normalised activations.
+    """Importance of each channel of the residual stream by the magnitude of its normalized activations.
 
-    Absolute outputs of every norm in the layers, mean over tokens, root of the sum of squares over samples, summed
-    over norms (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
+    Absolute outputs of every norm in the layers, mean over tokens, L2 norm over samples, summed over norms
+    (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
 
     Returns:
         (hidden_size,) float64.
@@ -142,13 +148,13 @@ def _activation_norms(
     modules_by_key: Mapping[Key, Sequence[torch.nn.Module]],
     activations: Callable[[Any, Any], torch.Tensor],
 ) -> dict[Key, torch.Tensor]:
-    """Size of activations by channel: absolute, mean over tokens, root of the sum of squares over samples.
+    """Norms of activations by channel: absolute values, mean over tokens, L2 norm over samples.
 
     Args:
         supernet: Runs on the batches in evaluation mode.
         batches: Model inputs.
-        modules_by_key: Key -> the modules whose activations are taken together.
-        activations: What is taken of a module, from its inputs and its output (samples, ..., channels).
+        modules_by_key: Key -> modules whose activations share one norm.
+        activations: Selects the activations (samples, ..., channels) from the inputs and the output of a module.
 
     Returns:
         Key -> (channels,) float64, for every key whose modules ran.
@@ -175,9 +181,9 @@ def _activation_norms(
 
 
 def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]]:
-    """Units by falling score; heads stay within their group, and groups are ordered by the sum of their heads.
+    """Sorts units by descending score. Heads stay in their group; groups are sorted by the sum over their heads.
 
-    Where position biases are shared between layers, so is the order of the heads.
+    Layers that share position biases also share the order of their heads.
     """
     layout, orders = (
         supernet.layout,
@@ -204,14 +210,14 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
 
 
 def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]:
-    """Layers by falling importance: the one whose removal raises the loss least goes first, again and again.
+    """Orders layers by greedy elimination: repeatedly drops the layer whose removal raises the loss least.
 
-    L layers take L + (L - 1) + ... + 2 passes over the batches: 12 layers and 128 examples are 77 x 128 examples.
-    Layers that share their weights cannot be told apart and keep their order.
+    L layers take L + (L - 1) + ... + 2 passes over the batches: for 12 layers and 128 examples, 77 x 128 examples.
+    Layers that share weights are indistinguishable and keep their order.
 
     Returns:
-        Parent layers, most important first, so that the first d are the ones to keep at depth d; of an
-        encoder-decoder, those of the encoder and those of the decoder among each other.
+        Parent layers, most important first: a subnetwork of depth d keeps the first d. The layers of an encoder and of
+        its decoder are mixed in one order.
     """
     remaining, dropped = supernet.parent, []
     if supernet.family.shared_layers:
@@ -230,7 +236,7 @@ def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]
 
 
 def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]) -> float:
-    """Mean loss of a subnetwork over labelled batches; leaves it active."""
+    """Returns the mean loss of a subnetwork over labelled batches; the subnetwork stays active."""
     supernet.activate(subnet)
     with evaluation_mode(supernet.model):
         losses = [supernet.model(**_to_device(batch, supernet.model.device)).loss.item() for batch in batches]
@@ -238,7 +244,7 @@ def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]
 
 
 def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
-    """The subnetwork less one of its layers."""
+    """Returns the subnetwork without one of its layers."""
     position = subnet.layers.index(layer)
 
     def without(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -250,7 +256,7 @@ def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
 
 @torch.no_grad()
 def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hidden: Sequence[int]) -> None:
-    """Reorders units and channels in every weight that has them; the full model computes what it did."""
+    """Permutes units and channels in all weights; the outputs of the parent do not change."""
     for name, parameter in supernet.model.named_parameters():
         place = supernet.layout.locate(name)
         orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
@@ -263,7 +269,7 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
 def _permutation(
     supernet: Supernet, axis: Axis | tuple[Axis, ...] | None, orders: Mapping[str, Sequence[int]], stack: int
 ) -> torch.Tensor | None:
-    """Where each entry along a dimension comes from; None where nothing moves."""
+    """Returns the permutation along one dimension of a weight; None for the identity."""
     layout, pieces, start, is_permuted = supernet.layout, [], 0, False
     for single_axis in axis if isinstance(axis, tuple) else (axis,):
         if single_axis is None:
@@ -279,7 +285,7 @@ def _permutation(
 
 
 def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
-    """|sum of weight x gradient| over the columns of each unit, for the modules that consume the axis."""
+    """Returns |sum of weight x gradient| over the columns of each unit, for the modules that read the axis."""
     total = torch.zeros(0, dtype=torch.float64)
     for module in _consumers(supernet, layer, axis):
         weight = module.weight
@@ -291,14 +297,14 @@ def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.
 
 
 def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Module]:
-    """The modules of a layer whose inputs are the units of an axis."""
+    """Returns the modules of a layer whose inputs are the units of an axis."""
     stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
     table = supernet.family.stacks[stack].modules
     return [modules[path] for path, axes in table.items() if len(axes) == 2 and axes[1] == axis and path in modules]
 
 
 def _norms(supernet: Supernet) -> list[torch.nn.Module]:
-    """The norms on the residual stream in all layers."""
+    """Returns the norms on the residual stream of all layers."""
     norms: dict[torch.nn.Module, None] = {}
     for layer in supernet.parent.layers:
         modules = dict(supernet.layer(layer).named_modules())

@@ -1,4 +1,4 @@
-"""Measures latencies of extracted subnetworks."""
+"""Measures the latencies of extracted subnetworks."""
 
 from __future__ import annotations
 
@@ -27,18 +27,31 @@ def measure_subnets(
     *,
     may_set_reference: bool = True,
 ) -> dict[str, Timing]:
-    """Latencies of extracted subnetworks by key; those in the run's measurements are not measured again.
+    """Measures the subnetworks that the run has not measured yet, in groups, each group together with the parent.
 
-    While the scale is open, which it is until a predictor is fitted, the median parent beside all groups is the scale
-    of all latencies; those beside a slower one, while something else ran, are measured once more.
+    Until a predictor is fitted, the median latency of the parent over all groups is the reference of all latencies.
+    Groups whose parent was slower than that, because other work disturbed them, are measured once more.
+
+    Args:
+        run: Keeps the measurements.
+        context: Of its recipe.
+        supernet: The subnetworks are extracted from it.
+        subnets: The subnetworks to measure.
+        may_set_reference: Whether the parent's latency in these groups counts for the reference.
+
+    Returns:
+        Key of a subnetwork -> its latency.
+
+    Raises:
+        InputError: If the latencies of the run come from another device and some are missing.
     """
     workload, store = context.recipe.workload, run.store
     may_set_reference &= not run.is_profiled
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
     if missing and run.is_remote:
         raise InputError(
-            f"`{run.folder}` takes its latencies from another device, and {len(missing)} are not here yet; "
-            "`nas profile RECIPE --export FOLDER` writes what to measure there, `--import FOLDER` brings it back."
+            f"the latencies of `{run.folder}` come from another device, and {len(missing)} are missing; run `nas "
+            "profile RECIPE --export FOLDER` here, measure there, then run `nas profile RECIPE --import FOLDER` here."
         )
 
     def measure_group(group: Sequence[SubnetConfig]) -> None:
@@ -62,9 +75,9 @@ def measure_subnets(
 
 
 def warn_if_noisy(timings: Mapping[str, Timing], context: TaskContext) -> None:
-    """Says which latencies are not as precise as they were to be; what is derived from them has wider intervals."""
-    if said := noise_warning(timings, context.recipe.profile.precision):
-        print_line(f"noisy      {said}")
+    """Prints how many latencies are less precise than ``profile.precision``."""
+    if warning := noise_warning(timings, context.recipe.profile.precision):
+        print_line(f"noisy      {warning}")
 
 
 def time_models(
@@ -75,7 +88,18 @@ def time_models(
     *,
     may_set_reference: bool = False,
 ) -> dict[str, Timing]:
-    """Times models beside the parent's architecture as the anchor, which counts for the scale if that is open."""
+    """Measures models together with the parent's architecture.
+
+    Args:
+        context: Its recipe gives the workload and the precision.
+        supernet: The parent is extracted from it.
+        models: Name -> model.
+        store: Holds the reference latency of the parent.
+        may_set_reference: Whether the parent's latency is stored to set that reference.
+
+    Returns:
+        Name -> latency.
+    """
     workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
     reference_ms = store.reference_ms(workload)
     calls = {key: prepare(model, inputs, workload) for key, model in models.items()}

@@ -1,4 +1,4 @@
-"""A run's supernet and space; calibration set."""
+"""Loads the supernet and the search space of a run, and calibrates them on training data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALIBRATION_EXAMPLES = 512
 
 
 def calibration_set(context: TaskContext) -> EvaluationSet:
-    """A few hundred examples of the training data, to see what matters in the parent."""
+    """Returns a few hundred training examples, for importance scores and calibration."""
     train = context.splits.train
     return EvaluationSet.from_dataset(
         train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32
@@ -26,13 +26,13 @@ def calibration_set(context: TaskContext) -> EvaluationSet:
 
 
 def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:
-    """Stores what bases of low ranks are made from, where a rank is open."""
+    """Stores the calibration statistics, if the space has low ranks."""
     if search_space(context).needs_calibration:
         calibrate(supernet, calibration_set(context).batches).save(folder)
 
 
 def load_supernet(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
-    """The trained supernet of a run on the training device, and its space with the layers in importance order."""
+    """Loads the trained supernet of a run on the training device, and its space with layers by importance."""
     supernet = Supernet(
         context.load_model(run.supernet).to(training_device()), CalibrationStatistics.load(run.supernet)
     )

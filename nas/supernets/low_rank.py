@@ -1,9 +1,9 @@
-"""Bases of the rank dimension: which directions of a linear layer's outputs real inputs excite most.
+"""Low-rank bases: the directions of a linear layer's outputs with the largest energy on calibration data.
 
-With the leading eigenvectors U_r of the second moment of a layer's outputs, U_r U_r^T W is the matrix of rank r that
-changes these outputs least. It is what a singular value decomposition of the weight finds once the inputs are whitened
-(Wang et al. 2024, SVD-LLM, arXiv 2403.07378); the ranks are nested, and gradients reach W. A table of embeddings is
-such a layer too: its inputs are tokens, one in a row, and how often each occurs says what matters.
+With the top eigenvectors U_r of the second moment of a layer's outputs, U_r U_r^T W is the matrix of rank r that
+changes these outputs least. It equals the truncated SVD of the weight on whitened inputs (Wang et al. 2024, SVD-LLM,
+arXiv 2403.07378). The ranks are nested, and gradients reach W. An embedding table is such a layer too: its inputs are
+one-hot tokens, so the frequency of a token is the weight of its row.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch
 
 STATISTICS_FILE = "activations.safetensors"
 TOKEN_SMOOTHING = 0.1
-"""Times that every token is taken to have occurred besides: calibration sees a part of a vocabulary only."""
+"""Count added to every token (additive smoothing): calibration data holds only a part of the vocabulary."""
 CHUNK_SIZE = 8192
-"""Rows of a table that are made float64 together."""
+"""Rows of a table that are converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
 class CalibrationStatistics:
-    """What linear layers are given, and the weights they have meanwhile.
+    """Second moments of the inputs of linear layers, with the weights at the time of the calibration.
 
     Attributes:
         moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float64.
         weights: Name of a weight -> a copy of it (outputs, inputs).
-        embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None where the table
-            stays whole.
+        embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None if the embedding
+            has no elastic rank.
     """
 
     moments: Mapping[str, torch.Tensor]
@@ -39,9 +39,9 @@ class CalibrationStatistics:
     embedding: torch.Tensor | None = None
 
     def save(self, folder: Path) -> None:
-        """Writes `STATISTICS_FILE`: of each moment, which is symmetric, one half in float32; equal ones once.
+        """Writes `STATISTICS_FILE`: the upper triangle of each symmetric moment in float32; equal moments once.
 
-        Layers that read the same inputs, as queries, keys and values do, have equal moments.
+        Layers with the same inputs, such as query, key and value projections, have equal moments.
         """
         from safetensors.torch import save_file
 
@@ -59,7 +59,7 @@ class CalibrationStatistics:
 
     @classmethod
     def load(cls, folder: Path) -> CalibrationStatistics | None:
-        """Reads back what `save` wrote; None where there is nothing."""
+        """Loads the statistics in a folder; None if it has none."""
         from safetensors import safe_open
 
         if not (folder / STATISTICS_FILE).exists():
@@ -80,12 +80,12 @@ class CalibrationStatistics:
 
 
 def _upper_triangle(moment: torch.Tensor) -> torch.Tensor:
-    """The upper triangle of a symmetric matrix, row by row, in float32."""
+    """Returns the upper triangle of a symmetric matrix, row by row, in float32."""
     return moment[tuple(torch.triu_indices(*moment.shape))].float()
 
 
 def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix, float64, of which `_upper_triangle` made this."""
+    """Restores the symmetric matrix of an upper triangle, in float64."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
     matrix = torch.zeros(size, size, dtype=torch.float64)
     rows, columns = torch.triu_indices(size, size)
@@ -94,14 +94,14 @@ def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:
 
 
 def embedding_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean of e e^T over the rows e of a table that tokens look up, those that none looked up not forgotten.
+    """Returns the mean of e e^T over the rows e of a table, weighted by the frequency of their tokens.
 
     Args:
         table: (vocabulary, channels).
-        tokens: Indices of rows (n,), one for each time that a token occurred.
+        tokens: Indices of rows (n,), one per occurrence of a token.
 
     Returns:
-        (channels, channels) float64. Each row counts as often as its token occurred, and `TOKEN_SMOOTHING` times more.
+        (channels, channels) float64. The weight of a row is the count of its token plus `TOKEN_SMOOTHING`.
     """
     counts = torch.bincount(tokens, minlength=len(table)).double() + TOKEN_SMOOTHING
     total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
@@ -112,12 +112,12 @@ def embedding_moment(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch.Tensor:
-    """Leading eigenvectors of the second moment W C W^T of a linear layer's outputs, the strongest first.
+    """Returns the top eigenvectors of the second moment W C W^T of a linear layer's outputs, largest value first.
 
     Args:
         weight: W (outputs, inputs).
         moment: C, second moment of the inputs (inputs, inputs).
-        size: How many eigenvectors, at most the smaller of outputs and inputs.
+        size: Number of eigenvectors, at most the smaller of outputs and inputs.
 
     Returns:
         (outputs, size) float64, orthonormal columns.
@@ -131,5 +131,5 @@ def output_basis(weight: torch.Tensor, moment: torch.Tensor, size: int) -> torch
 
 
 def top_eigenvectors(moment: torch.Tensor, size: int) -> torch.Tensor:
-    """So many eigenvectors of a symmetric matrix (n, n) as columns (n, size), those of the largest values first."""
+    """Returns the eigenvectors of a symmetric matrix (n, n) with the largest values, as columns (n, size)."""
     return torch.linalg.eigh(moment)[1].flip(1)[:, :size]

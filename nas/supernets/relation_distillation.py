@@ -1,4 +1,4 @@
-"""Relations: how the tokens of an example relate in a layer, which models of different widths can be compared by."""
+"""Relation distillation: compares how tokens relate in a layer, for models of different widths (MiniLMv2)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RelationSource = Literal["last", "hidden", "attention"]
-"""The last hidden states; those that every layer puts out; or its queries, keys and values."""
+"""The last hidden states, the hidden states after every layer, or the queries, keys and values of every layer."""
 
 HiddenStates = dict[tuple[int, str], torch.Tensor]
-"""Parent layer, and what of it -> states (examples, tokens, channels)."""
+"""(Parent layer, name of the states) -> states (examples, tokens, channels)."""
 
 PROJECTION_AXES: tuple[Axis, ...] = ("heads", "kv_heads", "qkv_heads")
-"""Axes of the outputs of the modules that make queries, keys and values of a layer's own tokens."""
+"""Axes of the outputs of the modules that project a layer's own tokens to queries, keys and values."""
 
 
 class HiddenStateRecorder:
-    """Runs a model and keeps the states that relations are of.
+    """Runs a model and records the states whose relations are distilled.
 
-    Layers have the parent's numbers, so that what a subnetwork keeps finds its counterpart in the teacher.
+    States are stored under the parent's layer indices, so that each layer of a subnetwork matches one of the teacher.
 
     Args:
         model: The supernet's model with the parent active, or the teacher.
-        layout: The parent's.
-        source: Which states; queries and keys are those before their positions are rotated in.
+        layout: The layout of the parent.
+        source: The states to record; queries and keys are recorded before rotary embeddings are applied.
     """
 
     def __init__(self, model: PreTrainedModel, layout: Layout, source: RelationSource) -> None:
@@ -47,7 +47,7 @@ class HiddenStateRecorder:
             self._add_hooks(model)
 
     def run(self, model: Any, inputs: Mapping[str, torch.Tensor], subnet: SubnetConfig) -> tuple[Any, HiddenStates]:
-        """The outputs of a model of which ``subnet`` is active, and its states."""
+        """Runs a model of which ``subnet`` is active; returns its outputs and states."""
         if self.source == "last":
             outputs = model(**inputs, output_hidden_states=True)
             states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
@@ -57,7 +57,7 @@ class HiddenStateRecorder:
 
     @contextmanager
     def _recording(self, subnet: SubnetConfig) -> Iterator[None]:
-        """Hooks listen for the duration only: activation checkpointing calls the layers again in the backward pass."""
+        """Enables the hooks until exit only: activation checkpointing runs the layers again in the backward pass."""
         self._subnet, self._states, self._entered_layers = subnet, {}, []
         try:
             yield
@@ -101,11 +101,11 @@ class HiddenStateRecorder:
         module.register_forward_hook(leave)
 
     def _store(self, what: str, states: torch.Tensor) -> None:
-        """Keeps the first of a kind: DeBERTa projects its relative positions with the same weights afterwards."""
+        """Stores the first states of a name: DeBERTa projects relative positions with the same weights afterwards."""
         self._states.setdefault((self._entered_layers[-1][0], what), states)
 
     def _split_projection(self, output: torch.Tensor, output_axes: tuple[Axis, ...]) -> list[torch.Tensor]:
-        """Queries, keys and values of a matrix that makes several of them."""
+        """Splits the output of a fused projection into queries, keys and values."""
         if output_axes == ("qkv_heads",):
             by_head = output.unflatten(-1, (-1, 3, self.layout.head_dim))
             return [projection.flatten(-2) for projection in by_head.unbind(-2)]
@@ -115,14 +115,14 @@ class HiddenStateRecorder:
 
 
 def detach_states(states: HiddenStates) -> HiddenStates:
-    """The same states outside the graph."""
+    """Detaches the states from the graph."""
     return {key: each.detach() for key, each in states.items()}
 
 
 def relation_loss(
     student: HiddenStates, teacher: HiddenStates, inputs: Mapping[str, torch.Tensor], layout: Layout
 ) -> torch.Tensor:
-    """Mean of `relation_divergence` over what the student has of its layers, each beside the parent's same layer."""
+    """Mean of `relation_divergence` over the recorded states of the student, each with those of the same layer."""
     losses = []
     for (layer, kind), student_states in student.items():
         teacher_states, stack = teacher[layer, kind], layout.stack_of(layer)[0]
@@ -136,12 +136,12 @@ def relation_loss(
 
 
 def attention_mask_of(inputs: Mapping[str, torch.Tensor], stack: int) -> torch.Tensor | None:
-    """Which tokens of a stack are no padding (examples, tokens); a decoder after an encoder reads what has labels."""
+    """Returns the mask of real tokens of a stack (examples, tokens); in a decoder, of the tokens with labels."""
     return inputs.get("attention_mask") if stack == 0 else inputs["labels"] != IGNORE_INDEX
 
 
 def relation_heads(student: torch.Tensor, teacher: torch.Tensor, max_heads: int) -> int:
-    """Into how many heads both models' channels can be split, at most so many."""
+    """Returns the largest number of heads, at most ``max_heads``, that divides the channels of both models."""
     common = math.gcd(student.shape[-1], teacher.shape[-1])
     return next(heads for heads in range(max_heads, 0, -1) if common % heads == 0)
 
@@ -149,17 +149,17 @@ def relation_heads(student: torch.Tensor, teacher: torch.Tensor, max_heads: int)
 def relation_divergence(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, heads: int = 1
 ) -> torch.Tensor:
-    """How differently the tokens of each example relate in two models, whatever their widths.
+    """Returns the divergence between the token relations of two models of any widths.
 
-    The relations of a token are the softmax of its scaled products with all tokens; the loss is KL(teacher || student)
-    of them, mean over tokens and relation heads (MiniLMv2, Wang et al. 2021, arXiv 2012.15828): equally many slices of
-    the channels of both.
+    The relations of a token are the softmax of its scaled dot products with all tokens. The loss is KL(teacher ||
+    student), mean over tokens and relation heads (MiniLMv2, Wang et al. 2021, arXiv 2012.15828). Relation heads are
+    equally many slices of the channels of both models.
 
     Args:
         student: States (examples, tokens, channels).
-        teacher: The same of the teacher, of any number of channels.
-        mask: (examples, tokens), 0 where a token is padding; where it is of another shape there is none.
-        heads: Relation heads; they divide both numbers of channels.
+        teacher: States of the teacher, with any number of channels.
+        mask: (examples, tokens), 0 for padding; ignored if it has another shape.
+        heads: Number of relation heads; it divides both numbers of channels.
     """
     if mask is None or mask.shape != student.shape[:2]:
         mask = student.new_ones(student.shape[:2])
@@ -171,7 +171,7 @@ def relation_divergence(
 
 
 def _relations(states: torch.Tensor, is_real: torch.Tensor, heads: int) -> torch.Tensor:
-    """Logarithms (examples, tokens, heads, tokens); padding is no one's relation."""
+    """Returns log relations (examples, tokens, heads, tokens); relations to padding are -inf."""
     heads_first = states.unflatten(-1, (heads, -1)).transpose(1, 2)
     scores = heads_first @ heads_first.transpose(-1, -2) / heads_first.shape[-1] ** 0.5
     return F.log_softmax(scores.masked_fill(~is_real[:, None, None, :], -torch.inf), -1).transpose(1, 2)

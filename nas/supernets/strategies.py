@@ -1,4 +1,4 @@
-"""Strategies: which subnetworks learn in one step of supernet training, and how those that are sampled are drawn."""
+"""Strategies of supernet training: which subnetworks are trained in a step, and how they are sampled."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Role = Literal["largest", "smallest", "sampled"]
 SubnetSampler = Callable[[Random], SubnetConfig]
 """Draws one subnetwork."""
 CostFunction = Callable[[Sequence[SubnetConfig]], np.ndarray]
-"""A cost of each subnetwork (n,)."""
+"""Returns a cost of each subnetwork (n,)."""
 
 CANDIDATES = 32
-"""Subnetworks drawn for one of a stratified sample; the one nearest to the wanted cost is kept."""
+"""Subnetworks drawn for one stratified sample; the one closest to the target cost is kept."""
 SHRINKING_STAGES = 4
-"""Steps in which progressive shrinking opens the choices, the first with a quarter of them."""
+"""Stages in which progressive shrinking opens the choices, the first with a quarter of them."""
 
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """One forward and backward pass of a step: a subnetwork, and whether it learns from the labels too."""
+    """One forward and backward pass of a step: a subnetwork, and whether its loss includes the labels."""
 
     role: Role
     subnet: SubnetConfig
@@ -34,10 +34,10 @@ class TrainingPass:
 
 
 class Strategy(Protocol):
-    """Which subnetworks learn together in one step."""
+    """Chooses the subnetworks that are trained in one step."""
 
     def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """The lessons of a step, at a share of the training in [0, 1); that of the largest subnetwork first."""
+        """Returns the passes of a step, the largest subnetwork first; ``progress`` is the share of training done."""
         ...
 
 
@@ -50,7 +50,7 @@ class Sandwich:
     n_sampled: int
 
     def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """The largest learns from the labels too."""
+        """Returns the passes of a step; only the largest subnetwork learns from the labels too."""
         extremes = [
             TrainingPass("largest", self.space.largest, True),
             TrainingPass("smallest", self.space.smallest, False),
@@ -60,35 +60,36 @@ class Sandwich:
 
 @dataclass(frozen=True)
 class SinglePath:
-    """One sampled subnetwork a step (Guo et al. 2019, arXiv 1904.00420; AutoFormer, arXiv 2107.00651)."""
+    """One sampled subnetwork per step (Guo et al. 2019, arXiv 1904.00420; AutoFormer, arXiv 2107.00651)."""
 
     space: SearchSpace
     sample: SubnetSampler
     n_sampled: int
 
     def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """It learns from the labels and from the teacher."""
+        """Returns one pass; the subnetwork learns from the labels and from the teacher."""
         return [TrainingPass("sampled", self.sample(rng), True)]
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """One of the uniform scalings a step (MatFormer, Devvrit et al. 2023, arXiv 2310.07707)."""
+    """One of the uniform scalings per step (MatFormer, Devvrit et al. 2023, arXiv 2310.07707)."""
 
     space: SearchSpace
     sample: SubnetSampler
     n_sampled: int
 
     def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """It learns from the labels and from the teacher."""
+        """Returns one pass; the subnetwork learns from the labels and from the teacher."""
         return [TrainingPass("sampled", rng.choice(self.space.uniform_scalings()), True)]
 
 
 @dataclass(frozen=True)
 class ProgressiveShrinking:
-    """The largest and sampled subnetworks, of ever more of the choices (Cai et al. 2020, arXiv 1908.09791).
+    """The largest and sampled subnetworks, from a growing set of choices (Cai et al. 2020, arXiv 1908.09791).
 
-    Every dimension starts with the largest quarter of its choices, and has all in the last quarter of the training.
+    Every dimension starts with the largest quarter of its choices, and has all of them in the last quarter of the
+    training.
     """
 
     space: SearchSpace
@@ -96,7 +97,7 @@ class ProgressiveShrinking:
     n_sampled: int
 
     def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """The largest learns from the labels too."""
+        """Returns the passes of a step; only the largest subnetwork learns from the labels too."""
         open_space = self.space.with_largest(math.floor(1 + SHRINKING_STAGES * progress) / SHRINKING_STAGES)
         sample = self.sample if open_space.size == self.space.size else open_space.sample_mixed
         sampled = [TrainingPass("sampled", sample(rng), False) for _ in range(self.n_sampled + 1)]
@@ -104,7 +105,7 @@ class ProgressiveShrinking:
 
 
 def stratified_sampler(space: SearchSpace, cost: CostFunction) -> SubnetSampler:
-    """Draws subnetworks whose cost, not whose choices, is spread between the smallest and the largest."""
+    """Returns a sampler whose subnetworks are uniform in cost, between the smallest and the largest."""
     low, high = cost([space.smallest, space.largest])
     scalings = space.uniform_scalings()  # near the ends there is little else, and it is rarely drawn
 
@@ -122,10 +123,10 @@ STRATEGIES: dict[str, Callable[[SearchSpace, SubnetSampler, int], Strategy]] = {
     "granularity": Granularity,
     "progressive": ProgressiveShrinking,
 }
-"""Name in a recipe -> strategy, of a space, what draws subnetworks, and how many of those learn in a step."""
+"""Name in a recipe -> strategy. Its arguments: the space, the sampler, the number of sampled subnetworks per step."""
 
 SUBNET_SAMPLERS: dict[str, Callable[[SearchSpace], SubnetSampler]] = {
     "mixed": lambda space: space.sample_mixed,
     "uniform": lambda space: space.sample,
 }
-"""Name in a recipe -> what draws subnetworks; the names of costs draw a stratified sample."""
+"""Name in a recipe -> sampler of subnetworks; the name of a cost stands for a stratified sampler."""

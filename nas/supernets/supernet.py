@@ -1,4 +1,4 @@
-"""Supernet: a Hugging Face model made elastic in place, with one subnetwork of it active at a time."""
+"""Supernet: a Hugging Face model made elastic in place, with one active subnetwork at a time."""
 
 from __future__ import annotations
 
@@ -41,14 +41,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class _ElasticLayer:
-    """The elastic modules of one layer, or those outside the layers, and the widths they have now."""
+    """The elastic modules of one layer, or those outside of the layers, and their active values.
+
+    Attributes:
+        root: The layer, or the model.
+        modules: Path -> elastic module.
+        axes: Path -> name of a parameter -> its axes.
+        low_rank_weights: Path of a module that may have a low rank -> name of its weight in the model.
+        cached_modules: Modules with a ``layer_idx``, their place in the key-value cache.
+        values: Active sizes and ranks by field.
+        attention: Active attention pattern.
+        bits: Active dtype of linear layers.
+    """
 
     root: nn.Module
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
     low_rank_weights: dict[str, str] = field(default_factory=dict)
     cached_modules: list[nn.Module] = field(default_factory=list)
-    width: dict[str, int] | None = None
+    values: dict[str, int] | None = None
     attention: str = FULL
     bits: str = FULL_PRECISION
 
@@ -57,15 +68,15 @@ class Supernet:
     """The parent model and all subnetworks that share its weights.
 
     The model stays an ordinary Hugging Face model: same class, same parameter names, same ``save_pretrained`` (while
-    the parent is active). Only the classes of modules that a family's table names are swapped, so that ``forward``
+    the parent is active). Only the classes of the modules in the family's table are replaced, so that ``forward``
     computes the active subnetwork on views of the weights.
 
     Args:
         model: A model of a supported family; it is changed in place.
-        calibration: Statistics from `calibrate`, for subnetworks with layers of low rank.
+        calibration: Statistics from `calibrate`; needed for subnetworks with low-rank layers.
 
     Raises:
-        InputError: If the model type is not supported or its linear layers are not plain ones.
+        InputError: If the model type is not supported, or its layers are quantized or have adapters.
     """
 
     def __init__(self, model: PreTrainedModel, calibration: CalibrationStatistics | None = None) -> None:
@@ -87,7 +98,7 @@ class Supernet:
 
     @property
     def calibration(self) -> CalibrationStatistics | None:
-        """What the bases of low ranks are made from."""
+        """The statistics from which low-rank bases are computed."""
         return self._calibration
 
     @calibration.setter
@@ -96,11 +107,11 @@ class Supernet:
         self._bases: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def layer(self, index: int) -> nn.Module:
-        """The module of a parent layer, active or not; layers are numbered through all stacks."""
+        """Returns the module of a parent layer, active or not; indices run through all stacks."""
         if self.family.shared_layers:
             return self.stacks[0].parent_layer(0)
-        stack, place = self.layout.stack_of(index)
-        return self.stacks[stack].parent_layer(place)
+        stack, position = self.layout.stack_of(index)
+        return self.stacks[stack].parent_layer(position)
 
     def _elastic_list(self, path: str) -> ElasticModuleList:
         layers = self.model.base_model.get_submodule(path)
@@ -110,22 +121,22 @@ class Supernet:
     def _find_modules(self) -> None:
         tied = {*self.model.all_tied_weights_keys, *self.model.all_tied_weights_keys.values()}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            place = self.layout.locate(name)
-            layer = self._outside_layers if place.layer is None else self._layers[place.layer]
-            if not any(place.axes) or self.layout.is_shared_by_first_layer(place):
+            location = self.layout.locate(name)
+            layer = self._outside_layers if location.layer is None else self._layers[location.layer]
+            if not any(location.axes) or self.layout.is_shared_by_first_layer(location):
                 continue
-            if parameter.dim() < len(place.axes):
+            if parameter.dim() < len(location.axes):
                 raise InputError(
-                    f"`{name}` must be the weight of a plain layer to be elastic, but it has {parameter.dim()} "
-                    "dimensions; load the model without quantization or adapters."
+                    f"`{name}` must be the weight of an unquantized layer, but it has {parameter.dim()} dimensions; "
+                    "load the model without quantization or adapters."
                 )
-            layer.modules.setdefault(place.path, make_elastic(layer.root.get_submodule(place.path)))
-            layer.axes.setdefault(place.path, {})[name.rpartition(".")[2]] = place.axes
-            if self.layout.shapes.linear_axes(place) and name.endswith(".weight"):
-                layer.low_rank_weights[place.path] = name
-            if self.layout.shapes.is_embedding(place) and name not in tied:
-                self.embedding = cast(nn.Embedding, layer.modules[place.path])
-                layer.low_rank_weights[place.path] = name
+            layer.modules.setdefault(location.path, make_elastic(layer.root.get_submodule(location.path)))
+            layer.axes.setdefault(location.path, {})[name.rpartition(".")[2]] = location.axes
+            if self.layout.shapes.linear_axes(location) and name.endswith(".weight"):
+                layer.low_rank_weights[location.path] = name
+            if self.layout.shapes.is_embedding(location) and name not in tied:
+                self.embedding = cast(nn.Embedding, layer.modules[location.path])
+                layer.low_rank_weights[location.path] = name
         for index, layer in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.mixins.items():
@@ -136,20 +147,20 @@ class Supernet:
         for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
             for path in stack.shared_by_first_layer:
                 parent, _, name = path.rpartition(".")
-                for layer in layers[1:]:  # seen by every layer, a child of the first one only
+                for layer in layers[1:]:  # an attribute of every layer, but a submodule of the first layer only
                     layer.get_submodule(parent).__dict__[name] = layers[0].get_submodule(path)
 
     def check(self, subnet: SubnetConfig) -> None:
-        """Raises InputError unless the parent contains a subnetwork."""
+        """Raises InputError if the parent does not contain the subnetwork."""
         check_subnet(self.layout, subnet)
         if subnet.embedding_rank != FULL_RANK and self.embedding is None:
             raise InputError(
-                f"`embedding_rank` must be {FULL_RANK} where the output head shares the embeddings' table, as that of "
-                f"{self._model_class.__name__} does, but got {subnet.embedding_rank}."
+                f"`embedding_rank` must be {FULL_RANK} because the output head of {self._model_class.__name__} shares "
+                f"the embedding table, but got {subnet.embedding_rank}."
             )
 
     def activate(self, subnet: SubnetConfig) -> None:
-        """Makes ``subnet`` the network that ``self.model`` computes. Costs attribute assignments only.
+        """Makes ``self.model`` compute ``subnet``. This only sets attributes.
 
         Raises:
             InputError: If the parent does not contain it.
@@ -164,7 +175,7 @@ class Supernet:
                 self._set_attention(layer, stack, subnet.attention[position])
                 self._set_bits(layer, subnet.bits[position])
                 for module in layer.cached_modules:
-                    module.__dict__["layer_idx"] = number  # the place in the cache
+                    module.__dict__["layer_idx"] = number  # its place in the key-value cache
         self._set_widths(self._outside_layers, None, self.layout.outside_values(subnet))
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
@@ -172,27 +183,27 @@ class Supernet:
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
 
-    def _set_widths(self, layer: _ElasticLayer, stack: int | None, width: dict[str, int]) -> None:
-        """Sets what is active in one layer, or outside the layers (``stack`` is None)."""
-        if layer.width == width:
+    def _set_widths(self, layer: _ElasticLayer, stack: int | None, values: dict[str, int]) -> None:
+        """Sets the active sizes and ranks in one layer, or outside of the layers (``stack`` is None)."""
+        if layer.values == values:
             return
-        index = self._cached_indices(stack, tuple(width.items()))
+        index = self._cached_indices(stack, tuple(values.items()))
         for path, kinds in layer.axes.items():
             active_entries = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
             layer.modules[path].__dict__["active_entries"] = active_entries
-        low = any(width.get(rank, FULL_RANK) not in (0, FULL_RANK) for rank in (*RANK_FIELDS, "embedding_rank"))
+        low = any(values.get(rank, FULL_RANK) not in (0, FULL_RANK) for rank in (*RANK_FIELDS, "embedding_rank"))
         for path, name in layer.low_rank_weights.items():
-            layer.modules[path].__dict__["basis"] = self._basis(name, width) if low else None
+            layer.modules[path].__dict__["basis"] = self._basis(name, values) if low else None
         if stack is not None:
-            skips = self.layout.skips(stack, width)
+            skips = self.layout.skips(stack, values)
             for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
                 layer.modules[path].__dict__["skip"] = skips.get(path)
             for path, attributes in self.family.stacks[stack].attributes.items():
                 for name, formula in attributes.items():
                     setattr(
-                        config_or_module(layer.root, path), name, self.layout.shapes.attribute_value(formula, width)
+                        config_or_module(layer.root, path), name, self.layout.shapes.attribute_value(formula, values)
                     )
-        layer.width = width
+        layer.values = values
 
     def _set_attention(self, layer: _ElasticLayer, stack: int, text: str) -> None:
         """Sets the attention pattern of one layer."""
@@ -203,81 +214,86 @@ class Supernet:
             layer.attention = text
 
     def _set_bits(self, layer: _ElasticLayer, bits: str) -> None:
-        """Sets in what numbers one layer is stored."""
+        """Sets the dtype of the linear layers of one layer."""
         if layer.bits != bits:
             for path in layer.low_rank_weights:
                 layer.modules[path].__dict__["bits"] = bits
             layer.bits = bits
 
     def _compute_indices(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
-        """Axes of the parameters that are not active whole with given widths -> their active entries."""
-        width, full = dict(items), self.layout.parent_values[stack or 0]
+        """Returns axes of a parameter -> its active entries, for parameters that are not fully active."""
+        values, full = dict(items), self.layout.parent_values[stack or 0]
         layers = [self._outside_layers] if stack is None else self._layers
-        every = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
-        found = {axes: self._active_index(axes, width, full) for axes in every}
-        return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
+        distinct = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
+        indices = {axes: self._active_index(axes, values, full) for axes in distinct}
+        return {axes: index for axes, index in indices.items() if any(rows != slice(None) for rows in index)}
 
-    def _active_index(self, axes: Axes, width: Mapping[str, int], full: Mapping[str, int]) -> Index:
-        def whole(axis: Any, rows: Any) -> bool:
+    def _active_index(self, axes: Axes, values: Mapping[str, int], full: Mapping[str, int]) -> Index:
+        def is_full(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
-        found = [(axis, self.layout.shapes.active_rows(axis, width, full)) for axis in axes]
-        return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
+        active = [(axis, self.layout.shapes.active_rows(axis, values, full)) for axis in axes]
+        return tuple(slice(None) if axis is None or is_full(axis, rows) else as_index(rows) for axis, rows in active)
 
     @property
     def linear_layers(self) -> dict[str, nn.Module]:
-        """Name of the weight of each linear layer in the layers -> its module."""
+        """Name of a weight -> its linear layer, for all linear layers in the layers."""
         return {name: layer.modules[path] for layer in self._layers for path, name in layer.low_rank_weights.items()}
 
-    def _basis(self, name: str, width: Mapping[str, int]) -> torch.Tensor | None:
-        """Basis (outputs, rank) of a module where these widths hold; None where it is one matrix.
+    def _basis(self, name: str, values: Mapping[str, int]) -> torch.Tensor | None:
+        """Returns the basis (outputs, rank) of a module with these widths; None if it has full rank.
 
-        It is that of the active entries alone, and the same until there are other activations.
+        The basis is computed from the active entries only, and cached until the calibration changes.
         """
-        place = self.layout.locate(name)
-        rank = self.layout.shapes.rank(place, width)
+        location = self.layout.locate(name)
+        rank = self.layout.shapes.rank(location, values)
         if rank is None:
             return None
-        axes, full = self.layout.shapes.linear_axes(place) or place.axes, self.layout.parent_values[place.stack or 0]
-        index = self._active_index(axes, width, full)
+        axes, full = (
+            self.layout.shapes.linear_axes(location) or location.axes,
+            self.layout.parent_values[location.stack or 0],
+        )
+        index = self._active_index(axes, values, full)
         key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
         if key not in self._bases:
             self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
         return self._bases[key][:, :rank]
 
     def _compute_basis(self, name: str, index: Index) -> torch.Tensor:
-        """Basis of the active entries of a module, for its largest rank below break-even."""
-        known = self._calibration
-        place = self.layout.locate(name)
-        if known is not None and self.layout.shapes.is_embedding(place) and known.embedding is not None:
-            moment = select_active(known.embedding, (index[1], index[1]))
+        """Computes the basis of the active entries of a module, for its largest rank below break-even."""
+        calibration = self._calibration
+        location = self.layout.locate(name)
+        if calibration is not None and self.layout.shapes.is_embedding(location) and calibration.embedding is not None:
+            moment = select_active(calibration.embedding, (index[1], index[1]))
             return top_eigenvectors(moment, _largest_rank(len(moment), self.layout.sizes.vocab_size))
-        if known is None or name not in known.moments:
+        if calibration is None or name not in calibration.moments:
             raise InputError(f"`{name}` must be calibrated to have a rank; set `calibration` to `calibrate(...)`.")
-        weight = select_active(known.weights[name], index)
+        weight = select_active(calibration.weights[name], index)
         return output_basis(
-            weight, select_active(known.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
+            weight, select_active(calibration.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
         )
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
-        """A model of its own that computes what the supernet computes with ``subnet`` active.
+        """Returns a separate model with the outputs of the supernet with ``subnet`` active.
 
-        It is a stock model where a stock config can describe the subnetwork, and otherwise one of
-        `nas.modeling.modeling_nas`. Weights are copies; device, dtype and train/eval mode follow the supernet.
+        It is a stock model if a stock config can describe the subnetwork, and otherwise one of
+        `nas.modeling.modeling_nas`. Weights are copies; device, dtype and train/eval mode are those of the supernet.
 
         Raises:
             InputError: If the parent does not contain the subnetwork.
         """
         self.check(subnet)
-        update = stock_config_update(self.layout, subnet)
+        config_update = stock_config_update(self.layout, subnet)
         model_class, config = (
-            self._stock_class_and_config(update) if update is not None else self._custom_class_and_config(subnet)
+            self._stock_class_and_config(config_update)
+            if config_update is not None
+            else self._custom_class_and_config(subnet)
         )
         with torch.random.fork_rng(devices=[]), no_init_weights():
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
         model.to(self.model.device)
         state = self.state_dict(subnet)
-        state = self._fold_constants(state, subnet) if update is not None else state
+        state = self._fold_constants(state, subnet) if config_update is not None else state
         model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         model.tie_weights()
         if self.model.can_generate():
@@ -285,54 +301,54 @@ class Supernet:
         return model.train(self.model.training)
 
     def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
-        """Weights of a subnetwork under the names they have in the extracted model; views where they can be."""
+        """Returns the weights of a subnetwork under their names in the extracted model; as views if possible."""
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
-            width, place = self.layout.values_at(subnet, name), self.layout.locate(name)
-            if width is not None:
-                index = self._active_index(place.axes, width, self.layout.parent_values[place.stack or 0])
+            values, location = self.layout.values_at(subnet, name), self.layout.locate(name)
+            if values is not None:
+                index = self._active_index(location.axes, values, self.layout.parent_values[location.stack or 0])
                 new_name, basis = self.layout.name_in_subnet(subnet, name), None
                 module, _, kind = new_name.rpartition(".")
-                is_table = self.layout.shapes.is_embedding(place)
-                if self.layout.shapes.linear_axes(place) or is_table:
-                    basis = self._basis(f"{name.removesuffix(kind)}weight", width)
-                bits = self.layout.bits_of(subnet, place)
-                found = select_active(tensor, index)
+                is_table = self.layout.shapes.is_embedding(location)
+                if self.layout.shapes.linear_axes(location) or is_table:
+                    basis = self._basis(f"{name.removesuffix(kind)}weight", values)
+                bits = self.layout.bits_of(subnet, location)
+                active = select_active(tensor, index)
                 if kind != "weight" or (basis is None and bits == FULL_PRECISION):
-                    state[new_name if basis is None else f"{module}.up.{kind}"] = found
+                    state[new_name if basis is None else f"{module}.up.{kind}"] = active
                     continue
-                matrices = {"": found.T if self.family.conv1d or is_table else found}
+                matrices = {"": active.T if self.family.conv1d or is_table else active}
                 if basis is not None:
                     up, down = low_rank_factors(matrices[""], basis)
                     matrices = {".up": up, ".down": down.T if is_table else down}
-                for end, one in matrices.items():
-                    stored = {"weight": one} if bits == FULL_PRECISION else quantize(one, bits)
-                    state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
+                for suffix, matrix in matrices.items():
+                    stored = {"weight": matrix} if bits == FULL_PRECISION else quantize(matrix, bits)
+                    state |= {f"{module}{suffix}.{part}": stored[part] for part in stored}
         return state
 
     def _fold_constants(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
-        """The weights of a stock model whose constants follow from another hidden size than the parent's."""
+        """Rescales weights of a stock model, whose constants depend on the hidden size, to keep its outputs."""
         if self.family.rescale_constants is None or subnet.hidden_size == self.parent.hidden_size:
             return state
-        folds = self.family.rescale_constants(self.config, subnet.hidden_size)
-        for end, (factor, offset) in folds.items():
+        scales = self.family.rescale_constants(self.config, subnet.hidden_size)
+        for suffix, (factor, offset) in scales.items():
             for name in state:
-                if f".{name}".endswith(f".{end}"):
+                if f".{name}".endswith(f".{suffix}"):
                     state[name] = (state[name] + offset) * factor - offset
         return state
 
-    def _stock_class_and_config(self, update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    def _stock_class_and_config(self, config_update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update({**update, **{name: False for _, name in self.family.unused_modules.values()}})
-        if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names its stages, one a layer
+        sizes.update({**config_update, **{name: False for _, name in self.family.unused_modules.values()}})
+        if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names one stage per layer
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
         return self._model_class, config
 
     def _custom_class_and_config(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """Class and config of a subnetwork that no stock config describes."""
+        """Returns class and config of a subnetwork that no stock config describes."""
         _, config = self._stock_class_and_config(self.layout.depth_config_update(subnet))
         config.update({"nas_arch": edits_of(self.model, self.layout, subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
@@ -345,7 +361,7 @@ class Supernet:
 
 
 def _largest_rank(outputs: int, inputs: int) -> int:
-    """The largest rank of two factors below break-even."""
+    """Returns the largest rank at which two factors are smaller than the full matrix."""
     rank = factor_rank(outputs, inputs, FULL_RANK - 1)
     assert rank is not None
     return rank

@@ -1,4 +1,4 @@
-"""SupernetTrainer: all subnetworks of a space learn together, from labels and from a teacher."""
+"""SupernetTrainer: trains all subnetworks of a space together, on labels and on a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from nas.tasks.losses import LogitsAndLabels
 from search_spaces import InputError, SubnetConfig
 
 DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
-"""What counts of a model's outputs, and the states whose relations are learned from."""
+"""The logits that are scored with their labels, and the states whose relations are distilled."""
 
 
 class SupernetTrainer(DistillationTrainer):
-    """One or more subnetworks learn in every step, then one update.
+    """Trains one or more subnetworks in every step, then updates the shared weights once.
 
-    Every lesson learns from the teacher: the fixed fine-tuned parent, as in DynaBERT (arXiv 2004.04037), or in place
-    from the largest subnetwork of the same step, as in universally slimmable networks (arXiv 1903.05134). Which
-    subnetworks are sampled depends on the seed and the step alone, so an interrupted training continues as if it had
-    not been. Several processes sample the same ones, each learns on batches of its own, and their gradients are
-    averaged once a step.
+    Every subnetwork learns from the teacher: the fixed fine-tuned parent, as in DynaBERT (arXiv 2004.04037), or the
+    largest subnetwork of the same step (in-place distillation), as in universally slimmable networks (arXiv
+    1903.05134). The sampled subnetworks depend only on the seed and the step, so a resumed training samples the same
+    ones. Several processes sample the same subnetworks, train them on different batches, and average their gradients
+    once per step.
 
     Args:
         supernet: Its model is trained; its weights should be in importance order.
-        strategy: Which subnetworks learn in a step.
-        relation_weight: Weight of the loss on how tokens relate.
-        relation_source: In which states of a subnetwork they relate as in the teacher's.
+        strategy: Chooses the subnetworks of a step.
+        relation_weight: Weight of the relation loss.
+        relation_source: The states whose relations are distilled.
         **kwargs: Those of `DistillationTrainer`, such as ``teacher``: the parent, or None for in-place distillation.
 
     Raises:
-        InputError: If relations are of all layers while one process drives several GPUs.
+        InputError: If relations of all layers are distilled while one process drives several GPUs.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SupernetTrainer(DistillationTrainer):
         self._losses: dict[str, list[torch.Tensor]] = {}
 
     def _attach_recorders(self, source: RelationSource) -> None:
-        """Makes the states of the subnetworks and of the teacher known."""
+        """Attaches recorders of hidden states to the supernet and the teacher."""
         if source != "last" and self.args.n_gpu > 1:
             raise InputError(
                 f"`supernet.relations_of` must be `last` where one process drives several GPUs, but got `{source}`; "
@@ -75,14 +75,14 @@ class SupernetTrainer(DistillationTrainer):
         self._recorders = {id(model): HiddenStateRecorder(model, self.supernet.layout, source) for model in models}
 
     def passes(self, step: int) -> list[TrainingPass]:
-        """What is learned in one step."""
+        """Returns the passes of one step."""
         progress = step / max(self.state.max_steps, step + 1)
         return self.strategy.passes(progress, Random(f"{self.args.seed}/{step}"))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """One forward and backward pass a lesson; gradients add up. Returns the mean loss."""
+        """Runs a forward and a backward pass for each subnetwork and accumulates gradients; returns the mean loss."""
         model.train()
         model = model.module if isinstance(model, DistributedDataParallel) else model
         inputs, rows = self.pop_row_index(self._prepare_inputs(inputs))
@@ -93,13 +93,10 @@ class SupernetTrainer(DistillationTrainer):
             self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
                 outputs, outputs_and_states = self._forward(model, inputs, training_pass.subnet)
-                parts = (
-                    [outputs.loss.mean()] if training_pass.uses_labels else []
-                )  # DataParallel gives one loss a device
-                parts += (
-                    [] if teacher_outputs is None else [self._divergence(outputs_and_states, teacher_outputs, inputs)]
-                )
-                loss = torch.stack(parts).sum()
+                losses = [outputs.loss.mean()] if training_pass.uses_labels else []  # one loss per DataParallel device
+                if teacher_outputs is not None:
+                    losses.append(self._divergence(outputs_and_states, teacher_outputs, inputs))
+                loss = torch.stack(losses).sum()
             teacher_outputs = teacher_outputs or _detach(outputs_and_states)
             self.accelerator.backward(loss / (len(passes) * self.args.gradient_accumulation_steps))
             self._losses.setdefault(f"loss_{training_pass.role}", []).append(loss.detach())
@@ -109,14 +106,14 @@ class SupernetTrainer(DistillationTrainer):
         return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs the mean loss of each role beside that of all."""
+        """Logs the mean loss, and the mean loss of each role."""
         if "loss" in logs:
             logs |= {role: float(torch.stack(losses).mean()) for role, losses in sorted(self._losses.items())}
             self._losses = {}
         super().log(logs, *args, **kwargs)
 
     def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
-        """The outputs of a model of which ``subnet`` is active, and what it says."""
+        """Runs a model of which ``subnet`` is active; returns all its outputs, and those that are distilled."""
         is_teacher = model is self.teacher
         model_batch = model_inputs(inputs) if is_teacher else inputs
         if not self.relation_weight:
@@ -129,7 +126,7 @@ class SupernetTrainer(DistillationTrainer):
     def _teacher_forward(
         self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, passes: Sequence[TrainingPass]
     ) -> DistillationOutputs | None:
-        """What the teacher says; None where the first lesson, the largest subnetwork, will be the teacher."""
+        """Returns the teacher's outputs; None if the largest subnetwork, the first pass, will be the teacher."""
         parent = self.supernet.parent
         if self.teacher is None:
             if passes[0].role == "largest":
@@ -151,9 +148,9 @@ class SupernetTrainer(DistillationTrainer):
         return loss + self.relation_weight * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
 
     def _average_gradients(self) -> None:
-        """Takes the mean over processes, once the gradients of a step are complete.
+        """Averages gradients over processes after the last backward pass of a step.
 
-        `DistributedDataParallel` would do so in every backward pass, and for a whole model each time.
+        `DistributedDataParallel` would do it in every backward pass, and for all weights each time.
         """
         if not (distributed.is_initialized() and self.accelerator.sync_gradients):
             return
@@ -164,6 +161,6 @@ class SupernetTrainer(DistillationTrainer):
 
 
 def _detach(outputs: DistillationOutputs) -> DistillationOutputs:
-    """The same outside the graph."""
+    """Detaches outputs from the graph."""
     logits_and_labels, states = outputs
     return [(logits.detach(), labels) for logits, labels in logits_and_labels], detach_states(states)

@@ -1,4 +1,4 @@
-"""Reporting: a training's losses in TensorBoard and MLflow, by the Trainer's own integrations, kept in the run."""
+"""Experiment trackers: logs the losses of a training to TensorBoard and MLflow, in the folder of the run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from search_spaces import InputError
 
 
 def check_trackers(settings: Training) -> None:
-    """Makes sure that what a training reports to is installed.
+    """Checks that the trackers of a training are installed.
 
     Raises:
-        InputError: With the command that installs it.
+        InputError: If one is not; the message has the command that installs it.
     """
     for name in set(settings.report_to) - set(get_available_reporting_integrations()):
         raise InputError(
-            f"`report_to: [{name}]` needs {name}, which this Python does not have; "
-            f'`pip install "paretoformer[{name}]"` brings it.'
+            f"`report_to: [{name}]` needs the package {name}, which is not installed; run "
+            f'`pip install "paretoformer[{name}]"`.'
         )
 
 
 def set_log_folder(trainer: Trainer, logs: Path) -> None:
-    """Has the integrations of a trainer write to a folder, all runs of MLflow to one database beside it.
+    """Sets the folder in which the trackers of a trainer write; MLflow has one database for all trainings of a run.
 
-    Where the environment variables of the integrations name another place, such as a server, they write there.
+    Environment variables of the trackers take precedence, for example with the address of a server.
     """
     trainer.args.run_name = logs.name
     for callback in trainer.callback_handler.callbacks:

@@ -1,4 +1,4 @@
-"""Training on `transformers.Trainer`: one model, on labels and from a teacher; checkpoints that survive a kill."""
+"""Training with `transformers.Trainer`: distills one model from labels and a teacher, and resumes from checkpoints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import Training
+from nas.runs.progress import ProgressCallback
 from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
@@ -21,16 +22,15 @@ from nas.tasks.types import TaskType
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
-from nas.runs.progress import ProgressCallback
 
 TEACHER_BATCH_SIZE = 64
-"""Examples that a teacher is asked about at once."""
+"""Examples per forward pass of the teacher when its outputs are cached."""
 ROW_INDEX = "row"
-"""Column of a training set that numbers its examples."""
+"""Column of a training set with the index of each example."""
 
 
 def _collate_with_row_index(task: TaskType, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch, with the numbers of its rows where they have one."""
+    """Collates a batch, with the indices of its rows if they have any."""
     row_index = {ROW_INDEX: torch.tensor([row[ROW_INDEX] for row in rows])} if ROW_INDEX in rows[0] else {}
     return {**task.collate([{n: v for n, v in row.items() if n != ROW_INDEX} for row in rows]), **row_index}
 
@@ -38,13 +38,14 @@ def _collate_with_row_index(task: TaskType, rows: list[dict[str, Any]]) -> dict[
 class DistillationTrainer(Trainer):
     """Trains a model on labels and on a fixed teacher's outputs.
 
-    The loss is the model's own on the labels, plus the divergence from the teacher (`nas.tasks.losses.divergence`).
+    The loss is the model's own loss on the labels plus the divergence from the teacher
+    (`nas.tasks.losses.divergence`).
 
     Args:
-        task: Says which outputs count and what has a label; also collates.
-        teacher: Fixed model of the same task, or None to learn from labels alone.
-        temperature: Softens both distributions.
-        train_dataset: What to learn from; what the teacher says of it is remembered where it is small.
+        task: Collates batches and selects the logits that are scored.
+        teacher: Fixed model of the same task; None to train on labels only.
+        temperature: Temperature of both distributions.
+        train_dataset: Training examples; the teacher's outputs on them are cached if they are small.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Labels and, where there is a teacher, its outputs; see the class."""
+        """Computes the loss on the labels plus, with a teacher, the divergence from its outputs."""
         inputs, rows = self.pop_row_index(inputs)
         outputs = model(**inputs)
         loss = outputs.loss
@@ -76,16 +77,16 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def pop_row_index(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
-        """A batch without the numbers of its rows, and these numbers."""
+        """Splits a batch into model inputs and the indices of its rows."""
         inputs = dict(inputs)
         return inputs, inputs.pop(ROW_INDEX, torch.zeros(0)).cpu()
 
     def logits_and_labels(self, outputs: Any, inputs: dict[str, Any]) -> list[LogitsAndLabels]:
-        """What counts of a model's outputs."""
+        """Returns the logits that are scored, with their labels."""
         return self.task.logits_and_labels(outputs, inputs)
 
     def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[LogitsAndLabels]:
-        """The teacher's outputs on the same inputs, those of the decoder included; from memory where it has them."""
+        """Returns the teacher's logits on the same inputs, from the cache if it has them."""
         if self.teacher_cache and len(rows):
             return [(logits[rows].to(self.args.device), inputs["labels"]) for logits in self.teacher_cache]
         assert self.teacher is not None
@@ -93,17 +94,16 @@ class DistillationTrainer(Trainer):
             return self.logits_and_labels(self.teacher(**model_inputs(inputs)), inputs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; a teacher is asked about every example once, where it says one vector of each.
+        """Trains; caches the teacher's outputs first, if they are one vector per example and needed several times.
 
-        It is asked before the first step and in an order of its own, so that an interrupted training, which asks
-        again, gets the same answers.
+        The order of the examples is fixed, so that a resumed training computes the same outputs.
         """
         if self.teacher is not None and self.args.num_train_epochs > 1:
             self.teacher_cache = self._cache_teacher()
         return super().train(*args, **kwargs)
 
     def _cache_teacher(self) -> list[torch.Tensor]:
-        """What the teacher says of each row; texts of a length are asked about together. Nothing of tokens."""
+        """Returns the teacher's logits of each row, in batches of similar length; empty if they are per token."""
         dataset, batches = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
         token_lists = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
         order = torch.tensor([len(text) for text in token_lists]).argsort(stable=True)
@@ -118,14 +118,14 @@ class DistillationTrainer(Trainer):
         return [torch.cat(each)[order.argsort()] for each in zip(*batches, strict=True)]
 
     def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
-        """How far a student's outputs are from the teacher's, on what has a label."""
+        """Returns the divergence of a student from the teacher over the scored labels."""
         return divergence(student, teacher, self.task.activation, self.temperature)
 
 
 def training_arguments(settings: Training, folder: Path, seed: int, by_length: bool) -> TrainingArguments:
-    """Arguments of every training here: linear decay after a short warm-up, ten checkpoints, the last two kept.
+    """Returns the arguments of all trainings: linear decay after a short warm-up, ten checkpoints, the last two kept.
 
-    Texts are batched with others of their length, so that little is spent on padding.
+    With ``by_length``, batches hold texts of similar length, which saves padding.
     """
     return TrainingArguments(
         output_dir=str(folder),
@@ -153,20 +153,20 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
 
 
 def training_device() -> str:
-    """Where models are trained and the supernet is scored; latency is measured on the workload's own device."""
+    """Returns the device of training and scoring; latencies are measured on the device of the workload."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
-    """Runs a training from its last complete checkpoint, if there is one.
+    """Runs a training; resumes from its last complete checkpoint, if there is one.
 
     Args:
-        trainer: Has everything else.
-        report: Told how far it is.
-        logs: Folder of what TensorBoard and MLflow are to show, if they are asked for.
+        trainer: The trainer with its data and arguments.
+        report: Called with the progress.
+        logs: Folder in which TensorBoard and MLflow write, if the recipe names them.
 
     Returns:
-        The logged losses: one mapping a logging step.
+        The logged losses: one mapping per logging step.
     """
     trainer.remove_callback(_printer_callback())
     trainer.add_callback(_ProgressReporter(report))
@@ -177,9 +177,9 @@ def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[s
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """Returns the newest complete checkpoint.
 
-    The Trainer writes ``trainer_state.json`` last; a process killed before leaves a folder without a readable one.
+    The Trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is incomplete.
     """
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return next((path for path in reversed(checkpoints) if _is_complete(path)), None)
@@ -205,7 +205,7 @@ def _printer_callback() -> type[TrainerCallback]:
 
 
 class _ProgressReporter(TrainerCallback):
-    """Hands the Trainer's progress to our own display."""
+    """Forwards the progress of the Trainer to a callback."""
 
     def __init__(self, report: ProgressCallback) -> None:
         self.report = report
@@ -225,7 +225,7 @@ def model_trainer(
     seed: int,
     teacher: PreTrainedModel | None = None,
 ) -> DistillationTrainer:
-    """A trainer for one model: the parent on labels, or an exported subnetwork with its parent as the teacher."""
+    """Returns a trainer for one model: the parent on labels, or an exported subnetwork with its parent as teacher."""
     return DistillationTrainer(
         model=model,
         task=task,

@@ -1,4 +1,4 @@
-"""What a row and a batch are: labels, ignored index, model inputs."""
+"""Rows and batches: their types, the names of labels, and the index that losses ignore."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Batch = Mapping[str, "torch.Tensor"]
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
-"""What of a batch a model only needs for its own loss."""
+"""Entries of a batch that hold labels; a model needs them only to compute its own loss."""
 IGNORE_INDEX = -100
-"""The label of what is not scored, as everywhere in Hugging Face."""
+"""Label of tokens that losses and metrics ignore, as in PyTorch and Hugging Face."""
 
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    """A batch without its labels."""
+    """Returns the batch without its labels."""
     return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}

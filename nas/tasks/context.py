@@ -1,4 +1,4 @@
-"""TaskContext: a recipe's data and model, made ready for training and scoring."""
+"""TaskContext: the data, the processor and the model of a recipe, prepared for training and scoring."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
 from nas.modeling.registration import stock_classes
 from nas.recipe.schema import Recipe, Training
-from nas.tasks.data import augment, load_source
+from nas.tasks.data import augment, load_source, short_error
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
 from predictors import Workload
@@ -23,19 +24,18 @@ from search_spaces import TASKS, InputError, Layout
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
-from nas.tasks.loading import load_config, load_processor
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Processed data of a run. The search never sees ``test`` (law 5).
+    """Data of a run. The search never reads ``test``.
 
     Attributes:
-        task: The task with its data: collates, and knows what of the outputs counts.
-        raw_train: What the parent and the supernet learn from, not yet processed.
-        train: The same as model inputs with labels.
-        search: Slice of the training data that the search scores on.
-        test: Held-out split that is reported.
+        task: The task; it collates batches and selects the outputs that are scored.
+        raw_train: Training examples of the parent and the supernet, before processing.
+        train: The same examples as model inputs with labels.
+        search: Slice of the training data on which the search scores subnetworks.
+        test: Held-out split on which results are reported.
     """
 
     task: TaskType
@@ -46,7 +46,7 @@ class Splits:
 
 
 class TaskContext:
-    """A recipe with its config, family, processor and data, each loaded on first use."""
+    """A recipe with its config, layout, processor and data, each loaded on first use."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -54,12 +54,12 @@ class TaskContext:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The parent's Hugging Face config; positions that it learns are as many as the recipe asks for."""
+        """The parent's Hugging Face config, with enough learned positions for the inputs of the recipe."""
         return extend_config(load_config(self.recipe.model), self._longest_input)
 
     @cached_property
     def extends_positions(self) -> bool:
-        """Whether the recipe's texts are longer than the model has position embeddings for, and those are copied."""
+        """Whether the learned positions are repeated because the recipe's inputs have more tokens than the model."""
         return num_positions(load_config(self.recipe.model)) != num_positions(self.config)
 
     @property
@@ -68,28 +68,28 @@ class TaskContext:
 
     @cached_property
     def layout(self) -> Layout:
-        """What is elastic in the parent; InputError if its family is not supported or does not do the task."""
+        """The elastic dimensions of the parent; InputError if its family does not support the task."""
         layout, task = Layout(self.config), self.recipe.task.type
         if task not in layout.family.tasks:
             raise InputError(
-                f"`task.type` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.tasks)}), "
-                f"but got `{task}`."
+                f"`task.type` must be a task that `{layout.family.model_type}` supports "
+                f"({', '.join(layout.family.tasks)}), but got `{task}`."
             )
         return layout
 
     @property
     def auto_class(self) -> str:
-        """Name of the transformers auto class of the task."""
+        """Name of the auto class of transformers for the task."""
         return TASKS[self.recipe.task.type].auto_class
 
     @property
     def task_type(self) -> type[TaskType]:
-        """The recipe's task type."""
+        """The class of the recipe's task."""
         return TASK_TYPES[self.recipe.task.type]
 
     @cached_property
     def processor(self) -> Any:
-        """Tokenizer, image processor or both of a speech model."""
+        """The tokenizer, the image processor or, for speech, the processor with tokenizer and feature extractor."""
         processor = load_processor(self.task_type, self.recipe.model)
         if self.extends_positions:
             processor.model_max_length = self.layout.inputs.max_sequence_length
@@ -97,7 +97,7 @@ class TaskContext:
 
     @cached_property
     def splits(self) -> Splits:
-        """The data, processed; the search slice is drawn from the training data by the recipe's seed."""
+        """The processed data; the recipe's seed decides which training examples form the search slice."""
         settings, seed = self.recipe.task, self.recipe.seed
         train, test = (
             load_source(source, self.task_type.folder_builder) for source in (settings.train, settings.test)
@@ -128,12 +128,12 @@ class TaskContext:
         return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names)
 
     def training_set(self, settings: Training) -> Dataset:
-        """What one training learns from: the training data, or what the section's ``augment`` makes of it.
+        """Returns the examples of one training, augmented if its section has ``augment``.
 
-        The same seed gives the same examples, so that a training can be taken up again.
+        The same seed gives the same examples, so an interrupted training can resume.
 
         Raises:
-            InputError: If the function fails, or does not give examples like those it got.
+            InputError: If the augmentation fails, or returns examples with other columns.
         """
         source = settings.augment
         if source is None:
@@ -147,7 +147,7 @@ class TaskContext:
 
     @cached_property
     def has_head(self) -> bool:
-        """Whether the recipe's model already has a trained head of this task."""
+        """Whether the recipe's model already has a trained head for this task."""
         import transformers
 
         heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
@@ -155,31 +155,31 @@ class TaskContext:
 
     @property
     def head_names(self) -> list[str] | None:
-        """Class names of a trained head by output, None without one."""
+        """Class names of the trained head by output; None without a trained head."""
         return [str(name) for _, name in sorted(self.config.id2label.items())] if self.has_head else None
 
     @property
     def should_finetune(self) -> bool:
-        """Whether the model is fine-tuned on the task: if it has no trained head, or the recipe gives the epochs.
+        """Whether the parent is fine-tuned: if it has no trained head, or if the recipe sets ``parent.epochs``.
 
-        A pretrained language model has its head, and is used as it came unless ``parent.epochs`` is set.
+        A pretrained language model has its head, so without ``parent.epochs`` it is not fine-tuned.
         """
         return not self.has_head or self.recipe.parent.epochs is not None
 
     @property
     def has_no_weights(self) -> bool:
-        """Whether the model is a local folder with a config and no weights."""
+        """Whether the model is a local folder with a config but without weights."""
         folder = Path(self.recipe.model)
         weights = ("*.safetensors", "*.bin", "*.index.json")
         return folder.is_dir() and not any(file for pattern in weights for file in folder.glob(pattern))
 
     def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
-        """The recipe's model with a head for the task, or the one in a folder of the run.
+        """Loads the recipe's model with a head for the task, or the model in a folder of the run.
 
-        Only a new head takes its labels from the data; a trained one and a folder of the run hold theirs.
+        A new head takes its labels from the data. A trained head keeps its own.
 
         Raises:
-            InputError: If the weights cannot be read.
+            InputError: If the weights cannot be loaded.
         """
         import transformers
 
@@ -201,8 +201,7 @@ class TaskContext:
             return getattr(transformers, self.auto_class).from_config(self.config)
         except ValueError as error:
             raise InputError(
-                f"no model can be made from the config.json of `{self.recipe.model}`: "
-                f"{' '.join(str(error).split())[:200]}."
+                f"the config.json of `{self.recipe.model}` does not define a model: {short_error(error)}."
             ) from None
 
     def _label_mappings(self) -> dict[str, dict[Any, Any]]:
@@ -218,17 +217,17 @@ class TaskContext:
             model = auto.from_pretrained(source, **labels, dtype=torch.float32)
             return model if folder is not None else extend_positions(model, self.config)
         except Exception as error:
-            again = f"delete `{source}` and type the same command again to make them anew"
+            hint = f"delete `{source}` and run the same command again"
             raise InputError(
-                f"the weights in `{source}` cannot be loaded ({' '.join(str(error).split())[:160]}); "
-                f"{'check that the model came here whole' if folder is None else again}."
+                f"the weights in `{source}` cannot be loaded ({short_error(error)}); "
+                f"{'check that all files of the model are there' if folder is None else hint}."
             ) from error
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
-        """Random inputs of the workload's shape; every token is real, none is padding.
+        """Returns random inputs of the workload's shape, without padding.
 
         Raises:
-            InputError: If they do not fit in memory.
+            InputError: If the inputs do not fit in memory.
         """
         with device_errors_as_input_errors(workload):
             return self.task_type.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))

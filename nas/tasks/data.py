@@ -1,4 +1,4 @@
-"""Data sources: a name in a recipe becomes a `datasets.Dataset`, and its columns are checked."""
+"""Data sources: loads the `datasets.Dataset` that a recipe names and checks its columns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.recipe.text import split_source
 from nas.runs.progress import print_line
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from nas.recipe.text import split_source
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -25,7 +25,7 @@ BUILDERS = {
 BUILDER_OPTIONS: dict[str, dict[str, Any]] = {".tsv": {"delimiter": "\t"}, ".txt": {"keep_linebreaks": True}}
 TEXT_DTYPES = ("string", "large_string")
 LINES_PER_ROW = 1000
-"""Lines of a plain text file that make one row, so that what follows a line stays behind it."""
+"""Lines of a plain text file that are joined to one row, so that lines keep their order."""
 
 
 def load_source(source: str, folder_builder: str = "imagefolder") -> Dataset:
@@ -33,11 +33,11 @@ def load_source(source: str, folder_builder: str = "imagefolder") -> Dataset:
 
     Args:
         source: ``hub/id[/config]:split``, a CSV, TSV, JSON lines, Parquet or plain text file, a folder of images or
-            recordings (one folder a class, or a ``metadata.csv``), or ``file.py:function``.
-        folder_builder: How `datasets` reads a folder: ``imagefolder`` or ``audiofolder``.
+            recordings (one subfolder per class, or a ``metadata.csv``), or ``file.py:function``.
+        folder_builder: Builder of `datasets` that reads a folder: ``imagefolder`` or ``audiofolder``.
 
     Raises:
-        InputError: If there is nothing by that name, or it cannot be read.
+        InputError: If the source does not exist or cannot be read.
     """
     name, split = split_source(source)
     path = Path(name)
@@ -49,22 +49,21 @@ def load_source(source: str, folder_builder: str = "imagefolder") -> Dataset:
 
 
 def require_column(dataset: Dataset, column: str, source: str, key: str) -> None:
-    """Raises InputError unless the column is there."""
+    """Raises InputError if the column does not exist; ``key`` is the key of the recipe that names it."""
     if column not in dataset.column_names:
         raise InputError(
-            f"`{source}` has no column `{column}`, only {dataset.column_names}; name the right one in `{key}`."
+            f"`{source}` has no column `{column}`, only {dataset.column_names}; name one of them in `{key}`."
         )
 
 
 def text_columns(dataset: Dataset, requested: list[str] | str | None, source: str) -> list[str]:
-    """The one or two text columns: those the recipe names, else the columns of strings in order."""
+    """Returns the one or two text columns: those of the recipe, else all string columns in order."""
     columns = _requested_columns(dataset, requested, source)
     if requested is None and len(columns) == 2:
-        print_line(f"texts      pairs of `{columns[0]}` and `{columns[1]}`; `task.text` names others")
+        print_line(f"texts      using columns `{columns[0]}`, `{columns[1]}`; set `task.text` to choose others")
     if len(columns) not in (1, 2):
         raise InputError(
-            f"`task.text` must name one text column or a pair, but `{source}` offers "
-            f"{columns or dataset.column_names}."
+            f"`task.text` must name one or two text columns, but `{source}` has {columns or dataset.column_names}."
         )
     for column in columns:
         require_texts(dataset, column, source)
@@ -72,18 +71,18 @@ def text_columns(dataset: Dataset, requested: list[str] | str | None, source: st
 
 
 def text_column(dataset: Dataset, requested: list[str] | str | None, source: str) -> str:
-    """The one text column: the one the recipe names, else the first column of strings."""
+    """Returns the text column: that of the recipe, else the first string column."""
     columns = _requested_columns(dataset, requested, source)
     if not columns or (requested is not None and len(columns) > 1):
         raise InputError(
-            f"`task.text` must name one text column, but `{source}` offers {columns or dataset.column_names}."
+            f"`task.text` must name one text column, but `{source}` has {columns or dataset.column_names}."
         )
     require_texts(dataset, columns[0], source)
     return columns[0]
 
 
 def string_columns(dataset: Dataset) -> list[str]:
-    """The columns of strings, in order."""
+    """Returns the string columns in order."""
     return [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in TEXT_DTYPES]
 
 
@@ -97,52 +96,54 @@ def _requested_columns(dataset: Dataset, requested: list[str] | str | None, sour
 
 
 def require_texts(dataset: Dataset, column: str, source: str, key: str = "task.text") -> None:
-    """Raises InputError unless every row of a column has a text."""
+    """Raises InputError if the column holds no texts, or a row has none."""
     dtype = getattr(dataset.features[column], "dtype", None)
     if dtype not in TEXT_DTYPES:
-        raise InputError(f"`{key}` must name columns of text, but `{column}` of `{source}` is {dtype}.")
+        raise InputError(f"`{key}` must name text columns, but `{column}` of `{source}` is {dtype}.")
     empty = dataset.data.column(column).null_count
     if empty:
-        raise InputError(f"every row of `{source}` must have a text, but `{column}` has {empty} empty; remove them.")
+        raise InputError(
+            f"every row of `{source}` must have a text, but `{column}` is empty in {empty} rows; remove them."
+        )
 
 
 def require_images(dataset: Dataset, column: str, source: str) -> None:
-    """Raises InputError unless the column is there and holds images."""
+    """Raises InputError if the column does not exist or holds no images."""
     from datasets import Image
 
     require_column(dataset, column, source, "task.image")
     feature = dataset.features[column]
     if not isinstance(feature, Image):
-        raise InputError(f"`task.image` must name a column of images, but `{column}` of `{source}` is {feature}.")
+        raise InputError(f"`task.image` must name an image column, but `{column}` of `{source}` is {feature}.")
 
 
 def python_function(path: Path, name: str, purpose: str) -> Callable[..., Any]:
-    """A function of a Python file.
+    """Runs a Python file and returns one of its functions.
 
     Args:
-        path: The file; it is run.
-        name: The function.
-        purpose: What it is for, in an error.
+        path: The file.
+        name: Name of the function.
+        purpose: What the function is for; errors start with it.
 
     Raises:
-        InputError: If there is no such file or function, or the file fails.
+        InputError: If the file or the function does not exist, or running the file fails.
     """
     if not path.is_file():
-        raise InputError(f"{purpose} `{path}:{name}` must name a Python file, but there is none at `{path}`.")
+        raise InputError(f"{purpose} `{path}:{name}` must name a Python file, but `{path}` does not exist.")
     try:
         function = runpy.run_path(str(path)).get(name)
     except Exception as error:
         raise InputError(f"{purpose} `{path}:{name}` fails: {type(error).__name__}: {short_error(error)}") from error
     if not callable(function):
-        raise InputError(f"`{path}` must define a function `{name}` for the {purpose}, but got no such function.")
+        raise InputError(f"`{path}` must define a function `{name}` for the {purpose}, but it does not.")
     return function
 
 
 def dataset_from_function(path: Path, function: str, purpose: str, *datasets: Dataset) -> Dataset:
-    """The dataset that a function of a Python file makes, of another one if one is given.
+    """Calls a function of a Python file, with the given datasets, and returns the dataset that it builds.
 
     Raises:
-        InputError: If there is no such function, it fails, or it makes something else.
+        InputError: If the function does not exist, fails, or returns something else.
     """
     from datasets import Dataset
 
@@ -154,22 +155,22 @@ def dataset_from_function(path: Path, function: str, purpose: str, *datasets: Da
             f"{purpose} `{path}:{function}` fails: {type(error).__name__}: {short_error(error)}"
         ) from error
     if not isinstance(dataset, Dataset):
-        raise InputError(f"`{path}:{function}` must give a datasets.Dataset, but got {type(dataset).__name__}.")
+        raise InputError(f"`{path}:{function}` must return a datasets.Dataset, but got {type(dataset).__name__}.")
     return dataset
 
 
 def augment(examples: Dataset, source: str) -> Dataset:
-    """What ``file.py:function`` makes of training examples.
+    """Augments training examples with ``file.py:function``.
 
     Raises:
-        InputError: If it cannot be called, or gives no examples with the columns they had.
+        InputError: If the function fails, returns no examples, or drops a column.
     """
     file, name = split_source(source)
     dataset = dataset_from_function(Path(file), name, "augmentation", examples)
     missing = [column for column in examples.column_names if column not in dataset.column_names]
     if missing or not len(dataset):
-        problem = f"lack `{missing[0]}`" if missing else "are none"
-        raise InputError(f"`{source}` must give training examples with all their columns, but its own {problem}.")
+        problem = f"they lack `{missing[0]}`" if missing else "there are none"
+        raise InputError(f"`{source}` must return training examples with all their columns, but {problem}.")
     return dataset
 
 
@@ -177,7 +178,7 @@ def _from_local(path: Path, split: str, folder_builder: str) -> Dataset:
     from datasets import load_dataset
 
     if not path.exists():
-        raise InputError(f"there is no data file `{path}`; check `task.train` and `task.test`.")
+        raise InputError(f"the data file `{path}` does not exist; check `task.train` and `task.test`.")
     try:
         if path.is_dir():
             return load_dataset(folder_builder, data_dir=str(path), split=split or "train")
@@ -191,7 +192,7 @@ def _from_local(path: Path, split: str, folder_builder: str) -> Dataset:
 
 
 def _join_lines(lines: Dataset) -> Dataset:
-    """Pieces of a plain text, each of many lines."""
+    """Joins lines of a plain text to rows of many lines."""
 
     def join(rows: dict[str, list[str]]) -> dict[str, list[str]]:
         return {"text": ["".join(rows["text"])]}
@@ -214,11 +215,11 @@ def _from_hub(name: str, split: str) -> Dataset:
         except Exception as error:
             raise InputError(f"data set `{name}:{split}` cannot be loaded: {short_error(error)}") from error
     raise InputError(
-        f"there is no data set `{name}` here or on the hub ({type(last_error).__name__}); check the spelling and the "
-        "connection, or give a local CSV, JSON lines, Parquet or text file."
+        f"the data set `{name}` is neither here nor on the hub ({type(last_error).__name__}); check the spelling and "
+        "the connection, or use a local CSV, JSON lines, Parquet or text file."
     )
 
 
 def short_error(error: Exception) -> str:
-    """The first line of an error, cut to a readable length."""
+    """Returns the message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

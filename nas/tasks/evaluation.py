@@ -1,13 +1,15 @@
-"""Quality: what a model scores on a fixed set of examples, with a standard error."""
+"""Evaluation: scores a model on a fixed set of examples, with standard errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from nas.tasks.batches import Row
 from nas.tasks.metrics import Metric
@@ -17,29 +19,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from torch import nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
 BOOTSTRAP_SAMPLES = 200
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Labelled examples, collated once, in batches of similar length so that little is spent on padding.
+    """Labelled examples, collated once. Batches hold examples of similar length, which saves padding.
 
-    The batches are ordered so that the first few of them, however many, are spread evenly over the lengths.
+    The batches are ordered so that the first few of them, for any number, cover the lengths evenly.
 
     Attributes:
-        task: Says what is found of each example.
+        task: Computes the statistics of each example.
         batches: Model inputs with labels.
-        rows: For each batch, the rows of each of its examples (a long one may have several), no more of them than
-            predictions are compared with.
+        rows: For each batch, the rows of each of its examples (a long example may have several). They keep only the
+            columns that predictions are compared with.
     """
 
     task: TaskType
@@ -48,7 +41,7 @@ class EvaluationSet:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
-        """Collates a processed dataset, the same way on every call."""
+        """Collates a processed dataset; every call gives the same batches."""
         size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
         examples = sorted(task.group_by_example(dataset[i] for i in range(len(dataset))), key=_num_tokens)
         groups = [examples[start : start + size] for start in range(0, len(examples), size)]
@@ -60,38 +53,41 @@ class EvaluationSet:
         return sum(map(len, self.rows))
 
     def take(self, examples: int) -> EvaluationSet:
-        """The first whole batches of about so many examples, at least one; a longer such set begins with a shorter."""
+        """Returns the first batches with about this many examples, at least one batch."""
         sizes = np.cumsum([len(group) for group in self.rows])
         count = max(1, int(np.abs(sizes - examples).argmin()) + 1)
         return replace(self, batches=self.batches[:count], rows=self.rows[:count])
 
     def labelled_batches(self, examples: int) -> list[dict[str, torch.Tensor]]:
-        """The batches of `take`."""
+        """Returns the batches of `take` as dicts."""
         return [dict(batch) for batch in self.take(examples).batches]
 
 
 def van_der_corput_order(count: int) -> list[int]:
-    """The numbers below ``count``, each far from those before it (van der Corput 1935)."""
+    """Returns the integers below ``count`` in the order of the van der Corput sequence (1935), each far from the last.
+
+    Every prefix of the order covers the range evenly.
+    """
     bits = max(count - 1, 1).bit_length()
     return [i for i in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)) if i < count]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A quality and its standard error."""
+    """The value of a metric and its standard error."""
 
     value: float
     standard_error: float
 
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
-    """Several qualities of a model from one pass over the examples."""
+    """Computes several metrics of a model in one pass over the examples."""
     stats = collect_stats(model, examples, names)
     return {name: _bootstrap(examples.task.metric(name), stats) for name in names}
 
 
 def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """What these qualities need to know of each example, in the order of the batches."""
+    """Computes the statistics of each example that these metrics need, in the order of the batches."""
     parts = []
     with evaluation_mode(model):
         for batch, rows in zip(examples.batches, examples.rows, strict=True):
@@ -103,10 +99,10 @@ def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequen
 def score_in_slices(
     model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str], fractions: Sequence[float]
 ) -> Iterator[tuple[int, dict[str, Score]]]:
-    """Qualities on growing slices of the examples, each batch run once; the last slice is all of them.
+    """Computes metrics on growing slices of the examples; each batch runs once, the last slice is the full set.
 
     Yields:
-        How many examples the slice holds, and the scores on it.
+        The number of examples in the slice, and the scores on them.
     """
     parts: list[dict[str, np.ndarray]] = []
     count, start = len(examples.batches), 0
@@ -122,7 +118,10 @@ def score_in_slices(
 
 
 def _bootstrap(metric: Metric, stats: Mapping[str, np.ndarray]) -> Score:
-    """The metric and its bootstrap standard error over examples (Efron 1979), the same resamples for every model."""
+    """Computes a metric and its bootstrap standard error over examples (Efron 1979).
+
+    All models are resampled alike, so their errors are comparable.
+    """
     rng = np.random.default_rng(0)
     n_examples = len(next(iter(stats.values())))
     resampled = [
@@ -142,7 +141,7 @@ def _num_tokens(example: list[Row]) -> int:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for the duration, then the mode it had."""
+    """Sets evaluation mode without gradients, and restores the previous mode on exit."""
     was_training = model.training
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""Metrics of generated texts: what is counted of each pair of texts, and the figure of many.
+"""Metrics of generated texts: counts for each pair of texts, and the metric from their sums.
 
-Counting once and adding up makes hundreds of bootstrap resamples cheap.
+Each pair is counted once, so that hundreds of bootstrap resamples only add counts.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from nas.tasks.metrics import ExampleStats, Metric, ratio_of_sums
 from search_spaces import InputError
 
 CountFunction = Callable[[Sequence[str], Sequence[str]], ExampleStats]
-"""Takes the right texts and the generated ones; gives arrays (texts, ...)."""
+"""Reference texts, generated texts -> statistics of each pair, arrays (texts, ...)."""
 
 
 @dataclass(frozen=True)
 class GenerationMetric:
-    """A figure of generated texts.
+    """A metric of generated texts.
 
     Attributes:
-        count: What it needs of each pair.
-        metric: The figure of what was counted.
-        package: The package on the index that counts, None if that is us.
-        module: What it is imported as.
+        count: Computes the statistics of each pair of texts.
+        metric: Computes the metric from these statistics.
+        package: Name of the package that counts, as pip installs it; None if none is needed.
+        module: Name under which the package is imported.
     """
 
     count: CountFunction
@@ -35,9 +35,9 @@ class GenerationMetric:
     module: str | None = None
 
     def require(self, name: str) -> None:
-        """Raises InputError if its package is missing."""
+        """Raises InputError if the package is not installed."""
         if self.module is not None and find_spec(self.module) is None:
-            raise InputError(f"quality `{name}` needs the package `{self.package}`: pip install {self.package}.")
+            raise InputError(f"metric `{name}` needs the package `{self.package}`: pip install {self.package}.")
 
 
 def _count_exact(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
@@ -86,5 +86,5 @@ GENERATION_METRICS: dict[str, GenerationMetric] = {
     "sacrebleu": GenerationMetric(_count_ngrams, _bleu, "sacrebleu", "sacrebleu"),
     "wer": GenerationMetric(_count_word_errors, ratio_of_sums("word_errors", "n_words"), "jiwer", "jiwer"),
 }
-"""Name -> a figure of generated texts: share of equal ones, ROUGE-L (Lin 2004), corpus BLEU (Papineni et al. 2002, as
-sacreBLEU computes it, 0 to 100), word error rate."""
+"""Name -> metric of generated texts: share of exact matches, ROUGE-L (Lin 2004), corpus BLEU from 0 to 100 (Papineni
+et al. 2002, as sacreBLEU computes it), word error rate."""

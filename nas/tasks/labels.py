@@ -1,4 +1,4 @@
-"""Labels: a column of classes, of lists of classes or of numbers becomes what a head is trained on."""
+"""Labels: casts a column of classes, of lists of classes or of numbers to the labels that a head is trained on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from nas.recipe.schema import ProblemType
 from nas.runs.progress import print_line
 from nas.tasks.data import TEXT_DTYPES, require_column
 from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from nas.recipe.schema import ProblemType
 
 NUMERIC_DTYPES = ("int", "uint", "float")
 
 
 def infer_problem_type(dataset: Dataset, column: str, source: str) -> ProblemType | None:
-    """What a label column is for, or None where it does not say.
+    """Returns the problem type that a label column implies, or None if it is ambiguous.
 
-    Lists are several classes a row, numbers with a fraction are for regression, strings and booleans name classes.
-    Whole numbers may be either.
+    Lists are several labels per row, fractional numbers are for regression, strings and booleans name classes.
+    Integers may be classes or numbers.
     """
     require_column(dataset, column, source, "task.label")
     feature = dataset.features[column]
@@ -41,15 +41,14 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
     Args:
         dataset: Any split.
         column: Name of the label column.
-        names: Class names found in the training split, or None to find them here.
-        source: What to call the data in an error.
+        names: Class names of the training split; None to take them from this dataset.
+        source: Name of the data in errors.
 
     Returns:
-        The dataset and the names of its classes.
+        The dataset and its class names.
 
     Raises:
-        InputError: If the column is missing, a row has no label or one that is not among the names, or there is only
-            one class.
+        InputError: If the column does not exist, a row has no label or an unknown one, or there is only one class.
     """
     from datasets import ClassLabel
 
@@ -65,7 +64,7 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
         if unknown:
             raise InputError(
                 f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
-                "an unlabelled split cannot be reported on, choose another split."
+                "if the split is unlabelled, choose another."
             )
         dataset = relabel(dataset, column, lambda value: ids[_class_name(value)], names or classes)
     if len(names or classes) < 2:
@@ -74,7 +73,7 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
 
 
 def relabel(dataset: Dataset, column: str, class_id: Callable[[Any], int], names: list[str]) -> Dataset:
-    """The dataset with each class of its label column replaced by an id."""
+    """Returns the dataset with each class of its label column replaced by an id."""
     from datasets import ClassLabel, List
 
     label, values = ClassLabel(names=names), dataset[column]
@@ -87,7 +86,7 @@ def with_float_labels(dataset: Dataset, column: str, source: str) -> Dataset:
     """Casts a label column to float32.
 
     Raises:
-        InputError: If the column is missing or holds anything but numbers.
+        InputError: If the column does not exist or does not hold numbers.
     """
     from datasets import Value
 
@@ -95,25 +94,25 @@ def with_float_labels(dataset: Dataset, column: str, source: str) -> Dataset:
     dtype = _dtype(dataset.features[column])
     if not dtype.startswith(NUMERIC_DTYPES):
         raise InputError(
-            f"labels of a regression must be numbers, but `{column}` of `{source}` holds {dtype or 'lists'}; name "
-            "another column in `task.label`."
+            f"regression labels must be numbers, but `{column}` of `{source}` holds {dtype or 'lists'}; name another "
+            "column in `task.label`."
         )
     _require_no_missing(dataset.unique(column), column, source)
     return dataset.cast_column(column, Value("float32"))
 
 
 def is_multi_hot(dataset: Dataset, column: str) -> bool:
-    """Whether a column of lists holds one 0 or 1 for every class, not the classes themselves."""
+    """Whether a column of lists is multi-hot: one 0 or 1 per class, instead of the classes themselves."""
     rows = dataset[column][:]
     lengths = {0 if row is None else len(row) for row in rows}
     return len(lengths) == 1 and min(lengths) > 1 and set(chain(*rows)) <= {0, 1}
 
 
 def multi_hot_to_ids(dataset: Dataset, column: str, classes: int, source: str) -> Dataset:
-    """Replaces the lists of 0 and 1 of a column by lists of class ids.
+    """Replaces multi-hot lists of a column by lists of class ids.
 
     Raises:
-        InputError: If a list has another length than the number of classes.
+        InputError: If a list is not as long as the number of classes.
     """
     from datasets import ClassLabel, List
 
@@ -128,24 +127,25 @@ def multi_hot_to_ids(dataset: Dataset, column: str, classes: int, source: str) -
 
 
 def match_head_labels(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
-    """The output of a trained head for every class of the data.
+    """Maps the classes of the data to the outputs of a trained head.
 
     Args:
         names: Class names of the data by id.
         head: Class names of the head by output.
-        model: What to call the model in an error.
-        has_ids: Whether the data itself gives ids, not only names; a head without names is then taken to follow them.
+        model: Name of the model in errors.
+        has_ids: Whether the data has ids, not only names; they then number the outputs of a head without names.
 
     Returns:
-        The output by the data's class id: that of the same name, or the same id if the data has no names.
+        The output for each class id of the data: the output of the same name, or of the same id if the data has no
+        names.
 
     Raises:
-        InputError: If the head has other classes.
+        InputError: If the classes of the head and the data differ.
     """
     if len(head) != len(names):
         raise InputError(
-            f"the model's head must have one output a class, but `{model}` has {len(head)} and the data {len(names)} "
-            f"({', '.join(names[:5])}); choose other data, or a model without a head to fine-tune one."
+            f"the model's head must have one output per class, but `{model}` has {len(head)} and the data "
+            f"{len(names)} ({', '.join(names[:5])}); choose other data, or a model without a trained head."
         )
     if all(map(_is_integer, names)):
         return list(range(len(head)))
@@ -154,23 +154,22 @@ def match_head_labels(names: list[str], head: list[str], model: str, has_ids: bo
         if outputs.keys() == {normalize(name) for name in names}:
             return [outputs[normalize(name)] for name in names]
     if has_ids and head == [f"LABEL_{k}" for k in range(len(head))]:
-        print_line(
-            f"labels     {', '.join(f'{a} = {b}' for a, b in zip(head, names, strict=True))}: by the ids of the data"
-        )
+        mapping = ", ".join(f"{a} = {b}" for a, b in zip(head, names, strict=True))
+        print_line(f"labels     the head has no names; taken in the order of the data's ids: {mapping}")
         return list(range(len(head)))
     raise InputError(
         f"the labels of the data must be those of the model's head, but `{model}` has {head[:5]} and the data "
-        f"{names[:5]}; rename them in the data, or give the head's numbers as labels."
+        f"{names[:5]}; rename them in the data, or use the indices of the head's outputs as labels."
     )
 
 
 def has_ids(dataset: Dataset, column: str) -> bool:
-    """Whether a label column gives ids, not only names."""
+    """Whether a label column holds ids, not only names."""
     return _dtype(_item_feature(dataset.features[column])) not in TEXT_DTYPES
 
 
 def is_list(feature: Any) -> bool:
-    """Whether every row of a column is a list, of any length."""
+    """Whether a column holds lists of variable length."""
     from datasets import LargeList, List
 
     return isinstance(feature, (List, LargeList))
@@ -198,46 +197,46 @@ def _is_integer(name: str) -> bool:
 
 
 def _sorted_names(names: set[str]) -> list[str]:
-    """Class names in the order of their ids: integers by value, others by letter."""
+    """Sorts class names in the order of their ids: integers by value, other names alphabetically."""
     return sorted(names, key=lambda name: (int(name), name)) if all(map(_is_integer, names)) else sorted(names)
 
 
 def _distinct_classes(dataset: Dataset, column: str, source: str) -> list[Any]:
-    """The distinct classes of a label column; InputError unless every row has one, or a list of them."""
+    """Returns the distinct classes of a label column; InputError if a row has neither a class nor a list of them."""
     from datasets import ClassLabel, Value
 
     _require_labels(dataset, column, source)
     feature = dataset.features[column]
     item = _item_feature(feature)
     if not isinstance(item, (ClassLabel, Value)):
-        raise InputError(f"`task.label` must name a column of classes, but `{column}` of `{source}` is {feature}.")
+        raise InputError(f"`task.label` must name a class column, but `{column}` of `{source}` is {feature}.")
     values = _distinct_in_lists(dataset, column) if is_list(feature) else dataset.unique(column)
     _require_no_missing(values, column, source, lowest=0 if isinstance(item, ClassLabel) else None)
     other = [v for v in values if not isinstance(v, (bool, int, str)) and not (isinstance(v, float) and v % 1 == 0)]
     if other:
         raise InputError(
-            f"classes must be integers, booleans or strings, but `{column}` of `{source}` holds {other[0]!r}; name "
-            "a column of classes in `task.label`, or set `task.problem_type` to `regression`."
+            f"classes must be integers, booleans or strings, but `{column}` of `{source}` holds {other[0]!r}; name a "
+            "class column in `task.label`, or set `task.problem_type` to `regression`."
         )
     return values
 
 
 def _distinct_in_lists(dataset: Dataset, column: str) -> list[Any]:
-    """The distinct classes of a column of lists, None among them if a row has no list."""
+    """Returns the distinct classes in a column of lists, with None if a row has no list."""
     return list(dict.fromkeys(chain.from_iterable([None] if row is None else row for row in dataset[column])))
 
 
 def _require_labels(dataset: Dataset, column: str, source: str) -> None:
     require_column(dataset, column, source, "task.label")
     if not len(dataset):
-        raise InputError(f"`{source}` must hold examples to train or report on, but it has no examples.")
+        raise InputError(f"`{source}` must hold examples, but it has none.")
 
 
 def _require_no_missing(values: list[Any], column: str, source: str, lowest: int | None = None) -> None:
-    """Raises InputError if one is missing: None, NaN or below the lowest id."""
+    """Raises InputError if a label is missing: None, NaN or below the lowest id."""
     missing = [v for v in values if v is None or v != v or (lowest is not None and v < lowest)]
     if missing:
         raise InputError(
             f"every row of `{source}` must have a label, but some are unlabelled ({column} {missing[0]}); choose "
-            "another split, or remove those rows."
+            "another split, or remove these rows."
         )

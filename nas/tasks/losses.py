@@ -1,4 +1,4 @@
-"""Losses on what a task's outputs say: the divergence from a teacher's, and the loss of each example."""
+"""Losses of a task: the divergence of a student from its teacher, and the loss of each example on its labels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import torch.nn.functional as F
 from nas.tasks.batches import IGNORE_INDEX
 
 Activation = Literal["softmax", "sigmoid", "identity"]
-"""What makes a prediction of logits: one class of several, any number of classes, or the number itself."""
+"""How logits become a prediction: one of several classes, any number of classes, or a number."""
 
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
-"""Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), those that are
-`IGNORE_INDEX` are not scored; else they are numbers of the logits' shape."""
+"""Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
+`IGNORE_INDEX` are not scored. Otherwise labels are numbers of the logits' shape."""
 
 
 def divergence(
     student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], activation: Activation, temperature: float
 ) -> torch.Tensor:
-    """How far a student's outputs are from its teacher's, zero where they are equal.
+    """Returns the divergence of a student from its teacher; zero where their logits are equal.
 
-    For softmax KL(teacher || student) at a temperature, times its square (Hinton et al. 2015, arXiv 1503.02531),
-    mean over what has a label; for sigmoid the same of every class by itself, mean over examples and classes; for
-    identity the squared difference. The mean over several outputs, such as the start and the end of an answer.
+    - softmax: KL(teacher || student) at a temperature, times its square (Hinton et al. 2015, arXiv 1503.02531), mean
+      over the scored labels.
+    - sigmoid: the same for each class as a binary decision, mean over examples and classes.
+    - identity: the mean squared difference.
+
+    A model with several outputs, such as the start and the end of an answer, has the mean over them.
     """
     losses = [
         DIVERGENCES[activation](
@@ -37,9 +40,9 @@ def divergence(
 
 
 def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of each example on its labels, summed over what is scored, and how many scores that is.
+    """Returns the loss of each example, summed over its scored labels, and the number of these labels.
 
-    The mean of a whole set is the sum of the first over the sum of the second.
+    The mean loss of a dataset is the sum of the losses over the sum of the numbers.
 
     Returns:
         Two tensors (examples,).
@@ -50,7 +53,7 @@ def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) 
 
 
 def _labelled(logits: torch.Tensor, labels: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Logits (scored, classes) of what has a label."""
+    """Returns the scored logits (labels, classes)."""
     return logits[_label_mask(labels, activation)].float() if activation == "softmax" else logits.float()
 
 

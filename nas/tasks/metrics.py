@@ -1,4 +1,4 @@
-"""Metrics: figures of quality from what was found of each example, ours by name or a function from anywhere."""
+"""Metrics: computes a metric from statistics of each example; built-in ones by name, others from any function."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from nas.tasks.data import python_function, short_error
 from search_spaces import InputError
 
 ExampleStats = Mapping[str, np.ndarray]
-"""Name -> what was found of each example (examples, ...): ``labels``, ``predictions``, ``loss`` and others."""
+"""Name -> a statistic of each example, array (examples, ...): ``labels``, ``predictions``, ``loss`` and others."""
 
 Metric = Callable[[ExampleStats], float]
 
 
 def ratio_of_sums(total: str, count: str) -> Metric:
-    """The sum of one thing found over the sum of another, such as the loss of all tokens over their number."""
+    """Returns a metric that divides the sum of one statistic by the sum of another, such as loss by tokens."""
     return lambda stats: float(stats[total].sum() / max(stats[count].sum(), 1))
 
 
 def perplexity(stats: ExampleStats) -> float:
-    """Exponential of the mean loss of a token."""
+    """Exponential of the mean loss per token."""
     return math.exp(min(ratio_of_sums("loss", "n_scored")(stats), 700.0))
 
 
@@ -38,13 +38,13 @@ def micro_f1(stats: ExampleStats) -> float:
 
 
 def accuracy(stats: ExampleStats) -> float:
-    """Share of examples whose every label is right."""
+    """Share of examples of which all labels are correct."""
     same = stats["labels"] == stats["predictions"]
     return float(same.reshape(len(same), -1).all(1).mean())
 
 
 def f1(stats: ExampleStats) -> float:
-    """F1 of the second of two classes, or the mean F1 of more of them."""
+    """F1 of the second of two classes, or the macro F1 of several classes."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(stats["labels"], stats["predictions"], average="binary" if is_binary(stats) else "macro"))
@@ -56,33 +56,33 @@ def is_binary(stats: ExampleStats) -> bool:
 
 
 def matthews_correlation(stats: ExampleStats) -> float:
-    """Matthews correlation of classes."""
+    """Matthews correlation coefficient of classes."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(stats["labels"], stats["predictions"]))
 
 
 def pearsonr(stats: ExampleStats) -> float:
-    """Pearson correlation of numbers; 0 for predictions that are all the same."""
+    """Pearson correlation of numbers; 0 if all predictions are equal."""
     x, y = stats["labels"] - stats["labels"].mean(), stats["predictions"] - stats["predictions"].mean()
     scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / scale) if scale else 0.0
 
 
 def spearmanr(stats: ExampleStats) -> float:
-    """Spearman rank correlation of numbers; 0 for predictions that are all the same."""
+    """Spearman rank correlation of numbers; 0 if all predictions are equal."""
     from scipy.stats import rankdata
 
     return pearsonr({name: rankdata(stats[name]) for name in ("labels", "predictions")})
 
 
 def mean_absolute_error(stats: ExampleStats) -> float:
-    """Mean distance of a prediction from its number."""
+    """Mean absolute difference between predictions and labels."""
     return float(np.abs(stats["labels"] - stats["predictions"]).mean())
 
 
 def r2(stats: ExampleStats) -> float:
-    """Share of the variance that is explained."""
+    """Coefficient of determination: the share of the variance that the predictions explain."""
     from sklearn.metrics import r2_score
 
     return float(r2_score(stats["labels"], stats["predictions"]))
@@ -90,15 +90,15 @@ def r2(stats: ExampleStats) -> float:
 
 @cache
 def load_metric(source: str) -> Metric:
-    """A metric from outside.
+    """Loads a metric that is not built in.
 
     Args:
         source: ``file.py:function`` or ``package.module:function`` such as ``sklearn.metrics:f1_score``, called with
-            labels and predictions as scikit-learn's are, or ``evaluate:name`` for one of the library `evaluate`, of
-            which the score of that name, or else the first, is taken.
+            labels and predictions like a metric of scikit-learn; or ``evaluate:name`` for a metric of the library
+            `evaluate`, of which the score of that name is used, or the first if none has that name.
 
     Raises:
-        InputError: If there is none, or, when called, if it fails or gives no number.
+        InputError: If it does not exist; when called, if it fails or returns no finite number.
     """
     module, name = split_source(source)
     if source.startswith("evaluate:"):
@@ -129,8 +129,8 @@ def _from_evaluate(name: str) -> Callable[..., Any]:
         metric = evaluate.load(name)
     except Exception as error:
         raise InputError(
-            f"metric `evaluate:{name}` cannot be loaded ({short_error(error)}); it is a script on the hub: check the "
-            "spelling and the connection, or give a local folder."
+            f"metric `evaluate:{name}` cannot be loaded ({short_error(error)}); metrics are scripts on the hub: check "
+            "the spelling and the connection, or name a local folder."
         ) from None
 
     def compute(labels: Any, predictions: Any) -> Any:
@@ -146,18 +146,18 @@ def _finite_value(function: Callable[..., Any], stats: ExampleStats, source: str
     except Exception as error:
         raise InputError(f"metric `{source}` fails: {type(error).__name__}: {short_error(error)}") from error
     if not math.isfinite(value):
-        raise InputError(f"a metric must give a number, but `{source}` gave {value}.")
+        raise InputError(f"a metric must return a finite number, but `{source}` returned {value}.")
     return value
 
 
 def _flatten_tokens(values: np.ndarray) -> np.ndarray:
-    """What a metric is called with: the labels of all tokens one after the other where an example has many."""
+    """Joins the labels of all tokens to one array if each example has several."""
     has_tokens = values.dtype == object and len(values) and isinstance(values[0], np.ndarray)
     return np.concatenate(values) if has_tokens else values
 
 
 def object_array(values: list[Any]) -> np.ndarray:
-    """An array (examples,) of texts, lists or arrays."""
+    """Returns an object array (examples,) of texts, lists or arrays."""
     out = np.empty(len(values), dtype=object)
     for index, value in enumerate(values):
         out[index] = value

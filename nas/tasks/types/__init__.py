@@ -1,4 +1,4 @@
-"""Every task type by its Hugging Face name: one file each, one line here. Nothing here imports torch."""
+"""The task types by their Hugging Face names: one file and one line per task. No import of torch."""
 
 from __future__ import annotations
 

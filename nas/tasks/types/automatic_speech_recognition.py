@@ -1,4 +1,4 @@
-"""Automatic speech recognition: a recording and what is said in it, for Whisper."""
+"""Automatic speech recognition: the transcript of a recording, with Whisper."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 class AutomaticSpeechRecognition(SequenceToSequence):
-    """Recordings in a column of `datasets.Audio`, or of lists of samples at the rate of the feature extractor."""
+    """Recordings are a column of `datasets.Audio`, or lists of samples at the rate of the feature extractor."""
 
     processor_class = "AutoProcessor"
     folder_builder = "audiofolder"
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's."""
+        """The tokenizer of the processor."""
         return self.processor.tokenizer
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Log-mel features, made when a row is read, tokens of the text, and the text itself."""
+        """Computes log-mel features when a row is read; also tokenizes the transcript and keeps its text."""
         column, target = self.task.audio, self.task.label or "text"
         require_column(examples, target, source, "task.label")
         require_texts(examples, target, source, "task.label")
@@ -46,7 +46,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
         return examples.with_transform(transform)
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Features of one length: Whisper pads every recording to 30 seconds."""
+        """Stacks the features: Whisper pads every recording to 30 seconds."""
         import torch
 
         return {"input_features": torch.stack([row["input_features"] for row in rows])}
@@ -55,7 +55,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random features of a whole recording and the tokens that the decoder has read."""
+        """Returns random features of a recording and random tokens as inputs of the decoder."""
         import torch
 
         shape = (workload.batch_size, config.num_mel_bins, 2 * config.max_source_positions)
@@ -65,7 +65,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
         }
 
     def _resampled(self, examples: Dataset, column: str, source: str) -> Dataset:
-        """The data with recordings at the rate of the feature extractor; InputError if they cannot be read."""
+        """Resamples recordings to the rate of the feature extractor; InputError if they cannot be decoded."""
         from datasets import Audio
 
         require_column(examples, column, source, "task.audio")
@@ -73,9 +73,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
         if is_list(feature):
             return examples
         if not isinstance(feature, Audio):
-            raise InputError(
-                f"`task.audio` must name a column of recordings, but `{column}` of `{source}` is {feature}."
-            )
+            raise InputError(f"`task.audio` must name an audio column, but `{column}` of `{source}` is {feature}.")
         examples = examples.cast_column(column, Audio(sampling_rate=self.processor.feature_extractor.sampling_rate))
         try:
             _ = examples[0][column]["array"]

@@ -1,4 +1,4 @@
-"""TaskType: what one kind of task makes of a recipe's data, of a model's outputs and of its qualities."""
+"""TaskType: how a task processes data, collates batches, selects the scored outputs and computes its metrics."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 EVALUATION_BATCH_SIZE = 64
 MAX_BATCH_LOGITS = 2**26
-"""Scores of words that one evaluation batch may have: 256 MB."""
+"""Most logits over the vocabulary in one evaluation batch: 256 MB."""
 
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task type needs of a recipe and its model.
+    """The parts of a recipe and its model that a task type needs.
 
     Attributes:
         settings: The section ``task`` of the recipe.
         config: The model's Hugging Face config.
-        processor: Its tokenizer, image processor or feature extractor.
-        model: The recipe's model, as errors name it.
+        processor: The tokenizer, image processor or speech processor.
+        model: Hub id or folder of the model, for errors.
         seed: The recipe's seed.
-        head_names: Class names of a trained head by output; None without one.
+        head_names: Class names of a trained head by output; None without a trained head.
     """
 
     settings: TaskSettings
@@ -50,15 +50,19 @@ class TaskInputs:
 
 
 class TaskType(ABC):
-    """A recipe's task with its data: made once the training and test data are loaded.
+    """The task of a recipe with its loaded training and test data.
 
     Attributes:
-        train: Training examples, not yet model inputs; the search slice is drawn from them.
+        processor_class: Name of the auto class of transformers that loads the processor.
+        processor_kwargs: Arguments with which it is loaded.
+        folder_builder: Builder of `datasets` that reads a folder of data.
+        has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
+        reference_columns: Columns of a row that `example_stats` reads in addition to the batch, such as an answer.
+        names: Class names by id; empty if the task has no classes.
+        problem_type: The ``problem_type`` of the model's config, if the task needs one.
+        activation: How logits become a prediction.
+        train: Training examples, before processing; the search slice is drawn from them.
         test: Held-out examples.
-        names: Class names by id; empty where there are no classes.
-        problem_type: What the model's config must say, if anything.
-        activation: What makes a prediction of the logits.
-        compared: Columns of a row that `found` reads beside the batch, such as the text of an answer.
     """
 
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -74,7 +78,7 @@ class TaskType(ABC):
         """Checks the data and prepares its examples.
 
         Raises:
-            InputError: If the data does not hold what the task needs.
+            InputError: If the data lacks something that the task needs.
         """
         self.task = inputs.settings
         self.config = inputs.config
@@ -85,73 +89,73 @@ class TaskType(ABC):
     @property
     @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
-        """The qualities it has by name, of what `found` finds."""
+        """Name -> metric; a metric is computed from what `example_stats` returns."""
 
     @abstractmethod
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Examples -> rows of model inputs with labels; ``source`` names the data in errors."""
+        """Converts examples to rows of model inputs with labels; ``source`` names the data in errors."""
 
     @abstractmethod
     def collate(self, rows: list[Row]) -> Batch:
-        """Rows -> a batch: what a model is called with."""
+        """Collates rows to a batch of model inputs with labels."""
 
     @abstractmethod
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The logits that the task is about, each with its labels."""
+        """Returns the logits that are scored, each with its labels."""
 
     @abstractmethod
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """What the metrics need to know of each example of a batch, small enough to keep.
+        """Computes the statistics of each example that metrics are computed from; they are small enough to keep.
 
         Args:
             model: In evaluation mode, on the device of the batch.
             batch: Collated rows.
-            rows: The rows of each example, their ``reference_columns``.
-            metric_names: Names of the qualities that are asked for.
+            rows: For each example, its rows with the ``reference_columns``.
+            metric_names: Names of the metrics that will be computed.
 
         Returns:
             Name -> array (examples, ...).
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """What scores elsewhere has no need of the data."""
+        """Leaves out the data: a process that only scores does not need it."""
         return {name: value for name, value in self.__dict__.items() if name not in ("train", "test")}
 
     def configure(self, config: PreTrainedConfig) -> None:
-        """Tells the config of a model that is to be trained what the task needs of it."""
+        """Sets the fields of a model's config that the task needs, before training."""
         if self.problem_type is not None:
             config.problem_type = self.problem_type
 
     def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
-        """How an evaluation set is collated: the same on every call."""
+        """Returns the collator of evaluation sets, which gives the same batch on every call."""
         return self.collate
 
     def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
-        """Rows grouped by the example they are of."""
+        """Groups rows by example."""
         return [[row] for row in rows]
 
     @property
     def evaluation_batch_size(self) -> int:
-        """Examples of one batch when a model is scored; of words, as many as all their scores leave room for."""
+        """Examples per evaluation batch; fewer where logits over the vocabulary would exceed `MAX_BATCH_LOGITS`."""
         if not self.has_vocabulary_logits:
             return EVALUATION_BATCH_SIZE
         max_examples = MAX_BATCH_LOGITS // (self.task.max_length * self.config.vocab_size)
         return max(1, min(EVALUATION_BATCH_SIZE, max_examples))
 
     def metric(self, name: str) -> Metric:
-        """A quality by name, one of ours or of the recipe's ``task.metrics``.
+        """Returns a metric by name: one of the task, or of ``task.metrics`` in the recipe.
 
         Raises:
-            InputError: If the task has none of that name.
+            InputError: If there is no metric of that name.
         """
         if name in self.task.metrics:
             return load_metric(self.task.metrics[name])
         if name not in self.metrics:
             task_name = self.problem_type or self.task.type
             raise InputError(
-                f"`objectives` and `constraints` must name qualities of this task ({task_name}), but got `{name}`; "
+                f"`objectives` and `constraints` must name metrics of this task ({task_name}), but got `{name}`; "
                 f"{did_you_mean(name, [*self.metrics, *self.task.metrics])}; `task.metrics` adds others."
             )
         return self.metrics[name]
@@ -161,11 +165,11 @@ class TaskType(ABC):
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random inputs of a workload's shape; every token is real, none is padding."""
+        """Returns random inputs of a workload's shape, without padding."""
 
 
 def random_tokens(config: PreTrainedConfig, workload: Workload, generator: torch.Generator) -> torch.Tensor:
-    """Token ids (batch, sequence)."""
+    """Returns random token ids (batch, sequence)."""
     import torch
 
     assert workload.sequence_length is not None
@@ -185,13 +189,13 @@ def pad_labels(rows: list[Row], length: int, side: str = "right") -> torch.Tenso
 
 
 class TextTask(TaskType):
-    """A task on texts that a tokenizer reads."""
+    """A task on tokenized texts."""
 
     @classmethod
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random tokens, their mask and, of a model that tells two texts apart, the second from the middle on."""
+        """Returns random tokens and their mask; with token type ids, the second half is the second text."""
         import torch
 
         ids = random_tokens(config, workload, generator)
@@ -202,7 +206,7 @@ class TextTask(TaskType):
         return inputs
 
     def pad_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """What of the rows a tokenizer made, as long as the longest."""
+        """Pads the tokenizer's outputs in the rows to the longest one."""
         names = [name for name in self.processor.model_input_names if name in rows[0]]
         inputs = [{name: row[name] for name in names} for row in rows]
         return dict(self.processor.pad(inputs, return_tensors="pt"))

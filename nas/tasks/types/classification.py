@@ -1,4 +1,4 @@
-"""Classification of whole examples: one class each, any number of classes, or a number (regression)."""
+"""Classification of texts and images: one label per example, several labels, or a number (regression)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ METRICS: dict[ProblemType, dict[str, Metric]] = {
         **LOSS_METRIC,
     },
 }
-"""Problem type -> its qualities. With several labels a row, ``f1`` is that of all decisions together (micro) and
-``accuracy`` the share of rows whose every label is right."""
+"""Problem type -> its metrics. With several labels per example, ``f1`` is the micro F1 over all decisions, and
+``accuracy`` the share of examples of which all labels are correct."""
 
 ACTIVATIONS: dict[ProblemType, Activation] = {
     "single_label_classification": "softmax",
@@ -61,7 +61,7 @@ ACTIVATIONS: dict[ProblemType, Activation] = {
 
 
 class Classification(TaskType):
-    """What texts and images have in common: labels, their problem type and their qualities."""
+    """The common part of text and image classification: labels, problem type and metrics."""
 
     problem_type: ProblemType
 
@@ -81,18 +81,18 @@ class Classification(TaskType):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Those of the problem type."""
+        """The metrics of the problem type."""
         return METRICS[self.problem_type]
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The class scores (examples, classes); of a regression, a number (examples, 1)."""
+        """Returns the logits (examples, classes), or (examples, 1) for a regression, and the labels."""
         labels = batch["labels"]
         return [(outputs.logits, labels[:, None] if self.problem_type == "regression" else labels)]
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Labels, logits in float64, predictions and losses."""
+        """Returns labels, logits in float64, predictions and losses of each example."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
@@ -108,7 +108,7 @@ class Classification(TaskType):
 
 
 def targets(labels: list[Any], problem_type: ProblemType, classes: int) -> list[Any]:
-    """What a model's loss takes of a label column: class ids, 0 or 1 of each class, or numbers."""
+    """Converts labels to targets of the model's loss: class ids, multi-hot floats, or numbers."""
     if problem_type != "multi_label_classification":
         return labels
     return [[float(k in row) for k in range(classes)] for row in labels]
@@ -138,7 +138,11 @@ PREDICTIONS = {
 def with_class_names(
     inputs: TaskInputs, train: Dataset, test: Dataset, label: str
 ) -> tuple[Dataset, Dataset, list[str]]:
-    """Both splits with class ids, and the class names; a trained head keeps its own names and ids."""
+    """Casts the labels of both splits to class ids; a trained head keeps its own names and ids.
+
+    Returns:
+        The training split, the test split, and the class names.
+    """
     task, raw = inputs.settings, train
     train, names = with_class_ids(train, label, None, task.train)
     test, _ = with_class_ids(test, label, names, task.test)
@@ -151,21 +155,21 @@ def with_class_names(
 
 
 def _choose_problem_type(inputs: TaskInputs, train: Dataset, label: str) -> ProblemType:
-    """What the recipe says, else what the data says, else what the model's head says, else one class a row."""
+    """Chooses the problem type: of the recipe, else of the data, else of the head, else single-label."""
     task = inputs.settings
     inferred = infer_problem_type(train, label, task.train)
     is_certain = inferred in ("multi_label_classification", "regression")
     if task.problem_type and is_certain and task.problem_type != inferred:
         raise InputError(
-            f"`task.problem_type` must fit the labels, but `{label}` of `{task.train}` is for {inferred}, not for "
-            f"{task.problem_type}; leave it out, or name another column in `task.label`."
+            f"`task.problem_type` must fit the labels, but it is {task.problem_type}, and `{label}` of `{task.train}` "
+            f"holds labels for {inferred}; remove it, or name another column in `task.label`."
         )
     one_output = inferred is None and inputs.head_names is not None and len(inputs.head_names) == 1
     return task.problem_type or inferred or ("regression" if one_output else "single_label_classification")
 
 
 def _class_lists(inputs: TaskInputs, train: Dataset, test: Dataset, label: str) -> tuple[Dataset, Dataset]:
-    """Both splits with lists of classes as labels; lists of 0 and 1 become lists of ids."""
+    """Checks that the labels of both splits are lists, and converts multi-hot lists to lists of ids."""
     task = inputs.settings
     for split, source in ((train, task.train), (test, task.test)):
         require_column(split, label, source, "task.label")

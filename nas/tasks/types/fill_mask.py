@@ -1,4 +1,4 @@
-"""Fill-mask: a masked language model that restores the tokens that were hidden."""
+"""Fill-mask: a masked language model predicts the masked tokens."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
 
 
 class FillMask(LanguageModeling):
-    """15 % of the tokens are masked (Devlin et al. 2019), anew in every epoch; those of evaluation sets are fixed."""
+    """Masks 15 % of the tokens (Devlin et al. 2019): different ones in every epoch, fixed ones for evaluation."""
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         if self.processor.mask_token is None:
             raise InputError(
-                f"fill-mask needs a tokenizer with a mask token, but that of `{inputs.model}` has none; choose "
-                "a masked language model, or the task text-generation."
+                f"fill-mask needs a tokenizer with a mask token, but the tokenizer of `{inputs.model}` has none; "
+                "choose a masked language model, or the task text-generation."
             )
         self.seed = inputs.seed
         self.mask_tokens = _masking_collator(self.processor, None)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Blocks with tokens masked at random; the labels of all others are ignored."""
+        """Masks random tokens of the blocks; the labels of all other tokens are ignored."""
         return dict(self.mask_tokens(rows))
 
     def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
-        """Masks that the seed alone decides."""
+        """Returns a collator whose masks depend only on the seed."""
         mask = _masking_collator(self.processor, self.seed)
         return lambda rows: dict(mask(rows))
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The scores of each token (examples, tokens, words); only masked ones have a label."""
+        """Returns the logits (examples, tokens, vocabulary) and labels; only masked tokens have a label."""
         return [(outputs.logits, batch["labels"])]
 
 
 def _masking_collator(tokenizer: Any, seed: int | None) -> Callable[[list[Row]], Any]:
-    """The collator of transformers; without a seed it draws from torch, whose state a resumed training restores."""
+    """Returns the collator of transformers; without a seed it uses torch's generator, which checkpoints restore."""
     from transformers import DataCollatorForLanguageModeling
 
     return DataCollatorForLanguageModeling(tokenizer, seed=seed)

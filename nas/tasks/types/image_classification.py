@@ -1,4 +1,4 @@
-"""Image classification: an image and a label."""
+"""Image classification: the labels of an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(Classification):
-    """Images as the model's own image processor makes them."""
+    """Images are preprocessed by the model's own image processor."""
 
     processor_class = "AutoImageProcessor"
 
@@ -28,7 +28,7 @@ class ImageClassification(Classification):
         self.model = inputs.model
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Pixels, made when a row is read, and the label's targets."""
+        """Computes pixels when a row is read, and converts labels to targets."""
         require_images(examples, self.task.image, source)
         column, label, problem_type, classes = self.task.image, self.label, self.problem_type, len(self.names)
 
@@ -38,7 +38,7 @@ class ImageClassification(Classification):
         return examples.with_transform(transform)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Images of one size."""
+        """Stacks images of one size."""
         import torch
 
         return {
@@ -50,13 +50,13 @@ class ImageClassification(Classification):
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random pixels."""
+        """Returns random pixels."""
         import torch
 
         return {"pixel_values": torch.randn((workload.batch_size, *image_shape(config)), generator=generator)}
 
     def _pixels(self, images: list[Any]) -> list[torch.Tensor]:
-        """Model inputs of images; InputError unless the image processor makes what the model takes."""
+        """Returns the pixels of images; InputError if the image processor gives another shape than the model's."""
         shape = image_shape(self.config)
         mode = "L" if shape[0] == 1 else "RGB"
         try:
@@ -68,15 +68,15 @@ class ImageClassification(Classification):
             problem = " ".join(str(error).split())[:160]
         if problem:
             raise InputError(
-                f"the image processor of `{self.model}` must make (channels, height, width) {shape}, "
-                f"what the model takes, of images, but got {problem}; set `size`, `image_mean` and `image_std` in its "
+                f"the image processor of `{self.model}` must return images of the model's shape (channels, height, "
+                f"width) {shape}, but got {problem}; set `size`, `image_mean` and `image_std` in its "
                 "preprocessor_config.json."
             )
         return pixels
 
 
 def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model takes."""
+    """Returns channels, height and width of a model's input images."""
     sizes = getattr(config, "vision_config", config)
     size = sizes.image_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""Language modelling: texts joined and cut into blocks of tokens; what causal and masked models have in common."""
+"""Language modeling: the common part of causal and masked language models, which read blocks of tokens."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class LanguageModeling(TextTask):
-    """An example is a block of exactly ``task.max_length`` tokens; what is left at the end is dropped.
+    """Texts are joined and cut into blocks of exactly ``task.max_length`` tokens; the remainder is dropped.
 
-    Blocks are cut before the search slice is drawn, so that they follow the text. Loss, perplexity and accuracy are
-    means over tokens; their standard errors are over blocks.
+    Blocks are cut before the search slice is drawn, so they keep the order of the text. Loss, perplexity and accuracy
+    are means over tokens; their standard errors are over blocks.
     """
 
     has_vocabulary_logits = True
@@ -41,13 +41,13 @@ class LanguageModeling(TextTask):
         self.test = self._cut_blocks(test, text_column(test, column, self.task.test), self.task.test)
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Blocks are rows already."""
+        """Returns the blocks unchanged: they are rows of model inputs."""
         return examples
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Of each block its loss and the predicted tokens, not the scores of all words."""
+        """Returns the loss and the predicted tokens of each block, not the logits over the vocabulary."""
         from nas.tasks.losses import loss_by_example
 
         outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
@@ -63,7 +63,7 @@ class LanguageModeling(TextTask):
         }
 
     def _cut_blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
-        """Tokens of the texts, a thousand texts at a time one after the other, in blocks (``input_ids``)."""
+        """Tokenizes texts, joins them a thousand at a time, and cuts the tokens into blocks (``input_ids``)."""
         tokenizer, length = self.processor, self.task.max_length
 
         def cut(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
@@ -73,7 +73,7 @@ class LanguageModeling(TextTask):
         blocks = texts.map(cut, batched=True, remove_columns=texts.column_names)
         if not len(blocks):
             raise InputError(
-                f"the texts of `{source}` must fill at least one block of `task.max_length` tokens, but they are "
-                f"shorter than {length}; lower it or give more text."
+                f"the texts of `{source}` must fill at least one block of `task.max_length` tokens, but they have "
+                f"fewer than {length}; lower it or add text."
             )
         return blocks

@@ -1,4 +1,4 @@
-"""Question answering: the span of a context that answers a question (extractive, SQuAD)."""
+"""Question answering: finds the span of a context that answers a question (extractive, as in SQuAD)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_TOKENS = 30
 STRIDE_SHARE = 1 / 3
-"""Share of ``task.max_length`` that two windows of one context have in common, as 128 of 384 for SQuAD."""
+"""Overlap of neighbouring windows as a share of ``task.max_length``: 128 of 384 tokens for SQuAD."""
 
 
 class QuestionAnswering(TextTask):
-    """A context longer than ``task.max_length`` is read in overlapping windows; the best span of all of them counts.
+    """A context longer than ``task.max_length`` is read in overlapping windows; the best span of all windows counts.
 
-    A question without an answer is answered by the first token. Spans are at most 30 tokens.
+    The first token stands for "no answer". Spans have at most 30 tokens.
     """
 
     reference_columns = ("offset_mapping", "context", "answers")
@@ -54,10 +54,10 @@ class QuestionAnswering(TextTask):
         )
         self.has_unanswerable = not all(self.train[self.label])
         if not self.processor.is_fast:
-            raise InputError("question answering needs a fast tokenizer, which tells where in the text a token is.")
+            raise InputError("question answering needs a fast tokenizer, which returns the offsets of tokens.")
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Windows of question and context, where the answer is in them, and what an answer is read from."""
+        """Tokenizes question and context in windows, with the positions of the answer and the offsets of tokens."""
         text_columns(examples, self.columns, source)
         question, context = self.columns
         tokenizer, label, length = self.processor, self.label, self.task.max_length
@@ -90,24 +90,24 @@ class QuestionAnswering(TextTask):
         return examples.map(cut, batched=True, with_indices=True, remove_columns=examples.column_names)
 
     def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
-        """The windows of each question."""
+        """Groups windows by question."""
         return [list(windows) for _, windows in groupby(rows, key=lambda row: row["example"])]
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Windows padded to the longest."""
+        """Pads windows to the longest one."""
         import torch
 
         positions = {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
         return {**self.pad_inputs(rows), **positions}
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The scores of each token (windows, tokens) as the start and as the end of the answer."""
+        """Returns the logits (windows, tokens) and labels of the start and of the end of the answer."""
         return [(outputs.start_logits, batch["start_positions"]), (outputs.end_logits, batch["end_positions"])]
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Of each question its answers, the predicted one, whether they agree, and the loss of all its windows."""
+        """Returns answers, prediction, exact match, word F1 and the loss over all windows of each question."""
         from nas.tasks.losses import loss_by_example
 
         outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
@@ -133,7 +133,7 @@ class QuestionAnswering(TextTask):
         }
 
     def _predict_answer(self, start: np.ndarray, end: np.ndarray, windows: list[Row]) -> str:
-        """The best span of the windows of one question, or no answer if that scores higher."""
+        """Returns the best span over the windows of one question, or "" if no answer scores higher."""
         best, text, null_score = -np.inf, "", np.inf
         for s, e, window in zip(start, end, windows, strict=True):
             null_score = min(null_score, float(s[0] + e[0]))
@@ -144,15 +144,15 @@ class QuestionAnswering(TextTask):
 
 
 def best_span(start: np.ndarray, end: np.ndarray, offsets: list[list[int]]) -> tuple[float, tuple[int, int]]:
-    """The span of context with the highest sum of start and end scores.
+    """Finds the span of the context with the highest sum of start and end logits.
 
     Args:
-        start: Scores (tokens or more) of a token as the first of the answer.
-        end: As the last.
-        offsets: First and last character of each token in the context; ``[-1, -1]`` outside.
+        start: Logits of the start of the answer (tokens or more).
+        end: Logits of the end of the answer (tokens or more).
+        offsets: First and last character of each token in the context; ``[-1, -1]`` for tokens outside of it.
 
     Returns:
-        The score and the characters of the span; minus infinity where there is no context.
+        The score, minus infinity if there is no context, and the first and last character of the span.
     """
     characters = np.array(offsets)
     is_context = characters[:, 0] >= 0
@@ -165,13 +165,13 @@ def best_span(start: np.ndarray, end: np.ndarray, offsets: list[list[int]]) -> t
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer without case, punctuation, articles and extra space, as SQuAD compares them (arXiv 1606.05250)."""
+    """Removes case, punctuation, articles and extra spaces, as in SQuAD's evaluation (arXiv 1606.05250)."""
     bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def word_f1(prediction: str, answer: str) -> float:
-    """F1 of the words of two answers; of nothing, whether both are nothing."""
+    """F1 over the words of two answers; 1 if both are empty, 0 if only one is."""
     predicted_words, answer_words = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted_words or not answer_words:
         return float(predicted_words == answer_words)
@@ -180,10 +180,10 @@ def word_f1(prediction: str, answer: str) -> float:
 
 
 def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Dataset:
-    """Answers as a list of {text, answer_start}; SQuAD keeps them as one {text: [...], answer_start: [...]}.
+    """Converts SQuAD's {text: [...], answer_start: [...]} to lists of {text, answer_start}.
 
     Raises:
-        InputError: If the column is missing or of another form, or an answer is not where it says in the context.
+        InputError: If the column does not exist or has another form, or an answer is not at its position.
     """
     require_column(dataset, label, source, "task.label")
     try:
@@ -197,8 +197,8 @@ def _with_answers(dataset: Dataset, label: str, context: str, source: str) -> Da
         for answer in row_answers:
             if text is not None and not text.startswith(answer["text"], answer["answer_start"]):
                 raise InputError(
-                    f"every answer must stand in its context where `answer_start` says, but row {row} of `{source}` "
-                    f"has `{answer['text'][:60]}` at {answer['answer_start']}; correct or remove it."
+                    f"every answer must be in its context at `answer_start`, but in row {row} of `{source}` "
+                    f"`{answer['text'][:60]}` is not at {answer['answer_start']}; correct or remove the row."
                 )
     return dataset.remove_columns(label).add_column(label, answers, feature=_answers_feature())
 
@@ -219,25 +219,25 @@ def _answers_feature() -> Any:
 
 
 def _require_room(tokenizer: Any, questions: Iterable[str], length: int, overlap: int, source: str) -> None:
-    """Raises InputError unless every question leaves room for more context than two windows have in common."""
+    """Raises InputError if a question leaves less room for the context than the overlap of two windows."""
     longest = max(len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"])
     needed = longest + tokenizer.num_special_tokens_to_add(pair=True) + overlap + 1
     if needed > length:
         raise InputError(
-            f"`task.max_length` must leave room for a context beside the longest question of `{source}` ({longest} "
+            f"`task.max_length` must leave room for a context after the longest question of `{source}` ({longest} "
             f"tokens), but got {length}; set it to "
             f"{int(np.ceil((needed - overlap) / (1 - STRIDE_SHARE))) + 1} or more."
         )
 
 
 def _offsets_in_context(windows: Any, window: int) -> list[list[int]]:
-    """First and last character of each token of a window in the context, ``[-1, -1]`` for all other tokens."""
+    """Returns the first and last character of each context token of a window, ``[-1, -1]`` for other tokens."""
     tokens = zip(windows["offset_mapping"][window], windows.sequence_ids(window), strict=True)
     return [list(offsets) if sequence == 1 else [-1, -1] for offsets, sequence in tokens]
 
 
 def _answer_tokens(offsets: list[list[int]], answers: list[dict[str, Any]]) -> tuple[int, int]:
-    """First and last token of the first answer, both 0 where the window does not hold it whole."""
+    """Returns the first and last token of the first answer, both 0 if the window does not hold all of it."""
     if not answers:
         return 0, 0
     start = answers[0]["answer_start"]

@@ -1,4 +1,4 @@
-"""Sequence to sequence: an encoder reads, a decoder writes; what texts and recordings have in common."""
+"""Sequence to sequence: the common part of tasks in which a decoder writes a text from an encoder's input."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class SequenceToSequence(TaskType):
-    """A text is written token by token; rows hold its tokens as ``labels`` and the text itself as ``target``.
+    """Rows hold the tokens of the target text as ``labels`` and the text itself as ``target``.
 
-    Loss, perplexity and accuracy are means over tokens, each predicted after the right ones. All other qualities
-    compare a text that the model generates greedily, of up to ``task.max_length`` tokens.
+    Loss, perplexity and accuracy are means over tokens under teacher forcing. All other metrics compare the target
+    with a text that the model generates greedily, of at most ``task.max_length`` tokens.
     """
 
     reference_columns = ("target",)
@@ -43,12 +43,12 @@ class SequenceToSequence(TaskType):
         super().__init__(inputs, train, test)
         if getattr(self.config, "decoder_start_token_id", None) is None:
             raise InputError(
-                f"the config of `{inputs.model}` must say with which token the decoder starts; set "
+                f"the config of `{inputs.model}` must name the first token of the decoder; set "
                 "`decoder_start_token_id` in its config.json."
             )
 
     def metric(self, name: str) -> Metric:
-        """As for every task; one of generated texts needs its package."""
+        """Returns a metric by name; InputError if it does not exist or its package is not installed."""
         if name in GENERATION_METRICS and name not in self.task.metrics:
             GENERATION_METRICS[name].require(name)
         return super().metric(name)
@@ -56,27 +56,27 @@ class SequenceToSequence(TaskType):
     @property
     @abstractmethod
     def tokenizer(self) -> Any:
-        """Of the decoder."""
+        """The tokenizer of the decoder."""
 
     @abstractmethod
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """What the encoder reads."""
+        """Collates the inputs of the encoder."""
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Encoder inputs, labels, and the same shifted by one as what the decoder has read."""
+        """Collates encoder inputs, labels, and the labels shifted by one as decoder inputs."""
         labels = pad_labels(rows, max(len(row["labels"]) for row in rows))
         decoder_inputs = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORE_INDEX, self.tokenizer.pad_token_id)
         decoder_inputs[:, 0] = self.config.decoder_start_token_id
         return {**self.encoder_inputs(rows), "decoder_input_ids": decoder_inputs, "labels": labels}
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The scores of each token (examples, tokens, words)."""
+        """Returns the logits (examples, tokens, vocabulary) and the labels."""
         return [(outputs.logits, batch["labels"])]
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Of each example the loss and the right tokens; where a quality needs it, the generated text."""
+        """Returns loss and correct tokens of each example and, if a metric needs it, the generated text."""
         from nas.tasks.losses import loss_by_example
 
         outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
@@ -90,7 +90,7 @@ class SequenceToSequence(TaskType):
     def _generated_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Generated and right texts, and what the metrics count of them."""
+        """Returns generated texts, reference texts, and the counts of the metrics."""
         inputs = {name: tensor for name, tensor in model_inputs(batch).items() if name != "decoder_input_ids"}
         ids = model.generate(**inputs, max_new_tokens=self.task.max_length, do_sample=False, num_beams=1)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)

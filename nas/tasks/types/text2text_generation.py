@@ -1,4 +1,4 @@
-"""Text to text: translation, summaries and the like, with an encoder and a decoder."""
+"""Text-to-text generation, such as translation and summarization, with an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Text2TextGeneration(SequenceToSequence, TextTask):
-    """Source and target texts, both cut to ``task.max_length`` tokens."""
+    """Source and target texts, both truncated to ``task.max_length`` tokens."""
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
@@ -28,20 +28,23 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
         others = [name for name in string_columns(train) if name != self.source]
         if self.task.label is None and not others:
             raise InputError(
-                f"`task.label` must name the column of texts to write, but `{self.task.train}` has only "
+                f"`task.label` must name the column of target texts, but `{self.task.train}` has only "
                 f"{train.column_names}."
             )
         self.target = self.task.label or others[0]
         if None in (self.task.text, self.task.label):
-            print_line(f"texts      from `{self.source}` to `{self.target}`; `task.text` and `task.label` name others")
+            print_line(
+                f"texts      from column `{self.source}` to `{self.target}`; "
+                "set `task.text` and `task.label` to choose others"
+            )
 
     @property
     def tokenizer(self) -> Any:
-        """The one tokenizer."""
+        """The tokenizer of encoder and decoder."""
         return self.processor
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Tokens of both texts, and the target itself."""
+        """Tokenizes both texts and keeps the target text."""
         for column, key in ((self.source, "task.text"), (self.target, "task.label")):
             require_column(examples, column, source, key)
             require_texts(examples, column, source, key)
@@ -55,14 +58,14 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
         return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Tokens padded to the longest text."""
+        """Pads the tokens to the longest text."""
         return self.pad_inputs(rows)
 
     @classmethod
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Random tokens for the encoder and as many that the decoder has read."""
+        """Returns random tokens as inputs of the encoder and of the decoder."""
         return {
             **super().dummy_inputs(config, workload, generator),
             "decoder_input_ids": random_tokens(config, workload, generator),

@@ -1,4 +1,4 @@
-"""Text classification: a text, or a pair of texts, and a label."""
+"""Text classification: the labels of a text or of a pair of texts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class TextClassification(Classification, TextTask):
-    """Texts cut to ``task.max_length`` tokens."""
+    """Texts are truncated to ``task.max_length`` tokens."""
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         self.columns = text_columns(self.train, self.task.text, self.task.train)
 
     def configure(self, config: PreTrainedConfig) -> None:
-        """As for every task; a decoder's head looks for the last token that is not padding."""
+        """Also sets ``pad_token_id``: the head of a decoder needs it to find the last token before padding."""
         super().configure(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.processor.pad_token_id
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Tokens of the texts and the label's targets."""
+        """Tokenizes the texts and converts labels to targets."""
         text_columns(examples, self.columns, source)
         columns, tokenizer, length, label = self.columns, self.processor, self.task.max_length, self.label
         problem_type, classes = self.problem_type, len(self.names)
@@ -40,7 +40,7 @@ class TextClassification(Classification, TextTask):
         return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Tokens padded to the longest text."""
+        """Pads the tokens to the longest text."""
         import torch
 
         return {**self.pad_inputs(rows), "labels": torch.tensor([row["labels"] for row in rows])}

@@ -1,4 +1,4 @@
-"""Text generation: a causal language model that predicts the next token."""
+"""Text generation: a causal language model predicts the next token."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class TextGeneration(LanguageModeling):
-    """Every token of a block but the first is predicted from those before it."""
+    """Every token of a block except the first is predicted from the tokens before it."""
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Blocks of one length; the model itself shifts the labels."""
+        """Stacks blocks of one length; the model itself shifts the labels."""
         import torch
 
         ids = torch.tensor([row["input_ids"] for row in rows])
         return {"input_ids": ids, "labels": ids}
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The scores of each next token (examples, tokens - 1, words)."""
+        """Returns the logits (examples, tokens - 1, vocabulary) and the labels of the next tokens."""
         return [(outputs.logits[:, :-1], batch["labels"][:, 1:])]

@@ -1,4 +1,4 @@
-"""Token classification: a list of words and a list of as many tags."""
+"""Token classification: a tag for each word of a text, such as named entities."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from nas.tasks.losses import LogitsAndLabels
 
 OUTSIDE_TAG = "O"
-"""The tag of words that belong to nothing; ``f1`` leaves it out."""
+"""Tag of words outside of any entity; ``f1`` ignores it."""
 
 
 class TokenClassification(TextTask):
-    """Tags of words, such as named entities; a word's first token carries its tag, what is cut off is not scored.
+    """The first token of a word carries its tag; truncated words are not scored.
 
-    ``f1`` is that of words (micro, without the tag `O`), not of whole entities: ``task.metrics`` may add one.
+    ``f1`` is the micro F1 over words, without the tag `O`. It does not compare entities of several words, but a metric
+    in ``task.metrics`` can.
     """
 
     processor_kwargs: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
@@ -46,7 +47,7 @@ class TokenClassification(TextTask):
             require_column(split, self.label, source, "task.label")
             if not is_list(split.features[self.label]):
                 raise InputError(
-                    f"`task.label` must name a column of lists of tags, but `{self.label}` of `{source}` is "
+                    f"`task.label` must name a column with lists of tags, but `{self.label}` of `{source}` is "
                     f"{split.features[self.label]}."
                 )
         self.words = _words_column(train, self.task.text, self.label, self.task.train)
@@ -54,7 +55,7 @@ class TokenClassification(TextTask):
         self.outside = self.names.index(OUTSIDE_TAG) if OUTSIDE_TAG in self.names else IGNORE_INDEX
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Tokens of the words, and the tag of each word at its first token."""
+        """Tokenizes the words and puts the tag of each word at its first token."""
         words, label, tokenizer, length = self.words, self.label, self.processor, self.task.max_length
         _require_tags(examples, words, label, source)
 
@@ -66,18 +67,18 @@ class TokenClassification(TextTask):
         return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Tokens padded to the longest text, their labels alike."""
+        """Pads tokens and labels to the longest text."""
         inputs = self.pad_inputs(rows)
         return {**inputs, "labels": pad_labels(rows, inputs["input_ids"].shape[1], self.processor.padding_side)}
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """The scores of each token (examples, tokens, tags)."""
+        """Returns the logits (examples, tokens, tags) and the labels."""
         return [(outputs.logits, batch["labels"])]
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Of each text its tags and the predicted ones, and what is counted of them."""
+        """Returns tags, predicted tags, their counts and the loss of each text."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
@@ -101,7 +102,7 @@ class TokenClassification(TextTask):
 
 
 def _align_tags(words: list[int | None], tags: list[int]) -> list[int]:
-    """The tag of each token: its word's at the first token of a word, else none."""
+    """Returns the label of each token: the tag at the first token of a word, else `IGNORE_INDEX`."""
     is_first = [word is not None and word != previous for word, previous in zip(words, [None, *words], strict=False)]
     return [
         tags[word] if first and word is not None else IGNORE_INDEX for word, first in zip(words, is_first, strict=True)
@@ -109,23 +110,23 @@ def _align_tags(words: list[int | None], tags: list[int]) -> list[int]:
 
 
 def _words_column(dataset: Dataset, requested: list[str] | str | None, label: str, source: str) -> str:
-    """The column of words: the one the recipe names, else the only other column of lists of strings."""
+    """Returns the column of words: that of the recipe, else the only other column with lists of strings."""
     lists = [n for n, f in dataset.features.items() if is_list(f) and getattr(f.feature, "dtype", None) in TEXT_DTYPES]
     columns = [requested] if isinstance(requested, str) else requested or [name for name in lists if name != label]
     if len(columns) != 1 or columns[0] not in lists:
         raise InputError(
-            f"`task.text` must name one column of lists of words, but `{source}` offers "
+            f"`task.text` must name one column with lists of words, but `{source}` has "
             f"{[name for name in lists if name != label] or dataset.column_names}."
         )
     return columns[0]
 
 
 def _require_tags(dataset: Dataset, words: str, label: str, source: str) -> None:
-    """Raises InputError unless every word has a tag."""
+    """Raises InputError if a word has no tag."""
     require_column(dataset, words, source, "task.text")
     for row, (text, tags) in enumerate(zip(dataset[words], dataset[label], strict=True)):
         if text is None or len(text) != len(tags):
             raise InputError(
                 f"every word must have a tag, but row {row} of `{source}` has {len(text or ())} words in `{words}` "
-                f"and {len(tags)} tags in `{label}`; correct or remove it."
+                f"and {len(tags)} tags in `{label}`; correct or remove the row."
             )
