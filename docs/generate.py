@@ -16,21 +16,21 @@ import typer
 
 from nas.cli import app
 from nas.pipeline import STAGES
-from nas.recipe.schema import Recipe
-from predictors import Workload
+from nas.recipe.json_schema import recipe_json_schema
 from search_spaces import FAMILIES
 
 REFERENCE = Path(__file__).parent / "reference"
+SCHEMA = REFERENCE / "recipe.schema.json"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"
 
 
 def recipe_page() -> str:
     """Every key of a recipe, from the schema that validates it."""
-    schema = Recipe.model_json_schema()
+    schema = recipe_json_schema()
     sections = {name: schema["$defs"][ref] for name, ref in _sections(schema)}
     parts = [
         "# Recipe",
-        "A recipe is a YAML file. `model`, `task` and `space` must be given; every other key has a default. "
+        "A recipe is a YAML file. `model` and `task` must be given; every other key has a default. "
         "`nas search recipe.yaml --dry-run` prints the recipe with all of its defaults. "
         "`section.key=value` after the recipe on the command line overrides a key, for instance "
         "`search.evaluations=50`. A value is read as YAML. Paths in the file are relative to the file; paths on the "
@@ -38,10 +38,8 @@ def recipe_page() -> str:
         "## Top level",
         _key_table("", schema, sections),
     ]
-    descriptions = {"workload": Workload}
     for name, section in sections.items():
-        documented = _attribute_docs(descriptions[name]) if name in descriptions else {}
-        parts += [f"## {name}", _prose(section.get("description", "")), _key_table(name, section, {}, documented)]
+        parts += [f"## {name}", _prose(section.get("description", "")), _key_table(name, section, {})]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -99,33 +97,33 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def pages() -> dict[Path, str]:
     """File -> the text that it must hold."""
-    return {REFERENCE / name: NOTE + write() for name, write in PAGES.items()}
+    schema = json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return {**{REFERENCE / name: NOTE + write() for name, write in PAGES.items()}, SCHEMA: schema}
 
 
 def _sections(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name of a section -> name of its definition."""
     for name, prop in schema["properties"].items():
-        if "$ref" in prop:
-            yield name, prop["$ref"].rpartition("/")[2]
+        for option in (prop, *prop.get("anyOf", ())):
+            if "$ref" in option:
+                yield name, option["$ref"].rpartition("/")[2]
 
 
-def _key_table(
-    section: str, schema: Mapping[str, Any], sections: Mapping[str, Any], documented: Mapping[str, str] | None = None
-) -> str:
+def _key_table(section: str, schema: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
     required = schema.get("required", [])
     rows = []
     for name, prop in schema["properties"].items():
         key = f"`{section}.{name}`" if section else f"`{name}`"
         if name in sections:
-            rows.append((key, "section", "required" if name in required else "", f"see [{name}](#{name})"))
+            default = "required" if name in required else _default(prop["default"]) if "default" in prop else ""
+            rows.append((key, "section", default, f"see [{name}](#{name})"))
             continue
         default = (
             "required"
             if name in required
             else _default(prop.get("default", [] if prop.get("type") == "array" else {}))
         )
-        text = prop.get("description", "") or (documented or {}).get(name, "")
-        rows.append((key, _type(prop), default, _prose(text)))
+        rows.append((key, _type(prop), default, _prose(prop.get("description", ""))))
     return _table(("key", "value", "default", ""), rows)
 
 
@@ -151,13 +149,6 @@ def _type(prop: Mapping[str, Any]) -> str:
 def _default(value: Any) -> str:
     """A default as it is written in a recipe."""
     return "not set" if value is None or value == "" else f"`{json.dumps(value)}`".replace('"', "")
-
-
-def _attribute_docs(of: type) -> dict[str, str]:
-    """The ``Attributes:`` of a Google docstring: name -> text on one line."""
-    section = (inspect.getdoc(of) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.M)
-    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _usage(name: str, command: Any) -> str:

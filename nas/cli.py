@@ -37,15 +37,30 @@ SEARCH_HELP = "\n\n".join(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
+RecipeOrModel = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="YAML recipe; with --train and --test, a model.", show_default=False),
+]
+Task = Annotated[
+    str | None, typer.Option("--task", help="Task of the model; default: by its head and the columns of the data.")
+]
+Train = Annotated[
+    str | None,
+    typer.Option("--train", help="Training data: hub/id:split, a file, a folder of images or sounds, file.py:name."),
+]
+Test = Annotated[str | None, typer.Option("--test", help="Held-out data, in the same forms.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as section.key=value.", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
 
 
 @app.command(help=SEARCH_HELP)
 def search(
-    recipe: RecipeFile,
+    recipe: RecipeOrModel,
     overrides: Overrides = None,
     run: RunFolder = None,
+    task: Task = None,
+    train: Train = None,
+    test: Test = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, the size of the space and the estimated time; stop.")
     ] = False,
@@ -54,9 +69,15 @@ def search(
         typer.Option(help="Evaluate on a Ray cluster: auto, local or host:port.", metavar="auto|ADDRESS"),
     ] = None,
 ) -> None:
-    from nas.recipe.schema import Recipe
+    folder = run or default_run(Path(recipe))
+    if (task, train, test) == (None, None, None):
+        from nas.recipe.schema import Recipe
 
-    loaded = Recipe.load(recipe, overrides or [])
+        loaded = Recipe.load(recipe, overrides or [])
+    else:
+        from nas.commands.init import recipe_of_run
+
+        loaded = recipe_of_run(recipe, folder, train, test, task, overrides or [])
     if dry_run:
         _print_estimate(loaded)
         return
@@ -64,7 +85,7 @@ def search(
     from nas.reports.summary import print_summary
     from nas.runs.finetuned import front_with_finetuned
 
-    finished = run_pipeline(loaded, run or default_run(recipe), cluster=ray)
+    finished = run_pipeline(loaded, folder, cluster=ray)
     print_summary(finished, front_with_finetuned(finished))
 
 
@@ -72,7 +93,7 @@ def _print_estimate(recipe: Recipe) -> None:
     from nas.commands.dry_run import estimate
 
     result = estimate(recipe)
-    typer.echo(recipe.to_yaml())
+    typer.echo(result["recipe"].to_yaml())
     typer.echo(f"# space: {result['subnetworks']:,} subnetworks")
     typer.echo(f"# estimated minutes: {sum(result['minutes'].values()):.0f} in total")
     meanings = {stage.name: stage.meaning for stage in STAGES}
@@ -322,6 +343,39 @@ def bench(
 
 
 @app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a Hugging Face model.", show_default=False)],
+    task: Task = None,
+    train: Train = None,
+    test: Test = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds that it may take.")] = None,
+    size_mb: Annotated[float | None, typer.Option(help="Most megabytes of its file.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="New file to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe for a model and its data, with a comment on each key that was found out.
+
+    The task follows from the model's head or the columns of the data, the space from the model's config, the length
+    of inputs from the data, the workload from this machine. The recipe is checked as `nas search` checks it.
+    """
+    from nas.commands.init import init_recipe
+    from nas.runs.progress import print_line, quiet_libraries
+
+    quiet_libraries()
+    for line in init_recipe(model, train, test, task, {"latency_ms": latency_ms, "size_mb": size_mb}, out):
+        print_line(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, which editors complete and check keys with."""
+    import json
+
+    from nas.recipe.json_schema import recipe_json_schema
+
+    typer.echo(json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
 def families() -> None:
     """Print the supported model types, their tasks and what may vary in them."""
     from rich.table import Table
@@ -337,8 +391,9 @@ def families() -> None:
 
 
 def default_run(recipe: Path) -> Path:
-    """runs/<name>: the name of the recipe's file, or of its folder if the file is recipe.yaml."""
-    name = recipe.stem if recipe.stem != "recipe" else recipe.resolve().parent.name
+    """runs/<name>: the name of the recipe's file, or of its folder if the file is recipe.yaml; a model's last name."""
+    name = recipe.stem if recipe.suffix in (".yaml", ".yml") else recipe.resolve().name
+    name = recipe.resolve().parent.name if name == "recipe" else name
     return Path("runs") / name
 
 

@@ -28,6 +28,14 @@ FULL_RANK = 100
 """The rank, in percent of break-even, of a linear layer that stays one full matrix."""
 
 
+WIDTH_FRACTIONS = (1 / 4, 1 / 2, 3 / 4, 1)
+"""Proposed widths of a block, relative to the parent's."""
+
+LOW_RANK_FROM_HIDDEN = 512
+"""Hidden size from which ranks are proposed: with every dimension open, the front of a smaller model lost some points
+(experiments/imdb)."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What decides whether a choice is worthwhile in a recipe.
@@ -37,12 +45,14 @@ class Facts:
         value_names: Metrics and costs that an objective or a constraint names.
         unsupported_dtypes: Dtype -> why the workload cannot run it, or why it is not worthwhile there.
         ties_embedding: Whether the output head shares the table of token embeddings.
+        is_decoding: Whether the workload computes one token at a time.
     """
 
     tokens: int
     value_names: frozenset[str] = frozenset()
     unsupported_dtypes: Mapping[str, str] | None = None
     ties_embedding: bool = False
+    is_decoding: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,13 @@ class Dimension:
         """
         return list(values), []
 
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Choices for a recipe that gives none, or why the dimension should stay as in the parent.
+
+        Here: quarters of the parent's size; in an encoder-decoder, of the stack where it is smaller.
+        """
+        return fractions_of(min(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS)
+
     def needs_calibration(self, choices: Sequence[Any]) -> bool:
         """Whether a choice needs statistics of activations on calibration data."""
         return False
@@ -249,6 +266,12 @@ class Rank(Dimension):
         percent = [FULL_RANK if value == "full" else int(round(100 * value, 6)) for value in kept or ["full"]]
         return percent, [why] if dropped else []
 
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Half of break-even, in a model that is wide enough."""
+        if layout.parent.hidden_size < LOW_RANK_FROM_HIDDEN:
+            return f"a hidden size below {LOW_RANK_FROM_HIDDEN} has little to gain"
+        return [0.5, "full"]
+
     def needs_calibration(self, choices: Sequence[Any]) -> bool:
         """Whether one is below full rank: bases of low ranks come from activations."""
         return choices[0] < FULL_RANK
@@ -275,3 +298,10 @@ class Category(Dimension):
     def is_searched(self, space: SearchSpace) -> bool:
         """Whether the space has choices."""
         return self.name in space.choices
+
+
+def fractions_of(size: int, fractions: Sequence[float], multiple: int = 1) -> list[int] | str:
+    """Distinct fractions of a size, rounded to a multiple, and the size itself; why not, if that is the only one."""
+    rounded = (max(1, round(size * fraction / multiple)) * multiple for fraction in fractions)
+    choices = sorted({value for value in rounded if value < size} | {size})
+    return choices if len(choices) > 1 else f"the model has {size} only"

@@ -29,8 +29,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     """Estimates a run from a few timed steps of the parent; writes nothing.
 
     Returns:
-        ``subnetworks``: the size of the space; ``minutes``: stage -> estimated minutes on this machine, in order;
-        stages that take seconds are left out.
+        ``recipe``: with its space resolved; ``subnetworks``: the size of the space; ``minutes``: stage -> estimated
+        minutes on this machine, in order; stages that take seconds are left out.
 
     Raises:
         InputError: If the recipe does not fit the model, the data or this device.
@@ -51,6 +51,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         "verify": N_VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
     }
     return {
+        "recipe": context.recipe,
         "subnetworks": space.size,
         "minutes": {stage.name: seconds[stage.name] / 60 for stage in STAGES if stage.name in seconds},
     }

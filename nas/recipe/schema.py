@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, field_validator
 
 from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, Bound, Direction
 from nas.recipe.text import first_error, read_recipe
@@ -59,7 +59,10 @@ class TaskSettings(_Section):
     ``file.py:function`` that returns a ``datasets.Dataset``.
     """
 
-    type: str = Field(description="A task of Hugging Face's pipelines; `nas families` lists those of each model type.")
+    type: str = Field(
+        description="A task of Hugging Face's pipelines; `nas families` lists those of each model type.",
+        json_schema_extra={"enum": list[JsonValue](TASK_TYPES)},
+    )
     train: str = Field(description="Training split.")
     test: str = Field(description="Held-out split: reported on, never searched on.")
     text: list[str] | str | None = Field(
@@ -206,7 +209,9 @@ class Recipe(_Section):
 
     model: str = Field(description="Hub id or local folder; without weights, the model is trained from scratch.")
     task: TaskSettings
-    space: Space
+    space: Space | Literal["auto"] = Field(
+        "auto", description="`auto` (the default): proposed from the model's config and the workload."
+    )
     workload: Workload = Field(default_factory=Workload)
     objectives: dict[str, Direction] = Field(
         default_factory=dict,
@@ -220,6 +225,13 @@ class Recipe(_Section):
     profile: Profile = Field(default_factory=Profile)
     search: Search = Field(default_factory=Search)
     seed: int = Field(0, ge=0, description="Seed of data order, sampling and search.")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _check_space(cls, space: Any) -> Any:
+        if not isinstance(space, (Mapping, Space)) and space != "auto":
+            raise InputError(f"`space` must be `auto`, or dimensions with their choices, but got `{space}`.")
+        return space
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

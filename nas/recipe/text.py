@@ -26,14 +26,22 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"a recipe must be a YAML file, but there is no `{path}`.")
+        raise InputError(f"a recipe must be a YAML file, but there is no `{path}`; `nas init` writes one for a model.")
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"a recipe must be YAML, but `{path}` is not: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"a recipe must be a mapping of sections, but `{path}` holds {type(data).__name__}.")
-    data = _absolute_paths(data, "", path.parent)
+    return apply_overrides(_absolute_paths(data, "", path.parent), overrides)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies ``section.key=value`` overrides in place, and returns the recipe.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
     for override in overrides:
         _override(data, override)
     return data
@@ -45,11 +53,12 @@ def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
         return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
     is_path = dotted in PATHS or dotted.startswith("task.metrics.")
     if is_path and isinstance(value, list):
-        return [_absolute(source, base) if isinstance(source, str) else source for source in value]
-    return _absolute(value, base) if is_path and isinstance(value, str) else value
+        return [absolute_source(source, base) if isinstance(source, str) else source for source in value]
+    return absolute_source(value, base) if is_path and isinstance(value, str) else value
 
 
-def _absolute(source: str, base: Path) -> str:
+def absolute_source(source: str, base: Path) -> str:
+    """A source with an absolute path if it is a local one, below ``base``; else unchanged."""
     path, _ = split_source(source, base)
     return f"{(base / path).resolve()}{source[len(path) :]}" if (base / path).exists() else source
 
@@ -76,7 +85,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 def first_error(error: ValidationError, recipe: type[BaseModel]) -> str:
     """The first validation error as one line: the key, what is wrong, the value."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
+    location = [part for part in first["loc"] if isinstance(part, str) and "[" not in part and part != "Space"]
     dotted = ".".join(location)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"`{dotted}` is not a recipe key; {did_you_mean(location[-1], _known_keys(recipe, location[:-1]))}."

@@ -8,7 +8,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.sampler import check_sampler
-from nas.supernets.space import recipe_choices, search_space
+from nas.supernets.space import recipe_choices, resolved_space, search_space
 from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
@@ -22,6 +22,8 @@ from search_spaces import InputError
 def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
     """Checks a recipe and opens its run; a new one is created only if the weights of the model load too.
 
+    A ``space`` that is ``auto`` is the run's if there is one; else it is proposed and stored in the new run.
+
     Args:
         recipe: The recipe.
         folder: The run.
@@ -32,10 +34,12 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     """
     existing = Run(folder) if Path(folder, "recipe.yaml").exists() else None
     remote = existing.is_remote if existing else remote
+    if existing and recipe.space == "auto":
+        recipe = recipe.model_copy(update={"space": existing.recipe.space})
     context = check_recipe(recipe, remote=remote)
     if existing is None:
-        _check_exact_constraints(context, AnalyticCosts.from_model(context.load_model(), context.layout))
-    run = Run.open(folder, recipe, remote=remote)
+        check_exact_constraints(context)
+    run = Run.open(folder, context.recipe, remote=remote)
     device = run.device if remote else device_name(recipe.workload)
     if device != run.device:
         raise InputError(
@@ -45,9 +49,9 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     return context, run
 
 
-def _check_exact_constraints(context: TaskContext, counts: AnalyticCosts) -> None:
+def check_exact_constraints(context: TaskContext) -> None:
     """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
-    space = search_space(context)
+    counts, space = AnalyticCosts.from_model(context.load_model(), context.layout), search_space(context)
     costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
     for name, bound in context.recipe.bounds.items():
         if name in COST_NAMES:
@@ -66,6 +70,9 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
         recipe: The recipe.
         remote: Whether another device measures latencies; its workload is then not checked on this machine.
 
+    Returns:
+        Its context; there, a ``space`` that is ``auto`` is resolved.
+
     Raises:
         InputError: With the first thing that does not fit.
     """
@@ -74,6 +81,10 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
         check_runtime(recipe.workload)
     check_sampler(recipe)
     context = TaskContext(recipe)
+    if recipe.space == "auto":
+        proposed = resolved_space(context)
+        context.recipe = recipe = recipe.model_copy(update={"space": proposed})
+        print_line(f"space      proposed: {', '.join(proposed.model_dump(exclude={'scope'}, exclude_none=True))}")
     if context.extends_positions:
         print_line(
             f"positions  extended to {context.layout.inputs.max_sequence_length} by repeating the pretrained ones"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nas.recipe.schema import Space, SpaceBase
 from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import SearchSpace
 from search_spaces.dimension import Facts
 from search_spaces.dimensions.bits import DTYPES
+from search_spaces.proposal import Proposal, propose_choices
 from search_spaces.useful_choices import useful_choices
 
 
@@ -20,11 +22,26 @@ def search_space(context: TaskContext, layer_order: Sequence[int] | None = None)
 
 def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
     """The choices of the recipe that can help on its workload, and why others are dropped."""
+    return useful_choices(resolved_space(context).model_dump(), _facts(context))
+
+
+def resolved_space(context: TaskContext) -> SpaceBase:
+    """The recipe's ``space``; where it is ``auto``, what is proposed for its model and workload."""
+    space = context.recipe.space
+    return Space(**propose_space(context).choices) if space == "auto" else space
+
+
+def propose_space(context: TaskContext) -> Proposal:
+    """Proposes a space for the recipe's model, with the dimensions that can help on its workload."""
+    return propose_choices(context.layout, _facts(context))
+
+
+def _facts(context: TaskContext) -> Facts:
     workload, value_names = context.recipe.workload, context.recipe.value_names
-    facts = Facts(
+    return Facts(
         tokens=context.layout.inputs.longest_sequence(workload.sequence_length),
         value_names=frozenset(value_names),
         unsupported_dtypes={d: why for d in DTYPES if (why := unsupported_reason(d, workload, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
+        is_decoding=workload.phase == "decode",
     )
-    return useful_choices(context.recipe.space.model_dump(), facts)

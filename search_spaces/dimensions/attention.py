@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError
+from search_spaces.proportions import attention_score_share
 
 if TYPE_CHECKING:
     from search_spaces.family import Family
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 FULL = "full"
 """The attention of the stock layer: over all tokens, or over its own sliding window."""
+
+SMALLEST_WINDOW = 32
+"""Smallest proposed window."""
+PROPOSED_FROM_SHARE = 0.1
+"""Share of a layer's multiply-accumulates in attention scores from which sparse patterns are proposed."""
 
 CODE_BITS = (24, 12, 12, 12)
 """Bits of each number of a pattern in its integer code."""
@@ -147,6 +153,19 @@ class Attention(Category):
         late = ", ".join(f"{text} (faster from {n} tokens)" for text, n in limits.items() if n > facts.tokens)
         why = f"{late} dropped: slower than full attention at {facts.tokens} tokens"
         return kept or [FULL] * bool(values), [why] if late else []
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """The two widest windows that are faster, where attention scores take enough of the time."""
+        if facts.is_decoding:
+            return "one token at a time computes few scores"
+        windows = [f"local:{SMALLEST_WINDOW << k}" for k in range(16)]
+        faster = [window for window in windows if _cost(window) <= facts.tokens]
+        if not faster:
+            return f"{facts.tokens} tokens are too few for a window"
+        share = attention_score_share(layout, facts.tokens)
+        if share < PROPOSED_FROM_SHARE:
+            return f"at {facts.tokens} tokens, attention scores are {share:.0%} of a layer's multiplications"
+        return [FULL, *faster[-2:]]
 
     def varies_in(self, family: Family) -> bool:
         """Whether every stack's attention uses transformers' attention interface."""

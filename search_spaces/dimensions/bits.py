@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from search_spaces.layout import Layout
 
 FULL_PRECISION = "float32"
 """The dtype of the parent: nothing is quantized."""
@@ -18,6 +21,11 @@ dequantized before they are multiplied."""
 
 ROUNDS_ACTIVATIONS = ("bfloat16", "int8")
 """Dtypes that also round activations; runtimes differ slightly in how they round."""
+
+PROPOSED = ("int8", "bfloat16", "int8-weight")
+"""Dtypes that are proposed: the first that is useful."""
+QUANTIZED_FROM_HIDDEN = 256
+"""Hidden size from which they are proposed: quantizing the inputs of small products takes longer than it saves."""
 
 StoredTensor = tuple[tuple[int, ...], str, int]
 """Shape of a tensor in a file, its dtype in the safetensors header, and bytes per element."""
@@ -67,6 +75,14 @@ class Bits(Category):
         unsupported = {dtype: why for dtype, why in (facts.unsupported_dtypes or {}).items() if dtype in dtypes}
         kept = [dtype for dtype in dtypes if dtype not in unsupported] or [FULL_PRECISION] * bool(dtypes)
         return kept, [f"{dtype} dropped: {why}" for dtype, why in unsupported.items()]
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """One dtype that the workload runs and that improves what is asked for."""
+        if layout.parent.hidden_size < QUANTIZED_FROM_HIDDEN:
+            return f"a hidden size below {QUANTIZED_FROM_HIDDEN} has little to gain"
+        unsupported = facts.unsupported_dtypes or {}
+        useful = next((dtype for dtype in PROPOSED if dtype not in unsupported), None)
+        return [useful, FULL_PRECISION] if useful else f"{PROPOSED[0]}: {unsupported[PROPOSED[0]]}"
 
 
 BITS = Bits(

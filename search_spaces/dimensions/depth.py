@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Dimension
+from search_spaces.dimension import Dimension, Facts, fractions_of
 
 if TYPE_CHECKING:
     from search_spaces.family import Family
+    from search_spaces.layout import Layout
+
+FRACTIONS = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)
+"""Proposed depths, relative to the parent's."""
 
 
-class DecoderDepth(Dimension):
+@dataclass(frozen=True)
+class Depth(Dimension):
+    """The depth of a stack.
+
+    Attributes:
+        stack: Number of the stack.
+    """
+
+    stack: int = 0
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Fractions of the stack's depth."""
+        return fractions_of(layout.depths[self.stack], FRACTIONS)
+
+
+class DecoderDepth(Depth):
     """The depth of the second stack."""
 
     def varies_in(self, family: Family) -> bool:
@@ -18,7 +38,7 @@ class DecoderDepth(Dimension):
         return len(family.stacks) > 1
 
 
-NUM_HIDDEN_LAYERS = Dimension(
+NUM_HIDDEN_LAYERS = Depth(
     "num_hidden_layers",
     label="layers",
     meaning="How many layers are kept; of the encoder in an encoder-decoder.",
@@ -29,4 +49,5 @@ NUM_DECODER_LAYERS = DecoderDepth(
     label="decoder layers",
     meaning="How many layers of the decoder are kept.",
     scope="stack",
+    stack=1,
 )

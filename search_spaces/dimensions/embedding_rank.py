@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import FULL_RANK, Facts, Rank
 from search_spaces.errors import InputError
+from search_spaces.proportions import embedding_share
 
 if TYPE_CHECKING:
     from search_spaces.family import Family
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 IMPROVES = ("num_parameters", "size_mb")
 """Costs that a low-rank table can improve: looking a row up takes no time, the product after it does."""
+
+LARGE_SHARE = 0.2
+"""Share of the model's weights in the table from which its rank is proposed."""
 
 
 class EmbeddingRank(Rank):
@@ -23,14 +27,16 @@ class EmbeddingRank(Rank):
         """Low ranks only where the table is not shared and a size is asked for."""
         kept, reasons = super().useful(values, facts)
         low = [percent for percent in kept if percent != FULL_RANK]
-        why = ""
-        if facts.ties_embedding:
-            why = "the output head shares the table of token embeddings"
-        elif not {*IMPROVES} & facts.value_names:
-            why = f"it only reduces {' and '.join(IMPROVES)}, and no objective or constraint names one of them"
+        why = _useless_reason(facts)
         if not why or not low:
             return kept, reasons
         return [FULL_RANK], [*reasons, f"{', '.join(f'{n / 100:g}' for n in low)} dropped: {why}"]
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """A quarter and half of break-even, where the table is a large part of the model."""
+        share = embedding_share(layout)
+        few = f"the embeddings are {share:.0%} of the weights" if share < LARGE_SHARE else ""
+        return _useless_reason(facts) or few or [0.25, 0.5, "full"]
 
     def varies_in(self, family: Family) -> bool:
         """Whether the family has a table that can be factorized."""
@@ -50,6 +56,15 @@ class EmbeddingRank(Rank):
     def picture_row(self, value: Any) -> tuple[str, str]:
         """The row of the embeddings."""
         return "embedding", f"rank {value} %"
+
+
+def _useless_reason(facts: Facts) -> str:
+    """Why low ranks are impossible or not worthwhile; empty if they are."""
+    if facts.ties_embedding:
+        return "the output head shares the table of token embeddings"
+    if not {*IMPROVES} & facts.value_names:
+        return f"it only reduces {' and '.join(IMPROVES)}, and no objective or constraint names one of them"
+    return ""
 
 
 EMBEDDING_RANK = EmbeddingRank(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Dimension
+from search_spaces.dimension import WIDTH_FRACTIONS, Dimension, Facts, fractions_of
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -21,6 +21,10 @@ class FeedForward(Dimension):
         if layout.family.ffn_from_ratio is not None:
             value = layout.family.ffn_from_ratio(layout.sizes, layout.sizes.hidden_size, value)
         return 4 * layout.sizes.hidden_size if value is None else int(value)
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Quarters of the smaller stack's width, in steps of 8."""
+        return fractions_of(min(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS, multiple=8)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

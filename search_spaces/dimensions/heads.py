@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Dimension
+from search_spaces.dimension import WIDTH_FRACTIONS, Dimension, Facts, fractions_of
+from search_spaces.dimensions.key_value_heads import parent_groups
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 class Heads(Dimension):
     """The number of attention heads, of self-attention and cross-attention alike."""
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Heads in whole groups, so that as many share a key and value head as in the parent; one group is divided."""
+        heads, groups = parent_groups(layout)
+        if groups == 1:
+            return fractions_of(heads, WIDTH_FRACTIONS)
+        kept = fractions_of(groups, WIDTH_FRACTIONS)
+        return kept if isinstance(kept, str) else [heads // groups * count for count in kept]
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

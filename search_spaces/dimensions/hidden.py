@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Dimension
+from search_spaces.dimension import Dimension, Facts, fractions_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     from search_spaces.family import Family
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
+
+FRACTIONS = (2 / 3, 5 / 6, 1)
+"""Proposed sizes, relative to the parent's; a narrower residual stream costs more quality than a narrower block."""
 
 
 class Hidden(Dimension):
@@ -21,6 +24,11 @@ class Hidden(Dimension):
         """Raises InputError unless there is a channel."""
         if values[self.name] < 1:
             raise InputError(f"`{self.name}` must be at least 1, but got {values[self.name]}.")
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """Fractions of the parent's, in steps that grow with it."""
+        hidden = layout.parent.hidden_size
+        return fractions_of(hidden, FRACTIONS, multiple=64 if hidden >= 512 else 32 if hidden >= 256 else 8)
 
     def fixed_reason(self, family: Family) -> str:
         """Why a family cannot have a narrower one."""

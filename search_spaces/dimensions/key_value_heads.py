@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Dimension
+from search_spaces.dimension import Dimension, Facts
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class KeyValueHeads(Dimension):
         """The nearest number that ``width`` attention heads can share, the larger on a tie."""
         return min(self.choices_for(width, space), key=lambda groups: (abs(groups - value), -groups))
 
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """One, where attention heads share a single one; else they go in whole groups."""
+        heads, groups = parent_groups(layout)
+        return [1] if groups == 1 < heads else f"they go with `{HEADS}`, in whole groups"
+
     def varies_in(self, family: Family) -> bool:
         """Whether the family has grouped attention."""
         return "kv_heads" in family.axes
@@ -61,6 +66,12 @@ class KeyValueHeads(Dimension):
         """The parent's number; that of its attention heads where it has no groups."""
         name = self.name if self.varies_in(layout.family) else HEADS
         return int(getattr(layout.sizes, layout.family.names_in_config(name)[stack]))
+
+
+def parent_groups(layout: Layout) -> tuple[int, int]:
+    """Attention heads, and key and value heads of the parent; in an encoder-decoder, of the stack with fewer."""
+    heads, groups = (min(values[name] for values in layout.parent_values) for name in (HEADS, "num_key_value_heads"))
+    return heads, groups
 
 
 def heads_per_group(space: SearchSpace) -> int:
