@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
-from nas.runs.files import delete, read_json, replace_folder, write_json
+from nas.runs.files import delete, digest, read_json, replace_folder, write_json
 from nas.runs.finetuned import Finetuned, save_finetuned
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
@@ -56,7 +55,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
         _prepare_work_folder(
-            work, {"export": _weights_hash(folder), "teacher": _weights_hash(parent), "recipe": recipe.to_yaml()}
+            work, {"export": _weights_digest(folder), "teacher": _weights_digest(parent), "recipe": recipe.to_yaml()}
         )
     processes.barrier()
     trainer = model_trainer(
@@ -155,10 +154,6 @@ def _prepare_work_folder(work: Path, identity: dict[str, str]) -> None:
         write_json(file, identity)
 
 
-def _weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights in a model folder."""
-    total = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
+def _weights_digest(folder: Path) -> str:
+    """Identifies the weights in a model folder."""
+    return "-".join(digest(file) for file in sorted(folder.glob("*.safetensors")))
