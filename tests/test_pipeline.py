@@ -81,3 +81,8 @@ def test_the_help_lists_the_stages_and_imports_no_torch() -> None:
     ).stdout.splitlines()
     assert [line.split()[0] for line in lines[-1 - len(STAGES) : -1]] == [stage.name for stage in STAGES]
     assert lines[-1] == "False"
+
+
+def test_the_page_on_concepts_names_the_stages_in_order() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "concepts.md").read_text()
+    assert f"The stages of a run: {', '.join(stage.name for stage in STAGES)}" in page
