@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
 
 DimensionScope = Literal["stack", "subnetwork", "layer", "attention", "mlp"]
-"""What has one value: a stack of layers, the whole subnetwork, a layer, or a block of a layer."""
+"""What has one value: a stack of layers, the subnetwork, a layer, or a block of a layer."""
 
 BLOCK_NAMES = ("attention", "mlp")
 """Blocks of a layer. The first dimension of a block is its width; where that is 0, the block is skipped."""
@@ -141,7 +141,7 @@ class Dimension:
             )
         wrong = [value for value in values if not (0 if can_skip else 1) <= value <= full]
         if wrong or not max(values):
-            skip = ", or be 0 to skip the block beside other choices" if can_skip else ""
+            skip = ", or be 0, with other choices, to skip the block" if can_skip else ""
             raise InputError(
                 f"`space.{self.name}` must lie between 1 and the parent's {full}{skip}, but got "
                 f"{wrong or list(values)}."

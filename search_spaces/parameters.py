@@ -158,7 +158,7 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
 
     @cached_property
     def _repaired(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Dimension of a block -> its codes, ascending, and what each becomes (columns) beside each width (rows)."""
+        """Dimension of a block -> its codes, ascending, and the code for each width (rows) and code (columns)."""
         tables = {}
         for width, *others in BLOCKS.values():
             for dimension in (DIMENSIONS[field] for field in others):

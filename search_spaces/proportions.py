@@ -1,4 +1,4 @@
-"""Proportions: roughly how a parent's weights and products divide between its parts, from its config alone.
+"""Proportions: roughly how a parent's weights and products divide between its parts, from its config only.
 
 `predictors.costs` counts exactly; these decide which choices are proposed.
 """

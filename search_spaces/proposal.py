@@ -30,7 +30,7 @@ def propose_choices(layout: Layout, facts: Facts) -> Proposal:
 
     Args:
         layout: The parent.
-        facts: What the workload can run and what is asked for.
+        facts: What the workload can run, and what the recipe measures.
     """
     choices: dict[str, Any] = {"scope": "uniform" if layout.family.shared_layers else "per-layer"}
     left_out: dict[str, str] = {}

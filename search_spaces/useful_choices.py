@@ -14,7 +14,7 @@ def useful_choices(choices: Mapping[str, Any], facts: Facts) -> tuple[dict[str, 
 
     Args:
         choices: Scope and lists of choices, as in the recipe; None where a dimension is fixed.
-        facts: What the workload can run and what is asked for.
+        facts: What the workload can run, and what the recipe measures.
 
     Raises:
         InputError: If a choice is no possible value.

@@ -46,7 +46,7 @@ PER_LAYER = (
 """Dimensions with one value per kept layer, block by block."""
 
 NO_BLOCK = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "layer")
-"""Those of a whole layer, of no block of it."""
+"""Dimensions of a layer that belong to no block."""
 
 PER_SUBNET = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "subnetwork")
 """Dimensions with one value for the subnetwork."""

@@ -77,7 +77,7 @@ class Bits(Category):
         return kept, [f"{dtype} dropped: {why}" for dtype, why in unsupported.items()]
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
-        """One dtype that the workload runs and that improves what is asked for."""
+        """One dtype that the workload runs and that improves an objective or a constrained cost."""
         if layout.parent.hidden_size < QUANTIZED_FROM_HIDDEN:
             return f"a hidden size below {QUANTIZED_FROM_HIDDEN} has little to gain"
         unsupported = facts.unsupported_dtypes or {}

@@ -24,7 +24,7 @@ class EmbeddingRank(Rank):
     """The rank of the table, in percent of vocabulary * channels / (vocabulary + channels)."""
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
-        """Low ranks only where the table is not shared and a size is asked for."""
+        """Low ranks only where the table is not shared and the recipe names a size."""
         kept, reasons = super().useful(values, facts)
         low = [percent for percent in kept if percent != FULL_RANK]
         why = _useless_reason(facts)
