@@ -10,6 +10,11 @@ class InputError(ValueError):
     """A recipe, file or folder from outside breaks a rule; the command line prints it as one line, exit code 2."""
 
 
+def short_error(error: BaseException) -> str:
+    """The message of an error in one line of at most 200 characters, or its type if it has no message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint with the known names most similar to an unknown one, then all known names."""
     known = sorted(known)

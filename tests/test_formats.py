@@ -82,7 +82,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("kind", SUBNETS)
 @pytest.mark.parametrize("family", TASK_OF)
 def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, format_name: str) -> None:

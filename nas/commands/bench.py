@@ -16,14 +16,14 @@ from rich.table import Table
 from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
 from nas.runs.isolated import run_in_subprocess
+from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.loading import load_config
-from nas.tasks.types import TASK_TYPES
 from predictors import Timing, Workload, device_name, measure
 from predictors.measurement.plan import Plan, load
 from predictors.measurement.runtimes import check_runtime, write_onnx_workload
 from predictors.measurement.timing import REFERENCE, combine_timings, noise_warning
-from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import FAMILIES, TASKS, InputError
+from search_spaces.errors import short_error
 from search_spaces.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
             try:
                 model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
             except (OSError, ValueError) as error:
-                raise InputError(f"model `{name}` does not load: {' '.join(str(error).split())[:160]}") from None
+                raise InputError(f"model `{name}` does not load: {short_error(error)}") from None
             target = folder / f"{number}"
             target.mkdir()
             file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
@@ -169,7 +169,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     Raises:
         InputError: If the model has another task, fewer positions than the workload has tokens, or too little memory.
     """
-    config, task_type, length = load_config(name), TASK_TYPES[recipe.task.type], recipe.workload.sequence_length
+    config, length = load_config(name), recipe.workload.sequence_length
     limit = _positions(config)
     if TASKS[recipe.task.type].reads_text and (length is None or (limit is not None and length > limit)):
         law = "an integer" if limit is None else f"at most the {limit} positions of `{name}`"
@@ -178,8 +178,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
             "leave the model out."
         )
     try:
-        with device_errors_as_input_errors(recipe.workload):
-            return task_type.dummy_inputs(config, recipe.workload, torch.Generator().manual_seed(0))
+        return dummy_inputs(recipe.task.type, config, recipe.workload)
     except AttributeError:
         raise InputError(
             f"model `{name}` must take the inputs of `task.type` {recipe.task.type}, but a `{config.model_type}` does "

@@ -13,7 +13,7 @@ import transformers
 
 from nas.exports.reload import logits_of
 from nas.runs.files import read_json
-from nas.tasks.types import TASK_TYPES
+from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from predictors.measurement.onnx_export import (
     half_length,
@@ -82,7 +82,7 @@ def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> N
     if workload.sequence_length is not None:
         longest = max(workload.sequence_length, info.get("max_length", 1))
         workload = replace(workload, sequence_length=longest)
-    inputs = _random_inputs(info, model.config, workload)
+    inputs = dummy_inputs(info["task"], model.config, workload)
     sizes = {name: tensor.shape[: 2 if tensor.ndim == 2 else 1] for name, tensor in inputs.items()}  # batch, length
     bounds = {
         name: {axis: Dim.AUTO(min=1, max=size) for axis, size in enumerate(shape) if size > 1}
@@ -194,19 +194,15 @@ def load_export(folder: Path, info: ExportInfo) -> PreTrainedModel:
 
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
     """Returns random inputs of the workload on which an export was measured."""
-    return _random_inputs(info, config, Workload.from_dict(info["workload"]))
+    return dummy_inputs(info["task"], config, Workload.from_dict(info["workload"]))
 
 
 def tracing_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:
     """Returns the inputs for tracing, a batch of two: a batch of one would be traced as a constant."""
     workload = replace(Workload.from_dict(info["workload"]), batch_size=2)
-    return forward_arguments(model, _random_inputs(info, model.config, workload))
+    return forward_arguments(model, dummy_inputs(info["task"], model.config, workload))
 
 
 def forward_arguments(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Returns the arguments of one forward pass; a generative model runs it without a key-value cache."""
     return {**inputs, "use_cache": False} if model.can_generate() else dict(inputs)
-
-
-def _random_inputs(info: ExportInfo, config: Any, workload: Workload) -> dict[str, torch.Tensor]:
-    return TASK_TYPES[info["task"]].dummy_inputs(config, workload, torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import ray
 
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 CONNECT_S = 5.0
 
@@ -77,7 +78,7 @@ def _check_listening(address: str, host: str, port: str) -> None:
 
 
 def _connection_error(address: str, error: Exception) -> str:
-    message = " ".join(str(error).split())[:200]
+    message = short_error(error)
     if "Could not find any running Ray" in message:
         return (
             f"`--ray {address}` must find a Ray cluster on this machine, but none runs; start one with `ray start "

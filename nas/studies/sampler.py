@@ -18,6 +18,7 @@ from nas.samplers.problem import Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
 from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace
+from search_spaces.errors import short_error
 
 SamplerFactory = Callable[[int], optuna.samplers.BaseSampler]
 """Number of a trial -> the sampler that proposes it."""
@@ -72,7 +73,7 @@ def sampler_class(name: str) -> type:
     except Exception as error:
         raise InputError(
             f"`search.sampler` must be a sampler of OptunaHub or a local folder with one, but `{name}` cannot be "
-            f"loaded ({type(error).__name__}: {' '.join(str(error).split())[:160]}); write `package:Class`, for "
+            f"loaded ({type(error).__name__}: {short_error(error)}); write `package:Class`, for "
             "instance `samplers/moead:MOEADSampler`."
         ) from None
 

@@ -12,14 +12,15 @@ import torch
 from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
 from nas.modeling.registration import stock_classes
 from nas.recipe.schema import Recipe, Training
-from nas.tasks.data import augment, load_source, short_error
+from nas.tasks.data import augment, load_source
+from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
 from predictors import Workload
-from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import TASKS, InputError, Layout
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -229,5 +230,4 @@ class TaskContext:
         Raises:
             InputError: If the inputs do not fit in memory.
         """
-        with device_errors_as_input_errors(workload):
-            return self.task_type.dummy_inputs(self.config, workload, torch.Generator().manual_seed(0))
+        return dummy_inputs(self.recipe.task.type, self.config, workload)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nas.recipe.text import split_source
 from nas.runs.progress import print_line
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -218,8 +219,3 @@ def _from_hub(name: str, split: str) -> Dataset:
         f"the data set `{name}` is neither here nor on the hub ({type(last_error).__name__}); check the spelling and "
         "the connection, or use a local CSV, JSON lines, Parquet or text file."
     )
-
-
-def short_error(error: Exception) -> str:
-    """Returns the message of an error in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

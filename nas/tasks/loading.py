@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.data import short_error
 from nas.tasks.types import TaskType
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

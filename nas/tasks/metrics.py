@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from nas.recipe.text import split_source
-from nas.tasks.data import python_function, short_error
+from nas.tasks.data import python_function
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 ExampleStats = Mapping[str, np.ndarray]
 """Name -> a statistic of each example, array (examples, ...): ``labels``, ``predictions``, ``loss`` and others."""

@@ -15,7 +15,7 @@ from unittest import mock
 
 from predictors.measurement.precision import has_vnni
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, short_error
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -110,14 +110,10 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
         proto.graph.value_info.extend(others)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
         onnx.save(proto, str(cleaned), save_as_external_data=large)
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it advises to optimize the graph first, which makes no model faster
-        try:
+        with _logging_disabled():  # a warning advises to optimize the graph first, which makes no model faster
             quantize_dynamic(
                 cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
             )
-        finally:
-            logging.disable(disabled)
 
 
 def onnx_session(
@@ -133,6 +129,17 @@ def onnx_session(
 
 
 @contextmanager
+def _logging_disabled() -> Iterator[None]:
+    """Disables log messages up to warnings until exit."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
 def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
     """Silences the exporter's warnings and turns its errors into an `InputError`.
 
@@ -141,19 +148,16 @@ def quiet_export(model: PreTrainedModel, what: str) -> Iterator[None]:
     """
     from transformers.utils import logging as transformers_logging
 
-    verbosity, disabled = transformers_logging.get_verbosity(), logging.root.manager.disable
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with _logging_disabled(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"`{type(model).__name__}` cannot be traced for {what} ({reason}).") from error
+        raise InputError(f"`{type(model).__name__}` cannot be traced for {what} ({short_error(error)}).") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-        logging.disable(disabled)
 
 
 def _trace(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> onnx_ir.Model:

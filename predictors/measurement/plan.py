@@ -23,7 +23,7 @@ from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.runtimes import Call, onnx_call, prepare
 from predictors.measurement.timing import REFERENCE, Timing, median_reference, noise_warning
 from predictors.measurement.workload import Runtime, Workload, device_errors_as_input_errors, device_name
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, short_error
 
 PLAN, RESULTS = "plan.json", "results.jsonl"
 REQUIRED_PACKAGES: dict[Runtime, tuple[str, ...]] = {
@@ -183,7 +183,7 @@ def load(folder: Path, plan: Plan, name: str) -> Call:
         else:
             model = auto.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"model `{source}` cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+        raise InputError(f"model `{source}` cannot be loaded: {short_error(error)}") from None
     return prepare(model, {name: torch.from_numpy(array) for name, array in arrays.items()}, workload)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Row
-from nas.tasks.data import require_column, require_texts, short_error
+from nas.tasks.data import require_column, require_texts
 from nas.tasks.labels import is_list
 from nas.tasks.types.base import random_tokens
 from nas.tasks.types.sequence_to_sequence import SequenceToSequence
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     import torch

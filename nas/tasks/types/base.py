@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas.tasks.batches import IGNORE_INDEX, Batch, Row
+from nas.tasks.batches import Batch, Row
 from nas.tasks.metrics import Metric, load_metric
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
@@ -175,17 +175,6 @@ def random_tokens(config: PreTrainedConfig, workload: Workload, generator: torch
     assert workload.sequence_length is not None
     shape = (workload.batch_size, workload.sequence_length)
     return torch.randint(0, config.vocab_size, shape, generator=generator)
-
-
-def pad_labels(rows: list[Row], length: int, side: str = "right") -> torch.Tensor:
-    """Label lists of different lengths as one tensor (rows, length), filled up with `IGNORE_INDEX`."""
-    import torch
-
-    padded = torch.full((len(rows), length), IGNORE_INDEX)
-    for padded_row, row in zip(padded, rows, strict=True):
-        labels = torch.tensor(row["labels"])
-        padded_row[slice(len(labels)) if side == "right" else slice(length - len(labels), length)] = labels
-    return padded
 
 
 class TextTask(TaskType):

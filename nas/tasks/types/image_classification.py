@@ -9,6 +9,7 @@ from nas.tasks.data import require_images
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ class ImageClassification(Classification):
             )
             problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
         except ValueError as error:
-            problem = " ".join(str(error).split())[:160]
+            problem = short_error(error)
         if problem:
             raise InputError(
                 f"the image processor of `{self.model}` must return images of the model's shape (channels, height, "

@@ -12,7 +12,7 @@ from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.generation_metrics import GENERATION_METRICS
 from nas.tasks.metrics import Metric, object_array
-from nas.tasks.types.base import TaskInputs, TaskType, pad_labels
+from nas.tasks.types.base import TaskInputs, TaskType
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class SequenceToSequence(TaskType):
 
     def collate(self, rows: list[Row]) -> Batch:
         """Collates encoder inputs, labels, and the labels shifted by one as decoder inputs."""
-        labels = pad_labels(rows, max(len(row["labels"]) for row in rows))
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        tokens = [torch.tensor(row["labels"]) for row in rows]
+        labels = pad_sequence(tokens, batch_first=True, padding_value=IGNORE_INDEX)
         decoder_inputs = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORE_INDEX, self.tokenizer.pad_token_id)
         decoder_inputs[:, 0] = self.config.decoder_start_token_id
         return {**self.encoder_inputs(rows), "decoder_input_ids": decoder_inputs, "labels": labels}

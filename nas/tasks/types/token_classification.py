@@ -12,7 +12,7 @@ from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.data import TEXT_DTYPES, require_column
 from nas.tasks.labels import is_list
 from nas.tasks.metrics import Metric, object_array
-from nas.tasks.types.base import TaskInputs, TextTask, pad_labels
+from nas.tasks.types.base import TaskInputs, TextTask
 from nas.tasks.types.classification import with_class_names
 from search_spaces import InputError
 
@@ -68,8 +68,9 @@ class TokenClassification(TextTask):
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads tokens and labels to the longest text."""
-        inputs = self.pad_inputs(rows)
-        return {**inputs, "labels": pad_labels(rows, inputs["input_ids"].shape[1], self.processor.padding_side)}
+        from transformers import DataCollatorForTokenClassification
+
+        return dict(DataCollatorForTokenClassification(self.processor, label_pad_token_id=IGNORE_INDEX)(rows))
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, tokens, tags) and the labels."""
