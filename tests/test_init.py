@@ -164,18 +164,21 @@ def test_a_search_takes_a_written_recipe(made: Made, name: str, monkeypatch: pyt
     nas(monkeypatch, "search", "recipe.yaml", *SMALL, "--run", "run")
     run = Run("run")
     assert len(run.front()) and not run.recipe.differences(Recipe.load("recipe.yaml", SMALL))
-    again = recipe_of_run(model, Path("run"), train, test, None, SMALL)
-    assert not again.differences(run.recipe), "a search without a recipe does not resume"
+    nas(monkeypatch, "search", model, "--train", train, "--test", test, *SMALL, "--run", "run")
     auto = search(Recipe.load("recipe.yaml", ["space=auto", *SMALL]), "run")
     assert auto.recipe.space == run.recipe.space
 
 
-def test_a_search_without_a_recipe_has_the_one_that_init_writes(made: Made) -> None:
+def test_a_search_without_a_recipe_has_the_one_that_init_writes(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, train, test = made("bert")
     written(model, train, test)
     proposed = recipe_of_run(model, Path("run"), train, test, None, ["search.evaluations=3"])
     assert not proposed.differences(Recipe.load("recipe.yaml", ["search.evaluations=3"]))
-    assert not Path("run").exists()
+    nas(monkeypatch, "search", "recipe.yaml", "space=auto", "--dry-run")
+    assert "num_hidden_layers:\n  - 1\n" in capsys.readouterr().out, "a dry run does not show the proposed space"
+    assert not Path("run").exists() and not Path("runs").exists()
     with pytest.raises(InputError, match="--test"):
         recipe_of_run(model, Path("run"), train, None, None, [])
 
@@ -248,8 +251,8 @@ def test_the_task_and_the_columns_follow_from_the_data(made: Made, name: str, tm
     source = jsonl(tmp_path / "rows", [row(sentence) for sentence in SENTENCES])
     found = propose_recipe("bare", source, source)
     assert found.data["task"].items() >= task.items()
-    metric = {"several labels": "f1", "numbers": "pearsonr", "texts alone": "loss"}
-    assert next(iter(found.data["objectives"])) == metric.get(name, next(iter(found.data["objectives"])))
+    metric = {"several labels": "f1", "numbers": "pearsonr", "tags": "f1", "answers": "f1", "texts alone": "loss"}
+    assert next(iter(found.data["objectives"])) == metric.get(name, "accuracy")
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -275,6 +278,15 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("constraints.size_mb", "0.0001"),
     ),
 }
+
+
+def test_a_search_of_nothing_is_refused(made: Made, refused: Refused) -> None:  # noqa: F811
+    model, train, test = made("bert")
+    refused("search", model, "--train", train, says=("--test", "nas init"))
+    refused("search", "recipe.yaml", "--train", train, "--test", test, says=("recipe.yaml", "task.train="))
+    refused("search", "no-such/bert", "--train", train, "--test", test, says=("no-such/bert",))
+    refused("search", model, says=("a recipe must be", "nas init"))
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("case", BAD)

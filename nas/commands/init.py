@@ -142,6 +142,11 @@ def recipe_of_run(
     Raises:
         InputError: If data is missing, or a recipe cannot be proposed.
     """
+    if Path(model).suffix in (".yaml", ".yml"):
+        raise InputError(
+            f"`--train`, `--test` and `--task` must come with a model, but got the recipe `{model}`; override its "
+            "keys, such as `task.train=FILE`."
+        )
     if train is None or test is None:
         raise InputError(
             "a search without a recipe needs a model, `--train` and `--test`, but "
