@@ -55,23 +55,30 @@ MODES = {
 
 
 def per_layer(layout: Layout) -> SubnetConfig:
-    """Three different layers of each stack: the first layer dropped, each block skipped once, some layers of low rank,
-    narrower, quantized; attention sparse and the embeddings of low rank where the family allows it."""
+    """Three different layers of each stack: the first layer is dropped, each block is skipped once, some layers have a
+    low rank, fewer units or a quantized dtype; sparse attention and low-rank embeddings if the family allows them."""
     if layout.family.shared_layers:
-        widths = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
-        return SubnetConfig.uniform((0, 1), **widths, attention="local:4", bits="int4-weight")
+        sizes = {"num_attention_heads": 4, "intermediate_size": 40, "hidden_size": 36, "mlp_rank": 50}
+        return SubnetConfig.uniform((0, 1), **sizes, attention="local:4", bits="int4-weight")
     groups, stacks = (0, 2, 4), len(layout.depths)
     heads = tuple(per_group(layout) * number for number in groups)
     layers = tuple(4 * stack + layer for stack in range(stacks) for layer in (1, 2, 3))
-    ranks = (100, 40, 100) * stacks, (30, 100, 60) * stacks
     slides = getattr(layout.sizes, "sliding_window", None) is not None
     sparse = ("full", "local:4", "local:3" if slides else "bigbird:2,1,1") * stacks
     patterns = sparse if "attention" in layout.family.dimensions else ()
-    widths = hidden(layout, 36), groups * stacks, *ranks
-    bits = ("int8", "bfloat16", "int4-weight") * stacks
-    thin = bool(layout.family.embedding) and not layout.ties_embedding(layout.family.tasks[0])
-    others = {"attention": patterns, "bits": bits, "embedding_rank": 60 if thin else 100}
-    return SubnetConfig(layers, heads * stacks, (96, 0, 40) * stacks, *widths, **others)
+    low_rank_embedding = bool(layout.family.embedding) and not layout.ties_embedding(layout.family.tasks[0])
+    return SubnetConfig(
+        layers,
+        num_attention_heads=heads * stacks,
+        intermediate_size=(96, 0, 40) * stacks,
+        hidden_size=hidden(layout, 36),
+        num_key_value_heads=groups * stacks,
+        attention_rank=(100, 40, 100) * stacks,
+        mlp_rank=(30, 100, 60) * stacks,
+        attention=patterns,
+        bits=("int8", "bfloat16", "int4-weight") * stacks,
+        embedding_rank=60 if low_rank_embedding else 100,
+    )
 
 
 def narrower(layout: Layout) -> SubnetConfig:
