@@ -85,7 +85,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "heads above the parent's": (("space.num_attention_heads=[8]",), ("space.num_attention_heads", "4", "8")),
     "empty list": (("space.num_hidden_layers=[]",), ("space.num_hidden_layers", "[]", "leave it out")),
     "zero layers": (("space.num_hidden_layers=[0, 2]",), ("space.num_hidden_layers", "between 1", "[0]")),
-    "nothing but skipped": (("space.num_attention_heads=[0]",), ("space.num_attention_heads", "beside other choices")),
+    "nothing but skipped": (("space.num_attention_heads=[0]",), ("space.num_attention_heads", "with other choices")),
     "skips in a uniform space": (("space.scope=uniform", "space.num_attention_heads=[0, 2]"), ("between 1", "[0]")),
     "hidden size above the parent's": (("space.hidden_size=[96]",), ("space.hidden_size", "48", "96")),
     "a dimension of other families": (("space.num_key_value_heads=[1, 2]",), ("space.num_key_value_heads", "bert")),
