@@ -49,14 +49,20 @@ class Machine:
         monkeypatch.setattr(latency, "measure_retrying_if_noisy", self.measured)
 
     def measured(
-        self, models: dict[str, Any], anchor: object, workload: object, *, reference_ms: float | None, precision: float
+        self,
+        models: dict[str, Any],
+        reference: object,
+        workload: object,
+        *,
+        reference_ms: float | None,
+        precision: float,
     ) -> dict[str, Timing]:
         self.precisions.append(precision)
-        here = next(self.left)
-        reference = reference_ms or here
+        measured_ms = next(self.left)
+        scale_ms = reference_ms or measured_ms
         halves = {name: 0.5 for name in models} | {REFERENCE: 1.0}
         return {
-            name: Timing(ratio, *[ratio * reference] * 3, ratio * here, 11, 0.0, 1.0, here / reference - 1)
+            name: Timing(ratio, *[ratio * scale_ms] * 3, ratio * measured_ms, 11, 0.0, 1.0, measured_ms / scale_ms - 1)
             for name, ratio in halves.items()
         }
 

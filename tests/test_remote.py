@@ -239,12 +239,12 @@ def test_a_number_that_no_measurement_gives_is_not_stored(
     import_results(recipe, folder, device)
 
 
-@pytest.mark.parametrize("lost", ["last", "first anchor", "all anchors"])
+@pytest.mark.parametrize("lost", ["last", "first reference", "all references"])
 def test_lines_that_were_deleted_are_measured_again(lost: str, exported: tuple[Recipe, Path, Path]) -> None:
     recipe, folder, device = exported
     lines = (device / "results.jsonl").read_text().splitlines(keepends=True)
     references = [line for line in lines if json.loads(line)["name"] == REFERENCE]
-    dropped = {"last": lines[-1:], "first anchor": references[:1], "all anchors": references}[lost]
+    dropped = {"last": lines[-1:], "first reference": references[:1], "all references": references}[lost]
     (device / "results.jsonl").write_text("".join(line for line in lines if line not in dropped))
     measured_by("abacus", device)
     assert len(import_results(recipe, folder, device).subnets) == 10

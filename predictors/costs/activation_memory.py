@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from search_spaces import Layout, SubnetConfig
 from search_spaces.family import RunsOn, Stack
@@ -50,7 +51,7 @@ def count_live_activations(
         and len(axes_of_module) == 2
         and axes_of_module[1] == "hidden"
         and axes_of_module[0]
-        and axes >= set(_as_tuple(axes_of_module[0]))
+        and axes >= set(axes_of(axes_of_module[0]))
     ]
     count = _attention if block == "attention" else _mlp
     return tokens * count(layout, stack, values, projected, tokens)
@@ -99,5 +100,6 @@ def _cached_tokens(layout: Layout, layer: int, tokens: int) -> int:
     return min(tokens, window - 1) if is_sliding and window is not None else tokens
 
 
-def _as_tuple(axis: object) -> tuple[str, ...]:
-    return axis if isinstance(axis, tuple) else (str(axis),)
+def axes_of(axis: Any) -> tuple[Any, ...]:
+    """The axes in an entry of a family's table: one, or several that are concatenated."""
+    return axis if isinstance(axis, tuple) else (axis,)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from predictors.costs.activation_memory import count_kv_cache, count_live_activations
+from predictors.costs.activation_memory import axes_of, count_kv_cache, count_live_activations
 from search_spaces import Layout, SubnetConfig
 from search_spaces.dimensions import BLOCKS, PER_SUBNET
 from search_spaces.dimensions.attention import AttentionPattern
@@ -198,14 +198,10 @@ def extracted_shapes(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, 
 def blocks_of_tensor(layout: Layout, location: ParameterLocation) -> Blocks:
     """The blocks of a layer whose fields determine the shape of a tensor."""
     assert location.stack is not None
-    axes = [part for axis in (*location.axes, *layout.shapes.linear_axes(location)) for part in _as_tuple(axis)]
+    axes = [part for axis in (*location.axes, *layout.shapes.linear_axes(location)) for part in axes_of(axis)]
     fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[location.stack].skips
     skipped = {block for block, modules in skips.items() if is_under(location.path, modules)}
     return tuple(block for block, names in BLOCKS.items() if block in skipped or fields & set(names))
-
-
-def _as_tuple(axis: Any) -> tuple[Any, ...]:
-    return axis if isinstance(axis, tuple) else (axis,)
 
 
 def _inputs_and_outputs(shape: Shape) -> int:
