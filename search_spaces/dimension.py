@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerDraft
     from search_spaces.family import Family
     from search_spaces.layout import Layout
     from search_spaces.space import SearchSpace
@@ -119,6 +120,12 @@ class Dimension:
     def decode(self, code: int) -> Any:
         """The value of an integer from `encode`."""
         return code
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Writes into a draft what a value makes of the modules of a layer, or of those outside the layers."""
+        draft.set_size(self.axes, value)
+        if not value and self.scope in BLOCK_NAMES:
+            draft.skip(self.scope)
 
     # -- choices of a space -------------------------------------------------------------------------------------------
 
@@ -245,6 +252,11 @@ class Rank(Dimension):
             raise InputError(
                 f"`{self.name}` must lie between 1 and {FULL_RANK} percent of break-even, but got {values[self.name]}."
             )
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Makes linear layers low-rank."""
+        if value not in (0, FULL_RANK):
+            draft.factorize(self.factorized_axes, value)
 
     def to_choices(self, values: Sequence[Any] | None, full: Any, can_skip: bool) -> tuple[Any, ...] | None:
         """See `Dimension.to_choices`; one of the subnetwork has no choices where it is fixed."""

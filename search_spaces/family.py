@@ -15,6 +15,7 @@ from search_spaces.dimensions import DIMENSIONS
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from search_spaces.blueprint import LayerBlueprint
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
 
@@ -115,8 +116,8 @@ class Family:
         has_stock_config: Layout, subnetwork -> whether a stock config can describe it, for limits beyond its sizes.
         rescale_constants: Config, new hidden size -> parameter path -> (factor, offset). A stock model of another
             hidden size takes ``(weight + offset) * factor - offset``: constants computed from that size then cancel.
-        extra_macs: Layout, values of a layer, tokens -> multiply-accumulates of a layer beyond those of its weights,
-            its scores and their weighted sum.
+        extra_macs: Layout, blueprint of a layer, tokens -> multiply-accumulates of the layer beyond those of its
+            weights, its scores and their weighted sum.
     """
 
     model_type: str
@@ -144,7 +145,7 @@ class Family:
     sub_config: str = ""
     has_stock_config: Callable[[Layout, SubnetConfig], bool] | None = None
     rescale_constants: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
-    extra_macs: Callable[[Layout, Mapping[str, int], int], int] | None = None
+    extra_macs: Callable[[Layout, LayerBlueprint, int], int] | None = None
 
     @property
     def axes(self) -> set[str]:

@@ -6,14 +6,14 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_SUBNET
-from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.blueprint import Blueprint, LayerBlueprint, LayerDraft
+from search_spaces.dimensions import DIMENSIONS, PER_LAYER, PER_SUBNET
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
-from search_spaces.family import Axes, Family, RunsOn, Skip, Stack
+from search_spaces.family import Axes, Family, RunsOn, Stack
 from search_spaces.inputs import Inputs
 from search_spaces.shapes import Shapes
 from search_spaces.space import SearchSpace
@@ -77,6 +77,9 @@ class Layout:
         self.head_dim = self._head_dim()
         self.shapes = Shapes(self.family, self.sizes, self.head_dim)
         self.locate = cache(self._locate)
+        self.blueprint = lru_cache(1024)(self._blueprint)
+        self._layer_blueprint = lru_cache(8192)(self._layer_of)
+        self._outside = lru_cache(1024)(self._outside_of)
 
     # -- the parent ---------------------------------------------------------------------------------------------------
 
@@ -158,27 +161,20 @@ class Layout:
         """The same parameter's name in another layer of its stack."""
         return re.sub(rf"((?:^|\.){re.escape(stack.layers)}\.)\d+\.", rf"\g<1>{index}.", parameter, count=1)
 
-    def skips(self, stack: int, values: Mapping[str, int]) -> dict[str, Skip]:
-        """Modules that a layer with these values skips -> what they then return."""
-        skips: dict[str, Skip] = {}
-        for block, (field, *_) in BLOCKS.items():
-            if not values[field]:
-                skips |= self.family.stacks[stack].skips[block]  # type: ignore[index]
-        return skips
-
-    def values_at(self, subnet: SubnetConfig, parameter: str) -> dict[str, int] | None:
-        """Values of the layer that a parameter lies in, or of what is outside the layers; None if it is removed."""
+    def blueprint_at(self, subnet: SubnetConfig, parameter: str) -> LayerBlueprint | None:
+        """The blueprint of the layer that a parameter lies in, or of what is outside; None if it is removed."""
         location = self.locate(parameter)
         if location.stack is None:
-            return None if is_under(location.path, self.family.unused_modules) else self.outside_values(subnet)
+            is_removed = is_under(location.path, self.family.unused_modules)
+            return None if is_removed else self.blueprint(subnet).outside
         position = self.position_of(subnet, location)
         if position is None:
             return None
-        values = subnet.layer_values(position)
+        layers = self.blueprint(subnet).layers
         if not self.is_shared_by_first_layer(location):
-            return values
-        stack = [subnet.layer_values(other) for other in self.kept_positions(subnet)[location.stack]]
-        return {field: max(layer[field] for layer in stack) for field in values}
+            return layers[position]
+        stack = [layers[other].sizes for other in self.kept_positions(subnet)[location.stack]]
+        return LayerBlueprint(location.stack, {axis: max(sizes[axis] for sizes in stack) for axis in stack[0]}, {})
 
     def name_in_subnet(self, subnet: SubnetConfig, parameter: str) -> str:
         """Name in the extracted model of a parameter that the subnetwork has."""
@@ -212,31 +208,47 @@ class Layout:
 
     def is_skipped(self, subnet: SubnetConfig, position: int, location: ParameterLocation) -> bool:
         """Whether a kept layer skips the block that a module belongs to."""
-        if all(getattr(subnet, width)[position] for width, *_ in BLOCKS.values()):
-            return False
-        assert location.stack is not None
-        return is_under(location.path, self.skips(location.stack, subnet.layer_values(position)))
+        return self.blueprint(subnet).layers[position].skips(location.path)
 
     def index_in_stack(self, subnet: SubnetConfig, stack: int, position: int) -> int:
         """Index, among the kept layers of its stack, of the layer at a position of ``subnet.layers``."""
         return position - sum(layer < sum(self.depths[:stack]) for layer in subnet.layers)
 
-    def outside_values(self, subnet: SubnetConfig) -> dict[str, int]:
-        """Values outside the layers: a module that all layers share has the size that the widest of them needs."""
-        widest = {name: max(getattr(subnet, name)) for name in OUTSIDE}
-        return {**self.parent_values[0], **widest, **{name: getattr(subnet, name) for name in PER_SUBNET}}
-
     def ties_embedding(self, task: str) -> bool:
         """Whether the output head of a task shares the table of token embeddings."""
         return task in ("fill-mask", "text-generation") and self.config.tie_word_embeddings
 
-    def bits_of(self, subnet: SubnetConfig, location: ParameterLocation) -> str:
-        """Dtype in which the weights of a module are stored; that of the parent unless it is a linear layer."""
-        if not self.shapes.linear_axes(location):
-            return FULL_PRECISION
-        position = self.position_of(subnet, location)
-        assert position is not None
-        return subnet.bits[position]
+    # -- blueprints ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def full_sizes(self) -> tuple[dict[str, int], ...]:
+        """Axis -> units of a layer of each stack of the parent."""
+        return tuple(
+            {axis: values[name] for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
+            for values in self.parent_values
+        )
+
+    def _blueprint(self, subnet: SubnetConfig) -> Blueprint:
+        layers = [
+            self._layer_blueprint(self.stack_of(layer)[0], tuple(subnet.all_values(position).values()))
+            for position, layer in enumerate(subnet.layers)
+        ]
+        widest = tuple(max(getattr(subnet, name)) for name in OUTSIDE)
+        return Blueprint(tuple(layers), self._outside(widest, tuple(getattr(subnet, name) for name in PER_SUBNET)))
+
+    def _layer_of(self, stack: int, values: tuple[Any, ...]) -> LayerBlueprint:
+        """The blueprint of a layer with these values of `PER_LAYER` and `PER_SUBNET`."""
+        draft = LayerDraft(self, stack, self.full_sizes[stack])
+        for name, value in zip((*PER_LAYER, *PER_SUBNET), values, strict=True):
+            DIMENSIONS[name].apply(value, draft)
+        return draft.finished()
+
+    def _outside_of(self, widest: tuple[int, ...], values: tuple[Any, ...]) -> LayerBlueprint:
+        """The blueprint outside the layers: what all layers share has the size that the widest of them needs."""
+        draft = LayerDraft(self, None, self.full_sizes[0])
+        for name, value in zip((*OUTSIDE, *PER_SUBNET), (*widest, *values), strict=True):
+            DIMENSIONS[name].apply(value, draft)
+        return draft.finished()
 
     # -- configs ------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,10 @@ class SubnetConfig:
     def __init__(self, layers: Sequence[int], *required: Any, **values: Any) -> None:
         given = {**dict(zip(REQUIRED, required, strict=False)), **values}
         if len(required) > len(REQUIRED) or any(name not in given for name in REQUIRED):
-            raise InputError(f"a subnetwork must have `layers` and values of {', '.join(REQUIRED)}, but got {given}.")
+            raise InputError(
+                f"a subnetwork takes `layers`, {', '.join(REQUIRED)}, and everything else by name, but got {required} "
+                f"and {values}."
+            )
         if unknown := [name for name in given if name not in FIELDS]:
             raise InputError(f"`{unknown[0]}` is no dimension of a subnetwork; {did_you_mean(unknown[0], FIELDS)}")
         self.__dict__["layers"] = tuple(layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET
@@ -12,6 +11,9 @@ from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
+
+
+PER_GROUP = "heads_per_group"
 
 
 def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
@@ -39,14 +41,14 @@ def check_choices(layout: Layout, choices: Mapping[str, Any]) -> None:
 
 def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
     """Raises InputError unless the parent contains a subnetwork."""
-    family, per_group = layout.family, partial(layout.shapes.attribute_value, "heads_per_group")
+    family = layout.family
     if subnet.layers[-1] >= layout.parent.num_hidden_layers:
         raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
     sized = [name for name in (*PER_LAYER, *PER_SUBNET) if not DIMENSIONS[name].is_categorical]
     for position, layer in enumerate(subnet.layers):
         number, _ = layout.stack_of(layer)
         values, full = subnet.all_values(position), layout.parent_values[number]
-        if any(values[name] > full[name] for name in sized) or per_group(values) > per_group(full):
+        if any(values[name] > full[name] for name in sized):
             raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")
         for block, (width, *_) in BLOCKS.items():
             if not values[width] and block not in family.skippable:
@@ -59,3 +61,7 @@ def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
         raise InputError(f"the layers of `{family.model_type}` share their weights, but got {subnet}.")
     if not all(layout.kept_positions(subnet)):
         raise InputError(f"an encoder-decoder must keep at least one encoder and one decoder layer, but got {subnet}.")
+    for position, layer in enumerate(subnet.layers):
+        sizes, full = layout.blueprint(subnet).layers[position].sizes, layout.full_sizes[layout.stack_of(layer)[0]]
+        if layout.shapes.attribute_value(PER_GROUP, sizes) > layout.shapes.attribute_value(PER_GROUP, full):
+            raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")

@@ -115,6 +115,8 @@ def test_wider_patterns_compute_more_pairs_and_all_of_them_linearly_many() -> No
         for text in ("local:8", "bigbird:8,1,1"):
             pattern = AttentionPattern.parse(text)
             assert pattern is not None
-            assert pattern.computed_pairs(256, causal=causal) == 2 * pattern.computed_pairs(128, causal=causal)
-    pairs = [AttentionPattern(w).computed_pairs(128, causal=False) for w in (4, 8, 16)]
+            assert pattern.kind.computed_pairs(256, causal=causal) == 2 * pattern.kind.computed_pairs(
+                128, causal=causal
+            )
+    pairs = [AttentionPattern(w).kind.computed_pairs(128, causal=False) for w in (4, 8, 16)]
     assert pairs == sorted(pairs)

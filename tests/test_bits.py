@@ -30,7 +30,8 @@ from predictors.measurement.onnx_export import write_onnx
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
-from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION, stored_weight
+from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION
+from search_spaces.kinds import Quantized
 from search_spaces.useful_choices import useful_choices
 
 ROUNDED = [dtype for dtype in DTYPES if dtype != FULL_PRECISION]
@@ -52,7 +53,7 @@ def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(
     weight = torch.randn(5, inputs) * torch.logspace(-3, 2, 5)[:, None]
     weight[2] = 0.0
     stored = quantize(weight, dtype)
-    counted = stored_weight(5, inputs, dtype)
+    counted = Quantized(dtype).stored_weight(5, inputs)
     assert {name: (tuple(t.shape), t.element_size()) for name, t in stored.items()} == {
         name: (shape, size) for name, (shape, _, size) in counted.items()
     }

@@ -168,7 +168,9 @@ def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
             dim = 0 if layout.family.conv1d else 1
             if location.axes[dim] in ("heads", "cross_heads", "ffn"):
                 rows = layout.shapes.active_rows(
-                    location.axes[dim], subnet.layer_values(location.layer), layout.parent_values[location.stack]
+                    location.axes[dim],
+                    layout.blueprint(subnet).layers[location.layer].sizes,
+                    layout.full_sizes[location.stack],
                 )
                 mask = torch.zeros(parameter.shape[dim])
                 mask[rows] = 1

@@ -61,7 +61,7 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
         tuple(heads) * stacks,
         neurons * stacks,
         supernet.parent.hidden_size if supernet.family.hidden_fixed_reason else hidden,
-        groups * stacks,
+        num_key_value_heads=groups * stacks,
         attention=patterns(supernet, case) * stacks,
     )
 

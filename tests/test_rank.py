@@ -71,10 +71,9 @@ def test_a_rank_computes_with_the_best_matrix_of_that_rank(family: str) -> None:
     supernet.calibration = calibrate(supernet, [batch])
     layers = supernet.parent.num_hidden_layers
     subnet = supernet.parent.with_values(attention_rank=(60,) * layers, mlp_rank=(30,) * layers)
-    ranks = {
-        name: supernet.layout.shapes.rank(supernet.layout.locate(name), subnet.layer_values(0))
-        for name in supernet.linear_layers
-    }
+    shapes, locate = supernet.layout.shapes, supernet.layout.locate
+    blueprint = supernet.layout.blueprint(subnet).layers[0]
+    ranks = {name: shapes.low_rank(locate(name), blueprint).rank for name in supernet.linear_layers}
     for name, moment in supernet.calibration.moments.items():
         weight = parent.get_parameter(name)
         matrix = weight.T if supernet.family.conv1d else weight

@@ -35,9 +35,9 @@ def context(text_recipe: Path) -> TaskContext:
 def narrowed(supernet: Supernet) -> SubnetConfig:
     """Without the second layer of each stack, and narrower, where the family can be."""
     scope = {"scope": "uniform"} if supernet.family.shared_layers else {}
-    groups = supernet.layout.parent_values[0]["num_key_value_heads"] // 2
+    groups = supernet.layout.full_sizes[0]["kv_heads"] // 2
     narrow = {
-        "num_attention_heads": [supernet.layout.parent_values[0]["num_attention_heads"] // 2],
+        "num_attention_heads": [supernet.layout.full_sizes[0]["heads"] // 2],
         "intermediate_size": [48],
     }
     narrow |= {"num_key_value_heads": [groups]} if "kv_heads" in supernet.family.axes else {}

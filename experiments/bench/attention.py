@@ -42,7 +42,7 @@ class Attention(nn.Module):
     def __init__(self, text: str) -> None:
         super().__init__()
         pattern = AttentionPattern.parse(text)
-        self.config = type("Config", (), {"nas_pattern": pattern.to_list()}) if pattern is not None else None
+        self.config = type("Config", (), {"nas_pattern": list(pattern.kind.graph)}) if pattern is not None else None
         self.is_causal = False
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

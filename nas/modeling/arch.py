@@ -4,71 +4,65 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nas.modeling.kinds import KINDS
+from nas.modeling.modeling_nas import EDITS
 from search_spaces import Layout, SubnetConfig
-from search_spaces.dimensions.attention import AttentionPattern
-from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.layout import is_under
+from search_spaces.blueprint import LayerBlueprint
+from search_spaces.family import Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-WEIGHT_EDITS = ("move", "shapes", "head_shapes", "low_rank", "embedding", "bits")
-MODULE_EDITS = ("like", "skip", "wrap", "attributes", "attention")
-"""Sections of ``nas_arch``, as `modeling_nas.apply_arch` reads them."""
-
-
 def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> dict[str, dict[str, object]]:
-    """Returns the edits that turn a stock model of the subnetwork's depth into the subnetwork.
-
-    Args:
-        model: The parent.
-        layout: Its layout.
-        subnet: The subnetwork.
-
-    Returns:
-        Section -> edits, as `modeling_nas.apply_arch` describes them; without empty sections.
-    """
-    arch: dict[str, dict[str, object]] = {section: {} for section in (*WEIGHT_EDITS, *MODULE_EDITS)}
-    bare = model.base_model is model
-    prefix = "" if bare else f"{model.base_model_prefix}."
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        values, location = layout.values_at(subnet, name), layout.locate(name)
-        if values is not None:
-            new_name = layout.name_in_subnet(subnet, name)
-            if layout.is_shared_by_first_layer(location):
-                new_path, old_path = (n.removeprefix(prefix).rpartition(".")[0] for n in (new_name, name))
-                arch["move"] |= {new_path: old_path} if new_path != old_path else {}
-            rank, path = layout.shapes.rank(location, values), new_name.removeprefix(prefix).rpartition(".")[0]
-            bits = layout.bits_of(subnet, location)
-            if bits != FULL_PRECISION:
-                arch["bits"][path] = bits
-            if rank is not None:
-                shapes = layout.shapes.tensor_shapes(location, "weight", values, tuple(parameter.shape))
-                outputs, inputs = shapes["up.weight"][0], shapes["down.weight"][1]
-                if layout.shapes.is_embedding(location):
-                    arch["embedding"][path] = [outputs, rank]
-                else:
-                    arch["low_rank"][path] = [inputs, outputs, rank]
-                continue
-            shape = layout.shapes.shape(location.axes, values, tuple(parameter.shape))
-            if shape != tuple(parameter.shape):
-                section = "shapes" if new_name.startswith(prefix) else "head_shapes"
-                arch[section][new_name.removeprefix(prefix)] = list(shape)
+    """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
+    arch: dict[str, dict[str, object]] = {section: {} for section in EDITS}
+    _add_weights(arch, model, layout, subnet)
     for number, positions in enumerate(layout.kept_positions(subnet)):
         stack, first_layer = layout.family.stacks[number], f"{layout.family.stacks[number].layers}.0."
         copies = layout.missing_in_first_layer(number, subnet)
         arch["like"] |= {first_layer + path: first_layer + other for path, other in copies.items()}
         for index, position in enumerate(positions[:1] if layout.family.shared_layers else positions):
-            values, layer_path = subnet.layer_values(position), f"{stack.layers}.{index}."
-            skips = layout.skips(number, values)
-            arch["skip"] |= {layer_path + path: returns for path, returns in skips.items()}
-            pattern = AttentionPattern.parse(subnet.attention[position])
-            if pattern is not None:
-                arch["attention"][layer_path + stack.attention_module] = pattern.to_list()
-            arch["wrap"] |= {layer_path + p: name for p, name in stack.mixins.items() if not is_under(p, skips)}
-            for path, formulas in stack.attributes.items():
-                if not is_under(path, skips):
-                    attributes = {name: layout.shapes.attribute_value(f, values) for name, f in formulas.items()}
-                    arch["attributes"][layer_path + path] = attributes
+            _add_layer(arch, layout, stack, layout.blueprint(subnet).layers[position], f"{stack.layers}.{index}.")
     return {section: edits for section, edits in arch.items() if edits}
+
+
+def _add_weights(
+    arch: dict[str, dict[str, object]], model: PreTrainedModel, layout: Layout, subnet: SubnetConfig
+) -> None:
+    """Adds what becomes of each parameter: where it moves, its shape, or the kinds of module that replace it."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        blueprint, location = layout.blueprint_at(subnet, name), layout.locate(name)
+        if blueprint is None:
+            continue
+        new_name = layout.name_in_subnet(subnet, name)
+        path = new_name.removeprefix(prefix).rpartition(".")[0]
+        if layout.is_shared_by_first_layer(location):
+            origin = name.removeprefix(prefix).rpartition(".")[0]
+            arch["move"] |= {path: origin} if path != origin else {}
+        full = tuple(parameter.shape)
+        for kind in layout.shapes.kinds(location, blueprint):
+            elastic, shapes = KINDS[type(kind)], layout.shapes.tensor_shapes(location, "weight", blueprint, full)
+            if elastic.has_weights:
+                arch[elastic.section][path] = elastic.describe(kind, shapes)
+        if layout.shapes.low_rank(location, blueprint) is None:
+            shape = layout.shapes.shape(location.axes, blueprint.sizes, full)
+            if shape != full:
+                section = "shapes" if new_name.startswith(prefix) else "head_shapes"
+                arch[section][new_name.removeprefix(prefix)] = list(shape)
+
+
+def _add_layer(
+    arch: dict[str, dict[str, object]], layout: Layout, stack: Stack, blueprint: LayerBlueprint, start: str
+) -> None:
+    """Adds what becomes of the modules of a layer, apart from their weights."""
+    for path, kinds in blueprint.kinds.items():
+        for kind in kinds:
+            if not KINDS[type(kind)].has_weights:
+                arch[KINDS[type(kind)].section][start + path] = KINDS[type(kind)].describe(kind, {})
+    arch["wrap"] |= {start + path: name for path, name in stack.mixins.items() if not blueprint.skips(path)}
+    for path, formulas in stack.attributes.items():
+        if not blueprint.skips(path):
+            values = {n: layout.shapes.attribute_value(f, blueprint.sizes) for n, f in formulas.items()}
+            arch["attributes"][start + path] = values

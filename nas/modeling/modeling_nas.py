@@ -198,64 +198,71 @@ WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPo
 
 
 def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
-    """Edits a stock model in place.
+    """Edits a stock model in place, section by section in the order of `EDITS`.
 
     Args:
         model: A stock model, on any device (``from_pretrained`` builds it on ``meta``).
-        arch: Section -> edits. Paths are relative to the base model, so that models with any head share the edits.
-            ``like``: new module -> module to copy. ``move``: new path of a module -> its path. ``low_rank``: linear
-            layer -> inputs, outputs and rank of the two layers that replace it. ``embedding``: embedding -> outputs
-            and rank of the two modules that replace it. ``shapes``: parameter -> its shape. ``head_shapes``: the same
-            for the head that was exported. ``attributes``: module, or its config -> {attribute: value}. ``skip``:
-            module -> what it returns. ``wrap``: module -> name in `WRAPPERS`. ``attention``: module -> its pattern.
-            ``bits``: linear layer -> dtype of it, or of both layers that replace it.
+        arch: Section of `EDITS` -> path -> what is edited there. Paths are relative to the base model, so that every
+            head shares one list; ``head_shapes`` are those of the head it was exported with.
     """
     base: Any = model.base_model
-    for path, other in arch.get("like", {}).items():
-        parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, copy.deepcopy(base.get_submodule(other)))
-    for path, origin in arch.get("move", {}).items():
-        parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, base.get_submodule(origin))
-    for path, returns in arch.get("skip", {}).items():
-        parent, _, name = path.rpartition(".")
-        skip = Skip(returns, getattr(base.get_submodule(path), "layer_idx", None))
-        setattr(base.get_submodule(parent), name, skip)
-    for path, name in arch.get("wrap", {}).items():
-        module = base.get_submodule(path)
-        module.__class__ = type(type(module).__name__, (WRAPPERS[name], type(module)), {})
-    for path, sizes in arch.get("low_rank", {}).items():
-        parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, LowRank(base.get_submodule(path), *sizes))
-    for path, sizes in arch.get("embedding", {}).items():
-        parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, LowRankEmbedding(base.get_submodule(path), *sizes))
-    for name, shape in arch.get("shapes", {}).items():
-        _reshape(base, name, tuple(shape))
-    for name, shape in arch.get("head_shapes", {}).items():
-        _reshape(model, name, tuple(shape))
-    for path, bits in arch.get("bits", {}).items():
-        _quantize(base, path, bits)
-    for path, attributes in arch.get("attributes", {}).items():
-        for name, value in attributes.items():
-            setattr(config_or_module(base, path), name, value)
-    for path, graph in arch.get("attention", {}).items():
-        set_sparse_attention(base.get_submodule(path), graph)
+    for section, edit in EDITS.items():
+        for path, what in arch.get(section, {}).items():
+            edit(model if section == "head_shapes" else base, path, what)
 
 
-def _quantize(base: Any, path: str, bits: str) -> None:
+def _put(root: Any, path: str, module: Any) -> None:
+    """Puts a module at a path."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _copy(root: Any, path: str, other: str) -> None:
+    _put(root, path, copy.deepcopy(root.get_submodule(other)))
+
+
+def _move(root: Any, path: str, origin: str) -> None:
+    _put(root, path, root.get_submodule(origin))
+
+
+def _skip(root: Any, path: str, returns: str) -> None:
+    _put(root, path, Skip(returns, getattr(root.get_submodule(path), "layer_idx", None)))
+
+
+def _wrap(root: Any, path: str, name: str) -> None:
+    module = root.get_submodule(path)
+    module.__class__ = type(type(module).__name__, (WRAPPERS[name], type(module)), {})
+
+
+def _factorize(root: Any, path: str, sizes: list[int]) -> None:
+    _put(root, path, LowRank(root.get_submodule(path), *sizes))
+
+
+def _factorize_embedding(root: Any, path: str, sizes: list[int]) -> None:
+    _put(root, path, LowRankEmbedding(root.get_submodule(path), *sizes))
+
+
+def _set_attributes(root: Any, path: str, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        setattr(config_or_module(root, path), name, value)
+
+
+def _attend(root: Any, path: str, graph: list[int]) -> None:
+    set_sparse_attention(root.get_submodule(path), graph)
+
+
+def _quantize(root: Any, path: str, bits: str) -> None:
     """Replaces a linear layer, or both layers of a `LowRank`, by quantized ones."""
-    module = base.get_submodule(path)
+    module = root.get_submodule(path)
     if isinstance(module, LowRank):
         for factor in ("down", "up"):
-            _quantize(base, f"{path}.{factor}", bits)
+            _quantize(root, f"{path}.{factor}", bits)
         return
-    parent, _, name = path.rpartition(".")
     outputs, inputs = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-    setattr(base.get_submodule(parent), name, QuantizedLinear(module, inputs, outputs, bits))
+    _put(root, path, QuantizedLinear(module, inputs, outputs, bits))
 
 
-def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
+def _reshape(root: Any, name: str, shape: list[int]) -> None:
     """Gives a parameter another shape, if this model has it: other heads may lack it."""
     path, _, kind = name.rpartition(".")
     try:
@@ -263,12 +270,35 @@ def _reshape(root: Any, name: str, shape: tuple[int, ...]) -> None:
         stock = getattr(module, kind)
     except AttributeError:
         return
-    setattr(module, kind, nn.Parameter(stock.data.new_empty(shape), requires_grad=stock.requires_grad))
+    setattr(module, kind, nn.Parameter(stock.data.new_empty(tuple(shape)), requires_grad=stock.requires_grad))
     if isinstance(module, nn.Linear) and kind == "weight":
         module.out_features, module.in_features = shape
     for cls, (attribute, of_shape) in SHAPE_ATTRIBUTES.items():
         if isinstance(module, cls) and kind == "weight":
-            setattr(module, attribute, of_shape(shape))
+            setattr(module, attribute, of_shape(tuple(shape)))
+
+
+EDITS: dict[str, Callable[[Any, str, Any], None]] = {
+    "like": _copy,
+    "move": _move,
+    "skip": _skip,
+    "wrap": _wrap,
+    "low_rank": _factorize,
+    "embedding": _factorize_embedding,
+    "shapes": _reshape,
+    "head_shapes": _reshape,
+    "bits": _quantize,
+    "attributes": _set_attributes,
+    "attention": _attend,
+}
+"""Section of ``nas_arch`` -> the edit of one path, in the order in which they apply.
+
+``like``: a module that is copied there. ``move``: the module that goes there. ``skip``: what the module returns
+instead. ``wrap``: a name in `WRAPPERS`. ``low_rank``: inputs, outputs and rank of the two linear layers in its place.
+``embedding``: outputs and rank of the two in place of the table of tokens. ``shapes``, ``head_shapes``: shape of a
+parameter. ``bits``: the dtype of a linear layer, or of each of the two in its place. ``attributes``: values of
+attributes of a module, or of the config that it reads. ``attention``: its graph of tokens.
+"""
 
 
 def _nas_config(stock: Any) -> type:

@@ -198,7 +198,7 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
         orders["heads"] = [_argsort_descending(torch.as_tensor(sums[k])) for k in stack_of_layer]
         orders["head_biases"] = orders["heads"]
     if "kv_heads" in supernet.family.axes:
-        grouped = [s.view(layout.parent_values[0]["num_key_value_heads"], -1) for s in scores["heads"]]
+        grouped = [s.view(layout.full_sizes[0]["kv_heads"], -1) for s in scores["heads"]]
         orders["kv_heads"] = [_argsort_descending(s.sum(1)) for s in grouped]
         orders["heads"] = [
             [group * s.shape[1] + head for group in groups for head in _argsort_descending(s[group])]
@@ -274,7 +274,7 @@ def _permutation(
     for single_axis in axis if isinstance(axis, tuple) else (axis,):
         if single_axis is None:
             return None
-        size = layout.shapes.size(single_axis, layout.parent_values[stack])
+        size = layout.shapes.size(single_axis, layout.full_sizes[stack])
         unit = layout.shapes.channels_per_unit(single_axis)
         is_hidden = single_axis == "embedding" and size == layout.parent.hidden_size
         order = orders.get("hidden" if is_hidden else str(single_axis)) or range(size // unit)

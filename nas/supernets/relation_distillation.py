@@ -110,8 +110,9 @@ class HiddenStateRecorder:
             by_head = output.unflatten(-1, (-1, 3, self.layout.head_dim))
             return [projection.flatten(-2) for projection in by_head.unbind(-2)]
         assert self._subnet is not None
-        width = self._subnet.layer_values(self._subnet.layers.index(self._entered_layers[-1][0]))
-        return list(output.split([self.layout.shapes.size(part, width) for part in output_axes], -1))
+        position = self._subnet.layers.index(self._entered_layers[-1][0])
+        sizes = self.layout.blueprint(self._subnet).layers[position].sizes
+        return list(output.split([self.layout.shapes.size(part, sizes) for part in output_axes], -1))
 
 
 def detach_states(states: HiddenStates) -> HiddenStates:
@@ -127,9 +128,7 @@ def relation_loss(
     for (layer, kind), student_states in student.items():
         teacher_states, stack = teacher[layer, kind], layout.stack_of(layer)[0]
         heads = (
-            1
-            if kind == "last"
-            else relation_heads(student_states, teacher_states, layout.parent_values[stack]["num_attention_heads"])
+            1 if kind == "last" else relation_heads(student_states, teacher_states, layout.full_sizes[stack]["heads"])
         )
         losses.append(relation_divergence(student_states, teacher_states, attention_mask_of(inputs, stack), heads))
     return torch.stack(losses).mean() if losses else next(iter(teacher.values())).new_zeros(())

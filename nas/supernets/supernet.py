@@ -1,11 +1,11 @@
-"""Supernet: a Hugging Face model made elastic in place, with one active subnetwork at a time."""
+"""Supernet: a Hugging Face model made elastic in location, with one active subnetwork at a time."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,15 +23,16 @@ from nas.modeling.elastic import (
     make_elastic,
     select_active,
 )
-from nas.modeling.modeling_nas import WRAPPERS, config_or_module, set_sparse_attention
+from nas.modeling.kinds import KINDS
+from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.quantized import quantize
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
-from search_spaces.dimensions.attention import FULL, AttentionPattern
-from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.dimensions.ranks import RANK_FIELDS, factor_rank
+from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
+from search_spaces.kinds import Kind, LowRank, LowRankEmbedding, Quantized, Skipped, SparseAttention
 from search_spaces.stock_config import stock_config_update
 from search_spaces.validation import check_subnet
 
@@ -48,7 +49,7 @@ class _ElasticLayer:
         modules: Path -> elastic module.
         axes: Path -> name of a parameter -> its axes.
         low_rank_weights: Path of a module that may have a low rank -> name of its weight in the model.
-        cached_modules: Modules with a ``layer_idx``, their place in the key-value cache.
+        cached_modules: Modules with a ``layer_idx``, their location in the key-value cache.
         values: Active sizes and ranks by field.
         attention: Active attention pattern.
         bits: Active dtype of linear layers.
@@ -57,11 +58,10 @@ class _ElasticLayer:
     root: nn.Module
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
-    low_rank_weights: dict[str, str] = field(default_factory=dict)
+    linear_weights: dict[str, str] = field(default_factory=dict)
+    candidates: dict[type[Kind], list[str]] = field(default_factory=dict)
     cached_modules: list[nn.Module] = field(default_factory=list)
-    values: dict[str, int] | None = None
-    attention: str = FULL
-    bits: str = FULL_PRECISION
+    blueprint: LayerBlueprint | None = None
 
 
 class Supernet:
@@ -72,7 +72,7 @@ class Supernet:
     computes the active subnetwork on views of the weights.
 
     Args:
-        model: A model of a supported family; it is changed in place.
+        model: A model of a supported family; it is changed in location.
         calibration: Statistics from `calibrate`; needed for subnetworks with low-rank layers.
 
     Raises:
@@ -133,10 +133,11 @@ class Supernet:
             layer.modules.setdefault(location.path, make_elastic(layer.root.get_submodule(location.path)))
             layer.axes.setdefault(location.path, {})[name.rpartition(".")[2]] = location.axes
             if self.layout.shapes.linear_axes(location) and name.endswith(".weight"):
-                layer.low_rank_weights[location.path] = name
+                layer.linear_weights[location.path] = name
             if self.layout.shapes.is_embedding(location) and name not in tied:
                 self.embedding = cast(nn.Embedding, layer.modules[location.path])
-                layer.low_rank_weights[location.path] = name
+                layer.linear_weights[location.path] = name
+                layer.candidates[LowRankEmbedding] = [location.path]
         for index, layer in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.mixins.items():
@@ -144,6 +145,9 @@ class Supernet:
             for paths in stack.skips.values():
                 layer.modules |= {path: make_elastic(layer.root.get_submodule(path)) for path in paths}
             layer.cached_modules = [module for module in layer.root.modules() if hasattr(module, "layer_idx")]
+            skipped = [path for paths in stack.skips.values() for path in paths]
+            linear, attention = list(layer.linear_weights), [stack.attention_module] * bool(stack.attention_module)
+            layer.candidates = {LowRank: linear, Quantized: linear, Skipped: skipped, SparseAttention: attention}
         for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
             for path in stack.shared_by_first_layer:
                 parent, _, name = path.rpartition(".")
@@ -153,10 +157,10 @@ class Supernet:
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError if the parent does not contain the subnetwork."""
         check_subnet(self.layout, subnet)
-        if subnet.embedding_rank != FULL_RANK and self.embedding is None:
+        if self.layout.blueprint(subnet).outside.kinds and self.embedding is None:
             raise InputError(
-                f"`embedding_rank` must be {FULL_RANK} because the output head of {self._model_class.__name__} shares "
-                f"the embedding table, but got {subnet.embedding_rank}."
+                f"the embeddings must stay as they are where the output head shares the embeddings' table, as that of "
+                f"{self._model_class.__name__} does, but got {subnet}."
             )
 
     def activate(self, subnet: SubnetConfig) -> None:
@@ -166,94 +170,73 @@ class Supernet:
             InputError: If the parent does not contain it.
         """
         self.check(subnet)
+        blueprint = self.layout.blueprint(subnet)
         for stack, positions in enumerate(self.layout.kept_positions(subnet)):
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
             self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
             for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 layer = self._layers[subnet.layers[position]]
-                self._set_widths(layer, stack, subnet.layer_values(position))
-                self._set_attention(layer, stack, subnet.attention[position])
-                self._set_bits(layer, subnet.bits[position])
+                self._apply(layer, blueprint.layers[position])
                 for module in layer.cached_modules:
-                    module.__dict__["layer_idx"] = number  # its place in the key-value cache
-        self._set_widths(self._outside_layers, None, self.layout.outside_values(subnet))
+                    module.__dict__["layer_idx"] = number  # the location in the cache
+        self._apply(self._outside_layers, blueprint.outside)
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
         for name, value in self.layout.depth_config_update(subnet).items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
 
-    def _set_widths(self, layer: _ElasticLayer, stack: int | None, values: dict[str, int]) -> None:
-        """Sets the active sizes and ranks in one layer, or outside of the layers (``stack`` is None)."""
-        if layer.values == values:
+    def _apply(self, layer: _ElasticLayer, blueprint: LayerBlueprint) -> None:
+        """Makes the modules of one layer, or those outside the layers, compute a blueprint."""
+        if layer.blueprint is blueprint:
             return
-        index = self._cached_indices(stack, tuple(values.items()))
-        for path, kinds in layer.axes.items():
-            active_entries = {kind: index[axes] for kind, axes in kinds.items() if axes in index}
+        stack = blueprint.stack
+        index = self._cached_indices(stack, tuple(blueprint.sizes.items()))
+        for path, parameters in layer.axes.items():
+            active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
             layer.modules[path].__dict__["active_entries"] = active_entries
-        low = any(values.get(rank, FULL_RANK) not in (0, FULL_RANK) for rank in (*RANK_FIELDS, "embedding_rank"))
-        for path, name in layer.low_rank_weights.items():
-            layer.modules[path].__dict__["basis"] = self._basis(name, values) if low else None
-        if stack is not None:
-            skips = self.layout.skips(stack, values)
-            for path in {path for paths in self.family.stacks[stack].skips.values() for path in paths}:
-                layer.modules[path].__dict__["skip"] = skips.get(path)
-            for path, attributes in self.family.stacks[stack].attributes.items():
-                for name, formula in attributes.items():
-                    setattr(
-                        config_or_module(layer.root, path), name, self.layout.shapes.attribute_value(formula, values)
-                    )
-        layer.values = values
-
-    def _set_attention(self, layer: _ElasticLayer, stack: int, text: str) -> None:
-        """Sets the attention pattern of one layer."""
-        if layer.attention != text:
-            pattern = AttentionPattern.parse(text)
-            module = layer.root.get_submodule(self.family.stacks[stack].attention_module)
-            set_sparse_attention(module, None if pattern is None else pattern.to_list())
-            layer.attention = text
-
-    def _set_bits(self, layer: _ElasticLayer, bits: str) -> None:
-        """Sets the dtype of the linear layers of one layer."""
-        if layer.bits != bits:
-            for path in layer.low_rank_weights:
-                layer.modules[path].__dict__["bits"] = bits
-            layer.bits = bits
+        for kind, paths in layer.candidates.items():
+            for path in paths:
+                here = self.family.embedding if stack is None else path
+                basis = partial(self._basis, layer.linear_weights.get(path, ""), blueprint.sizes)
+                KINDS[kind].activate(layer.root.get_submodule(path), blueprint.kind(here, kind), basis)
+        for path, attributes in self.family.stacks[stack].attributes.items() if stack is not None else ():
+            for name, formula in attributes.items():
+                value = self.layout.shapes.attribute_value(formula, blueprint.sizes)
+                setattr(config_or_module(layer.root, path), name, value)
+        layer.blueprint = blueprint
 
     def _compute_indices(self, stack: int | None, items: tuple[tuple[str, int], ...]) -> Mapping[Axes, Index]:
         """Returns axes of a parameter -> its active entries, for parameters that are not fully active."""
-        values, full = dict(items), self.layout.parent_values[stack or 0]
+        sizes, full = dict(items), self.layout.full_sizes[stack or 0]
         layers = [self._outside_layers] if stack is None else self._layers
-        distinct = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
-        indices = {axes: self._active_index(axes, values, full) for axes in distinct}
-        return {axes: index for axes, index in indices.items() if any(rows != slice(None) for rows in index)}
+        every = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
+        found = {axes: self._active_index(axes, sizes, full) for axes in every}
+        return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
 
-    def _active_index(self, axes: Axes, values: Mapping[str, int], full: Mapping[str, int]) -> Index:
-        def is_full(axis: Any, rows: Any) -> bool:
+    def _active_index(self, axes: Axes, sizes: Mapping[str, int], full: Mapping[str, int]) -> Index:
+        def whole(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
-        active = [(axis, self.layout.shapes.active_rows(axis, values, full)) for axis in axes]
-        return tuple(slice(None) if axis is None or is_full(axis, rows) else as_index(rows) for axis, rows in active)
+        found = [(axis, self.layout.shapes.active_rows(axis, sizes, full)) for axis in axes]
+        return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
 
     @property
     def linear_layers(self) -> dict[str, nn.Module]:
         """Name of a weight -> its linear layer, for all linear layers in the layers."""
-        return {name: layer.modules[path] for layer in self._layers for path, name in layer.low_rank_weights.items()}
+        return {name: layer.modules[path] for layer in self._layers for path, name in layer.linear_weights.items()}
 
-    def _basis(self, name: str, values: Mapping[str, int]) -> torch.Tensor | None:
-        """Returns the basis (outputs, rank) of a module with these widths; None if it has full rank.
+    def _basis(self, name: str, sizes: Mapping[str, int], rank: int) -> torch.Tensor:
+        """Basis (outputs, rank) of a module with these active units.
 
         The basis is computed from the active entries only, and cached until the calibration changes.
         """
         location = self.layout.locate(name)
-        rank = self.layout.shapes.rank(location, values)
-        if rank is None:
-            return None
         axes, full = (
             self.layout.shapes.linear_axes(location) or location.axes,
-            self.layout.parent_values[location.stack or 0],
+            self.layout.full_sizes[location.stack or 0],
         )
-        index = self._active_index(axes, values, full)
+        index = self._active_index(axes, sizes, full)
         key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
         if key not in self._bases:
             self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
@@ -304,26 +287,26 @@ class Supernet:
         """Returns the weights of a subnetwork under their names in the extracted model; as views if possible."""
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
-            values, location = self.layout.values_at(subnet, name), self.layout.locate(name)
-            if values is not None:
-                index = self._active_index(location.axes, values, self.layout.parent_values[location.stack or 0])
-                new_name, basis = self.layout.name_in_subnet(subnet, name), None
-                module, _, kind = new_name.rpartition(".")
-                is_table = self.layout.shapes.is_embedding(location)
-                if self.layout.shapes.linear_axes(location) or is_table:
-                    basis = self._basis(f"{name.removesuffix(kind)}weight", values)
-                bits = self.layout.bits_of(subnet, location)
-                active = select_active(tensor, index)
-                if kind != "weight" or (basis is None and bits == FULL_PRECISION):
-                    state[new_name if basis is None else f"{module}.up.{kind}"] = active
-                    continue
-                matrices = {"": active.T if self.family.conv1d or is_table else active}
-                if basis is not None:
-                    up, down = low_rank_factors(matrices[""], basis)
-                    matrices = {".up": up, ".down": down.T if is_table else down}
-                for suffix, matrix in matrices.items():
-                    stored = {"weight": matrix} if bits == FULL_PRECISION else quantize(matrix, bits)
-                    state |= {f"{module}{suffix}.{part}": stored[part] for part in stored}
+            blueprint, location = self.layout.blueprint_at(subnet, name), self.layout.locate(name)
+            if blueprint is None:
+                continue
+            index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
+            new_name, active = self.layout.name_in_subnet(subnet, name), select_active(tensor, index)
+            module, _, parameter = new_name.rpartition(".")
+            kinds = self.layout.shapes.kinds(location, blueprint)
+            low_rank = next((kind for kind in kinds if isinstance(kind, LowRank)), None)
+            quantized = next((kind for kind in kinds if isinstance(kind, Quantized)), None)
+            if parameter != "weight" or not kinds:
+                state[new_name if low_rank is None else f"{module}.up.{parameter}"] = active
+                continue
+            is_table = self.layout.shapes.is_embedding(location)
+            matrices = {"": active.T if self.family.conv1d or is_table else active}
+            if low_rank is not None:
+                up, down = low_rank_factors(matrices[""], self._basis(name, blueprint.sizes, low_rank.rank))
+                matrices = {".up": up, ".down": down.T if is_table else down}
+            for end, matrix in matrices.items():
+                stored = {"weight": matrix} if quantized is None else quantize(matrix, quantized.dtype)
+                state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
         return state
 
     def _fold_constants(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
@@ -355,7 +338,7 @@ class Supernet:
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
-        if subnet.embedding_rank != FULL_RANK:
+        if self.layout.blueprint(subnet).outside.kinds:
             described.tie_word_embeddings = False  # no head can share a table of another width
         return nas_model, described
 

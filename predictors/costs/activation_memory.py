@@ -41,11 +41,11 @@ def count_live_activations(
         modules: Paths of the parent's modules, relative to a layer; the family's table may list more.
     """
     number, _ = layout.stack_of(subnet.layers[position])
-    stack, values = layout.family.stacks[number], subnet.layer_values(position)
+    stack, sizes = layout.family.stacks[number], layout.blueprint(subnet).layers[position].sizes
     tokens = runs[layout.family.stack_runs_on(number)]
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
-        layout.shapes.size(axes_of_module[0], values)
+        layout.shapes.size(axes_of_module[0], sizes)
         for path, axes_of_module in stack.modules.items()
         if path in modules
         and len(axes_of_module) == 2
@@ -54,24 +54,24 @@ def count_live_activations(
         and axes >= set(axes_of(axes_of_module[0]))
     ]
     count = _attention if block == "attention" else _mlp
-    return tokens * count(layout, stack, values, projected, tokens)
+    return tokens * count(layout, stack, sizes, projected, tokens)
 
 
-def _attention(layout: Layout, stack: Stack, values: Mapping[str, int], projected: list[int], tokens: int) -> int:
-    heads, streams = values["num_attention_heads"], 2 if is_post_norm(stack) else 4
+def _attention(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list[int], tokens: int) -> int:
+    heads, streams = sizes["heads"], 2 if is_post_norm(stack) else 4
     queries = heads * layout.head_dim
     rotated = 2 * queries if hasattr(layout.sizes, "rope_parameters") else 0
     scores = 0 if stack.attention_module else (6 if layout.family.extra_macs else 3) * heads * tokens
-    return streams * values["hidden_size"] + sum(projected) + queries + rotated + scores
+    return streams * sizes["hidden"] + sum(projected) + queries + rotated + scores
 
 
-def _mlp(layout: Layout, stack: Stack, values: Mapping[str, int], projected: list[int], tokens: int) -> int:
-    neurons, streams = values["intermediate_size"], 3 if is_post_norm(stack) else 4
+def _mlp(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list[int], tokens: int) -> int:
+    neurons, streams = sizes["ffn"], 3 if is_post_norm(stack) else 4
     names = (getattr(layout.sizes, key, None) for key in ACTIVATION_FIELDS)
     copies = ACTIVATION_COPIES.get(next((name for name in names if isinstance(name, str)), ""), 1)
     is_gated, is_fused = sum(projected) > neurons, len(projected) == 1
     tensors = (2 if is_gated and is_fused else 1) + max(copies, 2 if is_gated else 1)
-    return streams * values["hidden_size"] + tensors * neurons
+    return streams * sizes["hidden"] + tensors * neurons
 
 
 def is_post_norm(stack: Stack) -> bool:
@@ -87,8 +87,8 @@ def count_kv_cache(layout: Layout, subnet: SubnetConfig, position: int, runs: Ma
     number, index = layout.stack_of(subnet.layers[position])
     if not layout.family.is_causal(number):
         return 0
-    values = subnet.layer_values(position)
-    channels = [max(layout.head_dim * values[f"num_{name}_heads"], 1) for name in ("key_value", "attention")]
+    sizes = layout.blueprint(subnet).layers[position].sizes
+    channels = [max(layout.head_dim * sizes[axis], 1) for axis in ("kv_heads", "heads")]
     source_tokens = runs["source"] if layout.family.stacks[number].source_modules else 0
     return 2 * (_cached_tokens(layout, index, runs["token"]) * channels[0] + source_tokens * channels[1])
 

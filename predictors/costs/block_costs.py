@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from predictors.costs.activation_memory import axes_of, count_kv_cache, count_live_activations
 from search_spaces import Layout, SubnetConfig
-from search_spaces.dimensions import BLOCKS, PER_SUBNET
-from search_spaces.dimensions.attention import AttentionPattern
+from search_spaces.dimensions import BLOCK_OF_AXIS, BLOCKS, PER_SUBNET
 from search_spaces.family import RunsOn
+from search_spaces.kinds import SparseAttention
 from search_spaces.layout import OUTSIDE, ParameterLocation, is_under
-from search_spaces.shapes import FIELD_OF_AXIS
 from search_spaces.subnet import SIZES
 
 Shape = tuple[int, ...]
@@ -105,7 +104,7 @@ class BlockCosts:
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
                     macs, weights, traffic = macs + runs[position] * elements, weights + elements, traffic + flow
                     largest = max(largest, flow)
-        live_activations = largest + subnet.hidden_size * runs["token"]
+        live_activations = largest + self.layout.blueprint(subnet).outside.sizes["hidden"] * runs["token"]
         return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations)
 
     def _count_in_layer(
@@ -138,16 +137,16 @@ class BlockCosts:
             yield name, [shape for key, shape in shapes.items() if key not in table_lookups]
 
     def _attention_macs(self, subnet: SubnetConfig, position: int, runs: Mapping[RunsOn, int]) -> int:
-        """Multiply-accumulates of the scores and their weighted sum in one layer, with cross-attention."""
-        layout, values = self.layout, subnet.layer_values(position)
+        """Scores and their weighted sum in one layer, of self-attention and cross-attention."""
+        layout, blueprint = self.layout, self.layout.blueprint(subnet).layers[position]
         number, _ = layout.stack_of(subnet.layers[position])
         family, tokens = layout.family, runs[layout.family.stack_runs_on(number)]
-        pattern = AttentionPattern.parse(subnet.attention[position])
-        own = tokens * tokens if pattern is None else pattern.computed_pairs(tokens, causal=family.is_causal(number))
+        sparse = blueprint.kind(family.stacks[number].attention_module, SparseAttention)
+        own = tokens * tokens if sparse is None else sparse.computed_pairs(tokens, causal=family.is_causal(number))
         cross = tokens * runs["source"] if family.stacks[number].source_modules else 0
-        macs = 2 * (own + cross) * values["num_attention_heads"] * layout.head_dim
+        macs = 2 * (own + cross) * blueprint.sizes["heads"] * layout.head_dim
         extra = family.extra_macs
-        return macs + (extra(layout, values, tokens) if extra is not None else 0)
+        return macs + (extra(layout, blueprint, tokens) if extra is not None else 0)
 
     # -- groups of tensors --------------------------------------------------------------------------------------------
 
@@ -189,9 +188,10 @@ def extracted_shapes(layout: Layout, subnet: SubnetConfig, shapes: Mapping[str, 
     """Shapes of some of the parent's tensors in the extracted model; tensors that it does not have are left out."""
     extracted = TensorShapes()
     for name, shape in shapes.items():
-        values = layout.values_at(subnet, name)
-        if values is not None:
-            extracted[name] = layout.shapes.tensor_shapes(layout.locate(name), name.rpartition(".")[2], values, shape)
+        blueprint = layout.blueprint_at(subnet, name)
+        if blueprint is not None:
+            location, parameter = layout.locate(name), name.rpartition(".")[2]
+            extracted[name] = layout.shapes.tensor_shapes(location, parameter, blueprint, shape)
     return extracted
 
 
@@ -199,9 +199,10 @@ def blocks_of_tensor(layout: Layout, location: ParameterLocation) -> Blocks:
     """The blocks of a layer whose fields determine the shape of a tensor."""
     assert location.stack is not None
     axes = [part for axis in (*location.axes, *layout.shapes.linear_axes(location)) for part in axes_of(axis)]
-    fields, skips = {FIELD_OF_AXIS.get(axis) for axis in axes}, layout.family.stacks[location.stack].skips
-    skipped = {block for block, modules in skips.items() if is_under(location.path, modules)}
-    return tuple(block for block, names in BLOCKS.items() if block in skipped or fields & set(names))
+    skips = layout.family.stacks[location.stack].skips
+    blocks = {BLOCK_OF_AXIS.get(axis) for axis in axes}
+    blocks |= {block for block, modules in skips.items() if is_under(location.path, modules)}
+    return tuple(block for block in BLOCKS if block in blocks)
 
 
 def _inputs_and_outputs(shape: Shape) -> int:

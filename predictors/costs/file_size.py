@@ -20,7 +20,7 @@ from predictors.costs.block_costs import Blocks, Shape, blocks_of_tensor, extrac
 from predictors.costs.cost_table import cached_by_row, unique_rows
 from search_spaces import Layout, SubnetBatch, SubnetConfig
 from search_spaces.dimensions import BLOCKS, NO_BLOCK
-from search_spaces.dimensions.bits import StoredTensor
+from search_spaces.kinds import StoredTensor
 from search_spaces.layout import OUTSIDE, is_under
 from search_spaces.subnet import NUMERIC, SIZES
 
@@ -187,16 +187,19 @@ class FileSizes:
         return variants, index.reshape(shape)
 
     def _tensors_in_file(self, subnet: SubnetConfig, names: Sequence[str]) -> list[tuple[NameParts, StoredTensor]]:
-        """Names and stored tensors of some of the parent's tensors in the file."""
-        tensors = []
-        shapes_of = extracted_shapes(self.layout, subnet, {name: self.stored[name].shape for name in names})
-        for name, shapes in shapes_of.items():
-            location, parent = self.layout.locate(name), self.stored[name]
-            quantized = self.layout.shapes.stored_tensors(location, shapes, self.layout.bits_of(subnet, location))
-            unquantized = {key: (shape, parent.dtype, parent.itemsize) for key, shape in shapes.items()}
-            for key, tensor in (quantized or unquantized).items():
-                tensors.append((self._split_name(parent.disk_names[key], location.layer), tensor))
-        return tensors
+        """Some of the parent's tensors as they lie in the file."""
+        found = []
+        for name, pieces in extracted_shapes(
+            self.layout, subnet, {name: self.stored[name].shape for name in names}
+        ).items():
+            location, stored = self.layout.locate(name), self.stored[name]
+            blueprint = self.layout.blueprint_at(subnet, name)
+            assert blueprint is not None
+            rounded = self.layout.shapes.stored_tensors(location, pieces, blueprint)
+            whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
+            for kind, tensor in (rounded or whole).items():
+                found.append((self._split_name(stored.disk_names[kind], location.layer), tensor))
+        return found
 
     def _split_name(self, disk_name: str, layer: int | None) -> NameParts:
         """A name in the file, split at the index of a layer of the parent."""

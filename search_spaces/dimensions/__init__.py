@@ -51,5 +51,10 @@ NO_BLOCK = tuple(name for name, dimension in DIMENSIONS.items() if dimension.sco
 PER_SUBNET = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "subnetwork")
 """Dimensions with one value for the subnetwork."""
 
+BLOCK_OF_AXIS = {
+    axis: dimension.scope for dimension in DIMENSIONS.values() for axis in dimension.axes if dimension.scope in BLOCKS
+}
+"""Axis of weights -> the block of a layer that has it."""
+
 WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names}
 """Dimension of a block -> the width of that block."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError
+from search_spaces.kinds import SparseAttention
 from search_spaces.proportions import attention_score_share
 
 if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerDraft
     from search_spaces.family import Family
     from search_spaces.layout import Layout
 
@@ -77,20 +79,10 @@ class AttentionPattern:
         """Queries that share one gathered set of keys; with half a window, almost all of these keys are used."""
         return max(self.window // 2, min(self.window, 32))
 
-    def to_list(self) -> list[int]:
-        """The pattern as `nas.modeling.sparse_attention.Graph` stores it."""
-        return [self.window, self.global_tokens, self.random_blocks, self.seed, self.block]
-
-    def keys_per_block(self, *, causal: bool) -> int:
-        """Keys that are gathered for one block of queries."""
-        window = self.block + (self.window - 1 if causal else 2 * self.window)
-        return window + self.random_blocks * self.block + self.global_tokens
-
-    def computed_pairs(self, tokens: int, *, causal: bool) -> int:
-        """Query-key pairs that are computed for a sequence, including gathered pairs that are then masked."""
-        blocks = -(-tokens // self.block) * self.block
-        global_pairs = 0 if causal else min(self.global_tokens, tokens) * tokens
-        return blocks * self.keys_per_block(causal=causal) + global_pairs
+    @property
+    def kind(self) -> SparseAttention:
+        """The module that computes it."""
+        return SparseAttention((self.window, self.global_tokens, self.random_blocks, self.seed, self.block))
 
     @property
     def faster_from_tokens(self) -> int:
@@ -101,7 +93,7 @@ class AttentionPattern:
         on a CPU (experiments/bench/attention.py).
         """
         if self.global_tokens or self.random_blocks:
-            return 5 * self.keys_per_block(causal=False)
+            return 5 * self.kind.keys_per_block(causal=False)
         return 4 * self.window
 
 
@@ -133,6 +125,12 @@ class Attention(Category):
         """The text of the pattern in its shortest form."""
         pattern = AttentionPattern.parse(value)
         return FULL if pattern is None else str(pattern)
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Makes the attention module sparse."""
+        pattern = AttentionPattern.parse(value)
+        if pattern is not None:
+            draft.replace_attention(pattern.kind)
 
     def encode(self, value: Any) -> int:
         """See `encode_pattern`."""

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.kinds import Quantized
+
+if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerDraft
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -22,13 +26,11 @@ dequantized before they are multiplied."""
 ROUNDS_ACTIVATIONS = ("bfloat16", "int8")
 """Dtypes that also round activations; runtimes differ slightly in how they round."""
 
+
 PROPOSED = ("int8", "bfloat16", "int8-weight")
 """Dtypes that are proposed: the first that is useful."""
 QUANTIZED_FROM_HIDDEN = 256
 """Hidden size from which they are proposed: quantizing the inputs of small products takes longer than it saves."""
-
-StoredTensor = tuple[tuple[int, ...], str, int]
-"""Shape of a tensor in a file, its dtype in the safetensors header, and bytes per element."""
 
 
 def check_bits(bits: str) -> str:
@@ -42,20 +44,17 @@ def check_bits(bits: str) -> str:
     return bits
 
 
-def stored_weight(outputs: int, inputs: int, bits: str) -> dict[str, StoredTensor]:
-    """Tensors that a file holds for the weight of a linear layer, as `nas.modeling.quantized.quantize` makes them."""
-    if bits == "bfloat16":
-        return {"qweight": ((outputs, inputs), "BF16", 2)}
-    columns, dtype = ((inputs + 1) // 2, "U8") if bits == "int4-weight" else (inputs, "I8")
-    return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, 1), "F32", 4)}
-
-
 class Bits(Category):
     """The dtype of the weights (and activations) of a layer's linear layers."""
 
     def parse(self, value: Any) -> str:
         """The dtype."""
         return check_bits(value)
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Makes the linear layers quantized."""
+        if value != FULL_PRECISION:
+            draft.replace_linear_layers(Quantized(value))
 
     def encode(self, value: Any) -> int:
         """Its index in `DTYPES`."""

@@ -10,6 +10,7 @@ from search_spaces.errors import InputError
 from search_spaces.proportions import embedding_share
 
 if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerDraft
     from search_spaces.family import Family
     from search_spaces.layout import Layout
 
@@ -22,6 +23,11 @@ LARGE_SHARE = 0.2
 
 class EmbeddingRank(Rank):
     """The rank of the table, in percent of vocabulary * channels / (vocabulary + channels)."""
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Makes the table low-rank."""
+        if value != FULL_RANK:
+            draft.factorize_embedding(value)
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
         """Low ranks only where the table is not shared and the recipe names a size."""

@@ -3,19 +3,19 @@ which scores content against position embeddings of the hidden size that all lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.families.bert import BERT
 from search_spaces.family import Stack
+from search_spaces.kinds import LowRank
 
 if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerBlueprint
     from search_spaces.layout import Layout
 
 
-def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> int:
+def disentangled_macs(layout: Layout, blueprint: LayerBlueprint, tokens: int) -> int:
     """Multiply-accumulates to project position embeddings to keys and queries, and to score all tokens against them.
 
     Unless they are shared with the content, these projections are weights of the layer too, which are counted as if
@@ -28,12 +28,12 @@ def disentangled_macs(layout: Layout, width: Mapping[str, int], tokens: int) -> 
     span = longest if longest > 0 else config.max_position_embeddings
     buckets = getattr(config, "position_buckets", -1)
     rows = 2 * (buckets if buckets > 0 else span)
-    channels = width["num_attention_heads"] * layout.head_dim
+    channels, hidden = blueprint.sizes["heads"] * layout.head_dim, blueprint.sizes["hidden"]
     scored = sum(kind in (config.pos_att_type or ()) for kind in ("c2p", "p2c"))
     shared = getattr(config, "share_att_key", False)
     projected = 2 * rows if shared else scored * (rows - tokens)
-    rank = factor_rank(channels, width["hidden_size"], width["attention_rank"])
-    projection = channels * width["hidden_size"] if rank is None else rank * (channels + width["hidden_size"])
+    low_rank = blueprint.kind("attention.self.query_proj", LowRank)
+    projection = channels * hidden if low_rank is None else low_rank.rank * (channels + hidden)
     return projected * projection + scored * rows * tokens * channels
 
 

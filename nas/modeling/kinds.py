@@ -1,0 +1,68 @@
+"""The PyTorch side of each kind of module: how it is active in a supernet, and how an export describes it.
+
+`search_spaces.kinds` says what a kind is, `modeling_nas.EDITS` applies the description when an export is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas.modeling.modeling_nas import set_sparse_attention
+from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.kinds import Kind, LowRank, LowRankEmbedding, Quantized, Shape, Skipped, SparseAttention
+
+Basis = Callable[[int], torch.Tensor]
+"""Rank -> orthonormal directions (outputs, rank) that a module's outputs keep."""
+
+
+@dataclass(frozen=True)
+class ElasticKind:
+    """How a kind of module is computed and described.
+
+    Attributes:
+        activate: Module, the kind (None: the module stays what it is), its basis -> makes the module compute it.
+        section: Section of ``nas_arch`` that describes it.
+        describe: The kind, shapes of the tensors that the module then has -> what that section holds for the module.
+        has_weights: Whether it replaces a weight of the parent, whose shape its description needs.
+    """
+
+    activate: Callable[[nn.Module, Any, Basis], None]
+    section: str
+    describe: Callable[[Any, dict[str, Shape]], Any]
+    has_weights: bool = True
+
+
+def _skip(module: nn.Module, kind: Skipped | None, basis: Basis) -> None:
+    module.__dict__["skip"] = None if kind is None else kind.returns
+
+
+def _attend(module: nn.Module, kind: SparseAttention | None, basis: Basis) -> None:
+    set_sparse_attention(module, None if kind is None else list(kind.graph))
+
+
+def _factorize(module: nn.Module, kind: LowRank | None, basis: Basis) -> None:
+    module.__dict__["basis"] = None if kind is None else basis(kind.rank)
+
+
+def _quantize(module: nn.Module, kind: Quantized | None, basis: Basis) -> None:
+    module.__dict__["bits"] = FULL_PRECISION if kind is None else kind.dtype
+
+
+def _describe_factors(kind: LowRank, shapes: dict[str, Shape]) -> list[int]:
+    """Inputs, outputs and rank of a linear layer's factors."""
+    return [shapes["down.weight"][1], shapes["up.weight"][0], kind.rank]
+
+
+KINDS: dict[type[Kind], ElasticKind] = {
+    Skipped: ElasticKind(_skip, "skip", lambda kind, shapes: kind.returns, has_weights=False),
+    SparseAttention: ElasticKind(_attend, "attention", lambda kind, shapes: list(kind.graph), has_weights=False),
+    LowRank: ElasticKind(_factorize, "low_rank", _describe_factors),
+    LowRankEmbedding: ElasticKind(_factorize, "embedding", lambda kind, shapes: [shapes["up.weight"][0], kind.rank]),
+    Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype),
+}
+"""Kind -> how it is computed and described."""

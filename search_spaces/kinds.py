@@ -1,0 +1,102 @@
+"""Kinds of module that can take the place of a stock one; their PyTorch side is `nas.modeling.kinds`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+Shape = tuple[int, ...]
+StoredTensor = tuple[Shape, str, int]
+"""Shape of a tensor in a file, its dtype in the safetensors header, and bytes per element."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one module becomes. A module may have several, in order: two factors, each of them quantized."""
+
+
+@dataclass(frozen=True)
+class Skipped(Kind):
+    """Nothing: the module's block is skipped.
+
+    Attributes:
+        returns: What the module returns instead (see `search_spaces.family.Skip`).
+    """
+
+    returns: str
+
+
+@dataclass(frozen=True)
+class SparseAttention(Kind):
+    """Attention over some of the tokens only.
+
+    Attributes:
+        graph: The pattern, as `nas.modeling.sparse_attention.Graph` stores it.
+        block: Queries that share one gathered set of keys.
+    """
+
+    graph: tuple[int, ...]
+
+    @property
+    def block(self) -> int:
+        """Queries that share one gathered set of keys."""
+        return self.graph[-1]
+
+    def keys_per_block(self, *, causal: bool) -> int:
+        """Keys that are gathered for one block of queries."""
+        window, global_tokens, random_blocks, _, block = self.graph
+        return block + (window - 1 if causal else 2 * window) + random_blocks * block + global_tokens
+
+    def computed_pairs(self, tokens: int, *, causal: bool) -> int:
+        """Query-key pairs that are computed for a sequence, including gathered pairs that are then masked."""
+        blocks = -(-tokens // self.block) * self.block
+        global_pairs = 0 if causal else min(self.graph[1], tokens) * tokens
+        return blocks * self.keys_per_block(causal=causal) + global_pairs
+
+
+@dataclass(frozen=True)
+class LowRank(Kind):
+    """Two factors in the place of a linear layer.
+
+    Attributes:
+        rank: Their common size.
+    """
+
+    rank: int
+
+    NAMES: ClassVar[dict[str, tuple[str, ...]]] = {"weight": ("down.weight", "up.weight"), "bias": ("up.bias",)}
+    """Parameter of the module -> the parameters that replace it."""
+
+    def tensors(self, outputs: int, inputs: int) -> dict[str, Shape]:
+        """Name in the module -> shape, of a linear layer with a bias."""
+        return {"down.weight": (self.rank, inputs), "up.weight": (outputs, self.rank), "up.bias": (outputs,)}
+
+
+@dataclass(frozen=True)
+class LowRankEmbedding(LowRank):
+    """A table of fewer channels and a linear layer in the place of the table of token embeddings."""
+
+    def tensors(self, outputs: int, inputs: int) -> dict[str, Shape]:
+        """Name in the module -> shape; ``outputs`` are the channels, ``inputs`` the tokens of the vocabulary."""
+        return {"down.weight": (inputs, self.rank), "up.weight": (outputs, self.rank)}
+
+
+@dataclass(frozen=True)
+class Quantized(Kind):
+    """A linear layer whose weight, and perhaps activations, are of another dtype than the parent's.
+
+    Attributes:
+        dtype: One of `search_spaces.dimensions.bits.DTYPES`.
+    """
+
+    dtype: str
+
+    NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales")
+    """Tensors that replace a weight."""
+
+    def stored_weight(self, outputs: int, inputs: int) -> dict[str, StoredTensor]:
+        """Tensors that a file holds for a weight, as `nas.modeling.quantized.quantize` makes them."""
+        if self.dtype == "bfloat16":
+            return {"qweight": ((outputs, inputs), "BF16", 2)}
+        columns, dtype = ((inputs + 1) // 2, "U8") if self.dtype == "int4-weight" else (inputs, "I8")
+        return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, 1), "F32", 4)}
