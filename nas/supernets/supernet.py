@@ -1,4 +1,4 @@
-"""Supernet: a Hugging Face model made elastic in location, with one active subnetwork at a time."""
+"""Supernet: a Hugging Face model made elastic in place, with one active subnetwork at a time."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ class _ElasticLayer:
         root: The layer, or the model.
         modules: Path -> elastic module.
         axes: Path -> name of a parameter -> its axes.
-        low_rank_weights: Path of a module that may have a low rank -> name of its weight in the model.
-        cached_modules: Modules with a ``layer_idx``, their location in the key-value cache.
-        values: Active sizes and ranks by field.
-        attention: Active attention pattern.
-        bits: Active dtype of linear layers.
+        linear_weights: Path of a linear layer, or of the table of embeddings -> name of its weight in the model.
+        candidates: Kind of module -> paths of the modules that may become one.
+        cached_modules: Modules with a ``layer_idx``, their place in the key-value cache.
+        blueprint: What is active.
     """
 
     root: nn.Module
@@ -72,7 +71,7 @@ class Supernet:
     computes the active subnetwork on views of the weights.
 
     Args:
-        model: A model of a supported family; it is changed in location.
+        model: A model of a supported family; it is changed in place.
         calibration: Statistics from `calibrate`; needed for subnetworks with low-rank layers.
 
     Raises:
@@ -178,7 +177,7 @@ class Supernet:
                 layer = self._layers[subnet.layers[position]]
                 self._apply(layer, blueprint.layers[position])
                 for module in layer.cached_modules:
-                    module.__dict__["layer_idx"] = number  # the location in the cache
+                    module.__dict__["layer_idx"] = number  # the place in the cache
         self._apply(self._outside_layers, blueprint.outside)
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)

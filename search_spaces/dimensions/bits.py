@@ -11,8 +11,6 @@ from search_spaces.kinds import Quantized
 
 if TYPE_CHECKING:
     from search_spaces.blueprint import LayerDraft
-
-if TYPE_CHECKING:
     from search_spaces.layout import Layout
 
 FULL_PRECISION = "float32"
