@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 def linear_weights(layout: Layout) -> int:
     """Weights in the linear layers of all layers: four matrices of attention, two of the feed-forward block."""
-    per_stack = zip(layout.depths, layout.parent_values, strict=True)
-    return sum(depth * _layer_weights(layout, values) for depth, values in per_stack)
+    per_stack = zip(layout.depths, layout.full_sizes, strict=True)
+    return sum(depth * _layer_weights(layout, sizes) for depth, sizes in per_stack)
 
 
 def embedding_share(layout: Layout) -> float:
     """Share of the weights that is in the table of token embeddings."""
-    table = getattr(layout.sizes, "vocab_size", 0) * layout.parent.hidden_size
+    table = getattr(layout.sizes, "vocab_size", 0) * layout.full_sizes[0]["hidden"]
     return float(table / (table + linear_weights(layout)))
 
 
 def attention_score_share(layout: Layout, tokens: int) -> float:
     """Share of a layer's multiply-accumulates that is in attention scores and their weighted sum."""
-    values = layout.parent_values[0]
-    scores = 2 * tokens * values["num_attention_heads"] * layout.head_dim
-    return scores / (scores + _layer_weights(layout, values))
+    sizes = layout.full_sizes[0]
+    scores = 2 * tokens * sizes["heads"] * layout.head_dim
+    return scores / (scores + _layer_weights(layout, sizes))
 
 
-def _layer_weights(layout: Layout, values: Mapping[str, int]) -> int:
+def _layer_weights(layout: Layout, sizes: Mapping[str, int]) -> int:
     """Weights of the linear layers of one layer."""
-    attention, ffn = values["num_attention_heads"] * layout.head_dim, values["intermediate_size"]
-    return values["hidden_size"] * (4 * attention + 2 * ffn)
+    attention, ffn = sizes["heads"] * layout.head_dim, sizes["ffn"]
+    return sizes["hidden"] * (4 * attention + 2 * ffn)

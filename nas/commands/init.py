@@ -26,6 +26,7 @@ from nas.tasks.types import TASK_TYPES
 from predictors.measurement.runtimes import RUNTIMES, check_runtime
 from predictors.measurement.workload import Workload
 from search_spaces import TASKS, InputError, Layout
+from search_spaces.dimensions import BLOCKS
 from search_spaces.errors import did_you_mean
 from search_spaces.proportions import linear_weights
 
@@ -296,7 +297,7 @@ def _with_space(proposed: ProposedRecipe) -> ProposedRecipe:
     found, family = propose_space(context), context.layout.family
     comments = {f"space.{name}": f"left out: {why}" for name, why in found.left_out.items()}
     comments["space"] = "a dimension left out keeps the model's value"
-    skippable = {"num_attention_heads": "attention", "intermediate_size": "mlp"}
+    skippable = {width: block for block, (width, *_) in BLOCKS.items()}
     for name, block in skippable.items():
         if name in found.choices and block in family.skippable and not family.shared_layers:
             comments[f"space.{name}"] = "add 0 to let layers skip this block"
