@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -81,3 +82,26 @@ def test_no_module_hides_a_public_name() -> None:
     import nas
 
     assert not modules & set(nas.__all__)
+
+
+NAMES_MANY_DIMENSIONS = {
+    "nas/modeling/modeling_nas.py": "travels with exports: sections of their configs are called as they were",
+    "predictors/latency/work_features.py": "the arithmetic of blocks: products of heads, neurons, channels",
+    "search_spaces/layout.py": "reads a parent's Hugging Face config",
+}
+"""Files outside `search_spaces/dimensions` and families that may name more than two dimensions, and why."""
+
+
+def test_no_file_knows_the_dimensions() -> None:
+    """A dimension is one object in `search_spaces/dimensions`; nothing else names more than two of them."""
+    from search_spaces.dimensions import DIMENSIONS
+
+    many = []
+    for path in (p for package in ("nas", "predictors", "search_spaces") for p in (ROOT / package).rglob("*.py")):
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        if "dimensions" not in path.parts and "families" not in path.parts:
+            # `attention` and `bits` are words of English: as a key or an attribute only
+            words = {d: rf"[\"']{d}[\"']|\.{d}\b" if d in ("attention", "bits") else rf"\b{d}\b" for d in DIMENSIONS}
+            named = [dimension for dimension, pattern in words.items() if re.search(pattern, text)]
+            many += [name] * (len(named) > 2)
+    assert sorted(many) == sorted(NAMES_MANY_DIMENSIONS)
