@@ -1,4 +1,4 @@
-"""Augmentation: what a recipe's own function makes of the training examples is what is learned from."""
+"""Augmentation: each training gets the examples that the recipe's function returns."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PAGE = (Path(__file__).parent.parent / "docs" / "guides" / "training.md").read_t
 CODE = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "def drop_words" in code)
 
 
-class Seen(Exception):
+class ExamplesCounted(Exception):
     """Stands for a training; holds how many examples it was given."""
 
 
-def given(*args: Any, **kwargs: Any) -> Any:
-    raise Seen(next(len(value) for value in (*args, *kwargs.values()) if hasattr(value, "column_names")))
+def raise_number_of_examples(*args: Any, **kwargs: Any) -> Any:
+    raise ExamplesCounted(next(len(value) for value in (*args, *kwargs.values()) if hasattr(value, "column_names")))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def recipe(text_recipe: Path) -> Recipe:
     return Recipe.load(text_recipe, [f"{name}.augment={file}:drop_words" for name in ("parent", "supernet")])
 
 
-def test_words_are_dropped_from_copies_and_the_same_ones_each_time(recipe: Recipe) -> None:
+def test_words_are_dropped_from_copies_and_the_seed_decides_which(recipe: Recipe) -> None:
     context = TaskContext(recipe)
     plain, more = context.splits.train, context.training_set(recipe.parent)
     count = len(plain)
@@ -51,9 +51,9 @@ def test_words_are_dropped_from_copies_and_the_same_ones_each_time(recipe: Recip
     pairs = list(zip(more[count:]["input_ids"], plain[:]["input_ids"], strict=True))
     assert all(set(fewer) <= set(words) for fewer, words in pairs)
     assert sum(len(fewer) < len(words) for fewer, words in pairs) > 0 and more[count:]["labels"] == plain[:]["labels"]
-    again = TaskContext(recipe)
-    assert again.training_set(recipe.supernet)[:] == more[:]
-    assert len(again.splits.search) == recipe.task.search_examples  # never of it
+    second_context = TaskContext(recipe)
+    assert second_context.training_set(recipe.supernet)[:] == more[:]
+    assert len(second_context.splits.search) == recipe.task.search_examples  # never of it
 
 
 def test_images_are_cropped(tmp_path: Path) -> None:
@@ -62,27 +62,29 @@ def test_images_are_cropped(tmp_path: Path) -> None:
     )
     context = image_context(tmp_path, channels=3)
     settings = context.recipe.parent.model_copy(update={"augment": f"{tmp_path}/augment.py:crop"})
-    cropped, whole = context.training_set(settings), context.splits.train
-    assert len(cropped) == len(whole)
-    for mine, theirs in zip(cropped, whole, strict=True):
-        assert mine["labels"] == theirs["labels"]
-        assert torch.allclose(mine["pixel_values"][..., :3], theirs["pixel_values"][..., :3])
-        assert (mine["pixel_values"][..., 5:] == -1).all()  # what lies beside an image is black
+    cropped, originals = context.training_set(settings), context.splits.train
+    assert len(cropped) == len(originals)
+    for crop, original in zip(cropped, originals, strict=True):
+        assert crop["labels"] == original["labels"]
+        assert torch.allclose(crop["pixel_values"][..., :3], original["pixel_values"][..., :3])
+        assert (crop["pixel_values"][..., 5:] == -1).all()  # what lies beside an image is black
 
 
-def test_each_training_is_given_them(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_training_gets_the_augmented_examples(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
-    twice = 2 * len(context.splits.train)
-    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(parent_stage, "model_trainer", given)
+    doubled = 2 * len(context.splits.train)
+    with monkeypatch.context() as patch, pytest.raises(ExamplesCounted, match=str(doubled)):
+        patch.setattr(parent_stage, "model_trainer", raise_number_of_examples)
         run_parent(run, context)
     context.load_model().save_pretrained(run.parent)
     context.processor.save_pretrained(run.parent)
-    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(supernet_stage, "SupernetTrainer", given)
+    with monkeypatch.context() as patch, pytest.raises(ExamplesCounted, match=str(doubled)):
+        patch.setattr(supernet_stage, "SupernetTrainer", raise_number_of_examples)
         run_supernet(run, context)
-    with monkeypatch.context() as patch, pytest.raises(Seen, match=str(twice)):
-        patch.setattr(finetune_module, "model_trainer", given)
+    with monkeypatch.context() as patch, pytest.raises(ExamplesCounted, match=str(doubled)):
+        patch.setattr(finetune_module, "model_trainer", raise_number_of_examples)
         finetune(export(run, SMALL, tmp_path / "small"), recipe, run.folder, tmp_path / "out")
 
 
@@ -96,7 +98,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_augmentation_is_refused_before_anything_is_written(name: str, text_recipe: Path) -> None:
+def test_a_bad_augmentation_is_refused_before_anything_is_written(name: str, text_recipe: Path) -> None:
     code, message = WRONG[name]
     (text_recipe.parent / "own.py").write_text(code)
     recipe = Recipe.load(text_recipe, [f"supernet.augment={text_recipe.parent}/own.py:change"])
@@ -104,7 +106,7 @@ def test_what_is_no_augmentation_is_refused_before_anything_is_written(name: str
         check_recipe(recipe)
 
 
-def test_a_path_in_a_recipe_is_read_from_the_recipe(text_recipe: Path) -> None:
+def test_paths_of_augmentations_are_relative_to_the_recipe(text_recipe: Path) -> None:
     (text_recipe.parent / "own.py").touch()
     text_recipe.write_text(text_recipe.read_text() + "\n")
     data = text_recipe.read_text().replace("supernet:", "supernet:\n  augment: own.py:change")

@@ -1,4 +1,4 @@
-"""Data, metrics and models that a task cannot use get one clear line."""
+"""Data, metrics and models that a task cannot use are refused with one line."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def only(case: str, *columns: str) -> Rows:
 
 FIRST = SENTENCES[0]
 REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
-    "a quality of another task": ("tags", None, {"quality": "matthews_correlation"}, ("token-classification", "f1")),
-    "a quality of classes for numbers": ("regression", None, {"quality": "accuracy"}, ("(regression)", "pearsonr")),
+    "a metric of another task": ("tags", None, {"metric": "matthews_correlation"}, ("token-classification", "f1")),
+    "a metric of classes for numbers": ("regression", None, {"metric": "accuracy"}, ("(regression)", "pearsonr")),
     "one class a row for lists": (
         "multi-label",
         None,
@@ -91,15 +91,15 @@ REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_data_that_cannot_be(case: str, make: Make) -> None:
-    name, rows, task, says = REFUSED[case]
+def test_bad_data_is_refused(case: str, make: Make) -> None:
+    name, rows, task, parts = REFUSED[case]
     with pytest.raises(InputError) as refused:
         _ = make(name, rows, **task).splits
     message = str(refused.value)
-    assert "\n" not in message and all(text in message for text in says), message
+    assert "\n" not in message and all(text in message for text in parts), message
 
 
-def test_zeros_and_ones_of_another_length_are_refused() -> None:
+def test_multi_hot_labels_of_another_length_are_refused() -> None:
     from datasets import Dataset
 
     data = Dataset.from_dict({"label": [[1, 0], [0, 1, 1]]})
@@ -107,12 +107,12 @@ def test_zeros_and_ones_of_another_length_are_refused() -> None:
         multi_hot_to_ids(data, "label", 2, "toy")
 
 
-def test_a_question_fits_at_the_length_that_the_refusal_names(make: Make) -> None:
+def test_a_question_fits_at_the_length_in_the_message(make: Make) -> None:
     assert make("answers", changed("answers", question=lambda s: "good " * 20), max_length=37).splits.train
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "parts"),
     [
         ("nowhere.py:f", ("Python file", "nowhere.py")),
         ("own.py:g", ("must define a function `g`",)),
@@ -123,7 +123,7 @@ def test_a_question_fits_at_the_length_that_the_refusal_names(make: Make) -> Non
         ("evaluate:no-such-metric", ("evaluate:no-such-metric", "hub")),
     ],
 )
-def test_metrics_that_cannot_be(source: str, says: tuple[str, ...], make: Make, text_folder: Path) -> None:
+def test_bad_metrics_are_refused(source: str, parts: tuple[str, ...], make: Make, text_folder: Path) -> None:
     (text_folder / "own.py").write_text(
         "def broken(labels, predictions):\n    return 1 / 0\n"
         "def nothing(labels, predictions):\n    return float('nan')\n"
@@ -132,16 +132,16 @@ def test_metrics_that_cannot_be(source: str, says: tuple[str, ...], make: Make, 
     with pytest.raises(InputError) as refused:
         score(context.load_model(), context.splits.test, ["mine"])
     message = str(refused.value)
-    assert "\n" not in message and all(text in message for text in says), message
+    assert "\n" not in message and all(text in message for text in parts), message
 
 
 @pytest.mark.parametrize("name", ["latency_ms", "my metric", "a:b"])
-def test_names_of_metrics_that_cannot_be(name: str, make: Make) -> None:
+def test_bad_names_of_metrics_are_refused(name: str, make: Make) -> None:
     with pytest.raises(InputError, match=r"`task\.metrics`"):
         make("single label", metrics={name: "own.py:f"})
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(
+def test_the_message_on_a_missing_package_has_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nas.tasks import generation_metrics as text_metrics

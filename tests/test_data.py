@@ -1,4 +1,4 @@
-"""Data sources, labels and their order, texts and images: what a recipe names becomes what the model takes."""
+"""Data sources, labels and their order, texts and images: from the recipe to the inputs of the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_head(folder: Path, names: dict[int, str] | None = None, **changes: Any)
     model.save_pretrained(folder / "model")
 
 
-def opened(recipe: Path, *overrides: str) -> TaskContext:
+def context_of(recipe: Path, *overrides: str) -> TaskContext:
     return TaskContext(Recipe.load(recipe, overrides))
 
 
@@ -64,7 +64,7 @@ def good_ids(context: TaskContext) -> set[int]:
 )
 def test_labels_of_every_type_become_class_ids(labels: tuple[Any, Any], names: list[str], text_recipe: Path) -> None:
     relabel(text_recipe.parent, labels)
-    context = opened(text_recipe)
+    context = context_of(text_recipe)
     assert context.splits.task.names == names
     assert good_ids(context) == {1}
     batch = context.splits.task.collate([context.splits.train[0], context.splits.train[1]])
@@ -79,9 +79,9 @@ def test_large_strings_become_class_ids() -> None:
     assert (data["label"][:], names, data.features["label"]) == ([1, 0], ["a", "b"], ClassLabel(names=["a", "b"]))
 
 
-def test_a_model_learns_single_labels_whatever_its_config_says(text_recipe: Path) -> None:
+def test_single_labels_override_the_problem_type_of_the_config(text_recipe: Path) -> None:
     with_head(text_recipe.parent, problem_type="multi_label_classification")
-    context = opened(text_recipe)
+    context = context_of(text_recipe)
     model = context.load_model()
     batch = context.splits.task.collate([context.splits.train[0], context.splits.train[1]])
     assert model.config.problem_type == "single_label_classification"
@@ -97,7 +97,7 @@ def test_the_data_follows_the_order_of_a_trained_head(labels: tuple[str, str], t
     head = {0: "GOOD", 1: "BAD"}
     relabel(text_recipe.parent, labels)
     with_head(text_recipe.parent, head)
-    context = opened(text_recipe)
+    context = context_of(text_recipe)
     assert good_ids(context) == {0}
     assert context.splits.task.names == ["GOOD", "BAD"]
     assert context.load_model().config.id2label == head
@@ -108,7 +108,7 @@ def test_integer_labels_keep_the_names_and_ids_of_a_trained_head(labels: tuple[A
     head = {0: "terrible", 1: "lovely"}
     relabel(text_recipe.parent, labels)
     with_head(text_recipe.parent, head)
-    context = opened(text_recipe)
+    context = context_of(text_recipe)
     assert good_ids(context) == {1}
     assert context.load_model().config.id2label == head
 
@@ -117,17 +117,17 @@ def test_labels_that_a_trained_head_does_not_have_are_refused(text_recipe: Path)
     relabel(text_recipe.parent, ("bad", "good"))
     with_head(text_recipe.parent, {0: "no", 1: "yes"})
     with pytest.raises(InputError, match=r"\['no', 'yes'\] and the data \['bad', 'good'\]"):
-        _ = opened(text_recipe).splits
+        _ = context_of(text_recipe).splits
 
 
 def test_names_without_ids_are_refused_by_a_head_without_names(text_recipe: Path) -> None:
     relabel(text_recipe.parent, ("bad", "good"))
     with_head(text_recipe.parent)
     with pytest.raises(InputError, match=r"LABEL_0.*'bad'"):
-        _ = opened(text_recipe).splits
+        _ = context_of(text_recipe).splits
 
 
-def test_names_with_ids_are_taken_by_a_head_without_names(
+def test_ids_of_the_data_number_the_outputs_of_a_head_without_names(
     text_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (text_recipe.parent / "data.py").write_text(
@@ -139,14 +139,14 @@ def test_names_with_ids_are_taken_by_a_head_without_names(
     )
     with_head(text_recipe.parent)
     source = f"{text_recipe.parent}/data.py:train"
-    context = opened(text_recipe, f"task.train={source}", f"task.test={source}")
+    context = context_of(text_recipe, f"task.train={source}", f"task.test={source}")
     assert good_ids(context) == {1}
     assert "LABEL_0 = good?, LABEL_1 = bad?" in capsys.readouterr().out
 
 
-def test_a_folder_of_a_run_needs_no_data(text_recipe: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_run_loads_without_data(text_recipe: Path, tmp_path: Path) -> None:
     relabel(text_recipe.parent, ("bad", "good"))
-    opened(text_recipe).load_model().save_pretrained(tmp_path / "parent")
+    context_of(text_recipe).load_model().save_pretrained(tmp_path / "parent")
     recipe = Recipe.load(text_recipe)
     for file in ("train.parquet", "test.csv"):
         shutil.move(text_recipe.parent / file, tmp_path / file)
@@ -184,12 +184,13 @@ def test_images_have_the_channels_of_the_model(channels: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("processor", "says"), [({"size": 16}, r"\(3, 8, 8\).*\(3, 16, 16\)"), ({"mean": 1}, r"\(3, 8, 8\).*image_mean")]
+    ("processor", "message"),
+    [({"size": 16}, r"\(3, 8, 8\).*\(3, 16, 16\)"), ({"mean": 1}, r"\(3, 8, 8\).*image_mean")],
 )
 def test_a_processor_that_does_not_fit_the_model_is_refused(
-    processor: dict[str, int], says: str, tmp_path: Path
+    processor: dict[str, int], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         _ = image_context(tmp_path, 3, **processor).splits
 
 
@@ -229,9 +230,7 @@ def test_paths_of_a_recipe_are_absolute_with_their_part(text_recipe: Path) -> No
     assert (task.train, task.test) == (f"{folder}/d:ata.py:train", f"{folder}/a:b.csv")
 
 
-def test_an_override_leaves_the_other_paths_alone(
-    text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_override_changes_no_other_path(text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text_recipe.write_text(text_recipe.read_text().replace("model: model", "model: org/name"))
     (tmp_path / "org" / "name").mkdir(parents=True)
     (tmp_path / "here.csv").write_text("")
@@ -244,17 +243,17 @@ def test_an_override_leaves_the_other_paths_alone(
 # -- texts --------------------------------------------------------------------------------------------------------
 
 
-def test_an_inferred_pair_of_texts_is_said_once(text_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inferred_text_columns_are_printed_once(text_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file, read, write in (("train.parquet", pd.read_parquet, "to_parquet"), ("test.csv", pd.read_csv, "to_csv")):
         rows = read(text_recipe.parent / file).assign(source="film")
         getattr(rows, write)(text_recipe.parent / file, index=False)
-    _ = opened(text_recipe).splits
+    _ = context_of(text_recipe).splits
     assert capsys.readouterr().out.count("using columns `sentence`, `source`") == 1
-    _ = opened(text_recipe, "task.text=sentence").splits
+    _ = context_of(text_recipe, "task.text=sentence").splits
     assert "pairs" not in capsys.readouterr().out
 
 
-def test_one_column_of_texts_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_text_column_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     data = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]})
     assert text_columns(data, None, "toy") == ["text"]
     assert not capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Law 2: an export trains as any model, and one that differs from the supernet is refused."""
+"""Law 2: an export trains like any model; one with other outputs than the supernet is refused."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_an_export_trains_and_reloads_as_any_model(tmp_path: Path) -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     model.save_pretrained(tmp_path / "trained")
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained", trust_remote_code=True)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained", trust_remote_code=True)
     with torch.inference_mode():
-        assert torch.equal(model.eval()(**batch).logits, again.eval()(**batch).logits)
+        assert torch.equal(model.eval()(**batch).logits, reloaded.eval()(**batch).logits)
 
 
 def test_the_trainer_of_the_deploying_page_runs(
@@ -59,15 +59,15 @@ def test_the_trainer_of_the_deploying_page_runs(
     scope: dict[str, Any] = {}
     exec(compile(code, "deploying.md", "exec"), scope)
     trained = scope["trainer"].model.eval().cpu()
-    again = AutoModelForSequenceClassification.from_pretrained("tuned", trust_remote_code=True).eval()
+    reloaded = AutoModelForSequenceClassification.from_pretrained("tuned", trust_remote_code=True).eval()
     batch = TOYS["bert"].inputs()
-    assert torch.equal(logits(trained, batch), logits(again, batch))
-    assert not torch.equal(logits(exported, batch), logits(again, batch))
+    assert torch.equal(logits(trained, batch), logits(reloaded, batch))
+    assert not torch.equal(logits(exported, batch), logits(reloaded, batch))
     assert list(Path("tuned").rglob("events.out.tfevents*")) and Path("tuned", "tokenizer.json").exists()
 
 
 @pytest.mark.slow
-def test_an_export_that_differs_is_refused(text_recipe: Path, tmp_path: Path) -> None:
+def test_an_export_with_other_outputs_is_refused(text_recipe: Path, tmp_path: Path) -> None:
     """A modelling file that computes something else must not get out."""
     from nas.exports import export
     from nas.modeling import modeling_nas

@@ -174,7 +174,7 @@ def test_an_export_reloads_with_equal_outputs(exports: Exports, family: str, kin
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SUBNETS)
 @pytest.mark.parametrize("family", TOYS)
-def test_an_export_is_stock_where_a_stock_config_suffices(exports: Exports, family: str, kind: str) -> None:
+def test_an_export_is_stock_if_a_stock_config_suffices(exports: Exports, family: str, kind: str) -> None:
     name = f"{family}-{kind}"
     files = sorted(file.name for file in (exports.root / name).glob("*.py"))
     model_type = json.loads((exports.root / name / "config.json").read_text())["model_type"]

@@ -1,4 +1,4 @@
-"""Every format of an export gives the outputs of its Hugging Face model, and its card says what it is."""
+"""Formats of an export have the outputs of its Hugging Face model; its card describes it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, k
 
 
 @pytest.mark.slow
-def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_asked_for(tmp_path: Path) -> None:
+def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_threads_of_the_workload(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("executorch")
     from executorch.extension.pybindings import portable_lib
 
@@ -128,7 +130,7 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_on_the_threads_
         run({name: torch.ones(1, 13, dtype=torch.long) for name in inputs})
 
 
-def test_a_clean_process_runs_a_folder(tmp_path: Path) -> None:
+def test_an_export_runs_in_a_clean_process(tmp_path: Path) -> None:
     exported(tmp_path)
     inputs = TOYS["bert"].inputs()
     found = outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
@@ -140,7 +142,7 @@ def test_a_clean_process_runs_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None:
+def test_memory_is_that_of_the_workload_without_libraries(tmp_path: Path) -> None:
     info = exported(tmp_path)
     found = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
     assert found < 40  # of a toy; the libraries that run it take hundreds
@@ -153,7 +155,7 @@ def test_memory_is_what_the_workload_adds_and_no_library(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", SUBNETS)
-def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path, kind: str) -> None:
+def test_the_card_describes_the_model_and_how_to_load_it(tmp_path: Path, kind: str) -> None:
     from huggingface_hub import ModelCard
 
     info = exported(tmp_path, kind=kind)
@@ -174,7 +176,7 @@ def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path, kind: str) 
     )
 
 
-def test_a_figure_that_does_not_hold_is_named(tmp_path: Path) -> None:
+def test_a_stated_value_that_is_not_reached_is_named(tmp_path: Path) -> None:
     info = exported(tmp_path)
     good = FormatCheck({"accuracy": 0.902, "latency_ms": 2.3, "size_mb": 1.0}, difference=1e-6)
     assert failed_checks(info, {"torch": good}) == []
@@ -192,7 +194,7 @@ def test_a_figure_that_does_not_hold_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_folder_holds(tmp_path: Path) -> None:
+def test_the_formats_in_a_folder(tmp_path: Path) -> None:
     exported(tmp_path)
     assert list(formats_in(tmp_path)) == ["torch"]
     (tmp_path / "onnx").mkdir()

@@ -1,4 +1,4 @@
-"""Generation over every family that generates: a cache changes nothing, whatever is dropped, skipped or narrowed."""
+"""Generation in every generative family: a cache changes no output of any subnetwork."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_export_reloads_and_generates_in_half_precision(
 
 
 @pytest.mark.slow
-def test_a_bench_of_decoding_runs_in_onnx_runtime(tmp_path: Path) -> None:
+def test_nas_bench_of_decoding_runs_in_onnx_runtime(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     causal(tmp_path / "model")
     (tmp_path / "text.txt").write_text("the film is good")
@@ -188,7 +188,7 @@ def test_fewer_layers_are_a_stock_export(family: str, task: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("family", "is_stock"), [("llama", False), ("mistral", True), ("gemma2", False)])
-def test_a_stock_export_is_one_that_its_config_class_takes(family: str, is_stock: bool, tmp_path: Path) -> None:
+def test_a_stock_export_has_a_config_that_its_class_accepts(family: str, is_stock: bool, tmp_path: Path) -> None:
     """Some config classes refuse 4 heads at a hidden size of 30, for any head_dim."""
     supernet = Supernet(toy(family, "text-generation"))
     odd = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "hidden_size": 30}

@@ -1,4 +1,4 @@
-"""On a GPU: what is measured there, and what is trained and compared there."""
+"""On a GPU: measurement, training and comparison of outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GPU = Workload(device="cuda", batch_size=3, sequence_length=12)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "t5", "vit"])
-def test_the_supernet_computes_what_the_extracted_model_does(model_type: str) -> None:
+def test_the_extracted_model_equals_the_supernet(model_type: str) -> None:
     toy = TOYS[model_type]
     supernet = Supernet(toy.model().cuda())
     widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -42,7 +42,7 @@ def test_the_supernet_computes_what_the_extracted_model_does(model_type: str) ->
     )
 
 
-def test_a_vocabulary_gets_the_gradient_of_its_stock_module() -> None:
+def test_an_embedding_gets_the_gradient_of_its_stock_module() -> None:
     ids, stock = torch.randint(0, 50, (4, 7), device="cuda"), torch.nn.Embedding(50, 6, padding_idx=0).cuda()
     elastic = torch.nn.Embedding(50, 6, padding_idx=0).cuda()
     table = elastic.weight
@@ -56,7 +56,7 @@ def test_a_vocabulary_gets_the_gradient_of_its_stock_module() -> None:
 @pytest.mark.parametrize(
     ("runtime", "dtype"), [("torch", "float32"), ("torch", "bfloat16"), ("torch", "float16"), ("compile", "float32")]
 )
-def test_latencies_are_of_finished_passes(runtime: str, dtype: str) -> None:
+def test_latencies_include_the_work_of_the_gpu(runtime: str, dtype: str) -> None:
     large = torch.randn(8192, 8192, device="cuda")
     workload = Workload(runtime=runtime, device="cuda", dtype=dtype, batch_size=3, sequence_length=12)
     model = TOYS["bert"].model()
@@ -66,7 +66,7 @@ def test_latencies_are_of_finished_passes(runtime: str, dtype: str) -> None:
     assert 0 < timed[REFERENCE].latency_ms < 100
 
 
-def test_memory_and_energy_are_the_gpus() -> None:
+def test_memory_and_energy_are_those_of_the_gpu() -> None:
     def load() -> object:
         weights = torch.ones(64, 1024, 1024, device="cuda")  # 268 MB
         return lambda: weights + 1  # and as much again
@@ -86,7 +86,7 @@ def test_memory_and_energy_are_the_gpus() -> None:
 
 
 @pytest.mark.parametrize("changes", [[], ["supernet.bf16=true", "workload.dtype=bfloat16"]])
-def test_a_search_ends_in_a_front_measured_there(changes: list[str], text_recipe: Path, tmp_path: Path) -> None:
+def test_a_search_ends_in_a_front_measured_on_the_gpu(changes: list[str], text_recipe: Path, tmp_path: Path) -> None:
     run = search(Recipe.load(text_recipe, ["workload.device=cuda", *changes]), tmp_path / "run")
     assert run.device == torch.cuda.get_device_name()
     assert all(point.measured and point.values["latency_ms"] > 0 for point in run.front())

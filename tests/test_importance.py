@@ -1,4 +1,4 @@
-"""Importance order: scores against references, and what a prefix then keeps."""
+"""Importance order: scores compared with references, and the permutation of the weights."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_scores_are_the_gradient_of_a_mask(family: str) -> None:
     supernet.model(**batch).loss.backward()
     handle.remove()
     assert mask.grad is not None
-    found = gradient_scores(supernet, [batch])["heads"][0]
-    assert torch.allclose(found, mask.grad.abs().view(-1).double(), atol=1e-6)
+    scores = gradient_scores(supernet, [batch])["heads"][0]
+    assert torch.allclose(scores, mask.grad.abs().view(-1).double(), atol=1e-6)
 
 
-def test_units_are_sorted_by_falling_importance() -> None:
+def test_units_are_sorted_by_descending_importance() -> None:
     supernet, batch = Supernet(TOYS["bert"].model()), TOYS["bert"].labelled()
     order_by_importance(supernet, [batch])
     for layers in gradient_scores(supernet, [batch]).values():
@@ -50,7 +50,7 @@ def test_units_are_sorted_by_falling_importance() -> None:
             assert torch.allclose(scores, scores.sort(descending=True).values)
 
 
-def test_channels_are_sorted_by_falling_activation() -> None:
+def test_channels_are_sorted_by_descending_activation() -> None:
     supernet, batch = Supernet(TOYS["llama"].model()), TOYS["llama"].labelled()
     for path, parameter in supernet.model.named_parameters():
         if "layernorm" in path:

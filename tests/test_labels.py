@@ -1,4 +1,4 @@
-"""Labels of every kind: classes, lists of classes, numbers, tags, and what a head makes of them."""
+"""Labels of every type: classes, lists of classes, numbers and tags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_problem_type_follows_from_the_labels(case: str, problem_type: str, 
     assert context.load_model()(**context.dummy_inputs(Workload(sequence_length=8))).logits.shape == (1, len(names))
 
 
-def test_lists_of_classes_become_zeros_and_ones(make: Make) -> None:
+def test_lists_of_classes_become_multi_hot(make: Make) -> None:
     for case, row in (("multi-label", [1.0, 0.0]), ("multi-hot", [1.0, 0.0])):
         splits = make(case).splits
         good, very = (splits.task.processor.convert_tokens_to_ids(w) for w in ("good", "very"))
@@ -41,9 +41,7 @@ def test_lists_of_classes_become_zeros_and_ones(make: Make) -> None:
         assert rows and all(r["labels"] == row for r in rows)
 
 
-def test_whole_numbers_are_classes_unless_the_recipe_or_the_head_says_regression(
-    make: Make, text_folder: Path
-) -> None:
+def test_integers_are_classes_unless_the_recipe_or_the_head_is_for_regression(make: Make, text_folder: Path) -> None:
     rows: Rows = lambda s: {"text": s, "label": 1 + s.count("very")}  # noqa: E731
     assert make("single label", rows).splits.task.problem_type == "single_label_classification"
     assert make("regression", rows, problem_type="regression").splits.task.problem_type == "regression"
@@ -52,7 +50,7 @@ def test_whole_numbers_are_classes_unless_the_recipe_or_the_head_says_regression
     assert context.splits.task.problem_type == "regression" and context.has_head
 
 
-def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
+def test_the_first_token_of_a_word_has_its_tag(make: Make) -> None:
     context = make("tags", lambda s: {"tokens": ["the film", "good"], "ner_tags": ["B", "O"]})
     row = context.splits.train[0]
     assert context.processor.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "the", "film", "good", "[SEP]"]
@@ -61,7 +59,7 @@ def test_tags_stand_at_the_first_token_of_a_word(make: Make) -> None:
     assert batch["labels"].tolist()[1] == [IGNORE_INDEX, 0, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
 
 
-def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> None:
+def test_a_folder_of_images_may_have_several_labels_per_image(tmp_path: Path) -> None:
     from conftest import TOYS
     from PIL import Image
     from transformers import ViTImageProcessor
@@ -81,8 +79,8 @@ def test_a_folder_of_images_may_give_several_classes_a_row(tmp_path: Path) -> No
     (batch,) = context.splits.test.batches
     assert context.splits.task.names == ["dark", "red"]
     assert batch["labels"].tolist() == [[float("dark" in row), float("red" in row)] for row in labels]
-    found = score(context.load_model().eval(), context.splits.test, ["f1", "accuracy", "loss"])
-    assert found["loss"].value == pytest.approx(context.load_model().eval()(**batch).loss.item(), rel=1e-5)
+    scores = score(context.load_model().eval(), context.splits.test, ["f1", "accuracy", "loss"])
+    assert scores["loss"].value == pytest.approx(context.load_model().eval()(**batch).loss.item(), rel=1e-5)
 
 
 def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder: Path) -> None:
@@ -93,5 +91,5 @@ def test_a_decoder_classifies_texts_of_different_lengths(make: Make, text_folder
     batch = context.splits.test.batches[0]
     texts = [ids[mask > 0] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert len(set(map(len, texts))) > 1 and model.config.pad_token_id is not None
-    alone = [model(input_ids=text[None]).logits[0] for text in texts]
-    torch.testing.assert_close(model(**model_inputs(batch)).logits, torch.stack(alone), atol=1e-5, rtol=1e-4)
+    single_logits = [model(input_ids=text[None]).logits[0] for text in texts]
+    torch.testing.assert_close(model(**model_inputs(batch)).logits, torch.stack(single_logits), atol=1e-5, rtol=1e-4)

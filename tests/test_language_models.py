@@ -1,4 +1,4 @@
-"""Language models: blocks of joined texts, masks, losses of tokens; texts and speech that a decoder writes."""
+"""Language models: blocks, masks and token losses; texts that a decoder generates from texts and speech."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def test_a_plain_text_is_cut_into_blocks_that_follow_each_other(tmp_path: Path) 
     assert words.convert_tokens_to_ids("\n") in ids
 
 
-def test_the_loss_of_a_causal_model_is_of_the_next_token_and_of_all_tokens_alike(tmp_path: Path) -> None:
+def test_a_causal_model_is_scored_on_the_next_token(tmp_path: Path) -> None:
     model = causal(tmp_path / "lm")
     examples = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.test
     with torch.inference_mode():
-        losses, right = [], []
+        losses, correct = [], []
         for batch in examples.batches:
             logits, ids = model(batch["input_ids"]).logits[:, :-1], batch["input_ids"][:, 1:]
             losses += F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").tolist()
-            right += (logits.argmax(-1) == ids).flatten().tolist()
-    found = score(model, examples, ["loss", "perplexity", "accuracy"])
-    assert found["loss"].value == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found["perplexity"].value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
-    assert found["accuracy"].value == pytest.approx(np.mean(right))
-    assert found["loss"].standard_error == pytest.approx(np.std(losses) / math.sqrt(len(losses)), rel=0.5)
+            correct += (logits.argmax(-1) == ids).flatten().tolist()
+    scores = score(model, examples, ["loss", "perplexity", "accuracy"])
+    assert scores["loss"].value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert scores["perplexity"].value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert scores["accuracy"].value == pytest.approx(np.mean(correct))
+    assert scores["loss"].standard_error == pytest.approx(np.std(losses) / math.sqrt(len(losses)), rel=0.5)
 
 
-def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
+def test_vocabulary_logits_are_not_kept_and_bound_the_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nas.tasks.types import base
@@ -66,9 +66,9 @@ def test_scores_of_all_words_are_not_kept_and_batches_bound_them(
     monkeypatch.setattr(base, "MAX_BATCH_LOGITS", 3 * 8 * model.config.vocab_size)
     examples = lm_context(tmp_path, "text-generation", TEXT_OF_LINES).splits.search
     assert {len(batch["input_ids"]) for batch in examples.batches} == {3, 2}
-    found = collect_stats(model, examples, ["loss"])
-    tokens = sum(len(row) for row in found["labels"])
-    assert sum(np.size(v) if v.dtype != object else sum(map(len, v)) for v in found.values()) <= 2 * tokens + 4 * 5
+    stats = collect_stats(model, examples, ["loss"])
+    tokens = sum(len(row) for row in stats["labels"])
+    assert sum(np.size(v) if v.dtype != object else sum(map(len, v)) for v in stats.values()) <= 2 * tokens + 4 * 5
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:
@@ -90,38 +90,38 @@ def test_masks_of_evaluation_sets_are_fixed_and_those_of_a_training_are_not(make
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
-def test_a_decoder_reads_what_the_model_itself_would_let_it_read(model_type: str, tmp_path: Path) -> None:
+def test_decoder_inputs_are_those_that_the_model_makes_of_labels(model_type: str, tmp_path: Path) -> None:
     model = seq2seq(model_type, tmp_path / "model")
     examples = seq2seq_context(tmp_path).splits.test
     batch = examples.batches[0]
     assert (batch["labels"] == IGNORE_INDEX).any()
-    own = {name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}
+    without_decoder_inputs = {name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}
     with torch.inference_mode():
-        assert torch.equal(model(**own).logits, model(**model_inputs(batch)).logits)
-        expected = model(**own).loss.item()
+        assert torch.equal(model(**without_decoder_inputs).logits, model(**model_inputs(batch)).logits)
+        expected = model(**without_decoder_inputs).loss.item()
     first = examples.take(1)
     assert len(first.batches) == 1
     assert score(model, first, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_teacher_reads_the_same_and_padding_teaches_nothing(tmp_path: Path) -> None:
+def test_a_teacher_gets_decoder_inputs_and_padding_is_ignored(tmp_path: Path) -> None:
     model = seq2seq("t5", tmp_path / "model")
     context = seq2seq_context(tmp_path)
     task, batch = context.splits.task, context.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
     trainer.task, trainer.teacher, trainer.temperature, trainer.teacher_cache = task, model, 2.0, []
-    taught, ours = (
+    teacher_outputs, student_outputs = (
         trainer.teacher_outputs(dict(batch), torch.zeros(0)),
         trainer.logits_and_labels(model(**batch), dict(batch)),
     )
-    assert trainer.divergence(ours, taught).abs() < 1e-6
+    assert trainer.divergence(student_outputs, teacher_outputs).abs() < 1e-6
     padding = batch["labels"] == IGNORE_INDEX
-    ((logits, labels),) = taught
+    ((logits, labels),) = teacher_outputs
     noisy = logits.clone()
     noisy[padding] += 100 * torch.randn(noisy[padding].shape)
-    assert trainer.divergence(ours, [(noisy, labels)]).abs() < 1e-6
+    assert trainer.divergence(student_outputs, [(noisy, labels)]).abs() < 1e-6
     noisy[~padding] += torch.randn(noisy[~padding].shape)
-    assert trainer.divergence(ours, [(noisy, labels)]) > 1e-3
+    assert trainer.divergence(student_outputs, [(noisy, labels)]) > 1e-3
 
 
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:
@@ -129,44 +129,44 @@ def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path)
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
     from nas.tasks.generation_metrics import GENERATION_METRICS
 
-    right = [
+    references = [
         "the film was very good and the cast was fine",
         "the plot is bad",
         "a good film",
         "it was not poor at all",
     ]
-    found = ["the film was good and the cast was very fine", "the plot is bad", "the bad plot", "it was poor"]
+    generated = ["the film was good and the cast was very fine", "the plot is bad", "the bad plot", "it was poor"]
     names = ("exact_match", "rougeL", "sacrebleu", "wer")
     counts: dict[str, np.ndarray] = {"n_examples": np.ones(4)}
     for name in names:
-        counts.update(GENERATION_METRICS[name].count(right, found))
+        counts.update(GENERATION_METRICS[name].count(references, generated))
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    rouge = np.mean([scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(right, found, strict=True)])
-    expected = (0.25, rouge, sacrebleu.corpus_bleu(found, [right]).score, jiwer.wer(right, found))
+    rouge = np.mean([scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(references, generated, strict=True)])
+    expected = (0.25, rouge, sacrebleu.corpus_bleu(generated, [references]).score, jiwer.wer(references, generated))
     assert [GENERATION_METRICS[name].metric(counts) for name in names] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
-def test_a_model_writes_texts_that_are_scored(model_type: str, tmp_path: Path) -> None:
+def test_texts_that_a_model_generates_are_scored(model_type: str, tmp_path: Path) -> None:
     model = seq2seq(model_type, tmp_path / "model")
     context = seq2seq_context(tmp_path, objectives={"exact_match": "maximize", "latency_ms": "minimize"})
     task, examples = context.splits.task, context.splits.search
-    found = collect_stats(model, examples, ["exact_match"])
+    stats = collect_stats(model, examples, ["exact_match"])
     for batch, start in zip(examples.batches, range(0, len(examples), 20), strict=True):
         ids = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=12, do_sample=False
         )
         texts = task.processor.batch_decode(ids, skip_special_tokens=True)
-        assert list(found["predictions"][start : start + 20]) == texts
-        right = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, 0)
-        assert task.processor.batch_decode(right, skip_special_tokens=True) == list(
-            found["labels"][start : start + 20]
+        assert list(stats["predictions"][start : start + 20]) == texts
+        references = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, 0)
+        assert task.processor.batch_decode(references, skip_special_tokens=True) == list(
+            stats["labels"][start : start + 20]
         )
-    exact = np.mean([a == b for a, b in zip(found["labels"], found["predictions"], strict=True)])
+    exact = np.mean([a == b for a, b in zip(stats["labels"], stats["predictions"], strict=True)])
     assert score(model, examples, ["exact_match"])["exact_match"].value == exact
 
 
-def test_recordings_become_features_and_their_texts_labels(tmp_path: Path) -> None:
+def test_recordings_become_features_and_transcripts_labels(tmp_path: Path) -> None:
     from datasets import Dataset
 
     model = whisper(tmp_path / "model")

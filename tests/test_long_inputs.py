@@ -1,4 +1,4 @@
-"""Longer texts than a model has learned positions for: the positions are copied, and nothing else changes."""
+"""Texts longer than a model's learned positions: the positions are repeated, nothing else changes."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def test_the_usual_families_learn_their_positions() -> None:
 
 
 @pytest.mark.parametrize("family", LEARNED)
-def test_positions_are_copied_and_shorter_texts_compute_the_same(family: str) -> None:
+def test_positions_are_repeated_and_outputs_of_shorter_texts_stay(family: str) -> None:
     model = TOYS[family].model()
     limit = Layout(model.config).inputs.max_sequence_length
     assert limit is not None
     config = extend_config(model.config, 150)
-    longer = extend_positions(model, config)
-    assert Layout(longer.config).inputs.max_sequence_length == 150 and model.config.max_position_embeddings == 64
-    before, after = (rows(m, FAMILIES[family].learned_positions) for m in (model, longer))
+    extended = extend_positions(model, config)
+    assert Layout(extended.config).inputs.max_sequence_length == 150 and model.config.max_position_embeddings == 64
+    before, after = (rows(m, FAMILIES[family].learned_positions) for m in (model, extended))
     assert torch.equal(after, before.repeat(3, 1)[:150])
     batch = TOYS[family].inputs()
-    assert torch.equal(logits(longer, batch), logits(model, batch))
-    assert torch.isfinite(logits(longer, text(150))).all()
+    assert torch.equal(logits(extended, batch), logits(model, batch))
+    assert torch.isfinite(logits(extended, text(150))).all()
 
 
-def test_what_fits_or_cannot_be_copied_stays() -> None:
+def test_models_with_enough_or_no_learned_positions_stay() -> None:
     model = bert()
     assert extend_config(model.config, 64) is model.config and extend_positions(model, model.config) is model
     rotary = TOYS["llama"].model().config
     assert extend_config(rotary, 150) is rotary
 
 
-def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path, text_folder: Path) -> None:
+def test_a_recipe_may_have_longer_texts_than_its_model(text_recipe: Path, text_folder: Path) -> None:
     transformers.set_seed(0)
     bert().save_pretrained(text_folder / "model")
     recipe = Recipe.load(text_recipe, ["task.max_length=100", "workload.sequence_length=100"])
@@ -70,13 +70,13 @@ def test_a_recipe_may_ask_for_longer_texts_than_its_model_read(text_recipe: Path
     model = context.load_model()
     assert model.config.max_position_embeddings == 100 and not model.training
     stored = transformers.AutoModel.from_pretrained(text_folder / "model").state_dict()
-    found = model.base_model.state_dict()["embeddings.position_embeddings.weight"]
-    assert torch.equal(found[64:], stored["embeddings.position_embeddings.weight"][:36])
+    weights = model.base_model.state_dict()["embeddings.position_embeddings.weight"]
+    assert torch.equal(weights[64:], stored["embeddings.position_embeddings.weight"][:36])
     assert not TaskContext(Recipe.load(text_recipe)).extends_positions
 
 
 @pytest.mark.parametrize("key", ["task.max_length", "workload.sequence_length"])
-def test_positions_that_are_not_learned_still_end(key: str, text_recipe: Path, text_folder: Path) -> None:
+def test_positions_that_are_not_learned_are_not_extended(key: str, text_recipe: Path, text_folder: Path) -> None:
     TOYS["modernbert"].model().config.save_pretrained(text_folder / "model")
     with pytest.raises(InputError, match=f"`{key}` must be at most the 64 positions of the model, but got 65"):
         check_recipe(Recipe.load(text_recipe, [f"{key}=65"]))

@@ -1,4 +1,4 @@
-"""Question answering: windows of a context, the best span of all of them, and how SQuAD compares answers."""
+"""Question answering: windows of a context, the best span, and SQuAD's comparison of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toy_tasks import Make, answer
 from nas.tasks.evaluation import score
 
 
-def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None:
+def test_a_long_context_is_read_in_windows_with_one_answer(make: Make) -> None:
     long = " ".join(["the film was bad not good"] * 4)
 
     def rows(sentence: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
             (start, _), (_, end) = (row["offset_mapping"][row[k]] for k in ("start_positions", "end_positions"))
             assert row["context"][start:end] == row["answers"][0]
 
-    class Knows(torch.nn.Module):
+    class PerfectModel(torch.nn.Module):
         """Points at the answer in the one window that holds it, and elsewhere with less certainty."""
 
         device = torch.device("cpu")
@@ -45,11 +45,11 @@ def test_a_long_context_is_read_in_windows_and_answered_once(make: Make) -> None
             start, end = (F.one_hot(batch[k], shape[1]).float() for k in ("start_positions", "end_positions"))
             return type("Outputs", (), {"start_logits": 9 * start, "end_logits": 9 * end})
 
-    found = score(Knows(), splits.search, ["exact_match", "f1"])  # type: ignore[arg-type]
-    assert found["exact_match"].value == found["f1"].value == 1.0
+    scores = score(PerfectModel(), splits.search, ["exact_match", "f1"])  # type: ignore[arg-type]
+    assert scores["exact_match"].value == scores["f1"].value == 1.0
 
 
-def test_squad_compares_without_case_articles_and_punctuation() -> None:
+def test_answers_are_compared_without_case_articles_and_punctuation() -> None:
     from nas.tasks.types.question_answering import normalize_answer, word_f1
 
     assert normalize_answer("The  Film!") == normalize_answer("film")
@@ -57,7 +57,7 @@ def test_squad_compares_without_case_articles_and_punctuation() -> None:
     assert (word_f1("", ""), word_f1("film", ""), word_f1("bad", "good")) == (1.0, 0.0, 0.0)
 
 
-def test_the_best_span_lies_in_the_context_forwards_and_is_short() -> None:
+def test_the_best_span_is_in_the_context_ordered_and_short() -> None:
     from nas.tasks.types.question_answering import best_span
 
     offsets = [[-1, -1], [0, 3], [4, 8], [9, 12]]
@@ -69,7 +69,7 @@ def test_the_best_span_lies_in_the_context_forwards_and_is_short() -> None:
     assert best_span(far, far[::-1], places)[1] != (0, 60)
 
 
-def test_a_question_without_an_answer_may_be_left_unanswered(make: Make) -> None:
+def test_the_null_score_decides_on_unanswerable_questions(make: Make) -> None:
     def rows(sentence: str) -> dict[str, Any]:
         none = {"text": [], "answer_start": []}
         return {"question": "film", "context": sentence, "answers": none if "very" in sentence else answer(sentence)}

@@ -95,7 +95,7 @@ def with_rank(subnet: SubnetConfig, percent: int) -> SubnetConfig:
     return subnet.with_values(attention_rank=(percent,) * layers, mlp_rank=(percent,) * layers)
 
 
-def test_an_active_rank_is_less_work() -> None:
+def test_an_active_rank_takes_fewer_operations() -> None:
     supernet, _ = calibrated_bert()
     tokens = {"input_ids": torch.ones(8, 64, dtype=torch.long)}
     counts = {}
@@ -117,7 +117,7 @@ def test_gradients_reach_the_weight_through_a_fixed_basis() -> None:
     assert gradient.norm() > 0 and torch.allclose(basis @ (basis.T @ gradient), gradient, atol=1e-6)
 
 
-def test_a_basis_stays_until_there_are_other_activations() -> None:
+def test_a_basis_is_cached_until_the_calibration_changes() -> None:
     supernet, batch = calibrated_bert()
     low = with_rank(supernet.parent, 50)
     supernet.activate(low)
@@ -155,7 +155,7 @@ def test_padding_is_ignored_in_calibration() -> None:
     assert torch.allclose(calibration.moments[name], rows.T @ rows / len(rows), atol=1e-8)
 
 
-def test_activations_come_back_from_disk(tmp_path: Path) -> None:
+def test_calibration_statistics_are_restored_from_disk(tmp_path: Path) -> None:
     supernet, _ = calibrated_bert()
     assert supernet.calibration is not None and CalibrationStatistics.load(tmp_path) is None
     supernet.calibration.save(tmp_path)
@@ -182,7 +182,7 @@ def test_full_moment_matrices_of_older_runs_are_still_read(tmp_path: Path) -> No
     )
 
 
-def test_a_rank_without_activations_is_refused() -> None:
+def test_a_rank_without_calibration_is_refused() -> None:
     supernet = Supernet(TOYS["bert"].model())
     with pytest.raises(InputError, match="calibrated"):
         supernet.activate(with_rank(supernet.parent, 50))
@@ -224,7 +224,7 @@ def assert_features_explain(space: SearchSpace, subnets: list[SubnetConfig], law
     assert np.allclose(model.predict(table[200:]), law[200:], rtol=1e-3)
 
 
-def test_latency_features_tell_how_a_width_costs_at_each_rank() -> None:
+def test_latency_features_depend_on_width_and_rank() -> None:
     """A law that multiplies a width by its rank is a sum of the features, on subnetworks it was not fitted on."""
     parent = SubnetConfig.uniform(tuple(range(4)), num_attention_heads=8, intermediate_size=64, hidden_size=48)
     choices: dict[str, Any] = {"intermediate_size": [0, 16, 32, 64], "mlp_rank": [25, 50, 100]}

@@ -1,4 +1,4 @@
-"""Relations: which states they are of, in every family, and what the loss on them is."""
+"""Relation distillation: the recorded states in every family, and the relation loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOYS, Toy, bert, text_inputs
-from test_supernet_training import gradients, still, trainer
+from test_supernet_training import gradients, make_trainer, model_without_dropout
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -64,18 +64,18 @@ def recorded(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, Any], o
 
 
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
-def test_the_states_of_kept_layers_are_those_of_the_network_alone(toy: Toy) -> None:
+def test_states_of_kept_layers_equal_those_of_the_extracted_model(toy: Toy) -> None:
     supernet, inputs = Supernet(toy.model()), toy.inputs()
     subnet = narrowed(supernet)
-    found = recorded(supernet, subnet, inputs, "hidden")
-    assert [layer for layer, _ in found] == list(subnet.layers)
+    states_by_layer = recorded(supernet, subnet, inputs, "hidden")
+    assert [layer for layer, _ in states_by_layer] == list(subnet.layers)
     with torch.no_grad():
         outputs = supernet.extract(subnet)(**inputs, output_hidden_states=True)
     names = ("hidden_states",) if len(supernet.stacks) == 1 else ("encoder_hidden_states", "decoder_hidden_states")
     for name, positions in zip(names, supernet.layout.kept_positions(subnet), strict=True):
         states = getattr(outputs, name)
         for place, position in enumerate(positions[:-1]):  # what a stack ends with may have gone through a norm
-            assert torch.allclose(found[subnet.layers[position], "hidden"], states[place + 1], atol=1e-4)
+            assert torch.allclose(states_by_layer[subnet.layers[position], "hidden"], states[place + 1], atol=1e-4)
 
 
 ROTATED = (
@@ -94,7 +94,7 @@ SPIED = [name for name, toy in TOYS.items() if all(stack.attention_module for st
 
 
 @pytest.mark.parametrize("name", SPIED)
-def test_queries_keys_and_values_are_what_attention_is_called_with(name: str) -> None:
+def test_queries_keys_and_values_are_the_inputs_of_attention(name: str) -> None:
     called: list[list[torch.Tensor]] = []
 
     def spy(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
@@ -103,49 +103,53 @@ def test_queries_keys_and_values_are_what_attention_is_called_with(name: str) ->
 
     supernet, inputs = Supernet(TOYS[name].model()), TOYS[name].inputs()
     subnet = narrowed(supernet)
-    found = recorded(supernet, subnet, inputs, "attention")
-    assert list(dict.fromkeys(layer for layer, _ in found)) == list(subnet.layers)
+    states_by_layer = recorded(supernet, subnet, inputs, "attention")
+    assert list(dict.fromkeys(layer for layer, _ in states_by_layer)) == list(subnet.layers)
     AttentionInterface.register("spy", spy)
     AttentionMaskInterface.register("spy", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    alone = supernet.extract(subnet)
-    alone.set_attn_implementation("spy")
+    extracted = supernet.extract(subnet)
+    extracted.set_attn_implementation("spy")
     with torch.no_grad():
-        alone(**inputs)
+        extracted(**inputs)
     for layer in subnet.layers:
-        mine = [states for (of, _), states in found.items() if of == layer]
-        (theirs,) = [each for each in called if each[2].shape == mine[2].shape and torch.allclose(each[2], mine[2])]
+        recorded_states = [states for (of, _), states in states_by_layer.items() if of == layer]
+        (attention_inputs,) = [
+            each
+            for each in called
+            if each[2].shape == recorded_states[2].shape and torch.allclose(each[2], recorded_states[2])
+        ]
         if name not in ROTATED:
-            scale = mine[0].std() / theirs[0].std()  # some scale their queries first
-            assert torch.allclose(mine[0], theirs[0] * scale, atol=1e-5)
-            assert torch.allclose(mine[1], theirs[1], atol=1e-5)
+            scale = recorded_states[0].std() / attention_inputs[0].std()  # some scale their queries first
+            assert torch.allclose(recorded_states[0], attention_inputs[0] * scale, atol=1e-5)
+            assert torch.allclose(recorded_states[1], attention_inputs[1], atol=1e-5)
 
 
-def test_the_projections_of_a_skipped_block_or_of_relative_positions_are_none_of_them() -> None:
+def test_skipped_blocks_and_relative_positions_are_not_recorded() -> None:
     for name in ("bert", "deberta-v2"):
         supernet = Supernet(TOYS[name].model())
         subnet = SubnetConfig((0, 1), (0, 2), (96, 96), 48)
-        found = recorded(supernet, subnet, text_inputs(), "attention")
-        assert {layer for layer, _ in found} == {1} and len(found) == 3
-        assert all(states.shape == (3, 12, 24) for states in found.values())
+        states_by_layer = recorded(supernet, subnet, text_inputs(), "attention")
+        assert {layer for layer, _ in states_by_layer} == {1} and len(states_by_layer) == 3
+        assert all(states.shape == (3, 12, 24) for states in states_by_layer.values())
 
 
 @pytest.mark.parametrize("family", ["bert", "vit", "llama"])
-def test_the_last_states_of_a_narrowed_network_are_what_relations_are_of(family: str) -> None:
+def test_the_last_states_of_a_subnetwork_are_recorded(family: str) -> None:
     supernet = Supernet(TOYS[family].model().eval())
     hidden = supernet.parent.hidden_size // 2
     subnet = supernet.layout.search_space({"hidden_size": [hidden]}).largest
     inputs = TOYS[family].inputs()
     (states,) = recorded(supernet, subnet, inputs, "last").values()
     with torch.no_grad():
-        alone = supernet.extract(subnet).eval()(**inputs, output_hidden_states=True).hidden_states[-1]
-    assert states.shape[-1] == hidden and torch.allclose(states, alone, atol=1e-5)
+        expected = supernet.extract(subnet).eval()(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert states.shape[-1] == hidden and torch.allclose(states, expected, atol=1e-5)
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_relations_ignore_rotations_and_padding_and_see_the_rest(heads: int) -> None:
+def test_relations_ignore_rotations_and_padding(heads: int) -> None:
     torch.manual_seed(0)
     states, mask = torch.randn(2, 6, 12), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     rotation = torch.block_diag(*(torch.linalg.qr(torch.randn(12 // heads, 12 // heads))[0] for _ in range(heads)))
@@ -156,19 +160,19 @@ def test_relations_ignore_rotations_and_padding_and_see_the_rest(heads: int) -> 
     other, by_hand = torch.randn(2, 6, 6), []
     for k, tokens in enumerate((6, 4)):
         for slices in zip(other[k, :tokens].chunk(heads, -1), states[k, :tokens].chunk(heads, -1), strict=True):
-            ours, theirs = ((s @ s.T / s.shape[-1] ** 0.5).softmax(-1) for s in slices)
-            by_hand += (theirs * (theirs.log() - ours.log())).sum(-1).tolist()
+            student, teacher = ((s @ s.T / s.shape[-1] ** 0.5).softmax(-1) for s in slices)
+            by_hand += (teacher * (teacher.log() - student.log())).sum(-1).tolist()
     assert float(relation_divergence(other, states, mask, heads)) == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert relation_divergence(other, states, None, heads) > 0
 
 
-def test_as_many_relation_heads_as_both_can_be_split_into() -> None:
+def test_the_number_of_relation_heads_divides_both_widths() -> None:
     widths = {(384, 384): 12, (128, 384): 8, (96, 384): 12, (40, 384): 8, (7, 384): 1}
-    for (mine, theirs), heads in widths.items():
-        assert relation_heads(torch.zeros(1, 1, mine), torch.zeros(1, 1, theirs), 12) == heads
+    for (student, teacher), heads in widths.items():
+        assert relation_heads(torch.zeros(1, 1, student), torch.zeros(1, 1, teacher), 12) == heads
 
 
-def test_a_layer_is_compared_with_the_parent_s_layer_of_its_number() -> None:
+def test_a_layer_is_compared_with_the_same_layer_of_the_parent() -> None:
     supernet, inputs = Supernet(bert()), text_inputs()
     teacher = recorded(supernet, supernet.parent, inputs, "hidden")
     student = {(2, "hidden"): teacher[2, "hidden"] @ torch.block_diag(*[torch.linalg.qr(torch.randn(12, 12))[0]] * 4)}
@@ -177,7 +181,7 @@ def test_a_layer_is_compared_with_the_parent_s_layer_of_its_number() -> None:
     assert relation_loss({}, teacher, inputs, supernet.layout) == 0
 
 
-def test_the_tokens_of_a_decoder_are_those_with_labels() -> None:
+def test_the_mask_of_a_decoder_follows_its_labels() -> None:
     inputs = {"attention_mask": torch.tensor([[1, 1, 1, 0]]), "labels": torch.tensor([[5, 6, -100, -100]])}
     assert attention_mask_of(inputs, 0) is inputs["attention_mask"]
     assert attention_mask_of(inputs, 1).tolist() == [[True, True, False, False]]  # type: ignore[union-attr]
@@ -190,45 +194,46 @@ BATCH = {"labels": torch.tensor([0, 1, 1])}
 
 @pytest.mark.parametrize("of", ["last", "hidden", "attention"])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_step_adds_the_loss_on_relations_by_its_weight(
-    of: Any, in_place: bool, context: TaskContext, tmp_path: Path
-) -> None:
+def test_a_step_adds_the_weighted_relation_loss(of: Any, in_place: bool, context: TaskContext, tmp_path: Path) -> None:
     batch, losses = {**text_inputs(), **BATCH}, []
     for weight in (0.0, 1.0, 2.0):
         changes = {"teacher": None} if in_place else {}
-        made = trainer(context, tmp_path, relation_weight=weight, relation_source=of, **changes)
-        losses.append(float(made.training_step(made.model, dict(batch))))
+        trainer = make_trainer(context, tmp_path, relation_weight=weight, relation_source=of, **changes)
+        losses.append(float(trainer.training_step(trainer.model, dict(batch))))
     assert losses[1] > losses[0] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])
-def test_the_whole_network_relates_as_a_teacher_with_its_weights(
+def test_the_parent_has_the_relations_of_a_teacher_with_its_weights(
     of: Any, context: TaskContext, tmp_path: Path
 ) -> None:
-    made = trainer(context, tmp_path, teacher=still(), relation_weight=1.0, relation_source=of)
-    parent = made.supernet.parent
+    trainer = make_trainer(context, tmp_path, teacher=model_without_dropout(), relation_weight=1.0, relation_source=of)
+    parent = trainer.supernet.parent
     inputs = {**text_inputs(), **BATCH}
-    teacher_outputs = made._forward(made.teacher, inputs, parent)[1]
-    student_outputs = made._forward(made.model, inputs, parent)[1]
-    assert made._divergence(student_outputs, teacher_outputs, inputs).detach().abs() < 1e-5
+    teacher_outputs = trainer._forward(trainer.teacher, inputs, parent)[1]
+    student_outputs = trainer._forward(trainer.model, inputs, parent)[1]
+    assert trainer._divergence(student_outputs, teacher_outputs, inputs).detach().abs() < 1e-5
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])
 def test_activation_checkpointing_changes_no_gradient(of: Any, context: TaskContext, tmp_path: Path) -> None:
-    batch, found = {**text_inputs(), **BATCH}, []
+    batch, gradients_by_run = {**text_inputs(), **BATCH}, []
     for checkpoints in (False, True):
-        made = trainer(context, tmp_path, relation_weight=1.0, relation_source=of)
+        trainer = make_trainer(context, tmp_path, relation_weight=1.0, relation_source=of)
         if checkpoints:
-            made.model.gradient_checkpointing_enable({"use_reentrant": False})
-        made.training_step(made.model, dict(batch))
-        found.append(gradients(made.supernet.model))
-    assert all(torch.allclose(gradient, found[1][name], atol=1e-6) for name, gradient in found[0].items())
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer.training_step(trainer.model, dict(batch))
+        gradients_by_run.append(gradients(trainer.supernet.model))
+    assert all(
+        torch.allclose(gradient, gradients_by_run[1][name], atol=1e-6)
+        for name, gradient in gradients_by_run[0].items()
+    )
 
 
-def test_relations_of_layers_need_a_process_for_each_gpu(
+def test_relations_of_layers_need_one_process_per_gpu(
     context: TaskContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = trainer(context, tmp_path)
-    monkeypatch.setattr(type(made.args), "n_gpu", 2)
+    trainer = make_trainer(context, tmp_path)
+    monkeypatch.setattr(type(trainer.args), "n_gpu", 2)
     with pytest.raises(InputError, match="accelerate launch"):
-        made._attach_recorders("attention")
+        trainer._attach_recorders("attention")

@@ -1,4 +1,4 @@
-"""What a training reports to shows its losses, is kept in the run, and is asked for before anything is trained."""
+"""Experiment trackers: they log the losses, write into the run, and are checked before the training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trained(text_recipe: Path, folder: Path, name: str) -> Run:
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_the_losses_of_the_roles(text_recipe: Path, tmp_path: Path) -> None:
+def test_tensorboard_has_the_losses_of_the_roles(text_recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -46,13 +46,13 @@ def test_mlflow_has_a_run_of_each_training(text_recipe: Path, tmp_path: Path) ->
     mlflow = pytest.importorskip("mlflow")
     run = trained(text_recipe, tmp_path / "run", "mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{run.logs}/mlflow.db")
-    found = {each.info.run_name: each.data for each in client.search_runs(["0"])}
-    assert found.keys() == {"parent", "supernet"} and found["supernet"].metrics.keys() >= ROLES
-    assert found["parent"].params["model_type"] == "bert"
+    runs = {each.info.run_name: each.data for each in client.search_runs(["0"])}
+    assert runs.keys() == {"parent", "supernet"} and runs["supernet"].metrics.keys() >= ROLES
+    assert runs["parent"].params["model_type"] == "bert"
 
 
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="it is there")
-def test_what_is_not_installed_is_said_before_anything_is_trained(text_recipe: Path) -> None:
+def test_a_missing_tracker_is_refused_before_the_training(text_recipe: Path) -> None:
     with pytest.raises(InputError, match=r'`pip install "paretoformer\[mlflow\]"`'):
         check_recipe(Recipe.load(text_recipe, ["supernet.report_to=[mlflow]"]))
 

@@ -155,7 +155,7 @@ def test_unsupported_workloads_are_refused(change: dict[str, Any], law: str) -> 
         prepare(bert(), tokens(), Workload(sequence_length=LENGTH, **change))
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+def test_the_message_on_a_missing_package_has_the_install_command() -> None:
     with pytest.raises(InputError, match=r'no_such_package.*pip install "paretoformer\[onnx\]"'):
         require("no_such_package", extra="onnx", what="a test")
 

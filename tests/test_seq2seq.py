@@ -1,4 +1,4 @@
-"""Encoder-decoders: what their subnetworks compute and generate, and what is left of them in an export."""
+"""Encoder-decoders: outputs, generation and exports of their subnetworks."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def source(toy: Toy) -> dict[str, torch.Tensor]:
 def generated(model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Seven new tokens, none twice, and the scores (token, batch, vocabulary) they were chosen by."""
     options = {"max_new_tokens": 7, "min_new_tokens": 7, "no_repeat_ngram_size": 1, "do_sample": False, **options}
-    found = model.generate(**inputs, **options, return_dict_in_generate=True, output_scores=True)
-    return found.sequences, torch.stack(found.scores).nan_to_num(neginf=0)
+    outputs = model.generate(**inputs, **options, return_dict_in_generate=True, output_scores=True)
+    return outputs.sequences, torch.stack(outputs.scores).nan_to_num(neginf=0)
 
 
 def exported(model: Any, toy: Toy, folder: Path) -> str:
@@ -133,7 +133,7 @@ def _zero_bart(layer: Any, width: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_subnetwork_computes_what_its_zeroed_parent_does(name: str, subnet: str) -> None:
+def test_a_subnetwork_equals_its_parent_with_zeroed_weights(name: str, subnet: str) -> None:
     toy = MODELS[name]
     model, inputs = sharp_model(toy), toy.inputs()
     by_hand = reference(model, SUBNETS[subnet])
@@ -158,9 +158,9 @@ def test_every_cache_generates_the_same(name: str, subnet: str) -> None:
     tokens, scores = generated(supernet.model, inputs, **CACHES["none"])
     for model in (supernet.model, supernet.extract(SUBNETS[subnet])):
         for options in CACHES.values():
-            found = generated(model, inputs, **options)
-            assert torch.equal(found[0], tokens)
-            assert torch.allclose(found[1], scores, atol=1e-4)
+            cached = generated(model, inputs, **options)
+            assert torch.equal(cached[0], tokens)
+            assert torch.allclose(cached[1], scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name, toy in MODELS.items() if "attention_mask" in toy.inputs()])
@@ -168,11 +168,14 @@ def test_padding_of_the_source_does_not_change_what_is_generated(name: str) -> N
     toy = MODELS[name]
     supernet, inputs = Supernet(sharp_model(toy)), source(toy)
     length = int(inputs["attention_mask"][1].sum())
-    alone = {key: value[1:2, :length] for key, value in inputs.items()}
+    unpadded = {key: value[1:2, :length] for key, value in inputs.items()}
     for subnet in SUBNETS.values():
         supernet.activate(subnet)
         for options in CACHES.values():
-            padded, short = generated(supernet.model, inputs, **options), generated(supernet.model, alone, **options)
+            padded, short = (
+                generated(supernet.model, inputs, **options),
+                generated(supernet.model, unpadded, **options),
+            )
             assert torch.equal(padded[0][1], short[0][0])
             assert torch.allclose(padded[1][:, 1], short[1][:, 0], atol=1e-4)
 
@@ -190,15 +193,15 @@ def test_a_reloaded_export_generates_the_same_in_half_precision(name: str, dtype
         reloaded = auto.from_pretrained(tmp_path / str(number), trust_remote_code=True, dtype=dtype).to(dtype).eval()
         assert _is_nas(reloaded) == (subnet is not UNIFORM)
         for options in CACHES.values():
-            (tokens, scores), found = generated(model, inputs, **options), generated(reloaded, inputs, **options)
+            (tokens, scores), outputs = generated(model, inputs, **options), generated(reloaded, inputs, **options)
             assert scores.isfinite().all() and scores.abs().max() > 0
-            assert torch.equal(found[0], tokens) and torch.equal(found[1], scores)
+            assert torch.equal(outputs[0], tokens) and torch.equal(outputs[1], scores)
 
 
 # -- exports ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_attention_left_has_the_position_bias_of_the_parent() -> None:
+def test_the_first_remaining_attention_has_the_position_bias_of_the_parent() -> None:
     supernet = Supernet(sharp_model(TOYS["t5"]))
     parent = supernet.model.state_dict()
     for subnet, blocks, heads in ((DROPPED, (0, 0), (4, 3)), (SKIPPED, (1, 1), (4, 4)), (NARROW, (0, 0), (4, 4))):
@@ -228,7 +231,7 @@ def test_an_export_reloads_in_a_clean_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_body_of_an_export_loads_alone(name: str, tmp_path: Path) -> None:
+def test_the_body_of_an_export_loads_without_its_head(name: str, tmp_path: Path) -> None:
     toy = MODELS[name]
     model, inputs = Supernet(sharp_model(toy)).extract(SKIPPED), toy.inputs()
     exported(model, toy, tmp_path)
@@ -246,7 +249,7 @@ def test_the_body_of_an_export_loads_alone(name: str, tmp_path: Path) -> None:
     [(TOYS["t5"], True), (T5_1_1, True), (BART, True), (TOYS["bart"], False), (TOYS["whisper"], True)],
     ids=["t5, scaled logits", "t5, logits as they are", "bart", "bart, scaled embeddings", "whisper"],
 )
-def test_a_narrower_model_is_stock_where_its_constants_cancel(toy: Toy, is_stock: bool, tmp_path: Path) -> None:
+def test_a_narrower_model_is_stock_if_its_constants_cancel(toy: Toy, is_stock: bool, tmp_path: Path) -> None:
     supernet, inputs = Supernet(sharp_model(toy)), toy.inputs()
     subnet = SubnetConfig.uniform((1, 2, 5), num_attention_heads=3, intermediate_size=40, hidden_size=36)
     supernet.activate(subnet)
@@ -260,7 +263,7 @@ def test_a_narrower_model_is_stock_where_its_constants_cancel(toy: Toy, is_stock
 # -- two stacks in the space, the order and the features --------------------------------------------------------------
 
 
-def test_each_stack_has_a_depth_of_its_own() -> None:
+def test_each_stack_has_its_own_depth() -> None:
     layout = Layout(TOYS["bart"].model().config)
     choices = {"num_hidden_layers": [1, 3], "num_decoder_layers": [2, 4], "num_attention_heads": [0, 2, 4]}
     space = layout.search_space(choices, (3, 7, 0, 4, 1, 5, 2, 6))
@@ -286,7 +289,7 @@ def test_features_tell_the_two_stacks_apart() -> None:
     assert table["num_attention_heads"].tolist() == [2, 1] and table["decoder num_attention_heads"].tolist() == [1, 2]
 
 
-def test_cross_attention_has_an_order_of_its_own() -> None:
+def test_cross_attention_has_its_own_order() -> None:
     toy = TOYS["t5"]
     supernet = Supernet(sharp_model(toy))
     units = order_by_importance(supernet, [toy.labelled()]).units
@@ -296,7 +299,7 @@ def test_cross_attention_has_an_order_of_its_own() -> None:
     assert len({tuple(order) for order in units["cross_heads"][4:]}) > 1
 
 
-def test_an_encoder_and_a_decoder_of_other_heads_are_refused() -> None:
+def test_an_encoder_and_a_decoder_with_different_heads_are_refused() -> None:
     config = transformers.BartConfig(**{**TOYS["bart"].config, "decoder_attention_heads": 2})
     with pytest.raises(InputError, match="as many heads, but got 4 and 2"):
         Layout(config).head_dim  # noqa: B018

@@ -1,4 +1,4 @@
-"""Attention in blocks equals dense attention under the mask of its graph, and its cost grows with the sequence."""
+"""Block-sparse attention equals dense attention with the mask of its graph, and its cost is linear."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_window_of_the_stock_layer_is_kept() -> None:
 
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_tokens_of_a_cache_equal_the_whole_sequence(name: str, padding: str) -> None:
+def test_tokens_with_a_cache_equal_the_full_sequence(name: str, padding: str) -> None:
     """One token and several at once; a cache that grows, and one of fixed length with room at its end."""
     graph, tokens, room = GRAPHS[name], 24, 6
     real, (query, key, value) = real_tokens(tokens, padding), states(tokens)
@@ -158,7 +158,7 @@ def test_one_token_under_a_window_reads_its_last_keys_only() -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_half_precision_is_as_good_as_dense(name: str) -> None:
+def test_half_precision_is_as_accurate_as_dense_attention(name: str) -> None:
     graph, tokens = GRAPHS[name], 37
     inputs = states(tokens, dtype=torch.bfloat16)
     mask = dense_mask(graph, real_tokens(tokens, "none"), False)

@@ -1,4 +1,4 @@
-"""Supernet training: what each strategy teaches, from whom, in how many processes, and after an interruption."""
+"""Supernet training: strategies, teachers, several processes and resuming."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_roles_of_each_strategy() -> None:
     assert {passes("granularity", space, seed=k)[0].subnet for k in range(200)} == set(space.uniform_scalings())
 
 
-def test_progressive_shrinking_opens_the_small_choices_late() -> None:
+def test_progressive_shrinking_adds_small_choices_last() -> None:
     space = space_of(Supernet(bert()))
     least = [
         min(
@@ -77,7 +77,7 @@ def test_progressive_shrinking_opens_the_small_choices_late() -> None:
     assert depths == {4}
 
 
-def test_a_stratified_sample_is_more_even_over_the_cost() -> None:
+def test_a_stratified_sample_covers_the_cost_more_evenly() -> None:
     supernet = Supernet(bert())
     space, counts = space_of(supernet), AnalyticCosts.from_model(supernet.model, supernet.layout)
 
@@ -93,7 +93,7 @@ def test_a_stratified_sample_is_more_even_over_the_cost() -> None:
     assert spread["stratified"] < 0.8 * spread["mixed"]
 
 
-def test_a_recipe_names_the_strategy_and_the_sampler(text_recipe: Path) -> None:
+def test_a_recipe_chooses_the_strategy_and_the_sampler(text_recipe: Path) -> None:
     supernet = Supernet(bert())
     for sampler in ("mixed", "uniform", "num_parameters", "macs"):
         recipe = Recipe.load(text_recipe, ["supernet.strategy=single-path", f"supernet.sampler={sampler}"])
@@ -127,17 +127,17 @@ def context(text_recipe: Path) -> TaskContext:
     return TaskContext(Recipe.load(text_recipe))
 
 
-def still() -> Any:
+def model_without_dropout() -> Any:
     """A toy without dropout."""
     torch.manual_seed(0)
     return bert(num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
-def trainer(context: TaskContext, folder: Path, strategy: str = "sandwich", **changes: Any) -> SupernetTrainer:
-    supernet = Supernet(still())
+def make_trainer(context: TaskContext, folder: Path, strategy: str = "sandwich", **changes: Any) -> SupernetTrainer:
+    supernet = Supernet(model_without_dropout())
     settings = context.recipe.supernet.model_copy(update={"strategy": strategy, **changes.pop("settings", {})})
     torch.manual_seed(1)
-    made = SupernetTrainer(
+    trainer = SupernetTrainer(
         supernet=supernet,
         strategy=make_strategy(settings, supernet, space_of(supernet)),
         task=context.splits.task,
@@ -145,8 +145,8 @@ def trainer(context: TaskContext, folder: Path, strategy: str = "sandwich", **ch
         train_dataset=context.splits.train,
         **{"teacher": bert(num_labels=2), **changes},
     )
-    made.args.logging_steps = 1
-    return made
+    trainer.args.logging_steps = 1
+    return trainer
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -159,64 +159,66 @@ def kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_sandwich_step_is_the_sum_of_its_lessons(in_place: bool, context: TaskContext, tmp_path: Path) -> None:
-    made = trainer(context, tmp_path, **({"teacher": None} if in_place else {}))
+def test_a_sandwich_step_is_the_sum_of_its_passes(in_place: bool, context: TaskContext, tmp_path: Path) -> None:
+    trainer = make_trainer(context, tmp_path, **({"teacher": None} if in_place else {}))
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
-    loss = made.training_step(made.model, dict(batch))
-    found = gradients(made.supernet.model)
-    taken = made.passes(0)
+    loss = trainer.training_step(trainer.model, dict(batch))
+    step_gradients = gradients(trainer.supernet.model)
+    step_passes = trainer.passes(0)
 
-    supernet, expected = made.supernet, torch.zeros(())
+    supernet, expected = trainer.supernet, torch.zeros(())
     supernet.model.zero_grad()
-    for number, training_pass in enumerate(taken):
+    for number, training_pass in enumerate(step_passes):
         supernet.activate(training_pass.subnet)
         outputs = supernet.model(**batch)
         if number == 0:
             with torch.no_grad():
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
-                taught = outputs.logits.detach() if in_place else made.teacher(**inputs).logits
+                teacher_logits = outputs.logits.detach() if in_place else trainer.teacher(**inputs).logits
             expected = expected + outputs.loss
         if number or not in_place:
-            expected = expected + kl(outputs.logits, taught)
-    (expected / len(taken)).backward()
-    assert loss == pytest.approx(float(expected.detach()) / len(taken), rel=1e-5)
+            expected = expected + kl(outputs.logits, teacher_logits)
+    (expected / len(step_passes)).backward()
+    assert loss == pytest.approx(float(expected.detach()) / len(step_passes), rel=1e-5)
     for name, gradient in gradients(supernet.model).items():
-        assert torch.allclose(found[name], gradient, atol=1e-6), name
+        assert torch.allclose(step_gradients[name], gradient, atol=1e-6), name
 
 
-def test_a_single_path_learns_in_place_from_the_whole_model(context: TaskContext, tmp_path: Path) -> None:
-    made = trainer(context, tmp_path, "single-path", teacher=None)
+def test_a_single_path_learns_in_place_from_the_parent(context: TaskContext, tmp_path: Path) -> None:
+    trainer = make_trainer(context, tmp_path, "single-path", teacher=None)
     batch = {**text_inputs(), "labels": torch.tensor([0, 1, 1])}
-    loss = made.training_step(made.model, dict(batch))
-    (training_pass,) = made.passes(0)
+    loss = trainer.training_step(trainer.model, dict(batch))
+    (training_pass,) = trainer.passes(0)
     with torch.no_grad():
-        whole = made.supernet.model(**batch).logits
-        made.supernet.activate(training_pass.subnet)
-        outputs = made.supernet.model(**batch)
-    assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, whole)), rel=1e-5)
+        parent_logits = trainer.supernet.model(**batch).logits
+        trainer.supernet.activate(training_pass.subnet)
+        outputs = trainer.supernet.model(**batch)
+    assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, parent_logits)), rel=1e-5)
 
 
 # -- whole trainings --------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_is_asked_about_each_example_once(context: TaskContext, tmp_path: Path) -> None:
-    logs, asked = [], []
-    for remembers in (True, False):
-        made = trainer(context, tmp_path / str(remembers), settings={"epochs": 3.0})
-        seen: list[int] = []
-        assert made.teacher is not None
-        made.teacher.register_forward_hook(lambda module, inputs, outputs, seen=seen: seen.append(len(outputs.logits)))
-        if not remembers:
-            made._cache_teacher = list  # type: ignore[method-assign]
-        made.train()
-        logs.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
-        asked.append(sum(seen))
+def test_a_teacher_runs_each_example_once(context: TaskContext, tmp_path: Path) -> None:
+    logs, teacher_examples = [], []
+    for caches in (True, False):
+        trainer = make_trainer(context, tmp_path / str(caches), settings={"epochs": 3.0})
+        batch_sizes: list[int] = []
+        assert trainer.teacher is not None
+        trainer.teacher.register_forward_hook(
+            lambda module, inputs, outputs, sizes=batch_sizes: sizes.append(len(outputs.logits))
+        )
+        if not caches:
+            trainer._cache_teacher = list  # type: ignore[method-assign]
+        trainer.train()
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        teacher_examples.append(sum(batch_sizes))
     examples = len(context.splits.train)
-    assert asked == [examples, 3 * examples]
+    assert teacher_examples == [examples, 3 * examples]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
-def test_sixteen_bits_train_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:
+def test_bfloat16_trains_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(text_recipe, ["parent.bf16=true", "parent.epochs=1"])
     run, context = Run.open(tmp_path / "run", recipe), TaskContext(recipe)
     run_parent(run, context)
@@ -228,29 +230,31 @@ def test_an_interrupted_training_has_the_same_losses(context: TaskContext, tmp_p
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = True
 
-    def losses(made: SupernetTrainer) -> list[float]:
-        return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    def losses(trainer: SupernetTrainer) -> list[float]:
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     def new(folder: str) -> SupernetTrainer:
-        return trainer(context, tmp_path / folder, settings={"epochs": 4.0})
+        return make_trainer(context, tmp_path / folder, settings={"epochs": 4.0})
 
-    whole = new("whole")
-    whole.train()
+    uninterrupted = new("whole")
+    uninterrupted.train()
     first = new("cut")
     first.add_callback(Interrupt())
     first.train()
     second = new("cut")
     second.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
-    assert 0 < first.state.global_step < whole.state.global_step == second.state.global_step
-    assert losses(second) == losses(whole) and len(losses(whole)) > 3
-    theirs = second.supernet.model.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in whole.supernet.model.state_dict().items())
+    assert 0 < first.state.global_step < uninterrupted.state.global_step == second.state.global_step
+    assert losses(second) == losses(uninterrupted) and len(losses(uninterrupted)) > 3
+    resumed_state = second.supernet.model.state_dict()
+    assert all(
+        torch.equal(value, resumed_state[name]) for name, value in uninterrupted.supernet.model.state_dict().items()
+    )
 
 
-def test_progress_tells_the_losses_of_the_roles_apart(context: TaskContext, tmp_path: Path) -> None:
-    made = trainer(context, tmp_path, settings={"epochs": 1.0})
-    made.train()
-    entry = next(entry for entry in made.state.log_history if "loss" in entry)
+def test_progress_shows_the_loss_of_each_role(context: TaskContext, tmp_path: Path) -> None:
+    trainer = make_trainer(context, tmp_path, settings={"epochs": 1.0})
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert {"loss_largest", "loss_smallest", "loss_sampled"} <= entry.keys()
 
 
@@ -265,12 +269,12 @@ from nas.tasks.context import TaskContext
 
 context = TaskContext(Recipe.load(sys.argv[2]))
 size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-made = here.trainer(context, Path(sys.argv[3]),
+trainer = here.make_trainer(context, Path(sys.argv[3]),
     settings={"epochs": 1.0, "batch_size": 8 // size}, teacher=here.teacher())
-made.args.max_steps = 3
-made.train()
+trainer.args.max_steps = 3
+trainer.train()
 if rank == 0:
-    torch.save(made.supernet.model.state_dict(), sys.argv[4])
+    torch.save(trainer.supernet.model.state_dict(), sys.argv[4])
 """
 
 
@@ -286,10 +290,10 @@ def teacher() -> Any:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_with_their_batches_together(text_recipe: Path, tmp_path: Path) -> None:
-    script, here = tmp_path / "train.py", Path(__file__).parent
+def test_two_processes_train_as_one_with_both_batches(text_recipe: Path, tmp_path: Path) -> None:
+    script, tests = tmp_path / "train.py", Path(__file__).parent
     script.write_text(DISTRIBUTED)
-    found = []
+    states = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.pt"
         command = [
@@ -302,18 +306,20 @@ def test_two_processes_learn_as_one_with_their_batches_together(text_recipe: Pat
         command += [
             "--master-addr=127.0.0.1",
             str(script),
-            str(here),
+            str(tests),
             str(text_recipe),
             str(tmp_path / f"run{processes}"),
             str(out),
         ]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here.parent, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(out))
-    start = still().state_dict()
-    moved = max((found[0][name] - value).abs().max() for name, value in start.items())
-    apart = max((found[0][name] - found[1][name]).abs().max() for name in start)
+        process = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tests.parent, timeout=300
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        states.append(torch.load(out))
+    start = model_without_dropout().state_dict()
+    moved = max((states[0][name] - value).abs().max() for name, value in start.items())
+    apart = max((states[0][name] - states[1][name]).abs().max() for name in start)
     assert apart < 0.02 * moved
 
 
@@ -321,7 +327,7 @@ def test_two_processes_learn_as_one_with_their_batches_together(text_recipe: Pat
 
 
 @pytest.mark.parametrize("by", ["gradient", "activation"])
-def test_an_order_puts_silent_heads_and_neurons_last(by: Any) -> None:
+def test_heads_and_neurons_without_output_are_ordered_last(by: Any) -> None:
     supernet = Supernet(bert(num_labels=2).eval())
     layer = supernet.model.bert.encoder.layer[1]
     with torch.no_grad():
@@ -338,7 +344,7 @@ def test_an_order_puts_silent_heads_and_neurons_last(by: Any) -> None:
     assert torch.allclose(logits(supernet.model, inputs), before, atol=1e-5)
 
 
-def test_no_order_leaves_everything_where_it_is() -> None:
+def test_without_an_order_nothing_moves() -> None:
     supernet = Supernet(bert(num_labels=2).eval())
     before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
     order = order_by_importance(supernet, [{**text_inputs(), "labels": torch.tensor([0, 1, 1])}], by="none")

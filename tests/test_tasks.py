@@ -1,4 +1,4 @@
-"""Every task type on a model that does it: parent, supernet, scores and export; what is trained and what is not."""
+"""Every task type on a model that supports it: parent, supernet, scores and export."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from search_spaces import TASKS, InputError
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_parent_learns_it_a_supernet_shares_it_and_an_export_keeps_it(case: str, make: Make, tmp_path: Path) -> None:
-    context, (quality, reached) = make(case), CASES[case][3]
+def test_every_task_from_the_parent_to_the_export(case: str, make: Make, tmp_path: Path) -> None:
+    context, (metric, target) = make(case), CASES[case][3]
     run = Run.open(tmp_path / "run", context.recipe)
     run_parent(run, context)
-    parent = score(context.load_model(run.parent), context.splits.test, [quality, "loss"])
-    assert parent[quality].value >= reached
+    parent = score(context.load_model(run.parent), context.splits.test, [metric, "loss"])
+    assert parent[metric].value >= target
     run_supernet(run, context)
     supernet, space = load_supernet(run, context)
-    whole = score(supernet.model, context.splits.search, [quality, "loss"])
+    parent_scores = score(supernet.model, context.splits.search, [metric, "loss"])
     supernet.activate(space.smallest)
-    part = score(supernet.model, context.splits.search, [quality, "loss"])
-    assert whole["loss"].value != part["loss"].value and math.isfinite(part["loss"].standard_error)
+    subnet_scores = score(supernet.model, context.splits.search, [metric, "loss"])
+    assert parent_scores["loss"].value != subnet_scores["loss"].value and math.isfinite(
+        subnet_scores["loss"].standard_error
+    )
     save_subnet(supernet, space.smallest, context, tmp_path / "small")
     inputs, expected = supernet_outputs(supernet, space.smallest, context)
     outputs = outputs_in_subprocess("torch", tmp_path / "small", context.auto_class, inputs)
@@ -50,7 +52,7 @@ def test_a_parent_learns_it_a_supernet_shares_it_and_an_export_keeps_it(case: st
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loss_is_the_models_own(case: str, make: Make) -> None:
+def test_the_loss_equals_that_of_the_model(case: str, make: Make) -> None:
     context = make(case)
     model, examples = context.load_model().eval(), context.splits.test
     (batch, *_), first = examples.batches, examples.take(1)
@@ -60,42 +62,46 @@ def test_the_loss_is_the_models_own(case: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_learnt_from_a_teacher_that_says_the_same(case: str, make: Make) -> None:
+def test_the_divergence_from_an_equal_teacher_is_zero(case: str, make: Make) -> None:
     context = make(case)
     task, model = context.splits.task, context.load_model().eval()
     batch = context.splits.search.batches[0]
-    ours, theirs = model(**batch), context.load_model().eval()(**model_inputs(batch))
-    same = divergence(task.logits_and_labels(ours, batch), task.logits_and_labels(theirs, batch), task.activation, 2.0)
+    student, teacher = model(**batch), context.load_model().eval()(**model_inputs(batch))
+    same = divergence(
+        task.logits_and_labels(student, batch), task.logits_and_labels(teacher, batch), task.activation, 2.0
+    )
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.5)
-    apart = divergence(
-        task.logits_and_labels(model(**batch), batch), task.logits_and_labels(theirs, batch), task.activation, 2.0
+    different = divergence(
+        task.logits_and_labels(model(**batch), batch), task.logits_and_labels(teacher, batch), task.activation, 2.0
     )
-    assert abs(same.item()) < 1e-6 < 1e-5 < apart.item()
+    assert abs(same.item()) < 1e-6 < 1e-5 < different.item()
 
 
-def test_a_trained_language_model_is_used_as_it_came_unless_epochs_are_given(make: Make, text_folder: Path) -> None:
+def test_a_pretrained_language_model_is_fine_tuned_only_if_epochs_are_given(make: Make, text_folder: Path) -> None:
     from transformers import AutoModelForMaskedLM
 
     context = make("masks")
     assert not context.has_head and context.should_finetune
     AutoModelForMaskedLM.from_config(bert().config).save_pretrained(text_folder / "model")
-    again = make("masks")
-    assert again.has_head and again.should_finetune
-    recipe = again.recipe.model_copy(update={"parent": again.recipe.parent.model_copy(update={"epochs": None})})
+    pretrained = make("masks")
+    assert pretrained.has_head and pretrained.should_finetune
+    recipe = pretrained.recipe.model_copy(
+        update={"parent": pretrained.recipe.parent.model_copy(update={"epochs": None})}
+    )
     assert not TaskContext(recipe).should_finetune
     bert(num_labels=2).save_pretrained(text_folder / "model")
     assert not make("masks").has_head
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
-def test_every_task_type_has_a_default_quality_and_names_only_known_ones(kind: str) -> None:
+def test_every_task_type_has_known_metrics_and_a_default(kind: str) -> None:
     from nas.recipe.objectives import METRICS as ALL_METRICS
     from nas.tasks.types.classification import METRICS, Classification
 
-    found = TASK_TYPES[kind]
-    tables = list(METRICS.values()) if issubclass(found, Classification) else [found.metrics]
+    task_type = TASK_TYPES[kind]
+    tables = list(METRICS.values()) if issubclass(task_type, Classification) else [task_type.metrics]
     assert all(set(table) <= set(ALL_METRICS) for table in tables)  # type: ignore[call-overload]
     assert any(TASKS[kind].default_metric in table for table in tables)  # type: ignore[operator]
     recipe = Recipe.parse({"model": "m", "task": {"type": kind, "train": "a", "test": "b"}, "space": {}})

@@ -180,8 +180,8 @@ Make = Callable[..., TaskContext]
 def builder(text_folder: Path) -> Make:
     """A recipe for one of the cases, or for any rows, over the tiny BERT of `text_folder`."""
 
-    def build(case: str, rows: Rows | None = None, quality: str | None = None, **task: Any) -> TaskContext:
-        task_type, write, row, (usual, _) = CASES[case]
+    def build(case: str, rows: Rows | None = None, metric: str | None = None, **task: Any) -> TaskContext:
+        task_type, write, row, (default_metric, _) = CASES[case]
         data = [(rows or row)(sentence) for sentence in SENTENCES]
         name = case.replace(" ", "-")
         sources = {
@@ -197,7 +197,7 @@ def builder(text_folder: Path) -> Make:
             "model": str(text_folder / "model"),
             "task": {"type": task_type, **sources, "max_length": 16, "search_examples": examples, **task},
             "space": {"num_hidden_layers": [1, 2], "num_attention_heads": [1, 2], "intermediate_size": [16]},
-            "objectives": {quality or usual: "maximize", "latency_ms": "minimize"},
+            "objectives": {metric or default_metric: "maximize", "latency_ms": "minimize"},
             "workload": {"sequence_length": 16},
             "parent": quick,
             "supernet": {**quick, "epochs": 1, "sampled_subnets": 1},
