@@ -1,4 +1,4 @@
-"""Compares our sampler with Optuna's: hypervolume after few evaluations, and the engine's own time.
+"""Compares our sampler with Optuna's: hypervolume after few evaluations, and the CPU time of the search engine.
 
 python experiments/bench/digits_vit.py FOLDER       # once: trains and tabulates the real supernet
 python experiments/bench/search.py FOLDER           # runs what FOLDER/results.jsonl lacks, prints the tables
@@ -29,7 +29,7 @@ from nas.studies.storage import batched_writes, open_storage
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 LONG, LAST = 5000, 500
-"""Evaluations of the runs that time the engine, and how many of them at the end are timed apart."""
+"""Evaluations of the runs that time the engine, and how many of the last ones are timed separately."""
 
 Result = dict[str, Any]
 
@@ -46,12 +46,12 @@ class Costs(BlackBoxProblem):
         return super().keys(vectors) if space is None else space.parameters.to_batch(vectors).row_keys()
 
     def describe(self, vectors: np.ndarray) -> Candidates:
-        seen, space = super().describe(vectors), self.problem.space
+        known, space = super().describe(vectors), self.problem.space
         if space is None:
             values = self.problem.evaluate(vectors)
-            return replace(seen, values=self._hide(values))
+            return replace(known, values=self._hide(values))
         features = space.parameters.encode(space.parameters.to_batch(vectors))
-        return replace(seen, values=self._hide(self.problem.evaluate(vectors)), features=features)
+        return replace(known, values=self._hide(self.problem.evaluate(vectors)), features=features)
 
     @staticmethod
     def _hide(values: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ SAMPLERS: dict[str, tuple[int, Callable[[Problem, int], BaseSampler]]] = {
     "TPESampler": (200, lambda problem, seed: optuna.samplers.TPESampler(seed=seed)),
     "GPSampler": (100, lambda problem, seed: optuna.samplers.GPSampler(seed=seed)),
 }
-"""Name in the table -> the most evaluations it is run for, and how it is made."""
+"""Name in the table -> the most evaluations it is run for, and its constructor."""
 
 
 def run(problem: Problem, name: str, seed: int) -> list[Result]:
@@ -120,12 +120,12 @@ def print_tables(results: list[Result]) -> None:
         print(f"\n**{problem}**\n\n| | seeds | " + " | ".join(map(str, BUDGETS)) + " | CPU s at 100 |")
         print("|---" * (len(BUDGETS) + 3) + "|")
         for sampler in SAMPLERS:
-            mine = [r for r in results if (r["problem"], r["sampler"]) == (problem, sampler) and "budget" in r]
-            if mine:
-                cells = [_quartiles([r["volume"] for r in mine if r["budget"] == budget]) for budget in BUDGETS]
-                seconds = [r["cpu_s"] for r in mine if r["budget"] == 100]
+            rows = [r for r in results if (r["problem"], r["sampler"]) == (problem, sampler) and "budget" in r]
+            if rows:
+                cells = [_quartiles([r["volume"] for r in rows if r["budget"] == budget]) for budget in BUDGETS]
+                seconds = [r["cpu_s"] for r in rows if r["budget"] == 100]
                 took = f"{np.median(seconds):.1f}" if seconds else ""
-                print(f"| {sampler} | {len({r['seed'] for r in mine})} | {' | '.join(cells)} | {took} |")
+                print(f"| {sampler} | {len({r['seed'] for r in rows})} | {' | '.join(cells)} | {took} |")
     timed = [r for r in results if "mean_ms" in r]
     if timed:
         print(f"\n| journal file, {LONG} evaluations | | CPU ms each | the last {LAST} |\n|---|---|---|---|")
