@@ -318,6 +318,9 @@ def bench(
         float | None,
         typer.Option(help="Half-width of the ratios' intervals that must be reached, such as 0.01; else exit code 2."),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Upper bound on the time to measure latencies; default: by the precision.")
+    ] = None,
 ) -> None:
     """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
     from nas.commands.bench import PRECISION, bench_noise_warning, bench_rows, bench_table, write_csv
@@ -327,16 +330,19 @@ def bench(
     quiet_libraries()
     if precision is not None and not 0 < precision < 1:
         raise InputError(f"`--precision` must be between 0 and 1, such as 0.01 for 1 %, but got {precision:g}.")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"`--minutes` must be above 0, but got {minutes:g}.")
     if csv is not None:
         _check_file("--csv", csv)
-    rows = bench_rows(models, Recipe.load(workload), precision or PRECISION)
+    rows = bench_rows(models, Recipe.load(workload), precision or PRECISION, minutes)
     console.print(bench_table(rows))
     if csv is not None:
         write_csv(rows, csv)
     warning = bench_noise_warning(rows, precision or PRECISION)
     if warning and precision is not None:
         raise InputError(
-            f"`--precision {precision:g}` must be reached, but is not: {warning}. Stop other work or raise the value."
+            f"`--precision {precision:g}` must be reached, but is not: {warning}. Stop other work, raise the value or "
+            "give more `--minutes`."
         )
     if warning:
         print_line(f"noisy: {warning}")

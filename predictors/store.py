@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +67,14 @@ class MeasurementStore:
 
     def add(self, subnet: SubnetConfig, workload: Workload, stage: MeasurementStage, timing: Timing) -> None:
         """Appends one measurement on the device; it is on disk when this returns."""
-        self._lines.append([Measurement(subnet, workload, self._device(workload), stage, timing).to_dict()])
+        self.add_all([(subnet, timing)], workload, stage)
+
+    def add_all(
+        self, timings: Iterable[tuple[SubnetConfig, Timing]], workload: Workload, stage: MeasurementStage
+    ) -> None:
+        """Appends several measurements; of one subnetwork the last one counts."""
+        device = self._device(workload)
+        self._lines.append([Measurement(s, workload, device, stage, timing).to_dict() for s, timing in timings])
 
     def get(self, key: str, workload: Workload, stage: MeasurementStage) -> Timing | None:
         """The latest timing of a subnetwork on the device, or None."""

@@ -91,8 +91,8 @@ def test_bench_measures_until_both_passes_together_reach_the_precision(
     def took(call: str, *_: object) -> float:
         return 10 * noise.gauss(1, 0.02) * (slower if call == "1b" else 1)
 
-    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "_time", took)
-    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["predictors.measurement.rounds"], "fastest_ms", took)
+    monkeypatch.setattr(sys.modules["predictors.measurement.rounds"], "benchmark_mode", lambda _: nullcontext())
     plan = Plan(WORKLOAD, "", {"a": "", "b": ""}, {}, "a", 2, 0.02)
 
     def measure_once() -> Timing:
@@ -120,7 +120,7 @@ def test_a_narrow_table_has_complete_model_names() -> None:
 def test_a_bench_of_one_model_reaches_the_precision_or_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Random(0)
     monkeypatch.setattr("nas.commands.bench.load", lambda folder, plan, name: folder)
-    monkeypatch.setattr(sys.modules["predictors.measurement.measure"], "benchmark_mode", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["predictors.measurement.rounds"], "benchmark_mode", lambda _: nullcontext())
 
     def rows_of(precision: float, *passes_ms: float) -> list[BenchRow]:
         left = iter(passes_ms)
@@ -128,7 +128,7 @@ def test_a_bench_of_one_model_reaches_the_precision_or_warns(tmp_path: Path, mon
         def measured(calls: Any, first: Any, *rest: Any, **options: Any) -> dict[str, Timing]:
             ms = next(left)
             monkeypatch.setattr(
-                sys.modules["predictors.measurement.measure"], "_time", lambda *_: ms * noise.gauss(1, 0.02)
+                sys.modules["predictors.measurement.rounds"], "fastest_ms", lambda *_: ms * noise.gauss(1, 0.02)
             )
             return measure(calls, first, *rest, **options)
 

@@ -129,10 +129,11 @@ def test_watching_a_running_search_changes_nothing(text_recipe: Path, tmp_path: 
 
 
 def test_bars_fit_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(width=80, file=io.StringIO(), record=True)
+    console = Console(width=80, file=io.StringIO(), record=True, force_terminal=True)
     monkeypatch.setattr(progress_module, "console", console)
-    with progress_module.progress("search") as report:
-        report(50, 100, "100 feasible · 18 on the front · hypervolume 2.391 · best accuracy 0.9533")
+    task = progress_module.Task("search", done=50, total=100)
+    task.note = "100 feasible · 18 on the front · hypervolume 2.391 · best accuracy 0.9533"
+    console.print(task.rendered())
     text = console.export_text()
     assert "search" in text and "50/100" in text and "best accuracy 0.9533" in text and "…" not in text
     assert max(map(len, text.splitlines())) <= 80

@@ -16,7 +16,7 @@ from test_store import timing
 
 from predictors import Timing, Workload, measure
 from predictors.measurement import energy
-from predictors.measurement import measure as measure_module
+from predictors.measurement import rounds as rounds_module
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.timing import REFERENCE, combine_timings, median_interval, noise_warning, reported_latency
 from predictors.measurement.workload import device_errors_as_input_errors
@@ -87,17 +87,17 @@ def test_the_order_is_random_but_seeded():
 
 
 def test_samples_next_to_a_slow_reference_are_dropped():
-    quiet = [measure_module._Sample("a", 100, 50, 100)] * 6
-    slow = [measure_module._Sample("a", 160, 100, 160)] * 12
-    changing = [measure_module._Sample("a", 100, 90, 160)] * 3
-    out = measure_module._timings(quiet + slow + changing, None)
+    quiet = [rounds_module.Sample("a", 100, 50, 100)] * 6
+    slow = [rounds_module.Sample("a", 160, 100, 160)] * 12
+    changing = [rounds_module.Sample("a", 100, 90, 160)] * 3
+    out = rounds_module.timings_of(quiet + slow + changing, None)
     assert (out["a"].rounds, out["a"].ratio, out["a"].raw_ms) == (6, 0.5, 50)
     assert (out[REFERENCE].rounds, out[REFERENCE].raw_ms, out["a"].drift) == (6, 100, 0)
-    loose = measure_module._timings(quiet + slow + changing, None, precision=0.6)
+    loose = rounds_module.timings_of(quiet + slow + changing, None, tolerance=0.6)
     assert (loose["a"].rounds, loose[REFERENCE].rounds) == (21, 21), (
         "a drift below the wanted precision is no disturbance"
     )
-    few = measure_module._timings(quiet[:3] + slow + changing, None)
+    few = rounds_module.timings_of(quiet[:3] + slow + changing, None)
     assert (few["a"].rounds, few["a"].raw_ms) == (18, 100)
 
 
@@ -108,70 +108,46 @@ def test_rounds_continue_until_every_model_has_quiet_samples(monkeypatch):
 
     def fake_time(name: str, calls: int, workload: Workload) -> float:
         seen.append(name)
-        return (slow if len(seen) < 47 else quiet)[name]()
+        return (slow if len(seen) < 50 else quiet)[name]()
 
-    monkeypatch.setattr(measure_module, "_time", fake_time)
-    models = {name: name for name in slow}
-    samples = measure_module._collect_samples(
-        models, dict.fromkeys(models, 1), Workload(), Random(0), min_rounds=11, max_rounds=60, precision=0.01
-    )
-    for each in measure_module._timings(samples, 100.0).values():
+    monkeypatch.setattr(rounds_module, "fastest_ms", fake_time)
+    timed = measure({"steady": "steady", "noisy": "noisy"}, REFERENCE, Workload(), reference_ms=100.0, precision=0.01)
+    for each in timed.values():
         assert each.drift == pytest.approx(0)
-    assert measure_module._timings(samples, 100.0)["steady"].ratio == pytest.approx(0.5)
-    assert len(samples) < 2 * 60
+    assert timed["steady"].ratio == pytest.approx(0.5)
+    assert len(seen) < 4 * 60
 
 
 def test_drift_is_how_much_slower_the_reference_was():
-    steady = [measure_module._Sample("a", 100, 50, 100)] * 9
-    assert measure_module._timings(steady, 100)["a"].drift == pytest.approx(0)
-    assert measure_module._timings(steady, 50)["a"].drift == pytest.approx(1.0)
-    assert measure_module._timings(steady, 200)["a"].drift == pytest.approx(-0.5)
-    never_quiet = [measure_module._Sample("b", n, n, n) for n in range(150, 159)]
-    out = measure_module._timings(steady + never_quiet, 100)
+    steady = [rounds_module.Sample("a", 100, 50, 100)] * 9
+    assert rounds_module.timings_of(steady, 100)["a"].drift == pytest.approx(0)
+    assert rounds_module.timings_of(steady, 50)["a"].drift == pytest.approx(1.0)
+    assert rounds_module.timings_of(steady, 200)["a"].drift == pytest.approx(-0.5)
+    never_quiet = [rounds_module.Sample("b", n, n, n) for n in range(150, 159)]
+    out = rounds_module.timings_of(steady + never_quiet, 100)
     assert (out[REFERENCE].drift, out["a"].drift, out["b"].drift) == pytest.approx((0, 0, 0.54))
 
 
 def test_rescaled_timings_are_those_measured_with_another_reference_latency():
-    samples = [measure_module._Sample("a", 100 + n, 50, 100 + n) for n in range(9)]
-    by_two = measure_module._timings(samples, 2.0)["a"].rescaled(3.0)
-    assert asdict(by_two) == pytest.approx(asdict(measure_module._timings(samples, 3.0)["a"]))
+    samples = [rounds_module.Sample("a", 100 + n, 50, 100 + n) for n in range(9)]
+    by_two = rounds_module.timings_of(samples, 2.0)["a"].rescaled(3.0)
+    assert asdict(by_two) == pytest.approx(asdict(rounds_module.timings_of(samples, 3.0)["a"]))
     assert by_two.rescaled(3.0) == by_two
 
 
 def test_raw_timings_have_no_drift():
-    timed = measure_module._timings([measure_module._Sample("a", 100, 50, 100)] * 9, 80)
+    timed = rounds_module.timings_of([rounds_module.Sample("a", 100, 50, 100)] * 9, 80)
     assert (timed[REFERENCE].latency_ms, timed["a"].latency_ms) == (80, 40)
     assert (timed[REFERENCE].raw.latency_ms, timed["a"].raw.latency_ms) == (100, 50)
     assert timed["a"].raw.drift == pytest.approx(0)
 
 
-@pytest.mark.parametrize(
-    ("drifts", "kept", "precision"),
-    [
-        ((0.05,), 0, 0.03),
-        ((-0.9,), 0, 0.03),
-        ((0.09, 0.0), 1, 0.03),
-        ((0.09,), 0, 0.1),
-        ((0.3, 0.9), 0, 0.1),
-        ((0.9, 0.3), 1, 0.1),
-    ],
-)
-def test_a_noisy_measurement_is_repeated_once_and_the_quieter_counts(drifts, kept, precision, monkeypatch):
-    attempts = [{REFERENCE: spread_timing(1.0, 0.9, 1.1, drift)} for drift in drifts]
-    remaining = iter(attempts)
-    monkeypatch.setattr(measure_module, "measure", lambda *_, **__: next(remaining))
-    timed = measure_module.measure_retrying_if_noisy(
-        {}, lambda: None, Workload(), reference_ms=None, precision=precision
-    )
-    assert timed is attempts[kept] and next(remaining, None) is None
-
-
 def test_rounds_end_at_the_precision_or_the_limit():
-    models = {REFERENCE: product(8), "spy": product(8)}
-
     def rounds(precision: float) -> int:
-        limits = {"min_rounds": 6, "max_rounds": 9, "precision": precision}
-        return len(measure_module._collect_samples(models, dict.fromkeys(models, 1), Workload(), Random(0), **limits))
+        limits = {"rounds": 6, "max_rounds": 9, "precision": precision}
+        told = []
+        measure({"spy": product(8)}, product(8), Workload(), **limits, on_round=lambda rounds: told.append(rounds))
+        return len(told)
 
     assert (rounds(math.inf), rounds(0.0)) == (6, 9)
     timing = measure({"spy": product(8)}, product(8), Workload(), rounds=6, max_rounds=9, precision=0.0)["spy"]

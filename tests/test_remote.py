@@ -95,7 +95,7 @@ def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_pat
 @pytest.mark.slow
 def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe, Path, Path], tmp_path: Path) -> None:
     recipe, folder, device = exported
-    with pytest.raises(InputError, match=r"another device.*10 are not here.*--export"):
+    with pytest.raises(InputError, match=r"another device.*10 are missing.*--export"):
         search(recipe, folder)
     import_results(recipe, folder, device)
     run = search(recipe, folder)

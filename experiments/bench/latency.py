@@ -24,7 +24,8 @@ from nas import Supernet
 from nas.supernets.calibration import calibrate
 from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload, prepare, write_onnx
 from predictors.latency.errors import errors
-from predictors.measurement.measure import groups, measure_retrying_if_noisy
+from predictors.measurement.groups import shuffled
+from predictors.measurement.measure import measure
 from predictors.measurement.runtimes import Call, onnx_call
 from predictors.measurement.timing import MAX_DRIFT, REFERENCE, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
@@ -41,7 +42,7 @@ CHOICES = {
     "bits": ["float32", "int8"],
 }
 FITTED, HELD_OUT, REPEATED = 100, 50, 20
-PRECISION = 0.02
+PRECISION, GROUP_SIZE = 0.02, 8
 
 
 class Benchmark:
@@ -77,15 +78,15 @@ class Benchmark:
         quiet = self.quiet_timings(store)
         missing = [s for s in subnets if s.key not in quiet]
         reference = self.call(self.supernet.parent)
-        for start, group in groups(missing, seed=0):
+        order = shuffled(missing, 0)
+        for start in range(0, len(order), GROUP_SIZE):
+            group = order[start : start + GROUP_SIZE]
             if time.monotonic() > until:
                 print(f"{name}: {len(missing) - start} of {len(subnets)} still to measure")
                 return None
             reference_ms = store.reference_ms(self.workload)
             calls = {s.key: self.call(s) for s in group}
-            timed = measure_retrying_if_noisy(
-                calls, reference, self.workload, reference_ms=reference_ms, precision=PRECISION
-            )
+            timed = measure(calls, reference, self.workload, reference_ms=reference_ms, precision=PRECISION)
             store.add(self.supernet.parent, self.workload, "anchor", timed[REFERENCE].raw)
             for subnet in group:
                 store.add(subnet, self.workload, "profile", timed[subnet.key])

@@ -11,32 +11,47 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
 from nas.stages.verify import export_and_reload
-from nas.supernets.latency import time_models
+from nas.supernets.latency import models_at_once
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
-from predictors.measurement.measure import groups
-from predictors.measurement.timing import REFERENCE
+from predictors.measurement.budget import Budget
+from predictors.measurement.groups import Visit, shuffled
+from predictors.measurement.rounds import Call
+from predictors.measurement.runtimes import prepare
+from predictors.measurement.timing import REFERENCE, Timing
 
 
-def measure_again(folder: Path, seed: int) -> dict[str, dict[str, float]]:
+def measure_again(folder: Path, seed: int, minutes: float) -> dict[str, dict[str, float]]:
     """Key -> latency in milliseconds, on the scale of the run and uncorrected."""
     quiet_libraries()
     run = Run(folder)
     context, store = TaskContext(run.recipe), run.store
+    workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
     supernet, _ = load_supernet(run, context)
-    latencies = {}
-    for _, group in groups([point.subnet for point in run.front()], seed=seed):
-        timed = time_models(
-            context, supernet, {s.key: export_and_reload(run, context, supernet, s) for s in group}, store
+    latencies: dict[str, dict[str, float]] = {}
+    subnets = {point.key: point.subnet for point in run.front()}
+
+    def load(key: str) -> Call:
+        if key == REFERENCE:
+            return prepare(supernet.extract(supernet.parent), inputs, workload)
+        return prepare(export_and_reload(run, context, supernet, subnets[key]), inputs, workload)
+
+    def add(timings: Mapping[str, Timing]) -> None:
+        latencies.update(
+            {k: {"latency_ms": t.latency_ms, "raw_ms": t.raw_ms} for k, t in timings.items() if k != REFERENCE}
         )
-        latencies |= {s.key: {"latency_ms": timed[s.key].latency_ms, "raw_ms": timed[s.key].raw_ms} for s in group}
-        drift = timed[REFERENCE].drift
+        drift = timings[REFERENCE].drift
         print(f"{len(latencies)} measured, reference model at {1 + drift:.2f} of its latency", file=sys.stderr)
+
+    budget, size = Budget(60 * minutes), models_at_once(context, supernet)
+    visit = Visit(load, workload, budget, add, lambda: store.reference_ms(workload), size, least=len(subnets))
+    visit.measure(shuffled(list(subnets), seed))
     return latencies
 
 
@@ -45,12 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=1.0, help="Time limit of each process.")
     parser.add_argument("--seed", type=int, help="Measure in this process and print JSON.")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        print(json.dumps(measure_again(arguments.run, arguments.seed)))
+        print(json.dumps(measure_again(arguments.run, arguments.seed, arguments.minutes)))
         return
-    command = [sys.executable, __file__, str(arguments.run), "--seed"]
+    command = [sys.executable, __file__, str(arguments.run), "--minutes", str(arguments.minutes), "--seed"]
     again = [
         json.loads(subprocess.run([*command, f"{100 + n}"], stdout=subprocess.PIPE, text=True, check=True).stdout)
         for n in range(arguments.processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,14 @@ from rich.table import Table
 from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
 from nas.runs.isolated import run_in_subprocess
+from nas.runs.progress import ProgressCallback, progress
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.loading import load_config
 from predictors import Timing, Workload, device_name, measure
+from predictors.measurement.budget import Budget
+from predictors.measurement.measure import MAX_ROUNDS
 from predictors.measurement.plan import Plan, load
+from predictors.measurement.rounds import Rounds, by_name
 from predictors.measurement.runtimes import check_runtime, write_onnx_workload
 from predictors.measurement.timing import REFERENCE, combine_timings, noise_warning
 from search_spaces import FAMILIES, TASKS, InputError
@@ -67,13 +71,16 @@ class BenchRow:
         return row | self.workload.to_dict() | {"device_name": self.device_name}
 
 
-def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISION) -> list[BenchRow]:
+def bench_rows(
+    models: Sequence[str], recipe: Recipe, precision: float = PRECISION, minutes: float | None = None
+) -> list[BenchRow]:
     """Measures models in interleaved rounds with the first one, then memory and energy of each in a new process.
 
     Args:
         models: Folders or hub ids that the task's auto class loads.
         recipe: Gives the task and the workload.
         precision: Wanted half-width of the confidence interval of each ratio, relative; see `bench_noise_warning`.
+        minutes: Upper bound on the time to measure latencies; None: none, but 60 rounds of each of two loadings.
 
     Raises:
         InputError: If a model does not load or fit the workload, or the workload cannot run on this device.
@@ -82,12 +89,15 @@ def bench_rows(models: Sequence[str], recipe: Recipe, precision: float = PRECISI
     workload.check_available()
     check_runtime(workload)
     with tempfile.TemporaryDirectory(prefix="nas-bench-") as work:
-        folder, plan = Path(work), _plan(models, recipe, precision, Path(work))
-        timings = _timings(plan, folder)
-        footprints = {
-            name: run_in_subprocess("predictors.measurement.plan", "footprint", str(folder), name, what=name)
-            for name in plan.models
-        }
+        folder, plan = Path(work), _plan(models, recipe, precision, Path(work), minutes)
+        with progress("latency") as report:
+            timings = _timings(plan, folder, report)
+        footprints = {}
+        with progress("memory") as report:
+            for number, name in enumerate(plan.models, 1):
+                arguments = ("predictors.measurement.plan", "footprint", str(folder), name)
+                footprints[name] = run_in_subprocess(*arguments, what=name)
+                report(number, len(plan.models), name)
     return [
         BenchRow(n, timings[n], **footprints[n], workload=workload, device_name=device_name(workload)) for n in timings
     ]
@@ -139,7 +149,7 @@ def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
     pd.DataFrame([row.to_dict() for row in rows]).to_csv(file, index=False)
 
 
-def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) -> Plan:
+def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, minutes: float | None) -> Plan:
     """Writes the inputs of every model and, for ONNX Runtime, its file; other runtimes load the model's own folder."""
     import transformers
 
@@ -158,7 +168,7 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path) 
             file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
             models[name] = str(file)
         np.savez(folder / inputs[name], **fed)  # type: ignore[arg-type]
-    plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision)
+    plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision, minutes=minutes)
     plan.write(folder)
     return plan
 
@@ -194,7 +204,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
     return Inputs(family, getattr(config, family.sub_config) if family.sub_config else config).max_sequence_length
 
 
-def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
+def _timings(plan: Plan, folder: Path, report: ProgressCallback = lambda done, total, note: None) -> dict[str, Timing]:
     """Model -> its timing over passes that each load all models again; on the scale of the faster pass.
 
     The combined interval of all passes must reach the precision. Passes before the last must reach half of it; the
@@ -202,12 +212,16 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
     relative to it.
     """
     passes: list[dict[str, Timing]] = []
+    budget = Budget.of_minutes(plan.minutes)
     for number in range(plan.passes):
+        part = None if plan.minutes is None else budget.share(1 / (plan.passes - number))
         first, *others = [load(folder, plan, name) for name in plan.models]
         calls = dict(zip(list(plan.models)[1:], others, strict=True))
         wanted = plan.precision if number == plan.passes - 1 else plan.precision / 2
         previous = _combine_passes(passes) if passes else None
-        timed = measure(calls, first, plan.workload, precision=wanted, seed=number, previous=previous)
+        on_round = partial(_report_round, report, number, plan.passes)
+        options: dict[str, Any] = {"seed": number, "previous": previous, "on_round": on_round, "budget": part}
+        timed = measure(calls, first, plan.workload, precision=wanted, **options)
         passes.append(timed if calls else {REFERENCE: timed[REFERENCE].as_milliseconds})
     if len(plan.models) == 1:
         reference = _combine_passes(passes)[REFERENCE]
@@ -219,6 +233,13 @@ def _timings(plan: Plan, folder: Path) -> dict[str, Timing]:
     )
     reference = replace(timings.pop(REFERENCE), ratio=1.0, ratio_low=1.0, ratio_high=1.0)
     return {plan.reference: reference, **timings}
+
+
+def _report_round(report: ProgressCallback, number: int, passes: int, rounds: Rounds) -> None:
+    """Each pass has at most `MAX_ROUNDS` rounds, and ends earlier once the precision is reached."""
+    done = max(len(own) for own in by_name(rounds.samples).values())
+    total = passes * MAX_ROUNDS
+    report(min(number * MAX_ROUNDS + done, total), total, f"pass {number + 1}, round {done}")
 
 
 def _combine_passes(passes: Sequence[Mapping[str, Timing]]) -> dict[str, Timing]:

@@ -32,13 +32,16 @@ BUNDLED_MODULES = {
     "search_spaces.dimensions": ("bits",),
     "predictors": (),
     "predictors.measurement": (
+        "budget",
         "energy",
+        "groups",
         "json_lines",
         "measure",
         "memory",
         "onnx_export",
         "plan",
         "precision",
+        "rounds",
         "runtimes",
         "timing",
         "workload",
@@ -194,6 +197,7 @@ def _write_bundle(
         reference_ms=reference_ms,
         remote_code=True,
         untrained=untrained,
+        minutes=run.recipe.verify.minutes if stages == PASSES else run.recipe.profile.minutes,
     ).write(out)
     (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(REQUIRED_PACKAGES[workload.runtime])))
     for package, modules in BUNDLED_MODULES.items():

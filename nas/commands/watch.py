@@ -54,7 +54,7 @@ def _progress(run: Run, name: str) -> str:
     if name in ("parent", "supernet"):
         return _training_progress(run.folder / name)
     if name == "profile" and run.measurements.exists():
-        return f"{_count_lines(run.measurements)} measured"
+        return f"{len(run.store.rows(run.recipe.workload, 'profile'))} measured"
     if name == "search" and run.study.exists():
         return "started"
     if name == "verify" and run.verified.exists():

@@ -16,10 +16,10 @@ from nas.exports.formats import formats_in, load_export, read_export_info, workl
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
-from predictors.measurement.measure import benchmark_mode
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.onnx_export import onnx_session
 from predictors.measurement.plan import import_libraries
+from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtimes import input_names, onnx_call, prepare
 from predictors.measurement.timing import REFERENCE
 from search_spaces import TASKS, InputError

@@ -24,6 +24,8 @@ class Point:
         measured: True: latency measured on the exported model, metrics on the held-out split. False: latency
             predicted, metrics on the search split.
         feasible: Whether it satisfies every constraint.
+        undecided: Constrained costs that cannot be told apart from their bound, as it lies in the value's interval;
+            ``feasible`` goes by the value.
         predicted: Whether the latency of a measured point is still predicted, because the run's device is another one
             that has not measured the front yet.
     """
@@ -35,6 +37,7 @@ class Point:
     measured: bool = False
     feasible: bool = True
     predicted: bool = False
+    undecided: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -49,4 +52,5 @@ class Point:
     def from_dict(cls, data: dict[str, Any]) -> Point:
         """Reads back what `to_dict` wrote."""
         rest = {name: value for name, value in data.items() if name not in ("key", "subnet")}
+        rest["undecided"] = tuple(rest.get("undecided", ()))
         return cls(subnet=SubnetConfig.from_dict(data["subnet"]), **rest)

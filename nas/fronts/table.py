@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nas.fronts.front import ParetoFront
+    from nas.fronts.point import Point
 
 KNEE = " ◀"
+UNDECIDED = "≈"
 SUBNETWORK_WIDTH = 25
 """Columns left for the subnetwork of 80; a longer text is wrapped at its commas."""
 TERMINAL_COLUMNS = ("size_mb",)
@@ -59,11 +61,17 @@ def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
     return [
         [
             point.key + KNEE * (point is knee),
-            *(format_value(name, point.values.get(name, math.nan), point.errors.get(name)) for name in names),
+            *(_cell(point, name) for name in names),
             str(point.subnet),
         ]
         for point in front
     ]
+
+
+def _cell(point: Point, name: str) -> str:
+    """A value with its spread, marked if it cannot be told apart from its bound."""
+    mark = UNDECIDED if name in point.undecided else ""
+    return mark + format_value(name, point.values.get(name, math.nan), point.errors.get(name))
 
 
 def _caption(front: ParetoFront) -> str:
@@ -82,4 +90,6 @@ def _caption(front: ParetoFront) -> str:
         if any(n.endswith(FINETUNED_SUFFIX) for n in front.value_names)
         else ""
     )
+    if any(point.undecided for point in front):
+        tuned += f" {UNDECIDED} cannot be told apart from its bound in this noise."
     return f"{KNEE.strip()} knee. {how[0].upper()}{how[1:]}.{tuned}"

@@ -12,6 +12,8 @@ from typing import Literal
 from search_spaces.errors import InputError
 
 Direction = Literal["maximize", "minimize"]
+Verdict = Literal["holds", "misses", "undecided"]
+"""What a measured value says about a bound; ``undecided``: it cannot be told apart from the bound in this noise."""
 
 COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
 METRICS: dict[str, Direction] = {
@@ -80,6 +82,16 @@ class Bound:
             return abs(value - self.value)
         excess = value - self.value if self.op[0] == "<" else self.value - value
         return math.ulp(0.0) if excess == 0 and len(self.op) == 1 else excess
+
+    def verdict(self, value: float, error: float = 0.0) -> Verdict:
+        """Whether a measured value satisfies the bound, given half the width of its interval, in the same unit.
+
+        It holds if it does for all of the interval, and misses if it does for none of it.
+        """
+        ends = [self.violation(value - error) <= 0, self.violation(value + error) <= 0]
+        if self.op == "==" and abs(value - self.value) <= error > 0:
+            return "undecided"
+        return "holds" if all(ends) else "undecided" if any(ends) else "misses"
 
     def __str__(self) -> str:
         return f"{self.op} {self.value:g}"

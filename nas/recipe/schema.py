@@ -42,8 +42,9 @@ RESUMABLE_KEYS = (
     "search.workers",
     *(f"{section}.{unit}_per_worker" for section in ("search", "parent", "supernet") for unit in ("cpus", "gpus")),
     *(f"{section}.report_to" for section in ("parent", "supernet")),
+    *(f"{section}.minutes" for section in ("profile", "verify")),
 )
-"""Keys that may change when a run resumes: they set where it runs and who logs it, not its results."""
+"""Keys that may change when a run resumes: they set where and how long it runs and who logs it."""
 
 DEFAULT_EPOCHS = 3.0
 
@@ -161,11 +162,25 @@ class SupernetTraining(Training):
 
 
 class Profile(_Section):
-    """How many subnetworks the latency predictor is fitted on, and how precisely each is measured."""
+    """How many subnetworks the latency predictor is fitted on, and for how long they are measured.
 
-    samples: int = Field(60, ge=10, description="Subnetworks that are measured.")
+    Measuring ends at the first of these: the time is over; the predictor's error is reached, or has stopped falling;
+    every latency has its precision.
+    """
+
+    samples: int = Field(60, ge=10, description="Subnetworks that are measured, if time suffices.")
+    minutes: float | None = Field(
+        None, gt=0, description="Upper bound on the time to measure them; default: proposed from the model's speed."
+    )
+    error: float = Field(
+        0.03, gt=0, lt=1, description="Cross-validated relative error of the predictor at which measuring ends."
+    )
     precision: float = Field(
-        0.03, gt=0, lt=1, description="Wanted half-width of the 95 % confidence interval of a latency, relative."
+        0.03,
+        gt=0,
+        lt=1,
+        description="Half-width of the 95 % confidence interval of a latency, relative, that is precise enough; also "
+        "when the front is measured.",
     )
     earlier: list[str] = Field(
         default_factory=list,
@@ -200,6 +215,17 @@ class Search(_Section):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a Ray worker; may be a fraction.")
 
 
+class Verify(_Section):
+    """For how long the exported models of the front are measured.
+
+    Measuring ends when neighbours on the front are told apart or have `profile.precision`, or the time is over.
+    """
+
+    minutes: float | None = Field(
+        None, gt=0, description="Upper bound on the time to measure them; default: proposed from the model's speed."
+    )
+
+
 class Recipe(_Section):
     """Everything that a run depends on.
 
@@ -224,6 +250,7 @@ class Recipe(_Section):
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
     profile: Profile = Field(default_factory=Profile)
     search: Search = Field(default_factory=Search)
+    verify: Verify = Field(default_factory=Verify)
     seed: int = Field(0, ge=0, description="Seed of data order, sampling and search.")
 
     @field_validator("space", mode="before")

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 
+from nas.recipe.schema import Profile
+from nas.runs.progress import print_line
 from nas.runs.run import Run
-from nas.supernets.latency import measure_subnets
+from nas.supernets.latency import Enough, measure_subnets
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, DevicePeak, MeasurementStore, SubnetPredictor, Timing, roofline_ms
 from predictors.latency.active_learning import most_uncertain
-from predictors.latency.features import features
-from predictors.measurement.measure import GROUP_SIZE
+from predictors.latency.features import feature_names, features
+from predictors.latency.predictor import MIN_MEASUREMENTS, quick_error
+from predictors.measurement.budget import Budget
 from search_spaces import SearchSpace, SubnetConfig
 
-N_CANDIDATES = 512
-"""Sampled subnetworks from which active learning selects."""
+N_CANDIDATES, GROUP_SIZE = 512, 8
+"""Sampled subnetworks from which active learning selects, and how many it selects at once."""
+MIN_FALL = 0.05
+"""The predictor's error has stopped falling when further rounds reduce it by less than this share."""
+MIN_TO_STOP = 24
+"""Measurements that it takes to believe a cross-validated error."""
 
 
 def run_profile(run: Run, context: TaskContext, cluster: str | None = None) -> None:
@@ -74,23 +83,102 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
         predictor.save(work)
 
 
+class Accuracy:
+    """Whether more measuring would still improve the latency predictor.
+
+    It is enough once the cross-validated error has reached the recipe's, or no longer falls with further rounds, or
+    every latency is precise enough.
+
+    Args:
+        run: The run, with earlier measurements.
+        space: Its space.
+        subnets: All subnetworks that may be measured.
+
+    Attributes:
+        error: The cross-validated error, relative; None before the first check.
+    """
+
+    def __init__(self, run: Run, space: SearchSpace, subnets: Sequence[SubnetConfig]) -> None:
+        self.settings, self.names = run.recipe.profile, feature_names(space)
+        self._store, self._workload = run.store, run.recipe.workload
+        self._features = dict(zip([s.key for s in subnets], features(space, subnets), strict=True))
+        self.error: float | None = None
+        self._models = 0
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the error is reached, with enough measurements to believe it."""
+        return (
+            self.error is not None
+            and self.error <= self.settings.error
+            and self._models >= min(MIN_TO_STOP, len(self._features))
+        )
+
+    def __call__(self, timings: Mapping[str, Timing]) -> bool:
+        """Checks the measurements of the run together with those of a group that is being measured."""
+        known = {m.subnet.key: m.timing.ratio for m in self._store.rows(self._workload, "profile")}
+        known |= {key: timing.ratio for key, timing in timings.items()}
+        ratios = {key: ratio for key, ratio in known.items() if key in self._features}
+        is_precise = max(timing.precision for timing in timings.values()) <= self.settings.precision
+        if len(ratios) < MIN_MEASUREMENTS:
+            return is_precise
+        table = np.array([self._features[key] for key in ratios])
+        before, self.error = self.error, quick_error(table, np.array(list(ratios.values())), self.names)
+        has_stalled = before is not None and self._models == len(ratios) and self.error > (1 - MIN_FALL) * before
+        self._models = len(ratios)
+        return has_stalled or is_precise or self.is_reached
+
+    @property
+    def note(self) -> str:
+        """The error in words."""
+        return "" if self.error is None else f"predictor's error {self.error:.1%}"
+
+
 def _measure_all(
     run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, bound_ms: float | None
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """Sampled subnetworks, actively selected ones, and the latencies of all of them by key."""
-    samples, seed = context.recipe.profile.samples, context.recipe.seed
+    settings, seed = context.recipe.profile, context.recipe.seed
     known, selected = reusable_measurements(run, space)
     active = bound_ms is not None and not run.is_remote
-    sampled = profile_sample(space, (samples + 1) // 2 if active else samples, seed, known, selected)
-    measured = measure_subnets(run, context, supernet, [*sampled, *selected])
-    while bound_ms is not None and active and len(measured) < samples:
-        count = min(GROUP_SIZE, samples - len(measured))
+    share = 0.5 if active else 1.0
+    sampled = profile_sample(space, math.ceil(settings.samples * share), seed, known, selected)
+    accuracy, budget = Accuracy(run, space, sampled), Budget.of_minutes(settings.minutes)
+    least = max(MIN_MEASUREMENTS - len(known) - len(selected), 0)
+    when: dict[str, Any] = {"enough": accuracy, "is_done": lambda: accuracy.is_reached, "note": lambda: accuracy.note}
+    part = Budget(None if budget.seconds is None else share * budget.seconds)
+    measured = measure_subnets(run, context, supernet, [*sampled, *selected], budget=part, least=least, **when)
+    sampled, selected = ([s for s in subnets if s.key in measured] for subnets in (sampled, selected))
+    if budget.seconds is None and part.seconds is not None:
+        budget.propose(part.seconds / share)
+    while bound_ms is not None and active and len(measured) < settings.samples and not budget.is_over:
+        count = min(GROUP_SIZE, settings.samples - len(measured))
         group = next_subnets(space, [*sampled, *selected], measured, count, bound_ms, seed)
         if not group:
             break
+        part = budget.share(count / (settings.samples - len(measured)))
+        options: dict[str, Any] = {"budget": part, "may_set_reference": False, "enough": _are_precise(settings)}
+        measured |= measure_subnets(run, context, supernet, group, **options)
         selected += group
-        measured = measure_subnets(run, context, supernet, [*sampled, *selected], may_set_reference=False)
+    if not run.is_remote:
+        wanted = max(min(settings.samples, space.size), len(measured))
+        print_line(f"profile    {_summary(settings, len(measured), wanted, accuracy, budget)}")
     return sampled, selected, measured
+
+
+def _are_precise(settings: Profile) -> Enough:
+    return lambda timings: max(timing.precision for timing in timings.values()) <= settings.precision
+
+
+def _summary(settings: Profile, n_measured: int, wanted: int, accuracy: Accuracy, budget: Budget) -> str:
+    """What was measured, in how much time; if time did not suffice, what was missed and the way out."""
+    said = f"{n_measured} of {wanted} subnetworks in {budget.elapsed / 60:.1f} minutes"
+    said += f"; {accuracy.note}" if accuracy.note else ""
+    missed = accuracy.error is not None and accuracy.error > settings.error
+    said += f", not the {settings.error:.1%} of `profile.error`" if missed else ""
+    if budget.is_over and (missed or n_measured < wanted):
+        return f"{said}; more time: `profile.minutes={2 * (budget.seconds or 0) / 60:.2g}`"
+    return f"{said}; more time would not lower it, more `profile.samples` may" if missed else said
 
 
 def profile_sample(

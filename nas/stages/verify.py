@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,20 @@ from nas.fronts.point import Point
 from nas.recipe.objectives import against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
-from nas.runs.progress import progress
+from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, evaluated_points, open_studies
-from nas.supernets.latency import time_models, warn_if_noisy
+from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
+from predictors.measurement.budget import Budget
+from predictors.measurement.groups import shuffled
 from predictors.measurement.json_lines import JsonLines
-from predictors.measurement.measure import groups
-from predictors.measurement.timing import ReportedLatency, reported_latency
+from predictors.measurement.runtimes import prepare
+from predictors.measurement.timing import REFERENCE, ReportedLatency, reported_latency
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
@@ -40,8 +43,9 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
     Each subnetwork is exported, reloaded and compared with the supernet. The reloaded model is scored on the held-out
-    split and measured twice, the second time reloaded again and grouped with other models. These values decide
-    whether it satisfies the constraints. The front holds the non-dominated subnetworks of all studies together.
+    split and measured twice, the second time reloaded again, as far as `verify.minutes` allows. These values decide
+    whether it satisfies the constraints; a latency whose interval contains its bound is marked as undecided. The front
+    holds the non-dominated subnetworks of all studies together.
 
     Args:
         run: The run, with its studies.
@@ -68,6 +72,8 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         if point.key in results
     ]
     parent = _to_point(results[PARENT], PARENT, recipe.bounds)
+    if not run.is_remote:
+        print_line(f"verify     {_summary(run, verified)}")
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(run, verified)
@@ -99,20 +105,11 @@ def _verify_all(
 
     Latencies that another device measures are predicted until they are imported (see `nas.commands.remote`).
     """
-    passes: tuple[MeasurementStage, ...] = () if run.is_remote else PASSES
     scored = {**subnets, PARENT: supernet.parent}
-    measured = list({subnet.key: subnet for subnet in scored.values()}.values())
-    done, total = 0, len(scored) + len(passes) * len(measured)
     with progress("verify") as report:
-
-        def advance(models: int) -> None:
-            nonlocal done
-            done += models
-            report(done, total, "")
-
-        results = _score_all(run, context, supernet, scored, advance)
-        for number, stage in enumerate(passes, 1):
-            _measure(run, context, supernet, measured, stage, number, advance)
+        results = _score_all(run, context, supernet, scored, lambda done: report(done, len(scored), "scored"))
+    if not run.is_remote:
+        _measure_all(run, context, supernet, {subnet.key: subnet for subnet in scored.values()})
     predictor = run.load_predictor()
     for key, result in results.items():
         subnet = SubnetConfig.from_dict(result["subnet"])
@@ -134,17 +131,17 @@ def _reference_latency(run: Run) -> ReportedLatency:
     return reported_latency(timing, None, [])
 
 
-Advance = Callable[[int], None]
-"""Called with the number of further models that are done."""
-
-
 def _score_all(
-    run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], advance: Advance
+    run: Run,
+    context: TaskContext,
+    supernet: Supernet,
+    subnets: Mapping[str, SubnetConfig],
+    report: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
     """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl."""
     file = verified_file(run)
     done, counts = dict(file.read()), AnalyticCosts.from_model(supernet.model, supernet.layout)
-    for key, subnet in subnets.items():
+    for number, (key, subnet) in enumerate(subnets.items(), 1):
         if key not in done:
             model = (
                 _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
@@ -156,32 +153,63 @@ def _score_all(
             errors = {name: metric.standard_error for name, metric in scores.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
             file.append([done[key]])
-        advance(1)
+        report(number)
     return {key: done[key] for key in subnets}
 
 
-def _measure(
-    run: Run,
-    context: TaskContext,
-    supernet: Supernet,
-    subnets: Sequence[SubnetConfig],
-    stage: MeasurementStage,
-    number: int,
-    advance: Advance,
-) -> None:
-    """Measures exported models that are not in the store yet, in groups that differ from pass to pass."""
-    store, workload = run.store, run.recipe.workload
-    missing = [subnet for subnet in subnets if store.get(subnet.key, workload, stage) is None]
-    advance(len(subnets) - len(missing))
-    timings: dict[str, Timing] = {}
-    for _, group in groups(missing, seed=number):
-        models = {subnet.key: export_and_reload(run, context, supernet, subnet) for subnet in group}
-        timed = time_models(context, supernet, models, store)
-        for subnet in group:
-            store.add(subnet, workload, stage, timed[subnet.key])
-        timings |= timed
-        advance(len(group))
-    warn_if_noisy(timings, context)
+def _measure_all(run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]) -> None:
+    """Measures exported models in two passes, each in half of the time; all are measured once whatever the time."""
+    settings, workload, inputs = run.recipe.verify, run.recipe.workload, context.dummy_inputs(run.recipe.workload)
+    budget = Budget.of_minutes(settings.minutes)
+    for number, stage in enumerate(PASSES, 1):
+        missing = {key: s for key, s in subnets.items() if run.store.get(key, workload, stage) is None}
+        if not missing:
+            continue
+        part = budget.share(1 / (len(PASSES) + 1 - number))
+        with time_progress("verify", part) as report:
+            visit = subnet_visit(
+                context,
+                supernet,
+                run.store,
+                missing,
+                stage,
+                part,
+                load=lambda subnet: prepare(export_and_reload(run, context, supernet, subnet), inputs, workload),
+                report=report,
+                enough=lambda timings: not _not_told_apart(timings, run.recipe.profile.precision),
+                note=f"pass {number} of {len(PASSES)}".__str__,
+                seed=number,
+            )
+            visit.least = len(missing) if number == 1 else 0
+            visit.measure(shuffled(list(missing), number))
+
+
+def _not_told_apart(timings: Mapping[str, Timing], precision: float) -> list[tuple[str, str]]:
+    """Neighbours in latency whose intervals overlap, unless both are as precise as wanted."""
+    ordered = sorted((key for key in timings if key != REFERENCE), key=lambda key: timings[key].ratio)
+    return [
+        (one, other)
+        for one, other in pairwise(ordered)
+        if timings[one].ratio_high >= timings[other].ratio_low
+        and max(timings[one].precision, timings[other].precision) > precision
+    ]
+
+
+def _summary(run: Run, points: Sequence[Point]) -> str:
+    """How sure the measured latencies are, and what could not be told apart, with the way out."""
+    workload, precision = run.recipe.workload, run.recipe.profile.precision
+    keys = {point.key for point in points}
+    timings = {m.subnet.key: m.timing for m in run.store.rows(workload, "export") if m.subnet.key in keys}
+    repeated = sum(run.store.get(key, workload, "repeat") is not None for key in keys)
+    widest = max((point.errors["latency_ms"] / point.values["latency_ms"] for point in points), default=0.0)
+    said = [f"{len(keys)} measured, {repeated} of them twice; latencies within ±{widest:.1%}"]
+    if overlapping := len(_not_told_apart(timings, precision)):
+        said.append(f"{overlapping} of {len(timings) - 1} neighbours in latency cannot be told apart in this noise")
+    if undecided := len({point.key for point in points if point.undecided}):
+        said.append(f"{undecided} cannot be told apart from a bound")
+    if (overlapping or repeated < len(keys)) and run.recipe.verify.minutes is not None:
+        said.append(f"more time: `verify.minutes={2 * run.recipe.verify.minutes:g}`")
+    return "; ".join(said)
 
 
 def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
@@ -198,8 +226,11 @@ def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedMod
 
 def _to_point(result: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
     feasible = all(bound.violation(result["values"][name]) <= 0 for name, bound in bounds.items())
+    latency = result["values"]["latency_ms"], result["errors"]["latency_ms"]
+    undecided = "latency_ms" in bounds and bounds["latency_ms"].verdict(*latency) == "undecided"
     subnet = SubnetConfig.from_dict(result["subnet"])
     state = {"measured": True, "feasible": feasible, "predicted": result["predicted"]}
+    state["undecided"] = ("latency_ms",) if undecided else ()
     return Point(subnet, result["values"], result["errors"], source, **state)  # type: ignore[arg-type]
 
 
@@ -207,6 +238,8 @@ def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
     bounds = run.recipe.bounds
     closest = min(evaluated, key=lambda point: total_violation(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
+    undecided = sum(bool(point.undecided) for point in evaluated)
+    where += f" ({undecided} cannot be told apart from the bound in this noise)" if undecided else ""
     raise InputError(
         f"no subnetwork satisfies the constraints {where}; the closest of {len(evaluated)} "
         f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add "

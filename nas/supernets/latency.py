@@ -1,22 +1,25 @@
-"""Measures the latencies of extracted subnetworks."""
+"""Measures latencies of subnetworks within a budget of time, and stores them in the run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from nas.runs.progress import print_line, progress
+from nas.runs.progress import TimeReport, time_progress
 from nas.runs.run import Run
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors import MeasurementStore, Timing
-from predictors.measurement.measure import groups, measure_retrying_if_noisy
+from predictors import AnalyticCosts, MeasurementStage, MeasurementStore, Timing
+from predictors.measurement.budget import Budget
+from predictors.measurement.groups import Visit, group_size
+from predictors.measurement.memory import memory_mb
+from predictors.measurement.rounds import Call
 from predictors.measurement.runtimes import prepare
-from predictors.measurement.timing import REFERENCE, max_drift, noise_warning
+from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SubnetConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+Enough = Callable[[Mapping[str, Timing]], bool]
+"""Whether the models of a group are known well enough, by their timings so far."""
 
 
 def measure_subnets(
@@ -25,22 +28,27 @@ def measure_subnets(
     supernet: Supernet,
     subnets: Sequence[SubnetConfig],
     *,
+    budget: Budget | None = None,
+    least: int | None = None,
     may_set_reference: bool = True,
+    **when: Any,
 ) -> dict[str, Timing]:
-    """Measures the subnetworks that the run has not measured yet, in groups, each group together with the parent.
+    """Measures the subnetworks that the run has not measured yet, in rounds together with the parent.
 
     Until a predictor is fitted, the median latency of the parent over all groups is the reference of all latencies.
-    Groups whose parent was slower than that, because other work disturbed them, are measured once more.
 
     Args:
-        run: Keeps the measurements.
-        context: Of its recipe.
-        supernet: The subnetworks are extracted from it.
-        subnets: The subnetworks to measure.
+        run: The run.
+        context: The context of its recipe.
+        supernet: What is extracted from.
+        subnets: What to measure.
+        budget: Time limit; default: one proposed from the speed of the models.
+        least: Subnetworks that are measured whatever the budget; default: all.
         may_set_reference: Whether the parent's latency in these groups counts for the reference.
+        when: ``enough``, ``is_done`` and ``note`` of `subnet_visit`.
 
     Returns:
-        Key of a subnetwork -> its latency.
+        Key of a subnetwork -> its latency, for those that time sufficed for.
 
     Raises:
         InputError: If the latencies of the run come from another device and some are missing.
@@ -53,59 +61,95 @@ def measure_subnets(
             f"the latencies of `{run.folder}` come from another device, and {len(missing)} are missing; run `nas "
             "profile RECIPE --export FOLDER` here, measure there, then run `nas profile RECIPE --import FOLDER` here."
         )
-
-    def measure_group(group: Sequence[SubnetConfig]) -> None:
-        models = {subnet.key: supernet.extract(subnet) for subnet in group}
-        timed = time_models(context, supernet, models, store, may_set_reference=may_set_reference)
-        for subnet in group:
-            store.add(subnet, workload, "profile", timed[subnet.key])
-
     if missing:
-        with progress("profile") as report:
-            for start, group in groups(missing):
-                measure_group(group)
-                report(start + len(group), len(missing), "")
-            timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-            limit = max_drift(context.recipe.profile.precision)
-            for _, group in groups([s for s in missing if may_set_reference and timings[s.key].drift > limit]):
-                measure_group(group)
+        budget, inputs = budget or Budget(), context.dummy_inputs(workload)
+        with time_progress("profile", budget) as report:
+            visit = subnet_visit(
+                context,
+                supernet,
+                store,
+                {subnet.key: subnet for subnet in missing},
+                "profile",
+                budget,
+                load=lambda subnet: prepare(supernet.extract(subnet), inputs, workload),
+                report=report,
+                may_set_reference=may_set_reference,
+                **when,
+            )
+            visit.least = len(missing) if least is None else least
+            visit.measure([subnet.key for subnet in missing])
     timings = {m.subnet.key: m.timing for m in store.rows(workload, "profile")}
-    warn_if_noisy({subnet.key: timings[subnet.key] for subnet in missing}, context)
-    return {subnet.key: timings[subnet.key] for subnet in subnets}
+    return {subnet.key: timings[subnet.key] for subnet in subnets if subnet.key in timings}
 
 
-def warn_if_noisy(timings: Mapping[str, Timing], context: TaskContext) -> None:
-    """Prints how many latencies are less precise than ``profile.precision``."""
-    if warning := noise_warning(timings, context.recipe.profile.precision):
-        print_line(f"noisy      {warning}")
-
-
-def time_models(
+def subnet_visit(
     context: TaskContext,
     supernet: Supernet,
-    models: dict[str, PreTrainedModel],
     store: MeasurementStore,
+    subnets: Mapping[str, SubnetConfig],
+    stage: MeasurementStage,
+    budget: Budget,
     *,
+    load: Callable[[SubnetConfig], Call],
+    report: TimeReport,
     may_set_reference: bool = False,
-) -> dict[str, Timing]:
-    """Measures models together with the parent's architecture.
+    enough: Enough = lambda timings: False,
+    is_done: Callable[[], bool] = lambda: False,
+    note: Callable[[], str] = lambda: "",
+    seed: int = 0,
+) -> Visit:
+    """A visit that measures subnetworks beside the parent's architecture, and stores their timings.
 
     Args:
-        context: Its recipe gives the workload and the precision.
-        supernet: The parent is extracted from it.
-        models: Name -> model.
-        store: Holds the reference latency of the parent.
-        may_set_reference: Whether the parent's latency is stored to set that reference.
-
-    Returns:
-        Name -> latency.
+        context: The context of the run's recipe.
+        supernet: What the parent's architecture is extracted from.
+        store: Keeps the measurements.
+        subnets: Key -> subnetwork.
+        stage: Stage under which timings are stored.
+        budget: Time limit.
+        load: Loads a subnetwork.
+        report: Told how far it is.
+        may_set_reference: Whether the parent's latency is stored to set the reference.
+        enough: See `predictors.measurement.groups.Visit`.
+        is_done: See there.
+        note: The number that matters so far, for the progress bar.
+        seed: Order of the models.
     """
     workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
-    reference_ms = store.reference_ms(workload)
-    calls = {key: prepare(model, inputs, workload) for key, model in models.items()}
-    reference = prepare(supernet.extract(supernet.parent), inputs, workload)
-    precision = context.recipe.profile.precision
-    timed = measure_retrying_if_noisy(calls, reference, workload, reference_ms=reference_ms, precision=precision)
-    if reference_ms is None or may_set_reference:
-        store.add(supernet.parent, workload, "anchor", timed[REFERENCE].raw)
-    return timed
+
+    def save(timings: Mapping[str, Timing]) -> None:
+        if store.reference_ms(workload) is None or may_set_reference:
+            store.add(supernet.parent, workload, "anchor", timings[REFERENCE].raw)
+        rows = [(subnets[key], timing) for key, timing in timings.items() if key != REFERENCE]
+        store.add_all(rows, workload, stage)
+
+    def on_progress(loaded: int, models: int, rounds: int) -> None:
+        done = f"round {rounds} of {models} models" if rounds else f"loading {loaded + 1} of {models} models"
+        report(" · ".join(filter(None, (f"{len(visit.measured)} done" * bool(visit.measured), done, note()))))
+
+    def prepared(name: str) -> Call:
+        if name == REFERENCE:
+            return prepare(supernet.extract(supernet.parent), inputs, workload)
+        return load(subnets[name])
+
+    visit = Visit(
+        prepare=prepared,
+        workload=workload,
+        budget=budget,
+        store=save,
+        reference_ms=lambda: store.reference_ms(workload),
+        size=models_at_once(context, supernet),
+        enough=enough,
+        is_done=is_done,
+        on_progress=on_progress,
+        tolerance=context.recipe.profile.precision,
+        seed=seed,
+    )
+    return visit
+
+
+def models_at_once(context: TaskContext, supernet: Supernet) -> int:
+    """Number of subnetworks that are in memory while they are measured."""
+    workload, costs = context.recipe.workload, AnalyticCosts.from_model(supernet.model, supernet.layout)
+    size_mb = float(costs.count(("size_mb",), [supernet.parent], workload)["size_mb"][0])
+    return group_size(size_mb, memory_mb(workload))

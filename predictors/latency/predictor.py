@@ -27,6 +27,7 @@ the devices of the prior are then too different."""
 MAX_ENSEMBLE, WEIGHT_EXPONENT = 3, 4
 """Maximum number of averaged models; the weight of each is its cross-validated error to the power of -4."""
 COVERAGE = 0.9
+QUICK_MODELS = ("additive", "work", "linear")
 LEARNING_CURVE_SIZES = (10, 30, 100, 300)
 """Numbers of measurements in a learning curve."""
 
@@ -144,6 +145,20 @@ def held_out_rows(n: int, n_active: int, seed: int) -> tuple[np.ndarray, np.ndar
     sampled = np.random.default_rng(seed).permutation(n - n_active)
     test, rest = np.split(sampled, [max(min(n // 5, len(sampled) // 2), 1)])
     return test, np.concatenate([rest, np.arange(n - n_active, n)])
+
+
+def quick_error(features: np.ndarray, latency_ms: np.ndarray, names: Sequence[str]) -> float:
+    """The smallest cross-validated relative error of the models that fit in milliseconds.
+
+    While models are measured it tells whether more measuring still helps; the chosen model is at least as good.
+
+    Args:
+        features: (n, d) features, in random order.
+        latency_ms: (n,) milliseconds.
+        names: Names of the columns.
+    """
+    unseen = [_cross_val_predict(partial(MODELS[name], names), features, latency_ms) for name in QUICK_MODELS]
+    return min(float(np.mean(np.abs(predicted / latency_ms - 1))) for predicted in unseen)
 
 
 ModelFactory = Callable[[], LatencyModel]

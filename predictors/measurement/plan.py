@@ -6,20 +6,24 @@ The modules that this file imports are copied into the folder, so that the same 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from predictors.measurement.budget import Budget
 from predictors.measurement.energy import energy_mj
+from predictors.measurement.groups import Visit, shuffled
 from predictors.measurement.json_lines import JsonLines
-from predictors.measurement.measure import benchmark_mode, groups, measure_retrying_if_noisy
 from predictors.measurement.memory import peak_memory_mb
+from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtimes import Call, onnx_call, prepare
 from predictors.measurement.timing import REFERENCE, Timing, median_reference, noise_warning
 from predictors.measurement.workload import Runtime, Workload, device_errors_as_input_errors, device_name
@@ -33,6 +37,8 @@ REQUIRED_PACKAGES: dict[Runtime, tuple[str, ...]] = {
     "openvino": ("torch", "transformers", "onnx", "openvino"),
 }
 """Packages that a runtime needs on the device, besides NumPy."""
+GROUP_SIZE = 8
+"""Models in memory at once."""
 KEYS = {"reference": "anchor", "reference_ms": "anchor_ms"}
 """Attributes of `Plan` with another key in plan.json."""
 
@@ -52,6 +58,7 @@ class Plan:
         reference_ms: Latency of the reference model in milliseconds, if it was measured on the device before.
         remote_code: Whether the modelling files in the folders may run.
         untrained: Models whose folders have no weights; random weights give the same latency.
+        minutes: Time limit of a visit to the device; None: proposed from the speed of the models.
     """
 
     workload: Workload
@@ -64,6 +71,7 @@ class Plan:
     reference_ms: float | None = None
     remote_code: bool = False
     untrained: Sequence[str] = ()
+    minutes: float | None = None
 
     def source(self, folder: Path, name: str) -> str:
         """The path or hub id of a model."""
@@ -142,22 +150,41 @@ def measure_plan(folder: Path) -> None:
         done = {}  # their scale is lost
     for number in range(plan.passes):
         missing = [name for name in plan.models if name != plan.reference and (name, number) not in done]
-        for start, group in groups(missing, seed=number):
-            calls = {name: load(folder, plan, name) for name in group}
-            measured = median_reference(references)
-            reference_ms = measured.latency_ms if measured else plan.reference_ms
-            reference = load(folder, plan, plan.reference)
-            timings = measure_retrying_if_noisy(
-                calls, reference, plan.workload, reference_ms=reference_ms, precision=plan.precision
-            )
-            new = {(name, number): timings[name] for name in group}
+        minutes = None if plan.minutes is None else plan.minutes / plan.passes
+
+        def add(timings: Mapping[str, Timing], number: int = number) -> None:
+            new = {(name, number): timing for name, timing in timings.items() if name != REFERENCE}
             if plan.reference_ms is None:
                 new = {(REFERENCE, len(references)): timings[REFERENCE].raw} | new
                 references.append(timings[REFERENCE].raw)
             file.append([Result(*key, device, plan.workload, timing).to_dict() for key, timing in new.items()])
-            print(f"pass {number + 1} of {plan.passes}: {start + len(group)} of {len(missing)}", flush=True)
-            if message := noise_warning(timings, plan.precision):
-                print(f"noisy: {message}", flush=True)
+
+        def reference_ms() -> float | None:
+            measured = median_reference(references)
+            return measured.latency_ms if measured else plan.reference_ms
+
+        visit = Visit(
+            prepare=lambda name: load(folder, plan, plan.reference if name == REFERENCE else name),
+            workload=plan.workload,
+            budget=Budget.of_minutes(minutes),
+            store=add,
+            reference_ms=reference_ms,
+            size=GROUP_SIZE,
+            least=len(missing),
+            save_every_s=math.inf,
+            enough=lambda timings: max(timing.precision for timing in timings.values()) <= plan.precision,
+            on_progress=partial(_print_progress, number + 1, plan.passes),
+            tolerance=plan.precision,
+        )
+        visit.measure(shuffled(missing, number))
+        timings = {result.name: result.timing for result in file.read() if result.number == number}
+        if missing and (message := noise_warning({name: timings[name] for name in missing}, plan.precision)):
+            print(f"noisy: {message}", flush=True)
+
+
+def _print_progress(number: int, passes: int, loaded: int, models: int, rounds: int) -> None:
+    if rounds <= 1 and loaded in (0, models):
+        print(f"pass {number} of {passes}: {'measuring' if rounds else 'loading'} {models} models", flush=True)
 
 
 def load(folder: Path, plan: Plan, name: str) -> Call:

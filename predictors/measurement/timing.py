@@ -17,6 +17,7 @@ MAX_DRIFT = 0.05
 UNKNOWN_INTERVAL = (("ratio_low", 0.0), ("ratio_high", math.inf))
 """Ends of an interval that is unknown."""
 COVERAGE = 0.9
+FEW_ROUNDS, FEW_ROUNDS_SPREAD = 6, 0.1
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def median_interval(values: Sequence[float] | np.ndarray, confidence: float = CO
     six values give no 95 % interval; the result is then (0, infinity).
     """
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
-    below, cut = 0.5**n, 0
+    below, cut = math.exp(-n * math.log(2)), 0
     while below <= (1 - confidence) / 2:
         cut += 1
-        below += math.comb(n, cut) * 0.5**n
+        below += math.exp(math.lgamma(n + 1) - math.lgamma(cut + 1) - math.lgamma(n - cut + 1) - n * math.log(2))
     return (float(ordered[cut - 1]), float(ordered[n - cut])) if cut else (0.0, math.inf)
 
 
@@ -149,14 +150,16 @@ def reported_latency(
 
     Args:
         first: The first measurement.
-        second: The second one. Without it, the result is the first measurement with its 10-90 % spread over rounds.
+        second: The second one. Without it, the result is the first measurement; if nothing was repeated, with its
+            10-90 % spread over rounds, at least 10 % of fewer than six rounds.
         repeated: Both measurements of every model under the same workload on the same device.
     """
-    if second is None:
-        return ReportedLatency(first.latency_ms, first.relative_spread * first.latency_ms)
     distances = sorted(abs(math.log(again.latency_ms / once.latency_ms)) for once, again in repeated)
+    if second is None and not distances:
+        spread = first.relative_spread if first.rounds >= FEW_ROUNDS else max(first.relative_spread, FEW_ROUNDS_SPREAD)
+        return ReportedLatency(first.latency_ms, spread * first.latency_ms)
     bound = distances[min(math.ceil((len(distances) + 1) * COVERAGE), len(distances)) - 1]
-    latency_ms = math.sqrt(first.latency_ms * second.latency_ms)
+    latency_ms = first.latency_ms if second is None else math.sqrt(first.latency_ms * second.latency_ms)
     return ReportedLatency(latency_ms, latency_ms * bound)
 
 
