@@ -168,8 +168,8 @@ def _load_executorch(path: Path) -> ForwardFunction:
                     f"`{path}` takes at most {tokens} tokens, but `{name}` has {inputs[name].shape[1]}; set "
                     "`max_length` in subnet.json and run `nas convert` again."
                 )
-        pieces = zip(*(inputs[name].split(shape[0]) for name, shape in largest.items()), strict=True)
-        outputs = [program(**dict(zip(largest, piece, strict=True))) for piece in pieces]
+        batches = zip(*(inputs[name].split(shape[0]) for name, shape in largest.items()), strict=True)
+        outputs = [program(**dict(zip(largest, batch, strict=True))) for batch in batches]
         return {name: torch.cat([outputs[name] for outputs in outputs]) for name in outputs[0]}
 
     return run

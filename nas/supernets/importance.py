@@ -258,10 +258,10 @@ def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
 def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hidden: Sequence[int]) -> None:
     """Permutes units and channels in all weights; the outputs of the parent do not change."""
     for name, parameter in supernet.model.named_parameters():
-        place = supernet.layout.locate(name)
-        orders = {axis: layers[place.layer or 0] for axis, layers in units.items()}
-        for dim, axis in enumerate(place.axes):
-            index = _permutation(supernet, axis, {**orders, "hidden": hidden}, place.stack or 0)
+        location = supernet.layout.locate(name)
+        orders = {axis: layers[location.layer or 0] for axis, layers in units.items()}
+        for dim, axis in enumerate(location.axes):
+            index = _permutation(supernet, axis, {**orders, "hidden": hidden}, location.stack or 0)
             if index is not None:
                 parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
 
@@ -270,7 +270,7 @@ def _permutation(
     supernet: Supernet, axis: Axis | tuple[Axis, ...] | None, orders: Mapping[str, Sequence[int]], stack: int
 ) -> torch.Tensor | None:
     """Returns the permutation along one dimension of a weight; None for the identity."""
-    layout, pieces, start, is_permuted = supernet.layout, [], 0, False
+    layout, indices, start, is_permuted = supernet.layout, [], 0, False
     for single_axis in axis if isinstance(axis, tuple) else (axis,):
         if single_axis is None:
             return None
@@ -279,9 +279,9 @@ def _permutation(
         is_hidden = single_axis == "embedding" and size == layout.parent.hidden_size
         order = orders.get("hidden" if is_hidden else str(single_axis)) or range(size // unit)
         is_permuted = is_permuted or not isinstance(order, range)
-        pieces.append((torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1) + start)
+        indices.append((torch.tensor(order)[:, None] * unit + torch.arange(unit)).reshape(-1) + start)
         start += size
-    return torch.cat(pieces) if is_permuted else None
+    return torch.cat(indices) if is_permuted else None
 
 
 def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:

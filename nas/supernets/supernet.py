@@ -209,16 +209,16 @@ class Supernet:
         """Returns axes of a parameter -> its active entries, for parameters that are not fully active."""
         sizes, full = dict(items), self.layout.full_sizes[stack or 0]
         layers = [self._outside_layers] if stack is None else self._layers
-        every = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
-        found = {axes: self._active_index(axes, sizes, full) for axes in every}
-        return {axes: index for axes, index in found.items() if any(rows != slice(None) for rows in index)}
+        distinct = {axes for layer in layers for kinds in layer.axes.values() for axes in kinds.values()}
+        indices = {axes: self._active_index(axes, sizes, full) for axes in distinct}
+        return {axes: index for axes, index in indices.items() if any(rows != slice(None) for rows in index)}
 
     def _active_index(self, axes: Axes, sizes: Mapping[str, int], full: Mapping[str, int]) -> Index:
-        def whole(axis: Any, rows: Any) -> bool:
+        def is_full(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
-        found = [(axis, self.layout.shapes.active_rows(axis, sizes, full)) for axis in axes]
-        return tuple(slice(None) if axis is None or whole(axis, rows) else as_index(rows) for axis, rows in found)
+        active = [(axis, self.layout.shapes.active_rows(axis, sizes, full)) for axis in axes]
+        return tuple(slice(None) if axis is None or is_full(axis, rows) else as_index(rows) for axis, rows in active)
 
     @property
     def linear_layers(self) -> dict[str, nn.Module]:
