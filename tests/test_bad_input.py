@@ -210,7 +210,7 @@ def with_labels(source: Path, change: Callable[[int, Any], Any]) -> pd.DataFrame
 
 LABELS: dict[str, tuple[str, Callable[[int, Any], Any], tuple[str, ...]]] = {
     "unknown to the training data": ("test.csv", lambda k, v: 7 if k == 3 else v, ("test.csv", "7", "['0', '1']")),
-    "unlabelled test": ("test.csv", lambda k, v: -1, ("test.csv", "unlabelled", "-1", "another split")),
+    "unlabelled test": ("test.csv", lambda k, v: -1, ("test.csv", "unlabelled", "-1", "choose another")),
     "missing labels": ("test.csv", lambda k, v: None if k == 2 else v, ("test.csv", "unlabelled", "None")),
     "one class only": ("train.parquet", lambda k, v: 1, ("train.parquet", "two classes", "1")),
     "several labels a row": ("train.parquet", lambda k, v: [v], ("test.csv", "lists of classes", "task.label")),
@@ -260,7 +260,7 @@ def broken():
     [
         ("unlabelled", ("unlabelled", "-1")),
         ("others", ("['bad', 'good']", "['no', 'yes']")),
-        ("nothing", ("no examples",)),
+        ("nothing", ("must hold examples",)),
         ("numbers", ("datasets.Dataset", "int")),
         ("broken", ("division by zero",)),
         ("missing", ("`missing`", "function")),
@@ -434,7 +434,7 @@ def test_a_metric_that_nothing_reaches(finished: tuple[Path, Path], refused: Ref
     loaded = yaml.safe_load((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({**loaded, "constraints": {"accuracy": ">= 1.5"}}))
     kept = contents(run)
-    says = ("no subnetwork meets", "closest of 16 reaches accuracy", "`>= 1.5`", "Loosen")
+    says = ("no subnetwork satisfies", "closest of 16 reaches accuracy", "`>= 1.5`", "Loosen")
     refused("search", recipe, "constraints.accuracy='>= 1.5'", "--run", run, says=says)
     assert {name: contents(run)[name] for name in kept} == kept
 
