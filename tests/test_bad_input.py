@@ -353,7 +353,7 @@ export, which a process of its own checks, goes only where the weights do."""
 
 
 def damage(file: Path) -> None:
-    """Cuts a file that is read whole; puts a torn line into the middle of one that grows by lines."""
+    """Truncates a file that is read at once; puts a torn line into the middle of one that grows by lines."""
     if file.suffix in (".jsonl", ".log"):
         lines = file.read_bytes().splitlines(keepends=True)
         lines[2] = lines[2][:20] + b"\n"
@@ -414,11 +414,11 @@ def test_a_latency_constraint_is_judged_on_the_measured_exports(finished: tuple[
     loaded = yaml.safe_load((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({**loaded, "constraints": {"latency_ms": f"<= {bound}"}}))
     run_verify(Run(run), TaskContext(Run(run).recipe))
-    found = {point.key: point for point in Run(run).verified_points()}
+    result = {point.key: point for point in Run(run).verified_points()}
     assert {point.values["latency_ms"] <= bound for point in Run(run).front()} == {True}
-    assert {key: p.values["latency_ms"] for key, p in found.items()} == measured
-    assert {p.feasible for p in found.values()} == {True, False}
-    assert all(p.feasible == (p.values["latency_ms"] <= bound) for p in found.values())
+    assert {key: p.values["latency_ms"] for key, p in result.items()} == measured
+    assert {p.feasible for p in result.values()} == {True, False}
+    assert all(p.feasible == (p.values["latency_ms"] <= bound) for p in result.values())
 
 
 def test_a_runtime_that_is_not_installed(not_started: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,14 +559,14 @@ def test_a_full_disk(
         copy(other / name, run / name)
     before = contents(run)
     stopped = Command("search", recipe, "--run", run)
-    said = stopped.communicate()[1]
-    one_line(stopped.returncode, said, ("disk is full", "Free some space"))
+    stderr = stopped.communicate()[1]
+    one_line(stopped.returncode, stderr, ("disk is full", "Free some space"))
     after = contents(run)
     assert all(after[name][: len(data)] == data for name, data in before.items())
     disk("64m")
     run.mkdir(exist_ok=True)
     shutil.copy(other / "measurements.jsonl", run)  # what takes longest
     again = Command("search", recipe, "--run", run)
-    said = again.communicate()[1]
-    assert again.returncode == 0, said
+    stderr = again.communicate()[1]
+    assert again.returncode == 0, stderr
     assert any((run / "exports").iterdir()) and not list(run.glob("*.partial"))
