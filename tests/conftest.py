@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny and tests run in several 
 
 _TEXT = "[PAD] [UNK] [CLS] [SEP] [MASK] good great fine bad awful poor film plot cast the a is was very not"
 WORDS = _TEXT.split()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests marked ``full`` unless ``-m`` names that marker."""
+    if "full" not in config.option.markexpr:
+        full = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if item not in full]
+
+
+def sampled(everyday: Iterable[Any], all_of_them: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: some run every day, the rest is marked ``full``."""
+    daily = list(everyday)
+    return daily + [pytest.param(each, marks=pytest.mark.full) for each in all_of_them if each not in daily]
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +242,6 @@ def text_recipe(text_folder: Path) -> Path:
         "parent": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8},
         "supernet": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8, "sampled_subnets": 1},
         "profile": {"samples": 12, "precision": 0.5},
-        "finish": {"models": 1, "epochs": 1, "learning_rate": 2e-3, "batch_size": 8},
         "search": {"evaluations": 16},
     }
     path = text_folder / "recipe.yaml"

@@ -126,7 +126,7 @@ def test_bits_that_cannot_run_or_help_are_dropped(monkeypatch: pytest.MonkeyPatc
         FULL_PRECISION, workload, []
     )
     assert "neither an objective" in unsupported_reason("int8", workload, ["accuracy", "macs"])
-    assert "VNNI" in unsupported_reason("int8", Workload(runtime="onnxruntime"), costs)
+    assert not unsupported_reason("int8", Workload(runtime="onnxruntime"), costs)
     assert "no such kernels" in unsupported_reason("int8", Workload(runtime="openvino"), costs)
     assert "already" in unsupported_reason("int8", Workload(dtype="int8"), costs)
     facts = Facts(64, unsupported_dtypes={"bfloat16": "why", "int4-weight": "-"})
@@ -175,7 +175,7 @@ def test_onnx_runtime_multiplies_integers_in_the_chosen_layers_only(tmp_path: Pa
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     inputs = {port.name: batch[port.name].numpy() for port in session.get_inputs()}
     outputs = torch.from_numpy(session.run(["logits"], inputs)[0]).flatten()
-    assert (outputs - logits(model, batch)).abs().max() < 0.02
+    assert (outputs - logits(model, batch)).abs().max() < 0.005
 
 
 @pytest.mark.slow

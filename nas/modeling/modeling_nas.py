@@ -259,7 +259,11 @@ def _quantize(root: Any, path: str, bits: str) -> None:
             _quantize(root, f"{path}.{factor}", bits)
         return
     outputs, inputs = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-    _put(root, path, QuantizedLinear(module, inputs, outputs, bits))
+    quantized = QuantizedLinear(module, inputs, outputs, bits)
+    keeps_float32 = {*(getattr(root, "_keep_in_fp32_modules", None) or ())} & {*path.split(".")}
+    if keeps_float32 and quantized.weight.dtype == torch.float16:  # in half precision its sums would overflow
+        quantized.weight = quantized.weight.float()
+    _put(root, path, quantized)
 
 
 def _reshape(root: Any, name: str, shape: list[int]) -> None:
@@ -322,14 +326,40 @@ def _nas_model(stock: Any) -> type:
     def _get_static_cache_init_shape(self: Any) -> None:
         """Returns None: layers differ in key and value heads, so a static cache takes its shapes from the inputs."""
 
+    def _get_dtype_plan(self: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """Returns the dtypes of weights that are loaded in another one: what quantized layers store keeps its own."""
+        stored = {
+            f"{path}.{name}": tensor.dtype
+            for path, module in self.named_modules()
+            if isinstance(module, QuantizedLinear)
+            for name, tensor in module.stored.items()
+        }
+        return {**stored, **stock._get_dtype_plan(self, dtype)}
+
+    def load_state_dict(self: Any, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights by the names of modules or by those in files, as `Trainer` does with its checkpoints."""
+        if not state_dict.keys() <= self.state_dict().keys():
+            state_dict = _module_names(self, state_dict)
+        return stock.load_state_dict(self, state_dict, strict, assign)
+
     members = {
         "__init__": __init__,
         "_get_static_cache_init_shape": _get_static_cache_init_shape,
+        "_get_dtype_plan": _get_dtype_plan,
+        "load_state_dict": load_state_dict,
         "config_class": config_class,
         "__module__": __name__,
         "__doc__": stock.__doc__,
     }
     return type(PREFIX + stock.__name__, (stock,), members)
+
+
+def _module_names(model: Any, file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the weights of a file under the names of modules; those that the model lacks keep the file's names."""
+    options = {"dtype": model.dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    read, report = type(model).from_pretrained(None, config=copy.deepcopy(model.config), state_dict=file, **options)
+    known = {name: tensor for name, tensor in read.state_dict().items() if name not in report["missing_keys"]}
+    return {**known, **{name: file[name] for name in report["unexpected_keys"]}}
 
 
 def _register_weight_renamings(stock: Any, custom: Any, key: str) -> None:

@@ -5,6 +5,8 @@ Quantization is uniform and symmetric with one scale per output channel (Krishna
 """
 
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ MAX_INTEGER = {"int8": 127, "int8-weight": 127, "int4-weight": 7}
 """Largest integer of a quantized weight."""
 
 ACTIVATION_STEPS = 127
-"""Largest integer of ``int8`` activations: seven bits, so that sums of two products never overflow."""
+"""Largest integer of ``int8`` activations: seven bits, so that sums of two products fit in the 16 bits in which
+processors without VNNI add them (128 * 127 * 2 < 2 ** 15)."""
 
 
 def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
@@ -60,14 +63,16 @@ def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str)
     with torch.no_grad():
         stored = quantize(weight, bits)
         change = (unpack(stored["qweight"], weight.shape[1]) * stored["scales"]).to(weight.dtype) - weight
-        noise = _fake_quantize(x) - x if bits == "int8" else torch.zeros((), dtype=x.dtype, device=x.device)
-    return linear(x + noise, weight + change, bias)
+    return linear(_straight_through(x) if bits == "int8" else x, weight + change, bias)
 
 
 def quantized_linear(
     x: Tensor, qweight: Tensor, bias: Tensor | None, bits: str, scales: Tensor | None = None, packed: Any = None
 ) -> Tensor:
     """Applies a linear layer (.., inputs) -> (.., outputs) with a quantized weight.
+
+    With gradients enabled, rounded inputs are simulated, and their gradients ignore the rounding, as in
+    `fake_quant_linear`.
 
     Args:
         x: Inputs.
@@ -87,12 +92,27 @@ def quantized_linear(
         return _onnx_linear(x, int_weight, scales, bias)
     if has_int8_kernels(x):
         packed = prepack(int_weight, scales, bias) if packed is None else packed
-        return torch.ops.quantized.linear_dynamic(x, packed, True)
-    return linear(_fake_quantize(x), (int_weight * scales).to(x.dtype), bias)
+        with suppress(RuntimeError):  # of inputs with a NaN, whose outputs are computed below
+            return torch.ops.quantized.linear_dynamic(x, packed, True)
+    return linear(_straight_through(x), (int_weight * scales).to(x.dtype), bias)
+
+
+def _straight_through(x: Tensor) -> Tensor:
+    """Returns rounded activations whose gradient is that of the activations."""
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return _fake_quantize(x)
+    with torch.no_grad():
+        noise = _fake_quantize(x) - x
+    return x + noise
 
 
 def has_int8_kernels(x: Tensor) -> bool:
-    """Whether PyTorch has int8 kernels for this input; otherwise ``int8`` is computed in floating point."""
+    """Whether PyTorch has int8 kernels for this input; otherwise ``int8`` is computed in floating point.
+
+    They have no gradients.
+    """
+    if torch.is_grad_enabled():
+        return False
     engine = torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
     return engine and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
@@ -107,20 +127,27 @@ def prepack(int_weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
 
 
 def _fake_quantize(x: Tensor) -> Tensor:
-    """Quantizes and dequantizes activations with one range for the tensor, from its smallest to its largest value."""
-    low, high = (bound.float() for bound in (x.amin().clamp(max=0), x.amax().clamp(min=0)))
-    step = ((high - low) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).eps)
-    zero = (-low / step).round()
+    """Quantizes and dequantizes activations with one range for the tensor."""
+    step, zero = _activation_range(x)
     return (((x.float() / step).round() + zero).clamp(0, ACTIVATION_STEPS) - zero).mul(step).to(x.dtype)
 
 
+def _activation_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the step and the integer of zero (both scalars) of a range from the smallest to the largest value."""
+    low, high = (bound.float() for bound in (x.min().clamp(max=0), x.max().clamp(min=0)))
+    step = ((high - low) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).eps)
+    return step, (-low / step).round()
+
+
 def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Emits the ONNX operators of an int8 layer, which ONNX Runtime fuses; it quantizes activations to 8 bits."""
-    outputs: Any = {"dtypes": (torch.uint8, torch.float32, torch.uint8), "version": 11}
-    shapes: Any = (x.shape, (), ())
-    quantized_x, step, zero = torch.onnx.ops.symbolic_multi_out(
-        "DynamicQuantizeLinear", (x,), shapes=shapes, **outputs
-    )
+    """Emits the ONNX operators of an int8 layer, with activations of seven bits as in `_fake_quantize`.
+
+    ``DynamicQuantizeLinear`` has eight bits, whose products with 8-bit weights overflow without VNNI.
+    """
+    step, zero = _activation_range(x)
+    quantized: Any = {"dtype": torch.uint8, "shape": x.shape, "version": 10}
+    zero = zero.to(torch.uint8)
+    quantized_x = torch.onnx.ops.symbolic("QuantizeLinear", (x, step, zero), **quantized)
     shape = (*x.shape[:-1], len(int_weight))
     operands = quantized_x, int_weight.T, zero
     sums = torch.onnx.ops.symbolic("MatMulInteger", operands, dtype=torch.int32, shape=shape, version=10)
@@ -129,10 +156,16 @@ def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | N
 
 
 class QuantizedLinear(nn.Module):
-    """Replaces a linear layer by one with a quantized weight; see `quantize`. Only its bias can be trained."""
+    """Replaces a linear layer by one with a quantized weight; see `quantize`.
+
+    Only its bias can be trained; gradients pass to the layers before it. ``.half()`` and ``.to(dtype)`` change the
+    bias and the dtype of the outputs, but not the stored tensors: small scales would become zero.
+    """
 
     qweight: Tensor
     scales: Tensor
+    weight: Tensor
+    """An empty weight with the dtype and device of the layer, which stock code reads."""
 
     def __init__(self, original: Any, inputs: int, outputs: int, bits: str) -> None:
         super().__init__()
@@ -148,19 +181,28 @@ class QuantizedLinear(nn.Module):
         self.bias = (
             None if original.bias is None else nn.Parameter(torch.zeros(outputs, dtype=original.bias.dtype, **device))
         )
+        self.register_buffer("weight", torch.empty(0, dtype=original.weight.dtype, **device), persistent=False)
         self._prepack_cache: tuple[Any, Any] = (None, None)
 
     @property
-    def weight(self) -> Tensor:
-        """An empty weight with the right dtype and device, which stock code reads."""
-        dtype = torch.float32 if self.bias is None else self.bias.dtype
-        return torch.empty(0, dtype=dtype, device=self.qweight.device)
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors that are stored: ``qweight`` and, for integers, ``scales``."""
+        return {name: tensor for name, tensor in self.named_buffers() if name != "weight"}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """Moves the layer; stored tensors keep their dtype."""
+        stored = self.stored
+        super()._apply(fn, recurse)
+        for name, before in stored.items():
+            moved = getattr(self, name)
+            if moved.dtype != before.dtype:
+                setattr(self, name, before.to(moved.device))
+        return self
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Applies the layer."""
-        stored = dict(self.named_buffers())
         packed = self._prepacked(hidden_states) if self.bits == "int8" and has_int8_kernels(hidden_states) else None
-        return quantized_linear(hidden_states, bias=self.bias, bits=self.bits, packed=packed, **stored)
+        return quantized_linear(hidden_states, bias=self.bias, bits=self.bits, packed=packed, **self.stored)
 
     def _prepacked(self, x: Tensor) -> Any:
         """Returns the result of `prepack`, cached until the tensors change."""

@@ -62,7 +62,7 @@ class SupernetTrainer(DistillationTrainer):
         self._recorders: dict[int, HiddenStateRecorder] = {}
         if relation_weight:
             self._attach_recorders(relation_source)
-        self._losses: dict[str, list[torch.Tensor]] = {}
+        self._losses: dict[str, list[tuple[torch.Tensor, float]]] = {}
 
     def _attach_recorders(self, source: RelationSource) -> None:
         """Attaches recorders of hidden states to the supernet and the teacher."""
@@ -87,6 +87,7 @@ class SupernetTrainer(DistillationTrainer):
         model = model.module if isinstance(model, DistributedDataParallel) else model
         inputs, rows = self.pop_row_index(self._prepare_inputs(inputs))
         passes = self.passes(self.state.global_step)
+        share = self.share_of_batch(inputs, num_items_in_batch)
         teacher_outputs = self._teacher_forward(model, inputs, rows, passes)
         total = torch.zeros((), device=self.args.device)
         for training_pass in passes:
@@ -98,9 +99,10 @@ class SupernetTrainer(DistillationTrainer):
                     losses.append(self._divergence(outputs_and_states, teacher_outputs, inputs))
                 loss = torch.stack(losses).sum()
             teacher_outputs = teacher_outputs or _detach(outputs_and_states)
-            self.accelerator.backward(loss / (len(passes) * self.args.gradient_accumulation_steps))
-            self._losses.setdefault(f"loss_{training_pass.role}", []).append(loss.detach())
-            total += loss.detach() / len(passes)
+            part = loss * share / len(passes)
+            self.accelerator.backward(part)
+            self._losses.setdefault(f"loss_{training_pass.role}", []).append((loss.detach(), share))
+            total += part.detach()
         self.supernet.activate(self.supernet.parent)
         self._average_gradients()
         return total
@@ -108,7 +110,7 @@ class SupernetTrainer(DistillationTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs the mean loss, and the mean loss of each role."""
         if "loss" in logs:
-            logs |= {role: float(torch.stack(losses).mean()) for role, losses in sorted(self._losses.items())}
+            logs |= {role: _weighted_mean(losses) for role, losses in sorted(self._losses.items())}
             self._losses = {}
         super().log(logs, *args, **kwargs)
 
@@ -158,6 +160,11 @@ class SupernetTrainer(DistillationTrainer):
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= distributed.get_world_size()
+
+
+def _weighted_mean(losses: Sequence[tuple[torch.Tensor, float]]) -> float:
+    """Returns the mean of losses by their weights, the shares of accumulated batches."""
+    return float(sum(loss * weight for loss, weight in losses)) / max(sum(weight for _, weight in losses), 1e-12)
 
 
 def _detach(outputs: DistillationOutputs) -> DistillationOutputs:

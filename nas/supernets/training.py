@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import Training
 from nas.runs.progress import ProgressCallback
+from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.trackers import set_log_folder
-from nas.tasks.batches import model_inputs
+from nas.tasks.batches import count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
 
@@ -39,7 +40,8 @@ class DistillationTrainer(Trainer):
     """Trains a model on labels and on a fixed teacher's outputs.
 
     The loss is the model's own loss on the labels plus the divergence from the teacher
-    (`nas.tasks.losses.divergence`).
+    (`nas.tasks.losses.divergence`). A batch that is split for gradient accumulation has the loss, and so the gradient,
+    of the whole: each part counts by its share of the labels.
 
     Args:
         task: Collates batches and selects the logits that are scored.
@@ -60,6 +62,7 @@ class DistillationTrainer(Trainer):
         if train_dataset is not None and teacher is not None:
             train_dataset = train_dataset.add_column(ROW_INDEX, list(range(len(train_dataset))))
         super().__init__(data_collator=partial(_collate_with_row_index, task), train_dataset=train_dataset, **kwargs)
+        self.loss_is_scaled_for_ga = True  # by `share_of_batch`
         self.task = task
         self.teacher_cache: list[torch.Tensor] = []
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
@@ -74,7 +77,29 @@ class DistillationTrainer(Trainer):
         loss = outputs.loss
         if self.teacher is not None:
             loss = loss + self.divergence(self.logits_and_labels(outputs, inputs), self.teacher_outputs(inputs, rows))
+        loss = loss * self.share_of_batch(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def share_of_batch(self, inputs: Mapping[str, Any], total: Any) -> float:
+        """Returns the share of the labels of an accumulated batch, ``total``, that one of its parts has."""
+        return 1.0 if total is None else self._count_labels(inputs) / max(float(total), 1.0)
+
+    def _count_labels(self, inputs: Mapping[str, Any]) -> int:
+        return count_labels(inputs, shifted=is_causal(self.accelerator.unwrap_model(self.model)))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        """Returns the number of labels in the parts of an accumulated batch, in this process."""
+        return sum(self._count_labels(part) for part in batch_samples)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_checkpoint(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
 
     def pop_row_index(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         """Splits a batch into model inputs and the indices of its rows."""
@@ -120,6 +145,11 @@ class DistillationTrainer(Trainer):
     def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
         """Returns the divergence of a student from the teacher over the scored labels."""
         return divergence(student, teacher, self.task.activation, self.temperature)
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether the model's own loss compares the output at a token with the label of the next token."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def training_arguments(settings: Training, folder: Path, seed: int, by_length: bool) -> TrainingArguments:

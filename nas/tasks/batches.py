@@ -20,3 +20,16 @@ IGNORE_INDEX = -100
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """Returns the batch without its labels."""
     return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
+
+
+def count_labels(batch: Batch, *, shifted: bool) -> int:
+    """Returns the number of labels over which a model's loss on a batch is a mean: of its tokens or its examples.
+
+    Args:
+        batch: Model inputs with labels.
+        shifted: Whether the loss compares the output at a token with the label of the next one.
+    """
+    labels = batch.get("labels")
+    if labels is None or labels.ndim < 2 or labels.is_floating_point():
+        return len(next(iter(batch.values())))
+    return int((labels[:, 1:] if shifted else labels).ne(IGNORE_INDEX).sum())

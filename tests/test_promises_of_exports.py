@@ -1,0 +1,134 @@
+"""What is promised of an export: it can be trained, moved and rounded like any Hugging Face model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from conftest import TOYS, sampled
+from test_families import calibrated, everything, make_space
+
+from nas.modeling.quantized import QuantizedLinear, quantize
+from nas.supernets.supernet import Supernet
+from search_spaces import SubnetConfig
+
+KINDS = ("float32", "bfloat16", "int8", "int8-weight", "int4-weight")
+DAILY = ("bert", "llama", "t5", "vit")
+
+
+def everything_open(family: str, seed: int = 0) -> tuple[Supernet, SubnetConfig]:
+    """A supernet and a subnetwork in which every dimension varies."""
+    toy = TOYS[family]
+    supernet = calibrated(toy.model(attention=toy.attentions[-1]), toy)
+    return supernet, make_space(supernet, everything(supernet)).sample(Random(seed))
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+def gradients_by_exported_name(supernet: Supernet, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+    """The gradients that the active subnetwork gave the supernet, sliced and named as its weights are exported."""
+    parameters = dict(supernet.model.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        found = {name: tensor.clone() for name, tensor in supernet.state_dict(subnet).items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+    return found
+
+
+def assert_equal_gradients(supernet: Supernet, subnet: SubnetConfig, batch: dict[str, torch.Tensor]) -> None:
+    supernet.activate(subnet)
+    extracted = supernet.extract(subnet)
+    for model in (supernet.model, extracted):
+        model.zero_grad()
+        model(**batch).loss.backward()
+    expected, compared = gradients_by_exported_name(supernet, subnet), 0
+    for name, parameter in extracted.named_parameters():
+        if name not in expected or ".up." in name or ".down." in name:  # factors of a weight have gradients of theirs
+            assert parameter.grad is not None and parameter.grad.any(), name
+            continue
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert torch.allclose(found, expected[name], atol=1e-5, rtol=1e-3), (
+            name,
+            (found - expected[name]).abs().max(),
+        )
+        compared += bool(found.any())
+    assert compared > 1
+
+
+@pytest.mark.parametrize("bits", KINDS)
+@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+def test_what_an_export_computes_has_the_gradients_of_the_supernet(family: str, bits: str) -> None:
+    toy = TOYS[family]
+    supernet = Supernet(toy.model())
+    subnet = supernet.parent.with_values(bits=(bits,) * len(supernet.parent.layers))
+    if "labels" in (batch := toy.labelled()):
+        assert_equal_gradients(supernet, subnet, batch)
+
+
+@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+def test_gradients_pass_every_dimension(family: str) -> None:
+    for seed in range(2):
+        supernet, subnet = everything_open(family, seed)
+        assert_equal_gradients(supernet, subnet, TOYS[family].labelled())
+
+
+# -- moves ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", ["int8-weight", "int4-weight"])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
+def test_small_weights_do_not_underflow_in_half_precision(size: float, bits: str, dtype: torch.dtype) -> None:
+    layer, x = torch.nn.Linear(64, 8, bias=False), torch.randn(4, 64)
+    layer.weight.data = torch.randn(8, 64) * size
+    stored = QuantizedLinear(layer, 64, 8, bits)
+    stored.load_state_dict(quantize(layer.weight.detach(), bits))
+    expected, half = stored(x), copy.deepcopy(stored).to(dtype)
+    found = half(x.to(dtype))
+    assert found.dtype == dtype and half.scales.dtype == torch.float32
+    assert ((found.float() - expected).norm() / expected.norm()) < 0.02
+    back = half.float()
+    assert torch.equal(back(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", ["int8-weight", "int8", "int4-weight", "bfloat16"])
+@pytest.mark.parametrize("family", sampled(("bert", "t5"), TOYS))
+def test_a_supernet_in_half_precision_equals_its_export(
+    family: str, bits: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    toy = TOYS[family]
+    toy.model().save_pretrained(tmp_path)
+    stock = type(toy.model())
+    model = stock.from_pretrained(tmp_path, dtype=dtype, attn_implementation=toy.attentions[0]).eval()
+    supernet = Supernet(model)
+    subnet = supernet.parent.with_values(bits=(bits,) * len(supernet.parent.layers))
+    supernet.activate(subnet)
+    extracted, batch = supernet.extract(subnet), toy.inputs()
+    batch = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+    with torch.inference_mode():
+        expected, found = model(**batch), extracted(**batch)
+    assert found[0].dtype == expected[0].dtype
+    assert torch.equal(found[0], expected[0])
+    extracted.save_pretrained(tmp_path / "export")
+    reloaded = type(extracted).from_pretrained(tmp_path / "export", attn_implementation=toy.attentions[0]).eval()
+    with torch.inference_mode():
+        assert torch.equal(reloaded(**batch)[0], expected[0])
+
+
+def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:
+    layer = torch.nn.Linear(16, 8)
+    for bits in KINDS[1:]:
+        stored = QuantizedLinear(layer, 16, 8, bits)
+        stored.load_state_dict({**quantize(layer.weight.detach(), bits), "bias": layer.bias})
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                assert stored(torch.full((1, 16), float("nan"))).isnan().all(), bits
+                assert stored(torch.randn(2, 16)).isfinite().all(), bits
