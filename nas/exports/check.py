@@ -12,8 +12,8 @@ import torch
 from rich.table import Table
 
 from nas.exports.card import write_card
-from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs, weights_of
-from nas.exports.formats import formats_in, read_export_info, size_mb
+from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs
+from nas.exports.formats import formats_in, forward_arguments, load_export, read_export_info, size_mb
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.recipe.objectives import format_value
 from nas.runs.files import write_json
@@ -22,9 +22,9 @@ from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
-from predictors.measurement.onnx_export import TOLERANCE as ONNX_TOLERANCE
+from predictors.measurement.rounding import TOLERANCE as CONVERSION_TOLERANCE
+from predictors.measurement.rounding import allowed_difference, largest_difference
 from search_spaces import InputError, SubnetConfig
-from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 
 LATENCY_TOLERANCE = 1.25
 """Allowed ratio of the measured to the stated latency plus its spread: other work slows models unevenly."""
@@ -38,12 +38,14 @@ class FormatCheck:
         values: Name of a metric or cost -> measured value.
         errors: Name -> its error, as in `nas.fronts.point.Point`.
         difference: Largest absolute difference of a logit from the reference; None without a reference.
+        allowed: Largest allowed difference, see `predictors.measurement.rounding.allowed_difference`.
         failure: Why the format does not load; empty if it does.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     difference: float | None = None
+    allowed: float = CONVERSION_TOLERANCE
     failure: str = ""
 
 
@@ -80,15 +82,12 @@ def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) ->
     """Returns one message per failed check: a format fails or differs, or a stated value is not reached."""
     lines = []
     for format_name, check in checks.items():
-        limit = TOLERANCE if format_name == "torch" else ONNX_TOLERANCE
-        rounds_activations = format_name == "int8" or (
-            format_name != "torch" and {*info["subnet"].get("bits", ())} & {*ROUNDS_ACTIVATIONS}
-        )
         if check.failure:
             lines.append(f"{format_name} does not run: {check.failure}")
-        elif check.difference is not None and not (rounds_activations or check.difference <= limit):
+        elif check.difference is not None and not check.difference <= check.allowed:
             lines.append(
-                f"{format_name} must give equal outputs within {limit:g}, but they differ by {check.difference:.3g}"
+                f"{format_name} must give equal outputs within {check.allowed:.2g}, but they differ by "
+                f"{check.difference:.3g}"
             )
         stated = info.get("formats", {}).get(
             format_name, info if format_name == "torch" and info["measured"] else None
@@ -123,9 +122,8 @@ def _reload(
     folder: Path, info: Mapping[str, Any], run: Run, context: TaskContext, checks: dict[str, FormatCheck]
 ) -> None:
     """Runs each format in a clean process, and stores the largest difference of its outputs from the reference."""
-    subnet = SubnetConfig.from_dict(info["subnet"])
-    weights = weights_of(run, load_supernet(run, context)[0], subnet, context)
-    inputs, active = supernet_outputs(weights, subnet, context)
+    supernet, _ = load_supernet(run, context)
+    inputs, active = supernet_outputs(supernet, SubnetConfig.from_dict(info["subnet"]), context)
     reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
     for format_name, path in formats_in(folder).items():
         try:
@@ -133,10 +131,19 @@ def _reload(
         except ReloadError as error:
             checks[format_name].failure = str(error)
             continue
+        checks[format_name].allowed = _allowed(format_name, folder, info, inputs)
         if reference is not None:
-            checks[format_name].difference = max(float((outputs[n] - reference[n]).abs().max()) for n in reference)
+            checks[format_name].difference = largest_difference(outputs, reference)
         if format_name == "torch":
             reference = outputs
+
+
+def _allowed(format_name: str, folder: Path, info: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> float:
+    """Returns how far the logits of a format may be from those of its reference."""
+    if format_name == "torch":
+        return TOLERANCE
+    model = load_export(folder, info)
+    return allowed_difference(model, [forward_arguments(model, inputs)], int8=format_name == "int8")
 
 
 def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, FormatCheck]) -> None:

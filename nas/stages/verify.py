@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.exports.export import reload_in_process, save_subnet, weights_of
+from nas.exports.export import reload_in_process, save_subnet
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.recipe.objectives import against_bounds, total_violation
@@ -67,7 +66,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     subnets = {point.key: point.subnet for front in candidates.values() for point in front}
     results = _verify_all(run, context, supernet, subnets)
     verified = [
-        replace(_to_point(results[point.key], name, recipe.bounds), finished=(run.finished / point.key).exists())
+        _to_point(results[point.key], name, recipe.bounds)
         for name, study in studies.items()
         for point in evaluated_points(study)
         if point.key in results
@@ -214,11 +213,10 @@ def _summary(run: Run, points: Sequence[Point]) -> str:
 
 
 def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
-    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's or the finished model's."""
+    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
-        weights = weights_of(run, supernet, subnet, context)
-        save_subnet(weights, subnet, context, Path(folder))
-        return reload_in_process(Path(folder), weights, subnet, context)
+        save_subnet(supernet, subnet, context, Path(folder))
+        return reload_in_process(Path(folder), supernet, subnet, context)
 
 
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:

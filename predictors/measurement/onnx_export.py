@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from predictors.measurement.precision import has_vnni
-from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
+from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from search_spaces.errors import InputError, short_error
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     import onnxruntime
     import torch
     from transformers import PreTrainedModel
-
-TOLERANCE = 1e-4
-"""Largest allowed difference between an output in ONNX Runtime and in PyTorch."""
 
 ONE_FILE_BYTES = 1_500_000_000
 """Weights up to this size are stored in the .onnx file itself; the limit of protobuf is 2 GB."""
@@ -49,8 +45,8 @@ def write_onnx(
 ) -> float:
     """Writes a model as one ONNX file that accepts any batch size and sequence length.
 
-    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch.
-    Layers that quantize their inputs are not checked, since runtimes round differently.
+    The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch;
+    where int8 products round, within what this rounding changes (see `rounding.allowed_difference`).
 
     Args:
         model: A Hugging Face model; its device and mode are restored.
@@ -63,39 +59,61 @@ def write_onnx(
         The largest difference of an output from PyTorch; for int8 and quantized layers this is the rounding error.
 
     Raises:
-        InputError: If packages are missing, the model cannot be traced, or its outputs differ by more than 1e-4.
+        InputError: If packages are missing, the model cannot be traced, or its outputs differ by more than allowed.
     """
     require("onnx", "onnxscript", "onnxruntime", extra="onnx", what="an ONNX file")
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as folder:
-        exported = Path(folder) / file.name
-        cases = [inputs, _other_shape(inputs)] if dynamic and not any(name in inputs for name in CACHES) else [inputs]
+        exported = written = Path(folder) / file.name
+        cases = _cases(inputs) if dynamic else [inputs]
         _save(_trace(model, _at_least_two(inputs) if len(cases) > 1 else inputs, dynamic), exported)
-        difference = _difference(model, cases, exported)
-        require_close(model, difference, "an ONNX file")
+        difference = _checked(model, cases, exported, int8=False)
         if int8:
-            quantize_onnx(exported, file)
-            return _difference(model, cases, file)
-        for written in Path(folder).iterdir():
-            written.replace(file.parent / written.name)
+            written = Path(folder) / "int8" / file.name
+            written.parent.mkdir()
+            quantize_onnx(exported, written)
+            difference = _checked(model, cases, written, int8=True)
+        _move_files(written.parent, file.parent)
     return difference
 
 
-def require_close(model: PreTrainedModel, difference: float, what: str) -> None:
-    """Raises InputError if outputs differ by more than 1e-4 and no layer quantizes its inputs."""
-    rounds = any(getattr(module, "bits", "") in ROUNDS_ACTIVATIONS for module in model.modules())
-    if not (rounds or difference <= TOLERANCE):
+def write_int8_onnx(model: PreTrainedModel, inputs: Mapping[str, Any], source: Path, file: Path) -> float:
+    """Quantizes the ONNX file of a model to int8, and checks it as `write_onnx` does; returns the difference."""
+    with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".int8-") as folder:
+        quantized = Path(folder) / file.name
+        quantize_onnx(source, quantized)
+        difference = _checked(model, _cases(inputs), quantized, int8=True)
+        _move_files(quantized.parent, file.parent)
+    return difference
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file():
+            file.replace(target / file.name)
+
+
+def require_close(difference: float, allowed: float, what: str) -> None:
+    """Raises InputError if outputs differ by more than allowed, or hold a NaN."""
+    if not difference <= allowed:
         raise InputError(
-            f"{what} must give the outputs of the model within {TOLERANCE:g}, but they differ by {difference:.3g}; "
+            f"{what} must give the outputs of the model within {allowed:.2g}, but they differ by {difference:.3g}; "
             "nothing was written."
         )
+
+
+def _checked(model: PreTrainedModel, cases: Sequence[Mapping[str, Any]], file: Path, *, int8: bool) -> float:
+    difference = _difference(model, cases, file)
+    what = "an int8 ONNX file" if int8 else "an ONNX file"
+    require_close(difference, allowed_difference(model, cases, int8=int8), what)
+    return difference
 
 
 def quantize_onnx(source: str | Path, target: str | Path) -> None:
     """Quantizes an ONNX file to int8: weights of matrix products per channel, activations dynamically.
 
-    Weights use seven bits on processors without VNNI, where sums of 8-bit products would overflow.
+    Weights use seven bits: the file also runs on processors without VNNI, where sums of 8-bit products overflow.
     """
     require("onnx", "onnxruntime", extra="onnx", what="an int8 ONNX file")
     import onnx
@@ -112,7 +130,7 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
         onnx.save(proto, str(cleaned), save_as_external_data=large)
         with _logging_disabled():  # a warning advises to optimize the graph first, which makes no model faster
             quantize_dynamic(
-                cleaned, Path(target), per_channel=True, reduce_range=not has_vnni(), use_external_data_format=large
+                cleaned, Path(target), per_channel=True, reduce_range=True, use_external_data_format=large
             )
 
 
@@ -201,27 +219,31 @@ def _map_tensors(inputs: Mapping[str, Any], change: Callable[[torch.Tensor], tor
     return {name: value if isinstance(value, bool) else change(value) for name, value in inputs.items()}
 
 
+def _cases(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Inputs on which a file with dynamic axes is checked: the given ones and, without a cache, another shape."""
+    return [inputs] if any(name in inputs for name in CACHES) else [inputs, _other_shape(inputs)]
+
+
 def _difference(model: PreTrainedModel, cases: Sequence[Mapping[str, Any]], file: Path) -> float:
-    """The largest difference of an output in ONNX Runtime from PyTorch, over several inputs."""
-    return max(_difference_on(model, inputs, file) for inputs in cases)
+    """The largest difference of an output in ONNX Runtime from PyTorch, over several inputs; NaN if one is."""
+    import numpy as np
+
+    return float(np.max([_difference_on(model, inputs, file) for inputs in cases]))
 
 
 def _difference_on(model: PreTrainedModel, inputs: Mapping[str, Any], file: Path) -> float:
-    import copy
-
     import torch
-    from transformers.exporters.utils import get_leaf_tensors, onnx_feed
+    from transformers.exporters.utils import onnx_feed
 
     session = onnx_session(file)
     names = [port.name for port in session.get_outputs()]
     feed = onnx_feed([spec.name for spec in session.get_inputs()], inputs)
-    outputs = dict(zip(names, session.run(names, feed), strict=True))
-    with torch.inference_mode():
-        expected = get_leaf_tensors(dict(model(**copy.deepcopy(dict(inputs)))))
-    compared = [name for name in expected if name in outputs and expected[name].is_floating_point()]
+    outputs = {name: torch.from_numpy(value) for name, value in zip(names, session.run(names, feed), strict=True)}
+    expected = leaf_outputs(model, inputs)
+    compared = {name: tensor for name, tensor in expected.items() if name in outputs}
     if not compared:
         raise InputError(f"an ONNX file must have the outputs of its model, but {list(expected)} are not in {names}.")
-    return max(float((torch.from_numpy(outputs[n]) - expected[n]).abs().max()) for n in compared)
+    return largest_difference(outputs, compared)
 
 
 @contextmanager

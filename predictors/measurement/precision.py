@@ -38,17 +38,10 @@ def unsupported_reason(bits: str, workload: Workload, names: Collection[str]) ->
         return f"this machine's {workload.device} has no such instructions"
     if bits == "int8" and workload.on_cuda:
         return "it only runs on the cpu"
-    if bits == "int8" and workload.runtime == "onnxruntime" and not has_vnni():
-        return "this machine's cpu has no VNNI, so sums of 8-bit products would overflow"
     if not set(IMPROVES[bits]) & set(names):
         costs = " and ".join(IMPROVES[bits])
         return f"it only reduces {costs}, which is neither an objective nor a constraint"
     return ""
-
-
-def has_vnni() -> bool:
-    """Whether the processor can sum int8 products without overflow."""
-    return _cpu_has("vnni", "asimddp")
 
 
 def _has_bfloat16(workload: Workload) -> bool:

@@ -1,0 +1,176 @@
+"""What is promised of converted files: they compute what the export computes, on any processor, and checks refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOYS, logits
+
+from nas.exports.check import FormatCheck, failed_checks
+from nas.supernets.supernet import Supernet
+from predictors.measurement import onnx_export
+from predictors.measurement.onnx_export import onnx_session, quantize_onnx, write_int8_onnx, write_onnx
+from predictors.measurement.rounding import TOLERANCE, allowed_difference, largest_difference
+from search_spaces import InputError
+
+SIXTEEN_BITS = 2**15
+"""Processors without VNNI add two products of bytes in sixteen bits, and saturate."""
+
+
+def one_sided(bits: str) -> Any:
+    """A model of one layer whose rows of weights have one sign and large values each: the worst case for sums."""
+    torch.manual_seed(0)
+    supernet = Supernet(TOYS["bert"].model("text-classification"))
+    with torch.no_grad():
+        for name, weight in supernet.model.named_parameters():
+            if ".layer." in name and name.endswith(("query.weight", "key.weight", "value.weight", "dense.weight")):
+                signs = torch.where(torch.rand(len(weight), 1) < 0.5, -1.0, 1.0)
+                weight.copy_(0.1 * (0.95 + 0.1 * torch.rand_like(weight)) * signs)
+    parent = supernet.parent
+    return supernet.extract(parent.with_values(bits=(bits,) * len(parent.layers)))
+
+
+def largest_pair(file: Path, batch: dict[str, torch.Tensor]) -> int:
+    """The largest sum of two neighbouring products of bytes in the integer products of a file, on a batch."""
+    import onnx
+
+    proto = onnx.load(file)
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in proto.graph.initializer}
+    products = [node for node in proto.graph.node if node.op_type == "MatMulInteger"]
+    assert products
+    named = {name for node in products for name in node.input if name and name not in weights}
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in sorted(named))
+    changed = file.with_name("with_inputs.onnx")
+    onnx.save(proto, changed)
+    session = onnx_session(changed, 1)
+    feed = {port.name: batch[port.name].numpy() for port in session.get_inputs()}
+    values = dict(zip(sorted(named), session.run(sorted(named), feed), strict=True)) | weights
+    largest = 0
+    for node in products:
+        a, b = (values[name].astype(np.int64) for name in node.input[:2])
+        a = a.reshape(-1, a.shape[-1])
+        pairs = a[:, 0::2, None] * b[None, 0::2] + a[:, 1::2, None] * b[None, 1::2]
+        largest = max(largest, int(np.abs(pairs).max()))
+    return largest
+
+
+def test_int8_layers_do_not_overflow_without_vnni(tmp_path: Path) -> None:
+    model, batch, file = one_sided("int8"), TOYS["bert"].inputs(), tmp_path / "model.onnx"
+    difference = write_onnx(model, batch, file, dynamic=False)
+    assert SIXTEEN_BITS / 2 < largest_pair(file, batch) < SIXTEEN_BITS
+    assert difference < 1e-2
+
+
+def test_int8_files_do_not_overflow_without_vnni(tmp_path: Path) -> None:
+    model, batch, file = one_sided("float32"), TOYS["bert"].inputs(), tmp_path / "model.onnx"
+    write_onnx(model, batch, file, int8=True, dynamic=False)
+    assert SIXTEEN_BITS / 2 < largest_pair(file, batch) < SIXTEEN_BITS
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "with_inputs.onnx"}
+
+
+# -- the checks are checked -------------------------------------------------------------------------------------------
+
+
+def test_a_difference_sees_a_nan_a_missing_output_and_another_shape() -> None:
+    right = {"start": torch.zeros(2, 2), "end": torch.zeros(2, 2)}
+    nan = torch.full((2, 2), float("nan"))
+    assert largest_difference(right, right) == 0
+    for name in right:
+        assert not largest_difference({**right, name: nan}, right) <= 1e9
+        assert not largest_difference(right, {**right, name: nan}) <= 1e9
+        assert not largest_difference({name: right[name]}, right) <= 1e9
+        assert not largest_difference({**right, name: torch.zeros(2, 1)}, right) <= 1e9
+
+
+class Wrong:
+    """A session of ONNX Runtime whose outputs are changed, on some of the inputs that it is asked about."""
+
+    asked = 0
+
+    def __init__(self, session: Any, change: Callable[[np.ndarray], np.ndarray], case: int) -> None:
+        self.session, self.change, self.case = session, change, case
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+
+    def run(self, names: Any, feed: Any) -> list[np.ndarray]:
+        outputs = self.session.run(names, feed)
+        Wrong.asked += 1
+        return [self.change(value) for value in outputs] if Wrong.asked == self.case else outputs
+
+
+@pytest.mark.parametrize("case", [1, 2], ids=["first case", "second case"])
+@pytest.mark.parametrize(
+    "change", [lambda x: x * np.nan, lambda x: x + 1, lambda x: x[:, :1]], ids=["nan", "1", "cut"]
+)
+@pytest.mark.parametrize("bits", ["float32", "int8"])
+def test_a_wrong_onnx_file_is_refused(
+    bits: str, change: Any, case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wrong, "asked", 0)
+    monkeypatch.setattr(onnx_export, "onnx_session", lambda *a, **k: Wrong(onnx_session(*a, **k), change, case))
+    monkeypatch.setattr(onnx_export, "_trace", lambda *_: None)
+    monkeypatch.setattr(onnx_export, "_save", lambda _, file: file.write_bytes(written[bits].read_bytes()))
+    model, batch = model_and_file(bits)
+    with pytest.raises(InputError, match="must give the outputs"):
+        write_onnx(model, batch, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+written: dict[str, Path] = {}
+
+
+def model_and_file(bits: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    supernet = Supernet(TOYS["bert"].model("text-classification"))
+    parent = supernet.parent
+    return supernet.extract(parent.with_values(bits=(bits,) * len(parent.layers))), TOYS["bert"].inputs()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for bits in ("float32", "int8"):
+        written[bits] = tmp_path_factory.mktemp("files") / f"{bits}.onnx"
+        write_onnx(*model_and_file(bits), written[bits])
+
+
+def test_an_int8_file_is_compared_with_what_rounding_changes(tmp_path: Path) -> None:
+    model, batch = model_and_file("float32")
+    difference = write_int8_onnx(model, batch, written["float32"], tmp_path / "int8.onnx")
+    allowed = allowed_difference(model, [batch], int8=True)
+    assert TOLERANCE < difference < allowed < 20 * difference
+    other = model_and_file("float32")[0]
+    with torch.no_grad():
+        other.bert.encoder.layer[1].output.dense.weight.mul_(1.5)
+    with pytest.raises(InputError, match="an int8 ONNX file must give"):
+        write_int8_onnx(other, batch, written["float32"], tmp_path / "wrong.onnx")
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_rounding_is_measured_and_the_model_left_as_it_was() -> None:
+    for bits, int8 in (("float32", False), ("float32", True), ("int8", False)):
+        model, batch = model_and_file(bits)
+        before = logits(model, batch)
+        assert (allowed_difference(model, [batch], int8=int8) > TOLERANCE) == (int8 or bits == "int8")
+        assert torch.equal(logits(model, batch), before)
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), 1e6])
+@pytest.mark.parametrize("format_name", ["torch", "onnx", "int8", "program"])
+def test_verify_refuses_wrong_outputs_of_every_format(format_name: str, difference: float) -> None:
+    info = {"subnet": {"bits": ["int8", "bfloat16"]}, "measured": False}
+    found = failed_checks(info, {format_name: FormatCheck(difference=difference, allowed=0.1)})
+    assert len(found) == 1 and "must give equal outputs" in found[0]
+    assert failed_checks(info, {format_name: FormatCheck(difference=0.05, allowed=0.1)}) == []
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "cut.onnx"
+    file.write_bytes(written["float32"].read_bytes()[:-2000])
+    with pytest.raises(Exception, match=r"(?i)protobuf|pars|invalid|truncated|decod"):
+        quantize_onnx(file, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
