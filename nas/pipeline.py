@@ -72,6 +72,12 @@ STAGES = (
         "nas.stages.search:run_search",
     ),
     Stage(
+        "finish",
+        "Train the chosen subnetworks of the front on, with the parent as the teacher.",
+        lambda run: (run.finished / "chosen.json").exists() or run.front_file.exists(),
+        "nas.stages.finish:run_finish",
+    ),
+    Stage(
         "verify",
         "Export, measure and score the fronts of the search and its baselines on the held-out split.",
         lambda run: run.front_file.exists(),

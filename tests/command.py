@@ -43,14 +43,14 @@ class Command:
         """What it wrote to standard error, once it has ended."""
         self._process.join(timeout)
         assert self.returncode is not None, "it has not ended"
-        said = self._said.read_text()
+        stderr = self._said.read_text()
         self._said.unlink()
-        return None, said
+        return None, stderr
 
 
-def _run(words: list[str], said: str) -> None:
+def _run(words: list[str], stderr: str) -> None:
     """Runs the command line as in a process of its own."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(said, os.O_WRONLY), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY), 2)
     sys.argv = ["nas", *words]
     cli.main()

@@ -242,6 +242,7 @@ def text_recipe(text_folder: Path) -> Path:
         "parent": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8},
         "supernet": {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8, "sampled_subnets": 1},
         "profile": {"samples": 12, "precision": 0.5},
+        "finish": {"models": 1, "epochs": 1, "learning_rate": 2e-3, "batch_size": 8},
         "search": {"evaluations": 16},
     }
     path = text_folder / "recipe.yaml"

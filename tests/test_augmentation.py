@@ -67,7 +67,7 @@ def test_images_are_cropped(tmp_path: Path) -> None:
     for crop, original in zip(cropped, originals, strict=True):
         assert crop["labels"] == original["labels"]
         assert torch.allclose(crop["pixel_values"][..., :3], original["pixel_values"][..., :3])
-        assert (crop["pixel_values"][..., 5:] == -1).all()  # what lies beside an image is black
+        assert (crop["pixel_values"][..., 5:] == -1).all()  # outside the image is black
 
 
 def test_each_training_gets_the_augmented_examples(

@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[str, Rows | None, dict[str, Any], tuple[str, ...]]] = {
         {},
         ("answer_start", "string"),
     ),
-    "an answer elsewhere": (
+    "an answer at another place": (
         "answers",
         changed("answers", answers=lambda s: {"text": ["film"], "answer_start": [1]}),
         {},

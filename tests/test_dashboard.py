@@ -22,14 +22,14 @@ dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboa
 
 
 def test_the_copy_marks_infeasible_trials(text_recipe: Path, tmp_path: Path) -> None:
-    found = [point(0.7, 1.0, 1), point(0.88, 2.0, 2), point(0.9, 5.0, 4)]
-    run = run_of(tmp_path / "run", text_recipe, ParetoFront.of(found, OBJECTIVES))
+    result = [point(0.7, 1.0, 1), point(0.88, 2.0, 2), point(0.9, 5.0, 4)]
+    run = run_of(tmp_path / "run", text_recipe, ParetoFront.of(result, OBJECTIVES))
     artifacts = FileSystemArtifactStore(str(tmp_path))
     with pytest.raises(InputError, match="no study yet"):
         copy_for_dashboard(run, artifacts)
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])
-    for each, size in zip(found, (1.0, -1.0, -2.0), strict=True):
+    for each, size in zip(result, (1.0, -1.0, -2.0), strict=True):
         trial = study.ask()
         trial.set_user_attr("point", {**each.to_dict(), "feasible": size <= 0})
         trial.set_constraint("size_mb", size)
@@ -41,7 +41,7 @@ def test_the_copy_marks_infeasible_trials(text_recipe: Path, tmp_path: Path) -> 
     assert [t.system_attrs["constraints"] for t in studies["search"].trials] == [[1.0], [-1.0], [-2.0]]
     assert len(studies["search, feasible only"].trials) == 2
     pictures = [get_all_artifact_meta(t, storage=copied) for t in studies["search"].trials]
-    assert [len(found) for found in pictures] == [0, 1, 1] and pictures[1][0].mimetype == "image/svg+xml"
+    assert [len(result) for result in pictures] == [0, 1, 1] and pictures[1][0].mimetype == "image/svg+xml"
     app = dashboard.wsgi(copied)
     answer: list[str] = []
     request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "wsgi.input": io.BytesIO()}

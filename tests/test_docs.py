@@ -70,8 +70,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     """The words of every `nas` command that is to be typed."""
     for block in blocks(page, "bash", "console"):
         for line in block.code.replace("\\\n", " ").splitlines():
-            if found := re.match(r"(?:\$ )?nas (.*)", line if block.language == "bash" else line.removeprefix("$ ")):
-                yield shlex.split(found[1], comments=True)
+            if match := re.match(r"(?:\$ )?nas (.*)", line if block.language == "bash" else line.removeprefix("$ ")):
+                yield shlex.split(match[1], comments=True)
 
 
 def generator() -> dict[str, Any]:
@@ -126,11 +126,11 @@ def test_keys_files_and_names_exist() -> None:
     for page in PAGES:
         for span in spans(page):
             where = f"{name_of(page)} names `{span}`"
-            if found := re.match(r"(\w+)\.(\w+)(?:$|[:=])", span):
-                if found[1] in sections and (found[1], found[2]) != ("search", "md"):
-                    assert f"{found[1]}.{found[2]}" in known, f"{where}, which is no recipe key"
-                elif found[1] == "nas":
-                    there = found[2] in nas.__all__ or importlib.util.find_spec(span.partition("=")[0])
+            if match := re.match(r"(\w+)\.(\w+)(?:$|[:=])", span):
+                if match[1] in sections and (match[1], match[2]) != ("search", "md"):
+                    assert f"{match[1]}.{match[2]}" in known, f"{where}, which is no recipe key"
+                elif match[1] == "nas":
+                    there = match[2] in nas.__all__ or importlib.util.find_spec(span.partition("=")[0])
                     assert there, f"{where}, which does not exist"
             if re.match(r"(nas|predictors|search_spaces|tests|experiments|docs)/[\w./-]*$", span):
                 assert (ROOT / span).exists(), f"{where}, which does not exist"
@@ -138,10 +138,10 @@ def test_keys_files_and_names_exist() -> None:
 
 @pytest.mark.parametrize("package", ["search_spaces", "predictors", "nas"])
 def test_the_map_has_every_folder_and_loose_module(package: str) -> None:
-    found = {path.parent for path in (ROOT / package).glob("*/__init__.py")}
-    found |= {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
+    result = {path.parent for path in (ROOT / package).glob("*/__init__.py")}
+    result |= {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
     page = (ROOT / "docs" / "contributing" / "tree.md").read_text()
-    assert [name_of(path) for path in found if f"`{name_of(path)}{'/' * path.is_dir()}`" not in page] == []
+    assert [name_of(path) for path in result if f"`{name_of(path)}{'/' * path.is_dir()}`" not in page] == []
 
 
 def test_the_reference_has_every_public_name() -> None:
@@ -150,8 +150,8 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def test_blocks_that_do_not_run_are_counted() -> None:
-    found = Counter(name_of(page) for page in PAGES for block in blocks(page, "python") if not block.runs)
-    assert found == NOT_RUN
+    result = Counter(name_of(page) for page in PAGES for block in blocks(page, "python") if not block.runs)
+    assert result == NOT_RUN
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ HEADS_IN_CONFIG = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
     *("vit", "deit", "dinov2", "t5"),
 }
-"""Families whose stock config can say how many heads there are, apart from the hidden size."""
+"""Families whose stock config can set the number of heads independently of the hidden size."""
 SCALED_BY_HIDDEN = {"bart"}
 """Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could undo it."""
 

@@ -100,9 +100,9 @@ def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, k
     if family == "bert":
         inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
     expected = RUNNERS["torch"](str(folder), auto, inputs)
-    found = RUNNERS[format_name](str(file), auto, inputs)
-    assert found.keys() == expected.keys()
-    assert max(float((found[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[format_name]
+    actual = RUNNERS[format_name](str(file), auto, inputs)
+    assert actual.keys() == expected.keys()
+    assert max(float((actual[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[format_name]
 
 
 @pytest.mark.slow
@@ -133,9 +133,9 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
 def test_an_export_runs_in_a_clean_process(tmp_path: Path) -> None:
     exported(tmp_path)
     inputs = TOYS["bert"].inputs()
-    found = outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
+    actual = outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
     expected = RUNNERS["torch"](str(tmp_path), "AutoModelForSequenceClassification", inputs)
-    assert torch.allclose(found["logits"], expected["logits"], atol=1e-5)
+    assert torch.allclose(actual["logits"], expected["logits"], atol=1e-5)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ReloadError):
         outputs_in_subprocess("torch", tmp_path, "AutoModelForSequenceClassification", inputs)
@@ -144,12 +144,12 @@ def test_an_export_runs_in_a_clean_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_is_that_of_the_workload_without_libraries(tmp_path: Path) -> None:
     info = exported(tmp_path)
-    found = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
-    assert found < 40  # of a toy; the libraries that run it take hundreds
+    result = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
+    assert result < 40  # of a toy; the libraries that run it take hundreds
     info["workload"]["batch_size"] = 4096
     (tmp_path / "subnet.json").write_text(json.dumps(info))
     large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
-    assert large > found + 20  # 4,096 x 12 tokens of some 100 numbers
+    assert large > result + 20  # 4,096 x 12 tokens of some 100 numbers
     with pytest.raises(InputError, match="`it` failed in a separate process"):
         run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", what="it")
 
@@ -159,8 +159,8 @@ def test_the_card_describes_the_model_and_how_to_load_it(tmp_path: Path, kind: s
     from huggingface_hub import ModelCard
 
     info = exported(tmp_path, kind=kind)
-    found = FormatCheck({"accuracy": 0.8, "latency_ms": 1.0, "memory_mb": 30.0}, {"accuracy": 0.01})
-    write_card(tmp_path, {**info, "formats": {"int8": {"values": found.values, "errors": found.errors}}})
+    result = FormatCheck({"accuracy": 0.8, "latency_ms": 1.0, "memory_mb": 30.0}, {"accuracy": 0.01})
+    write_card(tmp_path, {**info, "formats": {"int8": {"values": result.values, "errors": result.errors}}})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "mit" and card.data.base_model == "some/parent"
     assert card.data.pipeline_tag == "text-classification"

@@ -49,19 +49,19 @@ def run() -> Any:
 
 
 def test_growth_ends_at_the_hypervolume_of_the_front(studies: dict[str, optuna.Study]) -> None:
-    found = growth(run(), studies.values())
-    curves = {curve["study"]: curve for curve in found["curves"]}
+    result = growth(run(), studies.values())
+    curves = {curve["study"]: curve for curve in result["curves"]}
     points = [Point.from_dict(trial.user_attrs["point"]) for trial in studies["search"].trials]
     assert curves["search"]["hypervolume"][-1] == pytest.approx(
-        ParetoFront.of(points, OBJECTIVES).hypervolume(found["reference"])
+        ParetoFront.of(points, OBJECTIVES).hypervolume(result["reference"])
     )
     assert curves["search"]["hypervolume"] == sorted(curves["search"]["hypervolume"])
     assert curves["search"]["seconds"][:2] == [0.0, 1.0] and curves["uniform"]["hypervolume"] == []
 
 
 def test_importance_finds_the_deciding_parameter(studies: dict[str, optuna.Study]) -> None:
-    found = importance(studies)
-    assert found["accuracy"]["num_attention_heads.0"] > 0.9 and found["latency_ms"]["hidden_size"] > 0.9
+    result = importance(studies)
+    assert result["accuracy"]["num_attention_heads.0"] > 0.9 and result["latency_ms"]["hidden_size"] > 0.9
     assert importance({"search": study_of("search", 3), "random": study_of("random", 2)}) == {}
 
 
@@ -69,6 +69,6 @@ def test_predictions_are_paired_with_measurements(studies: dict[str, optuna.Stud
     chosen = Point.from_dict(studies["search"].trials[0].user_attrs["point"])
     measured = Point(chosen.subnet, {"accuracy": 0.5, "latency_ms": 99.0}, measured=True)
     report = SimpleNamespace(model="linear", held_out={"linear": SimpleNamespace(mape_percent=1.5)})
-    found = predicted_vs_measured(studies.values(), SimpleNamespace(report=report), [measured])  # type: ignore[arg-type]
-    assert found["measured_ms"] == [99.0] and found["predicted_ms"] == [chosen.values["latency_ms"]]
-    assert found["mape_percent"] == {"linear": 1.5} and found["key"] == [chosen.key]
+    result = predicted_vs_measured(studies.values(), SimpleNamespace(report=report), [measured])  # type: ignore[arg-type]
+    assert result["measured_ms"] == [99.0] and result["predicted_ms"] == [chosen.values["latency_ms"]]
+    assert result["mape_percent"] == {"linear": 1.5} and result["key"] == [chosen.key]

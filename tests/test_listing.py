@@ -112,7 +112,7 @@ def test_watching_a_running_search_changes_nothing(text_recipe: Path, tmp_path: 
     run.front_file.unlink()
     (run.folder / "supernet.partial" / "checkpoints" / "checkpoint-40").mkdir(parents=True)
     run.parent.mkdir()
-    waiting = [f"{name:<10} not started" for name in ("profile", "search", "verify", "report", "export")]
+    waiting = [f"{name:<10} not started" for name in ("profile", "search", "finish", "verify", "report", "export")]
     assert status_lines(run) == ["parent     done", "supernet   in training, past step 40", *waiting]
     storage = JournalStorage(JournalFileBackend(str(run.study)))
     study = optuna.create_study(storage=storage, study_name="search", directions=["maximize", "minimize"])

@@ -31,7 +31,7 @@ def test_a_long_context_is_read_in_windows_with_one_answer(make: Make) -> None:
             assert row["context"][start:end] == row["answers"][0]
 
     class PerfectModel(torch.nn.Module):
-        """Points at the answer in the one window that holds it, and elsewhere with less certainty."""
+        """Points at the answer in the one window that holds it, and in other windows with less certainty."""
 
         device = torch.device("cpu")
 

@@ -74,7 +74,7 @@ def test_states_of_kept_layers_equal_those_of_the_extracted_model(toy: Toy) -> N
     names = ("hidden_states",) if len(supernet.stacks) == 1 else ("encoder_hidden_states", "decoder_hidden_states")
     for name, positions in zip(names, supernet.layout.kept_positions(subnet), strict=True):
         states = getattr(outputs, name)
-        for place, position in enumerate(positions[:-1]):  # what a stack ends with may have gone through a norm
+        for place, position in enumerate(positions[:-1]):  # the last states of a stack may have gone through a norm
             assert torch.allclose(states_by_layer[subnet.layers[position], "hidden"], states[place + 1], atol=1e-4)
 
 

@@ -51,7 +51,7 @@ def opened(browser: Any, path: Path, scheme: str = "light", device: dict[str, An
 def place(page: Any, kind: str, index: int) -> tuple[float, float]:
     """Where a mark of the chart is on the screen."""
     page.locator("#plot").scroll_into_view_if_needed()
-    found = page.evaluate(
+    result = page.evaluate(
         """([kind, index]) => {
           const plot = document.getElementById("plot"), box = plot.getBoundingClientRect();
           const {xaxis, yaxis} = plot._fullLayout, point = DATA.series.find(s => s.kind === kind).points[index];
@@ -60,7 +60,7 @@ def place(page: Any, kind: str, index: int) -> tuple[float, float]:
         }""",
         [kind, index],
     )
-    return found[0], found[1]
+    return result[0], result[1]
 
 
 def colors(page: Any) -> dict[tuple[int, int, int], int]:
@@ -113,7 +113,7 @@ def test_axes_and_colour_can_be_chosen(chromium: Any, report: Path) -> None:
 
 def test_light_and_dark_look_as_they_should(chromium: Any, report: Path) -> None:
     pixels = {scheme: colors(opened(chromium, report, scheme)) for scheme in ("light", "dark")}
-    paper = {scheme: max(found, key=lambda c: found[c]) for scheme, found in pixels.items()}
+    paper = {scheme: max(result, key=lambda c: result[c]) for scheme, result in pixels.items()}
     assert min(paper["light"]) > 240 and max(paper["dark"]) < 40
     assert pixels["light"].get((36, 99, 201), 0) > 100, "the front is not drawn in its colour"
     assert pixels["dark"].get((122, 172, 255), 0) > 100

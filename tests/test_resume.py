@@ -106,8 +106,8 @@ def copy_results(uninterrupted_run: Path, run: Path, *results: str) -> None:
 
 def checkpoints(run: Path, stage: str) -> list[Path]:
     """Checkpoints of a training that were written to the end, oldest first."""
-    found = [p for p in (run / f"{stage}.partial" / "checkpoints").glob("*") if (p / "trainer_state.json").exists()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    result = [p for p in (run / f"{stage}.partial" / "checkpoints").glob("*") if (p / "trainer_state.json").exists()]
+    return sorted(result, key=lambda path: int(path.name.split("-")[1]))
 
 
 TRAINED = ("parent", "supernet", "measurements.jsonl", "predictor")
@@ -155,10 +155,10 @@ def test_a_killed_search_resumes(stage: str, uninterrupted_run: tuple[Path, Path
     assert finished_stages(run).items() >= before.items()
     for name, data in known.items():
         assert (run / name).read_bytes().startswith(data[: data.rfind(b"\n") + 1])
-    for name, found in evaluations(recipe, done).items():
-        assert found[: len(tried[name])] == tried[name]
+    for name, result in evaluations(recipe, done).items():
+        assert result[: len(tried[name])] == tried[name]
         if stage != "profile":  # which measures anew what was not stored
-            assert found == evaluations(recipe, Run(uninterrupted))[name]
+            assert result == evaluations(recipe, Run(uninterrupted))[name]
     for study in open_studies(done.study, recipe).values():
         unfinished = study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.RUNNING))
         assert len(unfinished) <= 1, "only the evaluation in flight may be lost"

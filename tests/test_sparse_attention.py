@@ -25,12 +25,12 @@ PADDINGS = ("none", "right", "left")
 
 
 def module(graph: Graph, causal: bool) -> Any:
-    """What the interface reads of an attention module."""
+    """The attributes of an attention module that the interface reads."""
     return SimpleNamespace(config=SimpleNamespace(nas_pattern=list(graph)), is_causal=causal)
 
 
 def real_tokens(tokens: int, padding: str) -> Tensor:
-    """Two sequences, (2, tokens): a whole one, and one of which a third is padding."""
+    """Padding mask of two sequences, (2, tokens): one without padding, one of which a third is padding."""
     real, third = torch.ones(2, tokens, dtype=torch.bool), tokens // 3
     if padding == "right":
         real[1, tokens - third :] = False
@@ -40,7 +40,7 @@ def real_tokens(tokens: int, padding: str) -> Tensor:
 
 
 def edges(graph: Graph, tokens: int, causal: bool) -> Tensor:
-    """Who attends to whom among so many real tokens, (tokens, tokens), pair by pair; random blocks are left out."""
+    """Which tokens attend to which, (tokens, tokens), without random blocks."""
     q, k = torch.arange(tokens)[:, None], torch.arange(tokens)
     if causal:
         return (k <= q) & ((q - k < graph.window) | (k < graph.global_tokens))
@@ -48,7 +48,7 @@ def edges(graph: Graph, tokens: int, causal: bool) -> Tensor:
 
 
 def random_edges(graph: Graph, tokens: int, causal: bool) -> Tensor:
-    """Who attends to whom, (tokens, tokens), read off the gradients of what each token computes."""
+    """Which tokens attend to which, (tokens, tokens), from the gradients of each token's output."""
     query, key = torch.zeros(2, 1, 1, tokens, 1)
     value = torch.zeros(1, 1, tokens, 1, requires_grad=True)
     out, _ = sparse_attention_forward(module(graph, causal), query, key, value, None)
@@ -60,10 +60,10 @@ def dense_mask(graph: Graph, real: Tensor, causal: bool) -> Tensor:
     """(batch, 1, tokens, tokens): the graph over the real tokens of each sequence; padding attends to all."""
     masks = []
     for row in real:
-        mask, there = torch.ones(len(row), len(row), dtype=torch.bool), row.nonzero().flatten()
-        found = edges if not graph.random_blocks else random_edges
-        mask[there] = False
-        mask[there[:, None], there] = found(graph, len(there), causal)
+        mask, positions = torch.ones(len(row), len(row), dtype=torch.bool), row.nonzero().flatten()
+        edges_of = edges if not graph.random_blocks else random_edges
+        mask[positions] = False
+        mask[positions[:, None], positions] = edges_of(graph, len(positions), causal)
         masks.append(mask)
     return torch.stack(masks)[:, None]
 
@@ -98,10 +98,10 @@ def test_blocks_equal_dense_attention_forward_and_backward(tokens: int, name: st
     for groups in (4, 2):
         inputs = states(tokens, groups=groups)
         expected = reference(*inputs, mask)
-        found, _ = sparse_attention_forward(module(graph, causal), *inputs, stock_mask(real, causal, tokens))
+        actual, _ = sparse_attention_forward(module(graph, causal), *inputs, stock_mask(real, causal, tokens))
         weights = torch.randn_like(expected) * real[..., None, None]
-        assert torch.allclose(found * real[..., None, None], expected * real[..., None, None], atol=1e-5)
-        gradients = zip(*(torch.autograd.grad((o * weights).sum(), inputs) for o in (expected, found)), strict=True)
+        assert torch.allclose(actual * real[..., None, None], expected * real[..., None, None], atol=1e-5)
+        gradients = zip(*(torch.autograd.grad((o * weights).sum(), inputs) for o in (expected, actual)), strict=True)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in gradients)
 
 
@@ -109,12 +109,12 @@ def test_blocks_equal_dense_attention_forward_and_backward(tokens: int, name: st
 def test_random_blocks_are_drawn_evenly_outside_the_window(causal: bool) -> None:
     tokens, graph = 64, Graph(4, 0, 2, 0, 2)
     window = edges(graph, tokens, causal)
-    found = random_edges(graph, tokens, causal)
-    assert (found & window == window).all() and not (causal and found.triu(1).any())
-    drawn = (found & ~window).view(tokens // 2, 2, tokens // 2, 2).sum((1, 3))
-    assert set(drawn.unique().tolist()) <= {0, 1, 2, 3, 4} and (drawn == 4).sum() > tokens // 2
+    attended = random_edges(graph, tokens, causal)
+    assert (attended & window == window).all() and not (causal and attended.triu(1).any())
+    blocks = (attended & ~window).view(tokens // 2, 2, tokens // 2, 2).sum((1, 3))
+    assert set(blocks.unique().tolist()) <= {0, 1, 2, 3, 4} and (blocks == 4).sum() > tokens // 2
     other = random_edges(graph._replace(seed=1), tokens, causal)
-    assert not torch.equal(other, found) and torch.equal(random_edges(graph, tokens, causal), found)
+    assert not torch.equal(other, attended) and torch.equal(random_edges(graph, tokens, causal), attended)
 
 
 def test_masks_of_numbers_are_read_as_well() -> None:
@@ -122,14 +122,14 @@ def test_masks_of_numbers_are_read_as_well() -> None:
     mask = stock_mask(real, True, 24)
     assert mask is not None
     numbers = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    found = [sparse_attention_forward(module(GRAPHS["bigbird"], True), *inputs, m)[0] for m in (mask, numbers)]
-    assert torch.equal(*found)
+    result = [sparse_attention_forward(module(GRAPHS["bigbird"], True), *inputs, m)[0] for m in (mask, numbers)]
+    assert torch.equal(*result)
 
 
 def test_a_window_of_the_stock_layer_is_kept() -> None:
     inputs, narrow = states(24), Graph(3, 0, 0, 0, 4)
-    found, _ = sparse_attention_forward(module(GRAPHS["local"], True), *inputs, None, sliding_window=3)
-    assert torch.allclose(found, reference(*inputs, edges(narrow, 24, True)), atol=1e-5)
+    result, _ = sparse_attention_forward(module(GRAPHS["local"], True), *inputs, None, sliding_window=3)
+    assert torch.allclose(result, reference(*inputs, edges(narrow, 24, True)), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["none", "left"])
@@ -145,16 +145,16 @@ def test_tokens_with_a_cache_equal_the_full_sequence(name: str, padding: str) ->
             length = last + spare
             mask = nn.functional.pad(causal[:, :, first:last, :last], (0, spare))
             keys = (nn.functional.pad(x[:, :, :last], (0, 0, 0, spare), value=9.0) for x in (key, value))
-            found, _ = sparse_attention_forward(module(graph, True), query[:, :, first:last], *keys, mask)
+            actual, _ = sparse_attention_forward(module(graph, True), query[:, :, first:last], *keys, mask)
             there = real[:, first:last, None, None]
-            assert torch.allclose(found * there, expected[:, first:last] * there, atol=1e-5), (first, last, length)
+            assert torch.allclose(actual * there, expected[:, first:last] * there, atol=1e-5), (first, last, length)
 
 
 def test_one_token_under_a_window_reads_its_last_keys_only() -> None:
     query, key, value = states(24)
     rest = [x[:, :, -8:] for x in (key, value)]
-    found, _ = sparse_attention_forward(module(GRAPHS["local"], True), query[:, :, -1:], key, value, None)
-    assert torch.allclose(found, scaled_dot_product_attention(query[:, :, -1:], *rest).transpose(1, 2), atol=1e-6)
+    result, _ = sparse_attention_forward(module(GRAPHS["local"], True), query[:, :, -1:], key, value, None)
+    assert torch.allclose(result, scaled_dot_product_attention(query[:, :, -1:], *rest).transpose(1, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -162,9 +162,9 @@ def test_half_precision_is_as_accurate_as_dense_attention(name: str) -> None:
     graph, tokens = GRAPHS[name], 37
     inputs = states(tokens, dtype=torch.bfloat16)
     mask = dense_mask(graph, real_tokens(tokens, "none"), False)
-    found, _ = sparse_attention_forward(module(graph, False), *inputs, None)
-    assert found.dtype == torch.bfloat16
-    assert torch.allclose(found.float(), reference(*(x.float() for x in inputs), mask), atol=0.03)
+    result, _ = sparse_attention_forward(module(graph, False), *inputs, None)
+    assert result.dtype == torch.bfloat16
+    assert torch.allclose(result.float(), reference(*(x.float() for x in inputs), mask), atol=0.03)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -217,12 +217,12 @@ def test_onnx_runtime_computes_the_same_at_any_length(
     program = torch.onnx.export(model, given, dynamo=True, dynamic_shapes=shapes, input_names=[*"qkvr"], verbose=False)
     program.save(tmp_path / "model.onnx")
     gathered = [node.outputs[0] for node in program.model.graph if node.op_type == "Gather"]
-    of_states = [found.shape.rank() for found in gathered if found.shape and found.dtype.name == "FLOAT"]
-    assert set(of_states) == ({3} if name == "bigbird" else {5})  # token by token, or whole blocks
+    of_states = [result.shape.rank() for result in gathered if result.shape and result.dtype.name == "FLOAT"]
+    assert set(of_states) == ({3} if name == "bigbird" else {5})  # single tokens, or blocks
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for length in (24, 37):
         real = real_tokens(length, "right")
         arrays = [*(x.detach() for x in states(length, groups=2)), real]
-        (found,) = session.run(None, {n: x.numpy() for n, x in zip("qkvr", arrays, strict=True)})
+        (result,) = session.run(None, {n: x.numpy() for n, x in zip("qkvr", arrays, strict=True)})
         there = real[..., None, None]
-        assert torch.allclose(torch.from_numpy(found) * there, model(*arrays) * there, atol=1e-5)
+        assert torch.allclose(torch.from_numpy(result) * there, model(*arrays) * there, atol=1e-5)

@@ -196,7 +196,7 @@ def test_a_single_path_learns_in_place_from_the_parent(context: TaskContext, tmp
     assert float(loss) == pytest.approx(float(outputs.loss + kl(outputs.logits, parent_logits)), rel=1e-5)
 
 
-# -- whole trainings --------------------------------------------------------------------------------------------------
+# -- trainings --------------------------------------------------------------------------------------------------------
 
 
 def test_a_teacher_runs_each_example_once(context: TaskContext, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_an_interrupted_training_has_the_same_losses(context: TaskContext, tmp_p
     def new(folder: str) -> SupernetTrainer:
         return make_trainer(context, tmp_path / folder, settings={"epochs": 4.0})
 
-    uninterrupted = new("whole")
+    uninterrupted = new("uninterrupted")
     uninterrupted.train()
     first = new("cut")
     first.add_callback(Interrupt())

@@ -184,11 +184,11 @@ def test_concurrent_drivers_never_evaluate_the_same_subnetwork(tmp_path: Path) -
     folder, evaluate = tmp_path / "run", StandIn(tmp_path / "evaluations.log", 0.0)
     drivers, n_concurrent = [new_scheduler(folder, recipe, "one"), new_scheduler(folder, recipe, "two")], 0
     while not all(each.is_finished for each in drivers):
-        asked = [(each, evaluation) for each in drivers if (evaluation := each.ask()) is not None]
-        assert len({evaluation.subnet.key for _, evaluation in asked}) == len(asked)
-        for each, evaluation in asked:
+        pending = [(each, evaluation) for each in drivers if (evaluation := each.ask()) is not None]
+        assert len({evaluation.subnet.key for _, evaluation in pending}) == len(pending)
+        for each, evaluation in pending:
             each.tell(evaluation, evaluate(evaluation.subnet, None))
-        n_concurrent += len(asked) == 2
+        n_concurrent += len(pending) == 2
     studies = open_studies(folder / "study.log", recipe)
     assert n_concurrent > 20 and set(executed(tmp_path).values()) == {1}
     assert len(evaluated_points(studies["search"])) == len(evaluated_points(studies["random"])) == 30

@@ -48,6 +48,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
         "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
         "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
+        "finish": recipe.finish.models * recipe.finish.num_train_epochs * examples[1] * train_s * SUBNET_SHARE,
         "verify": N_VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
     }
     return {

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from nas.exports.card import write_card
-from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs
+from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs, weights_of
 from nas.exports.formats import formats_in, forward_arguments, load_export, read_export_info, size_mb
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.recipe.objectives import format_value
@@ -122,8 +122,9 @@ def _reload(
     folder: Path, info: Mapping[str, Any], run: Run, context: TaskContext, checks: dict[str, FormatCheck]
 ) -> None:
     """Runs each format in a clean process, and stores the largest difference of its outputs from the reference."""
-    supernet, _ = load_supernet(run, context)
-    inputs, active = supernet_outputs(supernet, SubnetConfig.from_dict(info["subnet"]), context)
+    subnet = SubnetConfig.from_dict(info["subnet"])
+    weights = weights_of(run, load_supernet(run, context)[0], subnet, context)
+    inputs, active = supernet_outputs(weights, subnet, context)
     reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
     for format_name, path in formats_in(folder).items():
         try:

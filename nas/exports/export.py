@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,37 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 
 
-def save_subnet(supernet: Supernet, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
+@dataclass(frozen=True)
+class FinishedModel:
+    """A subnetwork that was trained on: a model of its own in the place of the supernet.
+
+    Attributes:
+        model: The only subnetwork that it has.
+    """
+
+    model: PreTrainedModel
+
+    def activate(self, subnet: SubnetConfig) -> None:
+        """Does nothing: the subnetwork is active."""
+
+    def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
+        """A copy of the model."""
+        return copy.deepcopy(self.model)
+
+
+Weights = Supernet | FinishedModel
+"""What has the weights of a subnetwork."""
+
+
+def weights_of(run: Run, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> Weights:
+    """The finished model of a subnetwork, if the run has one, else the supernet."""
+    folder = run.finished / subnet.key
+    if not folder.exists():
+        return supernet
+    return FinishedModel(context.load_model(folder).to(supernet.model.device).eval())
+
+
+def save_subnet(supernet: Weights, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
     """Writes the extracted model, its processor and, unless it is a stock model, its modeling code."""
     save_model(supernet.extract(subnet), context, folder)
     context.processor.save_pretrained(folder)
@@ -82,7 +114,7 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
     if out.exists() and not (out / "subnet.json").exists():
         raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
     context = TaskContext(run.recipe)
-    supernet, _ = load_supernet(run, context)
+    supernet = weights_of(run, load_supernet(run, context)[0], point.subnet, context)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +149,7 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
-def check_reload(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> None:
+def check_reload(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> None:
     """Loads a folder in a clean process and compares its logits with those of the supernet.
 
     Raises:
@@ -172,7 +204,7 @@ def outputs_in_subprocess(
         return load_file(outputs_file)
 
 
-def reload_in_process(folder: Path, supernet: Supernet, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
+def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
     """Loads a folder in this process, compares its logits, and returns the model on the supernet's device.
 
     Raises:
@@ -186,7 +218,7 @@ def reload_in_process(folder: Path, supernet: Supernet, subnet: SubnetConfig, co
 
 
 def supernet_outputs(
-    supernet: Supernet, subnet: SubnetConfig, context: TaskContext
+    supernet: Weights, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Returns a small batch, with texts padded to different lengths, and the supernet's logits on it by name.
 

@@ -28,6 +28,7 @@ class Point:
             ``feasible`` goes by the value.
         predicted: Whether the latency of a measured point is still predicted, because the run's device is another one
             that has not measured the front yet.
+        finished: Whether it was trained on alone after the search; else its weights are the supernet's.
     """
 
     subnet: SubnetConfig
@@ -38,6 +39,7 @@ class Point:
     feasible: bool = True
     predicted: bool = False
     undecided: tuple[str, ...] = ()
+    finished: bool = False
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KNEE = " ◀"
 UNDECIDED = "≈"
+FINISHED = " ●"
 SUBNETWORK_WIDTH = 25
 """Columns left for the subnetwork of 80; a longer text is wrapped at its commas."""
 TERMINAL_COLUMNS = ("size_mb",)
@@ -60,7 +61,7 @@ def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
     knee = front.knee() if len(front) else None
     return [
         [
-            point.key + KNEE * (point is knee),
+            point.key + FINISHED * point.finished + KNEE * (point is knee),
             *(_cell(point, name) for name in names),
             str(point.subnet),
         ]
@@ -92,4 +93,5 @@ def _caption(front: ParetoFront) -> str:
     )
     if any(point.undecided for point in front):
         tuned += f" {UNDECIDED} cannot be told apart from its bound in this noise."
-    return f"{KNEE.strip()} knee. {how[0].upper()}{how[1:]}.{tuned}"
+    finished = f" {FINISHED.strip()} finished: trained on alone." if any(point.finished for point in front) else ""
+    return f"{KNEE.strip()} knee.{finished} {how[0].upper()}{how[1:]}.{tuned}"

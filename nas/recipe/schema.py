@@ -38,10 +38,13 @@ TASK_TYPES = tuple(name for name, task in TASKS.items() if task.default_metric i
 
 STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
 
+TRAININGS = ("parent", "supernet", "finish")
+"""Sections with the settings of a training."""
+
 RESUMABLE_KEYS = (
     "search.workers",
-    *(f"{section}.{unit}_per_worker" for section in ("search", "parent", "supernet") for unit in ("cpus", "gpus")),
-    *(f"{section}.report_to" for section in ("parent", "supernet")),
+    *(f"{section}.{unit}_per_worker" for section in ("search", *TRAININGS) for unit in ("cpus", "gpus")),
+    *(f"{section}.report_to" for section in TRAININGS),
     *(f"{section}.minutes" for section in ("profile", "verify")),
 )
 """Keys that may change when a run resumes: they set where and how long it runs and who logs it."""
@@ -161,6 +164,14 @@ class SupernetTraining(Training):
     )
 
 
+class Finish(Training):
+    """Settings of the finish: chosen subnetworks of the front are trained on alone, with the parent as the teacher."""
+
+    models: int = Field(
+        3, ge=0, description="Subnetworks that are trained on: near the bound, and at 2, 3 and 5 times the speed."
+    )
+
+
 class Profile(_Section):
     """How many subnetworks the latency predictor is fitted on, and for how long they are measured.
 
@@ -249,6 +260,7 @@ class Recipe(_Section):
     parent: Training = Field(default_factory=Training)
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
     profile: Profile = Field(default_factory=Profile)
+    finish: Finish = Field(default_factory=Finish, description="How chosen subnetworks are trained on.")
     search: Search = Field(default_factory=Search)
     verify: Verify = Field(default_factory=Verify)
     seed: int = Field(0, ge=0, description="Seed of data order, sampling and search.")

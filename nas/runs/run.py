@@ -49,11 +49,12 @@ class Run:
         self.front_file = self.folder / "front.json"
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
+        self.finished = self.folder / "finished"
         self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
         self.logs = self.folder / "logs"
         self.trained_folders = (self.parent, self.supernet)
-        searched = (self.study, self.trials, self.verified, self.front_file, self.report, self.exports)
+        searched = (self.study, self.trials, self.finished, self.verified, self.front_file, self.report, self.exports)
         self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned)
 
     @classmethod

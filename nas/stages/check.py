@@ -109,7 +109,12 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
             )
     if not remote:
         _check_memory(context)
-    for settings in (recipe.parent, recipe.supernet):
+    if recipe.finish.workers is not None:
+        raise InputError(
+            f"`finish.workers` must be left out, because one process trains each subnetwork, but got "
+            f"{recipe.finish.workers}."
+        )
+    for settings in (recipe.parent, recipe.supernet, recipe.finish):
         check_trackers(settings)
         context.training_set(settings)
     _ = context.has_head

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.exports.export import reload_in_process, save_subnet
+from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.recipe.objectives import against_bounds, total_violation
@@ -66,7 +67,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     subnets = {point.key: point.subnet for front in candidates.values() for point in front}
     results = _verify_all(run, context, supernet, subnets)
     verified = [
-        _to_point(results[point.key], name, recipe.bounds)
+        replace(_to_point(results[point.key], name, recipe.bounds), finished=(run.finished / point.key).exists())
         for name, study in studies.items()
         for point in evaluated_points(study)
         if point.key in results
@@ -213,10 +214,11 @@ def _summary(run: Run, points: Sequence[Point]) -> str:
 
 
 def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
-    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's."""
+    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's or the finished model's."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
-        save_subnet(supernet, subnet, context, Path(folder))
-        return reload_in_process(Path(folder), supernet, subnet, context)
+        weights = weights_of(run, supernet, subnet, context)
+        save_subnet(weights, subnet, context, Path(folder))
+        return reload_in_process(Path(folder), weights, subnet, context)
 
 
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
