@@ -111,11 +111,11 @@ CASES = {
     ),
 }
 
-Made = Callable[[str], tuple[str, str, str]]
+MakeInputs = Callable[[str], tuple[str, str, str]]
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+def make_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeInputs:
     """Writes model and data of a case into the working directory; returns words of the command line."""
     monkeypatch.chdir(tmp_path)
 
@@ -141,8 +141,8 @@ def written(model: str, train: str, test: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_passes_the_checks_of_a_search_unedited(made: Made, name: str) -> None:
-    model, train, test = made(name)
+def test_a_recipe_passes_the_checks_of_a_search_unedited(make_inputs: MakeInputs, name: str) -> None:
+    model, train, test = make_inputs(name)
     recipe = written(model, train, test)
     assert recipe["model"] == "model" and (recipe["task"]["train"], recipe["task"]["test"]) == (train, test)
     assert recipe["task"].items() >= CASES[name].task.items()
@@ -158,8 +158,8 @@ SMALL += ("profile.precision=0.5", "search.evaluations=3")
 
 
 @pytest.mark.parametrize("name", [n if n == "bert" else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
-def test_a_search_takes_a_written_recipe(made: Made, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, train, test = made(name)
+def test_a_search_takes_a_written_recipe(make_inputs: MakeInputs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, train, test = make_inputs(name)
     nas(monkeypatch, "init", model, "--train", train, "--test", test)
     nas(monkeypatch, "search", "recipe.yaml", *SMALL, "--run", "run")
     run = Run("run")
@@ -170,9 +170,9 @@ def test_a_search_takes_a_written_recipe(made: Made, name: str, monkeypatch: pyt
 
 
 def test_a_search_without_a_recipe_has_the_one_that_init_writes(
-    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, train, test = made("bert")
+    model, train, test = make_inputs("bert")
     written(model, train, test)
     proposed = recipe_of_run(model, Path("run"), train, test, None, ["search.evaluations=3"])
     assert not proposed.differences(Recipe.load("recipe.yaml", ["search.evaluations=3"]))
@@ -183,15 +183,15 @@ def test_a_search_without_a_recipe_has_the_one_that_init_writes(
         recipe_of_run(model, Path("run"), train, None, None, [])
 
 
-def test_bounds_become_constraints_and_their_dimensions_open(made: Made) -> None:
-    model, train, test = made("bert")
-    found = propose_recipe(model, train, test, bounds={"latency_ms": 5, "size_mb": 0.2})
-    assert found.data["constraints"] == {"latency_ms": "<= 5", "size_mb": "<= 0.2"}
-    assert "which is neither an objective" not in found.comments.get("space.embedding_rank", "")
+def test_bounds_become_constraints_and_their_dimensions_open(make_inputs: MakeInputs) -> None:
+    model, train, test = make_inputs("bert")
+    proposed = propose_recipe(model, train, test, bounds={"latency_ms": 5, "size_mb": 0.2})
+    assert proposed.data["constraints"] == {"latency_ms": "<= 5", "size_mb": "<= 0.2"}
+    assert "which is neither an objective" not in proposed.comments.get("space.embedding_rank", "")
 
 
-def test_every_comment_stands_behind_its_key(made: Made) -> None:
-    model, train, test = made("bert")
+def test_every_comment_stands_behind_its_key(make_inputs: MakeInputs) -> None:
+    model, train, test = make_inputs("bert")
     written(model, train, test)
     lines = Path("recipe.yaml").read_text().splitlines()
     assert any(line.startswith("  max_length: 8 ") and "95 % of 108 examples" in line for line in lines)
@@ -199,8 +199,8 @@ def test_every_comment_stands_behind_its_key(made: Made) -> None:
     assert max(map(len, lines)) < 130
 
 
-def test_without_data_placeholders_are_to_be_filled_in(made: Made) -> None:
-    made("bert")
+def test_without_data_placeholders_are_to_be_filled_in(make_inputs: MakeInputs) -> None:
+    make_inputs("bert")
     lines = init_recipe("model", None, None, None, {}, Path("recipe.yaml"))
     assert "fill in `task.train` and `task.test`" in lines[-1]
     assert Recipe.load("recipe.yaml").task.type == "text-classification"
@@ -233,26 +233,26 @@ ROWS: dict[str, tuple[Callable[[str], dict[str, Any]], dict[str, Any]]] = {
         lambda s: {"question": "good", "context": s, "answers": {"text": ["the"], "answer_start": [0]}},
         {"type": "question-answering", "text": ["question", "context"], "label": "answers"},
     ),
-    "texts alone": (lambda s: {"text": s}, {"type": "fill-mask", "text": "text"}),
+    "texts only": (lambda s: {"text": s}, {"type": "fill-mask", "text": "text"}),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_task_and_the_columns_follow_from_the_data(made: Made, name: str, tmp_path: Path) -> None:
+def test_the_task_and_the_columns_follow_from_the_data(make_inputs: MakeInputs, name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig, BertTokenizerFast
 
     row, task = ROWS[name]
-    made("bert")
+    make_inputs("bert")
     config = AutoConfig.from_pretrained("model")
     config.architectures = ["BertForMaskedLM"]
     config.save_pretrained("bare")
     Path("vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast("vocab.txt").save_pretrained("bare")
     source = jsonl(tmp_path / "rows", [row(sentence) for sentence in SENTENCES])
-    found = propose_recipe("bare", source, source)
-    assert found.data["task"].items() >= task.items()
-    metric = {"several labels": "f1", "numbers": "pearsonr", "tags": "f1", "answers": "f1", "texts alone": "loss"}
-    assert next(iter(found.data["objectives"])) == metric.get(name, "accuracy")
+    proposed = propose_recipe("bare", source, source)
+    assert proposed.data["task"].items() >= task.items()
+    metric = {"several labels": "f1", "numbers": "pearsonr", "tags": "f1", "answers": "f1", "texts only": "loss"}
+    assert next(iter(proposed.data["objectives"])) == metric.get(name, "accuracy")
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -280,8 +280,8 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def test_a_search_of_nothing_is_refused(made: Made, refused: Refused) -> None:  # noqa: F811
-    model, train, test = made("bert")
+def test_a_search_of_nothing_is_refused(make_inputs: MakeInputs, refused: Refused) -> None:  # noqa: F811
+    model, train, test = make_inputs("bert")
     refused("search", model, "--train", train, says=("--test", "nas init"))
     refused("search", "recipe.yaml", "--train", train, "--test", test, says=("recipe.yaml", "task.train="))
     refused("search", "no-such/bert", "--train", train, "--test", test, says=("no-such/bert",))
@@ -290,8 +290,8 @@ def test_a_search_of_nothing_is_refused(made: Made, refused: Refused) -> None:  
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_writes_nothing(made: Made, refused: Refused, case: str, tmp_path: Path) -> None:  # noqa: F811
-    made("bert")
+def test_bad_input_writes_nothing(make_inputs: MakeInputs, refused: Refused, case: str, tmp_path: Path) -> None:  # noqa: F811
+    make_inputs("bert")
     csv(tmp_path / "numbers", [{"a": k / 7, "b": k / 3} for k in range(30)])
     before = contents(tmp_path)
     arguments, says = BAD[case]

@@ -198,28 +198,28 @@ def _task_section(
     """The section ``task`` and its comments."""
     head = _head_task(layout.config, layout.family.tasks)
     if examples is None:
-        kind = task or head
-        if kind is None:
+        task_type = task or head
+        if task_type is None:
             raise InputError(
                 "the task must follow from the model's head or the data, but the model has no head of a task and "
                 f"there is no data; give `--train`, or `--task`: {', '.join(layout.family.tasks)}."
             )
         comments = {"train": "fill in", "test": "fill in: held out, reported on, never searched on"}
-        return {"type": kind, **section}, {"type": "as given" if task else "the model's head", **comments}
+        return {"type": task_type, **section}, {"type": "as given" if task else "the model's head", **comments}
     source = section["train"]
-    kind = task or guess_task(examples, layout.family.tasks, head, source)
-    columns = guess_columns(examples, kind, source)
-    found = {key: name for key, name in columns.items() if (key, name) not in DEFAULT_COLUMNS}
+    task_type = task or guess_task(examples, layout.family.tasks, head, source)
+    columns = guess_columns(examples, task_type, source)
+    column_keys = {key: name for key, name in columns.items() if (key, name) not in DEFAULT_COLUMNS}
     comments = {
-        "type": "as given" if task else "the model's head" if kind == head else "by the columns of the data",
+        "type": "as given" if task else "the model's head" if task_type == head else "by the columns of the data",
         "train": f"rows: {len(examples):,}; columns: {', '.join(examples.column_names[:MOST_NAMED])}",
         "test": "held out: reported on, never searched on",
         "search_examples": "of the training data, to score on during the search",
     }
-    lengths, why, count = _length_keys(kind, columns, examples, layout)
+    lengths, why, count = _length_keys(task_type, columns, examples, layout)
     comments |= why
     searched = {"search_examples": min(1000, max(1, count // 4))}
-    return {"type": kind, **section, **found, **lengths, **searched}, comments
+    return {"type": task_type, **section, **column_keys, **lengths, **searched}, comments
 
 
 DEFAULT_COLUMNS = (("image", "image"), ("audio", "audio"))
@@ -281,9 +281,9 @@ def _installed_runtimes() -> list[str]:
 
 def _objectives(task: dict[str, Any], layout: Layout, examples: Dataset | None) -> tuple[dict[str, str], str]:
     """A metric and the latency, with directions, and a comment."""
-    kind = task["type"]
-    metric = TASKS[kind].default_metric
-    if kind in CLASSIFICATIONS and examples is not None:
+    task_type = task["type"]
+    metric = TASKS[task_type].default_metric
+    if task_type in CLASSIFICATIONS and examples is not None:
         problem = infer_problem_type(examples, task.get("label", "label"), task["train"])
         one_output = problem is None and layout.config.num_labels == 1
         metric = METRIC_OF.get("regression" if one_output else problem or "", metric)
@@ -294,16 +294,16 @@ def _objectives(task: dict[str, Any], layout: Layout, examples: Dataset | None) 
 def _with_space(proposed: ProposedRecipe) -> ProposedRecipe:
     """The recipe with the proposed space in place of ``auto``, and why dimensions are left out."""
     context = TaskContext(Recipe.parse(proposed.data))
-    found, family = propose_space(context), context.layout.family
-    comments = {f"space.{name}": f"left out: {why}" for name, why in found.left_out.items()}
+    proposal, family = propose_space(context), context.layout.family
+    comments = {f"space.{name}": f"left out: {why}" for name, why in proposal.left_out.items()}
     comments["space"] = "a dimension left out keeps the model's value"
     skippable = {width: block for block, (width, *_) in BLOCKS.items()}
     for name, block in skippable.items():
-        if name in found.choices and block in family.skippable and not family.shared_layers:
+        if name in proposal.choices and block in family.skippable and not family.shared_layers:
             comments[f"space.{name}"] = "add 0 to let layers skip this block"
     comments["space.scope"] = "or uniform: all layers alike"
     return ProposedRecipe(
-        {**proposed.data, "space": found.choices}, {**proposed.comments, **comments}, proposed.missing
+        {**proposed.data, "space": proposal.choices}, {**proposed.comments, **comments}, proposed.missing
     )
 
 

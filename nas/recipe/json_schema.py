@@ -25,5 +25,5 @@ def recipe_json_schema() -> dict[str, Any]:
 def _attribute_docs(of: type) -> dict[str, str]:
     """The ``Attributes:`` of a Google docstring: name -> text on one line."""
     section = (inspect.getdoc(of) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.M)
-    return {name: " ".join(text.split()) for name, text in found}
+    attributes = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.M)
+    return {name: " ".join(text.split()) for name, text in attributes}

@@ -172,13 +172,13 @@ def _are_precise(settings: Profile) -> Enough:
 
 def _summary(settings: Profile, n_measured: int, wanted: int, accuracy: Accuracy, budget: Budget) -> str:
     """What was measured, in how much time; if time did not suffice, what was missed and the way out."""
-    said = f"{n_measured} of {wanted} subnetworks in {budget.elapsed / 60:.1f} minutes"
-    said += f"; {accuracy.note}" if accuracy.note else ""
+    summary = f"{n_measured} of {wanted} subnetworks in {budget.elapsed / 60:.1f} minutes"
+    summary += f"; {accuracy.note}" if accuracy.note else ""
     missed = accuracy.error is not None and accuracy.error > settings.error
-    said += f", not the {settings.error:.1%} of `profile.error`" if missed else ""
+    summary += f", not the {settings.error:.1%} of `profile.error`" if missed else ""
     if budget.is_over and (missed or n_measured < wanted):
-        return f"{said}; more time: `profile.minutes={2 * (budget.seconds or 0) / 60:.2g}`"
-    return f"{said}; more time would not lower it, more `profile.samples` may" if missed else said
+        return f"{summary}; more time: `profile.minutes={2 * (budget.seconds or 0) / 60:.2g}`"
+    return f"{summary}; more time would not lower it, more `profile.samples` may" if missed else summary
 
 
 def profile_sample(

@@ -203,14 +203,14 @@ def _summary(run: Run, points: Sequence[Point]) -> str:
     timings = {m.subnet.key: m.timing for m in run.store.rows(workload, "export") if m.subnet.key in keys}
     repeated = sum(run.store.get(key, workload, "repeat") is not None for key in keys)
     widest = max((point.errors["latency_ms"] / point.values["latency_ms"] for point in points), default=0.0)
-    said = [f"{len(keys)} measured, {repeated} of them twice; latencies within ±{widest:.1%}"]
+    parts = [f"{len(keys)} measured, {repeated} of them twice; latencies within ±{widest:.1%}"]
     if overlapping := len(_not_told_apart(timings, precision)):
-        said.append(f"{overlapping} of {len(timings) - 1} neighbours in latency cannot be told apart in this noise")
+        parts.append(f"{overlapping} of {len(timings) - 1} neighbours in latency cannot be told apart in this noise")
     if undecided := len({point.key for point in points if point.undecided}):
-        said.append(f"{undecided} cannot be told apart from a bound")
+        parts.append(f"{undecided} cannot be told apart from a bound")
     if (overlapping or repeated < len(keys)) and run.recipe.verify.minutes is not None:
-        said.append(f"more time: `verify.minutes={2 * run.recipe.verify.minutes:g}`")
-    return "; ".join(said)
+        parts.append(f"more time: `verify.minutes={2 * run.recipe.verify.minutes:g}`")
+    return "; ".join(parts)
 
 
 def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:

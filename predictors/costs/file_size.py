@@ -187,19 +187,17 @@ class FileSizes:
         return variants, index.reshape(shape)
 
     def _tensors_in_file(self, subnet: SubnetConfig, names: Sequence[str]) -> list[tuple[NameParts, StoredTensor]]:
-        """Some of the parent's tensors as they lie in the file."""
-        found = []
-        for name, pieces in extracted_shapes(
-            self.layout, subnet, {name: self.stored[name].shape for name in names}
-        ).items():
+        """Tensors in the file that some of the parent's tensors become."""
+        tensors, shapes = [], {name: self.stored[name].shape for name in names}
+        for name, tensor_shapes in extracted_shapes(self.layout, subnet, shapes).items():
             location, stored = self.layout.locate(name), self.stored[name]
             blueprint = self.layout.blueprint_at(subnet, name)
             assert blueprint is not None
-            rounded = self.layout.shapes.stored_tensors(location, pieces, blueprint)
-            whole = {kind: (shape, stored.dtype, stored.itemsize) for kind, shape in pieces.items()}
-            for kind, tensor in (rounded or whole).items():
-                found.append((self._split_name(stored.disk_names[kind], location.layer), tensor))
-        return found
+            quantized = self.layout.shapes.stored_tensors(location, tensor_shapes, blueprint)
+            unquantized = {key: (shape, stored.dtype, stored.itemsize) for key, shape in tensor_shapes.items()}
+            for key, tensor in (quantized or unquantized).items():
+                tensors.append((self._split_name(stored.disk_names[key], location.layer), tensor))
+        return tensors
 
     def _split_name(self, disk_name: str, layer: int | None) -> NameParts:
         """A name in the file, split at the index of a layer of the parent."""
