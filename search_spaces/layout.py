@@ -18,6 +18,7 @@ from search_spaces.inputs import Inputs
 from search_spaces.shapes import Shapes
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import NUMERIC, SubnetConfig
+from search_spaces.tasks import TASKS
 from search_spaces.validation import check_choices
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Layout:
 
     def ties_embedding(self, task: str) -> bool:
         """Whether the output head of a task shares the table of token embeddings."""
-        return task in ("fill-mask", "text-generation") and self.config.tie_word_embeddings
+        return TASKS[task].shares_embedding and self.config.tie_word_embeddings
 
     # -- blueprints ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The table of tasks, named as Hugging Face pipelines are: the auto class, the default metric, the kind of input."""
+"""The table of tasks, named as Hugging Face pipelines are: what models of a task read, output and are scored on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,41 @@ class Task:
         auto_class: Name of the transformers auto class that loads a model for it.
         default_metric: The metric of a recipe without objectives; None if a recipe cannot use the task.
         reads_text: Whether the model reads sequences of tokens, so that a workload needs a sequence length.
+        outputs: Names of the model's outputs that are scored, distilled, and compared after an export.
+        labels_tokens: Whether the outputs have a row for every token, not one vector for every example.
+        shares_embedding: Whether its output head may share the table of token embeddings.
     """
 
     auto_class: str
     default_metric: str | None
     reads_text: bool = True
+    outputs: tuple[str, ...] = ("logits",)
+    labels_tokens: bool = False
+    shares_embedding: bool = False
 
 
 TASKS: dict[str, Task] = {
     "text-classification": Task("AutoModelForSequenceClassification", "accuracy"),
-    "token-classification": Task("AutoModelForTokenClassification", "f1"),
-    "question-answering": Task("AutoModelForQuestionAnswering", "f1"),
-    "fill-mask": Task("AutoModelForMaskedLM", "loss"),
-    "text-generation": Task("AutoModelForCausalLM", "loss"),
-    "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss"),
-    "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss"),
+    "token-classification": Task("AutoModelForTokenClassification", "f1", labels_tokens=True),
+    "question-answering": Task(
+        "AutoModelForQuestionAnswering", "f1", outputs=("start_logits", "end_logits"), labels_tokens=True
+    ),
+    "fill-mask": Task("AutoModelForMaskedLM", "loss", labels_tokens=True, shares_embedding=True),
+    "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
+    "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),
+    "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss", labels_tokens=True),
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
-    "image-feature-extraction": Task("AutoModel", None, reads_text=False),
+    "image-feature-extraction": Task("AutoModel", None, reads_text=False, outputs=("last_hidden_state",)),
 }
 """Name of the task -> its properties."""
+
+TEXT_ENCODER_TASKS = ("text-classification", "token-classification", "question-answering", "fill-mask")
+DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
+IMAGE_ENCODER_TASKS = ("image-classification",)
+TRANSLATION_TASKS = ("text2text-generation",)
+"""The tasks of families of one kind, the most common first."""
+
+
+def without(tasks: tuple[str, ...], *missing: str) -> tuple[str, ...]:
+    """A group of tasks without those for which transformers has no class of a family."""
+    return tuple(task for task in tasks if task not in missing)

@@ -297,7 +297,7 @@ def test_other_configs_of_a_family(name: str, task: str, tmp_path: Path) -> None
 
 def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
     supernet = calibrated(toy.model(task, attention="eager"), toy)
-    costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, task)
     sample = {name: tensor[:1] for name, tensor in unpadded(toy.inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):
         model = supernet.extract(subnet.with_values(bits=())).requires_grad_(False)

@@ -105,3 +105,32 @@ def test_no_file_knows_the_dimensions() -> None:
             named = [dimension for dimension, pattern in words.items() if re.search(pattern, text)]
             many += [name] * (len(named) > 2)
     assert sorted(many) == sorted(NAMES_MANY_DIMENSIONS)
+
+
+ASKS_FOR_OUTPUTS = r"""\.logits\b|["'](\w+_)?logits["']|last_hidden_state|ForSequenceClassification["']"""
+OUTPUTS_BY_NAME = {
+    "nas/exports/reload.py": "runs without this package; of hidden states it compares the mean over tokens",
+    "nas/tasks/metrics.py": "reads a statistic of classification that is called so",
+    "predictors/measurement/runtimes.py": "feeds a decoder with what the encoder has computed",
+    "search_spaces/tasks.py": "the table",
+}
+"""Files outside `nas/tasks/types` that name an output of a model, and why."""
+
+
+def test_only_the_table_of_tasks_names_outputs() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("nas", "predictors", "search_spaces")
+        for path in (ROOT / package).rglob("*.py")
+        if "types" not in path.parts and re.search(ASKS_FOR_OUTPUTS, path.read_text())
+    }
+    assert found == OUTPUTS_BY_NAME.keys()
+
+
+def test_groups_of_tasks_are_in_the_table() -> None:
+    from search_spaces import FAMILIES, TASKS
+    from search_spaces import tasks as table
+
+    groups = {name: tasks for name, tasks in vars(table).items() if name.endswith("_TASKS")}
+    assert groups and all(task in TASKS for tasks in groups.values() for task in tasks)
+    assert all(task in TASKS for family in FAMILIES.values() for task in family.tasks)

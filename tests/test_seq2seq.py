@@ -224,7 +224,9 @@ def test_an_export_reloads_in_a_clean_process(tmp_path: Path) -> None:
     save_file(inputs, files_of[0])
     script = str(files("nas.exports") / "reload.py")
     subprocess.run(
-        [sys.executable, "-P", script, "torch", str(folder), auto_class, *files_of], check=True, capture_output=True
+        [sys.executable, "-P", script, "torch", str(folder), auto_class, "logits", *files_of],
+        check=True,
+        capture_output=True,
     )
     with torch.inference_mode():
         assert torch.allclose(load_file(files_of[1])["logits"], model(**inputs).logits, atol=1e-5)

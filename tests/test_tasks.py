@@ -41,7 +41,7 @@ def test_every_task_from_the_parent_to_the_export(case: str, make: Make, tmp_pat
     )
     save_subnet(supernet, space.smallest, context, tmp_path / "small")
     inputs, expected = supernet_outputs(supernet, space.smallest, context)
-    outputs = outputs_in_subprocess("torch", tmp_path / "small", context.auto_class, inputs)
+    outputs = outputs_in_subprocess("torch", tmp_path / "small", context.recipe.task.type, inputs)
     check_equal(outputs, expected, space.smallest)
     with torch.no_grad():
         for weight in supernet.model.parameters():

@@ -37,7 +37,7 @@ class FormatCheck:
     Attributes:
         values: Name of a metric or cost -> measured value.
         errors: Name -> its error, as in `nas.fronts.point.Point`.
-        difference: Largest absolute difference of a logit from the reference; None without a reference.
+        difference: Largest absolute difference of an output from the reference; None without a reference.
         allowed: Largest allowed difference, see `predictors.measurement.rounding.allowed_difference`.
         failure: Why the format does not load; empty if it does.
     """
@@ -128,7 +128,7 @@ def _reload(
     reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
     for format_name, path in formats_in(folder).items():
         try:
-            outputs = outputs_in_subprocess(format_name, path, context.auto_class, inputs)
+            outputs = outputs_in_subprocess(format_name, path, context.recipe.task.type, inputs)
         except ReloadError as error:
             checks[format_name].failure = str(error)
             continue
@@ -140,7 +140,7 @@ def _reload(
 
 
 def _allowed(format_name: str, folder: Path, info: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> float:
-    """Returns how far the logits of a format may be from those of its reference."""
+    """Returns how far the outputs of a format may be from those of its reference."""
     if format_name == "torch":
         return TOLERANCE
     model = load_export(folder, info)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from nas.exports.card import licence_of, write_card
 from nas.exports.formats import convert
-from nas.exports.reload import logits_of
+from nas.exports.reload import scored_outputs
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
@@ -31,7 +31,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
-from search_spaces import InputError, SubnetConfig
+from search_spaces import TASKS, InputError, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,14 +150,14 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def check_reload(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> None:
-    """Loads a folder in a clean process and compares its logits with those of the supernet.
+    """Loads a folder in a clean process and compares its outputs with those of the supernet.
 
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
     """
     inputs, expected = supernet_outputs(supernet, subnet, context)
     try:
-        outputs = outputs_in_subprocess("torch", folder, context.auto_class, inputs)
+        outputs = outputs_in_subprocess("torch", folder, context.recipe.task.type, inputs)
     except ReloadError as error:
         raise InputError(f"the export failed: the written model does not load ({error}).") from None
     check_equal(outputs, expected, subnet)
@@ -168,18 +168,18 @@ class ReloadError(Exception):
 
 
 def outputs_in_subprocess(
-    format_name: str, path: Path, auto_class: str, inputs: Mapping[str, torch.Tensor]
+    format_name: str, path: Path, task: str, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Runs an export in a clean process.
 
     Args:
         format_name: ``torch`` or a name in `nas.exports.formats.FORMATS`.
         path: The model folder, or the file of the format.
-        auto_class: The auto class of the task in transformers.
+        task: Name of the model's task.
         inputs: Inputs of the model.
 
     Returns:
-        Name -> logits.
+        Name -> output, of those that `nas.exports.reload.scored_outputs` compares.
 
     Raises:
         ReloadError: If the process fails.
@@ -194,7 +194,8 @@ def outputs_in_subprocess(
             script,
             format_name,
             str(path),
-            auto_class,
+            TASKS[task].auto_class,
+            ",".join(TASKS[task].outputs),
             str(inputs_file),
             str(outputs_file),
         ]
@@ -205,7 +206,7 @@ def outputs_in_subprocess(
 
 
 def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
-    """Loads a folder in this process, compares its logits, and returns the model on the supernet's device.
+    """Loads a folder in this process, compares its outputs, and returns the model on the supernet's device.
 
     Raises:
         InputError: If its outputs differ by more than 1e-5.
@@ -213,14 +214,15 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
     inputs, expected = supernet_outputs(supernet, subnet, context)
     with torch.inference_mode():
-        check_equal(logits_of(model(**inputs)), expected, subnet)
+        outputs = scored_outputs(model(**inputs), context.task.outputs, inputs)
+        check_equal(outputs, expected, subnet)
     return model.to(supernet.model.device)
 
 
 def supernet_outputs(
     supernet: Weights, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns a small batch, with texts padded to different lengths, and the supernet's logits on it by name.
+    """Returns a small batch, with texts padded to different lengths, and the supernet's outputs on it by name.
 
     They are computed on the CPU, as those of a reloaded model, because devices round differently.
     """
@@ -232,15 +234,15 @@ def supernet_outputs(
     supernet.activate(subnet)
     device = supernet.model.device
     with evaluation_mode(supernet.model.cpu()):
-        logits = logits_of(supernet.model(**inputs))
+        outputs = scored_outputs(supernet.model(**inputs), context.task.outputs, inputs)
     supernet.model.to(device)
-    return inputs, logits
+    return inputs, outputs
 
 
 def check_equal(
     reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
 ) -> None:
-    """Raises InputError if two sets of logits differ by more than the tolerance, or hold a NaN."""
+    """Raises InputError if two sets of outputs differ by more than the tolerance, or hold a NaN."""
     differences = torch.stack([(reloaded[name] - expected[name]).abs().max() for name in expected])
     difference = differences.max().item()
     if not difference <= TOLERANCE:

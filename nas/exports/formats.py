@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from nas.exports.reload import logits_of
+from nas.exports.reload import scored_outputs
 from nas.runs.files import read_json
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
@@ -94,16 +94,19 @@ def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> N
         with _eager_attention(model):
             config = ExecutorchConfig(dynamic_shapes=bounds)
             exported = ExecutorchExporter().export(model, forward_arguments(model, inputs), config)
-        cases = [forward_arguments(model, case) for case in (inputs, half_length(inputs))]
-        difference = float(np.max([_max_difference(model, exported, case) for case in cases]))
+        cases, names = (
+            [forward_arguments(model, case) for case in (inputs, half_length(inputs))],
+            TASKS[info["task"]].outputs,
+        )
+        difference = float(np.max([_max_difference(model, exported, case, names) for case in cases]))
         allowed = allowed_difference(model, cases)
     require_close(difference, allowed, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # the parent folder holds them
     exported.save_pretrained(file.parent)
 
 
-def _max_difference(model: PreTrainedModel, program: Any, arguments: Mapping[str, Any]) -> float:
-    return largest_difference(*(logits_of(run(**arguments)) for run in (program, model)))
+def _max_difference(model: PreTrainedModel, program: Any, arguments: Mapping[str, Any], names: Sequence[str]) -> float:
+    return largest_difference(*(scored_outputs(run(**arguments), names, arguments) for run in (program, model)))
 
 
 @contextmanager

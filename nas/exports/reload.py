@@ -1,8 +1,8 @@
-"""Loads an export and stores its logits; runs as a script that imports nothing of this package, as a user would."""
+"""Loads an export and stores its outputs; runs as a script that imports nothing of this package, as a user would."""
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,59 +10,68 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 Tensors = Mapping[str, torch.Tensor]
+HIDDEN_STATES = "last_hidden_state"
 
 
-def logits_of(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the logits by name: ``logits``, or ``start_logits`` and ``end_logits`` for question answering."""
-    return {name: value.contiguous() for name, value in outputs.items() if name.endswith("logits")}
+def scored_outputs(outputs: Mapping[str, Any], names: Sequence[str], inputs: Tensors) -> dict[str, torch.Tensor]:
+    """Returns the outputs of these names; of hidden states, their mean over the tokens that are no padding."""
+    found = {name: outputs[name].contiguous() for name in names}
+    if HIDDEN_STATES in found and "attention_mask" in inputs:
+        mask = inputs["attention_mask"][..., None].to(found[HIDDEN_STATES].dtype)
+        found[HIDDEN_STATES] = (found[HIDDEN_STATES] * mask).sum(1) / mask.sum(1)
+    return found
 
 
-def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs a model folder through its auto class."""
     model = getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True).eval()
     with torch.inference_mode():
-        return logits_of(model(**inputs))
+        return dict(model(**inputs))
 
 
-def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+def run_onnx(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = session.run(names, {spec.name: inputs[spec.name].numpy() for spec in session.get_inputs()})
-    return logits_of({name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)})
+    return {name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)}
 
 
-def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs a `torch.export` program."""
     import transformers.modeling_outputs  # noqa: F401  (importing it registers the classes of outputs)
 
     with torch.inference_mode():
-        return logits_of(torch.export.load(path).module()(**inputs))
+        return dict(torch.export.load(path).module()(**inputs))
 
 
-def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs an OpenVINO model in float32."""
     import openvino
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     feed = {name: inputs[name].numpy() for port in model.inputs for name in port.get_names() if name in inputs}
     outputs = {name: value for port, value in model(feed).items() for name in port.get_names()}
-    return logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
+    return {name: torch.from_numpy(value) for name, value in outputs.items()}
 
 
-def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, torch.Tensor]:
+def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs an ExecuTorch program one sample at a time, because its batch size may be limited."""
     from transformers.exporters import ExportedModel
 
     program = ExportedModel.from_pretrained(os.path.dirname(path))
     samples = zip(*(tensor.split(1) for tensor in inputs.values()), strict=True)
-    outputs = [logits_of(program(**dict(zip(inputs, sample, strict=True)))) for sample in samples]
-    return {name: torch.cat([logits[name] for logits in outputs]) for name in outputs[0]}
+    outputs = [program(**dict(zip(inputs, sample, strict=True))) for sample in samples]
+    return {
+        name: torch.cat([each[name] for each in outputs])
+        for name, value in outputs[0].items()
+        if torch.is_tensor(value)
+    }
 
 
-RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
+RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, Any]]] = {
     "torch": run_torch,
     "onnx": run_onnx,
     "int8": run_onnx,
@@ -72,9 +81,11 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, torch.Tensor]]] = {
 }
 
 
-def main(format_name: str, path: str, auto_class: str, inputs_file: str, outputs_file: str) -> None:
-    """Runs an export on stored inputs and stores its logits."""
-    save_file(RUNNERS[format_name](path, auto_class, load_file(inputs_file)), outputs_file)
+def main(format_name: str, path: str, auto_class: str, names: str, inputs_file: str, outputs_file: str) -> None:
+    """Runs an export on stored inputs and stores its outputs of these names, separated by commas."""
+    inputs = load_file(inputs_file)
+    outputs = RUNNERS[format_name](path, auto_class, inputs)
+    save_file(scored_outputs(outputs, names.split(","), inputs), outputs_file)
 
 
 if __name__ == "__main__":

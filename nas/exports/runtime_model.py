@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,11 @@ ForwardFunction = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tens
 
 
 class RuntimeModel(torch.nn.Module):
-    """A format of an export as a module that takes model inputs and returns logits."""
+    """A format of an export as a module that takes model inputs and returns the outputs of its task."""
 
-    def __init__(self, run: ForwardFunction, config: Any) -> None:
+    def __init__(self, run: ForwardFunction, config: Any, outputs: Sequence[str]) -> None:
         super().__init__()
-        self.run, self.config = run, config
+        self.run, self.config, self.outputs = run, config, outputs
         self.device = torch.device("cpu")
 
     @classmethod
@@ -41,12 +41,12 @@ class RuntimeModel(torch.nn.Module):
         if format_name == "torch":
             auto = getattr(transformers, context.auto_class)
             return auto.from_pretrained(path, trust_remote_code=False).eval()
-        return cls(LOADERS[format_name](path), context.config)
+        return cls(LOADERS[format_name](path), context.config, context.task.outputs)
 
     def forward(self, **inputs: Any) -> ModelOutput:
-        """Returns the logits by name, without other outputs."""
+        """Returns the outputs of the task by name."""
         outputs = self.run({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
-        return ModelOutput({name: value for name, value in outputs.items() if name.endswith("logits")})
+        return ModelOutput({name: outputs[name] for name in self.outputs})
 
 
 FORMAT_WORKLOADS: dict[str, dict[str, Any]] = {

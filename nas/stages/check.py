@@ -51,7 +51,8 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
 
 def check_exact_constraints(context: TaskContext) -> None:
     """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
-    counts, space = AnalyticCosts.from_model(context.load_model(), context.layout), search_space(context)
+    counts = AnalyticCosts.from_model(context.load_model(), context.layout, context.recipe.task.type)
+    space = search_space(context)
     costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
     for name, bound in context.recipe.bounds.items():
         if name in COST_NAMES:

@@ -59,7 +59,7 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
         space: Its space, with the layers in that order.
     """
     recipe = context.recipe
-    costs = AnalyticCosts.from_model(supernet.model, supernet.layout)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type)
     bound = recipe.bounds.get("latency_ms")
     bound_ms = bound.value if bound else None
     sampled, selected, measured = _measure_all(run, context, supernet, space, bound_ms)

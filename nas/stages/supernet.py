@@ -102,7 +102,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         supernet=supernet,
         task=context.splits.task,
         teacher=context.load_model(run.parent) if settings.teacher == "parent" else None,
-        strategy=make_strategy(settings, supernet, space, latency_ms),
+        strategy=make_strategy(settings, supernet, space, latency_ms, context.recipe.task.type),
         temperature=settings.temperature,
         relation_weight=settings.relations,
         relation_source=settings.relations_of,
@@ -116,7 +116,11 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
 
 
 def make_strategy(
-    settings: SupernetTraining, supernet: Supernet, space: SearchSpace, latency_ms: CostFunction | None = None
+    settings: SupernetTraining,
+    supernet: Supernet,
+    space: SearchSpace,
+    latency_ms: CostFunction | None = None,
+    task: str | None = None,
 ) -> Strategy:
     """The training strategy of a recipe: which subnetworks are trained in a step.
 
@@ -125,14 +129,15 @@ def make_strategy(
         supernet: The supernet.
         space: Its space.
         latency_ms: Predicts latencies, for ``sampler: latency_ms``.
+        task: The model's task; default: the first one of its family.
     """
     if settings.sampler in SUBNET_SAMPLERS:
         sample = SUBNET_SAMPLERS[settings.sampler](space)
     else:
-        sample = stratified_sampler(space, latency_ms or _exact_cost(settings.sampler, supernet))
+        sample = stratified_sampler(space, latency_ms or _exact_cost(settings.sampler, supernet, task))
     return STRATEGIES[settings.strategy](space, sample, settings.sampled_subnets)
 
 
-def _exact_cost(name: str, supernet: Supernet) -> CostFunction:
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout)
+def _exact_cost(name: str, supernet: Supernet, task: str | None) -> CostFunction:
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, task)
     return lambda subnets: counts.count([name], subnets)[name]

@@ -141,7 +141,8 @@ def _score_all(
 ) -> dict[str, dict[str, Any]]:
     """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl."""
     file = verified_file(run)
-    done, counts = dict(file.read()), AnalyticCosts.from_model(supernet.model, supernet.layout)
+    done = dict(file.read())
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type)
     for number, (key, subnet) in enumerate(subnets.items(), 1):
         if key not in done:
             model = (

@@ -36,7 +36,7 @@ class Evaluator:
     predictor: SubnetPredictor
 
     def __post_init__(self) -> None:
-        self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout)
+        self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout, self.recipe.task.type)
         self._costs: dict[str, dict[str, float]] = {}
 
     def known_values(self, names: Iterable[str], subnets: Sequence[SubnetConfig]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
+from search_spaces import TASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,12 +124,13 @@ class DistillationTrainer(Trainer):
 
         The order of the examples is fixed, so that a resumed training computes the same outputs.
         """
-        if self.teacher is not None and self.args.num_train_epochs > 1:
+        has_one_vector = not TASKS[self.task.task.type].labels_tokens
+        if self.teacher is not None and has_one_vector and self.args.num_train_epochs > 1:
             self.teacher_cache = self._cache_teacher()
         return super().train(*args, **kwargs)
 
     def _cache_teacher(self) -> list[torch.Tensor]:
-        """Returns the teacher's logits of each row, in batches of similar length; empty if they are per token."""
+        """Returns the teacher's logits of each row, from batches of similar length."""
         dataset, batches = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
         token_lists = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
         order = torch.tensor([len(text) for text in token_lists]).argsort(stable=True)
@@ -136,10 +138,7 @@ class DistillationTrainer(Trainer):
             inputs, _ = self.pop_row_index(
                 self._prepare_inputs(self.data_collator(list(dataset.select(rows.tolist()))))
             )
-            logits = [each for each, _ in self.teacher_outputs(inputs, torch.zeros(0))]
-            if any(each.shape[1:] != (self.teacher.config.num_labels,) for each in logits):  # type: ignore[union-attr]
-                return []
-            batches.append([each.float().cpu() for each in logits])
+            batches.append([each.float().cpu() for each, _ in self.teacher_outputs(inputs, torch.zeros(0))])
         return [torch.cat(each)[order.argsort()] for each in zip(*batches, strict=True)]
 
     def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:

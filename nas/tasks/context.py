@@ -21,6 +21,7 @@ from nas.tasks.types.base import TaskInputs
 from predictors import Workload
 from search_spaces import TASKS, InputError, Layout
 from search_spaces.errors import short_error
+from search_spaces.tasks import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,9 +80,14 @@ class TaskContext:
         return layout
 
     @property
+    def task(self) -> Task:
+        """The properties of the task that do not depend on its data."""
+        return TASKS[self.recipe.task.type]
+
+    @property
     def auto_class(self) -> str:
         """Name of the auto class of transformers for the task."""
-        return TASKS[self.recipe.task.type].auto_class
+        return self.task.auto_class
 
     @property
     def task_type(self) -> type[TaskType]:

@@ -13,7 +13,7 @@ from predictors.costs.block_costs import BlockCosts, Shape
 from predictors.costs.cost_table import CostTable
 from predictors.costs.file_size import FileSizes, ParentTensor
 from predictors.measurement.workload import Workload
-from search_spaces import Layout, SubnetBatch, SubnetConfig
+from search_spaces import TASKS, Layout, SubnetBatch, SubnetConfig
 from search_spaces.shapes import NAMES_IN_SUBNET
 
 if TYPE_CHECKING:
@@ -48,8 +48,14 @@ class AnalyticCosts:
     label_tokens: bool
 
     @classmethod
-    def from_model(cls, model: PreTrainedModel, layout: Layout) -> AnalyticCosts:
-        """Reads the shapes of a parent model; these are of its full size, whatever subnetwork is active."""
+    def from_model(cls, model: PreTrainedModel, layout: Layout, task: str | None = None) -> AnalyticCosts:
+        """Reads the shapes of a parent model; these are of its full size, whatever subnetwork is active.
+
+        Args:
+            model: The parent.
+            layout: Its layout.
+            task: Its task, a name in `TASKS`; default: the first one of its family.
+        """
         tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         not_saved = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
         state = {name: tensor for name, tensor in tensors.items() if name not in not_saved}
@@ -61,7 +67,7 @@ class AnalyticCosts:
             stored={name: _parent_tensor(tensor, on_disk[name]) for name, tensor in state.items()},
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
             matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(".weight")},
-            label_tokens=not type(model).__name__.endswith("ForSequenceClassification"),
+            label_tokens=TASKS[task or layout.family.tasks[0]].labels_tokens,
         )
 
     @cached_property

@@ -5,10 +5,11 @@ can differ from another, so there is no per-layer scope and no block to skip. Th
 """
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import TEXT_ENCODER_TASKS
 
 ALBERT = Family(
     model_type="albert",
-    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    tasks=TEXT_ENCODER_TASKS,
     stacks=(
         Stack(
             layers="encoder.albert_layer_groups.0.albert_layers",

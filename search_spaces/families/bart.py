@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from search_spaces.family import Axes, Family, Skip, Stack
+from search_spaces.tasks import TRANSLATION_TASKS
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -66,7 +67,7 @@ def keeps_embedding_scale(layout: Layout, subnet: SubnetConfig) -> bool:
 
 BART = Family(
     model_type="bart",
-    tasks=("text2text-generation",),
+    tasks=TRANSLATION_TASKS,
     stacks=BART_STACKS,
     outside_layers={
         "shared": (None, "hidden"),

@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019, arXiv 1810.04805): post-norm encoder, separate query, key and value."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import TEXT_ENCODER_TASKS
 
 BERT_LAYERS = Stack(
     layers="encoder.layer",
@@ -21,7 +22,7 @@ BERT_LAYERS = Stack(
 
 BERT = Family(
     model_type="bert",
-    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    tasks=TEXT_ENCODER_TASKS,
     stacks=(BERT_LAYERS,),
     outside_layers={
         "embeddings.word_embeddings": (None, "hidden"),

@@ -4,10 +4,11 @@ Sizes are those of ``vision_config``; an image classifier has no text tower.
 """
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import IMAGE_ENCODER_TASKS
 
 CLIP = Family(
     model_type="clip",
-    tasks=("image-classification",),
+    tasks=IMAGE_ENCODER_TASKS,
     stacks=(
         Stack(
             layers="vision_model.encoder.layers",

@@ -1,10 +1,11 @@
 """DistilBERT (Sanh et al. 2019, arXiv 1910.01108): BERT's layers under other names, no token types, no pooler."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import TEXT_ENCODER_TASKS
 
 DISTILBERT = Family(
     model_type="distilbert",
-    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    tasks=TEXT_ENCODER_TASKS,
     stacks=(
         Stack(
             layers="transformer.layer",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from search_spaces.families.llama import LLAMA, LLAMA_LAYERS
+from search_spaces.tasks import DECODER_TASKS, without
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,7 @@ def rescaled_embeddings(config: PreTrainedConfig, hidden_size: int) -> Mapping[s
 GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
-    tasks=("text-generation", "text-classification", "token-classification"),
+    tasks=without(DECODER_TASKS, "question-answering"),
     stacks=(
         replace(
             LLAMA_LAYERS,

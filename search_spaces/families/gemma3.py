@@ -4,10 +4,11 @@ and rotary frequencies of their own where a layer has a sliding window."""
 from dataclasses import replace
 
 from search_spaces.families.gemma2 import GEMMA2
+from search_spaces.tasks import DECODER_TASKS, without
 
 GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
-    tasks=("text-generation", "text-classification"),
+    tasks=without(DECODER_TASKS, "token-classification", "question-answering"),
     stacks=(replace(GEMMA2.stacks[0], attention_module="self_attn"),),
 )

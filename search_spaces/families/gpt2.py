@@ -1,10 +1,11 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder; query, key and value are one matrix, stored input first."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import DECODER_TASKS
 
 GPT2 = Family(
     model_type="gpt2",
-    tasks=("text-generation", "text-classification", "token-classification", "question-answering"),
+    tasks=DECODER_TASKS,
     stacks=(
         Stack(
             layers="h",

@@ -2,10 +2,11 @@
 query, key and value interleaved head by head."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import DECODER_TASKS
 
 GPT_NEOX = Family(
     model_type="gpt_neox",
-    tasks=("text-generation", "text-classification", "token-classification", "question-answering"),
+    tasks=DECODER_TASKS,
     stacks=(
         Stack(
             layers="layers",

@@ -1,6 +1,7 @@
 """Llama (Touvron et al. 2023, arXiv 2302.13971): pre-norm decoder, rotary positions, gated FFN, grouped queries."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import DECODER_TASKS
 
 LLAMA_LAYERS = Stack(
     layers="layers",
@@ -25,7 +26,7 @@ LLAMA_LAYERS = Stack(
 
 LLAMA = Family(
     model_type="llama",
-    tasks=("text-generation", "text-classification", "token-classification", "question-answering"),
+    tasks=DECODER_TASKS,
     stacks=(LLAMA_LAYERS,),
     outside_layers={
         "embed_tokens": (None, "hidden"),

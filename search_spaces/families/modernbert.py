@@ -2,10 +2,11 @@
 query, key and value are one matrix, so are the two halves of the gated FFN."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import TEXT_ENCODER_TASKS
 
 MODERNBERT = Family(
     model_type="modernbert",
-    tasks=("text-classification", "token-classification", "question-answering", "fill-mask"),
+    tasks=TEXT_ENCODER_TASKS,
     stacks=(
         Stack(
             layers="layers",

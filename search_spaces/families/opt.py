@@ -1,10 +1,11 @@
 """OPT (Zhang et al. 2022, arXiv 2205.01068): pre-norm decoder, ReLU, learned positions counted from 2."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import DECODER_TASKS, without
 
 OPT = Family(
     model_type="opt",
-    tasks=("text-generation", "text-classification", "question-answering"),
+    tasks=without(DECODER_TASKS, "token-classification"),
     stacks=(
         Stack(
             layers="decoder.layers",

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from search_spaces.families.llama import LLAMA, LLAMA_LAYERS
+from search_spaces.tasks import DECODER_TASKS, without
 
 PHI3 = replace(
     LLAMA,
     model_type="phi3",
-    tasks=("text-generation", "text-classification", "token-classification"),
+    tasks=without(DECODER_TASKS, "question-answering"),
     stacks=(
         replace(
             LLAMA_LAYERS,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search_spaces.family import Axes, Family, Stack
+from search_spaces.tasks import TRANSLATION_TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -50,7 +51,7 @@ def rescaled_final_norm(config: PreTrainedConfig, hidden_size: int) -> Mapping[s
 
 T5 = Family(
     model_type="t5",
-    tasks=("text2text-generation",),
+    tasks=TRANSLATION_TASKS,
     stacks=(
         Stack(
             layers="encoder.block",

@@ -1,10 +1,11 @@
 """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): pre-norm encoder over image patches and a class token."""
 
 from search_spaces.family import Family, Stack
+from search_spaces.tasks import IMAGE_ENCODER_TASKS
 
 VIT = Family(
     model_type="vit",
-    tasks=("image-classification",),
+    tasks=IMAGE_ENCODER_TASKS,
     stacks=(
         Stack(
             layers="layers",
