@@ -79,7 +79,7 @@ def _parent_cost(run: Run, context: TaskContext, supernet: Supernet, cost: str) 
     """The parent's cost; a latency is predicted, as those of the front are."""
     if cost == "latency_ms":
         return float(run.load_predictor().predict([supernet.parent])[0])
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type)
     return float(counts.count([cost], [supernet.parent], context.recipe.workload)[cost][0])
 
 
