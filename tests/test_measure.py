@@ -145,9 +145,9 @@ def test_raw_timings_have_no_drift():
 def test_rounds_end_at_the_precision_or_the_limit():
     def rounds(precision: float) -> int:
         limits = {"rounds": 6, "max_rounds": 9, "precision": precision}
-        told = []
-        measure({"spy": product(8)}, product(8), Workload(), **limits, on_round=lambda rounds: told.append(rounds))
-        return len(told)
+        calls = []
+        measure({"spy": product(8)}, product(8), Workload(), **limits, on_round=lambda rounds: calls.append(rounds))
+        return len(calls)
 
     assert (rounds(math.inf), rounds(0.0)) == (6, 9)
     timing = measure({"spy": product(8)}, product(8), Workload(), rounds=6, max_rounds=9, precision=0.0)["spy"]

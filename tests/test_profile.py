@@ -45,7 +45,7 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
 
 
 class Machine:
-    """Stands where models run, eight at once: beside each group the anchor takes what it is told, every model half."""
+    """Replaces what runs models, eight at once: in a group the reference takes the next given time, a model half."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, references_ms: Sequence[float]) -> None:
         self.left, self.reference_ms = list(references_ms), 0.0
@@ -119,8 +119,8 @@ def test_a_profile_says_what_it_could_not_reach_in_one_line(
 ) -> None:
     recipe = Recipe.load(text_recipe, [*QUICK[:2], "profile={samples: 40, minutes: 1.0e-4, error: 1.0e-6}"])
     predictor = profile(recipe, tmp_path / "run")
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("profile  ")]
-    assert len(said) == 1 and "10 of 40 subnetworks" in said[0] and "`profile.minutes=0.0002`" in said[0], said
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("profile  ")]
+    assert len(lines) == 1 and "10 of 40 subnetworks" in lines[0] and "`profile.minutes=0.0002`" in lines[0], lines
     assert len(predictor.subnets) == 10 == len({row["key"] for row in read_lines(tmp_path / "run/measurements.jsonl")})
 
 

@@ -24,11 +24,11 @@ from nas.fronts.front import ParetoFront
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluator import Evaluator
+from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome
 from nas.studies.sampler import check_sampler
 from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
-from nas.studies.stopping import graceful_interrupt
 from nas.studies.study import evaluated_points, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from search_spaces import InputError, SearchSpace, SubnetConfig

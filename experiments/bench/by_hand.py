@@ -3,11 +3,11 @@
     python experiments/bench/by_hand.py experiments/quickstart/recipe.yaml --run runs/by-hand --seeds 3
 
 For each seed it makes a run of the recipe (what the run holds is not done again), and adds up the CPU seconds of the
-stages after the parent: supernet, profile, search and finish. Each finished model has an equal share of them, and each
-of its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced and with
-the most important ones, and the largest uniform scaling below that latency. Rivals are cut from the parent and learn
-from labels and from the parent's outputs, as the finished models do. All are scored on the held-out split; latencies
-are the predictor's.
+stages after the parent: supernet, profile, search and finish. Each finished model has an equal share of them, and
+each of its baselines as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
+and with the most important ones, and the largest uniform scaling below that latency. Baselines are cut from the
+parent and learn from labels and from the parent's outputs, as the finished models do. All are scored on the held-out
+split; latencies are the predictor's.
 
 Prints one row per model: latency over the parent's, accuracy with its standard error, and the paired difference to the
 finished model of the same budget with its standard error over the examples. Set threads: `OMP_NUM_THREADS=1`.
@@ -37,7 +37,7 @@ from nas.tasks.context import TaskContext
 from search_spaces import SubnetConfig
 
 TIMED = ("supernet", "profile", "search", "finish")
-"""Stages whose CPU seconds are shared among the rivals."""
+"""Stages whose CPU seconds are shared among the baselines."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compare(recipe: Recipe, folder: Path) -> None:
-    """Makes the run and its rivals, and prints their rows."""
+    """Makes the run and its baselines, and prints their rows."""
     seconds = run_timed(recipe, folder)
     run, context = Run(folder), TaskContext(recipe)
     supernet, space = load_supernet(run, context)
@@ -72,7 +72,7 @@ def compare(recipe: Recipe, folder: Path) -> None:
         ms = float(predict([subnets[key]])[0])
         ours = correct(context.load_model(run.finished / key), context)
         row(f"finished {key}", ms / parent_ms, ours, None)
-        for name, subnet in rivals(space, run.layer_order, predict, ms):
+        for name, subnet in baselines(space, run.layer_order, predict, ms):
             model = Supernet(context.load_model(run.parent)).extract(subnet)
             distil(model, teacher, context, budget)
             row(f"  {name}", float(predict([subnet])[0]) / parent_ms, correct(model, context), ours)
@@ -92,7 +92,7 @@ def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
     return {name: seconds[name] for name in TIMED if name in seconds}
 
 
-def rivals(space: Any, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
+def baselines(space: Any, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
     """The deepest layer drops and the largest uniform scaling that are predicted no slower than ``ms``."""
     parent, n = space.parent, space.parent.num_hidden_layers
     spaced = [tuple(sorted({round((k + 1) * n / depth) - 1 for k in range(depth)})) for depth in range(n, 0, -1)]

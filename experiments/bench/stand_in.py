@@ -22,10 +22,10 @@ import numpy as np
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.studies.evaluator import Evaluator
+from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import EarlyStopping, Outcome
 from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally
 from nas.studies.startup_trials import first_distinct
-from nas.studies.stopping import graceful_interrupt
 from nas.studies.study import driver_id, open_studies
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet

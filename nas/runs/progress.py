@@ -28,7 +28,7 @@ TimeReport = Callable[[str], None]
 
 LOG_EVERY_S = 10.0
 REFRESHES_PER_SECOND = 1.0
-"""Of a bar in a terminal; more would take time from what is measured beside it."""
+"""Of a bar in a terminal; more would disturb what is measured at the same time."""
 BAR_WIDTH = 10
 
 console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_main())

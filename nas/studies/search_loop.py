@@ -23,10 +23,10 @@ from nas.studies.block_search import block_solutions, replacements
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
+from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import Evaluate, Outcome, Scorer, evaluate_safely
 from nas.studies.sampler import sampler_for
 from nas.studies.startup_trials import extreme_subnets, feasible_samples, first_distinct, startup_subnets
-from nas.studies.stopping import graceful_interrupt
 from nas.studies.study import bind_study, driver_id, open_studies
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig

@@ -98,7 +98,7 @@ def subnet_visit(
     note: Callable[[], str] = lambda: "",
     seed: int = 0,
 ) -> Visit:
-    """A visit that measures subnetworks beside the parent's architecture, and stores their timings.
+    """A visit that measures subnetworks together with the parent's architecture, and stores their timings.
 
     Args:
         context: The context of the run's recipe.
