@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 UsageError = typer.BadParameter.__mro__[1]
+FORMAT_NAMES = "onnx, int8, program, openvino, executorch"
+"""Names in `FORMATS`, which takes long to import."""
 INTERRUPTED = 130
 """The exit code that typer returns after Ctrl-C."""
 
@@ -237,9 +239,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
-    to: Annotated[
-        str, typer.Option(help="Other formats to write as well: onnx, int8, program, openvino, executorch.")
-    ] = "",
+    to: Annotated[str, typer.Option(help=f"Other formats to write as well: {FORMAT_NAMES}.")] = "",
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
@@ -258,7 +258,7 @@ def export(
 @app.command()
 def convert(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="onnx, int8, program, openvino, executorch; several by commas.")],
+    to: Annotated[str, typer.Option("--to", help=f"{FORMAT_NAMES}; several by commas.")],
 ) -> None:
     """Write an export in other formats, into its folder."""
     from nas.exports.formats import convert as convert_folder

@@ -10,7 +10,8 @@ from predictors.latency.report import PredictorReport
 from predictors.latency.subnet_predictor import SubnetPredictor
 from predictors.measurement.measure import measure
 from predictors.measurement.onnx_export import write_onnx
-from predictors.measurement.runtimes import RUNTIMES, prepare
+from predictors.measurement.prepare import prepare
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import Timing
 from predictors.measurement.workload import Workload, device_name
 from predictors.store import Measurement, MeasurementStage, MeasurementStore

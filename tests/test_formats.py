@@ -16,15 +16,15 @@ from test_exports import narrower, per_layer
 from nas.exports.card import write_card
 from nas.exports.check import FormatCheck, failed_checks, is_within_tolerance
 from nas.exports.export import ReloadError, enable_remote_code, outputs_in_subprocess
-from nas.exports.formats import FORMATS, convert, formats_in, parse_formats, size_mb
+from nas.exports.formats import convert, formats_in, parse_formats, size_mb
 from nas.exports.reload import RUNNERS, scored_outputs
-from nas.exports.runtime_model import LOADERS
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
 from nas.runs.isolated import run_in_subprocess
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
 
 TASK_OF = {
@@ -121,7 +121,7 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
     file = convert(tmp_path, ["executorch"])["executorch"]
     assert b"XnnpackBackend" in file.read_bytes()
     torch.set_num_threads(2)
-    run = LOADERS["executorch"](file)
+    run = FORMATS["executorch"].load(file)
     assert portable_lib._threadpool_get_thread_count() == 2
     for length in (12, 5, 1):
         shorter = {name: tensor[:, :length] for name, tensor in inputs.items()}

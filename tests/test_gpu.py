@@ -17,7 +17,7 @@ from predictors import Workload
 from predictors.measurement.energy import energy_mj
 from predictors.measurement.measure import measure
 from predictors.measurement.memory import peak_memory_mb
-from predictors.measurement.runtimes import prepare
+from predictors.measurement.prepare import prepare
 from predictors.measurement.timing import REFERENCE
 from search_spaces import SubnetConfig
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from conftest import TOYS, bert
 
+from nas.cli import FORMAT_NAMES
+from nas.exports.reload import RUNNERS
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import require, write_onnx
-from predictors.measurement.runtimes import RUNTIMES, onnx_call, prepare, write_onnx_workload
+from predictors.measurement.prepare import prepare
+from predictors.measurement.runtimes import FORMATS, RUNTIMES
+from predictors.measurement.workload import RuntimeName
 from search_spaces import InputError
 
 LENGTH = 6
@@ -48,6 +53,21 @@ def run(model: Any, inputs: dict[str, torch.Tensor], **workload: Any) -> np.ndar
     return outputs[0]
 
 
+def test_a_runtime_and_a_format_are_known_wherever_they_are_named() -> None:
+    assert get_args(RuntimeName) == tuple(RUNTIMES) and {*RUNNERS} == {"torch", *FORMATS}
+    assert FORMAT_NAMES.split(", ") == [*FORMATS] and all(name == written.name for name, written in FORMATS.items())
+    assert len({written.file for written in FORMATS.values()}) == len(FORMATS)
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {part.extra for part in (*RUNTIMES.values(), *FORMATS.values())} <= {"", *extras}
+    for runtime in RUNTIMES.values():
+        assert all(
+            any(line.startswith(package) for line in extras[runtime.extra]) for package in runtime.extra_packages
+        )
+        Workload(**{"runtime": runtime.name, "dtype": runtime.dtypes[-1]})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_runtime_gives_the_outputs_of_pytorch(runtime: str) -> None:
@@ -79,7 +99,8 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_last_token(model_type: st
 def test_an_onnx_file_that_decodes_is_written_with_autograd_on(model_type: str, tmp_path: Path) -> None:
     needs("onnxruntime")
     model, workload = TOYS[model_type].model(), Workload(sequence_length=LENGTH, runtime="onnxruntime", phase="decode")
-    call = onnx_call(*write_onnx_workload(model, tokens(), workload, tmp_path), workload)
+    runtime = RUNTIMES["onnxruntime"]
+    call = runtime.call(*runtime.write(model, tokens(), workload, tmp_path), workload)
     with torch.inference_mode():
         expected = model(**tokens()).logits[:, -1:].numpy()
     assert np.abs(first_of(call()) - expected).max() < 1e-4
@@ -126,13 +147,14 @@ def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> 
 def test_onnx_runtime_logs_errors_only(dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     needs("onnxruntime")
     workload = Workload(sequence_length=LENGTH, runtime="onnxruntime", dtype=dtype)  # type: ignore[arg-type]
-    onnx_call(*write_onnx_workload(bert(), tokens(), workload, tmp_path), workload)()
+    runtime = RUNTIMES["onnxruntime"]
+    runtime.call(*runtime.write(bert(), tokens(), workload, tmp_path), workload)()
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
-    import predictors.measurement.onnx_export as module
+    import predictors.measurement.rounding as module
 
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match="differ"):
@@ -144,7 +166,7 @@ def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
     ("change", "law"),
     [
         ({"phase": "decode"}, "models that generate"),
-        ({"runtime": "compile", "dtype": "int8"}, "no int8"),
+        ({"runtime": "compile", "dtype": "int8"}, "float32, bfloat16 and float16, but got `int8`"),
         ({"runtime": "onnxruntime", "dtype": "bfloat16"}, "float32 and int8"),
         ({"device": "cuda:99"}, "only: cpu"),
     ],

@@ -24,7 +24,8 @@ from nas.modeling.sparse_attention import sparse_attention_forward
 from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import quiet_export, write_onnx
-from predictors.measurement.runtimes import onnx_call, prepare
+from predictors.measurement.prepare import prepare
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
 from search_spaces import SubnetConfig
 from search_spaces.dimensions.attention import FULL, AttentionPattern
@@ -101,7 +102,9 @@ def make_calls(models: dict[str, Any], inputs: dict[str, Tensor], workload: Work
             continue
         if not file.exists():
             write_attention(model, file) if isinstance(model, Attention) else write_onnx(model, texts(TRACED), file)
-        calls[text] = onnx_call(file, {name: tensor.numpy() for name, tensor in inputs.items()}, workload)
+        calls[text] = RUNTIMES["onnxruntime"].call(
+            file, {name: tensor.numpy() for name, tensor in inputs.items()}, workload
+        )
     return calls
 
 

@@ -31,7 +31,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import Workload, measure
 from predictors.measurement.onnx_export import write_onnx
-from predictors.measurement.runtimes import onnx_call
+from predictors.measurement.runtimes import RUNTIMES
 from search_spaces import SubnetConfig
 from search_spaces.dimensions.bits import DTYPES
 
@@ -95,6 +95,7 @@ def main() -> None:
         for (name, dtype), file in files.items():
             write_onnx(models[name], inputs, file, int8=dtype == "int8")
         feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+        onnx_call = RUNTIMES["onnxruntime"].call
         calls = {" ".join(variant): onnx_call(file, feed, workload) for variant, file in files.items()}
         timed = measure(calls, calls["full float32"], workload, rounds=arguments.rounds)
         for (name, dtype), file in files.items():

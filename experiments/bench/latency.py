@@ -26,7 +26,8 @@ from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workloa
 from predictors.latency.errors import errors
 from predictors.measurement.groups import shuffled
 from predictors.measurement.measure import measure
-from predictors.measurement.runtimes import Call, onnx_call
+from predictors.measurement.runtime import Call
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import MAX_DRIFT, REFERENCE, Timing
 from search_spaces import Layout, SearchSpace, SubnetConfig
 from search_spaces.dimension import FULL_RANK
@@ -63,7 +64,7 @@ class Benchmark:
         if self.workload.runtime != "onnxruntime":
             return prepare(self.supernet.extract(subnet), self.inputs, self.workload)
         feed = {name: tensor.numpy() for name, tensor in self.inputs.items()}
-        return onnx_call(self.onnx_file(subnet), feed, self.workload)
+        return RUNTIMES["onnxruntime"].call(self.onnx_file(subnet), feed, self.workload)
 
     def onnx_file(self, subnet: SubnetConfig) -> Path:
         """The ONNX file of a subnetwork."""

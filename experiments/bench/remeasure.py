@@ -22,8 +22,8 @@ from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import Visit, shuffled
+from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import Call
-from predictors.measurement.runtimes import prepare
 from predictors.measurement.timing import REFERENCE, Timing
 
 

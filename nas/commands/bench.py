@@ -23,8 +23,9 @@ from predictors import Timing, Workload, device_name, measure
 from predictors.measurement.budget import Budget
 from predictors.measurement.measure import MAX_ROUNDS
 from predictors.measurement.plan import Plan, load
+from predictors.measurement.prepare import check_runtime
 from predictors.measurement.rounds import Rounds, by_name
-from predictors.measurement.runtimes import check_runtime, write_onnx_workload
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE, combine_timings, noise_warning
 from search_spaces import FAMILIES, TASKS, InputError
 from search_spaces.errors import short_error
@@ -150,7 +151,7 @@ def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
 
 
 def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, minutes: float | None) -> Plan:
-    """Writes the inputs of every model and, for ONNX Runtime, its file; other runtimes load the model's own folder."""
+    """Writes the inputs of every model and, for a runtime of files, its file; others load the model's own folder."""
     import transformers
 
     auto, models, inputs = TASKS[recipe.task.type].auto_class, {}, {}
@@ -158,14 +159,15 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, 
         arrays = _inputs(name, recipe)
         fed = {key: tensor.numpy() for key, tensor in arrays.items()}
         models[name], inputs[name] = str(Path(name).resolve()) if Path(name).exists() else name, f"{number}.npz"
-        if recipe.workload.runtime == "onnxruntime":
+        if not recipe.workload.needs_torch:
             try:
                 model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
             except (OSError, ValueError) as error:
                 raise InputError(f"model `{name}` does not load: {short_error(error)}") from None
             target = folder / f"{number}"
             target.mkdir()
-            file, fed = write_onnx_workload(model.eval(), arrays, recipe.workload, target)
+            runtime = RUNTIMES[recipe.workload.runtime]
+            file, fed = runtime.write(model.eval(), arrays, recipe.workload, target)
             models[name] = str(file)
         np.savez(folder / inputs[name], **fed)  # type: ignore[arg-type]
     plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision, minutes=minutes)

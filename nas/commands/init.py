@@ -23,7 +23,8 @@ from nas.tasks.labels import infer_problem_type
 from nas.tasks.lengths import propose_length
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES
-from predictors.measurement.runtimes import RUNTIMES, check_runtime
+from predictors.measurement.prepare import check_runtime
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.workload import Workload
 from search_spaces import TASKS, InputError, Layout
 from search_spaces.dimensions import BLOCKS

@@ -22,32 +22,20 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStage, MeasurementStore, SubnetPredictor
-from predictors.measurement.plan import REQUIRED_PACKAGES, Plan, Result, results_file
-from predictors.measurement.runtimes import write_onnx_workload
+from predictors.measurement.plan import Plan, Result, results_file
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 BUNDLED_MODULES = {
-    "search_spaces": ("dimension", "errors"),
+    "search_spaces": ("dimension", "errors", "kinds"),
     "search_spaces.dimensions": ("bits",),
     "predictors": (),
-    "predictors.measurement": (
-        "budget",
-        "energy",
-        "groups",
-        "json_lines",
-        "measure",
-        "memory",
-        "onnx_export",
-        "plan",
-        "precision",
-        "rounds",
-        "runtimes",
-        "timing",
-        "workload",
-    ),
 }
 """Package -> modules copied into the folder; they import each other, NumPy and the runtime only."""
+
+BUNDLED_PACKAGES = ("predictors.measurement", "predictors.measurement.runtimes")
+"""Packages copied with all their modules."""
 
 SCRIPT = '''"""Measures the models of this folder on this device; the same command resumes.
 
@@ -74,7 +62,7 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
     """Writes a folder with what a run needs measured next: sampled subnetworks, or verified ones after the search.
 
     Models for PyTorch are model folders; sampled ones have no weights, as latency does not depend on them. Models for
-    ONNX Runtime are ONNX files.
+    a runtime that needs no PyTorch are its files.
 
     Args:
         recipe: The recipe.
@@ -168,6 +156,7 @@ def _write_bundle(
 ) -> None:
     """Writes the models, the plan, the script and the modules that the script needs."""
     workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
+    runtime = RUNTIMES[workload.runtime]
     models, model_inputs = {}, {}
     weights = stages == PASSES
     out.mkdir(parents=True)
@@ -176,15 +165,15 @@ def _write_bundle(
         for number, (key, subnet) in enumerate({**subnets, REFERENCE: supernet.parent}.items(), 1):
             target = out / "models" / key
             target.mkdir(parents=True)
-            if workload.runtime == "onnxruntime":
-                file, feed = write_onnx_workload(supernet.extract(subnet).eval(), inputs, workload, target)
+            if not workload.needs_torch:
+                file, feed = runtime.write(supernet.extract(subnet).eval(), inputs, workload, target)
                 np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
                 models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
             else:
                 save_model(supernet.extract(subnet), context, target, weights=weights)
                 models[key], model_inputs[key] = str(target.relative_to(out)), "inputs.npz"
             report(number, len(subnets) + 1, "")
-    untrained = [] if weights or workload.runtime == "onnxruntime" else list(models)
+    untrained = [] if weights or not workload.needs_torch else list(models)
     reference_ms = run.store.reference_ms(workload)
     Plan(
         workload,
@@ -199,13 +188,23 @@ def _write_bundle(
         untrained=untrained,
         minutes=run.recipe.verify.minutes if stages == PASSES else run.recipe.profile.minutes,
     ).write(out)
-    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(REQUIRED_PACKAGES[workload.runtime])))
+    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.packages)))
+    _copy_modules(out / "lib")
+
+
+def _copy_modules(out: Path) -> None:
+    """Writes the modules that the script needs."""
     for package, modules in BUNDLED_MODULES.items():
-        target = out / "lib" / Path(*package.split("."))
+        target = out / Path(*package.split("."))
         target.mkdir(parents=True)
         (target / "__init__.py").touch()
         for module in modules:
             shutil.copy(str(files(package) / f"{module}.py"), target)
+    for package in BUNDLED_PACKAGES:
+        target = out / Path(*package.split("."))
+        target.mkdir()
+        for file in Path(str(files(package))).glob("*.py"):
+            shutil.copy(file, target)
 
 
 def _check_results(

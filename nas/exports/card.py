@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.exports.formats import FORMATS
 from nas.recipe.objectives import COSTS, format_value
 from predictors import Workload
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, SubnetConfig
 
 COLUMNS = ("latency_ms", "size_mb", "memory_mb")
@@ -110,7 +110,7 @@ def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
     note = "No stock config describes this architecture; its modeling code is in this folder.\n\n" if own_code else ""
-    files = [f"- `{file}`: {name}" for name, (file, _) in FORMATS.items() if (folder / file).is_file()]
+    files = [f"- `{written.file}`: {name}" for name, written in FORMATS.items() if (folder / written.file).is_file()]
     return (
         f"{note}```python\nfrom transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("this-folder"{trust})\n```' + ("\n\n" + "\n".join(files) if files else "")

@@ -24,6 +24,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors.measurement.rounding import TOLERANCE as CONVERSION_TOLERANCE
 from predictors.measurement.rounding import allowed_difference, largest_difference
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import InputError, SubnetConfig
 
 LATENCY_TOLERANCE = 1.25
@@ -144,7 +145,7 @@ def _allowed(format_name: str, folder: Path, info: Mapping[str, Any], inputs: Ma
     if format_name == "torch":
         return TOLERANCE
     model = load_export(folder, info)
-    return allowed_difference(model, [forward_arguments(model, inputs)], int8=format_name == "int8")
+    return allowed_difference(model, [forward_arguments(model, inputs)], int8=FORMATS[format_name].rounds)
 
 
 def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, FormatCheck]) -> None:

@@ -1,30 +1,19 @@
-"""Formats: converts the Hugging Face model of an exported folder to ONNX, torch.export, OpenVINO and ExecuTorch."""
+"""Converts the Hugging Face model of an exported folder to the formats of runtimes, and lists those in a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import transformers
 
-from nas.exports.reload import scored_outputs
 from nas.runs.files import read_json
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
-from predictors.measurement.onnx_export import (
-    half_length,
-    quiet_export,
-    require,
-    require_close,
-    write_int8_onnx,
-    write_onnx,
-)
-from predictors.measurement.rounding import allowed_difference, largest_difference
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
 
@@ -33,101 +22,6 @@ if TYPE_CHECKING:
 
 ExportInfo = Mapping[str, Any]
 """The content of an export's subnet.json."""
-
-
-def _write_onnx(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    write_onnx(model, tracing_inputs(model, info), file)
-
-
-def _write_int8(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """Writes an int8 ONNX file, from the float32 one if it exists, which avoids tracing the model again."""
-    plain = file.parent / "model.onnx"
-    if plain.is_file():
-        write_int8_onnx(model, tracing_inputs(model, info), plain, file)
-    else:
-        write_onnx(model, tracing_inputs(model, info), file, int8=True)
-
-
-def _write_program(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """Writes a `torch.export` program with a dynamic batch size and sequence length."""
-    from transformers.exporters import DynamoConfig, DynamoExporter
-
-    with quiet_export(model, "torch.export"):
-        exported = DynamoExporter().export(model, tracing_inputs(model, info), DynamoConfig(dynamic=True))
-        torch.export.save(getattr(exported, "program", exported), file)
-
-
-def _write_openvino(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    require("openvino", extra="openvino", what="an OpenVINO model")
-    import openvino
-    from transformers.exporters import OpenVINOConfig, OpenVINOExporter
-
-    with quiet_export(model, "OpenVINO"):
-        exporter = OpenVINOExporter()
-        graph = exporter.export(
-            model, tracing_inputs(model, info), OpenVINOConfig(stateful=False, dynamic=True)
-        ).program
-    openvino.save_model(graph, file, compress_to_fp16=False)
-
-
-def _write_executorch(model: PreTrainedModel, info: ExportInfo, file: Path) -> None:
-    """Writes a program for ExecuTorch's XNNPACK kernels, and a manifest with the names of its inputs and outputs.
-
-    Its memory is planned for the batch size of the workload and for the longer of its sequence length and the length
-    to which texts are truncated.
-    """
-    require("executorch", extra="executorch", what="an ExecuTorch program")
-    from torch.export import Dim
-    from transformers.exporters import ExecutorchConfig, ExecutorchExporter
-
-    workload = Workload.from_dict(info["workload"])
-    if workload.sequence_length is not None:
-        longest = max(workload.sequence_length, info.get("max_length", 1))
-        workload = replace(workload, sequence_length=longest)
-    inputs = dummy_inputs(info["task"], model.config, workload)
-    sizes = {name: tensor.shape[: 2 if tensor.ndim == 2 else 1] for name, tensor in inputs.items()}  # batch, length
-    bounds = {
-        name: {axis: Dim.AUTO(min=1, max=size) for axis, size in enumerate(shape) if size > 1}
-        for name, shape in sizes.items()
-    }
-    with quiet_export(model, "ExecuTorch"), torch.inference_mode():
-        with _eager_attention(model):
-            config = ExecutorchConfig(dynamic_shapes=bounds)
-            exported = ExecutorchExporter().export(model, forward_arguments(model, inputs), config)
-        cases, names = (
-            [forward_arguments(model, case) for case in (inputs, half_length(inputs))],
-            TASKS[info["task"]].outputs,
-        )
-        difference = float(np.max([_max_difference(model, exported, case, names) for case in cases]))
-        allowed = allowed_difference(model, cases)
-    require_close(difference, allowed, "an ExecuTorch program")
-    exported.config = exported.generation_config = None  # the parent folder holds them
-    exported.save_pretrained(file.parent)
-
-
-def _max_difference(model: PreTrainedModel, program: Any, arguments: Mapping[str, Any], names: Sequence[str]) -> float:
-    return largest_difference(*(scored_outputs(run(**arguments), names, arguments) for run in (program, model)))
-
-
-@contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Uses eager attention: XNNPACK has its operators, but not that of SDPA for queries without a visible key."""
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
-
-
-FORMATS: dict[str, tuple[str, Callable[[PreTrainedModel, ExportInfo, Path], None]]] = {
-    "onnx": ("onnx/model.onnx", _write_onnx),
-    "int8": ("onnx/model_int8.onnx", _write_int8),
-    "program": ("program/model.pt2", _write_program),
-    "openvino": ("openvino/openvino_model.xml", _write_openvino),
-    "executorch": ("executorch/model.pte", _write_executorch),
-}
-"""Name -> path in the folder, and the function that writes the file."""
 
 
 def parse_formats(text: str) -> list[str]:
@@ -162,16 +56,17 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     model = load_export(folder, info)
     written = {}
     for name in formats:
-        file = folder / FORMATS[name][0]
+        file = folder / FORMATS[name].file
         file.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[name][1](model, info, file)
+        inputs = largest_inputs(model, info) if FORMATS[name].is_bounded else tracing_inputs(model, info)
+        FORMATS[name].write(model, inputs, file)
         written[name] = file
     return written
 
 
 def formats_in(folder: Path) -> dict[str, Path]:
     """Returns the formats in a folder: name -> file; the Hugging Face model (``torch``) is first."""
-    files = {name: folder / file for name, (file, _) in FORMATS.items()}
+    files = {name: folder / written.file for name, written in FORMATS.items()}
     return {"torch": folder, **{name: file for name, file in files.items() if file.is_file()}}
 
 
@@ -206,6 +101,15 @@ def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
 def tracing_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:
     """Returns the inputs for tracing, a batch of two: a batch of one would be traced as a constant."""
     workload = replace(Workload.from_dict(info["workload"]), batch_size=2)
+    return forward_arguments(model, dummy_inputs(info["task"], model.config, workload))
+
+
+def largest_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:
+    """Returns inputs with the workload's batch size and the longer of its length and that of truncated texts."""
+    workload = Workload.from_dict(info["workload"])
+    if workload.sequence_length is not None:
+        longest = max(workload.sequence_length, info.get("max_length", 1))
+        workload = replace(workload, sequence_length=longest)
     return forward_arguments(model, dummy_inputs(info["task"], model.config, workload))
 
 

@@ -14,7 +14,7 @@ from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, device_name
 from predictors.costs.analytic import COST_NAMES
 from predictors.measurement.memory import memory_mb
-from predictors.measurement.runtimes import check_runtime
+from predictors.measurement.prepare import check_runtime
 from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import InputError
 

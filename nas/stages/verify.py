@@ -27,7 +27,7 @@ from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import shuffled
 from predictors.measurement.json_lines import JsonLines
-from predictors.measurement.runtimes import prepare
+from predictors.measurement.prepare import prepare
 from predictors.measurement.timing import REFERENCE, ReportedLatency, reported_latency
 from search_spaces import InputError, SubnetConfig
 

@@ -13,8 +13,8 @@ from predictors import AnalyticCosts, MeasurementStage, MeasurementStore, Timing
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import Visit, group_size
 from predictors.measurement.memory import memory_mb
+from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import Call
-from predictors.measurement.runtimes import prepare
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SubnetConfig
 

@@ -23,20 +23,15 @@ from predictors.measurement.energy import energy_mj
 from predictors.measurement.groups import Visit, shuffled
 from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.memory import peak_memory_mb
+from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import benchmark_mode
-from predictors.measurement.runtimes import Call, onnx_call, prepare
+from predictors.measurement.runtime import Call
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE, Timing, median_reference, noise_warning
-from predictors.measurement.workload import Runtime, Workload, device_errors_as_input_errors, device_name
+from predictors.measurement.workload import Workload, device_errors_as_input_errors, device_name
 from search_spaces.errors import InputError, short_error
 
 PLAN, RESULTS = "plan.json", "results.jsonl"
-REQUIRED_PACKAGES: dict[Runtime, tuple[str, ...]] = {
-    "torch": ("torch", "transformers"),
-    "compile": ("torch", "transformers"),
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("torch", "transformers", "onnx", "openvino"),
-}
-"""Packages that a runtime needs on the device, besides NumPy."""
 GROUP_SIZE = 8
 """Models in memory at once."""
 KEYS = {"reference": "anchor", "reference_ms": "anchor_ms"}
@@ -196,8 +191,8 @@ def load(folder: Path, plan: Plan, name: str) -> Call:
     workload = plan.workload
     with np.load(folder / plan.inputs[name]) as stored, device_errors_as_input_errors(workload):
         arrays = dict(stored)
-        if workload.runtime == "onnxruntime":
-            return onnx_call(Path(plan.source(folder, name)), arrays, workload)
+        if not workload.needs_torch:
+            return RUNTIMES[workload.runtime].call(Path(plan.source(folder, name)), arrays, workload)
     import torch
     import transformers
 
@@ -220,7 +215,7 @@ def check_device(workload: Workload) -> None:
     Raises:
         InputError: If a package or the device is missing.
     """
-    missing = [package for package in REQUIRED_PACKAGES[workload.runtime] if find_spec(package) is None]
+    missing = [package for package in RUNTIMES[workload.runtime].packages if find_spec(package) is None]
     if missing:
         raise InputError(
             f"`workload.runtime={workload.runtime}` needs {' and '.join(missing)}, which this Python does not have; "
@@ -246,7 +241,7 @@ def footprint(folder: str, name: str) -> dict[str, float | None]:
 
 def import_libraries(workload: Workload, source: str, auto_class: str, remote_code: bool = False) -> None:
     """Imports the libraries that run a model, so that they do not count as its memory."""
-    for package in REQUIRED_PACKAGES[workload.runtime]:
+    for package in RUNTIMES[workload.runtime].packages:
         __import__(package)
     if workload.needs_torch:
         import transformers

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.workload import Workload
-from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.dimensions.bits import FULL_PRECISION, ROUNDS_ACTIVATIONS
 
 IMPROVES = {
     "bfloat16": ("latency_ms", "size_mb"),
@@ -15,9 +16,6 @@ IMPROVES = {
     "int4-weight": ("size_mb",),
 }
 """Dtype -> the costs it can improve; ``int8-weight`` and ``int4-weight`` are dequantized before each product."""
-
-RUNTIMES_OF = {"bfloat16": ("torch", "compile"), "int8": ("torch", "onnxruntime")}
-"""Dtype that only some runtimes have kernels for -> those runtimes."""
 
 
 def unsupported_reason(bits: str, workload: Workload, names: Collection[str]) -> str:
@@ -32,7 +30,7 @@ def unsupported_reason(bits: str, workload: Workload, names: Collection[str]) ->
         return ""
     if workload.dtype != "float32":
         return f"`workload.dtype` {workload.dtype} already applies to all layers"
-    if workload.runtime not in RUNTIMES_OF.get(bits, (workload.runtime,)):
+    if bits in ROUNDS_ACTIVATIONS and bits not in RUNTIMES[workload.runtime].layer_dtypes:
         return f"the runtime {workload.runtime} has no such kernels"
     if bits == "bfloat16" and not _has_bfloat16(workload):
         return f"this machine's {workload.device} has no such instructions"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from search_spaces.errors import InputError, did_you_mean
 
-Runtime = Literal["torch", "compile", "onnxruntime", "openvino"]
+RuntimeName = Literal["torch", "compile", "onnxruntime", "openvino"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
 Phase = Literal["encode", "prefill", "decode"]
 
@@ -39,7 +39,7 @@ class Workload:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    runtime: Runtime = "torch"
+    runtime: RuntimeName = "torch"
     device: str = "cpu"
     dtype: Dtype = "float32"
     batch_size: int = 1
@@ -48,7 +48,7 @@ class Workload:
     phase: Phase = "encode"
 
     def __post_init__(self) -> None:
-        for name, literal in (("runtime", Runtime), ("dtype", Dtype), ("phase", Phase)):
+        for name, literal in (("runtime", RuntimeName), ("dtype", Dtype), ("phase", Phase)):
             value, allowed = getattr(self, name), get_args(literal)
             if value not in allowed:
                 hint = did_you_mean(str(value), allowed)
@@ -75,7 +75,9 @@ class Workload:
     @property
     def needs_torch(self) -> bool:
         """Whether the runtime needs PyTorch; ONNX Runtime does not."""
-        return self.runtime != "onnxruntime"
+        from predictors.measurement.runtimes import RUNTIMES
+
+        return RUNTIMES[self.runtime].needs_torch
 
     @property
     def activation_bytes(self) -> int:

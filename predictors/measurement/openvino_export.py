@@ -1,0 +1,91 @@
+"""OpenVINO files of Hugging Face models, with dynamic shapes; graphs compiled for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from predictors.measurement.onnx_export import quiet_export, require
+from predictors.measurement.runtime import Format, ForwardFunction, Inputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from predictors.measurement.workload import Dtype
+
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""Dtype of a workload -> OpenVINO's name of it."""
+
+Change = Callable[[Any], Any]
+"""Changes the graph of a model, as a quantization does."""
+
+
+@dataclass(frozen=True)
+class OpenVinoFormat(Format):
+    """A file that OpenVINO executes.
+
+    Attributes:
+        dtypes: Dtypes of workloads whose models are such graphs too.
+        change: What is done to the traced graph.
+    """
+
+    dtypes: tuple[Dtype, ...] = ()
+    change: Change = lambda graph: graph
+
+
+def openvino_format(
+    name: str, file: str, dtypes: tuple[Dtype, ...], change: Change = lambda graph: graph, *, rounds: bool = False
+) -> OpenVinoFormat:
+    """A file of a graph that may be changed after tracing."""
+    return OpenVinoFormat(
+        name=name,
+        file=file,
+        write=partial(_write, change),
+        load=_load,
+        workload={"runtime": "openvino", "device": "cpu"},
+        extra="openvino",
+        rounds=rounds,
+        dtypes=dtypes,
+        change=change,
+    )
+
+
+def trace(model: PreTrainedModel, inputs: Inputs, *, dynamic: bool) -> Any:
+    """The graph of a model, for the shapes of its inputs or for any batch size and length."""
+    from transformers.exporters import OpenVINOConfig, OpenVINOExporter
+
+    with quiet_export(model, "OpenVINO"):
+        return OpenVINOExporter().export(model, dict(inputs), OpenVINOConfig(stateful=False, dynamic=dynamic)).program
+
+
+def compiled(graph: Any, dtype: str, threads: int, **hints: Any) -> Any:
+    """A graph, or the file of one, compiled for the CPU."""
+    import openvino
+
+    precision = PRECISIONS.get(dtype, "f32")
+    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, **hints}
+    return openvino.Core().compile_model(graph, "CPU", hints)
+
+
+def _write(change: Change, model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+    require("openvino", extra="openvino", what="an OpenVINO model")
+    import openvino
+
+    openvino.save_model(change(trace(model, inputs, dynamic=True)), file, compress_to_fp16=False)
+
+
+def _load(file: Path) -> ForwardFunction:
+    import torch
+
+    model = compiled(str(file), "float32", torch.get_num_threads())
+    expected = [name for port in model.inputs for name in port.get_names()]
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        outputs = model({name: inputs[name].numpy() for name in expected if name in inputs})
+        return {name: torch.from_numpy(value) for port, value in outputs.items() for name in port.get_names()}
+
+    return run

@@ -1,0 +1,43 @@
+"""OpenVINO on the CPU; its files are graphs with dynamic shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from predictors.measurement.openvino_export import OpenVinoFormat, compiled, openvino_format, trace
+from predictors.measurement.phases import on_device
+from predictors.measurement.runtime import Call, Inputs, Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from predictors.measurement.workload import Workload
+
+FLOAT = openvino_format("openvino", "openvino/openvino_model.xml", dtypes=("float32", "bfloat16", "float16"))
+
+FORMATS: tuple[OpenVinoFormat, ...] = (FLOAT,)
+
+
+class _OpenVino(Runtime):
+    def prepare(self, model: PreTrainedModel, inputs: Inputs, workload: Workload) -> Call:
+        """An inference request of a graph with fixed shapes."""
+        from transformers.exporters.utils import openvino_feed
+
+        model, moved = on_device(model, inputs, replace(workload, dtype="float32"))
+        change = next(written.change for written in FORMATS if workload.dtype in written.dtypes)
+        graph = change(trace(model, moved, dynamic=False))
+        request = compiled(graph, workload.dtype, workload.threads, NUM_STREAMS=1).create_infer_request()
+        return partial(request.infer, openvino_feed(graph, moved), share_inputs=True)
+
+
+OPENVINO = _OpenVino(
+    name="openvino",
+    packages=("torch", "transformers", "onnx", "openvino"),
+    dtypes=tuple(dtype for written in FORMATS for dtype in written.dtypes),
+    devices=("cpu",),
+    extra="openvino",
+    extra_packages=("openvino",),
+    formats=FORMATS,
+)
