@@ -244,7 +244,7 @@ def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
     undecided = sum(bool(point.undecided) for point in evaluated)
     where += f" ({undecided} cannot be told apart from the bound in this noise)" if undecided else ""
     raise InputError(
-        f"no subnetwork satisfies the constraints {where}; the closest of {len(evaluated)} "
+        f"no subnetwork meets the constraints {where}; the closest of {len(evaluated)} "
         f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add "
         "smaller choices to `space`, in a new run."
     )
