@@ -434,7 +434,7 @@ def test_a_metric_that_nothing_reaches(finished: tuple[Path, Path], refused: Ref
     loaded = yaml.safe_load((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({**loaded, "constraints": {"accuracy": ">= 1.5"}}))
     kept = contents(run)
-    says = ("no subnetwork satisfies", "closest of 16 reaches accuracy", "`>= 1.5`", "Loosen")
+    says = ("no subnetwork meets", "closest of 16 reaches accuracy", "`>= 1.5`", "Loosen")
     refused("search", recipe, "constraints.accuracy='>= 1.5'", "--run", run, says=says)
     assert {name: contents(run)[name] for name in kept} == kept
 
