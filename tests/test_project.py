@@ -111,7 +111,7 @@ ASKS_FOR_OUTPUTS = r"""\.logits\b|["'](\w+_)?logits["']|last_hidden_state|ForSeq
 OUTPUTS_BY_NAME = {
     "nas/exports/reload.py": "runs without this package; of hidden states it compares the mean over tokens",
     "nas/tasks/metrics.py": "reads a statistic of classification that is called so",
-    "predictors/measurement/runtimes.py": "feeds a decoder with what the encoder has computed",
+    "predictors/measurement/phases.py": "feeds a decoder with what the encoder has computed",
     "search_spaces/tasks.py": "the table",
 }
 """Files outside `nas/tasks/types` that name an output of a model, and why."""
