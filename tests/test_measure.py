@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import time
 from dataclasses import asdict
 from random import Random
 
@@ -72,6 +73,14 @@ def test_calls_run_with_the_settings_of_the_workload_which_are_restored():
         assert torch.get_num_threads() == 2 and gc.isenabled()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("workload", "counts"), [(Workload(), False), (Workload(threads=2), True)])
+def test_time_in_which_other_processes_run_is_not_a_models(workload: Workload, counts: bool) -> None:
+    assert (rounds_module.fastest_ms(lambda: time.sleep(0.02), 3, workload) > 10) is counts
+    started = time.thread_time()
+    busy_ms = rounds_module.fastest_ms(lambda: sum(range(300_000)), 3, workload)
+    assert 0.1 < busy_ms < 1e3 * (time.thread_time() - started) or counts
 
 
 def sampling_order(seed: int) -> list[str]:

@@ -96,7 +96,8 @@ def test_a_bar_is_only_shown_where_something_is_measured(
         yield lambda note: shown.append(f"{title}: {note}")
 
     monkeypatch.setattr(latency, "time_progress", time_progress)
-    timed = latency.measure_subnets(run, context, supernet, subnets[:8], enough=lambda timings: True)
+    options: dict[str, Any] = {"budget": Budget(600), "enough": lambda timings: True}
+    timed = latency.measure_subnets(run, context, supernet, subnets[:8], **options)
     assert shown[0] == "profile: loading 1 of 8 models" and shown[-1] == "profile: round 6 of 8 models"
     shown.clear()
     assert latency.measure_subnets(run, context, supernet, subnets[:8]) == timed and not shown

@@ -31,12 +31,13 @@ from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
 from nas.stages.supernet import LAYER_EXAMPLES
+from nas.supernets.device import training_device
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import CALIBRATION_EXAMPLES, load_supernet
 from nas.supernets.space import search_space
 from nas.supernets.strategies import stratified_sampler
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import model_trainer, training_device
+from nas.supernets.training import model_trainer
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, score
 from predictors import AnalyticCosts

@@ -21,7 +21,8 @@ from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.stages.check import check_recipe
 from nas.stages.report import run_report
-from nas.supernets.training import model_trainer, train, training_device
+from nas.supernets.device import training_device
+from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
 from predictors import Workload, device_name

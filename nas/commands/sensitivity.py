@@ -23,12 +23,12 @@ from nas.runs.run import Run
 from nas.stages.check import open_run
 from nas.studies.block_search import Block, blocks
 from nas.supernets.calibration import calibrate
+from nas.supernets.device import training_device
 from nas.supernets.importance import gradient_scores, permute, unit_orders
 from nas.supernets.latency import measure_subnets
 from nas.supernets.load import calibration_set
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluation_mode
 from nas.tasks.losses import LogitsAndLabels, divergence

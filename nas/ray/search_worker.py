@@ -128,8 +128,8 @@ def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str]
     import torch
 
     from nas.runs.progress import quiet_libraries
+    from nas.supernets.device import training_device
     from nas.supernets.supernet import Supernet
-    from nas.supernets.training import training_device
 
     quiet_libraries()
     model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]

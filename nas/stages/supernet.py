@@ -13,6 +13,7 @@ from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.stages.profile import fit_predictor
 from nas.stages.training import run_training, save_trained
+from nas.supernets.device import training_device
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
 from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration
 from nas.supernets.low_rank import CalibrationStatistics
@@ -20,7 +21,7 @@ from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, CostFunction, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
-from nas.supernets.training import train, training_arguments, training_device
+from nas.supernets.training import train, training_arguments
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
+from nas.supernets.device import training_device
 from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import training_device
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet
 from search_spaces import SearchSpace

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from nas.recipe.schema import Training
 from nas.runs.progress import ProgressCallback
 from nas.supernets.checkpoint import load_checkpoint
+from nas.supernets.device import training_device
 from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
@@ -179,11 +180,6 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def training_device() -> str:
-    """Returns the device of training and scoring; latencies are measured on the device of the workload."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
