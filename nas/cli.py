@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+P = ParamSpec("P")
 
 UsageError = typer.BadParameter.__mro__[1]
 FORMAT_NAMES = "onnx, int8, program, openvino, executorch"
@@ -55,7 +58,21 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as secti
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
 
 
+def shows_elapsed(command: Callable[P, None]) -> Callable[P, None]:
+    """Shows for how long a command has been running, imports included, unless it shows the progress of a stage."""
+
+    @wraps(command)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> None:
+        from nas.runs.progress import waiting
+
+        with waiting(command.__name__):
+            command(*args, **kwargs)
+
+    return timed
+
+
 @app.command(help=SEARCH_HELP)
+@shows_elapsed
 def search(
     recipe: RecipeOrModel,
     overrides: Overrides = None,
@@ -104,6 +121,7 @@ def _print_estimate(recipe: Recipe) -> None:
 
 
 @app.command()
+@shows_elapsed
 def profile(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -150,6 +168,7 @@ def profile(
 
 
 @app.command()
+@shows_elapsed
 def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder = None) -> None:
     """Replace one block at a time and print the change in loss and the latency saved."""
     from nas.commands.sensitivity import sensitivity as measure_sensitivity
@@ -211,6 +230,7 @@ def dashboard(
 
 
 @app.command()
+@shows_elapsed
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),
@@ -235,6 +255,7 @@ def _check_file(option: str, file: Path) -> None:
 
 
 @app.command()
+@shows_elapsed
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
@@ -256,6 +277,7 @@ def export(
 
 
 @app.command()
+@shows_elapsed
 def convert(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
     to: Annotated[str, typer.Option("--to", help=f"{FORMAT_NAMES}; several by commas.")],
@@ -271,6 +293,7 @@ def convert(
 
 
 @app.command()
+@shows_elapsed
 def verify(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
     run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
@@ -287,6 +310,7 @@ def verify(
 
 
 @app.command()
+@shows_elapsed
 def finetune(
     folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
     recipe: RecipeFile,
@@ -310,6 +334,7 @@ def finetune(
 
 
 @app.command()
+@shows_elapsed
 def bench(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
     workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],

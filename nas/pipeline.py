@@ -146,6 +146,7 @@ def run_stages(run: Run, context: TaskContext, cluster: str | None = None, *, la
         last: Name of a stage.
     """
     from nas.runs import processes
+    from nas.runs.progress import waiting
 
     names = [stage.name for stage in STAGES]
     for stage in STAGES[: names.index(last) + 1]:
@@ -154,18 +155,22 @@ def run_stages(run: Run, context: TaskContext, cluster: str | None = None, *, la
         is_done = stage.is_done(run)
         processes.barrier()  # every process must look before one of them writes the result
         if not is_done:
-            stage.run(run, context, cluster)
+            with waiting(stage.name):
+                stage.run(run, context, cluster)
 
 
 @contextmanager
 def locked_run(recipe: Recipe, folder: str | Path) -> Iterator[tuple[TaskContext, Run]]:
     """The run of a recipe, locked by the main process; the other processes wait until it exists."""
     from nas.runs import processes
-    from nas.stages.check import open_run
+    from nas.runs.progress import waiting
 
     if not processes.is_main():
         processes.barrier()
-    context, run = open_run(recipe, folder)
+    with waiting("check"):
+        from nas.stages.check import open_run
+
+        context, run = open_run(recipe, folder)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
             processes.barrier()

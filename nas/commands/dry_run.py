@@ -1,32 +1,38 @@
-"""`nas search --dry-run`: the size of the space and the estimated time of each stage; writes nothing."""
+"""`nas search --dry-run`: the size of the space and the estimated time of each stage; loads no weights."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from nas.commands.step_time import StepTime
 from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
-from nas.runs.progress import quiet_libraries
+from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
-from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import evaluation_mode
 
+SAMPLE = 256
+"""Examples of each split that are processed; the others are counted."""
 STEP_OVERHEAD = 0.3
 SUBNET_SHARE = 0.55
 """A supernet step takes the teacher's pass, and for each subnetwork about this share of a step of the parent."""
-MEASUREMENT_SECONDS = 1.5
-N_VERIFIED = 30
+LOAD_S, EXPORT_S = 0.1, 0.5
+"""Seconds to extract and prepare a subnetwork, and to write, reload and compare one, besides its forward passes."""
+PROCESS_S = 12.0
+"""Seconds that a new process takes to import the libraries: it checks the export."""
+SAMPLER_S = 0.04
+"""Seconds per evaluation that the sampler takes."""
+ROUNDS, CALLS = 9, 8
+"""Rounds after which measuring usually ends, and calls of one sample, those of the reference included."""
+N_VERIFIED = 25
 """Typical number of subnetworks on the fronts of the three studies; each is exported, reloaded and measured."""
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
-    """Estimates a run from a few timed steps of the parent; writes nothing.
+    """Estimates a run from its config, a sample of its data, and a timed layer of the model's shape.
 
     Returns:
         ``recipe``: with its space resolved; ``subnetworks``: the size of the space; ``minutes``: stage -> estimated
@@ -36,21 +42,11 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         InputError: If the recipe does not fit the model, the data or this device.
     """
     quiet_libraries()
-    context = check_recipe(recipe)
-    splits = context.splits
-    examples = [len(context.training_set(training)) for training in (recipe.parent, recipe.supernet)]
-    train_s, score_s = _seconds_per_example(context)
-    settings, space = recipe.supernet, search_space(context)
-    strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
-    subnets = len(strategy.passes(0.0, Random(0)))
-    seconds = {
-        "parent": recipe.parent.num_train_epochs * examples[0] * train_s if context.should_finetune else 0.0,
-        "supernet": recipe.supernet.epochs * examples[1] * train_s * (STEP_OVERHEAD + SUBNET_SHARE * subnets),
-        "profile": recipe.profile.samples * MEASUREMENT_SECONDS,
-        "search": 2 * recipe.search.evaluations * len(splits.search) * score_s * SUBNET_SHARE,
-        "finish": recipe.finish.models * recipe.finish.num_train_epochs * examples[1] * train_s * SUBNET_SHARE,
-        "verify": N_VERIFIED * (len(splits.test) * score_s * SUBNET_SHARE + 3 * MEASUREMENT_SECONDS),
-    }
+    with waiting("dry run"):
+        context = check_recipe(recipe, sample=SAMPLE)
+        time = StepTime.measure(context)
+        space = search_space(context)
+        seconds = _seconds(context, time)
     return {
         "recipe": context.recipe,
         "subnetworks": space.size,
@@ -58,25 +54,29 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _seconds_per_example(context: TaskContext) -> tuple[float, float]:
-    """Seconds per example of a training step and of a forward pass of the parent, on one batch."""
-    splits, model = context.splits, context.load_model()
-    (batch,) = splits.search.labelled_batches(1)
-    examples = len(splits.search.take(1))
-    inputs = model_inputs(batch)
+def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
+    """Stage -> estimated seconds."""
+    recipe, settings = context.recipe, context.recipe.supernet
+    train, search, test = (context.num_examples[name] for name in ("train", "search", "test"))
+    space = search_space(context)
+    strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
+    passes = STEP_OVERHEAD + SUBNET_SHARE * len(strategy.passes(0.0, Random(0)))
+    score_s = time.score_s * SUBNET_SHARE
+    latency_s = time.workload_s * (1 + SUBNET_SHARE) / 2
+    sample_s = ROUNDS * CALLS * latency_s
+    samples, finish = min(recipe.profile.samples, space.size), recipe.finish
+    return {
+        "parent": time.training_s(recipe.parent, train) if context.should_finetune else 0.0,
+        "supernet": time.training_s(settings, train, passes),
+        "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
+        "search": 2 * recipe.search.evaluations * (search * score_s + SAMPLER_S),
+        "finish": finish.models * time.training_s(finish, train, SUBNET_SHARE + STEP_OVERHEAD),
+        "verify": N_VERIFIED * (test * score_s + EXPORT_S)
+        + _within(recipe.verify.minutes, 2 * N_VERIFIED * (EXPORT_S + sample_s)),
+        "export": PROCESS_S,
+    }
 
-    def step() -> None:
-        model(**batch).loss.backward()
-        model.zero_grad()
 
-    train_s = _seconds(step) / examples
-    with evaluation_mode(model):
-        return train_s, _seconds(lambda: model(**inputs)) / examples
-
-
-def _seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    call()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def _within(minutes: float | None, seconds: float) -> float:
+    """Seconds, at most those of a budget."""
+    return seconds if minutes is None else min(seconds, 60 * minutes)

@@ -64,12 +64,13 @@ def check_exact_constraints(context: TaskContext) -> None:
                 )
 
 
-def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
+def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = None) -> TaskContext:
     """Loads the model and the data of a recipe and checks that everything fits together; writes nothing.
 
     Args:
         recipe: The recipe.
         remote: Whether another device measures latencies; its workload is then not checked on this machine.
+        sample: Examples of each split that are processed; default: all.
 
     Returns:
         Its context; there, a ``space`` that is ``auto`` is resolved.
@@ -81,7 +82,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False) -> TaskContext:
         recipe.workload.check_available()
         check_runtime(recipe.workload)
     check_sampler(recipe)
-    context = TaskContext(recipe)
+    context = TaskContext(recipe, sample)
     if recipe.space == "auto":
         proposed = resolved_space(context)
         context.recipe = recipe = recipe.model_copy(update={"space": proposed})

@@ -48,10 +48,15 @@ class Splits:
 
 
 class TaskContext:
-    """A recipe with its config, layout, processor and data, each loaded on first use."""
+    """A recipe with its config, layout, processor and data, each loaded on first use.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    Args:
+        recipe: The recipe.
+        sample: Examples of each split that are processed, enough for an estimate; None: all.
+    """
+
+    def __init__(self, recipe: Recipe, sample: int | None = None) -> None:
+        self.recipe, self.sample = recipe, sample
         self._augmented: dict[str, Dataset] = {}
 
     @cached_property
@@ -124,10 +129,25 @@ class TaskContext:
         return Splits(
             task=task,
             raw_train=train,
-            train=task.process(train, settings.train),
-            search=EvaluationSet.from_dataset(task.process(search, settings.train), task),
-            test=EvaluationSet.from_dataset(task.process(task.test, settings.test), task),
+            train=task.process(self._sampled(train), settings.train),
+            search=EvaluationSet.from_dataset(task.process(self._sampled(search), settings.train), task),
+            test=EvaluationSet.from_dataset(task.process(self._sampled(task.test), settings.test), task),
         )
+
+    def _sampled(self, dataset: Dataset) -> Dataset:
+        return dataset if self.sample is None else dataset.select(range(min(self.sample, len(dataset))))
+
+    @property
+    def num_examples(self) -> dict[str, float]:
+        """Split -> number of its processed examples; estimated where only a sample is processed."""
+        splits = self.splits
+        raw = {
+            "train": len(splits.raw_train),
+            "search": self.recipe.task.search_examples,
+            "test": len(splits.task.test),
+        }
+        processed = {"train": len(splits.train), "search": len(splits.search), "test": len(splits.test)}
+        return {name: processed[name] * raw[name] / min(raw[name], self.sample or raw[name]) for name in raw}
 
     @property
     def _task_inputs(self) -> TaskInputs:
