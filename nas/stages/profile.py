@@ -149,6 +149,8 @@ def _measure_all(
     part = Budget(None if budget.seconds is None else share * budget.seconds)
     measured = measure_subnets(run, context, supernet, [*sampled, *selected], budget=part, least=least, **when)
     sampled, selected = ([s for s in subnets if s.key in measured] for subnets in (sampled, selected))
+    if measured:
+        accuracy(measured)
     if budget.seconds is None and part.seconds is not None:
         budget.propose(part.seconds / share)
     while bound_ms is not None and active and len(measured) < settings.samples and not budget.is_over:
