@@ -1,4 +1,4 @@
-"""Progress: a log has a plain line every few seconds, a terminal a bar; show, export and bench import what they use."""
+"""Progress: a log has a plain line every few seconds, a terminal a bar; quick commands import no Trainer."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from predictors.measurement.timing import REFERENCE, Timing, combine_timings, median_interval
-from predictors.measurement.workload import Runtime, Workload, device_errors_as_input_errors
+from predictors.measurement.workload import Workload, device_errors_as_input_errors
 
 WARM_UP_CALLS = 3
 MIN_CALLS, MAX_CALLS = 3, 50
@@ -22,9 +22,8 @@ SLOW_MS = 100
 """A sample of calls that take longer is one call, with no untimed one before it."""
 QUIET_PERCENTILE, QUIET_RATIO = 10, 1.1
 """A reference is quiet up to this ratio to this percentile of all references; a wanted precision may be coarser."""
-ONE_THREAD_RUNTIMES: tuple[Runtime, ...] = ("torch", "compile", "onnxruntime")
-"""Runtimes that compute in the calling thread if the workload has one thread."""
 MAX_RESOLUTION_S = 1e-6
+"""Resolution of a clock that latencies can be read from."""
 MIN_SAMPLES = 6
 """Fewer samples give no confidence interval."""
 
@@ -172,9 +171,8 @@ def clock_ns(workload: Workload) -> Callable[[], int]:
     while the thread runs, and stands still while the scheduler gives the core to another process. On two cores shared
     by twelve processes, median ratios by wall time were off by 37 % in the mean, single ones by CPU time by 7 %.
     """
-    in_one_thread = workload.device == "cpu" and workload.threads == 1 and workload.runtime in ONE_THREAD_RUNTIMES
     is_fine = time.get_clock_info("thread_time").resolution <= MAX_RESOLUTION_S
-    return time.thread_time_ns if in_one_thread and is_fine else time.perf_counter_ns
+    return time.thread_time_ns if workload.in_calling_thread and is_fine else time.perf_counter_ns
 
 
 def _synchronize(workload: Workload) -> Callable[[], None]:

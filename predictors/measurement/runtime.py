@@ -79,6 +79,7 @@ class Runtime:
         extra_packages: Packages that measuring a model on this machine needs beyond this package's own.
         layer_dtypes: Of the dtypes that also round activations, those of single layers that it has kernels for.
         formats: Files that it executes.
+        in_calling_thread: Whether a workload of one thread on the CPU computes in the thread that calls it.
     """
 
     name: RuntimeName
@@ -89,6 +90,7 @@ class Runtime:
     extra_packages: Sequence[str] = ()
     layer_dtypes: Sequence[str] = ()
     formats: Sequence[Format] = ()
+    in_calling_thread: bool = True
 
     @property
     def needs_torch(self) -> bool:

@@ -80,6 +80,13 @@ class Workload:
         return RUNTIMES[self.runtime].needs_torch
 
     @property
+    def in_calling_thread(self) -> bool:
+        """Whether a model computes in the thread that calls it and nowhere else."""
+        from predictors.measurement.runtimes import RUNTIMES
+
+        return self.device == "cpu" and self.threads == 1 and RUNTIMES[self.runtime].in_calling_thread
+
+    @property
     def activation_bytes(self) -> int:
         """Bytes per value of activations and caches; ``int8`` quantizes matrix products only."""
         return 2 if self.dtype in ("bfloat16", "float16") else 4

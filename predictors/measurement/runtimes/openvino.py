@@ -40,4 +40,5 @@ OPENVINO = _OpenVino(
     extra="openvino",
     extra_packages=("openvino",),
     formats=FORMATS,
+    in_calling_thread=False,
 )
