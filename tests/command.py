@@ -21,7 +21,7 @@ class Command:
     def __init__(self, *words: object) -> None:
         handle, name = tempfile.mkstemp()
         os.close(handle)
-        self._said = Path(name)
+        self._stderr = Path(name)
         self._process = SERVER.Process(target=_run, args=([str(word) for word in words], name))
         self._process.start()
 
@@ -43,8 +43,8 @@ class Command:
         """What it wrote to standard error, once it has ended."""
         self._process.join(timeout)
         assert self.returncode is not None, "it has not ended"
-        stderr = self._said.read_text()
-        self._said.unlink()
+        stderr = self._stderr.read_text()
+        self._stderr.unlink()
         return None, stderr
 
 
@@ -52,5 +52,6 @@ def _run(words: list[str], stderr: str) -> None:
     """Runs the command line as in a process of its own."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     sys.argv = ["nas", *words]
     cli.main()

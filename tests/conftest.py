@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import clean_process
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from search_spaces import FAMILIES, TASKS
 
@@ -26,23 +30,30 @@ WORDS = _TEXT.split()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests marked ``full`` unless ``-m`` names that marker."""
+    """Leaves out the tests marked ``full`` unless ``-m`` names that marker, as `pytest -m slow` does not."""
     if "full" not in config.option.markexpr:
         full = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=full)
         items[:] = [item for item in items if item not in full]
 
 
-def sampled(everyday: Iterable[Any], all_of_them: Iterable[Any]) -> list[Any]:
-    """Parameters of a test: some run every day, the rest is marked ``full``."""
-    daily = list(everyday)
-    return daily + [pytest.param(each, marks=pytest.mark.full) for each in all_of_them if each not in daily]
-
-
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clean process that checks an export is forked, not started; `test_exports` starts real ones."""
+    if "nas.exports.export" in sys.modules:
+        monkeypatch.setattr("nas.exports.export.subprocess", clean_process)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: measuring collects garbage often, and need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
@@ -171,6 +182,16 @@ def variant(model_type: str, **changes: Any) -> Toy:
     return replace(TOYS[model_type], config={**TOYS[model_type].config, **changes})
 
 
+DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
+"""One family of each kind: encoder, fused projections, grouped heads, two stacks, images."""
+
+
+def sampled(cases: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
+    """Parameters of a test over a product: what is not everyday gets the marker ``full``."""
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*row, marks=[] if everyday(*row) else pytest.mark.full) for row in rows]
+
+
 VARIANTS: dict[str, Toy] = {
     "distilbert-sinusoidal": variant("distilbert", sinusoidal_pos_embds=True),
     "electra-unprojected": variant("electra", embedding_size=48),
@@ -251,8 +272,8 @@ def text_recipe(text_folder: Path) -> Path:
 
 
 @pytest.fixture
-def finished(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> tuple[Path, Path]:
-    """A recipe, and a copy of its finished run, which is made once for all of pytest's workers."""
+def uninterrupted_run(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe whose stages last a while, and its finished run, made once for all of pytest's workers: to be read."""
     from nas.pipeline import search
     from nas.recipe.schema import Recipe
 
@@ -261,10 +282,39 @@ def finished(text_recipe: Path, tmp_path_factory: pytest.TempPathFactory, tmp_pa
     with FileLock(f"{shelf}.lock"):
         if not (shelf / "run").exists():
             shutil.copytree(text_recipe.parent, shelf / "text")
+            recipe = yaml.safe_load(text_recipe.read_text())
+            recipe["parent"]["epochs"] = recipe["supernet"]["epochs"] = 4
+            recipe["search"]["evaluations"], recipe["task"]["search_examples"] = 24, 60
+            (shelf / "text" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
             search(Recipe.load(shelf / "text" / "recipe.yaml"), shelf / "building")
             (shelf / "building").rename(shelf / "run")
-    shutil.copytree(shelf / "run", tmp_path / "run")
-    return shelf / "text" / "recipe.yaml", tmp_path / "run"
+    return shelf / "text" / "recipe.yaml", shelf / "run"
+
+
+@pytest.fixture
+def finished(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The recipe of `uninterrupted_run`, and a copy of its run."""
+    recipe, run = uninterrupted_run
+    return recipe, Path(shutil.copytree(run, tmp_path / "run"))
+
+
+SPREAD = ("families", "generation", "costs", "seq2seq", "tasks", "sparse_attention", "relations")
+"""Files whose tests share nothing: they go to any worker, one by one, and fill up what the others leave."""
+ONE_RUN = ("bad_input", "commands", "docs", "pipeline", "resume", "search")
+"""Files whose tests take `uninterrupted_run`: on one worker, so that no other waits for it."""
+
+
+class ByFile(LoadScopeScheduling):
+    """Sends a file of tests to one worker, which makes once what they share; the largest come first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+        return nodeid if name in SPREAD else "one run" if name in ONE_RUN else name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """The scheduler of `pytest -n`."""
+    return ByFile(config, log)
 
 
 def read_lines(path: Path) -> list[Any]:

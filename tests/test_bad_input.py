@@ -324,7 +324,7 @@ def forget(run: Path, *names: str) -> None:
 def test_a_run_of_another_recipe(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     before = contents(run)
-    says = ("another recipe", "search.evaluations: 17, was 16", "--run")
+    says = ("another recipe", "search.evaluations: 17, was 24", "--run")
     refused("search", recipe, "search.evaluations=17", "--run", run, says=says)
     assert contents(run) == before
 
@@ -362,11 +362,8 @@ def damage(file: Path) -> None:
         cut(file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_result_is_named_and_deleting_it_helps(
-    name: str, finished: tuple[Path, Path], refused: Refused
-) -> None:
+def test_a_damaged_result_is_named(name: str, finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     later, delete = DAMAGES[name]
     forget(run, *later)
@@ -375,13 +372,27 @@ def test_a_damaged_result_is_named_and_deleting_it_helps(
     refused("search", recipe, "--run", run, says=(f"`{run / delete}`", "again"))
     after = contents(run)
     assert after.keys() == before.keys() and all(after[file].startswith(data) for file, data in before.items())
+
+
+MARKS = dict.fromkeys(("parent/model.safetensors", "measurements.jsonl"), pytest.mark.slow)
+MARKS |= dict.fromkeys(("supernet/model.safetensors", "supernet/importance.json"), pytest.mark.full)
+"""Those without which there is a training or everything to measure."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[MARKS[n]] if n in MARKS else []) for n in DAMAGES])
+def test_deleting_a_damaged_result_helps(name: str, finished: tuple[Path, Path]) -> None:
+    recipe, run = finished
+    later, delete = DAMAGES[name]
+    forget(run, *later)
+    damage(run / name)
     forget(run, delete)
     search(Recipe.load(recipe), run)
     assert (run / "front.json").exists() and any((run / "exports").iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["study.log", "measurements.jsonl", "verified.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["study.log", pytest.param("measurements.jsonl", marks=pytest.mark.slow), "verified.jsonl"]
+)
 def test_a_line_that_a_kill_cut_short_is_done_again(name: str, finished: tuple[Path, Path]) -> None:
     recipe, run = finished
     forget(run, *DAMAGES[name][0])
@@ -404,7 +415,6 @@ def test_costs_that_nothing_reaches(finished: tuple[Path, Path], refused: Refuse
     assert {name: contents(run)[name] for name in kept} == kept
 
 
-@pytest.mark.slow
 def test_a_latency_constraint_is_judged_on_the_measured_exports(finished: tuple[Path, Path]) -> None:
     """Everything is within the constraint as predicted, half of it as measured."""
     _, run = finished
@@ -427,14 +437,13 @@ def test_a_runtime_that_is_not_installed(not_started: Refused, monkeypatch: pyte
     not_started("workload.runtime=onnxruntime", says=says)
 
 
-@pytest.mark.slow
 def test_a_metric_that_nothing_reaches(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     forget(run, *SEARCHED)
     loaded = yaml.safe_load((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({**loaded, "constraints": {"accuracy": ">= 1.5"}}))
     kept = contents(run)
-    says = ("no subnetwork meets", "closest of 16 reaches accuracy", "`>= 1.5`", "Loosen")
+    says = ("no subnetwork meets", "closest of 24 reaches accuracy", "`>= 1.5`", "Loosen")
     refused("search", recipe, "constraints.accuracy='>= 1.5'", "--run", run, says=says)
     assert {name: contents(run)[name] for name in kept} == kept
 
@@ -537,15 +546,16 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "done"),
     [
-        ("4k", ()),
-        ("700k", ()),
-        ("900k", ("parent",)),
+        pytest.param("4k", (), marks=pytest.mark.full),
+        pytest.param("700k", (), marks=pytest.mark.full),
+        pytest.param("900k", ("parent",), marks=pytest.mark.slow),
         ("800k", ("parent", "supernet", "measurements.jsonl", "predictor")),
-        ("2m", ("parent", "supernet", "measurements.jsonl", "predictor", *SEARCHED[:4])),
+        pytest.param(
+            "2m", ("parent", "supernet", "measurements.jsonl", "predictor", *SEARCHED[:4]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_full_disk(

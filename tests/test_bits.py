@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from random import Random
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import Command
 from conftest import TOYS, logits, read_lines
 from safetensors.torch import load_file
 
@@ -181,15 +180,17 @@ def test_onnx_runtime_multiplies_integers_in_the_chosen_layers_only(tmp_path: Pa
 @pytest.mark.slow
 def test_a_search_with_bits_end_to_end(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["space.bits=[float32, int8, int4-weight]", "space.num_hidden_layers=[2, 4]"]
-    overrides += ["objectives={accuracy: maximize, size_mb: minimize}", "search.evaluations=30", "parent.epochs=1"]
+    overrides += ["objectives={accuracy: maximize, size_mb: minimize}", "search.evaluations=16", "parent.epochs=1"]
+    overrides += ["supernet.epochs=1"]
     recipe = Recipe.load(text_recipe, overrides)
     run = search(recipe, tmp_path / "run")
     rows = [line for line in read_lines(run.verified) if line["key"] != "parent"]
     small = min(rows, key=lambda line: line["values"]["size_mb"])
     assert "int4-weight" in small["subnet"]["bits"]
     out = tmp_path / "small"
-    command = ["export", str(run.folder), "--pick", small["key"], "--out", str(out)]
-    assert subprocess.run([sys.executable, "-m", "nas.cli", *command], capture_output=True).returncode == 0
+    command = Command("export", run.folder, "--pick", small["key"], "--out", out)
+    said = command.communicate()[1]
+    assert command.returncode == 0, said
     file = out / "model.safetensors"
     assert file.stat().st_size / 1e6 == pytest.approx(small["values"]["size_mb"], abs=1e-6)
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}

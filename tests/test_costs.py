@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, Toy
+from conftest import DAILY_FAMILIES, TOYS, Toy, sampled
 
 from nas import Supernet
 from nas.supernets.calibration import calibrate
@@ -20,8 +20,10 @@ from predictors import AnalyticCosts, Workload
 from predictors.costs.analytic import COST_NAMES
 from predictors.costs.cost_table import unique_rows
 from predictors.costs.roofline import DevicePeak, roofline_ms
-from search_spaces import Layout, SearchSpace
+from search_spaces import FAMILIES, Layout, SearchSpace
 
+EVERY = sampled(TOYS, lambda family: family in (*DAILY_FAMILIES, "modernbert", "whisper"))
+GENERATING = ("text-generation", "text2text-generation", "automatic-speech-recognition")
 WIDE = {"hidden": 192, "ffn": 768, "heads": 6, "layers": 2, "tokens": 128}
 LOOSE = {"t5": 0.35, "gemma2": 0.3, "dinov3_vit": 0.25}
 """Relative tolerance of the activation count for families with unusual implementations of attention."""
@@ -90,7 +92,7 @@ def open_space(layout: Layout, *, fixed: tuple[str, ...] = ()) -> SearchSpace:
     return layout.search_space({**supported, "scope": scope})
 
 
-@pytest.mark.parametrize("family", TOYS)
+@pytest.mark.parametrize("family", EVERY)
 def test_many_subnetworks_have_the_costs_of_single_ones(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
     costs, space, rng = (
@@ -126,7 +128,7 @@ def test_file_sizes_are_those_of_real_files(family: str, tmp_path: Path) -> None
     assert len({len(str(size)) for size in sizes}) > 1 and (counted * 1e6).round().tolist() == sizes
 
 
-@pytest.mark.parametrize("family", [n for n, toy in TOYS.items() if toy.model().can_generate()])
+@pytest.mark.parametrize("family", [n for n, family in FAMILIES.items() if family.tasks[0] in GENERATING])
 def test_the_cache_size_is_that_of_a_real_cache(family: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
@@ -164,7 +166,7 @@ def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
-@pytest.mark.parametrize("family", TOYS)
+@pytest.mark.parametrize("family", EVERY)
 def test_peak_activation_memory_is_what_pytorch_allocates(family: str) -> None:
     toy = wide(TOYS[family])
     supernet = Supernet(toy.model())

@@ -259,8 +259,8 @@ def test_latency_features_tell_what_a_low_rank_table_costs() -> None:
 
 @pytest.mark.slow
 def test_a_search_with_embedding_ranks_end_to_end(text_recipe: Path, tmp_path: Path) -> None:
-    overrides = ["space.embedding_rank=[full, 0.6, 0.3]", "space.num_hidden_layers=[2, 4]", "search.evaluations=30"]
-    overrides += ["objectives={accuracy: maximize, num_parameters: minimize}", "parent.epochs=1"]
+    overrides = ["space.embedding_rank=[full, 0.6, 0.3]", "space.num_hidden_layers=[2, 4]", "search.evaluations=16"]
+    overrides += ["objectives={accuracy: maximize, num_parameters: minimize}", "parent.epochs=1", "supernet.epochs=1"]
     run = search(Recipe.load(text_recipe, overrides), tmp_path / "run")
     points = [point for point in run.verified_points() if point.subnet.embedding_rank < 100]
     assert points and all(point.measured for point in points)

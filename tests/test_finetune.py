@@ -281,7 +281,13 @@ def test_the_supernet_is_scored_on_the_training_device(
     assert load_supernet(run, context)[0].model.device.type == "meta"
 
 
-@pytest.mark.parametrize("modules", ["nas, transformers.models.bert.modeling_bert", "transformers.pipelines, nas"])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "nas, transformers.models.bert.modeling_bert",
+        pytest.param("transformers.pipelines, nas", marks=pytest.mark.slow),
+    ],
+)
 def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(modules: str, tmp_path: Path) -> None:
     model = Supernet(bert()).extract(UNEVEN)
     enable_remote_code(model, "AutoModelForSequenceClassification")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clean_process
 import pytest
 import torch
 from conftest import TOYS, bert, logits, text_inputs
@@ -43,6 +47,8 @@ LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4, "executo
 """How far an output may be; random toys have logits of about 1."""
 UNCONVERTED = {(family, "per-layer", "openvino") for family in TASK_OF}
 """What OpenVINO's frontend has no operation for, as of sparse attention; the user gets one line."""
+EVERYDAY = {("bert", "per-layer"), ("vit", "uniform")}
+SLOW = {("t5", "uniform", "onnx"), ("t5", "uniform", "int8"), ("bert", "per-layer", "openvino")}
 
 
 def unrounded(subnet: SubnetConfig) -> SubnetConfig:
@@ -81,10 +87,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shelf")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize("kind", SUBNETS)
-@pytest.mark.parametrize("family", TASK_OF)
+def converted() -> Iterator[Any]:
+    """Family, kind and format: one with code of ours and a stock one every day, two stacks slow, the rest full."""
+    for family, kind, form in product(TASK_OF, SUBNETS, FORMATS):
+        marks = []
+        if (family, kind) not in EVERYDAY or (family, kind, form) in UNCONVERTED:
+            marks = [pytest.mark.slow if (family, kind, form) in SLOW else pytest.mark.full]
+        yield pytest.param(family, kind, form, marks=marks)
+
+
+@pytest.mark.parametrize(("family", "kind", "format_name"), converted())
 def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, kind: str, format_name: str) -> None:
     pytest.importorskip(NEEDS[format_name])
     folder = shelf / f"{family}-{kind}"
@@ -130,7 +142,11 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
         run({name: torch.ones(1, 13, dtype=torch.long) for name in inputs})
 
 
-def test_an_export_runs_in_a_clean_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "process", [clean_process, pytest.param(subprocess, marks=pytest.mark.slow)], ids=["forked", "started"]
+)
+def test_an_export_runs_in_a_clean_process(process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.exports.export.subprocess", process)
     exported(tmp_path)
     inputs = TOYS["bert"].inputs()
     actual = outputs_in_subprocess("torch", tmp_path, "text-classification", inputs)

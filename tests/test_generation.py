@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import TOYS
+from conftest import DAILY_FAMILIES, TOYS, sampled
 from toy_tasks import causal
 
 import nas  # noqa: F401  exports load without the trust flag
@@ -30,6 +30,11 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
     "sparse": ((0, 1, 2, 3), (4, 4, 2, 4), (2, 1, 2, 2), (96, 96, 40, 96), 48),
 }
 """Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
+SAMPLED = sampled(
+    ((case, *model) for case in CASES for model in MODELS),
+    lambda case, family, task: case in ("per layer", "sparse") or family in DAILY_FAMILIES,
+)
+"""Each case on one family of each kind, and what differs from layer to layer on every family."""
 PATTERNS = {"sparse": ("local:3", "bigbird:2,1,1", "full", "local:2")}
 """Attention of each kept layer, in cases where it is sparse."""
 
@@ -108,8 +113,7 @@ def in_chunks(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int]) -> 
     return torch.cat(logits, 1)
 
 
-@pytest.mark.parametrize(("family", "task"), MODELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "family", "task"), SAMPLED)
 def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, case: str) -> None:
     active, extracted = active_and_extracted(Supernet(toy(family, task)), case)
     expected = generated(active, prompts(family), NO_CACHE)
@@ -120,8 +124,7 @@ def test_no_cache_and_each_cache_give_the_same_tokens(family: str, task: str, ca
         assert torch.equal(generated(extracted, prompts(family), how), expected), how
 
 
-@pytest.mark.parametrize(("family", "task"), MODELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "family", "task"), SAMPLED)
 def test_a_padded_batch_equals_each_single_prompt(family: str, task: str, case: str) -> None:
     supernet, inputs = Supernet(toy(family, task)), prompts(family)
     for model in active_and_extracted(supernet, case):
@@ -132,8 +135,7 @@ def test_a_padded_batch_equals_each_single_prompt(family: str, task: str, case: 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("family", "task"), MODELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "family", "task"), SAMPLED)
 def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: str) -> None:
     supernet, inputs = Supernet(toy(family, task)), {**TOYS[family].inputs(), **prompts(family)}
     real = inputs["attention_mask"].bool() if "decoder_input_ids" not in inputs else ...
@@ -143,8 +145,13 @@ def test_reading_in_chunks_equals_reading_at_once(family: str, task: str, case: 
         assert torch.allclose(chunks[real], at_once[real], atol=1e-5 * scale), (chunks - at_once)[real].abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("family", "task"), MODELS)
+@pytest.mark.parametrize(
+    ("family", "task", "dtype"),
+    sampled(
+        ((*model, dtype) for model in MODELS for dtype in (torch.float16, torch.bfloat16)),
+        lambda family, task, dtype: family in DAILY_FAMILIES,
+    ),
+)
 def test_an_export_reloads_and_generates_in_half_precision(
     family: str, task: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from command import Command
 
 from nas import pipeline
 from nas.pipeline import STAGES, Stage, run_stages
@@ -18,16 +19,15 @@ from nas.runs.run import Run
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 
 
-@pytest.mark.slow
 def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     first, again = Run(finished[1]), tmp_path / "again"
     recipe = Recipe.load(first.folder / "recipe.yaml")
     assert recipe == Recipe.load(finished[0]) and recipe.differences(first.recipe) == []
     again.mkdir()
     shutil.copy(first.measurements, again)
-    command = [sys.executable, "-m", "nas.cli", "search", str(first.folder / "recipe.yaml"), "--run", str(again)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = Command("search", first.folder / "recipe.yaml", "--run", again)
+    said = done.communicate()[1]
+    assert done.returncode == 0, said
     second = Run(again)
 
     assert first.measurements.read_bytes() == second.measurements.read_bytes()

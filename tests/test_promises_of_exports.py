@@ -15,7 +15,7 @@ from nas.modeling.quantized import QuantizedLinear, quantize
 from nas.supernets.supernet import Supernet
 from search_spaces import SubnetConfig
 
-KINDS = ("float32", "bfloat16", "int8", "int8-weight", "int4-weight")
+DTYPES = ("float32", "bfloat16", "int8", "int8-weight", "int4-weight")
 DAILY = ("bert", "llama", "t5", "vit")
 
 
@@ -62,8 +62,8 @@ def assert_equal_gradients(supernet: Supernet, subnet: SubnetConfig, batch: dict
     assert compared > 1
 
 
-@pytest.mark.parametrize("bits", KINDS)
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("bits", DTYPES)
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_what_an_export_computes_has_the_gradients_of_the_supernet(family: str, bits: str) -> None:
     toy = TOYS[family]
     supernet = Supernet(toy.model())
@@ -72,7 +72,7 @@ def test_what_an_export_computes_has_the_gradients_of_the_supernet(family: str, 
         assert_equal_gradients(supernet, subnet, batch)
 
 
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_gradients_pass_every_dimension(family: str) -> None:
     for seed in range(2):
         supernet, subnet = everything_open(family, seed)
@@ -100,7 +100,7 @@ def test_small_weights_do_not_underflow_in_half_precision(size: float, bits: str
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bits", ["int8-weight", "int8", "int4-weight", "bfloat16"])
-@pytest.mark.parametrize("family", sampled(("bert", "t5"), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("bert", "t5")))
 def test_a_supernet_in_half_precision_equals_its_export(
     family: str, bits: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -125,7 +125,7 @@ def test_a_supernet_in_half_precision_equals_its_export(
 
 def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:
     layer = torch.nn.Linear(16, 8)
-    for bits in KINDS[1:]:
+    for bits in DTYPES[1:]:
         stored = QuantizedLinear(layer, 16, 8, bits)
         stored.load_state_dict({**quantize(layer.weight.detach(), bits), "bias": layer.bias})
         for grad in (False, True):

@@ -89,7 +89,7 @@ def make_trainer(model: Any, kind: str, settings: dict[str, Any], folder: Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_a_checkpoint_restores_every_weight(family: str, kind: str, tmp_path: Path) -> None:
     saved, other = (toy_model(family, kind, seed) for seed in (0, 1))
     saved.save_pretrained(tmp_path)
@@ -117,7 +117,7 @@ def test_a_checkpoint_with_other_weights_is_refused(family: str, change: str, tm
         load_checkpoint(model, tmp_path)
 
 
-@pytest.mark.parametrize("family", sampled(("vit", "gpt_neox"), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("vit", "gpt_neox")))
 def test_the_trainer_of_transformers_reloads_the_best_export(family: str, tmp_path: Path) -> None:
     model, rows = toy_model(family, "export", 0), rows_of(family, batches=2)
     args = TrainingArguments(
@@ -152,7 +152,7 @@ class Kill(TrainerCallback):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", sampled(("vit",), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("vit",)))
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(family: str, kind: str, tmp_path: Path) -> None:
     rows, found = rows_of(family), []
     for name, kills in (("whole", ()), ("killed", (4,))):
@@ -171,7 +171,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(family: str
     assert [name for name in start if not torch.equal(found[0][name], found[1][name])] == []
 
 
-@pytest.mark.parametrize("family", sampled(("vit",), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("vit",)))
 def test_the_best_model_is_the_one_that_was_scored(family: str, tmp_path: Path) -> None:
     rows = rows_of(family)
     made = make_trainer(toy_model(family, "plain", 0), "plain", {"epochs": 2}, tmp_path, rows, eval_dataset=rows)
@@ -204,7 +204,7 @@ def without_dropout(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["plain", "supernet"])
-@pytest.mark.parametrize("family", sampled(("bert", "gpt2", "t5"), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("bert", "gpt2", "t5")))
 def test_gradients_and_logged_losses_do_not_depend_on_micro_batches(family: str, kind: str, tmp_path: Path) -> None:
     rows = rows_of(family, batches=4).select(range(10))
     labels = [list(x) if isinstance(x, list) else x for x in rows["labels"]]

@@ -239,7 +239,9 @@ def test_latency_features_depend_on_width_and_rank() -> None:
 @pytest.mark.slow
 def test_a_search_with_ranks_end_to_end(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
-    run = search(Recipe.load(text_recipe, [*overrides, "search.evaluations=40"]), tmp_path / "run")
+    run = search(
+        Recipe.load(text_recipe, [*overrides, "search.evaluations=20", "supernet.epochs=1"]), tmp_path / "run"
+    )
     assert "attention_rank 2 dropped" in capsys.readouterr().out
     assert any(50 in p.subnet.attention_rank for p in evaluated_points(open_studies(run.study, run.recipe)["search"]))
     stored = CalibrationStatistics.load(run.supernet)

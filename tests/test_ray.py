@@ -32,7 +32,6 @@ from nas.tasks.evaluation import EvaluationSet
 from search_spaces import InputError
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = 30
@@ -148,6 +147,7 @@ def evaluated(folder: Path, recipe: Recipe) -> dict[str, list[tuple[str, dict[st
     return {name: [(p.key, p.values) for p in evaluated_points(study)] for name, study in studies.items()}
 
 
+@pytest.mark.slow
 def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]], home: Path, tmp_path: Path) -> None:
     address, nodes = cluster
     recipe, folder = stand_in_recipe(EVALUATIONS), tmp_path / "run"
@@ -183,6 +183,7 @@ def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]
     assert {key for keys in points.values() for key, _ in keys} == set(executed(folder))
 
 
+@pytest.mark.slow
 def test_a_real_search_on_one_worker_is_the_local_one(
     cluster: tuple[str, list[Node]], home: Path, finished: tuple[Path, Path]
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_real_search_on_one_worker_is_the_local_one(
     assert run.trials.read_text() == trials and run.measurements.read_bytes() == measurements
 
 
+@pytest.mark.slow
 def test_a_driver_without_the_token_gets_the_variables_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
 ) -> None:

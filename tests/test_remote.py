@@ -76,8 +76,7 @@ def rename(folder: Path, name: str) -> None:
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_path: Path) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
@@ -130,6 +129,7 @@ def test_what_a_kill_left_is_not_measured_again(exported: tuple[Recipe, Path, Pa
     assert {r.name for r in results_file(device).read()} == {json.loads(line)["name"] for line in lines}
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_loses_nothing(exported: tuple[Recipe, Path, Path]) -> None:
     _, _, device = exported
     replace(Plan.read(device), passes=1000).write(device)
@@ -235,8 +235,9 @@ def test_a_number_that_no_measurement_gives_is_not_stored(
     with pytest.raises(InputError, match=message):
         import_results(recipe, folder, device)
     assert not (folder / "measurements.jsonl").exists()
-    (device / "results.jsonl").write_text(good)
-    import_results(recipe, folder, device)
+    if field == "number":  # the way out
+        (device / "results.jsonl").write_text(good)
+        import_results(recipe, folder, device)
 
 
 @pytest.mark.parametrize("lost", ["last", "first reference", "all references"])

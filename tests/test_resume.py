@@ -6,13 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from command import Command
 from optuna.trial import TrialState
 
@@ -23,8 +21,6 @@ from nas.stages.supernet import run_supernet
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.context import TaskContext
-
-pytestmark = pytest.mark.slow
 
 STAGES = ("parent", "supernet", "predictor", "front.json", "report.html")
 """The result of each stage, in order."""
@@ -43,7 +39,7 @@ def stop_when(
     while not seen():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the stage was never reached"
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.send_signal(how)
     return process.communicate(timeout=60)[1]
 
@@ -77,22 +73,6 @@ def evaluations(recipe: Recipe, run: Run) -> dict[str, list[tuple[str, dict[str,
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shelf")
-
-
-@pytest.fixture
-def uninterrupted_run(text_recipe: Path, shelf: Path) -> tuple[Path, Path]:
-    """A recipe whose stages last a while, and its run that nothing has interrupted."""
-    recipe, run = shelf / "text" / "recipe.yaml", shelf / "run"
-    if not run.exists():
-        shutil.copytree(text_recipe.parent, shelf / "text")
-        data = yaml.safe_load(recipe.read_text())
-        data["parent"]["epochs"] = data["supernet"]["epochs"] = 4
-        data["search"]["evaluations"] = 24
-        data["task"]["search_examples"] = 60
-        recipe.write_text(yaml.safe_dump(data))
-        search(Recipe.load(recipe), shelf / "building")
-        os.rename(shelf / "building", run)
-    return recipe, run
 
 
 def copy_results(uninterrupted_run: Path, run: Path, *results: str) -> None:
@@ -137,7 +117,11 @@ def count(run: Path, text: str) -> int:
     return (run / "study.log").read_text().count(text) if (run / "study.log").exists() else 0
 
 
-@pytest.mark.parametrize("stage", KILLS)
+MARKS = dict.fromkeys(("parent", "profile", "verified", "export"), pytest.mark.slow)
+MARKS |= dict.fromkeys(("uniform", "random", "report"), pytest.mark.full)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=[MARKS[s]] if s in MARKS else []) for s in KILLS])
 def test_a_killed_search_resumes(stage: str, uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:
     recipe_file, uninterrupted = uninterrupted_run
     results, under_way = KILLS[stage]
@@ -180,7 +164,12 @@ def half_trained(uninterrupted_run: tuple[Path, Path], shelf: Path, tmp_path: Pa
     return Run(shutil.copytree(killed, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.full) for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", *OTHERS])
 def test_a_truncated_checkpoint_is_ignored(file: str, half_trained: Run, uninterrupted_run: tuple[Path, Path]) -> None:
     older, newest = checkpoints(half_trained.folder, "supernet")[-2:]
     os.truncate(newest / file, (newest / file).stat().st_size // 2)
@@ -194,16 +183,15 @@ def test_a_run_stopped_by_ctrl_c_resumes(uninterrupted_run: tuple[Path, Path], t
     recipe, uninterrupted = uninterrupted_run
     run = tmp_path / "run"
     copy_results(uninterrupted, run, "parent", "measurements.jsonl")
-    command = [sys.executable, "-m", "nas.cli", "search", str(recipe), "--run", str(run)]
-    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
-    process = subprocess.Popen(command, stdout=nowhere, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
+    process = Command("search", recipe, "--run", run)
     message = stop_when(process, lambda: bool(checkpoints(run, "supernet")), signal.SIGINT)
     assert process.returncode == 2
     assert message == "nas: stopped; run the same command again to resume.\n"
-    before = finished_stages(run)
-    done = search(Recipe.load(recipe), run)
+    before, stopped = finished_stages(run), Run(run)
+    run_supernet(stopped, TaskContext(stopped.recipe))
     assert finished_stages(run).items() >= before.items()
-    assert len(done.front()) and any(done.exports.iterdir())
+    same = (run / "supernet" / "model.safetensors").read_bytes()
+    assert same == (uninterrupted / "supernet" / "model.safetensors").read_bytes()
 
 
 def test_the_lock_of_a_killed_process_blocks_nobody(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:

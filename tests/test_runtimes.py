@@ -68,8 +68,7 @@ def test_a_runtime_and_a_format_are_known_wherever_they_are_named() -> None:
         Workload(**{"runtime": runtime.name, "dtype": runtime.dtypes[-1]})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", [pytest.param(n, marks=[pytest.mark.slow] * (n == "compile")) for n in RUNTIMES])
 def test_every_runtime_gives_the_outputs_of_pytorch(runtime: str) -> None:
     needs(runtime)
     model = bert()
@@ -78,9 +77,14 @@ def test_every_runtime_gives_the_outputs_of_pytorch(runtime: str) -> None:
     assert np.abs(run(model, tokens(), runtime=runtime) - expected).max() < 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model_type", "runtime"), [("llama", "torch"), ("t5", "torch"), ("gpt2", "torch"), ("llama", "onnxruntime")]
+    ("model_type", "runtime"),
+    [
+        ("llama", "torch"),
+        ("t5", "torch"),
+        ("gpt2", "torch"),
+        pytest.param("llama", "onnxruntime", marks=pytest.mark.slow),
+    ],
 )
 def test_decoding_with_a_cache_gives_the_logits_of_the_last_token(model_type: str, runtime: str) -> None:
     needs(runtime)
@@ -94,8 +98,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_last_token(model_type: st
     assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_an_onnx_file_that_decodes_is_written_with_autograd_on(model_type: str, tmp_path: Path) -> None:
     needs("onnxruntime")
     model, workload = TOYS[model_type].model(), Workload(sequence_length=LENGTH, runtime="onnxruntime", phase="decode")
@@ -127,8 +130,7 @@ def test_a_prepared_model_can_be_measured() -> None:
     assert measure({"same": call}, call, Workload(sequence_length=LENGTH), rounds=3)["same"].latency_ms > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -143,7 +145,7 @@ def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_onnx_runtime_logs_errors_only(dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     needs("onnxruntime")
     workload = Workload(sequence_length=LENGTH, runtime="onnxruntime", dtype=dtype)  # type: ignore[arg-type]

@@ -62,7 +62,6 @@ def test_startup_subnets_begin_with_the_extreme_ones_and_stay_within_the_budget(
     assert len(startup_subnets(space, free, free.recipe, 3)) == 3
 
 
-@pytest.mark.slow
 def test_no_verified_subnetwork_beats_the_front(finished: tuple[Path, Path]) -> None:
     run = Run(finished[1])
     front, verified = run.front(), [p for p in run.verified_points() if p.source != "parent"]

@@ -201,8 +201,14 @@ def onnxruntime() -> Iterator[Any]:
     yield pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "causal"), [("local", False), ("local-uneven", True), ("bigbird", False)])
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [
+        pytest.param("local", False, marks=pytest.mark.slow),
+        ("local-uneven", True),
+        pytest.param("bigbird", False, marks=pytest.mark.slow),
+    ],
+)
 def test_onnx_runtime_computes_the_same_at_any_length(
     name: str, causal: bool, onnxruntime: Any, tmp_path: Any
 ) -> None:

@@ -158,8 +158,8 @@ class Supernet:
         check_subnet(self.layout, subnet)
         if self.layout.blueprint(subnet).outside.kinds and self.embedding is None:
             raise InputError(
-                f"the embeddings must stay as they are where the output head shares the embeddings' table, as that of "
-                f"{self._model_class.__name__} does, but got {subnet}."
+                f"the embeddings must stay as they are: the output head of {self._model_class.__name__} shares "
+                f"the embedding table, but got {subnet}."
             )
 
     def activate(self, subnet: SubnetConfig) -> None:
