@@ -31,7 +31,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
-from search_spaces import TASKS, InputError, SubnetConfig
+from search_spaces import FAMILIES, TASKS, InputError, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,11 +85,18 @@ def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, we
 
 
 def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
-    """Makes ``save_pretrained`` copy the modeling code and write ``auto_map``, for ``trust_remote_code=True``."""
+    """Makes ``save_pretrained`` copy the modeling code and write ``auto_map``, for ``trust_remote_code=True``.
+
+    The folder also loads with the heads of the other tasks of its family.
+    """
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class(auto_class)
-    (bare,) = stock_classes(transformers.AutoModel, type(model.config).__mro__[1])
-    model.config.auto_map = {"AutoModel": f"modeling_nas.{PREFIX}{bare.__name__}"}
+    stock: Any = type(model.config).__mro__[1]
+    others = [TASKS[task].auto_class for task in FAMILIES[stock.model_type].tasks]
+    classes = {auto: stock_classes(getattr(transformers, auto), stock) for auto in ("AutoModel", *others)}
+    model.config.auto_map = {
+        auto: f"modeling_nas.{PREFIX}{found[0].__name__}" for auto, found in classes.items() if auto != auto_class
+    }
 
 
 def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str] = ()) -> Path:

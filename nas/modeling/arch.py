@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
+
+import torch
+from transformers.initialization import no_init_weights
 
 from nas.modeling.kinds import KINDS
 from nas.modeling.modeling_nas import EDITS
-from search_spaces import Layout, SubnetConfig
+from nas.modeling.registration import stock_classes
+from search_spaces import TASKS, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.family import Stack
 
@@ -18,6 +23,8 @@ def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> di
     """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
     arch: dict[str, dict[str, object]] = {section: {} for section in EDITS}
     _add_weights(arch, model, layout, subnet)
+    if subnet.hidden_size != layout.parent.hidden_size:
+        _add_other_heads(arch, model, layout, subnet)
     for number, positions in enumerate(layout.kept_positions(subnet)):
         stack, first_layer = layout.family.stacks[number], f"{layout.family.stacks[number].layers}.0."
         copies = layout.missing_in_first_layer(number, subnet)
@@ -31,7 +38,7 @@ def _add_weights(
     arch: dict[str, dict[str, object]], model: PreTrainedModel, layout: Layout, subnet: SubnetConfig
 ) -> None:
     """Adds what becomes of each parameter: where it moves, its shape, or the kinds of module that replace it."""
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    prefix = _base_prefix(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         blueprint, location = layout.blueprint_at(subnet, name), layout.locate(name)
         if blueprint is None:
@@ -48,9 +55,43 @@ def _add_weights(
                 arch[elastic.section][path] = elastic.describe(kind, shapes)
         if layout.shapes.low_rank(location, blueprint) is None:
             shape = layout.shapes.shape(location.axes, blueprint.sizes, full)
-            if shape != full:
-                section = "shapes" if new_name.startswith(prefix) else "head_shapes"
-                arch[section][new_name.removeprefix(prefix)] = list(shape)
+            _add_shape(arch, prefix, new_name, full, shape)
+
+
+def _add_other_heads(
+    arch: dict[str, dict[str, object]], model: PreTrainedModel, layout: Layout, subnet: SubnetConfig
+) -> None:
+    """Adds the shapes of weights that other heads of the family have, so that they fit a narrower residual stream."""
+    for head in _other_heads(model, layout):
+        for name, parameter in head.named_parameters(remove_duplicate=False):
+            blueprint, location = layout.blueprint_at(subnet, name), layout.locate(name)
+            if blueprint is not None and location.layer is None and not layout.shapes.kinds(location, blueprint):
+                shape = layout.shapes.shape(location.axes, blueprint.sizes, tuple(parameter.shape))
+                _add_shape(arch, _base_prefix(head), name, tuple(parameter.shape), shape)
+
+
+def _other_heads(model: PreTrainedModel, layout: Layout) -> list[PreTrainedModel]:
+    """Returns models without weights, with the parent's config and the heads of the family's other tasks."""
+    import transformers
+
+    autos = ("AutoModel", *(TASKS[task].auto_class for task in layout.family.tasks))
+    classes = [each for auto in autos for each in stock_classes(getattr(transformers, auto), type(model.config))]
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), no_init_weights():
+        return [each(copy.deepcopy(model.config)) for each in dict.fromkeys(classes) if each is not type(model)]
+
+
+def _base_prefix(model: PreTrainedModel) -> str:
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def _add_shape(
+    arch: dict[str, dict[str, object]], prefix: str, name: str, full: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    """Adds the lengths of a parameter that change; the others, such as the number of labels, stay the config's."""
+    if shape != full:
+        section = "shapes" if name.startswith(prefix) else "head_shapes"
+        lengths = [length if length != before else None for length, before in zip(shape, full, strict=True)]
+        arch[section].setdefault(name.removeprefix(prefix), lengths)
 
 
 def _add_layer(

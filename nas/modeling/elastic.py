@@ -78,7 +78,10 @@ class ActiveEmbedding(nn.Embedding):
         if isinstance(columns, torch.Tensor):
             rows = select_active(rows, (slice(None),) * input.dim() + (columns,))
         basis = self.__dict__["basis"]
-        return rows if basis is None else rows @ basis @ basis.T
+        if basis is None:
+            return rows
+        basis = basis.to(rows.device, rows.dtype)  # it stays behind where the model is moved
+        return rows @ basis @ basis.T
 
 
 class _TruncatedLookup(torch.autograd.Function):

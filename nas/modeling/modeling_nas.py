@@ -266,20 +266,21 @@ def _quantize(root: Any, path: str, bits: str) -> None:
     _put(root, path, quantized)
 
 
-def _reshape(root: Any, name: str, shape: list[int]) -> None:
-    """Gives a parameter another shape, if this model has it: other heads may lack it."""
+def _reshape(root: Any, name: str, lengths: list[int | None]) -> None:
+    """Gives a parameter another shape, if this model has it: other heads may lack it. None keeps a length."""
     path, _, kind = name.rpartition(".")
     try:
         module = root.get_submodule(path)
         stock = getattr(module, kind)
     except AttributeError:
         return
-    setattr(module, kind, nn.Parameter(stock.data.new_empty(tuple(shape)), requires_grad=stock.requires_grad))
+    shape = tuple(before if length is None else length for length, before in zip(lengths, stock.shape, strict=True))
+    setattr(module, kind, nn.Parameter(stock.data.new_empty(shape), requires_grad=stock.requires_grad))
     if isinstance(module, nn.Linear) and kind == "weight":
         module.out_features, module.in_features = shape
     for cls, (attribute, of_shape) in SHAPE_ATTRIBUTES.items():
         if isinstance(module, cls) and kind == "weight":
-            setattr(module, attribute, of_shape(tuple(shape)))
+            setattr(module, attribute, of_shape(shape))
 
 
 EDITS: dict[str, Callable[[Any, str, Any], None]] = {
@@ -319,6 +320,7 @@ def _nas_model(stock: Any) -> type:
             stock.__init__(self, config, *args, **kwargs)
         finally:
             config.__class__ = config_class
+        config.model_type = stock.config_class.model_type  # read by pipelines and other libraries, saved by no one
         if getattr(config, "nas_arch", None):
             apply_arch(self, config.nas_arch)
             self.post_init()
@@ -342,8 +344,21 @@ def _nas_model(stock: Any) -> type:
             state_dict = _module_names(self, state_dict)
         return stock.load_state_dict(self, state_dict, strict, assign)
 
+    def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Resizes the vocabulary; of a low-rank embedding, its first factor."""
+        table = self.get_input_embeddings()
+        if not isinstance(table, LowRankEmbedding):
+            return stock.resize_token_embeddings(self, *args, **kwargs)
+        self.set_input_embeddings(table.down)
+        try:
+            table.down = stock.resize_token_embeddings(self, *args, **kwargs)
+        finally:
+            self.set_input_embeddings(table)
+        return table
+
     members = {
         "__init__": __init__,
+        "resize_token_embeddings": resize_token_embeddings,
         "_get_static_cache_init_shape": _get_static_cache_init_shape,
         "_get_dtype_plan": _get_dtype_plan,
         "load_state_dict": load_state_dict,
@@ -362,11 +377,13 @@ def _module_names(model: Any, file: dict[str, torch.Tensor]) -> dict[str, torch.
     return {**known, **{name: file[name] for name in report["unexpected_keys"]}}
 
 
-def _register_weight_renamings(stock: Any, custom: Any, key: str) -> None:
+def _register_weight_renamings(stock: Any, custom: Any) -> None:
     """Registers the renamings of weights that the stock model has, by its class or by its model type."""
-    renamings = get_checkpoint_conversion_mapping(getattr(stock, key))
-    if renamings is not None:
-        register_checkpoint_conversion_mapping(getattr(custom, key), renamings, overwrite=True)
+    for key in (stock.__name__, stock.config_class.model_type):
+        renamings = get_checkpoint_conversion_mapping(key)
+        if renamings is not None:
+            register_checkpoint_conversion_mapping(custom.__name__, renamings, overwrite=True)
+            return
 
 
 def class_by_name(name: str) -> Any:
@@ -377,7 +394,8 @@ def class_by_name(name: str) -> Any:
     if name not in globals():
         is_config = hasattr(stock, "model_type")
         globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
-        _register_weight_renamings(stock, globals()[name], "model_type" if is_config else "__name__")
+        if not is_config:
+            _register_weight_renamings(stock, globals()[name])
     return globals()[name]
 
 

@@ -51,7 +51,8 @@ def sparse_attention_forward(
     """Computes the attention of one module, as transformers' attention interface calls it.
 
     Only padding is read from the mask, as in fused kernels: causality and the sliding window of a stock layer are
-    arguments. With a cache, the queries are the last tokens of the keys.
+    arguments. A mask of anything else, such as of packed sequences, is refused. With a cache, the queries are the last
+    tokens of the keys.
 
     Args:
         module: The attention module; its config holds the graph.
@@ -67,6 +68,9 @@ def sparse_attention_forward(
 
     Returns:
         (batch, queries, heads, channels), and None for the weights.
+
+    Raises:
+        ValueError: If the mask hides more than padding.
     """
     graph = Graph(*module.config.nas_pattern)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -76,6 +80,8 @@ def sparse_attention_forward(
     if attention_mask is None and 1 < queries < keys:  # an empty static cache
         key, value, keys = key[:, :, :queries], value[:, :, :queries], queries
     is_real, offset = read_padding(attention_mask, queries, keys)
+    if attention_mask is not None and is_real is not None and not _is_traced(attention_mask):
+        _require_padding_only(attention_mask, is_real, offset, causal, sliding_window)
     is_real = None if is_real is None else is_real.expand(query.shape[0], -1)
     options: dict[str, Any] = {"graph": graph, "window_radius": window_radius, "dropout": dropout, "scaling": scaling}
     if queries == 1 and causal:
@@ -104,6 +110,36 @@ def read_padding(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor |
     last = (visible * torch.arange(1, keys + 1, device=mask.device)).amax(-1)
     offset = (last - torch.arange(1, queries + 1, device=mask.device)).amax()
     return visible.any(-2), offset
+
+
+def _is_traced(mask: Tensor) -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta or type(mask) is not Tensor
+
+
+def _require_padding_only(
+    mask: Tensor, is_real: Tensor, offset: Tensor | int, causal: bool, sliding_window: int | None
+) -> None:
+    """Refuses a mask that hides more than padding, later tokens and those outside of a stock layer's window.
+
+    A model passes one mask to all its layers, which is checked once.
+    """
+    rules = (causal, sliding_window)
+    if rules in getattr(mask, "nas_checked", ()):
+        return
+    queries, keys = mask.shape[-2:]
+    ahead = torch.arange(keys, device=mask.device) - (torch.arange(queries, device=mask.device)[:, None] + offset)
+    expected = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+    if sliding_window is not None:
+        expected = expected & (ahead.abs() < sliding_window)
+    rows = (torch.arange(queries, device=mask.device) + offset).clamp(max=keys - 1)
+    visible = mask if mask.dtype == torch.bool else mask >= 0
+    differs = (visible != (expected & is_real[:, None])[:, None]) & is_real[:, rows][:, None, :, None]
+    if bool(differs.any()):
+        raise ValueError(
+            "sparse attention reads only padding from a mask, but this one hides other tokens too; packed sequences "
+            "and custom masks need `full` attention in every layer."
+        )
+    mask.nas_checked = (*getattr(mask, "nas_checked", ()), rules)  # type: ignore[attr-defined]
 
 
 def sparse_attention(

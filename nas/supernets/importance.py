@@ -6,6 +6,7 @@ ones. The outputs of the parent do not change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,8 +15,9 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nas.supernets.supernet import Supernet
+from nas.tasks.batches import IGNORE_INDEX
 from nas.tasks.evaluation import evaluation_mode
-from search_spaces import SubnetConfig
+from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions import PER_LAYER
 from search_spaces.family import Axis
 
@@ -118,7 +120,8 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     modules_by_key = {
         (axis, layer): _consumers(supernet, layer, axis) for axis in SCORED_AXES for layer in supernet.parent.layers
     }
-    norms = _activation_norms(supernet, batches, modules_by_key, lambda inputs, output: inputs[0])
+    stacks = {key: supernet.layout.stack_of(key[1])[0] for key in modules_by_key}
+    norms = _activation_norms(supernet, batches, modules_by_key, stacks, lambda inputs, output: inputs[0])
     empty, scores = torch.zeros(0, dtype=torch.float64), dict[str, list[torch.Tensor]]()
     for axis in SCORED_AXES:
         unit = supernet.layout.shapes.channels_per_unit(axis)
@@ -136,16 +139,17 @@ def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     Returns:
         (hidden_size,) float64.
     """
-    modules_by_key = {norm: [norm] for norm in _norms(supernet)}
-    return torch.stack(
-        [*_activation_norms(supernet, batches, modules_by_key, lambda inputs, output: output).values()]
-    ).sum(0)
+    stacks = _norms(supernet)
+    modules_by_key = {norm: [norm] for norm in stacks}
+    norms = _activation_norms(supernet, batches, modules_by_key, stacks, lambda inputs, output: output)
+    return torch.stack([*norms.values()]).sum(0)
 
 
 def _activation_norms(
     supernet: Supernet,
     batches: Sequence[Batch],
     modules_by_key: Mapping[Key, Sequence[torch.nn.Module]],
+    stacks: Mapping[Key, int],
     activations: Callable[[Any, Any], torch.Tensor],
 ) -> dict[Key, torch.Tensor]:
     """Norms of activations by channel: absolute values, mean over tokens, L2 norm over samples.
@@ -154,6 +158,7 @@ def _activation_norms(
         supernet: Runs on the batches in evaluation mode.
         batches: Model inputs.
         modules_by_key: Key -> modules whose activations share one norm.
+        stacks: Key -> the stack of layers of its modules; padding of its tokens is left out.
         activations: Selects the activations (samples, ..., channels) from the inputs and the output of a module.
 
     Returns:
@@ -163,7 +168,7 @@ def _activation_norms(
 
     def add(key: Key, _: torch.nn.Module, inputs: Any, output: Any) -> None:
         values = activations(inputs, output).detach().double().abs()
-        per_sample = values.reshape(samples, -1, values.shape[-1]).mean(1).cpu()
+        per_sample = _mean_over_tokens(values.reshape(samples, -1, values.shape[-1]), masks[stacks[key]]).cpu()
         squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
 
     handles = [
@@ -173,11 +178,28 @@ def _activation_norms(
     ]
     with evaluation_mode(supernet.model):
         for batch in batches:
-            samples = len(next(iter(batch.values())))
+            samples, masks = len(next(iter(batch.values()))), _token_masks(batch, len(supernet.stacks))
             supernet.model(**_to_device(batch, supernet.model.device))
     for handle in handles:
         handle.remove()
     return {key: total.sqrt() for key, total in squares.items()}
+
+
+def _token_masks(batch: Batch, stacks: int) -> list[torch.Tensor | None]:
+    """Returns for each stack of layers which tokens (samples, tokens) are no padding; None for all."""
+    encoder = batch.get("attention_mask")
+    if stacks == 1:
+        return [encoder]
+    decoder, labels = batch.get("decoder_attention_mask"), batch.get("labels")
+    return [encoder, (None if labels is None else labels != IGNORE_INDEX) if decoder is None else decoder]
+
+
+def _mean_over_tokens(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Returns the mean (samples, channels) of values (samples, tokens, channels) over the tokens of a mask."""
+    if mask is None or mask.shape != values.shape[:2]:
+        return values.mean(1)
+    weights = mask.to(values)[..., None]
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]]:
@@ -240,7 +262,9 @@ def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]
     supernet.activate(subnet)
     with evaluation_mode(supernet.model):
         losses = [supernet.model(**_to_device(batch, supernet.model.device)).loss.item() for batch in batches]
-    return sum(losses) / len(losses)
+    mean = sum(losses) / len(losses)
+    _require_finite(math.isfinite(mean), "losses on which layers are ordered")
+    return mean
 
 
 def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
@@ -264,6 +288,10 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
             index = _permutation(supernet, axis, {**orders, "hidden": hidden}, location.stack or 0)
             if index is not None:
                 parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
+    settings: Any = getattr(supernet.model, "generation_config", None)
+    if getattr(settings, "alignment_heads", None) and units.get("cross_heads"):
+        heads = units["cross_heads"][-len(supernet.stacks[-1]) :]
+        settings.alignment_heads = [[layer, heads[layer].index(head)] for layer, head in settings.alignment_heads]
 
 
 def _permutation(
@@ -289,7 +317,12 @@ def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.
     total = torch.zeros(0, dtype=torch.float64)
     for module in _consumers(supernet, layer, axis):
         weight = module.weight
-        assert isinstance(weight, torch.Tensor) and weight.grad is not None
+        assert isinstance(weight, torch.Tensor)
+        if weight.grad is None:
+            raise InputError(
+                f"importance by gradients needs those of layer {layer}, but its weights are frozen; unfreeze them, or "
+                "set `supernet.order` to `activation` or `none`."
+            )
         columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
         scores = columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
         total = scores if not len(total) else total + scores
@@ -303,19 +336,27 @@ def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Modu
     return [modules[path] for path, axes in table.items() if len(axes) == 2 and axes[1] == axis and path in modules]
 
 
-def _norms(supernet: Supernet) -> list[torch.nn.Module]:
-    """Returns the norms on the residual stream of all layers."""
-    norms: dict[torch.nn.Module, None] = {}
+def _norms(supernet: Supernet) -> dict[torch.nn.Module, int]:
+    """Returns the norms on the residual stream of all layers, with the stack of each."""
+    norms: dict[torch.nn.Module, int] = {}
     for layer in supernet.parent.layers:
         modules = dict(supernet.layer(layer).named_modules())
         stack, _ = supernet.layout.stack_of(layer)
         table = supernet.family.stacks[stack].modules
-        norms |= {modules[path]: None for path, axes in table.items() if axes == ("hidden",) and path in modules}
-    return list(norms)
+        norms |= {modules[path]: stack for path, axes in table.items() if axes == ("hidden",) and path in modules}
+    return norms
 
 
 def _argsort_descending(scores: torch.Tensor) -> list[int]:
+    _require_finite(bool(scores.isfinite().all()), "scores of importance")
     return [int(i) for i in torch.argsort(scores, descending=True, stable=True)]
+
+
+def _require_finite(is_finite: bool, what: str) -> None:
+    if not is_finite:
+        raise InputError(
+            f"the {what} must be finite, but one is not; check the parent's weights, and that every batch has labels."
+        )
 
 
 def _to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

@@ -169,6 +169,10 @@ class Supernet:
             InputError: If the parent does not contain it.
         """
         self.check(subnet)
+        with torch.inference_mode(False):  # what is cached here is used in training too
+            self._activate(subnet)
+
+    def _activate(self, subnet: SubnetConfig) -> None:
         blueprint = self.layout.blueprint(subnet)
         for stack, positions in enumerate(self.layout.kept_positions(subnet)):
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
@@ -279,8 +283,28 @@ class Supernet:
         model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         model.tie_weights()
         if self.model.can_generate():
-            model.generation_config = copy.deepcopy(self.model.generation_config)
+            model.generation_config = self._generation_config(subnet)
         return model.train(self.model.training)
+
+    def _generation_config(self, subnet: SubnetConfig) -> Any:
+        """Returns the generation settings of a subnetwork: those that name layers and heads follow its numbering.
+
+        ``alignment_heads`` lists pairs of a decoder layer and one of its cross-attention heads.
+        """
+        settings = copy.deepcopy(self.model.generation_config)
+        if getattr(settings, "alignment_heads", None) is None:
+            return settings
+        blueprint, shapes, kept = self.layout.blueprint(subnet), self.layout.shapes, {}
+        for number, position in enumerate(self.layout.kept_positions(subnet)[-1]):
+            channels = shapes.size("cross_heads", blueprint.layers[position].sizes)
+            _, layer = self.layout.stack_of(subnet.layers[position])
+            kept[layer] = number, channels // shapes.channels_per_unit("cross_heads")
+        settings.alignment_heads = [
+            [kept[layer][0], head] for layer, head in settings.alignment_heads if head < kept.get(layer, (0, 0))[1]
+        ]
+        if not settings.alignment_heads:
+            del settings.alignment_heads
+        return settings
 
     def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
         """Returns the weights of a subnetwork under their names in the extracted model; as views if possible."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from predictors.measurement.workload import Workload
 
@@ -66,6 +68,13 @@ def _rapl(powercap: Path) -> Counter | None:
     return joules if packages else None
 
 
+def _visible_gpu(pynvml: Any, index: int) -> Any:
+    """Returns NVML's handle of a CUDA device; NVML numbers all devices, CUDA only those in CUDA_VISIBLE_DEVICES."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = str(index) if listed is None else [each.strip() for each in listed.split(",")][index]
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
+
+
 def _nvml(workload: Workload) -> Counter | None:
     if find_spec("pynvml") is None:
         return None
@@ -73,8 +82,8 @@ def _nvml(workload: Workload) -> Counter | None:
 
     try:
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(workload.device_index)
+        gpu = _visible_gpu(pynvml, workload.device_index)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, IndexError):
         return None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from predictors.measurement.workload import Workload
 
+KIB = 1024
+"""Bytes in the unit in which Linux counts memory, which it writes as kB; a megabyte here is 10^6 bytes."""
+
 
 def memory_mb(workload: Workload) -> float:
     """Total memory of a workload's device in MB."""
@@ -49,9 +52,9 @@ def peak_mb() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1e3
+        return int(line.split()[1]) * KIB / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak * (1 if sys.platform == "darwin" else KIB) / 1e6
 
 
 def reset_peak_memory() -> None:

@@ -28,14 +28,21 @@ class _Torch(Runtime):
 
 
 def forward_call(model: Callable[..., Any], inputs: dict[str, Any]) -> Call:
-    """Runs a PyTorch model; removes the token that a call adds to the cache."""
+    """Runs a PyTorch model; the cache is as before after each call.
+
+    A call leaves the tensors of the cache as they are and makes longer ones. They cannot be cropped: a full sliding
+    window has lost its first token.
+    """
     cache = inputs.get("past_key_values")
     if cache is None:
         return partial(model, **inputs)
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    before = [dict(vars(layer)) for layer in layers]
 
     def step() -> object:
         outputs = model(**inputs)
-        cache.crop(-1)
+        for layer, state in zip(layers, before, strict=True):
+            vars(layer).update(state)
         return outputs
 
     return step
