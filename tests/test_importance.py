@@ -10,6 +10,7 @@ import torch
 from conftest import TOYS
 
 from nas.supernets.importance import (
+    activation_scores,
     drop_layer,
     gradient_scores,
     hidden_scores,
@@ -102,3 +103,43 @@ def test_an_unknown_family_is_refused() -> None:
 
     with pytest.raises(InputError, match=r"`ctrl` is not supported; .*CONTRIBUTING\.md"):
         Supernet(CTRLLMHeadModel(CTRLConfig(n_embd=8, n_layer=1, n_head=1, vocab_size=10, dff=8)))
+
+
+def padded(batch: dict[str, torch.Tensor], more: int) -> dict[str, torch.Tensor]:
+    """A batch with more padding behind its texts."""
+    filling = {"labels": -100}
+    return {
+        name: value if value.ndim < 2 else torch.nn.functional.pad(value, (0, more), value=filling.get(name, 0))
+        for name, value in batch.items()
+    }
+
+
+@pytest.mark.parametrize("scores", [hidden_scores, activation_scores, gradient_scores])
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "bart"])
+def test_importance_does_not_depend_on_padding(family: str, scores: Any) -> None:
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].labelled()
+    found = [scores(supernet, [each]) for each in (batch, padded(batch, 18))]
+    if isinstance(found[0], torch.Tensor):
+        found = [{"hidden": [each]} for each in found]
+    for axis, layers in found[0].items():
+        for before, after in zip(layers, found[1][axis], strict=True):
+            assert torch.allclose(after, before, rtol=1e-4, atol=1e-8), axis
+
+
+def test_what_is_not_finite_is_no_order() -> None:
+    toy = TOYS["bert"]
+    supernet, batch = Supernet(toy.model("token-classification")), toy.labelled("token-classification")
+    unlabelled = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    with pytest.raises(InputError, match="must be finite"):
+        order_by_importance(supernet, [batch, unlabelled])
+    with pytest.raises(InputError, match="must be finite"):
+        layer_order(supernet, [batch, unlabelled])
+
+
+def test_frozen_weights_have_no_gradients_to_order_by() -> None:
+    model = TOYS["bert"].model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layer.0" not in name)
+    with pytest.raises(InputError, match="weights are frozen"):
+        order_by_importance(Supernet(model), [TOYS["bert"].labelled()])
+    order_by_importance(Supernet(model), [TOYS["bert"].labelled()], by="activation")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 import time
 from dataclasses import asdict
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from test_store import timing
 
 from predictors import Timing, Workload, measure
-from predictors.measurement import energy
+from predictors.measurement import energy, memory
 from predictors.measurement import rounds as rounds_module
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.timing import REFERENCE, combine_timings, median_interval, noise_warning, reported_latency
@@ -295,3 +297,34 @@ def test_a_missing_device_lists_those_that_exist():
     Workload().check_available()
     with pytest.raises(InputError, match="only: cpu"):
         Workload(device="cuda:99").check_available()
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "asked"),
+    [(None, 1, 1), ("3,1", 0, 3), ("3, 1", 1, 1), ("GPU-5a,GPU-7b", 1, "GPU-7b")],
+)
+def test_the_energy_is_that_of_the_visible_gpu(
+    visible: str | None, index: int, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nvml:
+        NVMLError = RuntimeError
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetHandleByIndex = staticmethod(int)
+        nvmlDeviceGetHandleByUUID = staticmethod(str)
+        nvmlDeviceGetTotalEnergyConsumption = staticmethod(lambda gpu: gpus.append(gpu) or 2000)
+
+    gpus: list[Any] = []
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml)
+    monkeypatch.setattr(energy, "find_spec", lambda name: name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    joules = energy.counter(Workload(device=f"cuda:{index}"))
+    assert joules is not None and joules() == 2.0 and {*gpus} == {asked}
+
+
+def test_a_megabyte_is_a_million_bytes() -> None:
+    memory.reset_peak_memory()
+    before = memory.peak_mb()
+    kept = np.ones(200_000_000, dtype=np.uint8)
+    assert memory.peak_mb() - before == pytest.approx(200, abs=4) and len(kept)

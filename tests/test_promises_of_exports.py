@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, sampled
+from conftest import TOYS, WORDS, sampled
 from test_families import calibrated, everything, make_space
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nas.modeling import quantized
 from nas.modeling.quantized import QuantizedLinear, quantize
 from nas.supernets.supernet import Supernet
-from search_spaces import SubnetConfig
+from search_spaces import FAMILIES, SubnetConfig
 
 DTYPES = ("float32", "bfloat16", "int8", "int8-weight", "int4-weight")
+SPARSE_DECODERS = [
+    name for name, family in FAMILIES.items() if "text-generation" in family.tasks and "attention" in family.dimensions
+]
 DAILY = ("bert", "llama", "t5", "vit")
 
 
@@ -123,6 +130,61 @@ def test_a_supernet_in_half_precision_equals_its_export(
         assert torch.equal(reloaded(**batch)[0], expected[0])
 
 
+@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+def test_what_was_made_on_a_gpu_follows_a_model_to_the_cpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have devices but no values: an operation on two devices fails, as on a machine with a GPU."""
+    monkeypatch.setattr(quantized, "has_int8_kernels", lambda x: False)  # which need values
+    for seed in range(2):
+        supernet, subnet = everything_open(family, seed)
+        supernet.activate(subnet)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        replace_tensors(supernet.model, mode.from_tensor)
+        inputs = {name: mode.from_tensor(value) for name, value in TOYS[family].inputs().items()}
+        with mode, torch.no_grad():
+            for module in supernet.model.modules():
+                for name, value in vars(module).items():
+                    if isinstance(value, torch.Tensor):
+                        module.__dict__[name] = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+            assert supernet.model(**inputs)[0].device.type == "cpu"
+
+
+@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+def test_a_model_computes_in_the_dtype_to_which_it_is_moved(family: str) -> None:
+    for seed in range(2):
+        supernet, subnet = everything_open(family, seed)
+        extracted = supernet.extract(subnet)
+        supernet.activate(subnet)
+        for model in (supernet.model, extracted):
+            for dtype in (torch.float64, torch.bfloat16, torch.float32):
+                inputs = TOYS[family].inputs()
+                inputs |= {name: value.to(dtype) for name, value in inputs.items() if value.is_floating_point()}
+                with torch.no_grad():
+                    found = model.to(dtype)(**inputs)[0]
+                assert found.dtype == dtype and found.isfinite().all()
+
+
+def replace_tensors(model: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replaces parameters and buffers, which are what ``.to`` moves."""
+    replaced: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for stored in (module._parameters, module._buffers):
+            for name, value in stored.items():
+                if value is not None:
+                    stored[name] = replaced.setdefault(id(value), change(value.detach()))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+def test_an_activation_in_inference_mode_does_not_poison_training(family: str) -> None:
+    supernet, subnet = everything_open(family)
+    with torch.inference_mode():
+        supernet.activate(subnet)
+        supernet.model(**TOYS[family].inputs())
+    supernet.activate(supernet.parent)
+    supernet.activate(subnet)
+    supernet.model(**TOYS[family].labelled()).loss.backward()
+    supernet.extract(subnet)(**TOYS[family].labelled()).loss.backward()
+
+
 def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:
     layer = torch.nn.Linear(16, 8)
     for bits in DTYPES[1:]:
@@ -132,3 +194,40 @@ def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:
             with torch.set_grad_enabled(grad):
                 assert stored(torch.full((1, 16), float("nan"))).isnan().all(), bits
                 assert stored(torch.randn(2, 16)).isfinite().all(), bits
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def packed_positions() -> dict[str, torch.Tensor]:
+    """Two documents of six tokens in one sequence."""
+    positions = torch.arange(6).repeat(2)[None]
+    return {"input_ids": torch.randint(5, len(WORDS), (1, 12)), "position_ids": positions}
+
+
+def documents_mask() -> dict[str, torch.Tensor]:
+    """A mask of shape (batch, 1, queries, keys) that hides the first document from the second."""
+    visible = torch.ones(1, 1, 12, 12).tril().bool()
+    visible[:, :, 6:, :6] = False
+    return {"input_ids": torch.randint(5, len(WORDS), (1, 12)), "attention_mask": visible}
+
+
+@pytest.mark.parametrize("inputs", [packed_positions, documents_mask])
+@pytest.mark.parametrize("family", sampled(("llama", "qwen3"), SPARSE_DECODERS))
+def test_packed_sequences_and_custom_masks_are_refused(family: str, inputs: Any) -> None:
+    supernet = Supernet(TOYS[family].model("text-generation"))
+    supernet.activate(supernet.parent.with_values(attention=("local:8",) * 4))
+    batch = {**inputs(), "use_cache": False}
+    with pytest.raises(ValueError, match="reads only padding from a mask"):
+        supernet.model(**batch)
+    supernet.activate(supernet.parent)
+    supernet.model(**batch)
+
+
+def test_a_custom_mask_of_an_encoder_is_refused() -> None:
+    supernet = Supernet(TOYS["bert"].model())
+    supernet.activate(supernet.parent.with_values(attention=("local:12",) * 4))
+    mask = documents_mask()
+    for given in (mask["attention_mask"], torch.where(mask["attention_mask"], 0.0, -1e30)):
+        with pytest.raises(ValueError, match="reads only padding from a mask"):
+            supernet.model(**{**mask, "attention_mask": given})

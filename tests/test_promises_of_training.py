@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, is_causal, train, training_arguments
 from nas.tasks.batches import IGNORE_INDEX
-from search_spaces import InputError
+from search_spaces import FAMILIES, InputError
 
 KINDS = ("plain", "supernet", "export")
 DAILY = ("bert", "vit", "gpt_neox", "t5")
@@ -33,6 +34,7 @@ class TinyTask:
 
     def __init__(self, model: Any) -> None:
         self.is_causal = is_causal(model)
+        self.task = SimpleNamespace(type=FAMILIES[model.config.model_type].tasks[0])
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
@@ -227,3 +229,14 @@ def test_gradients_and_logged_losses_do_not_depend_on_micro_batches(family: str,
     assert float(whole.norm()) > 0 and losses
     assert torch.allclose(whole, split, atol=1e-4 * float(whole.abs().max()))
     assert split_losses == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "supernet"])
+def test_a_loss_that_is_not_finite_stops_the_training(kind: str, tmp_path: Path) -> None:
+    model = toy_model("bert", "plain", 0)
+    with torch.no_grad():
+        next(model.classifier.parameters()).fill_(float("nan"))
+    made = make_trainer(model, kind, {"epochs": 1}, tmp_path, rows_of("bert"))
+    made.args.logging_steps = 1
+    with pytest.raises(InputError, match="loss must be finite"):
+        made.train()

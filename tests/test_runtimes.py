@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, bert
+from conftest import TOYS, bert, sampled
 
 from nas.cli import FORMAT_NAMES
 from nas.exports.reload import RUNNERS
@@ -19,9 +19,14 @@ from predictors.measurement.onnx_export import require, write_onnx
 from predictors.measurement.prepare import prepare
 from predictors.measurement.runtimes import FORMATS, RUNTIMES
 from predictors.measurement.workload import RuntimeName
-from search_spaces import InputError
+from search_spaces import FAMILIES, InputError
 
 LENGTH = 6
+DECODERS = [
+    name
+    for name, family in FAMILIES.items()
+    if {"text-generation", "text2text-generation", "automatic-speech-recognition"} & {*family.tasks}
+]
 
 
 def tokens(batch_size: int = 1, length: int = LENGTH) -> dict[str, torch.Tensor]:
@@ -95,6 +100,23 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_last_token(model_type: st
     with torch.inference_mode():
         expected = model(**inputs).logits[:, -1:].numpy()
     logits = run(model, inputs, runtime=runtime, phase="decode")
+    assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("length", [5, 6, 9, 20])
+@pytest.mark.parametrize("model_type", sampled(("mistral", "gemma3_text", "llama"), DECODERS))
+def test_decoding_continues_a_sequence_of_any_length(model_type: str, length: int) -> None:
+    """Windows of five tokens: shorter than, as long as, and longer than the sequence."""
+    task = "text-generation" if "text-generation" in FAMILIES[model_type].tasks else FAMILIES[model_type].tasks[0]
+    toy = TOYS[model_type]
+    model, inputs = toy.model(task, attention=toy.attentions[0]), tokens(2, length)
+    if model_type == "whisper":
+        inputs = {"input_features": toy.inputs()["input_features"][:2], "decoder_input_ids": inputs["input_ids"]}
+    elif "decoder_input_ids" in toy.inputs():
+        inputs["decoder_input_ids"] = inputs["input_ids"].clone()
+    with torch.inference_mode():
+        expected = model(**inputs).logits[:, -1:].numpy()
+    logits = run(model, inputs, batch_size=2, phase="decode")
     assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-4
 
 

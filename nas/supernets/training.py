@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
-from search_spaces import TASKS
+from search_spaces import TASKS, InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,6 +104,19 @@ class DistillationTrainer(Trainer):
             return super()._load_best_model()
         load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs values.
+
+        Raises:
+            InputError: If the loss is NaN or infinite.
+        """
+        if not math.isfinite(float(logs.get("loss", 0.0))):
+            raise InputError(
+                f"the loss must be finite, but at step {self.state.global_step} it is {float(logs['loss'])}; lower "
+                "`learning_rate`, or check the data and the weights of the model."
+            )
+        super().log(logs, *args, **kwargs)
+
     def pop_row_index(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         """Splits a batch into model inputs and the indices of its rows."""
         inputs = dict(inputs)
@@ -172,6 +186,7 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
         save_steps=0.1,
         save_total_limit=2,
         logging_steps=10,
+        logging_nan_inf_filter=False,
         seed=seed,
         data_seed=seed,
         report_to=list(settings.report_to),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from predictors.measurement.workload import Workload
+from predictors.measurement.workload import Workload, visible_gpu
 
 POWERCAP = Path("/sys/class/powercap")
 SECONDS = 5.0
@@ -68,13 +66,6 @@ def _rapl(powercap: Path) -> Counter | None:
     return joules if packages else None
 
 
-def _visible_gpu(pynvml: Any, index: int) -> Any:
-    """Returns NVML's handle of a CUDA device; NVML numbers all devices, CUDA only those in CUDA_VISIBLE_DEVICES."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    name = str(index) if listed is None else [each.strip() for each in listed.split(",")][index]
-    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
-
-
 def _nvml(workload: Workload) -> Counter | None:
     if find_spec("pynvml") is None:
         return None
@@ -82,8 +73,10 @@ def _nvml(workload: Workload) -> Counter | None:
 
     try:
         pynvml.nvmlInit()
-        gpu = _visible_gpu(pynvml, workload.device_index)
+        name = visible_gpu(workload.device_index)
+        by = pynvml.nvmlDeviceGetHandleByIndex if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
+        gpu = by(int(name) if name.isdigit() else name)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
-    except (pynvml.NVMLError, IndexError):
+    except pynvml.NVMLError:
         return None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -139,6 +140,16 @@ class Workload:
 
 
 @lru_cache
+def visible_gpu(index: int) -> str:
+    """Returns the number or UUID by which NVIDIA's tools know a CUDA device.
+
+    They number all devices; CUDA only those in CUDA_VISIBLE_DEVICES.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [] if listed is None else [name.strip() for name in listed.split(",")]
+    return names[index] if index < len(names) else str(index)
+
+
 def device_name(workload: Workload) -> str:
     """The vendor's name of the processor or GPU that a workload runs on.
 
@@ -161,7 +172,7 @@ def _gpu_name(workload: Workload) -> str:
         import torch
 
         return str(torch.cuda.get_device_name(workload.device))
-    command = ["nvidia-smi", f"--id={workload.device_index}", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--id={visible_gpu(workload.device_index)}", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
