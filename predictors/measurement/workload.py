@@ -139,7 +139,6 @@ class Workload:
         return f"{self.runtime} · {self.device} · {self.dtype} · {phase}batch {self.batch_size} · {shapes}"
 
 
-@lru_cache
 def visible_gpu(index: int) -> str:
     """Returns the number or UUID by which NVIDIA's tools know a CUDA device.
 
@@ -150,6 +149,7 @@ def visible_gpu(index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
+@lru_cache
 def device_name(workload: Workload) -> str:
     """The vendor's name of the processor or GPU that a workload runs on.
 
