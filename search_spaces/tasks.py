@@ -16,6 +16,9 @@ class Task:
         outputs: Names of the model's outputs that are scored, distilled, and compared after an export.
         labels_tokens: Whether the outputs have a row for every token, not one vector for every example.
         shares_embedding: Whether its output head may share the table of token embeddings.
+        has_labels: Whether its data has labels. Without, the model is used as it is, and is what subnetworks are
+            trained on and compared with.
+        fixed: Dimensions that may not vary, as the outputs of the model must keep their size.
     """
 
     auto_class: str
@@ -24,6 +27,8 @@ class Task:
     outputs: tuple[str, ...] = ("logits",)
     labels_tokens: bool = False
     shares_embedding: bool = False
+    has_labels: bool = True
+    fixed: tuple[str, ...] = ()
 
 
 TASKS: dict[str, Task] = {

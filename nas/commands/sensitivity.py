@@ -176,7 +176,7 @@ def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
     with evaluation_mode(model):
         for batch in examples.batches:
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            outputs = model(**inputs)
+            outputs = examples.task.forward(model, inputs)
             results.append((outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)))
     return results
 

@@ -100,6 +100,8 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
         raise InputError(
             f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
         )
+    if not context.task.has_labels:
+        _check_needs_no_labels(context)
     for folder in recipe.profile.earlier:
         Run(folder)
     limit = context.layout.inputs.max_sequence_length
@@ -121,6 +123,23 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
         context.training_set(settings)
     _ = context.has_head
     return context
+
+
+def _check_needs_no_labels(context: TaskContext) -> None:
+    """Raises InputError if a task without labels has no model with weights, or a training that needs labels."""
+    recipe, name = context.recipe, context.recipe.task.type
+    if context.has_no_weights:
+        raise InputError(f"{name} needs a trained model, but `{recipe.model}` has no weights; choose another folder.")
+    if recipe.parent.epochs is not None:
+        raise InputError(
+            f"`parent.epochs` must be left out for {name}: without labels the model is used as it is, but got "
+            f"{recipe.parent.epochs:g}."
+        )
+    if recipe.supernet.teacher != "parent":
+        raise InputError(
+            f"`supernet.teacher` must be `parent` for {name}: without labels nothing else is learned from, but got "
+            f"`{recipe.supernet.teacher}`."
+        )
 
 
 def _check_memory(context: TaskContext) -> None:

@@ -76,6 +76,7 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
             examples.labelled_batches(CALIBRATION_EXAMPLES),
             examples.labelled_batches(LAYER_EXAMPLES),
             by=context.recipe.supernet.order,
+            task=context.splits.task,
         )
         save_calibration(supernet, context, work)
         write_json(work / ORDER, order.to_dict())

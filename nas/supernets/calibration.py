@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.elastic import linear_weight
+from nas.tasks.batches import model_inputs
 
 if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
@@ -56,7 +57,7 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatis
         for batch in batches:
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             masks |= _token_masks(inputs, len(layout.depths))
-            model(**inputs)
+            model(**model_inputs(inputs))
         model.train(was_training)
     moments = {name: totals[name] / counts[name] for name in linear if name in totals}
     weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments}

@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nas.supernets.supernet import Supernet
-from nas.tasks.batches import IGNORE_INDEX
+from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.evaluation import evaluation_mode
+from nas.tasks.types import TaskType
 from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions import PER_LAYER
 from search_spaces.family import Axis
@@ -60,6 +61,7 @@ def order_by_importance(
     layer_batches: Sequence[Batch] | None = None,
     *,
     by: Literal["gradient", "activation", "none"] = "gradient",
+    task: TaskType | None = None,
 ) -> ImportanceOrder:
     """Measures importance on labelled batches and permutes the supernet's weights in place accordingly.
 
@@ -68,20 +70,22 @@ def order_by_importance(
         batches: Model inputs with ``labels``, a few hundred examples of the training data.
         layer_batches: Batches on which layers are ordered, by default the same; fewer suffice, see `layer_order`.
         by: The scores of heads and neurons: `gradient_scores` or `activation_scores`; ``none`` keeps the order.
+        task: Computes the loss of a model; default: the model does.
 
     Returns:
         The order, in the numbering of the parent before the permutation.
     """
     if by == "none":
         return ImportanceOrder(supernet.parent.layers, {}, [])
-    scores = gradient_scores if by == "gradient" else activation_scores
-    units = unit_orders(supernet, scores(supernet, batches))
+    scores = gradient_scores(supernet, batches, task) if by == "gradient" else activation_scores(supernet, batches)
+    units = unit_orders(supernet, scores)
     hidden = [] if supernet.family.hidden_fixed_reason else _argsort_descending(hidden_scores(supernet, batches))
     permute(supernet, units, hidden)
-    return ImportanceOrder(layer_order(supernet, batches if layer_batches is None else layer_batches), units, hidden)
+    layers = layer_order(supernet, batches if layer_batches is None else layer_batches, task)
+    return ImportanceOrder(layers, units, hidden)
 
 
-def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
+def gradient_scores(supernet: Supernet, batches: Sequence[Batch], task: TaskType | None = None) -> Scores:
     """First-order importance of each head and neuron: the change of the loss if its output is masked.
 
     The gradient of the loss with respect to a mask on a unit's output equals the sum of weight x gradient over the
@@ -97,7 +101,7 @@ def gradient_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     scores: Scores = {}
     for batch in batches:
         model.zero_grad()
-        model(**_to_device(batch, model.device)).loss.backward()
+        _importance_loss(model, _to_device(batch, model.device), task).backward()
         for axis in SCORED_AXES:
             batch_scores = [_layer_gradient_scores(supernet, layer, axis) for layer in supernet.parent.layers]
             scores[axis] = (
@@ -179,7 +183,7 @@ def _activation_norms(
     with evaluation_mode(supernet.model):
         for batch in batches:
             samples, masks = len(next(iter(batch.values()))), _token_masks(batch, len(supernet.stacks))
-            supernet.model(**_to_device(batch, supernet.model.device))
+            supernet.model(**model_inputs(_to_device(batch, supernet.model.device)))
     for handle in handles:
         handle.remove()
     return {key: total.sqrt() for key, total in squares.items()}
@@ -231,7 +235,7 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
     return orders
 
 
-def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]:
+def layer_order(supernet: Supernet, batches: Sequence[Batch], task: TaskType | None = None) -> tuple[int, ...]:
     """Orders layers by greedy elimination: repeatedly drops the layer whose removal raises the loss least.
 
     L layers take L + (L - 1) + ... + 2 passes over the batches: for 12 layers and 128 examples, 77 x 128 examples.
@@ -249,7 +253,7 @@ def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]
         candidates = [remaining.layers[position] for positions in stacks for position in positions]
         if not candidates:
             break
-        losses = {layer: mean_loss(supernet, drop_layer(remaining, layer), batches) for layer in candidates}
+        losses = {layer: mean_loss(supernet, drop_layer(remaining, layer), batches, task) for layer in candidates}
         least = min(losses, key=lambda layer: (losses[layer], -layer))
         dropped.append(least)
         remaining = drop_layer(remaining, least)
@@ -257,14 +261,26 @@ def layer_order(supernet: Supernet, batches: Sequence[Batch]) -> tuple[int, ...]
     return (*remaining.layers, *reversed(dropped))
 
 
-def mean_loss(supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch]) -> float:
+def mean_loss(
+    supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch], task: TaskType | None = None
+) -> float:
     """Returns the mean loss of a subnetwork over labelled batches; the subnetwork stays active."""
     supernet.activate(subnet)
-    with evaluation_mode(supernet.model):
-        losses = [supernet.model(**_to_device(batch, supernet.model.device)).loss.item() for batch in batches]
+    model = supernet.model
+    with evaluation_mode(model):
+        losses = [_forward(model, _to_device(batch, model.device), task).loss.item() for batch in batches]
     mean = sum(losses) / len(losses)
     _require_finite(math.isfinite(mean), "losses on which layers are ordered")
     return mean
+
+
+def _forward(model: Any, batch: Batch, task: TaskType | None) -> Any:
+    return model(**batch) if task is None else task.forward(model, batch)
+
+
+def _importance_loss(model: Any, batch: Batch, task: TaskType | None) -> torch.Tensor:
+    outputs = _forward(model, batch, task)
+    return outputs.loss if task is None else task.importance_loss(outputs, batch)
 
 
 def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:

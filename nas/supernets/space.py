@@ -8,7 +8,7 @@ from typing import Any
 from nas.recipe.schema import Space, SpaceBase
 from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
-from search_spaces import SearchSpace
+from search_spaces import TASKS, InputError, SearchSpace
 from search_spaces.dimension import Facts
 from search_spaces.dimensions.bits import DTYPES
 from search_spaces.proposal import Proposal, propose_choices
@@ -27,8 +27,17 @@ def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
 
 def resolved_space(context: TaskContext) -> SpaceBase:
     """The recipe's ``space``; where it is ``auto``, what is proposed for its model and workload."""
-    space = context.recipe.space
-    return Space(**propose_space(context).choices) if space == "auto" else space
+    space, fixed = context.recipe.space, TASKS[context.recipe.task.type].fixed
+    if isinstance(space, str):
+        proposed = propose_space(context).choices
+        return Space(**{name: values for name, values in proposed.items() if name not in fixed})
+    for name in fixed:
+        if getattr(space, name) is not None:
+            raise InputError(
+                f"`space.{name}` must be left out for {context.recipe.task.type}, whose outputs keep their size, but "
+                f"got {getattr(space, name)}."
+            )
+    return space
 
 
 def propose_space(context: TaskContext) -> Proposal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -117,12 +118,13 @@ class SupernetTrainer(DistillationTrainer):
     def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
         """Runs a model of which ``subnet`` is active; returns all its outputs, and those that are distilled."""
         is_teacher = model is self.teacher
-        model_batch = model_inputs(inputs) if is_teacher else inputs
+        batch = model_inputs(inputs) if is_teacher else inputs
+        run = partial(self.task.forward, model, batch)
         if not self.relation_weight:
-            outputs = model(**model_batch)
+            outputs = run()
             return outputs, (self.logits_and_labels(outputs, inputs), {})
         recorder = self._recorders[id(self.teacher if is_teacher else self.supernet.model)]
-        outputs, states = recorder.run(model, model_batch, subnet)
+        outputs, states = recorder.run(run, {}, subnet)
         return outputs, (self.logits_and_labels(outputs, inputs), states)
 
     def _teacher_forward(

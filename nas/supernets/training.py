@@ -21,7 +21,7 @@ from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
-from search_spaces import TASKS, InputError
+from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +42,7 @@ def _collate_with_row_index(task: TaskType, rows: list[dict[str, Any]]) -> dict[
 class DistillationTrainer(Trainer):
     """Trains a model on labels and on a fixed teacher's outputs.
 
-    The loss is the model's own loss on the labels plus the divergence from the teacher
+    The loss is that of the task on the labels plus the divergence from the teacher
     (`nas.tasks.losses.divergence`). A batch that is split for gradient accumulation has the loss, and so the gradient,
     of the whole: each part counts by its share of the labels.
 
@@ -76,7 +76,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Computes the loss on the labels plus, with a teacher, the divergence from its outputs."""
         inputs, rows = self.pop_row_index(inputs)
-        outputs = model(**inputs)
+        outputs = self.task.forward(model, inputs)
         loss = outputs.loss
         if self.teacher is not None:
             loss = loss + self.divergence(self.logits_and_labels(outputs, inputs), self.teacher_outputs(inputs, rows))
@@ -129,7 +129,8 @@ class DistillationTrainer(Trainer):
     def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[LogitsAndLabels]:
         """Returns the teacher's logits on the same inputs, from the cache if it has them."""
         if self.teacher_cache and len(rows):
-            return [(logits[rows].to(self.args.device), inputs["labels"]) for logits in self.teacher_cache]
+            outputs = [logits[rows].to(self.args.device) for logits in self.teacher_cache]
+            return [(logits, inputs.get("labels", logits)) for logits in outputs]
         assert self.teacher is not None
         with torch.no_grad():
             return self.logits_and_labels(self.teacher(**model_inputs(inputs)), inputs)
@@ -139,8 +140,7 @@ class DistillationTrainer(Trainer):
 
         The order of the examples is fixed, so that a resumed training computes the same outputs.
         """
-        has_one_vector = not TASKS[self.task.task.type].labels_tokens
-        if self.teacher is not None and has_one_vector and self.args.num_train_epochs > 1:
+        if self.teacher is not None and not self.task.labels_tokens and self.args.num_train_epochs > 1:
             self.teacher_cache = self._cache_teacher()
         return super().train(*args, **kwargs)
 

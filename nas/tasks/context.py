@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +107,17 @@ class TaskContext:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
+    def save_processor(self, config: PreTrainedConfig, folder: Path) -> None:
+        """Writes what a model folder needs beside its weights, for a model of this config."""
+        self.task_type.save_processor(self.processor, self.recipe.model, config, folder)
+
     @cached_property
     def splits(self) -> Splits:
         """The processed data; the recipe's seed decides which training examples form the search slice."""
         settings, seed = self.recipe.task, self.recipe.seed
         train, test = (
-            load_source(source, self.task_type.folder_builder) for source in (settings.train, settings.test)
+            load_source(source, self.task_type.folder_builder, by_line=self.task_type.reads_lines)
+            for source in (settings.train, settings.test)
         )
         task = self.task_type(self._task_inputs, train, test)
         for name in self.recipe.metric_names:
@@ -152,7 +157,8 @@ class TaskContext:
     @property
     def _task_inputs(self) -> TaskInputs:
         settings, model, seed = self.recipe.task, self.recipe.model, self.recipe.seed
-        return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names)
+        load_parent = partial(self._from_pretrained, None, {})
+        return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names, load_parent)
 
     def training_set(self, settings: Training) -> Dataset:
         """Returns the examples of one training, augmented if its section has ``augment``.
@@ -174,9 +180,11 @@ class TaskContext:
 
     @cached_property
     def has_head(self) -> bool:
-        """Whether the recipe's model already has a trained head for this task."""
+        """Whether the recipe's model already has a trained head for this task, or the task needs none."""
         import transformers
 
+        if not self.task.has_labels:
+            return not self.has_no_weights
         heads = {head.__name__ for head in stock_classes(getattr(transformers, self.auto_class), type(self.config))}
         return bool(heads & set(self.config.architectures or [])) and not self.has_no_weights
 

@@ -29,13 +29,14 @@ LINES_PER_ROW = 1000
 """Lines of a plain text file that are joined to one row, so that lines keep their order."""
 
 
-def load_source(source: str, folder_builder: str = "imagefolder") -> Dataset:
+def load_source(source: str, folder_builder: str = "imagefolder", *, by_line: bool = False) -> Dataset:
     """Loads one split.
 
     Args:
         source: ``hub/id[/config]:split``, a CSV, TSV, JSON lines, Parquet or plain text file, a folder of images or
             recordings (one subfolder per class, or a ``metadata.csv``), or ``file.py:function``.
         folder_builder: Builder of `datasets` that reads a folder: ``imagefolder`` or ``audiofolder``.
+        by_line: Whether each line of a plain text file is a row; else lines are joined, as one text.
 
     Raises:
         InputError: If the source does not exist or cannot be read.
@@ -45,7 +46,7 @@ def load_source(source: str, folder_builder: str = "imagefolder") -> Dataset:
     if path.suffix == ".py":
         return dataset_from_function(path, split, "data source")
     if path.suffix in BUILDERS or path.is_dir():
-        return _from_local(path, split, folder_builder)
+        return _from_local(path, split, folder_builder, by_line)
     return _from_hub(name, split)
 
 
@@ -175,7 +176,7 @@ def augment(examples: Dataset, source: str) -> Dataset:
     return dataset
 
 
-def _from_local(path: Path, split: str, folder_builder: str) -> Dataset:
+def _from_local(path: Path, split: str, folder_builder: str, by_line: bool) -> Dataset:
     from datasets import load_dataset
 
     if not path.exists():
@@ -189,7 +190,15 @@ def _from_local(path: Path, split: str, folder_builder: str) -> Dataset:
         raise InputError(
             f"`{path}` cannot be read as {path.suffix or folder_builder}: {short_error(error)}"
         ) from error
-    return _join_lines(loaded) if path.suffix == ".txt" else loaded
+    if path.suffix != ".txt":
+        return loaded
+    return _split_lines(loaded) if by_line else _join_lines(loaded)
+
+
+def _split_lines(lines: Dataset) -> Dataset:
+    """Removes line breaks and empty lines."""
+    stripped = lines.map(lambda row: {"text": row["text"].strip()})
+    return stripped.filter(lambda row: bool(row["text"]))
 
 
 def _join_lines(lines: Dataset) -> Dataset:

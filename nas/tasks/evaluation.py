@@ -82,7 +82,7 @@ class Score:
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Computes several metrics of a model in one pass over the examples."""
-    stats = collect_stats(model, examples, names)
+    stats = examples.task.compare_examples(collect_stats(model, examples, names))
     return {name: _bootstrap(examples.task.metric(name), stats) for name in names}
 
 
@@ -101,15 +101,20 @@ def score_in_slices(
 ) -> Iterator[tuple[int, dict[str, Score]]]:
     """Computes metrics on growing slices of the examples; each batch runs once, the last slice is the full set.
 
+    There are no slices if a metric compares the examples with each other.
+
     Yields:
         The number of examples in the slice, and the scores on them.
     """
     parts: list[dict[str, np.ndarray]] = []
     count, start = len(examples.batches), 0
+    if examples.task.whole_set_metrics & {*names}:
+        fractions = ()
     for end in sorted({max(1, round(fraction * count)) for fraction in fractions} | {count}):
         chunk = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
         parts.append(collect_stats(model, chunk, names))
-        stats = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        stats = examples.task.compare_examples(joined)
         start = end
         yield (
             sum(map(len, examples.rows[:end])),

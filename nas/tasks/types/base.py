@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from nas.tasks.batches import Batch, Row
 from nas.tasks.metrics import Metric, load_metric
-from search_spaces import InputError
+from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TaskInputs:
         model: Hub id or folder of the model, for errors.
         seed: The recipe's seed.
         head_names: Class names of a trained head by output; None without a trained head.
+        load_parent: Loads the recipe's model as it is.
     """
 
     settings: TaskSettings
@@ -47,6 +49,7 @@ class TaskInputs:
     model: str
     seed: int
     head_names: list[str] | None
+    load_parent: Callable[[], PreTrainedModel]
 
 
 class TaskType(ABC):
@@ -57,6 +60,8 @@ class TaskType(ABC):
         processor_kwargs: Arguments with which it is loaded.
         folder_builder: Builder of `datasets` that reads a folder of data.
         has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
+        reads_lines: Whether each line of a plain text file is an example.
+        whole_set_metrics: Metrics that compare the examples with each other, so that they have no value on a slice.
         reference_columns: Columns of a row that `example_stats` reads in addition to the batch, such as an answer.
         names: Class names by id; empty if the task has no classes.
         problem_type: The ``problem_type`` of the model's config, if the task needs one.
@@ -69,6 +74,8 @@ class TaskType(ABC):
     processor_kwargs: ClassVar[Mapping[str, Any]] = {}
     folder_builder: ClassVar[str] = "imagefolder"
     has_vocabulary_logits: ClassVar[bool] = False
+    reads_lines: ClassVar[bool] = False
+    whole_set_metrics: ClassVar[frozenset[str]] = frozenset()
     reference_columns: ClassVar[tuple[str, ...]] = ()
     names: list[str]
     problem_type: str | None = None
@@ -87,6 +94,11 @@ class TaskType(ABC):
         self.train, self.test = train, test
 
     @property
+    def labels_tokens(self) -> bool:
+        """Whether the outputs have a row for every token, not one vector for every example."""
+        return TASKS[self.task.type].labels_tokens
+
+    @property
     @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
         """Name -> metric; a metric is computed from what `example_stats` returns."""
@@ -98,6 +110,14 @@ class TaskType(ABC):
     @abstractmethod
     def collate(self, rows: list[Row]) -> Batch:
         """Collates rows to a batch of model inputs with labels."""
+
+    def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
+        """Runs a model on a batch; the outputs have its ``loss`` on the labels."""
+        return model(**batch, **kwargs)
+
+    def importance_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Returns the number whose change says how important a part of a model is, from the outputs of `forward`."""
+        return outputs.loss
 
     @abstractmethod
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
@@ -119,9 +139,25 @@ class TaskType(ABC):
             Name -> array (examples, ...).
         """
 
+    def compare_examples(self, stats: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Adds statistics of each example that depend on all others, before metrics are computed."""
+        return stats
+
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the data: a process that only scores does not need it."""
         return {name: value for name, value in self.__dict__.items() if name not in ("train", "test")}
+
+    @classmethod
+    def save_processor(cls, processor: Any, model: str, config: PreTrainedConfig, folder: Path) -> None:
+        """Writes the processor, and what else a model folder needs beside its weights.
+
+        Args:
+            processor: The tokenizer, image processor or speech processor.
+            model: Hub id or folder of the recipe's model.
+            config: The config of the model in the folder.
+            folder: The model folder.
+        """
+        processor.save_pretrained(folder)
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Sets the fields of a model's config that the task needs, before training."""
