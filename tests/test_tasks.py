@@ -57,7 +57,7 @@ def test_the_loss_equals_that_of_the_model(case: str, make: Make) -> None:
     model, examples = context.load_model().eval(), context.splits.test
     (batch, *_), first = examples.batches, examples.take(1)
     with torch.inference_mode():
-        expected = model(**batch).loss.item()
+        expected = examples.task.forward(model, batch).loss.item()
     assert score(model, first, ["loss"])["loss"].value == pytest.approx(expected, rel=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_the_divergence_from_an_equal_teacher_is_zero(case: str, make: Make) -> 
     context = make(case)
     task, model = context.splits.task, context.load_model().eval()
     batch = context.splits.search.batches[0]
-    student, teacher = model(**batch), context.load_model().eval()(**model_inputs(batch))
+    student, teacher = task.forward(model, batch), context.load_model().eval()(**model_inputs(batch))
     same = divergence(
         task.logits_and_labels(student, batch), task.logits_and_labels(teacher, batch), task.activation, 2.0
     )
@@ -74,7 +74,10 @@ def test_the_divergence_from_an_equal_teacher_is_zero(case: str, make: Make) -> 
         for weight in model.parameters():
             weight.mul_(1.5)
     different = divergence(
-        task.logits_and_labels(model(**batch), batch), task.logits_and_labels(teacher, batch), task.activation, 2.0
+        task.logits_and_labels(task.forward(model, batch), batch),
+        task.logits_and_labels(teacher, batch),
+        task.activation,
+        2.0,
     )
     assert abs(same.item()) < 1e-6 < 1e-5 < different.item()
 

@@ -17,8 +17,8 @@ def scored_outputs(outputs: Mapping[str, Any], names: Sequence[str], inputs: Ten
     """Returns the outputs of these names; of hidden states, their mean over the tokens that are no padding."""
     found = {name: outputs[name].contiguous() for name in names}
     if HIDDEN_STATES in found and "attention_mask" in inputs:
-        mask = inputs["attention_mask"][..., None].to(found[HIDDEN_STATES].dtype)
-        found[HIDDEN_STATES] = (found[HIDDEN_STATES] * mask).sum(1) / mask.sum(1)
+        mask = inputs["attention_mask"][..., None]
+        found[HIDDEN_STATES] = found[HIDDEN_STATES].masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)
     return found
 
 

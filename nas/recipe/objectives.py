@@ -31,6 +31,8 @@ METRICS: dict[str, Direction] = {
     "rougeL": "maximize",
     "sacrebleu": "maximize",
     "wer": "minimize",
+    "cosine_similarity": "maximize",
+    "top10_agreement": "maximize",
 }
 DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
 """Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""

@@ -199,7 +199,7 @@ class TaskContext:
 
         A pretrained language model has its head, so without ``parent.epochs`` it is not fine-tuned.
         """
-        return not self.has_head or self.recipe.parent.epochs is not None
+        return self.task.has_labels and (not self.has_head or self.recipe.parent.epochs is not None)
 
     @property
     def has_no_weights(self) -> bool:

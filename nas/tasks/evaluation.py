@@ -82,7 +82,7 @@ class Score:
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Computes several metrics of a model in one pass over the examples."""
-    stats = examples.task.compare_examples(collect_stats(model, examples, names))
+    stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
     return {name: _bootstrap(examples.task.metric(name), stats) for name in names}
 
 
@@ -114,7 +114,7 @@ def score_in_slices(
         chunk = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
         parts.append(collect_stats(model, chunk, names))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        stats = examples.task.compare_examples(joined)
+        stats = examples.task.compare_examples(joined, names)
         start = end
         yield (
             sum(map(len, examples.rows[:end])),

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 
 from nas.tasks.batches import IGNORE_INDEX
 
-Activation = Literal["softmax", "sigmoid", "identity"]
-"""How logits become a prediction: one of several classes, any number of classes, or a number."""
+Activation = Literal["softmax", "sigmoid", "identity", "embedding"]
+"""How logits become a prediction: one of several classes, any number of classes, or a number; or they are a vector."""
+
+SIMILARITY_TEMPERATURE = 0.05
+"""Temperature of similarities, as sentence-transformers trains with (a scale of 20)."""
 
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
@@ -27,6 +30,8 @@ def divergence(
       over the scored labels.
     - sigmoid: the same for each class as a binary decision, mean over examples and classes.
     - identity: the mean squared difference.
+    - embedding: 1 - cosine similarity, plus the KL divergence of the similarities to the other examples of the batch
+      as a softmax at `SIMILARITY_TEMPERATURE` times the temperature.
 
     A model with several outputs, such as the start and the end of an answer, has the mean over them.
     """
@@ -89,5 +94,34 @@ def _squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(logits, labels.float(), reduction="none")
 
 
-DIVERGENCES = {"softmax": _kl_divergence, "sigmoid": _binary_kl_divergence, "identity": _mean_squared_error}
-LABEL_LOSSES = {"softmax": _cross_entropy, "sigmoid": _binary_cross_entropy, "identity": _squared_error}
+def _cosine_distance(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return 1.0 - F.cosine_similarity(vectors, labels.float())[:, None]
+
+
+def _embedding_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+    distance = _cosine_distance(student, teacher).mean()
+    if len(student) < 3:  # with one other example there is nothing to choose between
+        return distance
+    found, target = (_neighbour_log_shares(vectors, SIMILARITY_TEMPERATURE * t) for vectors in (student, teacher))
+    return distance + F.kl_div(found, target, reduction="batchmean", log_target=True)
+
+
+def _neighbour_log_shares(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns the log softmax of each example's similarities to the others (examples, examples - 1)."""
+    unit = F.normalize(vectors, dim=-1)
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return F.log_softmax((unit @ unit.T)[others].view(len(unit), -1) / temperature, -1)
+
+
+DIVERGENCES = {
+    "softmax": _kl_divergence,
+    "sigmoid": _binary_kl_divergence,
+    "identity": _mean_squared_error,
+    "embedding": _embedding_divergence,
+}
+LABEL_LOSSES = {
+    "softmax": _cross_entropy,
+    "sigmoid": _binary_cross_entropy,
+    "identity": _squared_error,
+    "embedding": _cosine_distance,
+}

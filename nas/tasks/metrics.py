@@ -27,6 +27,11 @@ def ratio_of_sums(total: str, count: str) -> Metric:
     return lambda stats: float(stats[total].sum() / max(stats[count].sum(), 1))
 
 
+def mean_of(name: str) -> Metric:
+    """Returns a metric that is the mean of a statistic over the examples."""
+    return lambda stats: float(stats[name].mean())
+
+
 def perplexity(stats: ExampleStats) -> float:
     """Exponential of the mean loss per token."""
     return math.exp(min(ratio_of_sums("loss", "n_scored")(stats), 700.0))

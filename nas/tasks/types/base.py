@@ -139,13 +139,15 @@ class TaskType(ABC):
             Name -> array (examples, ...).
         """
 
-    def compare_examples(self, stats: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Adds statistics of each example that depend on all others, before metrics are computed."""
+    def compare_examples(
+        self, stats: Mapping[str, np.ndarray], metric_names: Sequence[str]
+    ) -> Mapping[str, np.ndarray]:
+        """Adds the statistics that these metrics need and that depend on all other examples."""
         return stats
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the data: a process that only scores does not need it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("train", "test")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("train", "test", "load_parent")}
 
     @classmethod
     def save_processor(cls, processor: Any, model: str, config: PreTrainedConfig, folder: Path) -> None:
