@@ -47,6 +47,7 @@ class Facts:
         unsupported_dtypes: Dtype -> why the workload cannot run it, or why it is not worthwhile there.
         ties_embedding: Whether the output head shares the table of token embeddings.
         is_decoding: Whether the workload computes one token at a time.
+        fixed: Dimensions that may not vary, as the outputs of the task keep their size.
     """
 
     tokens: int
@@ -54,6 +55,7 @@ class Facts:
     unsupported_dtypes: Mapping[str, str] | None = None
     ties_embedding: bool = False
     is_decoding: bool = False
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

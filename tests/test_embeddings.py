@@ -57,7 +57,7 @@ def test_a_bare_encoder_has_the_mean_over_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "pooling", "law"),
     [
-        (("Transformer", "Pooling", "Dense"), {}, "consist of Transformer, Pooling, Normalize, but .* has Dense"),
+        (("Transformer", "Pooling", "Dense"), {}, r"consist of Transformer, Pooling, Normalize, but .* has Dense"),
         (("Transformer", "Pooling"), {"pooling_mode": "lasttoken"}, "must be mean, cls, max, but .* has `lasttoken`"),
         (("Transformer", "Pooling"), {"include_prompt": False}, "one without the prompt"),
     ],

@@ -29,8 +29,7 @@ def resolved_space(context: TaskContext) -> SpaceBase:
     """The recipe's ``space``; where it is ``auto``, what is proposed for its model and workload."""
     space, fixed = context.recipe.space, TASKS[context.recipe.task.type].fixed
     if isinstance(space, str):
-        proposed = propose_space(context).choices
-        return Space(**{name: values for name, values in proposed.items() if name not in fixed})
+        return Space(**propose_space(context).choices)
     for name in fixed:
         if getattr(space, name) is not None:
             raise InputError(
@@ -53,4 +52,5 @@ def _facts(context: TaskContext) -> Facts:
         unsupported_dtypes={d: why for d in DTYPES if (why := unsupported_reason(d, workload, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
         is_decoding=workload.phase == "decode",
+        fixed=TASKS[context.recipe.task.type].fixed,
     )
