@@ -38,15 +38,30 @@ TASKS: dict[str, Task] = {
         "AutoModelForQuestionAnswering", "f1", outputs=("start_logits", "end_logits"), labels_tokens=True
     ),
     "fill-mask": Task("AutoModelForMaskedLM", "loss", labels_tokens=True, shares_embedding=True),
+    "feature-extraction": Task(
+        "AutoModel",
+        "cosine_similarity",
+        outputs=("last_hidden_state",),
+        has_labels=False,
+        fixed=("hidden_size",),
+    ),
     "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
     "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),
     "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss", labels_tokens=True),
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
-    "image-feature-extraction": Task("AutoModel", None, reads_text=False, outputs=("last_hidden_state",)),
+    "image-feature-extraction": Task(
+        "AutoModel", None, reads_text=False, outputs=("last_hidden_state",), has_labels=False
+    ),
 }
 """Name of the task -> its properties."""
 
-TEXT_ENCODER_TASKS = ("text-classification", "token-classification", "question-answering", "fill-mask")
+TEXT_ENCODER_TASKS = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "feature-extraction",
+)
 DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
 IMAGE_ENCODER_TASKS = ("image-classification",)
 TRANSLATION_TASKS = ("text2text-generation",)

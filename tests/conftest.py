@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
+from nas.exports.reload import scored_outputs
 from search_spaces import FAMILIES, TASKS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -92,6 +93,8 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """All outputs of a model, flattened."""
     with torch.inference_mode():
         outputs = model(**inputs)
+    if "last_hidden_state" in outputs and "attention_mask" in inputs and not model.can_generate():
+        return scored_outputs(outputs, ["last_hidden_state"], inputs)["last_hidden_state"].flatten()
     names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
     return torch.cat([outputs[name].flatten() for name in names])
 

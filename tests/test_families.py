@@ -22,7 +22,7 @@ from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
 from predictors.costs.analytic import AnalyticCosts
-from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig
+from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig, tasks
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 from search_spaces.dimensions.ranks import RANK_FIELDS
 from search_spaces.space import DEPTHS
@@ -57,7 +57,7 @@ OTHERS = sampled(
     lambda name, task: task == FAMILIES[VARIANTS[name].model_type].tasks[0],
 )
 TRAINED = sampled(
-    ((name, task) for name, task in ALL_TASKS if task != "image-feature-extraction"),
+    ((name, task) for name, task in ALL_TASKS if tasks.TASKS[task].has_labels),
     lambda name, task: task == FAMILIES[name].tasks[0],
 )
 

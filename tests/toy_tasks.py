@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from conftest import WORDS
+from conftest import TOYS, WORDS
 
 from nas.recipe.schema import Recipe
 from nas.tasks.context import TaskContext
@@ -60,6 +60,14 @@ def causal(folder: Path) -> Any:
     tokenizer(folder)
     config = GPT2Config(vocab_size=len(WORDS) + 2, n_positions=64, n_embd=48, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def encoder(folder: Path) -> Any:
+    tokenizer(folder, pad_token="[PAD]")
+    model = TOYS["bert"].model("feature-extraction")
+    model.resize_token_embeddings(len(WORDS) + 2)
     model.save_pretrained(folder)
     return model
 
@@ -161,6 +169,7 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
         ("exact_match", 0.5),
     ),
     "masks": ("fill-mask", txt, lambda s: {"text": s}, ("accuracy", 0.2)),
+    "vectors": ("feature-extraction", txt, lambda s: {"text": s}, ("cosine_similarity", 0.999)),
     "next words": ("text-generation", txt, lambda s: {"text": s}, ("accuracy", 0.4)),
     "pairs": ("text2text-generation", jsonl, lambda s: {"input": s, "output": s.split()[-1]}, ("accuracy", 0.4)),
     "speech": ("automatic-speech-recognition", parquet, lambda s: {"audio": sound(s), "text": s}, ("accuracy", 0.2)),
@@ -168,11 +177,12 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
 """Name -> task type, file format, the row of a sentence, and a metric with the value that a trained parent reaches."""
 
 MODELS: dict[str, Callable[[Path], Any]] = {
+    "vectors": lambda folder: encoder(folder),
     "next words": lambda folder: causal(folder),
     "pairs": lambda folder: seq2seq("t5", folder),
     "speech": lambda folder: whisper(folder),
 }
-"""Case that a BERT cannot do -> a model that can."""
+"""Case that a BERT without weights cannot do -> a model that can."""
 
 Make = Callable[..., TaskContext]
 

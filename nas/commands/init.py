@@ -95,7 +95,8 @@ def propose_recipe(
         )
     data: dict[str, Any] = {"model": model, "task": {**PLACEHOLDERS, **given}, "space": "auto"}
     comments: dict[str, str] = {}
-    examples = _load_train(given["train"], layout) if "train" in given else None
+    reads = task or _head_task(layout.config, layout.family.tasks)
+    examples = _load_train(given["train"], layout, reads) if "train" in given else None
     data["task"], why = _task_section(data["task"], layout, examples, task)
     comments |= {f"task.{key}": text for key, text in why.items()}
     data["workload"], why = _workload_section(layout, data["task"])
@@ -185,9 +186,10 @@ def relative_source(source: str, folder: Path) -> str:
     return str(Path(path).relative_to(folder.resolve())) + (f":{name}" if name else "")
 
 
-def _load_train(source: str, layout: Layout) -> Dataset:
+def _load_train(source: str, layout: Layout, task: str | None) -> Dataset:
     speech = "automatic-speech-recognition" in layout.family.tasks
-    examples = load_source(source, "audiofolder" if speech else "imagefolder")
+    by_line = task is not None and TASK_TYPES[task].reads_lines
+    examples = load_source(source, "audiofolder" if speech else "imagefolder", by_line=by_line)
     if not len(examples):
         raise InputError(f"`--train` must hold examples, but `{source}` has none.")
     return examples

@@ -45,7 +45,7 @@ SAMPLED_ROWS = 1000
 def guess_task(dataset: Dataset, tasks: Collection[str], head: str | None, source: str) -> str:
     """The task that a data set is for: that of the model's trained head if the columns fit, else by the columns.
 
-    The head of a language model is no hint, as texts with labels fit it too.
+    The head of a language model, or a bare encoder without one, is no hint where the texts have labels.
 
     Args:
         dataset: The training data.
@@ -62,7 +62,8 @@ def guess_task(dataset: Dataset, tasks: Collection[str], head: str | None, sourc
             f"the columns must fit a task of the model ({', '.join(task for task in COLUMNS if task in tasks)}), but "
             f"`{source}` has {dataset.column_names}; name the task with `--task` to see what it needs."
         )
-    return head if head in fitting and head not in LANGUAGE_MODELING else fitting[0]
+    is_hint = head in fitting and (head not in UNLABELLED or fitting[0] in UNLABELLED)
+    return head if is_hint and head is not None else fitting[0]
 
 
 def guess_columns(dataset: Dataset, task: str, source: str) -> TaskColumns:
@@ -142,10 +143,12 @@ COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "text2text-generation": _written_columns,
     "text-generation": _text_columns,
     "fill-mask": _text_columns,
+    "feature-extraction": _text_columns,
 }
 """Task -> its columns in a data set, None if that lacks them; the task that asks for most comes first."""
 
 LANGUAGE_MODELING = ("text-generation", "fill-mask")
+UNLABELLED = (*LANGUAGE_MODELING, "feature-extraction")
 NEEDED = {
     "image-classification": "a column of images and one of labels",
     "automatic-speech-recognition": "a column of recordings and one of texts",
@@ -153,7 +156,7 @@ NEEDED = {
     "token-classification": "a column of lists of words and one of lists of tags",
     "text2text-generation": "two columns of texts",
     "text-classification": "a column of texts and one of labels",
-    **dict.fromkeys(LANGUAGE_MODELING, "a column of texts"),
+    **dict.fromkeys(UNLABELLED, "a column of texts"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nas.tasks.types.automatic_speech_recognition import AutomaticSpeechRecognition
 from nas.tasks.types.base import TaskType
+from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.fill_mask import FillMask
 from nas.tasks.types.image_classification import ImageClassification
 from nas.tasks.types.question_answering import QuestionAnswering
@@ -17,6 +18,7 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "fill-mask": FillMask,
+    "feature-extraction": FeatureExtraction,
     "text-generation": TextGeneration,
     "text2text-generation": Text2TextGeneration,
     "automatic-speech-recognition": AutomaticSpeechRecognition,
