@@ -45,6 +45,9 @@ TASKS: dict[str, Task] = {
         has_labels=False,
         fixed=("hidden_size",),
     ),
+    "sentence-similarity": Task(
+        "AutoModel", "spearman", outputs=("last_hidden_state",), has_labels=False, fixed=("hidden_size",)
+    ),
     "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
     "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),
     "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss", labels_tokens=True),
@@ -61,6 +64,7 @@ TEXT_ENCODER_TASKS = (
     "question-answering",
     "fill-mask",
     "feature-extraction",
+    "sentence-similarity",
 )
 DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
 IMAGE_ENCODER_TASKS = ("image-classification",)

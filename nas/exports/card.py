@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.recipe.objectives import COSTS, format_value
+from nas.tasks.sentence_modules import MODULES
 from predictors import Workload
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, SubnetConfig
@@ -27,7 +28,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
 
     name = info["name"]
     data = ModelCardData(
-        library_name="transformers",
+        library_name="sentence-transformers" if _is_sentence_transformer(folder) else "transformers",
         license=info.get("license"),
         base_model=info["base_model"],
         pipeline_tag=info["task"],
@@ -106,15 +107,22 @@ def _formats_table(info: Mapping[str, Any]) -> str:
 
 
 def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
-    auto = TASKS[info["task"]].auto_class
+    if _is_sentence_transformer(folder):
+        library, loads = "sentence_transformers", "SentenceTransformer"
+    else:
+        library, loads = "transformers", f"{TASKS[info['task']].auto_class}.from_pretrained"
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
     note = "No stock config describes this architecture; its modeling code is in this folder.\n\n" if own_code else ""
     files = [f"- `{written.file}`: {name}" for name, written in FORMATS.items() if (folder / written.file).is_file()]
     return (
-        f"{note}```python\nfrom transformers import {auto}\n\n"
-        f'model = {auto}.from_pretrained("this-folder"{trust})\n```' + ("\n\n" + "\n".join(files) if files else "")
+        f"{note}```python\nfrom {library} import {loads.partition('.')[0]}\n\n"
+        f'model = {loads}("this-folder"{trust})\n```' + ("\n\n" + "\n".join(files) if files else "")
     )
+
+
+def _is_sentence_transformer(folder: Path) -> bool:
+    return (folder / MODULES).is_file()
 
 
 def _licence(info: Mapping[str, Any], name: str) -> str:

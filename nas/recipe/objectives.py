@@ -31,6 +31,7 @@ METRICS: dict[str, Direction] = {
     "rougeL": "maximize",
     "sacrebleu": "maximize",
     "wer": "minimize",
+    "spearman": "maximize",
     "cosine_similarity": "maximize",
     "top10_agreement": "maximize",
 }

@@ -134,6 +134,12 @@ def _text_columns(dataset: Dataset) -> TaskColumns | None:
     return {"text": _named(texts, TEXTS) or _longest(dataset, texts)} if texts else None
 
 
+def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
+    texts = string_columns(dataset)
+    pair = _pair(texts, TEXT_PAIRS)
+    return {"text": pair} if pair else _text_columns(dataset)
+
+
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "image-classification": _image_columns,
     "automatic-speech-recognition": _speech_columns,
@@ -144,11 +150,12 @@ COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "text-generation": _text_columns,
     "fill-mask": _text_columns,
     "feature-extraction": _text_columns,
+    "sentence-similarity": _similarity_columns,
 }
 """Task -> its columns in a data set, None if that lacks them; the task that asks for most comes first."""
 
 LANGUAGE_MODELING = ("text-generation", "fill-mask")
-UNLABELLED = (*LANGUAGE_MODELING, "feature-extraction")
+UNLABELLED = (*LANGUAGE_MODELING, "feature-extraction", "sentence-similarity")
 NEEDED = {
     "image-classification": "a column of images and one of labels",
     "automatic-speech-recognition": "a column of recordings and one of texts",

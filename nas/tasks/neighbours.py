@@ -37,3 +37,27 @@ def _nearest(vectors: np.ndarray, count: int) -> Iterator[np.ndarray]:
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Returns the vectors with length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def cosine_similarity(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the cosine similarity of each vector (examples, channels) to the other one of its example."""
+    return (normalized(vectors) * normalized(others)).sum(-1)
+
+
+def partners(vectors: np.ndarray) -> np.ndarray:
+    """Returns another example for each, so that the similarities of the pairs are near and far in equal parts.
+
+    The first example gets its nearest one, the second its second nearest, then the fourth nearest, the eighth and so
+    on, and from the nearest again: random pairs would nearly all be unrelated.
+    """
+    n_examples = len(vectors)
+    if n_examples < 2:
+        return np.zeros(n_examples, dtype=int)
+    unit, ranks = normalized(vectors), 2 ** np.arange((n_examples - 1).bit_length())
+    chosen = np.minimum(ranks[np.arange(n_examples) % len(ranks)], n_examples - 1)
+    others = np.empty(n_examples, dtype=int)
+    for row in range(n_examples):
+        similarity = unit @ unit[row]
+        similarity[row] = np.inf  # itself is the first
+        others[row] = np.argsort(-similarity, kind="stable")[chosen[row]]
+    return others

@@ -8,6 +8,7 @@ from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.fill_mask import FillMask
 from nas.tasks.types.image_classification import ImageClassification
 from nas.tasks.types.question_answering import QuestionAnswering
+from nas.tasks.types.sentence_similarity import SentenceSimilarity
 from nas.tasks.types.text2text_generation import Text2TextGeneration
 from nas.tasks.types.text_classification import TextClassification
 from nas.tasks.types.text_generation import TextGeneration
@@ -19,6 +20,7 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "question-answering": QuestionAnswering,
     "fill-mask": FillMask,
     "feature-extraction": FeatureExtraction,
+    "sentence-similarity": SentenceSimilarity,
     "text-generation": TextGeneration,
     "text2text-generation": Text2TextGeneration,
     "automatic-speech-recognition": AutomaticSpeechRecognition,
