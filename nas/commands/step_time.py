@@ -59,7 +59,7 @@ class StepTime:
         import torch
 
         recipe, workload, parent = context.recipe, context.recipe.workload, context.layout.parent
-        costs = AnalyticCosts.from_model(_meta_model(context), context.layout)
+        costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type)
         (batch,) = context.splits.search.labelled_batches(1)
         length = batch["input_ids"].shape[1] if "input_ids" in batch else None
         layers = len(parent.layers) if hasattr(parent, "layers") else parent.num_hidden_layers

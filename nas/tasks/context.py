@@ -157,7 +157,7 @@ class TaskContext:
     @property
     def _task_inputs(self) -> TaskInputs:
         settings, model, seed = self.recipe.task, self.recipe.model, self.recipe.seed
-        load_parent = partial(self._from_pretrained, None, {})
+        load_parent = partial(self._from_pretrained, None, {}) if self.sample is None else None
         return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names, load_parent)
 
     def training_set(self, settings: Training) -> Dataset:

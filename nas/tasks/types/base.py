@@ -40,7 +40,7 @@ class TaskInputs:
         model: Hub id or folder of the model, for errors.
         seed: The recipe's seed.
         head_names: Class names of a trained head by output; None without a trained head.
-        load_parent: Loads the recipe's model as it is.
+        load_parent: Loads the recipe's model as it is; None where its weights are not needed, as for an estimate.
     """
 
     settings: TaskSettings
@@ -49,7 +49,7 @@ class TaskInputs:
     model: str
     seed: int
     head_names: list[str] | None
-    load_parent: Callable[[], PreTrainedModel]
+    load_parent: Callable[[], PreTrainedModel] | None
 
 
 class TaskType(ABC):

@@ -72,6 +72,8 @@ class FeatureExtraction(TextTask):
         """Returns a collator that adds the vectors of the recipe's model as labels."""
         import torch
 
+        if self.load_parent is None:
+            return self.collate
         parent = self.load_parent().eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
         def collate(rows: list[Row]) -> Batch:
