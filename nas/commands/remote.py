@@ -188,7 +188,7 @@ def _write_bundle(
         untrained=untrained,
         minutes=run.recipe.verify.minutes if stages == PASSES else run.recipe.profile.minutes,
     ).write(out)
-    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.packages)))
+    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.needs(workload))))
     _copy_modules(out / "lib")
 
 

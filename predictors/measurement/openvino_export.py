@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,26 +31,35 @@ class OpenVinoFormat(Format):
     Attributes:
         dtypes: Dtypes of workloads whose models are such graphs too.
         change: What is done to the traced graph.
+        packages: What that needs.
     """
 
     dtypes: tuple[Dtype, ...] = ()
     change: Change = lambda graph: graph
+    packages: tuple[str, ...] = ()
 
 
 def openvino_format(
-    name: str, file: str, dtypes: tuple[Dtype, ...], change: Change = lambda graph: graph, *, rounds: bool = False
+    name: str,
+    file: str,
+    dtypes: tuple[Dtype, ...],
+    *,
+    change: Change = lambda graph: graph,
+    packages: tuple[str, ...] = (),
+    rounds: bool = False,
 ) -> OpenVinoFormat:
     """A file of a graph that may be changed after tracing."""
     return OpenVinoFormat(
         name=name,
         file=file,
-        write=partial(_write, change),
+        write=partial(_write, change, ("openvino", *packages)),
         load=_load,
         workload={"runtime": "openvino", "device": "cpu"},
         extra="openvino",
         rounds=rounds,
         dtypes=dtypes,
         change=change,
+        packages=packages,
     )
 
 
@@ -71,8 +80,8 @@ def compiled(graph: Any, dtype: str, threads: int, **hints: Any) -> Any:
     return openvino.Core().compile_model(graph, "CPU", hints)
 
 
-def _write(change: Change, model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
-    require("openvino", extra="openvino", what="an OpenVINO model")
+def _write(change: Change, packages: Sequence[str], model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+    require(*packages, extra="openvino", what="an OpenVINO model")
     import openvino
 
     openvino.save_model(change(trace(model, inputs, dynamic=True)), file, compress_to_fp16=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from predictors.measurement.onnx_export import require
 from predictors.measurement.openvino_export import OpenVinoFormat, compiled, openvino_format, trace
 from predictors.measurement.phases import on_device
 from predictors.measurement.runtime import Call, Inputs, Runtime
@@ -21,15 +23,28 @@ FORMATS: tuple[OpenVinoFormat, ...] = (FLOAT,)
 
 
 class _OpenVino(Runtime):
+    def needs(self, workload: Workload) -> Sequence[str]:
+        """The packages of the runtime, and those that change a graph to the dtype."""
+        return (*self.packages, *_format_of(workload).packages)
+
+    def check(self, workload: Workload) -> None:
+        """Also checks the packages that change a graph to the dtype."""
+        super().check(workload)
+        require(*_format_of(workload).packages, extra=self.extra, what=f"`workload.dtype={workload.dtype}`")
+
     def prepare(self, model: PreTrainedModel, inputs: Inputs, workload: Workload) -> Call:
         """An inference request of a graph with fixed shapes."""
         from transformers.exporters.utils import openvino_feed
 
         model, moved = on_device(model, inputs, replace(workload, dtype="float32"))
-        change = next(written.change for written in FORMATS if workload.dtype in written.dtypes)
-        graph = change(trace(model, moved, dynamic=False))
+        graph = _format_of(workload).change(trace(model, moved, dynamic=False))
         request = compiled(graph, workload.dtype, workload.threads, NUM_STREAMS=1).create_infer_request()
         return partial(request.infer, openvino_feed(graph, moved), share_inputs=True)
+
+
+def _format_of(workload: Workload) -> OpenVinoFormat:
+    """The format whose graphs have the dtype of a workload."""
+    return next((written for written in FORMATS if workload.dtype in written.dtypes), FLOAT)
 
 
 OPENVINO = _OpenVino(
