@@ -29,7 +29,7 @@ app = typer.Typer(
 P = ParamSpec("P")
 
 UsageError = typer.BadParameter.__mro__[1]
-FORMAT_NAMES = "onnx, int8, program, openvino, executorch"
+FORMAT_NAMES = "onnx, int8, program, openvino, openvino-int8, executorch"
 """Names in `FORMATS`, which takes long to import."""
 INTERRUPTED = 130
 """The exit code that typer returns after Ctrl-C."""

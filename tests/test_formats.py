@@ -41,11 +41,12 @@ SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(
 NEEDS = {format_name: format_name for format_name in FORMATS} | {
     "onnx": "onnxscript",
     "int8": "onnxscript",
+    "openvino-int8": "nncf",
     "program": "torch",
 }
-LIMITS = {"onnx": 1e-4, "int8": 0.5, "program": 1e-5, "openvino": 1e-4, "executorch": 1e-4}
+LIMITS = dict.fromkeys(FORMATS, 1e-4) | {"int8": 0.5, "openvino-int8": 0.5, "program": 1e-5}
 """How far an output may be; random toys have logits of about 1."""
-UNCONVERTED = {(family, "per-layer", "openvino") for family in TASK_OF}
+UNCONVERTED = {(family, "per-layer", name) for family in TASK_OF for name in ("openvino", "openvino-int8")}
 """What OpenVINO's frontend has no operation for, as of sparse attention; the user gets one line."""
 EVERYDAY = {("bert", "per-layer"), ("vit", "uniform")}
 SLOW = {("t5", "uniform", "onnx"), ("t5", "uniform", "int8"), ("bert", "per-layer", "openvino")}

@@ -15,8 +15,9 @@ from conftest import TOYS, bert, sampled
 from nas.cli import FORMAT_NAMES
 from nas.exports.reload import RUNNERS
 from predictors import Workload, measure
+from predictors.measurement import onnx_export
 from predictors.measurement.onnx_export import require, write_onnx
-from predictors.measurement.prepare import prepare
+from predictors.measurement.prepare import check_runtime, prepare
 from predictors.measurement.runtimes import FORMATS, RUNTIMES
 from predictors.measurement.workload import RuntimeName
 from search_spaces import FAMILIES, InputError
@@ -41,7 +42,9 @@ def first_of(outputs: Any) -> np.ndarray:
     return np.asarray(outputs[0])
 
 
-def needs(runtime: str) -> None:
+def needs(runtime: str, dtype: str = "") -> None:
+    if runtime == "openvino" and dtype == "int8":
+        pytest.importorskip("nncf")
     if runtime in ("onnxruntime", "openvino"):
         pytest.importorskip(runtime)
     if runtime == "onnxruntime":
@@ -141,10 +144,23 @@ def test_only_prefill_returns_a_cache() -> None:
     assert cached.past_key_values.get_seq_length() == LENGTH and plain.past_key_values is None  # type: ignore[attr-defined]
 
 
-def test_int8_outputs_are_near_but_not_equal() -> None:
+@pytest.mark.parametrize("runtime", [name for name, runtime in RUNTIMES.items() if "int8" in runtime.dtypes])
+def test_int8_outputs_are_near_but_not_equal(runtime: str) -> None:
+    needs(runtime, "int8")
     model = bert()
-    exact, quantized = (run(model, tokens(), dtype=dtype) for dtype in ("float32", "int8"))
-    assert 0 < np.abs(exact - quantized).max() < 0.1
+    with torch.inference_mode():
+        exact = model(**tokens()).logits.numpy()
+    assert 1e-4 < np.abs(exact - run(model, tokens(), runtime=runtime, dtype="int8")).max() < 0.1
+
+
+def test_what_quantizes_is_needed_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    float32, int8 = Workload(runtime="openvino"), Workload(runtime="openvino", dtype="int8")
+    needed = RUNTIMES["openvino"].needs
+    assert set(needed(int8)) - set(needed(float32)) == {"nncf"}
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "nncf" else name)
+    check_runtime(float32)
+    with pytest.raises(InputError, match=r'dtype=int8.*needs nncf.*"paretoformer\[openvino\]"'):
+        check_runtime(int8)
 
 
 def test_a_prepared_model_can_be_measured() -> None:

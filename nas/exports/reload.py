@@ -77,6 +77,7 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, Any]]] = {
     "int8": run_onnx,
     "program": run_program,
     "openvino": run_openvino,
+    "openvino-int8": run_openvino,
     "executorch": run_executorch,
 }
 

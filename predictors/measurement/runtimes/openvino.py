@@ -11,6 +11,7 @@ from predictors.measurement.onnx_export import require
 from predictors.measurement.openvino_export import OpenVinoFormat, compiled, openvino_format, trace
 from predictors.measurement.phases import on_device
 from predictors.measurement.runtime import Call, Inputs, Runtime
+from predictors.measurement.runtimes.openvino_int8 import INT8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 FLOAT = openvino_format("openvino", "openvino/openvino_model.xml", dtypes=("float32", "bfloat16", "float16"))
 
-FORMATS: tuple[OpenVinoFormat, ...] = (FLOAT,)
+FORMATS: tuple[OpenVinoFormat, ...] = (FLOAT, INT8)
 
 
 class _OpenVino(Runtime):
