@@ -46,7 +46,7 @@ def auto(task: str) -> Any:
 
 
 @pytest.mark.parametrize("narrowed", NARROWED)
-@pytest.mark.parametrize("family", sampled(("bert", "llama", "vit"), TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("bert", "llama", "vit")))
 def test_an_export_takes_another_number_of_labels(family: str, narrowed: str, tmp_path: Path) -> None:
     tasks = [task for task in LABELLED if task in FAMILIES[family].tasks]
     for task in tasks[:1]:
