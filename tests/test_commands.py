@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from nas import cli
+from nas.commands.dry_run import estimate
+from nas.recipe.schema import Recipe
 from nas.runs.run import Run
+from nas.tasks.context import TaskContext
 
 
 def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -76,12 +79,25 @@ def test_the_commands_of_a_finished_run(
     assert all(text in printed for text in ("depth-only", str(run.recipe.workload), "each extracted", "interval"))
 
 
-def test_a_dry_run_writes_nothing(
+def test_a_dry_run_loads_no_weights_and_writes_nothing(
     text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def load_model(*_: object) -> None:
+        raise AssertionError("a dry run loads no weights")
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TaskContext, "load_model", load_model)
     before = sorted(tmp_path.rglob("*"))
     nas(monkeypatch, "search", text_recipe, "search.evaluations=7", "--dry-run")
     printed = capsys.readouterr().out
     assert "evaluations: 7" in printed and "# space: 2,400 subnetworks" in printed and "# estimated minutes" in printed
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_keeps_the_budgets_and_counts_all_examples(text_recipe: Path) -> None:
+    overrides = ["profile.samples=1000", "profile.minutes=0.02", "verify.minutes=0.03"]
+    recipe = Recipe.load(text_recipe, overrides)
+    sampled, whole = TaskContext(recipe, sample=5), TaskContext(recipe)
+    assert sampled.num_examples == whole.num_examples and len(sampled.splits.train) == 5
+    minutes = estimate(recipe)["minutes"]
+    assert minutes["profile"] <= 0.02 and set(minutes) >= {"parent", "supernet", "search", "verify", "export"}

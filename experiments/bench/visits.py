@@ -26,14 +26,14 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.latency.features import feature_names, features
 from predictors.latency.predictor import LatencyPredictor, quick_error
+from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import measuring
-from predictors.measurement.runtimes import prepare
 from search_spaces import SearchSpace, SubnetConfig
 
 RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"
 CALLS = 3
-MODELS, ROUNDS = (12, 20, 30, 45), (1, 2, 3, 6, 12, 25)
-SEEDS = 6
+MODELS, ROUNDS = (12, 24, 40), (1, 2, 4, 8, 16)
+SEEDS = 3
 
 
 def quickstart() -> tuple[TaskContext, Supernet, SearchSpace]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.recipe.schema import Training
 from nas.supernets.device import training_device
+from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TRAINER_S = 0.006
 """Seconds of a training step that the Trainer takes: collating, scheduling, logging."""
+HEAD_SIZE = 64
+"""Usual channels of an attention head."""
 MAX_MACS = 4e9
 """Multiply-accumulates of the timed layer; a larger one is timed on fewer tokens."""
 WARM_UP, REPEATS, ENOUGH_S = 1, 20, 0.5
@@ -58,11 +61,11 @@ class StepTime:
         """Times one transformer layer with as many multiply-accumulates as an average layer of the parent."""
         import torch
 
-        recipe, workload, parent = context.recipe, context.recipe.workload, context.layout.parent
+        recipe, workload = context.recipe, context.recipe.workload
         costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type)
         (batch,) = context.splits.search.labelled_batches(1)
         length = batch["input_ids"].shape[1] if "input_ids" in batch else None
-        layers = len(parent.layers) if hasattr(parent, "layers") else parent.num_hidden_layers
+        layers = sum(map(len, search_space(context).stacks))
         device = training_device()
         trained = _Layer(context, costs, length, layers, recipe.parent.batch_size, device)
         optimizer = torch.optim.AdamW(trained.layer.parameters())
@@ -103,7 +106,7 @@ class _Layer:
         tokens = context.layout.inputs.longest_sequence(length)
         macs = float(costs.macs(context.layout.parent, length)) / layers
         ffn = max(8, round((macs / tokens - 4 * hidden**2 - 2 * tokens * hidden) / (2 * hidden)))
-        heads = max(n for n in range(1, _num_heads(context) + 1) if hidden % n == 0)
+        heads = max(n for n in range(1, hidden // HEAD_SIZE + 2) if hidden % n == 0)
         used = max(1, min(tokens, int(MAX_MACS * tokens / macs)))
         self.batch = max(1, min(batch, int(MAX_MACS / macs)))
         self.scale = layers * tokens / used / self.batch
@@ -125,11 +128,6 @@ class _Layer:
 def costs_of(costs: AnalyticCosts, context: TaskContext, name: str) -> float:
     """One cost of the parent."""
     return float(costs.count((name,), [context.layout.parent], context.recipe.workload)[name][0])
-
-
-def _num_heads(context: TaskContext) -> int:
-    heads = context.layout.parent.num_attention_heads
-    return max(heads) if isinstance(heads, (tuple, list)) else heads
 
 
 def _meta_model(context: TaskContext) -> PreTrainedModel:
