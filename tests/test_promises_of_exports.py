@@ -130,7 +130,7 @@ def test_a_supernet_in_half_precision_equals_its_export(
         assert torch.equal(reloaded(**batch)[0], expected[0])
 
 
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_what_was_made_on_a_gpu_follows_a_model_to_the_cpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have devices but no values: an operation on two devices fails, as on a machine with a GPU."""
     monkeypatch.setattr(quantized, "has_int8_kernels", lambda x: False)  # which need values
@@ -148,7 +148,7 @@ def test_what_was_made_on_a_gpu_follows_a_model_to_the_cpu(family: str, monkeypa
             assert supernet.model(**inputs)[0].device.type == "cpu"
 
 
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_a_model_computes_in_the_dtype_to_which_it_is_moved(family: str) -> None:
     for seed in range(2):
         supernet, subnet = everything_open(family, seed)
@@ -173,7 +173,7 @@ def replace_tensors(model: torch.nn.Module, change: Callable[[torch.Tensor], tor
                     stored[name] = replaced.setdefault(id(value), change(value.detach()))  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_an_activation_in_inference_mode_does_not_poison_training(family: str) -> None:
     supernet, subnet = everything_open(family)
     with torch.inference_mode():

@@ -61,7 +61,7 @@ def test_an_export_takes_another_number_of_labels(family: str, narrowed: str, tm
 
 
 @pytest.mark.parametrize("narrowed", NARROWED)
-@pytest.mark.parametrize("family", sampled(DAILY, TEXT))
+@pytest.mark.parametrize("family", sampled(TEXT, lambda family: family in DAILY))
 def test_an_export_takes_another_vocabulary(family: str, narrowed: str, tmp_path: Path) -> None:
     task = "text-classification" if narrowed == "embedding_rank" else FAMILIES[family].tasks[-1]
     if task not in FAMILIES[family].tasks:
@@ -82,7 +82,7 @@ def test_an_export_takes_another_vocabulary(family: str, narrowed: str, tmp_path
 
 
 @pytest.mark.parametrize("narrowed", NARROWED)
-@pytest.mark.parametrize("family", sampled(DAILY, TOYS))
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
 def test_an_export_takes_every_head_of_its_family(family: str, narrowed: str, tmp_path: Path) -> None:
     for written in FAMILIES[family].tasks[:: max(len(FAMILIES[family].tasks) - 1, 1)]:
         folder = tmp_path / written
