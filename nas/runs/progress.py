@@ -1,4 +1,4 @@
-"""Prints lines, and shows for each stage a bar that moves: in a terminal every second, in a log every ten seconds."""
+"""Prints lines, and shows for each stage a bar that moves: in a terminal, or as a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TimeReport = Callable[[str], None]
 """Called with a note; how far it is follows from the time."""
 
 LOG_EVERY_S = 10.0
-REFRESHES_PER_SECOND = 1.0
+REFRESHES_PER_SECOND = 2.0
 """Of a bar in a terminal; more would disturb what is measured at the same time."""
 BAR_WIDTH = 10
 
