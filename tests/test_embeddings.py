@@ -54,6 +54,18 @@ def test_a_bare_encoder_has_the_mean_over_tokens(tmp_path: Path) -> None:
     assert (written.pooling, written.normalize, written.max_length) == ("mean", False, 64)
 
 
+def test_vectors_whose_length_matters_are_refused(tmp_path: Path) -> None:
+    model = write(tmp_path, "Transformer", "Pooling")
+    (tmp_path / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "dot"}')
+    with pytest.raises(InputError, match="must normalize its vectors or compare them by `cosine`"):
+        SentenceModules.read(model)
+
+
+def test_texts_get_the_prompt_and_lower_case() -> None:
+    assert SentenceModules(prompt="Find: ").prepared(["One"]) == ["Find: One"]
+    assert SentenceModules(prompt="Find: ", lower_case=True).prepared(["One"]) == ["find: one"]
+
+
 @pytest.mark.parametrize(
     ("kinds", "pooling", "law"),
     [

@@ -170,6 +170,12 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
     ),
     "masks": ("fill-mask", txt, lambda s: {"text": s}, ("accuracy", 0.2)),
     "vectors": ("feature-extraction", txt, lambda s: {"text": s}, ("cosine_similarity", 0.999)),
+    "scored pairs": (
+        "sentence-similarity",
+        csv,
+        lambda s: {"sentence1": s, "sentence2": s.replace("very ", ""), "score": 5 - s.count("very")},
+        ("cosine_similarity", 0.999),
+    ),
     "next words": ("text-generation", txt, lambda s: {"text": s}, ("accuracy", 0.4)),
     "pairs": ("text2text-generation", jsonl, lambda s: {"input": s, "output": s.split()[-1]}, ("accuracy", 0.4)),
     "speech": ("automatic-speech-recognition", parquet, lambda s: {"audio": sound(s), "text": s}, ("accuracy", 0.2)),
@@ -178,6 +184,7 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
 
 MODELS: dict[str, Callable[[Path], Any]] = {
     "vectors": lambda folder: encoder(folder),
+    "scored pairs": lambda folder: encoder(folder),
     "next words": lambda folder: causal(folder),
     "pairs": lambda folder: seq2seq("t5", folder),
     "speech": lambda folder: whisper(folder),

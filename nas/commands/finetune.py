@@ -72,7 +72,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         train(trainer, report, Run(run).logs / out.name)
     processes.exit_other_processes()
     model.save_pretrained(work)
-    context.save_processor(model.config, work)
+    context.save_processor(work)
     after = score(model, context.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
     write_json(work / "subnet.json", updated)

@@ -71,9 +71,8 @@ def weights_of(run: Run, supernet: Supernet, subnet: SubnetConfig, context: Task
 
 def save_subnet(supernet: Weights, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
     """Writes the extracted model, its processor and, unless it is a stock model, its modeling code."""
-    model = supernet.extract(subnet)
-    save_model(model, context, folder)
-    context.save_processor(model.config, folder)
+    save_model(supernet.extract(subnet), context, folder)
+    context.save_processor(folder)
 
 
 def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:

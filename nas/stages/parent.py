@@ -29,7 +29,7 @@ def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> No
         elif processes.is_main():
             save_trained(context.load_model(), [], work)
         if processes.is_main():
-            context.save_processor(context.config, work)
+            context.save_processor(work)
     print_line(f"parent     {'fine-tuned' if context.should_finetune else 'used without fine-tuning'}: {run.parent}")
 
 

@@ -107,9 +107,9 @@ class TaskContext:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
-    def save_processor(self, config: PreTrainedConfig, folder: Path) -> None:
-        """Writes what a model folder needs beside its weights, for a model of this config."""
-        self.task_type.save_processor(self.processor, self.recipe.model, config, folder)
+    def save_processor(self, folder: Path) -> None:
+        """Writes what a model folder needs beside its weights."""
+        self.task_type.save_processor(self.processor, self.recipe.model, self.layout, folder)
 
     @cached_property
     def splits(self) -> Splits:

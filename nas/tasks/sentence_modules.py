@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ class SentenceModules:
         normalize: Whether vectors have length 1.
         max_length: Tokens at which texts are truncated; None for no limit.
         prompt: What is put before every text.
+        lower_case: Whether texts are put in lower case before they are tokenized.
         files: Path in the folder -> content of the JSON files that say so; none for a bare encoder.
     """
 
@@ -40,6 +41,7 @@ class SentenceModules:
     normalize: bool = False
     max_length: int | None = None
     prompt: str = ""
+    lower_case: bool = False
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -47,7 +49,8 @@ class SentenceModules:
         """Reads those of a hub id or folder; a bare encoder has the mean over tokens.
 
         Raises:
-            InputError: If there are other modules, or another pooling than those in `POOLINGS`.
+            InputError: If there are other modules, another pooling than those in `POOLINGS`, or vectors whose length
+                matters.
         """
         modules = _read_json(model, MODULES)
         if modules is None:
@@ -65,8 +68,25 @@ class SentenceModules:
         settings = files.get(SETTINGS, {})
         prompt = settings.get("prompts", {}).get(settings.get("default_prompt_name"), "")
         pooling = _pooling_mode(files.get(pooling_file, {}), model)
-        max_length = files.get(TRANSFORMER, {}).get("max_seq_length")
-        return cls(pooling, "Normalize" in kinds, max_length, prompt, files)
+        if "Normalize" not in kinds and settings.get("similarity_fn_name") not in (None, "cosine"):
+            raise InputError(
+                f"a SentenceTransformer must normalize its vectors or compare them by `cosine`, but `{model}` uses "
+                f"`{settings['similarity_fn_name']}`; choose another model."
+            )
+        transformer = files.get(TRANSFORMER, {})
+        return cls(
+            pooling,
+            "Normalize" in kinds,
+            transformer.get("max_seq_length"),
+            prompt,
+            bool(transformer.get("do_lower_case")),
+            files,
+        )
+
+    def prepared(self, texts: Sequence[str]) -> list[str]:
+        """Returns texts as the tokenizer gets them."""
+        prompted = [self.prompt + text for text in texts]
+        return [text.lower() for text in prompted] if self.lower_case else prompted
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Returns one vector for each text (texts, channels).
@@ -80,7 +100,7 @@ class SentenceModules:
         vectors = POOLINGS[self.pooling](hidden, mask[..., None].to(hidden.dtype))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def write(self, folder: Path, hidden_size: int, max_length: int) -> None:
+    def write(self, folder: Path, hidden_size: int, max_length: int | None) -> None:
         """Makes a model folder a SentenceTransformer: as it was read, or around a bare encoder."""
         for name, content in (self.files or _new_files(hidden_size, max_length)).items():
             file = folder / name
@@ -117,7 +137,7 @@ def _pooling_mode(config: Mapping[str, Any], model: str) -> str:
     return str(mode)
 
 
-def _new_files(hidden_size: int, max_length: int) -> dict[str, Any]:
+def _new_files(hidden_size: int, max_length: int | None) -> dict[str, Any]:
     """The files of a SentenceTransformer with the mean over tokens; every version of the library reads them."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [

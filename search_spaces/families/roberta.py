@@ -12,6 +12,7 @@ ROBERTA = replace(
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.token_type_embeddings": (None, "hidden"),
         "embeddings.LayerNorm": ("hidden",),
+        "pooler.dense": ("hidden", "hidden"),
         "classifier": (None, "hidden"),
         "classifier.dense": ("hidden", "hidden"),
         "classifier.out_proj": (None, "hidden"),
@@ -21,6 +22,7 @@ ROBERTA = replace(
         "lm_head.decoder": (None, "hidden"),
     },
     runs_on={
+        "pooler.dense": "once",
         "classifier": "token",
         "classifier.dense": "once",
         "classifier.out_proj": "once",

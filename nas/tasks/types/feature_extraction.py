@@ -19,9 +19,9 @@ from nas.tasks.types.base import TaskInputs, TextTask
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedConfig
 
     from nas.tasks.losses import LogitsAndLabels
+    from search_spaces import Layout
 
 NEIGHBOURS = 10
 
@@ -61,8 +61,7 @@ class FeatureExtraction(TextTask):
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
         """Returns the tokens of texts, truncated."""
-        prompt = self.modules.prompt
-        return dict(self.processor([prompt + text for text in texts], truncation=True, max_length=self.length))
+        return dict(self.processor(self.modules.prepared(texts), truncation=True, max_length=self.length))
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads the tokens to the longest text."""
@@ -143,8 +142,7 @@ class FeatureExtraction(TextTask):
         return {**stats, "top10": neighbour_agreement(stats["predictions"], stats["labels"], NEIGHBOURS)}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, config: PreTrainedConfig, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
         """Writes the tokenizer and the files that make the folder a SentenceTransformer."""
         processor.save_pretrained(folder)
-        longest = min(processor.model_max_length, getattr(config, "max_position_embeddings", 512))
-        SentenceModules.read(model).write(folder, config.hidden_size, longest)
+        SentenceModules.read(model).write(folder, layout.parent.hidden_size, layout.inputs.max_sequence_length)
