@@ -61,7 +61,8 @@ def run(folder: Path, recipe: Recipe, evaluate: Evaluate | None = None) -> dict[
 
 def executed(folder: Path, what: str = "end") -> Counter[str]:
     """Key -> how often it was evaluated."""
-    lines = (folder / "evaluations.log").read_text().splitlines()
+    log = folder / "evaluations.log"
+    lines = log.read_text().splitlines() if log.exists() else []
     return Counter(line.split()[1] for line in lines if line.startswith(what))
 
 
@@ -101,15 +102,18 @@ def test_killed_at_random_moments_it_ends_with_the_same_trials(kills: int, tmp_p
     uninterrupted = run(tmp_path / "uninterrupted", recipe)
     folder, recorded = tmp_path / "killed", dict[str, list[str]]()
     space_and_evaluator(recipe)
-    for _ in range(kills):
+    for kill in range(kills):
+        begun = executed(folder, "begin").total()
         child = os.fork()
         if not child:
             run(folder, recipe, StandIn(folder / "evaluations.log", 0.01))
             os._exit(0)
+        while kill % 2 == 0 and executed(folder, "begin").total() == begun and is_running(child):
+            time.sleep(0.01)  # every second kill finds it at work, on a busy machine too
         time.sleep(rng.uniform(0.02, 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        evaluated = executed(folder) if (folder / "evaluations.log").exists() else Counter()
+        evaluated = executed(folder)
         before, recorded = (
             recorded,
             {name: [p.key for p in evaluated_points(s)] for name, s in read(folder, recipe).items()},
@@ -127,6 +131,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_trials(kills: int, tmp_p
     assert trials_csv(last.values()) == trials_csv(uninterrupted.values())
     assert all(set(states(study)) == {"COMPLETE"} for study in last.values())
     assert sum(executed(folder).values()) <= len(executed(folder)) + kills
+
+
+def is_running(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def read(folder: Path, recipe: Recipe) -> Mapping[str, optuna.Study]:
