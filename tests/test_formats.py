@@ -139,7 +139,7 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
     for length in (12, 5, 1):
         shorter = {name: tensor[:, :length] for name, tensor in inputs.items()}
         assert torch.allclose(run(shorter)["logits"].flatten(), logits(model, shorter), atol=1e-5)
-    with pytest.raises(InputError, match="up to 12 tokens, but got 13"):
+    with pytest.raises(InputError, match="at most 12 tokens, but `input_ids` has 13"):
         run({name: torch.ones(1, 13, dtype=torch.long) for name in inputs})
 
 
