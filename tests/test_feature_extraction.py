@@ -14,7 +14,7 @@ from toy_tasks import SENTENCES, Make, encoder
 from nas.commands.init import propose_recipe
 from nas.exports.export import save_subnet
 from nas.recipe.schema import Recipe
-from nas.stages.check import check_recipe
+from nas.stages.check import check_recipe, open_run
 from nas.supernets.importance import gradient_scores
 from nas.supernets.load import calibration_set
 from nas.supernets.space import search_space
@@ -84,7 +84,6 @@ def test_heads_and_neurons_are_scored_without_labels(context: TaskContext) -> No
 @pytest.mark.parametrize(
     ("sections", "law"),
     [
-        ({"parent": {"epochs": 1}}, "`parent.epochs` must be left out for feature-extraction"),
         ({"supernet": {"teacher": "in-place"}}, "`supernet.teacher` must be `parent` for feature-extraction"),
         ({"space": {"hidden_size": [24, 48]}}, "`space.hidden_size` must be left out for feature-extraction"),
     ],
@@ -95,6 +94,15 @@ def test_what_needs_labels_or_another_width_is_refused(
     with pytest.raises(InputError, match=law):
         check_recipe(without_parent_epochs(context, **sections))
     check_recipe(without_parent_epochs(context))
+
+
+def test_only_finetuning_trains_without_labels_for_some_epochs(context: TaskContext, tmp_path: Path) -> None:
+    recipe = without_parent_epochs(context, parent={"epochs": 1})
+    with pytest.raises(
+        InputError, match=r"`parent.epochs` must be left out for feature-extraction, .* `nas finetune`"
+    ):
+        open_run(recipe, tmp_path / "run")
+    check_recipe(recipe)
 
 
 def test_a_model_without_weights_is_refused(context: TaskContext) -> None:

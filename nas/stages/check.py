@@ -16,7 +16,7 @@ from predictors.costs.analytic import COST_NAMES
 from predictors.measurement.memory import memory_mb
 from predictors.measurement.prepare import check_runtime
 from predictors.measurement.workload import device_errors_as_input_errors
-from search_spaces import InputError
+from search_spaces import TASKS, InputError
 
 
 def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
@@ -32,6 +32,11 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder.
     """
+    if recipe.parent.epochs is not None and not TASKS[recipe.task.type].has_labels:
+        raise InputError(
+            f"`parent.epochs` must be left out for {recipe.task.type}, whose model is used as it is, but got "
+            f"{recipe.parent.epochs:g}; `nas finetune` takes it."
+        )
     existing = Run(folder) if Path(folder, "recipe.yaml").exists() else None
     remote = existing.is_remote if existing else remote
     if existing and recipe.space == "auto":
@@ -126,15 +131,10 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
 
 
 def _check_needs_no_labels(context: TaskContext) -> None:
-    """Raises InputError if a task without labels has no model with weights, or a training that needs labels."""
+    """Raises InputError if a task without labels has no model with weights, or another teacher than that."""
     recipe, name = context.recipe, context.recipe.task.type
     if context.has_no_weights:
         raise InputError(f"{name} needs a trained model, but `{recipe.model}` has no weights; choose another folder.")
-    if recipe.parent.epochs is not None:
-        raise InputError(
-            f"`parent.epochs` must be left out for {name}: without labels the model is used as it is, but got "
-            f"{recipe.parent.epochs:g}."
-        )
     if recipe.supernet.teacher != "parent":
         raise InputError(
             f"`supernet.teacher` must be `parent` for {name}: without labels nothing else is learned from, but got "
