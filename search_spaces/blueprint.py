@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
-from search_spaces.kinds import Kind, LowRank, LowRankEmbedding, Skipped
+from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Skipped
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout

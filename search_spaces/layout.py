@@ -199,7 +199,7 @@ class Layout:
         return location.stack is not None and location.path in self.family.stacks[location.stack].shared_by_first_layer
 
     def position_of(self, subnet: SubnetConfig, location: ParameterLocation) -> int | None:
-        """RunsOn in ``subnet.layers`` of the layer that has a module of a parent layer; None where none has."""
+        """Position in ``subnet.layers`` of the layer that has a module of a parent layer; None where none has."""
         assert location.stack is not None and location.layer is not None
         if self.is_shared_by_first_layer(location):
             positions = self.kept_positions(subnet)[location.stack]

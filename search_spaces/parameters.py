@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.batch import SubnetBatch
 from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET
 from search_spaces.subnet import SubnetConfig
+from search_spaces.subnet_batch import SubnetBatch
 
 if TYPE_CHECKING:
     import optuna

@@ -11,7 +11,7 @@ import numpy as np
 from search_spaces.dimension import Rank
 from search_spaces.dimensions import DIMENSIONS
 from search_spaces.family import Axes, Axis, Family
-from search_spaces.kinds import Kind, LowRank, Quantized, Shape, StoredTensor
+from search_spaces.module_kinds import Kind, LowRank, Quantized, Shape, StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -30,7 +30,7 @@ from predictors.measurement.precision import unsupported_reason
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
 from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION
-from search_spaces.kinds import Quantized
+from search_spaces.module_kinds import Quantized
 from search_spaces.useful_choices import useful_choices
 
 ROUNDED = [dtype for dtype in DTYPES if dtype != FULL_PRECISION]

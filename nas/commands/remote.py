@@ -28,7 +28,7 @@ from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 BUNDLED_MODULES = {
-    "search_spaces": ("dimension", "errors", "kinds"),
+    "search_spaces": ("dimension", "errors", "module_kinds"),
     "search_spaces.dimensions": ("bits",),
     "predictors": (),
 }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.initialization import no_init_weights
 
-from nas.modeling.kinds import KINDS
 from nas.modeling.modeling_nas import EDITS
+from nas.modeling.module_kinds import KINDS
 from nas.modeling.registration import stock_classes
 from search_spaces import TASKS, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint

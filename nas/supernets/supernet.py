@@ -23,8 +23,8 @@ from nas.modeling.elastic import (
     make_elastic,
     select_active,
 )
-from nas.modeling.kinds import KINDS
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
+from nas.modeling.module_kinds import KINDS
 from nas.modeling.quantized import quantize
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
@@ -32,7 +32,7 @@ from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
-from search_spaces.kinds import Kind, LowRank, LowRankEmbedding, Quantized, Skipped, SparseAttention
+from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Quantized, Skipped, SparseAttention
 from search_spaces.stock_config import stock_config_update
 from search_spaces.validation import check_subnet
 

@@ -12,8 +12,8 @@ from predictors.costs.activation_memory import axes_of, count_kv_cache, count_li
 from search_spaces import Layout, SubnetConfig
 from search_spaces.dimensions import BLOCK_OF_AXIS, BLOCKS, PER_SUBNET
 from search_spaces.family import RunsOn
-from search_spaces.kinds import SparseAttention
 from search_spaces.layout import OUTSIDE, ParameterLocation, is_under
+from search_spaces.module_kinds import SparseAttention
 from search_spaces.subnet import SIZES
 
 Shape = tuple[int, ...]

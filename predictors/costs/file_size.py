@@ -20,8 +20,8 @@ from predictors.costs.block_costs import Blocks, Shape, blocks_of_tensor, extrac
 from predictors.costs.cost_table import cached_by_row, unique_rows
 from search_spaces import Layout, SubnetBatch, SubnetConfig
 from search_spaces.dimensions import BLOCKS, NO_BLOCK
-from search_spaces.kinds import StoredTensor
 from search_spaces.layout import OUTSIDE, is_under
+from search_spaces.module_kinds import StoredTensor
 from search_spaces.subnet import NUMERIC, SIZES
 
 SHARED_BY_STACK: Blocks = ("leading",)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError
-from search_spaces.kinds import SparseAttention
+from search_spaces.module_kinds import SparseAttention
 from search_spaces.proportions import attention_score_share
 
 if TYPE_CHECKING:

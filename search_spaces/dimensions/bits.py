@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Category, Facts
 from search_spaces.errors import InputError, did_you_mean
-from search_spaces.kinds import Quantized
+from search_spaces.module_kinds import Quantized
 
 if TYPE_CHECKING:
     from search_spaces.blueprint import LayerDraft

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search_spaces.families.bert import BERT
 from search_spaces.family import Stack
-from search_spaces.kinds import LowRank
+from search_spaces.module_kinds import LowRank
 
 if TYPE_CHECKING:
     from search_spaces.blueprint import LayerBlueprint

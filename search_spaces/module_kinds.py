@@ -1,4 +1,4 @@
-"""Kinds of module that can take the place of a stock one; their PyTorch side is `nas.modeling.kinds`."""
+"""Kinds of module that can take the place of a stock one; their PyTorch side is `nas.modeling.module_kinds`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The PyTorch side of each kind of module: how it is active in a supernet, and how an export describes it.
 
-`search_spaces.kinds` says what a kind is, `modeling_nas.EDITS` applies the description when an export is loaded.
+`search_spaces.module_kinds` says what a kind is; `modeling_nas.EDITS` applies the description when an export loads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from nas.modeling.modeling_nas import set_sparse_attention
 from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.kinds import Kind, LowRank, LowRankEmbedding, Quantized, Shape, Skipped, SparseAttention
+from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Quantized, Shape, Skipped, SparseAttention
 
 Basis = Callable[[int], torch.Tensor]
 """Rank -> orthonormal directions (outputs, rank) that a module's outputs keep."""
