@@ -202,5 +202,5 @@ def test_a_stock_export_has_a_config_that_its_class_accepts(family: str, is_stoc
     model = supernet.extract(SubnetConfig.uniform((0, 2), **odd))
     model.save_pretrained(tmp_path)
     reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert (reloaded.config.model_type == family) == is_stock
+    assert type(reloaded).__module__.startswith("transformers.models") == is_stock
     assert torch.equal(generated(reloaded, prompts(family)), generated(model, prompts(family)))
