@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,12 +20,22 @@ from nas.exports.export import enable_remote_code
 from nas.modeling.registration import register
 from nas.supernets.importance import drop_layer, order_by_importance
 from nas.supernets.supernet import Supernet
-from search_spaces import FAMILIES, TASKS
+from search_spaces import FAMILIES, TASKS, SubnetConfig
 
 NARROWED = ("intermediate_size", "hidden_size", "embedding_rank", "everything")
 DAILY = ("bert", "llama", "gpt2")
 TEXT = [name for name, toy in TOYS.items() if "vocab_size" in toy.config]
 LABELLED = ("text-classification", "token-classification", "image-classification")
+
+
+def narrow(supernet: Supernet, narrowed: str) -> SubnetConfig:
+    """A subnetwork in which one dimension or all are narrowed, the hidden size among them if it may change."""
+    if narrowed != "everything":
+        return make_space(supernet, [narrowed]).smallest
+    space = make_space(supernet, everything(supernet))
+    samples = (space.sample(Random(seed)) for seed in count())
+    fixed = space.smallest.hidden_size == supernet.parent.hidden_size
+    return next(each for each in samples if fixed or each.hidden_size < supernet.parent.hidden_size)
 
 
 def export(family: str, narrowed: str, task: str, folder: Path) -> Any:
@@ -33,8 +44,7 @@ def export(family: str, narrowed: str, task: str, folder: Path) -> Any:
     supernet: Supernet = calibrated(TOYS[family].model(task), TOYS[family])
     if narrowed != "everything" and narrowed not in dimensions(supernet):
         pytest.skip(f"{family} has no {narrowed} for {task}")
-    names = everything(supernet) if narrowed == "everything" else [narrowed]
-    model = supernet.extract(make_space(supernet, names).sample(Random(3)))
+    model = supernet.extract(narrow(supernet, narrowed))
     if type(model).__name__.startswith("Nas"):
         enable_remote_code(model, TASKS[task].auto_class)
     model.save_pretrained(folder)
