@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from search_spaces.space import SearchSpace
+
+
+MAX_TABLE = 1 << 16
+"""Largest code that is looked up in a table: sizes are below it, codes of attention patterns are not."""
 
 
 class Parameters(Mapping[str, tuple[Any, ...]]):
@@ -147,13 +151,14 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
             names = [field if self.space.scope == "uniform" else f"{field}.{layer}" for layer in layers]
             values[field] = np.stack([self._values_of(vectors, name) for name in names], axis=1)
         *_, last = widths = [names[0] for names in BLOCKS.values()]
-        has_block = np.any([values[width] for width in widths], axis=0)
+        has_block = reduce(np.logical_or, (values[width] for width in widths))
         values[last] = np.where(has_block, values[last], min(width for width in choices[last] if width))
         for width, *others in BLOCKS.values():
-            rows = np.searchsorted(choices[width], values[width])
+            rows = _positions(np.array(choices[width]), values[width])
             for field in others:
                 codes, repaired = self._repaired[field]
-                values[field] = repaired[rows, np.searchsorted(codes, values[field])]
+                if not np.array_equal(repaired, np.broadcast_to(codes, repaired.shape)):
+                    values[field] = repaired[rows, _positions(codes, values[field])]
         return values
 
     @cached_property
@@ -189,6 +194,15 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
             choices = self.space.choices[field]
             return batch.category_index(field, choices) / len(choices)
         return batch.layer_values[field] / max(getattr(self.space.parent, field))
+
+
+def _positions(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The index of each value in ascending codes, by a table where they are small: faster than a binary search."""
+    if codes[-1] > MAX_TABLE:
+        return np.searchsorted(codes, values)
+    table = np.zeros(codes[-1] + 1, dtype=np.intp)
+    table[codes] = np.arange(len(codes))
+    return table[values]
 
 
 def _distribution(values: tuple[Any, ...]) -> BaseDistribution:

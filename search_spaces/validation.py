@@ -61,7 +61,7 @@ def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
         raise InputError(f"the layers of `{family.model_type}` share their weights, but got {subnet}.")
     if not all(layout.kept_positions(subnet)):
         raise InputError(f"an encoder-decoder must keep at least one encoder and one decoder layer, but got {subnet}.")
-    for position, layer in enumerate(subnet.layers):
-        sizes, full = layout.blueprint(subnet).layers[position].sizes, layout.full_sizes[layout.stack_of(layer)[0]]
+    for layer, blueprint in zip(subnet.layers, layout.blueprint(subnet).layers, strict=True):
+        sizes, full = blueprint.sizes, layout.full_sizes[layout.stack_of(layer)[0]]
         if layout.shapes.attribute_value(PER_GROUP, sizes) > layout.shapes.attribute_value(PER_GROUP, full):
             raise InputError(f"a subnetwork must fit into its parent ({layout.parent}), but got {subnet}.")

@@ -16,11 +16,12 @@ import safetensors.torch, torch, transformers
 import transformers.models.bert.modeling_bert
 torch.set_num_threads(1)
 for line in sys.stdin:
-    words, said, environment = json.loads(line)
+    words, stderr, folder, environment = json.loads(line)
     child = os.fork()
     if not child:
         code = 1
-        os.dup2(os.open(said, os.O_WRONLY), 2)
+        os.dup2(os.open(stderr, os.O_WRONLY), 2)
+        os.chdir(folder)
         os.environ.update(environment)
         sys.argv = words
         try:
@@ -48,10 +49,10 @@ def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder, "said")
-        said.touch()
+        stderr = Path(folder, "stderr")
+        stderr.touch()
         environment = {name: text for name, text in options["env"].items() if name.startswith("HF_")}
-        server.stdin.write(json.dumps([words, str(said), environment]) + "\n")
+        server.stdin.write(json.dumps([words, str(stderr), str(Path.cwd()), environment]) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, code, "", said.read_text())
+        return subprocess.CompletedProcess(command, code, "", stderr.read_text())

@@ -198,9 +198,12 @@ class Supernet:
         for path, parameters in layer.axes.items():
             active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
             layer.modules[path].__dict__["active_entries"] = active_entries
-        for kind, paths in layer.candidates.items():
+        changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
+        for kind, paths in layer.candidates.items() if changed is None or changed else ():
             for path in paths:
                 here = self.family.embedding if stack is None else path
+                if changed is not None and here not in changed:
+                    continue
                 basis = partial(self._basis, layer.linear_weights.get(path, ""), blueprint.sizes)
                 KINDS[kind].activate(layer.root.get_submodule(path), blueprint.kind(here, kind), basis)
         for path, attributes in self.family.stacks[stack].attributes.items() if stack is not None else ():
