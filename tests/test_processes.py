@@ -84,7 +84,7 @@ def test_ray_train_equals_torchrun_and_survives_a_lost_worker(recipe: Path, monk
     ray = pytest.importorskip("ray")
     here = recipe.parent
     output = launched_by(TORCHRUN, "profile", recipe, "--run", here / "launched")
-    assert output.count("supernet   ") == 1 and "depth-only" in output
+    assert output.count("supernet   trained: ") == 1 and "depth-only" in output
     launched = Run(here / "launched")
     assert not (launched.supernet / "checkpoints").exists() and any(launched.predictor.iterdir())
 
