@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import runpy
@@ -147,6 +148,12 @@ def test_the_map_has_every_folder_and_loose_module(package: str) -> None:
 def test_the_reference_has_every_public_name() -> None:
     headings = set(re.findall(r"heading: nas\.(\w+)", (ROOT / "docs" / "reference" / "python.md").read_text()))
     assert headings == set(nas.__all__) - {"FAMILIES"}
+
+
+def test_the_reference_names_what_exists() -> None:
+    for name in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference" / "python.md").read_text(), re.M):
+        module, attribute = name.rsplit(".", 1)
+        assert hasattr(importlib.import_module(module), attribute), name
 
 
 def test_blocks_that_do_not_run_are_counted() -> None:
