@@ -99,6 +99,11 @@ class TaskType(ABC):
         return TASKS[self.task.type].labels_tokens
 
     @property
+    def keeps_channels(self) -> bool:
+        """Whether channels of the residual stream keep their number and order, because they are the output."""
+        return "hidden_size" in TASKS[self.task.type].fixed
+
+    @property
     @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
         """Name -> metric; a metric is computed from what `example_stats` returns."""
