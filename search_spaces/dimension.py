@@ -107,6 +107,15 @@ class Dimension:
         """The value in a layer that skips its block."""
         return self.neutral if self.is_categorical else 0
 
+    @property
+    def has_neutral(self) -> bool:
+        """Whether one value changes nothing; such a dimension does not shrink in the baseline of uniform scaling."""
+        return self.neutral is not None
+
+    def is_neutral(self, value: Any, values: Mapping[str, Any]) -> bool:
+        """Whether a value changes nothing; ``values`` are those of the subnetwork."""
+        return self.has_neutral and value in (self.default(values), self.if_skipped)
+
     def check(self, where: str, values: Mapping[str, Any]) -> None:
         """Raises InputError unless the value fits the others of its layer, or of the subnetwork.
 
@@ -162,11 +171,11 @@ class Dimension:
         return not self.depends_on or self.name in space.given
 
     def choices_for(self, width: int, space: SearchSpace) -> tuple[Any, ...]:
-        """Choices in a block of a width."""
+        """Choices in a block of a width, or next to a value of the dimension that it depends on."""
         return space.choices.get(self.name, (self.neutral,)) if width else (self.if_skipped,)
 
     def repaired(self, value: Any, width: int, space: SearchSpace) -> Any:
-        """The possible value nearest to a choice, in a block of a width."""
+        """The possible value nearest to a choice, where `choices_for` takes the same width."""
         return value if width else self.if_skipped
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:

@@ -56,5 +56,7 @@ BLOCK_OF_AXIS = {
 }
 """Axis of weights -> the block of a layer that has it."""
 
-WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names}
-"""Dimension of a block -> the width of that block."""
+WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names} | {
+    name: DIMENSIONS[name].depends_on for name in PER_SUBNET if DIMENSIONS[name].depends_on
+}
+"""Dimension of a block -> the width of that block; of the subnetwork -> the dimension that it depends on."""
