@@ -7,7 +7,7 @@ the objects of `search_spaces.dimensions` and name none of them. Nothing here im
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from search_spaces.errors import InputError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search_spaces.layout import Layout
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
+    from search_spaces.tasks import Task
 
 DimensionScope = Literal["stack", "subnetwork", "layer", "attention", "mlp"]
 """What has one value: a stack of layers, the subnetwork, a layer, or a block of a layer."""
@@ -47,7 +48,7 @@ class Facts:
         unsupported_dtypes: Dtype -> why the workload cannot run it, or why it is not worthwhile there.
         ties_embedding: Whether the output head shares the table of token embeddings.
         is_decoding: Whether the workload computes one token at a time.
-        fixed: Dimensions that may not vary, as the outputs of the task keep their size.
+        fixed: Dimension -> why it may not vary in the task.
     """
 
     tokens: int
@@ -55,7 +56,7 @@ class Facts:
     unsupported_dtypes: Mapping[str, str] | None = None
     ties_embedding: bool = False
     is_decoding: bool = False
-    fixed: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,10 @@ class Dimension:
     def fixed_reason(self, family: Family) -> str:
         """Why it cannot vary in a family; empty if it can, or if there is nothing to say."""
         return ""
+
+    def fixed_in(self, task: Task) -> str:
+        """Why it may not vary in a task; empty if it may."""
+        return "the outputs of the task keep their size" if self.name in task.fixed else ""
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """The parent's own value in a stack."""
