@@ -29,12 +29,16 @@ class ElasticKind:
         section: Section of ``nas_arch`` that describes it.
         describe: The kind, shapes of the tensors that the module then has -> what that section holds for the module.
         has_weights: Whether it replaces a weight of the parent, whose shape its description needs.
+        of_model: Whether it is a kind of a whole model, one without a head.
+        impossible: Why a ``{model}`` may not have it, for a kind outside the layers.
     """
 
     activate: Callable[[nn.Module, Any, Basis], None]
     section: str
     describe: Callable[[Any, dict[str, Shape]], Any]
     has_weights: bool = True
+    of_model: bool = False
+    impossible: str = ""
 
 
 def _skip(module: nn.Module, kind: Skipped | None, basis: Basis) -> None:
@@ -62,7 +66,12 @@ KINDS: dict[type[Kind], ElasticKind] = {
     Skipped: ElasticKind(_skip, "skip", lambda kind, shapes: kind.returns, has_weights=False),
     SparseAttention: ElasticKind(_attend, "attention", lambda kind, shapes: list(kind.graph), has_weights=False),
     LowRank: ElasticKind(_factorize, "low_rank", _describe_factors),
-    LowRankEmbedding: ElasticKind(_factorize, "embedding", lambda kind, shapes: [shapes["up.weight"][0], kind.rank]),
+    LowRankEmbedding: ElasticKind(
+        _factorize,
+        "embedding",
+        lambda kind, shapes: [shapes["up.weight"][0], kind.rank],
+        impossible="the embeddings must stay as they are: the output head of {model} shares the embedding table",
+    ),
     Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype),
 }
 """Kind -> how it is computed and described."""
