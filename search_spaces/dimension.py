@@ -72,6 +72,7 @@ class Dimension:
         neutral: The value that changes nothing; None where that is the parent's own size.
         depends_on: The dimension on whose value its possible values depend, if any. Without choices of its own it
             then follows that dimension.
+        is_cost: Whether its value is also a cost, which objectives and constraints may name.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Dimension:
     axes: tuple[str, ...] = ()
     neutral: Any = None
     depends_on: str = ""
+    is_cost: bool = False
 
     choice_type: ClassVar[Any] = int
     """Type of a choice in a recipe."""

@@ -17,6 +17,7 @@ from predictors.measurement.memory import memory_mb
 from predictors.measurement.prepare import check_runtime
 from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import TASKS, InputError
+from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 
 
 def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
@@ -101,10 +102,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     space = search_space(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
-        raise InputError(
-            f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
-        )
+    _check_costs(context)
     if not context.task.has_labels:
         _check_needs_no_labels(context)
     for folder in recipe.profile.earlier:
@@ -128,6 +126,18 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
         context.training_set(settings)
     _ = context.has_head
     return context
+
+
+def _check_costs(context: TaskContext) -> None:
+    """Raises InputError if an objective or a constraint names a cost that the model or the task does not have."""
+    recipe = context.recipe
+    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
+        raise InputError(
+            f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
+        )
+    for name in COST_DIMENSIONS:
+        if name in recipe.value_names and (why := DIMENSIONS[name].fixed_in(context.task)):
+            raise InputError(f"`{name}` is no cost of {recipe.task.type}, because {why}; leave it out.")
 
 
 def _check_needs_no_labels(context: TaskContext) -> None:

@@ -60,3 +60,6 @@ WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names} | {
     name: DIMENSIONS[name].depends_on for name in PER_SUBNET if DIMENSIONS[name].depends_on
 }
 """Dimension of a block -> the width of that block; of the subnetwork -> the dimension that it depends on."""
+
+COST_DIMENSIONS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.is_cost)
+"""Dimensions of the subnetwork whose value is also a cost."""
