@@ -19,7 +19,7 @@ from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
 from predictors import Workload
-from search_spaces import TASKS, InputError, Layout
+from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import short_error
 from search_spaces.tasks import Task
 
@@ -107,9 +107,10 @@ class TaskContext:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
-    def save_processor(self, folder: Path) -> None:
-        """Writes what a model folder needs beside its weights."""
-        self.task_type.save_processor(self.processor, self.recipe.model, self.layout, folder)
+    def save_processor(self, folder: Path, subnet: SubnetConfig | None = None) -> None:
+        """Writes what the model folder of a subnetwork, by default of the parent, needs beside its weights."""
+        what = self.processor, self.recipe.model, self.layout, subnet or self.layout.parent
+        self.task_type.save_processor(*what, folder)
 
     @cached_property
     def splits(self) -> Splits:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nas.tasks.batches import Batch, Row
 from nas.tasks.metrics import Metric, load_metric
-from search_spaces import TASKS, InputError, Layout
+from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -155,13 +155,14 @@ class TaskType(ABC):
         return {name: value for name, value in self.__dict__.items() if name not in ("train", "test", "load_parent")}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
         """Writes the processor, and what else a model folder needs beside its weights.
 
         Args:
             processor: The tokenizer, image processor or speech processor.
             model: Hub id or folder of the recipe's model.
             layout: The layout of this model.
+            subnet: The subnetwork in the folder.
             folder: The model folder.
         """
         processor.save_pretrained(folder)

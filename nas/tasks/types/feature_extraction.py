@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from nas.tasks.losses import LogitsAndLabels
-    from search_spaces import Layout
+    from search_spaces import Layout, SubnetConfig
 
 NEIGHBOURS = 10
 
@@ -121,10 +121,10 @@ class FeatureExtraction(TextTask):
         self, model: Any, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Returns both vectors of each text, their cosine similarity, and the loss."""
-        import torch.nn.functional as F
+        from nas.tasks.losses import cosine_similarity
 
         vectors, labels = self.embeddings(model(**model_inputs(batch)), batch), batch["labels"]
-        cosine = F.cosine_similarity(vectors, labels).double().cpu().numpy()
+        cosine = cosine_similarity(vectors, labels).double().cpu().numpy()
         return {
             "cosine": cosine,
             "loss": 1.0 - cosine,
@@ -142,7 +142,7 @@ class FeatureExtraction(TextTask):
         return {**stats, "top10": neighbour_agreement(stats["predictions"], stats["labels"], NEIGHBOURS)}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
         """Writes the tokenizer and the files that make the folder a SentenceTransformer."""
         processor.save_pretrained(folder)
-        SentenceModules.read(model).write(folder, layout.parent.hidden_size, layout.inputs.max_sequence_length)
+        SentenceModules.read(model).write(folder, subnet.hidden_size, layout.inputs.max_sequence_length)
