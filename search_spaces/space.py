@@ -204,7 +204,7 @@ class SearchSpace:
 
     def _uniform(self, values: dict[str, Any]) -> SubnetConfig:
         """The uniform subnetwork of these values; those that do not go with the width of their block are repaired."""
-        complete = {name: values.get(name, DIMENSIONS[name].neutral) for name in (*PER_LAYER, *PER_SUBNET)}
+        complete = {name: values.get(name, self.choices_of(name)[-1]) for name in (*PER_LAYER, *PER_SUBNET)}
         for name, width in WIDTH_OF.items():
             complete[name] = DIMENSIONS[name].repaired(complete[name], complete[width], self)
         return SubnetConfig.uniform(self.most_important_layers([values[n] for n in self.depth_names]), **complete)
