@@ -145,4 +145,4 @@ class FeatureExtraction(TextTask):
     def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
         """Writes the tokenizer and the files that make the folder a SentenceTransformer."""
         processor.save_pretrained(folder)
-        SentenceModules.read(model).write(folder, subnet.hidden_size, layout.inputs.max_sequence_length)
+        SentenceModules.read(model).write(folder, subnet.embedding_dim, layout.inputs.max_sequence_length)
