@@ -18,6 +18,7 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
+from nas.tasks.weights import load_weights
 from predictors import Workload
 from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import short_error
@@ -248,10 +249,14 @@ class TaskContext:
         import transformers
 
         source = str(folder or self.recipe.model)
+        auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
-            auto = getattr(transformers, self.auto_class)
-            model = auto.from_pretrained(source, **labels, dtype=torch.float32)
+            model = load_weights(auto, source, self.layout, new_head=new_head, **labels)
             return model if folder is not None else extend_positions(model, self.config)
+        except InputError as error:
+            if folder is None:
+                raise
+            raise InputError(f"{error} Delete `{source}` and run the same command again.") from None
         except Exception as error:
             hint = f"delete `{source}` and run the same command again"
             raise InputError(

@@ -66,6 +66,7 @@ class TaskType(ABC):
         names: Class names by id; empty if the task has no classes.
         problem_type: The ``problem_type`` of the model's config, if the task needs one.
         activation: How logits become a prediction.
+        label: Column of the labels; None if there are none to show.
         train: Training examples, before processing; the search slice is drawn from them.
         test: Held-out examples.
     """
@@ -78,6 +79,7 @@ class TaskType(ABC):
     whole_set_metrics: ClassVar[frozenset[str]] = frozenset()
     reference_columns: ClassVar[tuple[str, ...]] = ()
     names: list[str]
+    label: str | None = None
     problem_type: str | None = None
     activation: Activation = "softmax"
 
@@ -92,6 +94,24 @@ class TaskType(ABC):
         self.processor = inputs.processor
         self.names = []
         self.train, self.test = train, test
+
+    @property
+    def label_column(self) -> str | None:
+        """The label column of the recipe, None if it names none.
+
+        Raises:
+            InputError: If it names several.
+        """
+        if isinstance(self.task.label, list):
+            raise InputError(
+                f"`task.label` must name one column for {self.task.type}, but got {self.task.label}; name one of them."
+            )
+        return self.task.label
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The columns that make an example: two rows are duplicates if they are equal; none where that is not "
+        "known."""
+        return ()
 
     @property
     def labels_tokens(self) -> bool:

@@ -13,6 +13,7 @@ from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import neighbour_agreement
+from nas.tasks.rows import map_examples
 from nas.tasks.sentence_modules import SentenceModules
 from nas.tasks.types.base import TaskInputs, TextTask
 
@@ -52,12 +53,14 @@ class FeatureExtraction(TextTask):
         """Checks the columns."""
         self.column = text_column(train, self.task.text, self.task.train)
 
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The text."""
+        return (self.column,)
+
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the texts."""
         column = text_column(examples, self.column, source)
-        return examples.map(
-            lambda rows: self.tokenize(rows[column]), batched=True, remove_columns=examples.column_names
-        )
+        return map_examples(examples, lambda rows: self.tokenize(rows[column]))
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
         """Returns the tokens of texts, truncated."""
