@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOYS, logits
+from test_formats import NEEDS, exported
 
 from nas.exports.check import FormatCheck, failed_checks
+from nas.exports.export import ReloadError, outputs_in_subprocess
+from nas.exports.formats import convert
 from nas.supernets.supernet import Supernet
+from predictors import Workload
 from predictors.measurement import onnx_export
 from predictors.measurement.onnx_export import onnx_session, quantize_onnx, write_int8_onnx, write_onnx
+from predictors.measurement.plan import Plan, load
 from predictors.measurement.rounding import TOLERANCE, allowed_difference, largest_difference
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import InputError
 
 SIXTEEN_BITS = 2**15
@@ -168,9 +175,60 @@ def test_verify_refuses_wrong_outputs_of_every_format(format_name: str, differen
     assert failed_checks(info, {format_name: FormatCheck(difference=0.05, allowed=0.1)}) == []
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "cut.onnx"
-    file.write_bytes(written["float32"].read_bytes()[:-2000])
-    with pytest.raises(Exception, match=r"(?i)protobuf|pars|invalid|truncated|decod"):
-        quantize_onnx(file, tmp_path / "int8.onnx")
-    assert not (tmp_path / "int8.onnx").exists()
+# -- damaged files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with ONNX files, of another toy, which are quick to write."""
+    folder = tmp_path_factory.mktemp("whole") / "export"
+    exported(folder)
+    (folder / "onnx").mkdir()
+    shutil.copy(written["float32"], folder / FORMATS["onnx"].file)
+    quantize_onnx(written["float32"], folder / FORMATS["int8"].file)
+    return folder
+
+
+def truncate(folder: Path, format_name: str, share: float) -> Path:
+    """Cuts the largest file of a format, that of its weights."""
+    files = [*folder.glob("*.safetensors")] if format_name == "torch" else [folder / FORMATS[format_name].file]
+    files += [file.with_suffix(".bin") for file in files if file.suffix == ".xml"]
+    cut = max(files, key=lambda file: file.stat().st_size)
+    cut.write_bytes(cut.read_bytes()[: int(share * cut.stat().st_size)])
+    return files[0]
+
+
+QUICK = {"onnx", "int8"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize(
+    "format_name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FORMATS]
+)
+def test_a_truncated_file_is_refused_in_one_line(format_name: str, share: float, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS[format_name])
+    if not (whole / FORMATS[format_name].file).exists():
+        convert(whole, [format_name])
+    folder = Path(shutil.copytree(whole, tmp_path / "export"))
+    file = truncate(folder, format_name, share)
+    with pytest.raises(InputError, match="must be complete, but it cannot be read") as refused:
+        FORMATS[format_name].load(file)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ReloadError) as failed:
+        outputs_in_subprocess(format_name, file, "text-classification", TOYS["bert"].inputs())
+    assert "\n" not in str(failed.value)
+    if format_name == "onnx":
+        with pytest.raises(InputError, match="must be complete, but it cannot be read"):
+            convert(folder, ["int8"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_folder_with_truncated_weights_is_refused_in_one_line(share: float, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "export"))
+    truncate(folder, "torch", share)
+    with pytest.raises(InputError, match="must be complete, but it cannot be read"):
+        convert(folder, ["onnx"])
+    plan = Plan(Workload(), "AutoModelForSequenceClassification", {"m": str(folder)}, {"m": "m.npz"}, "m", 1, 0.1)
+    np.savez(tmp_path / "m.npz", input_ids=np.ones((1, 4), np.int64))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(tmp_path, plan, "m")

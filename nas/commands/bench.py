@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.table import Table
+from safetensors import SafetensorError
 
 from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
@@ -162,7 +163,7 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, 
         if not recipe.workload.needs_torch:
             try:
                 model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 raise InputError(f"model `{name}` does not load: {short_error(error)}") from None
             target = folder / f"{number}"
             target.mkdir()

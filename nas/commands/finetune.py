@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from nas.exports.card import write_card
-from nas.exports.formats import read_export_info, size_mb
+from nas.exports.formats import load_export, read_export_info, size_mb
 from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
@@ -26,7 +24,7 @@ from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
 from predictors import Workload, device_name
-from search_spaces import InputError, SubnetConfig
+from search_spaces import InputError
 
 
 def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
@@ -51,7 +49,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     info = read_export_info(folder)
     Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
-    model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=False)
+    model = load_export(folder, recipe.task.type)
     before = score(model.to(training_device()), context.splits.test, recipe.metric_names)
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
@@ -72,7 +70,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         train(trainer, report, Run(run).logs / out.name)
     processes.exit_other_processes()
     model.save_pretrained(work)
-    context.save_processor(work, SubnetConfig.from_dict(info["subnet"]))
+    context.save_processor(work)
     after = score(model, context.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
     write_json(work / "subnet.json", updated)

@@ -13,6 +13,7 @@ import transformers
 from nas.runs.files import read_json
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
+from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
@@ -53,7 +54,7 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     info = read_export_info(folder)
     if not formats:
         return {}
-    model = load_export(folder, info)
+    model = load_export(folder, info["task"])
     written = {}
     for name in formats:
         file = folder / FORMATS[name].file
@@ -87,10 +88,15 @@ def read_export_info(folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / "subnet.json"))
 
 
-def load_export(folder: Path, info: ExportInfo) -> PreTrainedModel:
-    """Loads the model of an export with the head of its task."""
-    auto = getattr(transformers, TASKS[info["task"]].auto_class)
-    return auto.from_pretrained(folder, trust_remote_code=False).eval()
+def load_export(folder: Path, task: str) -> PreTrainedModel:
+    """Loads the model of an export with the head of a task.
+
+    Raises:
+        InputError: If its files cannot be read.
+    """
+    auto = getattr(transformers, TASKS[task].auto_class)
+    with file_errors_as_input_errors(folder):
+        return auto.from_pretrained(folder, trust_remote_code=False).eval()
 
 
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.utils import ModelOutput
 
 from nas.exports.formats import formats_in, load_export, read_export_info, workload_inputs
@@ -38,8 +37,7 @@ class RuntimeModel(torch.nn.Module):
     def load(cls, format_name: str, path: Path, context: TaskContext) -> Any:
         """Loads a format; for ``torch``, returns the Hugging Face model itself."""
         if format_name == "torch":
-            auto = getattr(transformers, context.auto_class)
-            return auto.from_pretrained(path, trust_remote_code=False).eval()
+            return load_export(path, context.recipe.task.type)
         return cls(FORMATS[format_name].load(path), context.config, context.task.outputs)
 
     def forward(self, **inputs: Any) -> ModelOutput:
@@ -102,5 +100,5 @@ def _make_call(
 ) -> Callable[[], object]:
     """Returns a function that runs a format once on these inputs; a model folder runs in the workload's runtime."""
     if format_name == "torch":
-        return prepare(load_export(path, info), inputs, workload)
+        return prepare(load_export(path, info["task"]), inputs, workload)
     return FORMATS[format_name].prepare(path, inputs, workload)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from search_spaces.errors import InputError, short_error
 
@@ -121,7 +122,10 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=Path(target).parent, prefix=".int8-") as folder:
         cleaned = Path(folder) / "model.onnx"
-        proto = onnx.load(str(source))
+        with file_errors_as_input_errors(source):
+            proto = onnx.load(str(source))
+            if not proto.graph.node:
+                raise ValueError("it holds no graph")
         weights = {tensor.name for tensor in proto.graph.initializer}
         others = [info for info in proto.graph.value_info if info.name not in weights]
         del proto.graph.value_info[:]  # transposed weights would contradict their recorded shapes
@@ -137,13 +141,18 @@ def quantize_onnx(source: str | Path, target: str | Path) -> None:
 def onnx_session(
     file: str | Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)
 ) -> onnxruntime.InferenceSession:
-    """A session that runs an ONNX file, by default on all cores, and only logs errors."""
+    """A session that runs an ONNX file, by default on all cores, and only logs errors.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    with file_errors_as_input_errors(file):
+        return onnxruntime.InferenceSession(str(file), options, providers=list(providers))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.onnx_export import quiet_export, require
 from predictors.measurement.runtime import Format, ForwardFunction, Inputs
 
@@ -90,7 +91,8 @@ def _write(change: Change, packages: Sequence[str], model: PreTrainedModel, inpu
 def _load(file: Path) -> ForwardFunction:
     import torch
 
-    model = compiled(str(file), "float32", torch.get_num_threads())
+    with file_errors_as_input_errors(file):
+        model = compiled(str(file), "float32", torch.get_num_threads())
     expected = [name for port in model.inputs for name in port.get_names()]
 
     def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -195,6 +195,7 @@ def load(folder: Path, plan: Plan, name: str) -> Call:
             return RUNTIMES[workload.runtime].call(Path(plan.source(folder, name)), arrays, workload)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     auto = getattr(transformers, plan.auto_class)
     source, options = plan.source(folder, name), {"trust_remote_code": plan.remote_code}
@@ -204,7 +205,7 @@ def load(folder: Path, plan: Plan, name: str) -> Call:
             model = auto.from_config(config, dtype=torch.float32, **options)
         else:
             model = auto.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model `{source}` cannot be loaded: {short_error(error)}") from None
     return prepare(model, {name: torch.from_numpy(array) for name, array in arrays.items()}, workload)
 

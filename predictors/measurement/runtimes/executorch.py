@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.onnx_export import half_length, quiet_export, require, require_close
 from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from predictors.measurement.runtime import Format, ForwardFunction, Inputs
@@ -69,8 +70,9 @@ def _load(file: Path) -> ForwardFunction:
 
     if portable_lib._threadpool_get_thread_count() != torch.get_num_threads():
         portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # programs loaded before stop working
-    program = ExportedModel.from_pretrained(file.parent)
-    runner = program.runners["model"]
+    with file_errors_as_input_errors(file):
+        program = ExportedModel.from_pretrained(file.parent)
+        runner = program.runners["model"]
     shapes = [runner.method.metadata.input_tensor_meta(i).sizes() for i in range(len(runner.metadata.kwargs))]
     largest = dict(zip(runner.metadata.kwargs, shapes, strict=True))
     texts = {name: shape for name, shape in largest.items() if len(shape) == 2}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.onnx_export import quiet_export
 from predictors.measurement.phases import on_device
 from predictors.measurement.runtime import Call, Format, ForwardFunction, Inputs, Runtime
@@ -79,7 +80,8 @@ def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
 def _load(file: Path) -> ForwardFunction:
     import torch
 
-    program = torch.export.load(file)
+    with file_errors_as_input_errors(file):
+        program = torch.export.load(file)
     module, expected = program.module(), program.graph_signature.user_inputs
 
     def run(inputs: Mapping[str, torch.Tensor]) -> Any:
