@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from nas.modeling.registration import stock_classes
 from search_spaces import TASKS, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.family import Stack
+from search_spaces.module_kinds import Skipped, SparseAttention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +25,6 @@ def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> di
     """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
     arch: dict[str, dict[str, object]] = {section: {} for section in EDITS}
     _add_weights(arch, model, layout, subnet)
-    _add_kinds(arch, layout.blueprint(subnet).outside, "")
     if subnet.hidden_size != layout.parent.hidden_size:
         _add_other_heads(arch, model, layout, subnet)
     for number, positions in enumerate(layout.kept_positions(subnet)):
@@ -32,6 +33,8 @@ def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> di
         arch["like"] |= {first_layer + path: first_layer + other for path, other in copies.items()}
         for index, position in enumerate(positions[:1] if layout.family.shared_layers else positions):
             _add_layer(arch, layout, stack, layout.blueprint(subnet).layers[position], f"{stack.layers}.{index}.")
+        present = _attention_weights(stack, [layout.blueprint(subnet).layers[position] for position in positions])
+        arch["attention_weights"] |= {stack.layers: present} if present else {}
     return {section: edits for section, edits in arch.items() if edits}
 
 
@@ -99,7 +102,10 @@ def _add_layer(
     arch: dict[str, dict[str, object]], layout: Layout, stack: Stack, blueprint: LayerBlueprint, start: str
 ) -> None:
     """Adds what becomes of the modules of a layer, apart from their weights."""
-    _add_kinds(arch, blueprint, start)
+    for path, kinds in blueprint.kinds.items():
+        for kind in kinds:
+            if not KINDS[type(kind)].has_weights:
+                arch[KINDS[type(kind)].section][start + path] = KINDS[type(kind)].describe(kind, {})
     arch["wrap"] |= {start + path: name for path, name in stack.mixins.items() if not blueprint.skips(path)}
     for path, formulas in stack.attributes.items():
         if not blueprint.skips(path):
@@ -107,9 +113,10 @@ def _add_layer(
             arch["attributes"][start + path] = values
 
 
-def _add_kinds(arch: dict[str, dict[str, object]], blueprint: LayerBlueprint, start: str) -> None:
-    """Adds the kinds of modules that replace no weights."""
-    for path, kinds in blueprint.kinds.items():
-        for kind in kinds:
-            if not KINDS[type(kind)].has_weights:
-                arch[KINDS[type(kind)].section][start + path] = KINDS[type(kind)].describe(kind, {})
+def _attention_weights(stack: Stack, layers: Sequence[LayerBlueprint]) -> dict[str, list[bool]]:
+    """Name of an output -> whether each layer has attention weights in it; without outputs that all layers have."""
+    attends = [not any(layer.kind(path, Skipped) for path in stack.skips.get("attention", ())) for layer in layers]
+    is_sparse = [layer.kind(stack.attention_module, SparseAttention) is not None for layer in layers]
+    present = {"attentions": [own and not sparse for own, sparse in zip(attends, is_sparse, strict=True)]}
+    present |= {"cross_attentions": attends} if stack.source_modules else {}
+    return {name: has for name, has in present.items() if not all(has)}

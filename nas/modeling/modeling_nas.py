@@ -6,8 +6,8 @@ and transformers. Every stock class has a counterpart here: ``NasBertForSequence
 """
 
 import copy
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -194,29 +194,6 @@ def set_sparse_attention(module: Any, graph: list[int] | None) -> None:
             vars(module.config).pop(name, None)
 
 
-def set_output_size(model: Any, size: int | None) -> None:
-    """Sets how many leading channels of its hidden states a model returns; None: all."""
-    if size is not None and not hasattr(type(model), "output_size"):
-        model.__class__ = _truncated_class(type(model))
-    model.output_size = size
-
-
-def _truncated_class(stock: Any) -> type:
-    """Returns a subclass of a model's class, of the same name, whose ``forward`` returns ``output_size`` channels."""
-
-    @functools.wraps(stock.forward)  # libraries read the names of its arguments
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = stock.forward(self, *args, **kwargs)
-        if isinstance(outputs, tuple):
-            return (outputs[0][..., : self.output_size], *outputs[1:])
-        name = next(iter(outputs))
-        outputs[name] = outputs[name][..., : self.output_size]
-        return outputs
-
-    members = {"output_size": None, "forward": forward, "__module__": stock.__module__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock,), members)
-
-
 WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
 """Name in a family's table -> mixin of a stock module's class."""
 
@@ -232,8 +209,7 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     base: Any = model.base_model
     for section, edit in EDITS.items():
         for path, what in arch.get(section, {}).items():
-            if section != "output" or base is model:  # a head reads the hidden states whole
-                edit(model if section == "head_shapes" else base, path, what)
+            edit(model if section == "head_shapes" else base, path, what)
 
 
 def _put(root: Any, path: str, module: Any) -> None:
@@ -276,10 +252,6 @@ def _attend(root: Any, path: str, graph: list[int]) -> None:
     set_sparse_attention(root.get_submodule(path), graph)
 
 
-def _truncate(root: Any, path: str, size: int) -> None:
-    set_output_size(root.get_submodule(path), size)
-
-
 def _quantize(root: Any, path: str, bits: str) -> None:
     """Replaces a linear layer, or both layers of a `LowRank`, by quantized ones."""
     module = root.get_submodule(path)
@@ -312,6 +284,23 @@ def _reshape(root: Any, name: str, lengths: list[int | None]) -> None:
             setattr(module, attribute, of_shape(shape))
 
 
+def _keep_indices(root: Any, path: str, present: dict[str, list[bool]]) -> None:
+    """Lets the attention weights that a model outputs keep the indices of its layers; the others give None."""
+    names = path.split(".")
+    above = [root.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
+    owner = [module for module in above if isinstance(module, transformers.PreTrainedModel)][-1]
+    owner.register_forward_hook(partial(_insert_missing, present))
+
+
+def _insert_missing(present: dict[str, list[bool]], module: Any, inputs: Any, outputs: Any) -> None:
+    """Inserts None where a layer has no attention weights, if the outputs hold those of all others."""
+    for name, layers in present.items():
+        found = outputs.get(name) if isinstance(outputs, dict) else None
+        if found is not None and len(found) == sum(layers):
+            rest = iter(found)
+            outputs[name] = tuple(next(rest) if has else None for has in layers)
+
+
 EDITS: dict[str, Callable[[Any, str, Any], None]] = {
     "like": _copy,
     "move": _move,
@@ -324,7 +313,7 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
     "bits": _quantize,
     "attributes": _set_attributes,
     "attention": _attend,
-    "output": _truncate,
+    "attention_weights": _keep_indices,
 }
 """Section of ``nas_arch`` -> the edit of one path, in the order in which they apply.
 
@@ -332,8 +321,8 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
 instead. ``wrap``: a name in `WRAPPERS`. ``low_rank``: inputs, outputs and rank of the two linear layers in its place.
 ``embedding``: outputs and rank of the two in place of the table of tokens. ``shapes``, ``head_shapes``: shape of a
 parameter. ``bits``: the dtype of a linear layer, or of each of the two in its place. ``attributes``: values of
-attributes of a module, or of the config that it reads. ``attention``: its graph of tokens. ``output``: the number of
-leading channels of its hidden states that a model without a head returns.
+attributes of a module, or of the config that it reads. ``attention``: its graph of tokens. ``attention_weights``: by
+the name of an output, whether each of a list of layers has weights to output.
 """
 
 

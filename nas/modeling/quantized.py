@@ -34,7 +34,7 @@ def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
         return {"qweight": weight.to(torch.bfloat16).contiguous()}
     weight = weight.float()
     scales = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / MAX_INTEGER[bits]
-    int_weight = (weight / scales).round().to(torch.int8)
+    int_weight = (weight / scales).round().to(torch.int8).contiguous()  # as a file holds it: layouts round differently
     if bits == "int4-weight":
         low, high = (
             pad(int_weight + 8, (0, int_weight.shape[1] % 2), value=8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
