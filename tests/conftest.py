@@ -130,7 +130,7 @@ class Toy:
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
         inputs, task = self.inputs(), task or FAMILIES[self.model_type].tasks[0]
-        if task in ("text-classification", "image-classification"):
+        if task in ("text-classification", "image-classification", "image-feature-extraction"):
             return {**inputs, "labels": torch.tensor([0, 1, 1])}
         if task == "question-answering":
             return {**inputs, "start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 4, 5])}
@@ -175,6 +175,24 @@ TOYS: dict[str, Toy] = {
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
+
+HEADLESS = {name for name, family in FAMILIES.items() if family.tasks[0] == "image-feature-extraction"}
+"""Families without a head in transformers: they have outputs, but no loss."""
+
+
+def feature_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+    """A loss of a model without a head: the channels of its pooled output are the classes."""
+    return torch.nn.functional.cross_entropy(outputs.pooler_output, labels)
+
+
+def labelled_outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    """Outputs with a loss."""
+    if model.config.model_type not in HEADLESS:
+        return model(**batch)
+    outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+    outputs.loss, outputs.logits = feature_loss(outputs, batch["labels"]), outputs.pooler_output
+    return outputs
+
 
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}

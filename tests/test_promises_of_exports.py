@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, WORDS, sampled
-from test_families import calibrated, everything, make_space
+from conftest import TOYS, WORDS, labelled_outputs, sampled
+from test_families import calibrated, everything, make_space, unpadded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nas.modeling import quantized
@@ -54,10 +54,10 @@ def assert_equal_gradients(supernet: Supernet, subnet: SubnetConfig, batch: dict
     extracted = supernet.extract(subnet)
     for model in (supernet.model, extracted):
         model.zero_grad()
-        model(**batch).loss.backward()
+        labelled_outputs(model, batch).loss.backward()
     expected, compared = gradients_by_exported_name(supernet, subnet), 0
     for name, parameter in extracted.named_parameters():
-        if name not in expected or ".up." in name or ".down." in name:  # factors of a weight have gradients of theirs
+        if name.endswith((".up.weight", ".down.weight")):  # factors of a weight have gradients of theirs
             assert parameter.grad is not None and parameter.grad.any(), name
             continue
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -75,8 +75,7 @@ def test_what_an_export_computes_has_the_gradients_of_the_supernet(family: str, 
     toy = TOYS[family]
     supernet = Supernet(toy.model())
     subnet = supernet.parent.with_values(bits=(bits,) * len(supernet.parent.layers))
-    if "labels" in (batch := toy.labelled()):
-        assert_equal_gradients(supernet, subnet, batch)
+    assert_equal_gradients(supernet, subnet, toy.labelled())
 
 
 @pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in DAILY))
@@ -157,6 +156,7 @@ def test_a_model_computes_in_the_dtype_to_which_it_is_moved(family: str) -> None
         for model in (supernet.model, extracted):
             for dtype in (torch.float64, torch.bfloat16, torch.float32):
                 inputs = TOYS[family].inputs()
+                inputs = unpadded(inputs) if dtype == torch.float64 else inputs  # stock code masks below float32
                 inputs |= {name: value.to(dtype) for name, value in inputs.items() if value.is_floating_point()}
                 with torch.no_grad():
                     found = model.to(dtype)(**inputs)[0]
@@ -181,8 +181,8 @@ def test_an_activation_in_inference_mode_does_not_poison_training(family: str) -
         supernet.model(**TOYS[family].inputs())
     supernet.activate(supernet.parent)
     supernet.activate(subnet)
-    supernet.model(**TOYS[family].labelled()).loss.backward()
-    supernet.extract(subnet)(**TOYS[family].labelled()).loss.backward()
+    for model in (supernet.model, supernet.extract(subnet)):
+        labelled_outputs(model, TOYS[family].labelled()).loss.backward()
 
 
 def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:
@@ -209,11 +209,15 @@ def documents_mask() -> dict[str, torch.Tensor]:
     """A mask of shape (batch, 1, queries, keys) that hides the first document from the second."""
     visible = torch.ones(1, 1, 12, 12).tril().bool()
     visible[:, :, 6:, :6] = False
-    return {"input_ids": torch.randint(5, len(WORDS), (1, 12)), "attention_mask": visible}
+    positions = torch.arange(12)[None]  # OPT counts them in the mask of padding only
+    return {"input_ids": torch.randint(5, len(WORDS), (1, 12)), "attention_mask": visible, "position_ids": positions}
 
 
-@pytest.mark.parametrize("inputs", [packed_positions, documents_mask])
-@pytest.mark.parametrize("family", sampled(SPARSE_DECODERS, lambda family: family in ("llama", "qwen3")))
+DOCUMENTS = [(family, inputs) for family in SPARSE_DECODERS for inputs in (packed_positions, documents_mask)]
+DOCUMENTS.remove(("opt", packed_positions))  # its stock code reads no documents from positions, see below
+
+
+@pytest.mark.parametrize(("family", "inputs"), sampled(DOCUMENTS, lambda family, _: family in ("llama", "qwen3")))
 def test_packed_sequences_and_custom_masks_are_refused(family: str, inputs: Any) -> None:
     supernet = Supernet(TOYS[family].model("text-generation"))
     supernet.activate(supernet.parent.with_values(attention=("local:8",) * 4))
@@ -224,6 +228,14 @@ def test_packed_sequences_and_custom_masks_are_refused(family: str, inputs: Any)
     supernet.model(**batch)
 
 
+def test_opt_itself_reads_no_documents_from_positions() -> None:
+    model, batch = TOYS["opt"].model("text-generation"), packed_positions()
+    with torch.no_grad():
+        before = model(**batch).logits
+        batch["input_ids"][0, 0] = 5 if batch["input_ids"][0, 0] > 5 else 6
+        assert not torch.allclose(model(**batch).logits[0, 6:], before[0, 6:], atol=1e-5)
+
+
 def test_a_custom_mask_of_an_encoder_is_refused() -> None:
     supernet = Supernet(TOYS["bert"].model())
     supernet.activate(supernet.parent.with_values(attention=("local:12",) * 4))
@@ -231,3 +243,57 @@ def test_a_custom_mask_of_an_encoder_is_refused() -> None:
     for given in (mask["attention_mask"], torch.where(mask["attention_mask"], 0.0, -1e30)):
         with pytest.raises(ValueError, match="reads only padding from a mask"):
             supernet.model(**{**mask, "attention_mask": given})
+
+
+# -- indices of outputs -----------------------------------------------------------------------------------------------
+
+
+def narrow_heads(supernet: Supernet) -> SubnetConfig:
+    """Of each stack: a layer without attention, one with a sparse pattern if there are any, one with fewer heads."""
+    parent, stacks = supernet.parent, supernet.layout.kept_positions(supernet.parent)
+    heads, groups = list(parent.num_attention_heads), list(parent.num_key_value_heads)
+    attention = list(parent.attention)
+    for positions in stacks:
+        if "attention" in supernet.family.skippable:
+            heads[positions[1]] = groups[positions[1]] = 0
+        if "attention" in supernet.family.dimensions:
+            attention[positions[2]] = "local:4"
+        last = positions[3]
+        heads[last], groups[last] = heads[last] // 2, groups[last] // 2
+    return parent.with_values(num_attention_heads=heads, num_key_value_heads=groups, attention=attention)
+
+
+def assert_indices_of_layers(outputs: Any, name: str, subnet: SubnetConfig, positions: list[int]) -> None:
+    """Each layer of a stack has its own attention weights, or None, and its own hidden state."""
+    weights, states = outputs[f"{name}attentions"], outputs[f"{name}hidden_states"]
+    assert len(weights) == len(positions) and len(states) == len(positions) + 1
+    for position, found in zip(positions, weights, strict=True):
+        attends = subnet.num_attention_heads[position] and subnet.attention[position] == "full"
+        assert found.shape[1] == subnet.num_attention_heads[position] if attends else found is None
+
+
+@pytest.mark.parametrize("family", sampled(sorted({*TOYS} - {"albert"}), lambda family: family in DAILY))
+def test_attention_weights_and_hidden_states_keep_the_indices_of_layers(family: str, tmp_path: Path) -> None:
+    supernet = Supernet(TOYS[family].model(attention="eager"))
+    subnet = narrow_heads(supernet)
+    made = supernet.extract(subnet)
+    made.save_pretrained(tmp_path)
+    loaded = type(made).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    stacks = supernet.layout.kept_positions(subnet)
+    for model in (made, copy.deepcopy(made), loaded):
+        with torch.no_grad():
+            outputs = model(**TOYS[family].inputs(), output_attentions=True, output_hidden_states=True)
+        names = ("",) if len(stacks) == 1 else ("encoder_", "decoder_")
+        for name, positions in zip(names, stacks, strict=True):
+            assert_indices_of_layers(outputs, name, subnet, positions)
+        if len(stacks) > 1:
+            crossing = [weights is not None for weights in outputs.cross_attentions]
+            assert crossing == [subnet.num_attention_heads[position] > 0 for position in stacks[1]]
+
+
+def test_a_layer_that_is_applied_again_has_no_weights_where_its_pattern_is_sparse() -> None:
+    supernet = Supernet(TOYS["albert"].model(attention="eager"))
+    model = supernet.extract(supernet.parent.with_values(attention=("local:4",) * 4))
+    with torch.no_grad():
+        outputs = model(**TOYS["albert"].inputs(), output_attentions=True, output_hidden_states=True)
+    assert outputs.attentions == (None,) * 4 and len(outputs.hidden_states) == 5
