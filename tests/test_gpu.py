@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from conftest import TOYS, logits
+from test_families import dimensions, everything, make_space
+from test_promises_of_exports import assert_equal_gradients
 
 from nas.modeling.elastic import make_elastic
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
 from predictors.measurement.energy import energy_mj
@@ -19,7 +23,7 @@ from predictors.measurement.measure import measure
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.prepare import prepare
 from predictors.measurement.timing import REFERENCE
-from search_spaces import SubnetConfig
+from search_spaces import FAMILIES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,18 +32,60 @@ pytestmark = [
 GPU = Workload(device="cuda", batch_size=3, sequence_length=12)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama", "t5", "vit"])
-def test_the_extracted_model_equals_the_supernet(model_type: str) -> None:
-    toy = TOYS[model_type]
-    supernet = Supernet(toy.model().cuda())
-    widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    half = {field: [width // 2 for width in getattr(supernet.parent, field)] for field in widths}
-    subnet = SubnetConfig.from_dict({**supernet.parent.to_dict(), **half})
+FAMILIES_HERE = ("bert", "llama", "t5", "vit")
+DIMENSIONS_HERE = sorted({*(name for family in FAMILIES_HERE for name in FAMILIES[family].dimensions), "everything"})
+
+
+def task_of(family: str) -> str:
+    """A task whose head shares no table with the embeddings, where there is one."""
+    return "text-classification" if "text-classification" in FAMILIES[family].tasks else FAMILIES[family].tasks[0]
+
+
+def on_gpu(family: str) -> tuple[Supernet, dict[str, torch.Tensor]]:
+    """A calibrated supernet and its inputs on the GPU; its embeddings may be low-rank."""
+    toy = TOYS[family]
+    supernet = Supernet(toy.model(task_of(family)).cuda())
     inputs = {name: value.cuda() for name, value in toy.inputs().items()}
-    supernet.activate(subnet)
-    torch.testing.assert_close(
-        logits(supernet.model, inputs), logits(supernet.extract(subnet), inputs), rtol=0, atol=1e-5
-    )
+    supernet.calibration = calibrate(supernet, [inputs])
+    return supernet, inputs
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS_HERE)
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_the_extracted_model_equals_the_supernet(family: str, dimension: str) -> None:
+    supernet, inputs = on_gpu(family)
+    names = everything(supernet) if dimension == "everything" else [dimension]
+    if dimension != "everything" and dimension not in dimensions(supernet):
+        pytest.skip(f"{family} has no {dimension}")
+    space = make_space(supernet, names)
+    for seed in range(3):
+        subnet = space.sample(Random(seed))
+        supernet.activate(subnet)
+        active, extracted = logits(supernet.model, inputs), logits(supernet.extract(subnet), inputs)
+        tolerance = 1e-2 if {*subnet.bits} - {"float32", "int8-weight", "int4-weight"} else 1e-4  # what rounds
+        torch.testing.assert_close(active, extracted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_what_was_active_on_the_gpu_goes_on_on_the_cpu_and_back(family: str) -> None:
+    supernet, inputs = on_gpu(family)
+    space = make_space(supernet, everything(supernet))
+    for seed in range(3):
+        subnet = space.sample(Random(seed))
+        supernet.activate(subnet)
+        before = logits(supernet.model, inputs)
+        supernet.model.cpu()
+        there = logits(supernet.model, {name: value.cpu() for name, value in inputs.items()})
+        supernet.model.cuda()
+        torch.testing.assert_close(logits(supernet.model, inputs), before)
+        torch.testing.assert_close(there, before.cpu(), rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_gradients_pass_every_dimension(family: str) -> None:
+    supernet, _ = on_gpu(family)
+    batch = {name: value.cuda() for name, value in TOYS[family].labelled(task_of(family)).items()}
+    assert_equal_gradients(supernet, make_space(supernet, everything(supernet)).sample(Random(0)), batch)
 
 
 def test_an_embedding_gets_the_gradient_of_its_stock_module() -> None:

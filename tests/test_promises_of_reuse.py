@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import TOYS, WORDS, logits, sampled
 from test_families import calibrated, dimensions, everything, make_space
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
 from nas.exports.export import enable_remote_code
 from nas.modeling.registration import register
@@ -148,20 +149,45 @@ def test_alignment_heads_follow_the_order_and_the_slicing() -> None:
     assert not hasattr(supernet.extract(narrow_whisper(supernet)).generation_config, "alignment_heads")
 
 
-def test_the_speech_pipeline_takes_an_export_as_it_takes_whisper(tmp_path: Path) -> None:
-    supernet = whisper()
-    model = supernet.extract(narrow_whisper(supernet))
-    enable_remote_code(model, "AutoModelForSpeechSeq2Seq")
-    model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "nas_whisper"
-    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, n_fft=400, hop_length=800)
-    vocabulary = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]", eos_token="[SEP]")
-    loaded = auto("automatic-speech-recognition").from_pretrained(tmp_path).eval()
-    speech = transformers.pipeline(
-        "automatic-speech-recognition", model=loaded, feature_extractor=extractor, tokenizer=tokenizer
-    )
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
+SPECIAL += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", *(f"<|{0.02 * k:.2f}|>" for k in range(11))]
+
+
+def speech_folder(model: Any, folder: Path) -> None:
+    """Writes a Whisper with a tokenizer of whole words and a feature extractor of 20 frames."""
+    words = {word: number for number, word in enumerate([*WORDS[:5], *(f"Ġ{word}" for word in WORDS[5:]), *SPECIAL])}
+    tokenizer = WhisperTokenizer(vocab=words, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=8, chunk_length=1, n_fft=400, hop_length=800).save_pretrained(folder)
+    if type(model).__name__.startswith("Nas"):
+        enable_remote_code(model, "AutoModelForSpeechSeq2Seq")
+    model.save_pretrained(folder)
+
+
+PARTS = {"feature_extractor": "FeatureExtractor", "tokenizer": "Tokenizer"}
+
+
+@pytest.mark.parametrize("narrowed", ["nothing", "layers"])
+def test_the_speech_pipeline_writes_text_with_an_export_as_with_whisper(narrowed: str, tmp_path: Path) -> None:
+    register()
+    config = {**TOYS["whisper"].config, "vocab_size": len(WORDS) + len(SPECIAL), "eos_token_id": len(WORDS)}
+    supernet = Supernet(replace(TOYS["whisper"], config=config).model())
+    subnet = supernet.parent if narrowed == "nothing" else narrow_whisper(supernet)
+    speech_folder(supernet.extract(subnet), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    assert stored == ("whisper" if narrowed == "nothing" else "nas_whisper")
+    task = "automatic-speech-recognition"
+    loaded = auto(task).from_pretrained(tmp_path).eval()
+    parts = {name: getattr(transformers, f"Auto{kind}").from_pretrained(tmp_path) for name, kind in PARTS.items()}
+    sound = np.sin(np.arange(16000) * 0.05).astype("float32")
+    supernet.activate(subnet)
+    texts = []
+    for model in (loaded, supernet.model):
+        speech = transformers.pipeline(task, model=model, **parts)
+        texts.append(speech(sound.copy(), generate_kwargs={"max_new_tokens": 6, "min_new_tokens": 6})["text"])
     assert speech.type == "seq2seq_whisper"
+    assert texts[0] == texts[1] and {*texts[0].split()} & {*WORDS}
 
 
 @pytest.mark.parametrize("family", TOYS)
