@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from nas.commands.compare import attainment, attainment_table, compare_runs, hypervolume_table, plot
+from nas.commands.compare import attainment, attainment_table, compare_runs, first_cost, hypervolume_table, plot
 from nas.commands.watch import status_lines
 from nas.fronts.front import ParetoFront
 from nas.fronts.output import filter_front, front_as_text
@@ -86,6 +87,12 @@ def test_fronts_are_compared_by_hypervolume_and_by_cost_at_equal_metrics(front: 
     assert front.points[0].key in page and "cdn.plot.ly" not in page.split("<body>")[0]
 
 
+def test_costs_are_compared_where_a_front_has_two_metrics(front: ParetoFront) -> None:
+    both: dict[str, Direction] = {"accuracy": "maximize", "f1": "maximize", "latency_ms": "minimize"}
+    points = [replace(each, values={**each.values, "f1": 0.5}) for each in front]
+    assert first_cost(ParetoFront.of(points, both)) == "latency_ms"
+
+
 def run_of(folder: Path, recipe: Path, front: ParetoFront, **changed: str) -> Run:
     folder.mkdir()
     overrides = [f"{name}={value}" for name, value in changed.items()]
@@ -104,6 +111,16 @@ def test_only_runs_that_measure_the_same_compare(text_recipe: Path, tmp_path: Pa
         compare_runs([a, other], tmp_path / "none.html")
     with pytest.raises(InputError, match="at least two"):
         compare_runs([a], tmp_path / "none.html")
+    copy, another = tmp_path / "same" / "test.csv", tmp_path / "another" / "test.csv"
+    rows = (text_recipe.parent / "test.csv").read_text().splitlines(keepends=True)
+    for file, lines in ((copy, rows), (another, rows[:-1])):
+        file.parent.mkdir()
+        file.write_text("".join(lines))
+    moved = run_of(tmp_path / "moved", text_recipe, front, **{"task.test": str(copy)})
+    assert len(compare_runs([a, moved], tmp_path / "compare.html")) == 2
+    namesake = run_of(tmp_path / "namesake", text_recipe, front, **{"task.test": str(another)})
+    with pytest.raises(InputError, match=r"same `task.test`.*test.csv.* with the content"):
+        compare_runs([a, namesake], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from nas.samplers.encoding import Encoding
 from nas.samplers.problem import BlackBoxProblem, Candidates
 from nas.samplers.proposals import propose
 from nas.samplers.surrogate_sampler import SurrogateSampler, representative_trials
+from nas.studies.sampler import sampler_for
 
 LAYERS = 5
 SPACE: dict[str, BaseDistribution] = {
@@ -280,3 +282,46 @@ def test_a_long_study_is_represented_by_its_end_and_evenly_before() -> None:
 def test_too_few_startup_trials_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 8"):
         SurrogateSampler(SPACE, n_startup_trials=3)
+
+
+def test_choices_that_python_takes_for_equal_stay_apart() -> None:
+    space: dict[str, BaseDistribution] = {"x": CategoricalDistribution((True, 1, 2)), "y": IntDistribution(0, 1)}
+    encoding = Encoding(space, {"y": ("x", (1,))})
+    params = [{"x": True, "y": 1}, {"x": 1, "y": 1}, {"x": 2, "y": 1}]
+    vectors = encoding.encode(params)
+    assert vectors.tolist() == [[0, 0], [1, 1], [2, 0]]
+    assert [type(each["x"]) for each in encoding.decode(vectors)] == [bool, int, int]
+    assert len(np.unique(encoding.features(vectors)[:, :-1], axis=0)) == 3
+
+
+class Counting(optuna.samplers.RandomSampler):
+    """A sampler that remembers how often it was asked, as some of OptunaHub's do."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(seed)
+        self.asked = 0
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        self.asked += 1
+        return {}
+
+
+def test_samplers_by_name_keep_their_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe: Any = SimpleNamespace(seed=3, search=SimpleNamespace(sampler="QMCSampler", sampler_options={}))
+    space: Any = None
+    integers = {f"x{i}": IntDistribution(0, 255) for i in range(2)}
+    studies = [optuna.create_study(directions=["minimize", "minimize"]) for _ in range(2)]
+    of_trial, whole = sampler_for(recipe, space, space), optuna.samplers.QMCSampler(seed=3)
+    for number in range(9):
+        of_trial = sampler_for(recipe, space, space) if number == 5 else of_trial  # a resumed search
+        for study, sampler in zip(studies, (of_trial(number), whole), strict=True):
+            study.sampler = sampler
+            study.tell(study.ask(integers), [0.0, 0.0])
+    assert params(studies[0])[1:] == params(studies[1])[1:]  # the first trial names the parameters
+    monkeypatch.setattr("nas.studies.sampler.sampler_class", lambda name: Counting)
+    recipe.search.sampler = "samplers/counting:Counting"
+    of_trial, study = sampler_for(recipe, space, space), studies[0]
+    for number in range(3):
+        study.sampler = of_trial(number)
+        study.ask(integers)
+    assert of_trial(3).asked == 3  # type: ignore[attr-defined]

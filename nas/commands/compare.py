@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.fronts.front import ParetoFront, reference_point
-from nas.recipe.objectives import format_value
-from nas.runs.files import write_text
+from nas.recipe.objectives import COSTS, format_value
+from nas.recipe.text import split_source
+from nas.runs.files import digest, write_text
 from nas.runs.run import Run
 from search_spaces import InputError
 
@@ -41,7 +42,7 @@ def _check(runs: Sequence[Run]) -> None:
         "objectives": lambda run: run.recipe.objectives,
         "workload": lambda run: run.recipe.workload,
         "device": lambda run: run.device,
-        "task.test": lambda run: Path(run.recipe.task.test).name,
+        "task.test": lambda run: _examples(run.recipe.task.test),
     }
     for name, value in same.items():
         for run in runs[1:]:
@@ -50,6 +51,13 @@ def _check(runs: Sequence[Run]) -> None:
                     f"runs to compare must have the same `{name}`, but `{first.folder}` has {value(first)} and "
                     f"`{run.folder}` {value(run)}; leave one out."
                 )
+
+
+def _examples(source: str) -> str:
+    """What tells one split from another: the name and content of a local file, else the source as it is written."""
+    name, split = split_source(source)
+    file = Path(name)
+    return f"{file.name}:{split} with the content {digest(file)}" if file.is_file() else source
 
 
 def _name(run: Run, runs: Sequence[Run]) -> str:
@@ -100,8 +108,9 @@ def attainment_table(fronts: Mapping[str, ParetoFront]) -> Table:
 
 
 def first_cost(front: ParetoFront) -> str:
-    """The first objective that is not the primary metric."""
-    return next((name for name in front.objectives if name != front.primary_metric), front.primary_metric)
+    """The first objective that is a cost, else the first that is not the primary metric."""
+    others = [name for name in front.objectives if name != front.primary_metric]
+    return next((name for name in others if name in COSTS), next(iter(others), front.primary_metric))
 
 
 def plot(fronts: Mapping[str, ParetoFront]) -> str:

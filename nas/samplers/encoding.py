@@ -33,25 +33,27 @@ class Encoding:
         self.choices = [choices_of(distribution) for distribution in space.values()]
         self.cardinalities = np.array([len(choices) for choices in self.choices])
         self.ordered = np.array([_ordered(choices) for choices in self.choices])
-        self._indices = [{choice: i for i, choice in enumerate(choices)} for choices in self.choices]
+        self._indices = [{_key(choice): i for i, choice in enumerate(choices)} for choices in self.choices]
         self._tables = [_feature_table(choices) for choices in self.choices]
         self._conditions = [self._condition(*item) for item in _parents_first(conditions or {})]
         self._required = set(self.names) - set(conditions or {})
 
     def _condition(self, name: str, condition: tuple[str, Collection[Any]]) -> tuple[int, int, np.ndarray]:
         child, parent = self.names.index(name), self.names.index(condition[0])
-        return child, parent, np.array([choice in condition[1] for choice in self.choices[parent]])
+        allowed = {_key(choice) for choice in condition[1]}
+        return child, parent, np.array([_key(choice) in allowed for choice in self.choices[parent]])
 
     def accepts(self, params: Params) -> bool:
         """Whether a trial's parameters are a point of this space."""
+        items = zip(self.names, self._indices, strict=True)
         return self._required <= params.keys() and all(
-            params[name] in indices for name, indices in zip(self.names, self._indices, strict=True) if name in params
+            _key(params[name]) in indices for name, indices in items if name in params
         )
 
     def encode(self, params: Sequence[Params]) -> np.ndarray:
         """Vectors (n, D) of parameters."""
         items = list(zip(self.names, self._indices, strict=True))
-        rows = [[indices[p[name]] if name in p else 0 for name, indices in items] for p in params]
+        rows = [[indices[_key(p[name])] if name in p else 0 for name, indices in items] for p in params]
         return self.canonical(np.array(rows, dtype=np.int64).reshape(len(params), len(self.names)))
 
     def decode(self, vectors: np.ndarray) -> list[dict[str, Any]]:
@@ -76,8 +78,13 @@ class Encoding:
         return np.concatenate(columns, axis=1)
 
 
+def _key(choice: Any) -> tuple[type, Any]:
+    """Tells choices apart that Python takes for equal, such as ``True`` and ``1``."""
+    return type(choice), choice
+
+
 def _ordered(choices: Sequence[Any]) -> bool:
-    return all(isinstance(choice, int | float) for choice in choices)
+    return all(isinstance(choice, int | float) for choice in choices) and len({*choices}) == len(choices)
 
 
 def _feature_table(choices: Sequence[Any]) -> np.ndarray:

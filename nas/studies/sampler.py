@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,30 @@ DEFAULTS: dict[str, dict[str, Any]] = {"TPESampler": {"multivariate": True, "n_s
 def sampler_for(recipe: Recipe, space: SearchSpace, evaluator: Evaluator) -> SamplerFactory:
     """The recipe's sampler for each trial of a search.
 
-    Optuna's samplers keep their state in the study. So each trial gets a new sampler, seeded by its number: it loses
-    nothing, and a resumed search proposes the same trials.
+    Samplers that keep their state in the study are made anew for each trial, seeded by its number: they lose nothing,
+    and a resumed search proposes the same trials. `QMCSampler` continues the sequence of its seed, and a sampler of
+    OptunaHub may remember anything: one is made for all trials.
     """
     name, options = recipe.search.sampler, recipe.search.sampler_options
     if name in ("SurrogateSampler", "BlockSearch"):
         problem = SubnetProblem(space, evaluator)
         surrogate_sampler = SurrogateSampler(space.parameters.distributions(), problem, seed=recipe.seed, **options)
         return lambda number: surrogate_sampler
-    cls = sampler_class(name)
-    return lambda number: _create(cls, name, options, recipe.seed * 1_000_003 + number)
+    create = partial(_create, sampler_class(name), name, options)
+    if name == "QMCSampler":
+        sequence = create(recipe.seed)
+        return lambda number: sequence
+    seed = recipe.seed * 1_000_003
+    if name in OPTUNA_SAMPLERS:
+        return lambda number: create(seed + number)
+    kept: list[optuna.samplers.BaseSampler] = []
+
+    def only_one(number: int) -> optuna.samplers.BaseSampler:
+        if not kept:
+            kept.append(create(seed + number))  # so that a resumed search does not repeat its first trials
+        return kept[0]
+
+    return only_one
 
 
 def _create(cls: type, name: str, options: dict[str, Any], seed: int) -> optuna.samplers.BaseSampler:
