@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from toy_tasks import CASES, Make
 
+from nas.recipe.objectives import Direction
 from nas.recipe.schema import Recipe
+from nas.studies.racing import EarlyStopping
+from nas.tasks.bootstrap import SAMPLES, standard_error
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, score, van_der_corput_order
+from nas.tasks.entities import entities, entity_counts
+from nas.tasks.evaluation import EvaluationSet, score, score_in_slices
+from nas.tasks.metrics import OfClasses, binary_f1, entity_f1, macro_f1, matthews_correlation, roc_auc, top5_accuracy
+from nas.tasks.own_metrics import load_metric
+from nas.tasks.slices import SHARES, fair_batches, slice_ends, van_der_corput_order
+from nas.tasks.types.classification import METRICS, PREDICTIONS
+from search_spaces import InputError
 
 
 def test_the_first_batches_of_an_evaluation_set_cover_the_lengths(make: Make) -> None:
@@ -23,8 +35,42 @@ def test_the_first_batches_of_an_evaluation_set_cover_the_lengths(make: Make) ->
     small, large = examples.take(16), examples.take(40)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(small.batches, large.batches, strict=False))
     lengths = [batch["input_ids"].shape[1] for batch in small.batches]
-    assert min(lengths) == 6 and max(lengths) == 8
+    assert min(lengths) < max(lengths)
     assert sorted(van_der_corput_order(27)) == list(range(27)) and van_der_corput_order(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("examples", [1, 5, 64, 1000])
+def test_batches_hold_each_example_once_and_lengths_that_are_similar(examples: int, size: int) -> None:
+    lengths = np.random.default_rng(1).integers(1, 100, examples)
+    batches = fair_batches(lengths.tolist(), size)
+    assert sorted(number for batch in batches for number in batch) == list(range(examples))
+    assert len(batches) == -(-examples // size) and max(map(len, batches)) <= size
+    begin = slice_ends(len(batches))[-2] if len(batches) > 7 else 0
+    padded = sum(max(lengths[batch]) * len(batch) for batch in batches[begin:])
+    assert padded <= 1.2 * sum(lengths[batch].sum() for batch in batches[begin:]) or len(batches[begin:]) < 7
+
+
+@pytest.mark.parametrize(
+    "share_right", [lambda q: 0.7 + 0.2 * q, lambda q: 0.95 - 0.35 * q, lambda q: 0.9 - 0.4 * (q < 0.1)]
+)
+def test_a_candidate_as_good_as_the_front_is_stopped_as_rarely_as_stated(share_right: Callable[..., Any]) -> None:
+    """Where short examples are harder or easier than long ones."""
+    rng, quantiles = np.random.default_rng(0), np.linspace(0, 1, 1000)
+    batches, stopped, trials = fair_batches(list(range(1000)), 64), 0, 400
+    width = NormalDist().inv_cdf(1 - 0.01 / len(SHARES))
+    objectives: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+    for _ in range(trials):
+        right = rng.random(1000) < share_right(quantiles)
+        front = np.array([[-right.mean(), 1.0]])
+        racing = EarlyStopping(objectives, {}, {"latency_ms": 2.0}, front, width)
+        for end in slice_ends(len(batches))[:-1]:
+            rows = [number for batch in batches[:end] for number in batch]
+            value, n = right[rows].mean(), len(rows)
+            if racing.cannot_reach_front({"accuracy": (value, (value * (1 - value) / n) ** 0.5)}, n / 1000):
+                stopped += 1
+                break
+    assert stopped / trials <= 0.02
 
 
 def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:
@@ -119,3 +165,160 @@ def test_a_pickled_evaluation_set_has_no_data_and_scores_the_same(case: str, mak
     travelled = pickle.loads(pickle.dumps(examples))
     assert not hasattr(travelled.task, "train") and not hasattr(travelled.task, "test")
     assert score(model, travelled, names) == score(model, examples, names)
+
+
+# -- classes ----------------------------------------------------------------------------------------------------------
+
+
+def class_stats(labels: list[int], n_classes: int, noise: float = 1.0) -> dict[str, np.ndarray]:
+    """Statistics of a classifier that is right more often than not."""
+    ids, rng = np.array(labels), np.random.default_rng(1)
+    logits = noise * rng.normal(size=(len(ids), n_classes)) + np.eye(n_classes)[ids]
+    return {"labels": ids, **PREDICTIONS["single_label_classification"](ids, logits)}
+
+
+RANDOM_LABELS = {n: np.random.default_rng(0).integers(0, n, 300).tolist() for n in (2, 3, 12)}
+
+
+@pytest.mark.parametrize("n_classes", RANDOM_LABELS)
+def test_classes_are_scored_as_scikit_learn_scores_them(n_classes: int) -> None:
+    scikit = pytest.importorskip("sklearn.metrics")
+    stats = class_stats(RANDOM_LABELS[n_classes], n_classes)
+    y, predicted, probabilities = (stats[name] for name in ("labels", "predictions", "probabilities"))
+    assert macro_f1(stats) == pytest.approx(scikit.f1_score(y, predicted, average="macro"))
+    assert matthews_correlation(stats) == pytest.approx(scikit.matthews_corrcoef(y, predicted))
+    scores = probabilities[:, 1] if n_classes == 2 else probabilities
+    assert roc_auc(stats) == pytest.approx(scikit.roc_auc_score(y, scores, multi_class="ovr"))
+    if n_classes == 2:
+        assert binary_f1(stats) == pytest.approx(scikit.f1_score(y, predicted))
+    if n_classes > 5:
+        assert top5_accuracy(stats) == pytest.approx(scikit.top_k_accuracy_score(y, probabilities, k=5))
+
+
+def test_one_class_has_no_area_under_the_curve() -> None:
+    with pytest.raises(InputError, match="must have examples of two classes"):
+        roc_auc(class_stats([1] * 20, 2))
+
+
+@pytest.mark.parametrize("metric", [macro_f1, roc_auc], ids=["f1", "roc_auc"])
+def test_resamples_that_lack_a_class_are_left_out(metric: OfClasses) -> None:
+    labels = [2] * 3 + [1] * 197 + [0] * 200
+    stats = class_stats(labels, 3, noise=0.2)
+    stats["predictions"][:3] = 0  # the rare class is never found: without it, a resample has half as much F1 again
+    error, left_out = standard_error(metric, stats)
+    draws = np.random.default_rng(0).integers(0, 400, (SAMPLES, 400))
+    complete = [rows for rows in draws if (rows < 3).any()]
+    assert left_out == SAMPLES - len(complete) > 0
+    values = [metric.compute({name: values[rows] for name, values in stats.items()}) for rows in complete]
+    assert error == pytest.approx(np.std(values, ddof=1))
+    if metric is macro_f1:
+        everything = [metric.compute({name: values[rows] for name, values in stats.items()}) for rows in draws]
+        assert np.std(everything, ddof=1) > 5 * error
+
+
+def test_many_rare_classes_are_resampled_class_by_class() -> None:
+    stats = class_stats([0] * 200 + list(range(1, 12)), 12, noise=0.5)
+    error, left_out = standard_error(macro_f1, stats)
+    assert left_out > 0.9 * SAMPLES and 0 < error < 0.1
+
+
+class Recorded(dict[str, np.ndarray]):
+    """Statistics that remember which of them were read."""
+
+    def __init__(self, stats: dict[str, np.ndarray]) -> None:
+        super().__init__(stats)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def test_a_bootstrap_reads_only_what_the_metric_needs() -> None:
+    stats = Recorded({**class_stats(RANDOM_LABELS[3], 3), "loss": np.ones(300)})
+    assert standard_error(macro_f1, stats)[0] > 0
+    assert stats.read == {"labels", "predictions"}
+
+
+def test_an_own_metric_may_be_undefined_on_some_resamples(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    (tmp_path / "own.py").write_text(
+        "from sklearn.metrics import roc_auc_score\n"
+        "def area(labels, probabilities):\n"
+        "    assert len(set(labels)) == 2\n"
+        "    return roc_auc_score(labels, probabilities[:, 1])\n"
+        "def never(labels, predictions):\n"
+        "    return 1.0 if list(labels) == sorted(labels) and len(set(labels)) == 2 else float('nan')\n"
+    )
+    stats = class_stats([0] * 60 + [1, 1], 2)
+    for source in (f"{tmp_path / 'own.py'}:area", "sklearn.metrics:roc_auc_score"):
+        own = load_metric(source)
+        assert own(stats) == pytest.approx(roc_auc(stats))
+        assert standard_error(own, stats)[0] == pytest.approx(standard_error(roc_auc, stats)[0])
+    with pytest.raises(InputError, match="must be defined on resamples of the examples"):
+        standard_error(load_metric(f"{tmp_path / 'own.py'}:never"), stats)
+
+
+def test_a_slice_without_a_class_is_no_end_of_the_evaluation(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make("single label")
+    model, examples = context.load_model().eval(), context.splits.test
+    counts = [count for count, _ in score_in_slices(model, examples, ["accuracy"], [0.2, 0.5])]
+
+    def area(stats: Mapping[str, np.ndarray]) -> float:
+        if len(stats["labels"]) < counts[-1]:
+            raise InputError("`roc_auc` must have examples of two classes")
+        return 0.5
+
+    monkeypatch.setitem(METRICS["single_label_classification"], "roc_auc", area)
+    assert [count for count, _ in score_in_slices(model, examples, ["roc_auc"], [0.2, 0.5])] == counts[-1:]
+
+
+# -- entities ---------------------------------------------------------------------------------------------------------
+
+NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("B-PER I-PER O B-LOC", {("PER", 0, 1), ("LOC", 3, 3)}),
+        ("I-PER I-LOC I-LOC B-LOC", {("PER", 0, 0), ("LOC", 1, 2), ("LOC", 3, 3)}),
+        ("B-PER B-PER I-LOC", {("PER", 0, 0), ("PER", 1, 1), ("LOC", 2, 2)}),
+        ("S-PER B-LOC E-LOC S-LOC I-LOC", {("PER", 0, 0), ("LOC", 1, 2), ("LOC", 3, 3), ("LOC", 4, 4)}),
+        ("O O", set()),
+    ],
+)
+def test_entities_are_read_from_tags(tags: str, expected: set[tuple[str, int, int]]) -> None:
+    assert entities(tags.split()) == expected
+
+
+def test_entities_are_scored_as_seqeval_scores_them() -> None:
+    seqeval = pytest.importorskip("seqeval.metrics")
+    rng = np.random.default_rng(0)
+    labels, predictions = ([rng.integers(0, 5, n) for n in range(1, 60)] for _ in range(2))
+    mixed = [np.where(rng.random(len(a)) < 0.3, b, a) for a, b in zip(labels, predictions, strict=True)]
+    for predicted in (predictions, mixed):
+        named = [[[NER[tag] for tag in text] for text in texts] for texts in (labels, predicted)]
+        assert entity_f1(entity_counts(labels, predicted, NER)) == pytest.approx(seqeval.f1_score(*named))
+
+
+def test_half_of_an_entity_is_no_entity(make: Make) -> None:
+    labels = [np.array([1, 2, 2, 2, 0])] * 3
+    halves = [np.array([1, 2, 2, 0, 0])] * 3
+    assert (
+        entity_f1(entity_counts(labels, halves, NER)) == 0.0 and entity_f1(entity_counts(labels, labels, NER)) == 1.0
+    )
+    context = make("tags")
+    scores = score(context.load_model().eval(), context.splits.test, ["entity_f1", "f1"])
+    assert 0 <= scores["entity_f1"].value <= 1
+
+
+def test_an_own_metric_may_take_tags(make: Make, text_folder: Path) -> None:
+    (text_folder / "own.py").write_text(
+        "def texts(true_tags, predicted_tags):\n"
+        "    assert all(isinstance(tag, str) for tags in true_tags for tag in tags)\n"
+        "    return sum(len(a) == len(b) for a, b in zip(true_tags, predicted_tags)) / 2\n"
+    )
+    context = make("tags", metrics={"texts": "own.py:texts"})
+    examples = context.splits.test
+    assert score(context.load_model().eval(), examples, ["texts"])["texts"].value == len(examples) / 2

@@ -11,9 +11,10 @@ import numpy as np
 from nas.fronts.point import Point
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
-from nas.studies.racing import RUNGS, EarlyStopping, Outcome, Scorer
+from nas.studies.racing import EarlyStopping, Outcome, Scorer
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.slices import SHARES
 from predictors import AnalyticCosts, SubnetPredictor
 from search_spaces import SubnetConfig
 
@@ -75,7 +76,7 @@ class Evaluator:
         confidence = self.recipe.search.confidence
         if confidence == 1:
             return None
-        width = NormalDist().inv_cdf(1 - (1 - confidence) / len(RUNGS))  # Bonferroni: it may stop after each rung
+        width = NormalDist().inv_cdf(1 - (1 - confidence) / len(SHARES))  # Bonferroni: it may stop after each rung
         return EarlyStopping(self.recipe.objectives, self.recipe.bounds, self.costs(subnet), front, width)
 
     def point(self, subnet: SubnetConfig, outcome: Outcome) -> Point:

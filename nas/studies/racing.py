@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.recipe.objectives import Bound, Direction
+from nas.tasks.slices import SHARES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
     from search_spaces import SubnetConfig
 
-RUNGS = (1 / 8, 1 / 4, 1 / 2)
-"""Shares of the examples after which an evaluation may stop."""
 MIN_EXAMPLES = 100
 """No evaluation stops on fewer, as their standard error is unreliable."""
 
@@ -108,7 +107,7 @@ class Scorer:
 
         self.supernet.activate(subnet)
         total = len(self.examples)
-        rungs = [share for share in RUNGS if early_stopping and share * total >= MIN_EXAMPLES]
+        rungs = [share for share in SHARES if early_stopping and share * total >= MIN_EXAMPLES]
         for count, scores in score_in_slices(self.supernet.model, self.examples, self.names, rungs):
             values = {name: (score.value, score.standard_error) for name, score in scores.items()}
             if early_stopping and count < total and early_stopping.cannot_reach_front(values, count / total):

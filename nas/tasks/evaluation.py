@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from nas.runs.progress import print_line
 from nas.tasks.batches import Row
-from nas.tasks.metrics import Metric
+from nas.tasks.bootstrap import standard_error
+from nas.tasks.slices import fair_batches, slice_ends
 from nas.tasks.types import TaskType
+from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-BOOTSTRAP_SAMPLES = 200
-
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Labelled examples, collated once. Batches hold examples of similar length, which saves padding.
-
-    The batches are ordered so that the first few of them, for any number, cover the lengths evenly.
+    """Labelled examples, collated once, in the order of `nas.tasks.slices.fair_batches`.
 
     Attributes:
         task: Computes the statistics of each example.
@@ -43,9 +43,9 @@ class EvaluationSet:
     def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
         """Collates a processed dataset; every call gives the same batches."""
         size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
-        examples = sorted(task.group_by_example(dataset[i] for i in range(len(dataset))), key=_num_tokens)
-        groups = [examples[start : start + size] for start in range(0, len(examples), size)]
-        groups = [groups[i] for i in van_der_corput_order(len(groups))]
+        examples = task.group_by_example(dataset[i] for i in range(len(dataset)))
+        order = fair_batches([_num_tokens(example) for example in examples], size)
+        groups = [[examples[number] for number in batch] for batch in order]
         batches = tuple(collate([row for example in group for row in example]) for group in groups)
         return cls(task, batches, tuple([_reference_rows(example, task) for example in group] for group in groups))
 
@@ -63,15 +63,6 @@ class EvaluationSet:
         return [dict(batch) for batch in self.take(examples).batches]
 
 
-def van_der_corput_order(count: int) -> list[int]:
-    """Returns the integers below ``count`` in the order of the van der Corput sequence (1935), each far from the last.
-
-    Every prefix of the order covers the range evenly.
-    """
-    bits = max(count - 1, 1).bit_length()
-    return [i for i in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)) if i < count]
-
-
 @dataclass(frozen=True)
 class Score:
     """The value of a metric and its standard error."""
@@ -83,7 +74,7 @@ class Score:
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Computes several metrics of a model in one pass over the examples."""
     stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
-    return {name: _bootstrap(examples.task.metric(name), stats) for name in names}
+    return _scores(examples.task, stats, names)
 
 
 def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -101,7 +92,7 @@ def score_in_slices(
 ) -> Iterator[tuple[int, dict[str, Score]]]:
     """Computes metrics on growing slices of the examples; each batch runs once, the last slice is the full set.
 
-    There are no slices if a metric compares the examples with each other.
+    There are no slices if a metric compares the examples with each other, nor those on which one is undefined.
 
     Yields:
         The number of examples in the slice, and the scores on them.
@@ -110,30 +101,37 @@ def score_in_slices(
     count, start = len(examples.batches), 0
     if examples.task.whole_set_metrics & {*names}:
         fractions = ()
-    for end in sorted({max(1, round(fraction * count)) for fraction in fractions} | {count}):
+    for end in slice_ends(count, fractions):
         chunk = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
         parts.append(collect_stats(model, chunk, names))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         stats = examples.task.compare_examples(joined, names)
         start = end
-        yield (
-            sum(map(len, examples.rows[:end])),
-            {name: _bootstrap(examples.task.metric(name), stats) for name in names},
-        )
+        try:
+            scores = _scores(examples.task, stats, names)
+        except InputError:
+            if end == count:
+                raise
+            continue  # a metric is undefined on the slice
+        yield sum(map(len, examples.rows[:end])), scores
 
 
-def _bootstrap(metric: Metric, stats: Mapping[str, np.ndarray]) -> Score:
-    """Computes a metric and its bootstrap standard error over examples (Efron 1979).
+def _scores(task: TaskType, stats: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Score]:
+    """Computes metrics and their standard errors from statistics of the examples."""
+    scores = {}
+    for name in names:
+        value = task.metric(name)(stats)
+        error, left_out = standard_error(task.metric(name), stats)
+        scores[name] = Score(value, error)
+        if left_out:
+            _say_left_out(name)
+    return scores
 
-    All models are resampled alike, so their errors are comparable.
-    """
-    rng = np.random.default_rng(0)
-    n_examples = len(next(iter(stats.values())))
-    resampled = [
-        metric({name: values[rows] for name, values in stats.items()})
-        for rows in rng.integers(0, n_examples, (BOOTSTRAP_SAMPLES, n_examples))
-    ]
-    return Score(metric(stats), float(np.std(resampled, ddof=1)))
+
+@cache
+def _say_left_out(name: str) -> None:
+    """Says once that a standard error leaves resamples out."""
+    print_line(f"{name}: some resamples of the examples lack a class; its ± leaves them out")
 
 
 def _reference_rows(example: list[Row], task: TaskType) -> list[Row]:

@@ -1,20 +1,15 @@
-"""Metrics: computes a metric from statistics of each example; built-in ones by name, others from any function."""
+"""Metrics: compute a number from statistics of each example."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nas.recipe.text import split_source
-from nas.tasks.data import python_function
 from search_spaces import InputError
-from search_spaces.errors import short_error
 
 ExampleStats = Mapping[str, np.ndarray]
 """Name -> a statistic of each example, array (examples, ...): ``labels``, ``predictions``, ``loss`` and others."""
@@ -37,10 +32,21 @@ def perplexity(stats: ExampleStats) -> float:
     return math.exp(min(ratio_of_sums("loss", "n_scored")(stats), 700.0))
 
 
-def micro_f1(stats: ExampleStats) -> float:
-    """F1 over all decisions: ``true_positives``, ``predicted_positives``, ``actual_positives`` of each example."""
-    total = stats["predicted_positives"].sum() + stats["actual_positives"].sum()
-    return float(2 * stats["true_positives"].sum() / total) if total else 1.0
+def f1_of_counts(correct: str, predicted: str, actual: str) -> Metric:
+    """Returns the F1 over all decisions, from three statistics that count them in each example."""
+
+    def compute(stats: ExampleStats) -> float:
+        total = stats[predicted].sum() + stats[actual].sum()
+        return float(2 * stats[correct].sum() / total) if total else 1.0
+
+    return compute
+
+
+micro_f1 = f1_of_counts("true_positives", "predicted_positives", "actual_positives")
+"""F1 over all decisions: classes of an example, or tags of words."""
+
+entity_f1 = f1_of_counts("correct_entities", "predicted_entities", "actual_entities")
+"""F1 over entities, which are correct only as a whole, as seqeval computes it."""
 
 
 def accuracy(stats: ExampleStats) -> float:
@@ -49,23 +55,91 @@ def accuracy(stats: ExampleStats) -> float:
     return float(same.reshape(len(same), -1).all(1).mean())
 
 
-def f1(stats: ExampleStats) -> float:
-    """F1 of the second of two classes, or the macro F1 of several classes."""
-    from sklearn.metrics import f1_score
+@dataclass(frozen=True)
+class OfClasses:
+    """A metric of classes that is undefined on examples without one of them.
 
-    return float(f1_score(stats["labels"], stats["predictions"], average="binary" if is_binary(stats) else "macro"))
+    Attributes:
+        compute: The metric.
+        counts_predictions: Whether classes that are predicted, but no label, count too.
+    """
+
+    compute: Metric
+    counts_predictions: bool = True
+
+    def __call__(self, stats: ExampleStats) -> float:
+        """Computes the metric over the classes that occur."""
+        return self.compute(stats)
+
+    def is_defined(self, stats: ExampleStats, draws: np.ndarray) -> np.ndarray:
+        """Whether the classes of all examples occur in each of some resamples (samples, examples)."""
+        labels, predictions = stats["labels"], stats["predictions" if self.counts_predictions else "labels"]
+        is_label = np.isin(np.arange(int(max(labels.max(), predictions.max())) + 1), labels)
+        others = np.flatnonzero(~is_label & np.isin(np.arange(len(is_label)), predictions))
+        counts = [np.bincount(labels[rows], minlength=len(is_label))[is_label].min() for rows in draws]
+        predicted = [np.isin(others, predictions[rows]).all() for rows in draws] if len(others) else True
+        return (np.array(counts) > 0) & predicted
 
 
-def is_binary(stats: ExampleStats) -> bool:
-    """Whether there are two classes."""
-    return bool(stats["logits"].shape[1] == 2)
+def class_counts(stats: ExampleStats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts the correct predictions, the labels and the predictions of each class, three arrays (classes,)."""
+    labels, predictions = stats["labels"], stats["predictions"]
+    n_classes = int(max(labels.max(), predictions.max())) + 1
+    correct = labels[labels == predictions]
+    hits, actual, predicted = (np.bincount(ids, minlength=n_classes) for ids in (correct, labels, predictions))
+    return hits, actual, predicted
+
+
+def _f1_of_each_class(stats: ExampleStats) -> np.ndarray:
+    """F1 of the classes that occur in the labels or predictions."""
+    hits, actual, predicted = class_counts(stats)
+    occurs = actual + predicted > 0
+    return 2 * hits[occurs] / (actual + predicted)[occurs]
+
+
+def _f1_of_second(stats: ExampleStats) -> float:
+    hits, actual, predicted = class_counts(stats)
+    return float(2 * hits[1] / (actual[1] + predicted[1])) if len(hits) > 1 else 0.0
+
+
+macro_f1 = OfClasses(lambda stats: float(_f1_of_each_class(stats).mean()))
+"""Mean F1 of all classes."""
+
+binary_f1 = OfClasses(_f1_of_second)
+"""F1 of the second of two classes."""
 
 
 def matthews_correlation(stats: ExampleStats) -> float:
-    """Matthews correlation coefficient of classes."""
-    from sklearn.metrics import matthews_corrcoef
+    """Matthews correlation coefficient of classes (Gorodkin 2004); 0 if one class has all labels or predictions."""
+    hits, actual, predicted = (counts.astype(float) for counts in class_counts(stats))
+    total = actual.sum()
+    covariance = hits.sum() * total - actual @ predicted
+    scale = (total**2 - actual @ actual) * (total**2 - predicted @ predicted)
+    return float(covariance / math.sqrt(scale)) if scale else 0.0
 
-    return float(matthews_corrcoef(stats["labels"], stats["predictions"]))
+
+def _roc_auc(stats: ExampleStats) -> float:
+    """Mean over the classes of the probability that an example of the class is ranked above one of another class."""
+    labels, probabilities = stats["labels"], stats["probabilities"]
+    occur = np.unique(labels)
+    if len(occur) < 2:
+        raise InputError("`roc_auc` must have examples of two classes, but all have one; take more examples.")
+    areas = []
+    for number in [1] if probabilities.shape[1] == 2 else occur:
+        scores, of_class = probabilities[:, number], labels == number
+        positives, negatives = scores[of_class], np.sort(scores[~of_class])
+        below, not_above = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
+        areas.append((below + not_above).mean() / (2 * len(negatives)))
+    return float(np.mean(areas))
+
+
+roc_auc = OfClasses(_roc_auc, counts_predictions=False)
+"""Area under the ROC curve of the second of two classes; of more, the mean over each against all others."""
+
+
+def top5_accuracy(stats: ExampleStats) -> float:
+    """Share of examples whose label is among the five most probable classes."""
+    return float((stats["better_classes"] < 5).mean())
 
 
 def pearsonr(stats: ExampleStats) -> float:
@@ -89,77 +163,9 @@ def mean_absolute_error(stats: ExampleStats) -> float:
 
 def r2(stats: ExampleStats) -> float:
     """Coefficient of determination: the share of the variance that the predictions explain."""
-    from sklearn.metrics import r2_score
-
-    return float(r2_score(stats["labels"], stats["predictions"]))
-
-
-@cache
-def load_metric(source: str) -> Metric:
-    """Loads a metric that is not built in.
-
-    Args:
-        source: ``file.py:function`` or ``package.module:function`` such as ``sklearn.metrics:f1_score``, called with
-            labels and predictions like a metric of scikit-learn; or ``evaluate:name`` for a metric of the library
-            `evaluate`, of which the score of that name is used, or the first if none has that name.
-
-    Raises:
-        InputError: If it does not exist; when called, if it fails or returns no finite number.
-    """
-    module, name = split_source(source)
-    if source.startswith("evaluate:"):
-        function = _from_evaluate(source.removeprefix("evaluate:"))
-    elif module.endswith(".py"):
-        function = python_function(Path(module), name, "metric")
-    else:
-        function = _from_module(module, name)
-    return lambda stats: _finite_value(function, stats, source)
-
-
-def _from_module(module: str, name: str) -> Callable[..., Any]:
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"a metric must be `file.py:function`, `package.module:function` such as `sklearn.metrics:f1_score`, or "
-            f"`evaluate:name`, but got `{module}:{name}` ({short_error(error)})."
-        ) from None
-
-
-def _from_evaluate(name: str) -> Callable[..., Any]:
-    try:
-        import evaluate
-    except ImportError:
-        raise InputError(f"metric `evaluate:{name}` needs the library `evaluate`: pip install evaluate.") from None
-    try:
-        metric = evaluate.load(name)
-    except Exception as error:
-        raise InputError(
-            f"metric `evaluate:{name}` cannot be loaded ({short_error(error)}); metrics are scripts on the hub: check "
-            "the spelling and the connection, or name a local folder."
-        ) from None
-
-    def compute(labels: Any, predictions: Any) -> Any:
-        scores = metric.compute(references=labels, predictions=predictions)
-        return scores.get(Path(name).name, next(iter(scores.values())))
-
-    return compute
-
-
-def _finite_value(function: Callable[..., Any], stats: ExampleStats, source: str) -> float:
-    try:
-        value = float(function(_flatten_tokens(stats["labels"]), _flatten_tokens(stats["predictions"])))
-    except Exception as error:
-        raise InputError(f"metric `{source}` fails: {type(error).__name__}: {short_error(error)}") from error
-    if not math.isfinite(value):
-        raise InputError(f"a metric must return a finite number, but `{source}` returned {value}.")
-    return value
-
-
-def _flatten_tokens(values: np.ndarray) -> np.ndarray:
-    """Joins the labels of all tokens to one array if each example has several."""
-    has_tokens = values.dtype == object and len(values) and isinstance(values[0], np.ndarray)
-    return np.concatenate(values) if has_tokens else values
+    labels, errors = stats["labels"], stats["labels"] - stats["predictions"]
+    variance, rest = float(((labels - labels.mean()) ** 2).sum()), float((errors**2).sum())
+    return 1.0 - rest / variance if variance else float(rest == 0)
 
 
 def object_array(values: list[Any]) -> np.ndarray:

@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from nas.recipe.schema import ProblemType
 from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import require_column
 from nas.tasks.labels import (
-    JOINED,
     has_ids,
     infer_problem_type,
     is_list,
     is_multi_hot,
-    join_label_columns,
     match_head_labels,
     multi_hot_to_ids,
     relabel,
@@ -38,7 +37,9 @@ LOSS_METRIC = {"loss": metrics.ratio_of_sums("loss", "n_scored")}
 METRICS: dict[ProblemType, dict[str, Metric]] = {
     "single_label_classification": {
         "accuracy": metrics.accuracy,
-        "f1": metrics.f1,
+        "f1": metrics.macro_f1,
+        "roc_auc": metrics.roc_auc,
+        "top5_accuracy": metrics.top5_accuracy,
         "matthews_correlation": metrics.matthews_correlation,
         **LOSS_METRIC,
     },
@@ -52,8 +53,11 @@ METRICS: dict[ProblemType, dict[str, Metric]] = {
         **LOSS_METRIC,
     },
 }
-"""Problem type -> its metrics. With several labels per example, ``f1`` is the micro F1 over all decisions, and
-``accuracy`` the share of examples of which all labels are correct."""
+"""Problem type -> its metrics; of two classes, ``f1`` is that of the second.
+
+With several labels per example, ``f1`` is the micro F1 over all decisions, and ``accuracy`` the share of examples of
+which all labels are correct.
+"""
 
 ACTIVATIONS: dict[ProblemType, Activation] = {
     "single_label_classification": "softmax",
@@ -66,12 +70,10 @@ class Classification(TaskType):
     """The common part of text and image classification: labels, problem type and metrics."""
 
     problem_type: ProblemType
-    label: str
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
-        train, test, self.label = _label_column(inputs, train, test)
-        self.train, self.test = train, test
+        self.label = self.task.label or "label"
         self.problem_type = _choose_problem_type(inputs, train, self.label)
         self.activation = ACTIVATIONS[self.problem_type]
         if self.problem_type == "regression":
@@ -86,7 +88,9 @@ class Classification(TaskType):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics of the problem type."""
-        return METRICS[self.problem_type]
+        table = METRICS[self.problem_type]
+        is_binary = self.problem_type == "single_label_classification" and len(self.names) == 2
+        return {**table, "f1": metrics.binary_f1} if is_binary else table
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, classes), or (examples, 1) for a regression, and the labels."""
@@ -96,7 +100,7 @@ class Classification(TaskType):
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Returns labels, logits in float64, predictions and losses of each example."""
+        """Returns labels, predictions, probabilities and losses of each example."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch))
@@ -104,7 +108,6 @@ class Classification(TaskType):
         logits, labels = outputs.logits.double().cpu().numpy(), batch["labels"].cpu().numpy()
         common = {
             "labels": labels,
-            "logits": logits,
             "loss": loss.double().cpu().numpy(),
             "n_scored": n_scored.cpu().numpy(),
         }
@@ -119,13 +122,15 @@ def targets(labels: list[Any], problem_type: ProblemType, classes: int) -> list[
 
 
 def _class_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
-    return {"predictions": logits.argmax(1)}
+    better = (logits > np.take_along_axis(logits, labels[:, None], 1)).sum(1)
+    return {"predictions": logits.argmax(1), "probabilities": softmax(logits, 1), "better_classes": better}
 
 
 def _label_set_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
     predicted, true = logits > 0, labels > 0
     counts = {"true_positives": predicted & true, "predicted_positives": predicted, "actual_positives": true}
-    return {"predictions": predicted.astype(int), **{name: count.sum(1) for name, count in counts.items()}}
+    common = {"predictions": predicted.astype(int), "probabilities": expit(logits)}
+    return {**common, **{name: count.sum(1) for name, count in counts.items()}}
 
 
 def _value_predictions(labels: np.ndarray, logits: np.ndarray) -> ExampleStats:
@@ -156,17 +161,6 @@ def with_class_names(
     order = match_head_labels(names, head, inputs.model, has_ids(raw, label))
     train, test = (relabel(split, label, order.__getitem__, head) for split in (train, test))
     return train, test, head
-
-
-def _label_column(inputs: TaskInputs, train: Dataset, test: Dataset) -> tuple[Dataset, Dataset, str]:
-    """Both splits with their label column: that of the recipe, one joined from several, else `label` or `labels`."""
-    task, label = inputs.settings, inputs.settings.label
-    if isinstance(label, list):
-        single = task.problem_type == "single_label_classification"
-        train = join_label_columns(train, label, single=single, source=task.train)
-        return train, join_label_columns(test, label, single=single, source=task.test), JOINED
-    usual = "labels" if {"label", "labels"} & {*train.column_names} == {"labels"} else "label"
-    return train, test, label or usual
 
 
 def _choose_problem_type(inputs: TaskInputs, train: Dataset, label: str) -> ProblemType:

@@ -13,7 +13,6 @@ from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import neighbour_agreement
-from nas.tasks.rows import map_examples
 from nas.tasks.sentence_modules import SentenceModules
 from nas.tasks.types.base import TaskInputs, TextTask
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from nas.tasks.losses import LogitsAndLabels
-    from search_spaces import Layout, SubnetConfig
+    from search_spaces import Layout
 
 NEIGHBOURS = 10
 
@@ -53,14 +52,12 @@ class FeatureExtraction(TextTask):
         """Checks the columns."""
         self.column = text_column(train, self.task.text, self.task.train)
 
-    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
-        """The text."""
-        return (self.column,)
-
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the texts."""
         column = text_column(examples, self.column, source)
-        return map_examples(examples, lambda rows: self.tokenize(rows[column]))
+        return examples.map(
+            lambda rows: self.tokenize(rows[column]), batched=True, remove_columns=examples.column_names
+        )
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
         """Returns the tokens of texts, truncated."""
@@ -124,10 +121,10 @@ class FeatureExtraction(TextTask):
         self, model: Any, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Returns both vectors of each text, their cosine similarity, and the loss."""
-        from nas.tasks.losses import cosine_similarity
+        import torch.nn.functional as F
 
         vectors, labels = self.embeddings(model(**model_inputs(batch)), batch), batch["labels"]
-        cosine = cosine_similarity(vectors, labels).double().cpu().numpy()
+        cosine = F.cosine_similarity(vectors, labels).double().cpu().numpy()
         return {
             "cosine": cosine,
             "loss": 1.0 - cosine,
@@ -145,7 +142,7 @@ class FeatureExtraction(TextTask):
         return {**stats, "top10": neighbour_agreement(stats["predictions"], stats["labels"], NEIGHBOURS)}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
         """Writes the tokenizer and the files that make the folder a SentenceTransformer."""
         processor.save_pretrained(folder)
-        SentenceModules.read(model).write(folder, subnet.embedding_dim, layout.inputs.max_sequence_length)
+        SentenceModules.read(model).write(folder, layout.parent.hidden_size, layout.inputs.max_sequence_length)

@@ -10,9 +10,9 @@ import numpy as np
 from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.data import TEXT_DTYPES, require_column
+from nas.tasks.entities import OUTSIDE_TAG, entity_counts
 from nas.tasks.labels import is_list
 from nas.tasks.metrics import Metric, object_array
-from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
 from nas.tasks.types.classification import with_class_names
 from search_spaces import InputError
@@ -23,29 +23,25 @@ if TYPE_CHECKING:
 
     from nas.tasks.losses import LogitsAndLabels
 
-OUTSIDE_TAG = "O"
-"""Tag of words outside of any entity; ``f1`` ignores it."""
-
 
 class TokenClassification(TextTask):
     """The first token of a word carries its tag; truncated words are not scored.
 
-    ``f1`` is the micro F1 over words, without the tag `O`. It does not compare entities of several words, but a metric
-    in ``task.metrics`` can.
+    ``f1`` is the micro F1 over words, without the tag `O`; ``entity_f1`` that over entities of several words, as
+    seqeval computes it.
     """
 
     processor_kwargs: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
     metrics: Mapping[str, Metric] = {
         "f1": metrics.micro_f1,
+        "entity_f1": metrics.entity_f1,
         "accuracy": metrics.ratio_of_sums("correct", "n_scored"),
         "loss": metrics.ratio_of_sums("loss", "n_scored"),
     }
 
-    label: str
-
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
-        self.label = self.label_column or "ner_tags"
+        self.label = self.task.label or "ner_tags"
         for split, source in ((train, self.task.train), (test, self.task.test)):
             require_column(split, self.label, source, "task.label")
             if not is_list(split.features[self.label]):
@@ -57,10 +53,6 @@ class TokenClassification(TextTask):
         self.train, self.test, self.names = with_class_names(inputs, train, test, self.label)
         self.outside = self.names.index(OUTSIDE_TAG) if OUTSIDE_TAG in self.names else IGNORE_INDEX
 
-    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
-        """The words."""
-        return (self.words,)
-
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the words and puts the tag of each word at its first token."""
         words, label, tokenizer, length = self.words, self.label, self.processor, self.task.max_length
@@ -71,7 +63,7 @@ class TokenClassification(TextTask):
             tags = [_align_tags(tokens.word_ids(i), row) for i, row in enumerate(rows[label])]
             return {**tokens, "labels": tags}
 
-        return map_examples(examples, tokenize)
+        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads tokens and labels to the longest text."""
@@ -97,15 +89,19 @@ class TokenClassification(TextTask):
             labels != self.outside,
             predictions != self.outside,
         )
+        true, predicted = (
+            object_array([row[k] for row, k in zip(ids, has_label, strict=True)]) for ids in (labels, predictions)
+        )
         return {
+            **(entity_counts(true, predicted, self.names) if "entity_f1" in metric_names else {}),
             "loss": loss.double().cpu().numpy(),
             "n_scored": n_scored.cpu().numpy(),
             "correct": ((labels == predictions) & has_label).sum(1),
             "true_positives": ((labels == predictions) & has_label & is_entity).sum(1),
             "predicted_positives": (predicted_entity & has_label).sum(1),
             "actual_positives": (is_entity & has_label).sum(1),
-            "labels": object_array([t[k] for t, k in zip(labels, has_label, strict=True)]),
-            "predictions": object_array([g[k] for g, k in zip(predictions, has_label, strict=True)]),
+            "labels": true,
+            "predictions": predicted,
         }
 
 

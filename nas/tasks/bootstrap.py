@@ -1,0 +1,81 @@
+"""Bootstrap: the standard error of a metric, from resampled examples (Efron 1979)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from nas.tasks.metrics import ExampleStats, Metric, OfClasses
+from search_spaces import InputError
+
+SAMPLES = 200
+
+
+class Resample(Mapping[str, np.ndarray]):
+    """Statistics of some of the examples; each is gathered when a metric reads it.
+
+    Args:
+        stats: Statistics of all examples.
+        rows: Numbers of the examples, one may occur several times.
+    """
+
+    def __init__(self, stats: ExampleStats, rows: np.ndarray) -> None:
+        self.stats, self.rows = stats, rows
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A statistic of these examples."""
+        return self.stats[name][self.rows]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the statistics."""
+        return iter(self.stats)
+
+    def __len__(self) -> int:
+        """The number of statistics."""
+        return len(self.stats)
+
+
+def standard_error(metric: Metric, stats: ExampleStats) -> tuple[float, int]:
+    """Computes the bootstrap standard error of a metric over examples.
+
+    All models are resampled alike, so their errors are comparable. Resamples on which the metric is undefined, such as
+    those without one of the classes, are left out. If these are most, examples are resampled class by class.
+
+    Returns:
+        The standard error, and the number of resamples that were left out.
+
+    Raises:
+        InputError: If the metric is undefined on nearly all resamples.
+    """
+    rng = np.random.default_rng(0)
+    examples = len(next(iter(stats.values())))
+    values = _values(metric, stats, rng.integers(0, examples, (SAMPLES, examples)))
+    left_out = SAMPLES - len(values)
+    if left_out > SAMPLES / 2 and isinstance(metric, OfClasses):
+        values = _values(metric, stats, _drawn_by_class(stats["labels"], rng))
+    if len(values) < 2:
+        raise InputError(
+            f"a metric must be defined on resamples of the examples, but it is not on {left_out} of {SAMPLES}; raise "
+            "`task.search_examples` or choose another metric."
+        )
+    return float(np.std(values, ddof=1)), left_out
+
+
+def _values(metric: Metric, stats: ExampleStats, draws: np.ndarray) -> list[float]:
+    """The values of a metric on the resamples (samples, examples) on which it is defined."""
+    if isinstance(metric, OfClasses):
+        draws = draws[metric.is_defined(stats, draws)]
+    values = []
+    for rows in draws:
+        try:
+            values.append(metric(Resample(stats, rows)))
+        except InputError:  # a metric of the user's own that is not defined here
+            continue
+    return values
+
+
+def _drawn_by_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Resamples (samples, examples) with as many examples of each class as there are."""
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([rng.choice(rows, (SAMPLES, len(rows))) for rows in classes], axis=1)
