@@ -122,6 +122,30 @@ def _print_estimate(recipe: Recipe) -> None:
 
 @app.command()
 @shows_elapsed
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    ray: Annotated[
+        str | None, typer.Option(help="The Ray cluster that the search would use.", metavar="auto|ADDRESS")
+    ] = None,
+) -> None:
+    """Print all that can be known before training, on one page; nothing is trained or written.
+
+    It reads all data, loads the model and computes the metrics with it, and compares memory, disk and time with what
+    there is. `nas search` checks the same first.
+    """
+    from nas.commands.check import check as check_page
+    from nas.recipe.schema import Recipe
+    from nas.runs.progress import print_line
+
+    for line in check_page(Recipe.load(recipe, overrides or []), run or default_run(recipe), ray):
+        print_line(line)
+    print_line(f"next       nas search {recipe}")
+
+
+@app.command()
+@shows_elapsed
 def profile(
     recipe: RecipeFile,
     overrides: Overrides = None,

@@ -87,6 +87,11 @@ class LayerDraft:
         """Makes a module another kind."""
         self._kinds.setdefault(path, []).append(kind)
 
+    def replace_model(self, kind: Kind) -> None:
+        """Makes the model itself, without a head, another kind."""
+        if self.stack is None:
+            self.replace("", kind)
+
     def replace_linear_layers(self, kind: Kind) -> None:
         """Makes every linear layer in the blocks of the layer another kind."""
         self._of_linear_layers.append(kind)

@@ -7,7 +7,7 @@ the objects of `search_spaces.dimensions` and name none of them. Nothing here im
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from search_spaces.errors import InputError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search_spaces.layout import Layout
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
+    from search_spaces.tasks import Task
 
 DimensionScope = Literal["stack", "subnetwork", "layer", "attention", "mlp"]
 """What has one value: a stack of layers, the subnetwork, a layer, or a block of a layer."""
@@ -47,7 +48,7 @@ class Facts:
         unsupported_dtypes: Dtype -> why the workload cannot run it, or why it is not worthwhile there.
         ties_embedding: Whether the output head shares the table of token embeddings.
         is_decoding: Whether the workload computes one token at a time.
-        fixed: Dimensions that may not vary, as the outputs of the task keep their size.
+        fixed: Dimension -> why it may not vary in the task.
     """
 
     tokens: int
@@ -55,7 +56,7 @@ class Facts:
     unsupported_dtypes: Mapping[str, str] | None = None
     ties_embedding: bool = False
     is_decoding: bool = False
-    fixed: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Dimension:
         neutral: The value that changes nothing; None where that is the parent's own size.
         depends_on: The dimension on whose value its possible values depend, if any. Without choices of its own it
             then follows that dimension.
+        is_cost: Whether its value is also a cost, which objectives and constraints may name.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Dimension:
     axes: tuple[str, ...] = ()
     neutral: Any = None
     depends_on: str = ""
+    is_cost: bool = False
 
     choice_type: ClassVar[Any] = int
     """Type of a choice in a recipe."""
@@ -106,6 +109,15 @@ class Dimension:
     def if_skipped(self) -> Any:
         """The value in a layer that skips its block."""
         return self.neutral if self.is_categorical else 0
+
+    @property
+    def has_neutral(self) -> bool:
+        """Whether one value changes nothing; such a dimension does not shrink in the baseline of uniform scaling."""
+        return self.neutral is not None
+
+    def is_neutral(self, value: Any, values: Mapping[str, Any]) -> bool:
+        """Whether a value changes nothing; ``values`` are those of the subnetwork."""
+        return self.has_neutral and value in (self.default(values), self.if_skipped)
 
     def check(self, where: str, values: Mapping[str, Any]) -> None:
         """Raises InputError unless the value fits the others of its layer, or of the subnetwork.
@@ -162,11 +174,11 @@ class Dimension:
         return not self.depends_on or self.name in space.given
 
     def choices_for(self, width: int, space: SearchSpace) -> tuple[Any, ...]:
-        """Choices in a block of a width."""
+        """Choices in a block of a width, or next to a value of the dimension that it depends on."""
         return space.choices.get(self.name, (self.neutral,)) if width else (self.if_skipped,)
 
     def repaired(self, value: Any, width: int, space: SearchSpace) -> Any:
-        """The possible value nearest to a choice, in a block of a width."""
+        """The possible value nearest to a choice, where `choices_for` takes the same width."""
         return value if width else self.if_skipped
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
@@ -197,6 +209,10 @@ class Dimension:
     def fixed_reason(self, family: Family) -> str:
         """Why it cannot vary in a family; empty if it can, or if there is nothing to say."""
         return ""
+
+    def fixed_in(self, task: Task) -> str:
+        """Why it may not vary in a task; empty if it may."""
+        return "the outputs of the task keep their size" if self.name in task.fixed else ""
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """The parent's own value in a stack."""

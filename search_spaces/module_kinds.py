@@ -55,6 +55,17 @@ class SparseAttention(Kind):
 
 
 @dataclass(frozen=True)
+class TruncatedOutput(Kind):
+    """A model that returns the first channels of its hidden states.
+
+    Attributes:
+        size: Their number.
+    """
+
+    size: int
+
+
+@dataclass(frozen=True)
 class LowRank(Kind):
     """Two factors in the place of a linear layer.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET, WIDTH_OF
 from search_spaces.subnet import SubnetConfig
 from search_spaces.subnet_batch import SubnetBatch
 
@@ -107,14 +107,18 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         Values of dropped layers are ignored. Invalid combinations are repaired. A set of layers whose size is no
         allowed depth gets the nearest allowed one (the larger on a tie): the most important dropped layers are added,
         or the least important kept ones removed. Key and value heads get the nearest number that the attention heads
-        can share. A layer that skips both blocks gets the narrowest feed-forward block.
+        can share. A layer that skips both blocks gets the narrowest feed-forward block. A dimension of the subnetwork
+        that depends on another one gets the nearest value that goes with it.
 
         Args:
             vectors: (n, parameters) index of the choice of each parameter.
         """
         kept = self._kept_layers(vectors)
         layer_values = {field: values * kept for field, values in self._layer_values(vectors).items()}
-        return SubnetBatch(kept, layer_values, {name: self._values_of(vectors, name) for name in PER_SUBNET})
+        subnet_values = {name: self._values_of(vectors, name) for name in PER_SUBNET}
+        for name in (name for name in PER_SUBNET if name in WIDTH_OF):
+            subnet_values[name] = self._fitted(name, subnet_values[name], self._width_rows(name, subnet_values))
+        return SubnetBatch(kept, layer_values, subnet_values)
 
     def _values_of(self, vectors: np.ndarray, name: str) -> np.ndarray:
         """Values (n,) of a parameter, or the only value of a fixed field; names are encoded as integers."""
@@ -154,23 +158,34 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         has_block = reduce(np.logical_or, (values[width] for width in widths))
         values[last] = np.where(has_block, values[last], min(width for width in choices[last] if width))
         for width, *others in BLOCKS.values():
-            rows = _positions(np.array(choices[width]), values[width])
+            rows = self._width_rows(width, values)
             for field in others:
-                codes, repaired = self._repaired[field]
-                if not np.array_equal(repaired, np.broadcast_to(codes, repaired.shape)):
-                    values[field] = repaired[rows, _positions(codes, values[field])]
+                values[field] = self._fitted(field, values[field], rows)
         return values
+
+    def _width_rows(self, field: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The index, among its choices, of the width that a dimension goes with."""
+        width = WIDTH_OF[field]
+        return _positions(np.array(self.space.choices[width]), values[width])
+
+    def _fitted(self, field: str, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Values of a dimension, repaired where they do not go with their width; ``rows`` is its index."""
+        codes, repaired = self._repaired[field]
+        if np.array_equal(repaired, np.broadcast_to(codes, repaired.shape)):
+            return values
+        return repaired[rows, _positions(codes, values)]
 
     @cached_property
     def _repaired(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Dimension of a block -> its codes, ascending, and the code for each width (rows) and code (columns)."""
+        """Dimension -> its codes, ascending, and the code for each of its widths (rows) and codes (columns)."""
         tables = {}
-        for width, *others in BLOCKS.values():
-            for dimension in (DIMENSIONS[field] for field in others):
-                choices = sorted(self.space.choices_of(dimension.name), key=dimension.encode)
+        for field, width in WIDTH_OF.items():
+            if field != width:
+                dimension = DIMENSIONS[field]
+                choices = sorted(self.space.choices_of(field), key=dimension.encode)
                 rows = [[dimension.repaired(c, w, self.space) for c in choices] for w in self.space.choices[width]]
                 codes = np.array([dimension.encode(choice) for choice in choices])
-                tables[dimension.name] = codes, np.array([[dimension.encode(c) for c in row] for row in rows])
+                tables[field] = codes, np.array([[dimension.encode(c) for c in row] for row in rows])
         return tables
 
     # -- features -----------------------------------------------------------------------------------------------------

@@ -35,8 +35,7 @@ def propose_choices(layout: Layout, facts: Facts) -> Proposal:
     choices: dict[str, Any] = {"scope": "uniform" if layout.family.shared_layers else "per-layer"}
     left_out: dict[str, str] = {}
     for name in layout.family.dimensions:
-        is_fixed = name in facts.fixed
-        proposed = "the outputs of the task keep their size" if is_fixed else DIMENSIONS[name].propose(layout, facts)
+        proposed = facts.fixed.get(name) or DIMENSIONS[name].propose(layout, facts)
         if isinstance(proposed, str):
             left_out[name] = proposed
         else:

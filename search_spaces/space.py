@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, product
 from random import Random
@@ -99,8 +99,20 @@ class SearchSpace:
         return [(*values, *more) for values in layers for more in others]
 
     def choices_of(self, name: str) -> tuple[Any, ...]:
-        """Choices of a dimension; its neutral value where it has none."""
-        return self.choices.get(name, (DIMENSIONS[name].neutral,))
+        """Choices of a dimension; the value that changes nothing where it has none."""
+        return self.choices.get(name) or (DIMENSIONS[name].default(vars(self.parent)),)
+
+    def _choices_with(self, name: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Choices of a dimension of the subnetwork next to the values of those before it."""
+        width = WIDTH_OF.get(name)
+        return self.choices_of(name) if width is None else DIMENSIONS[name].choices_for(values[width], self)
+
+    def _subnet_values(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Every combination of values of some dimensions of the subnetwork."""
+        combinations: list[dict[str, Any]] = [{}]
+        for name in names:
+            combinations = [{**c, name: value} for c in combinations for value in self._choices_with(name, c)]
+        return combinations
 
     @property
     def size(self) -> int:
@@ -108,7 +120,7 @@ class SearchSpace:
         choices = [self.block_choices(block) for block in BLOCKS]
         per_layer = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
         per_layer *= math.prod(len(self.choices_of(name)) for name in NO_BLOCK)
-        total = math.prod(len(self.choices_of(name)) for name in PER_SUBNET)
+        total = len(self._subnet_values(PER_SUBNET))
         if self.scope == "uniform":
             return total * per_layer * math.prod(len(self.choices[name]) for name in self.depth_names)
         for name, layers in zip(self.depth_names, self.stacks, strict=True):
@@ -138,7 +150,7 @@ class SearchSpace:
     def __contains__(self, subnet: SubnetConfig) -> bool:
         if not set(subnet.layers) <= set(self.parent.layers):
             return False
-        if any(getattr(subnet, name) not in self.choices_of(name) for name in PER_SUBNET):
+        if any(getattr(subnet, name) not in self._choices_with(name, vars(subnet)) for name in PER_SUBNET):
             return False
         depths = self.stack_depths(subnet)
         if any(n not in self.choices[name] for n, name in zip(depths, self.depth_names, strict=True)):
@@ -157,7 +169,7 @@ class SearchSpace:
         open_choices = {
             name: values[-max(1, math.ceil(share * len(values))) :]
             for name, values in self.choices.items()
-            if not DIMENSIONS[name].depends_on
+            if name in PER_SUBNET or not DIMENSIONS[name].depends_on
         }
         return SearchSpace(**{**self.arguments(), **open_choices})
 
@@ -192,7 +204,7 @@ class SearchSpace:
 
     def _uniform(self, values: dict[str, Any]) -> SubnetConfig:
         """The uniform subnetwork of these values; those that do not go with the width of their block are repaired."""
-        complete = {name: values.get(name, DIMENSIONS[name].neutral) for name in (*PER_LAYER, *PER_SUBNET)}
+        complete = {name: values.get(name, self.choices_of(name)[-1]) for name in (*PER_LAYER, *PER_SUBNET)}
         for name, width in WIDTH_OF.items():
             complete[name] = DIMENSIONS[name].repaired(complete[name], complete[width], self)
         return SubnetConfig.uniform(self.most_important_layers([values[n] for n in self.depth_names]), **complete)
@@ -220,7 +232,7 @@ class SearchSpace:
         accurate) choice.
         """
         widths = {name: values for name, values in self._without_skips.items() if name not in DEPTHS}
-        widths |= {name: values[-1:] for name, values in widths.items() if DIMENSIONS[name].neutral is not None}
+        widths |= {name: values[-1:] for name, values in widths.items() if DIMENSIONS[name].has_neutral}
         depths = {name: self.choices[name] for name in self.depth_names}
         wide, deep = (max(map(len, choices.values())) for choices in (widths, depths))
         scalings = [
@@ -255,7 +267,9 @@ class SearchSpace:
             layers += sorted(rng.sample(stack, rng.choice(self.choices[name])))
         sampled = [self._sample_layer(rng) for _ in layers]
         layer_values: dict[str, Any] = {field: tuple(values[field] for values in sampled) for field in sampled[0]}
-        subnet_values = {name: rng.choice(self.choices[name]) for name in self.subnet_fields}
+        subnet_values: dict[str, Any] = {}
+        for name in self.subnet_fields:
+            subnet_values[name] = rng.choice(self._choices_with(name, subnet_values))
         return SubnetConfig(tuple(layers), **subnet_values, **layer_values)
 
     def _sample_layer(self, rng: Random) -> dict[str, Any]:
@@ -278,10 +292,11 @@ class SearchSpace:
         """Every subnetwork of a ``uniform`` space; a ``per-layer`` one is too large to enumerate."""
         if self.scope != "uniform":
             raise InputError("only a space of scope `uniform` can be enumerated; sample a `per-layer` one.")
-        names = (*self.depth_names, *self.subnet_fields)
-        for values in product(*(self.choices[name] for name in names)):
+        of_subnet = self._subnet_values(self.subnet_fields)
+        for *depths, values in product(*(self.choices[name] for name in self.depth_names), of_subnet):
             for layer in self.layer_choices:
-                yield self._uniform(dict(zip((*names, *PER_LAYER), (*values, *layer), strict=True)))
+                of_layers = dict(zip((*self.depth_names, *PER_LAYER), (*depths, *layer), strict=True))
+                yield self._uniform({**of_layers, **values})
 
 
 def _at_fraction(values: Sequence[int], step: int, steps: int) -> int:

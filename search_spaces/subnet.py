@@ -123,8 +123,9 @@ class SubnetConfig:
         return cls(tuple(sorted(layers)), **{**values, **per_layer})
 
     def with_values(self, **values: Any) -> SubnetConfig:
-        """The same subnetwork with other ``layers`` or values of dimensions."""
-        return SubnetConfig(**{**dict(zip(("layers", *FIELDS), self._values, strict=True)), **values})
+        """The same subnetwork with other ``layers`` or values of dimensions; what changes nothing still does not."""
+        kept = {name: self.__dict__[name] for name in FIELDS if not self._is_neutral(name)}
+        return SubnetConfig(**{"layers": self.layers, **kept, **values})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SubnetConfig:
@@ -140,14 +141,12 @@ class SubnetConfig:
     def _is_neutral(self, name: str) -> bool:
         """Whether a dimension changes nothing."""
         dimension, value = DIMENSIONS[name], self.__dict__[name]
-        if dimension.neutral is None:
-            return False
-        values = {value} if name in PER_SUBNET else set(value)
-        return values <= {dimension.neutral, dimension.if_skipped}
+        values = (value,) if name in PER_SUBNET else set(value)
+        return dimension.has_neutral and all(dimension.is_neutral(one, self.__dict__) for one in values)
 
     def changes(self, name: str) -> bool:
         """Whether a dimension with a neutral value has another one somewhere."""
-        return DIMENSIONS[name].neutral is not None and not self._is_neutral(name)
+        return DIMENSIONS[name].has_neutral and not self._is_neutral(name)
 
     @cached_property
     def key(self) -> str:

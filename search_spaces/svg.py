@@ -32,7 +32,7 @@ def svg(subnet: SubnetConfig) -> str:
         title, text = DIMENSIONS[name].picture_row(getattr(subnet, name))
         cells += [
             _text(0, row, title, "0.65"),
-            _cell(LABEL, row, getattr(subnet, name), [DIMENSIONS[name].neutral], text),
+            _cell(LABEL, row, getattr(subnet, name), [DIMENSIONS[name].default(vars(subnet))], text),
         ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '

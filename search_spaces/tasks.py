@@ -30,6 +30,11 @@ class Task:
     has_labels: bool = True
     fixed: tuple[str, ...] = ()
 
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether the vectors of texts are made of the outputs, and nothing else."""
+        return self.reads_text and self.outputs == ("last_hidden_state",)
+
 
 TASKS: dict[str, Task] = {
     "text-classification": Task("AutoModelForSequenceClassification", "accuracy"),

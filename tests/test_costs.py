@@ -226,7 +226,7 @@ from predictors import AnalyticCosts, Workload
 from search_spaces import Layout, SubnetConfig
 layout = Layout(BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=4, intermediate_size=96))
 shapes = {f"bert.encoder.layer.{k}.attention.self.query.weight": (48, 48) for k in range(4)}
-costs = AnalyticCosts(layout, {}, shapes, shapes, False)
+costs = AnalyticCosts(layout, {}, shapes, shapes, "text-classification")
 half = SubnetConfig((0, 2), (2, 4), (96, 96), 48)
 counted = costs.count(["num_parameters", "macs"], [layout.parent, half], Workload(sequence_length=1))
 assert counted["num_parameters"].tolist() == [4 * 48 * 48, 24 * 48 + 48 * 48]

@@ -37,6 +37,7 @@ CHOICES: dict[str, list[Any]] = {
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
     "embedding_rank": [40, 80, 100],
+    "embedding_dim": [10, 24, 48],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
@@ -94,8 +95,10 @@ def patterns(layout: Layout) -> list[str]:
 
 
 def dimensions(supernet: Supernet) -> list[str]:
-    """The dimensions of a family; embeddings that an output head shares keep full rank."""
-    return [name for name in supernet.family.dimensions if name != "embedding_rank" or supernet.embedding is not None]
+    """The dimensions of a model: a table that a head shares keeps full rank, hidden states that it reads are whole."""
+    has_head = supernet.model.base_model is not supernet.model
+    fixed = [*["embedding_rank"] * (supernet.embedding is None), *["embedding_dim"] * has_head]
+    return [name for name in supernet.family.dimensions if name not in fixed]
 
 
 def everything(supernet: Supernet) -> list[str]:
@@ -136,7 +139,7 @@ def test_every_family_has_a_toy() -> None:
 
 @pytest.mark.parametrize(("family", "dimension"), sampled(DIMENSIONS, lambda family, _: family in DAILY_FAMILIES))
 def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) -> None:
-    task = "text-classification" if dimension == "embedding_rank" else ""
+    task = {"embedding_rank": "text-classification", "embedding_dim": "feature-extraction"}.get(dimension, "")
     for attention in TOYS[family].attentions:
         supernet = calibrated(TOYS[family].model(task, attention=attention), TOYS[family])
         space, rng = make_space(supernet, [dimension]), Random(0)
@@ -161,7 +164,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        others = ("hidden_size", "embedding_rank", "attention", "bits", *DEPTHS, *RANK_FIELDS)
+        others = ("hidden_size", "embedding_rank", "embedding_dim", "attention", "bits", *DEPTHS, *RANK_FIELDS)
         space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = space.sample(Random(k))

@@ -15,7 +15,7 @@ from nas.commands.init import propose_recipe
 from nas.exports.export import save_subnet
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe, open_run
-from nas.supernets.importance import gradient_scores
+from nas.supernets.importance import gradient_scores, order_by_importance
 from nas.supernets.load import calibration_set
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
@@ -79,6 +79,14 @@ def test_heads_and_neurons_are_scored_without_labels(context: TaskContext) -> No
     silent = gradient_scores(supernet, batches, context.splits.task)["ffn"][0]
     assert all(layer.min() > 0 for layer in scores["ffn"])
     assert silent[:48].max() == 0 < silent[48:].min()
+
+
+def test_the_order_of_importance_leaves_the_vectors_as_they_were(context: TaskContext) -> None:
+    supernet, _ = supernet_of(context)
+    batches = calibration_set(context).labelled_batches(32)
+    order = order_by_importance(supernet, batches, batches[:1], task=context.splits.task)
+    assert order.units and order.hidden == []
+    assert score(supernet.model, context.splits.test, ["cosine_similarity"])["cosine_similarity"].value > 0.9999
 
 
 @pytest.mark.parametrize(

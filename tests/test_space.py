@@ -189,7 +189,7 @@ def reference(space: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
         values["num_key_value_heads"][k] = min(fits, key=lambda g: (abs(g - groups), -g)) if fits else 0
         if not heads and not values["intermediate_size"][k]:
             values["intermediate_size"][k] = min(v for v in space.choices["intermediate_size"] if v)
-    global_values = {name: params[name] for name in PER_SUBNET}
+    global_values = {name: params[name] for name in PER_SUBNET if name in params}
     return SubnetConfig(tuple(layers), **global_values, **{name: tuple(column) for name, column in values.items()})
 
 

@@ -44,14 +44,14 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     quiet_libraries()
     with waiting("dry run"):
         context = check_recipe(recipe, sample=SAMPLE)
-        time = StepTime.measure(context)
-        space = search_space(context)
-        seconds = _seconds(context, time)
-    return {
-        "recipe": context.recipe,
-        "subnetworks": space.size,
-        "minutes": {stage.name: seconds[stage.name] / 60 for stage in STAGES if stage.name in seconds},
-    }
+        minutes = estimated_minutes(context)
+    return {"recipe": context.recipe, "subnetworks": search_space(context).size, "minutes": minutes}
+
+
+def estimated_minutes(context: TaskContext) -> dict[str, float]:
+    """Stage -> estimated minutes on this machine, in order; stages that take seconds are left out."""
+    seconds = _seconds(context, StepTime.measure(context))
+    return {stage.name: seconds[stage.name] / 60 for stage in STAGES if stage.name in seconds}
 
 
 def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:

@@ -24,7 +24,7 @@ from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
 from predictors import Workload, device_name
-from search_spaces import InputError
+from search_spaces import InputError, SubnetConfig
 
 
 def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
@@ -70,7 +70,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         train(trainer, report, Run(run).logs / out.name)
     processes.exit_other_processes()
     model.save_pretrained(work)
-    context.save_processor(work)
+    context.save_processor(work, SubnetConfig.from_dict(info["subnet"]))
     after = score(model, context.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
     write_json(work / "subnet.json", updated)

@@ -14,7 +14,8 @@ from nas.recipe.objectives import METRICS
 from nas.recipe.schema import TASK_TYPES as TASK_NAMES
 from nas.recipe.schema import Recipe
 from nas.recipe.text import absolute_source, apply_overrides, split_source
-from nas.stages.check import check_exact_constraints, check_recipe
+from nas.stages.check import check_recipe
+from nas.stages.parent_check import check_exact_constraints
 from nas.supernets.space import propose_space
 from nas.tasks.columns import TaskColumns, guess_columns, guess_task
 from nas.tasks.context import TaskContext
@@ -318,4 +319,4 @@ def _check(proposed: ProposedRecipe) -> None:
     checked = {**task, "test": task["train"]} if "test" in proposed.missing else task
     context = check_recipe(Recipe.parse({**proposed.data, "task": checked}))
     if context.recipe.constraints:
-        check_exact_constraints(context)
+        check_exact_constraints(context, context.load_model())

@@ -72,7 +72,7 @@ def weights_of(run: Run, supernet: Supernet, subnet: SubnetConfig, context: Task
 def save_subnet(supernet: Weights, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
     """Writes the extracted model, its processor and, unless it is a stock model, its modeling code."""
     save_model(supernet.extract(subnet), context, folder)
-    context.save_processor(folder)
+    context.save_processor(folder, subnet)
 
 
 def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:

@@ -25,6 +25,7 @@ def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> di
     """The edits that turn a stock model of the right depth into the subnetwork (see `modeling_nas.apply_arch`)."""
     arch: dict[str, dict[str, object]] = {section: {} for section in EDITS}
     _add_weights(arch, model, layout, subnet)
+    _add_kinds(arch, layout.blueprint(subnet).outside, "")
     if subnet.hidden_size != layout.parent.hidden_size:
         _add_other_heads(arch, model, layout, subnet)
     for number, positions in enumerate(layout.kept_positions(subnet)):
@@ -102,15 +103,20 @@ def _add_layer(
     arch: dict[str, dict[str, object]], layout: Layout, stack: Stack, blueprint: LayerBlueprint, start: str
 ) -> None:
     """Adds what becomes of the modules of a layer, apart from their weights."""
-    for path, kinds in blueprint.kinds.items():
-        for kind in kinds:
-            if not KINDS[type(kind)].has_weights:
-                arch[KINDS[type(kind)].section][start + path] = KINDS[type(kind)].describe(kind, {})
+    _add_kinds(arch, blueprint, start)
     arch["wrap"] |= {start + path: name for path, name in stack.mixins.items() if not blueprint.skips(path)}
     for path, formulas in stack.attributes.items():
         if not blueprint.skips(path):
             values = {n: layout.shapes.attribute_value(f, blueprint.sizes) for n, f in formulas.items()}
             arch["attributes"][start + path] = values
+
+
+def _add_kinds(arch: dict[str, dict[str, object]], blueprint: LayerBlueprint, start: str) -> None:
+    """Adds the kinds of modules that replace no weights."""
+    for path, kinds in blueprint.kinds.items():
+        for kind in kinds:
+            if not KINDS[type(kind)].has_weights:
+                arch[KINDS[type(kind)].section][start + path] = KINDS[type(kind)].describe(kind, {})
 
 
 def _attention_weights(stack: Stack, layers: Sequence[LayerBlueprint]) -> dict[str, list[bool]]:

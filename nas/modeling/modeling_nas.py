@@ -6,6 +6,7 @@ and transformers. Every stock class has a counterpart here: ``NasBertForSequence
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -194,6 +195,29 @@ def set_sparse_attention(module: Any, graph: list[int] | None) -> None:
             vars(module.config).pop(name, None)
 
 
+def set_output_size(model: Any, size: int | None) -> None:
+    """Sets how many leading channels of its hidden states a model returns; None: all."""
+    if size is not None and not hasattr(type(model), "output_size"):
+        model.__class__ = _truncated_class(type(model))
+    model.output_size = size
+
+
+def _truncated_class(stock: Any) -> type:
+    """Returns a subclass of a model's class, of the same name, whose ``forward`` returns ``output_size`` channels."""
+
+    @functools.wraps(stock.forward)  # libraries read the names of its arguments
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = stock.forward(self, *args, **kwargs)
+        if isinstance(outputs, tuple):
+            return (outputs[0][..., : self.output_size], *outputs[1:])
+        name = next(iter(outputs))
+        outputs[name] = outputs[name][..., : self.output_size]
+        return outputs
+
+    members = {"output_size": None, "forward": forward, "__module__": stock.__module__, "__doc__": stock.__doc__}
+    return type(stock.__name__, (stock,), members)
+
+
 WRAPPERS: dict[str, type] = {"SlicedPositionBias": SlicedPositionBias, "SharedPositionBias": SharedPositionBias}
 """Name in a family's table -> mixin of a stock module's class."""
 
@@ -209,7 +233,8 @@ def apply_arch(model: nn.Module, arch: dict[str, Any]) -> None:
     base: Any = model.base_model
     for section, edit in EDITS.items():
         for path, what in arch.get(section, {}).items():
-            edit(model if section == "head_shapes" else base, path, what)
+            if section != "output" or base is model:  # a head reads the hidden states whole
+                edit(model if section == "head_shapes" else base, path, what)
 
 
 def _put(root: Any, path: str, module: Any) -> None:
@@ -250,6 +275,10 @@ def _set_attributes(root: Any, path: str, attributes: dict[str, Any]) -> None:
 
 def _attend(root: Any, path: str, graph: list[int]) -> None:
     set_sparse_attention(root.get_submodule(path), graph)
+
+
+def _truncate(root: Any, path: str, size: int) -> None:
+    set_output_size(root.get_submodule(path), size)
 
 
 def _quantize(root: Any, path: str, bits: str) -> None:
@@ -313,6 +342,7 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
     "bits": _quantize,
     "attributes": _set_attributes,
     "attention": _attend,
+    "output": _truncate,
     "attention_weights": _keep_indices,
 }
 """Section of ``nas_arch`` -> the edit of one path, in the order in which they apply.
@@ -321,8 +351,9 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
 instead. ``wrap``: a name in `WRAPPERS`. ``low_rank``: inputs, outputs and rank of the two linear layers in its place.
 ``embedding``: outputs and rank of the two in place of the table of tokens. ``shapes``, ``head_shapes``: shape of a
 parameter. ``bits``: the dtype of a linear layer, or of each of the two in its place. ``attributes``: values of
-attributes of a module, or of the config that it reads. ``attention``: its graph of tokens. ``attention_weights``: by
-the name of an output, whether each of a list of layers has weights to output.
+attributes of a module, or of the config that it reads. ``attention``: its graph of tokens. ``output``: the number of
+leading channels of its hidden states that a model without a head returns. ``attention_weights``: by the name of an
+output, whether each of a list of layers has weights to output.
 """
 
 

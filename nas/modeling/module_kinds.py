@@ -12,9 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas.modeling.modeling_nas import set_sparse_attention
+from nas.modeling.modeling_nas import set_output_size, set_sparse_attention
 from search_spaces.dimensions.bits import FULL_PRECISION
-from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Quantized, Shape, Skipped, SparseAttention
+from search_spaces.module_kinds import (
+    Kind,
+    LowRank,
+    LowRankEmbedding,
+    Quantized,
+    Shape,
+    Skipped,
+    SparseAttention,
+    TruncatedOutput,
+)
 
 Basis = Callable[[int], torch.Tensor]
 """Rank -> orthonormal directions (outputs, rank) that a module's outputs keep."""
@@ -29,12 +38,16 @@ class ElasticKind:
         section: Section of ``nas_arch`` that describes it.
         describe: The kind, shapes of the tensors that the module then has -> what that section holds for the module.
         has_weights: Whether it replaces a weight of the parent, whose shape its description needs.
+        of_model: Whether it is a kind of a whole model, one without a head.
+        impossible: Why a ``{model}`` may not have it, for a kind outside the layers.
     """
 
     activate: Callable[[nn.Module, Any, Basis], None]
     section: str
     describe: Callable[[Any, dict[str, Shape]], Any]
     has_weights: bool = True
+    of_model: bool = False
+    impossible: str = ""
 
 
 def _skip(module: nn.Module, kind: Skipped | None, basis: Basis) -> None:
@@ -53,6 +66,10 @@ def _quantize(module: nn.Module, kind: Quantized | None, basis: Basis) -> None:
     module.__dict__["bits"] = FULL_PRECISION if kind is None else kind.dtype
 
 
+def _truncate(module: nn.Module, kind: TruncatedOutput | None, basis: Basis) -> None:
+    set_output_size(module, None if kind is None else kind.size)
+
+
 def _describe_factors(kind: LowRank, shapes: dict[str, Shape]) -> list[int]:
     """Inputs, outputs and rank of a linear layer's factors."""
     return [shapes["down.weight"][1], shapes["up.weight"][0], kind.rank]
@@ -61,8 +78,21 @@ def _describe_factors(kind: LowRank, shapes: dict[str, Shape]) -> list[int]:
 KINDS: dict[type[Kind], ElasticKind] = {
     Skipped: ElasticKind(_skip, "skip", lambda kind, shapes: kind.returns, has_weights=False),
     SparseAttention: ElasticKind(_attend, "attention", lambda kind, shapes: list(kind.graph), has_weights=False),
+    TruncatedOutput: ElasticKind(
+        _truncate,
+        "output",
+        lambda kind, shapes: kind.size,
+        has_weights=False,
+        of_model=True,
+        impossible="the hidden states must stay whole: the head of {model} reads them",
+    ),
     LowRank: ElasticKind(_factorize, "low_rank", _describe_factors),
-    LowRankEmbedding: ElasticKind(_factorize, "embedding", lambda kind, shapes: [shapes["up.weight"][0], kind.rank]),
+    LowRankEmbedding: ElasticKind(
+        _factorize,
+        "embedding",
+        lambda kind, shapes: [shapes["up.weight"][0], kind.rank],
+        impossible="the embeddings must stay as they are: the output head of {model} shares the embedding table",
+    ),
     Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype),
 }
 """Kind -> how it is computed and described."""

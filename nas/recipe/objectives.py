@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from search_spaces.dimensions import COST_DIMENSIONS
 from search_spaces.errors import InputError
 
 Direction = Literal["maximize", "minimize"]
 Verdict = Literal["holds", "misses", "undecided"]
 """What a measured value says about a bound; ``undecided``: it cannot be told apart from the bound in this noise."""
 
-COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
+COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
 METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
     "f1": "maximize",
@@ -122,10 +123,13 @@ def format_value(name: str, value: float, error: float | None = None) -> str:
     """A metric or cost as text, without its unit, followed by ``± error`` if an error is given.
 
     Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal. Counts
-    (``num_*``, ``macs``) have a K, M, G or B suffix. Everything else has four decimals.
+    (``num_*``, ``macs``) have a K, M, G or B suffix, values of dimensions are integers. Everything else has four
+    decimals.
     """
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
+    if name in COST_DIMENSIONS:
+        return f"{value:.0f}"
     if name.startswith("num_") or name in ("macs", "flops"):
         giga = "B" if name.startswith("num_") else "G"
         for unit, suffix in ((1e9, giga), (1e6, "M"), (1e3, "K")):

@@ -59,8 +59,8 @@ class _Section(BaseModel):
 class TaskSettings(_Section):
     """The task: its type, its data, its metrics.
 
-    A source is ``hub/id[/config]:split``, a CSV, JSON lines, Parquet or plain text file, a folder of images, or
-    ``file.py:function`` that returns a ``datasets.Dataset``.
+    A source is ``hub/id[/config]:split``; a CSV, TSV, JSON, Parquet or plain text file, or a folder, with a part such
+    as ``train[:80%]``; or ``file.py:function`` that returns a ``datasets.Dataset``.
     """
 
     type: str = Field(
@@ -74,7 +74,10 @@ class TaskSettings(_Section):
     )
     image: str = Field("image", description="Image column.")
     audio: str = Field("audio", description="Audio column.")
-    label: str | None = Field(None, description="Label column; default: by the task type, such as `label`.")
+    label: list[str] | str | None = Field(
+        None,
+        description="Label column, or a column of 0 and 1 for each class; default: by the task type, such as `label`.",
+    )
     problem_type: ProblemType | None = Field(None, description="Type of a classification; default: by the labels.")
     max_length: int = Field(
         128, ge=1, description="Tokens at which a text is truncated, or tokens of a block of a language model."

@@ -7,16 +7,18 @@ from pathlib import Path
 from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line
 from nas.runs.run import Run
+from nas.stages.parent_check import check_parent
 from nas.studies.sampler import check_sampler
 from nas.supernets.space import recipe_choices, resolved_space, search_space
 from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
-from predictors import AnalyticCosts, device_name
-from predictors.costs.analytic import COST_NAMES
+from nas.tasks.token_table import check_token_table, check_tokens
+from predictors import device_name
 from predictors.measurement.memory import memory_mb
 from predictors.measurement.prepare import check_runtime
 from predictors.measurement.workload import device_errors_as_input_errors
 from search_spaces import TASKS, InputError
+from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 
 
 def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
@@ -32,18 +34,15 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder.
     """
-    if recipe.parent.epochs is not None and not TASKS[recipe.task.type].has_labels:
-        raise InputError(
-            f"`parent.epochs` must be left out for {recipe.task.type}, whose model is used as it is, but got "
-            f"{recipe.parent.epochs:g}; `nas finetune` takes it."
-        )
+    check_stages(recipe)
     existing = Run(folder) if Path(folder, "recipe.yaml").exists() else None
     remote = existing.is_remote if existing else remote
     if existing and recipe.space == "auto":
         recipe = recipe.model_copy(update={"space": existing.recipe.space})
     context = check_recipe(recipe, remote=remote)
     if existing is None:
-        check_exact_constraints(context)
+        for line in check_parent(context, folder):
+            print_line(line)
     run = Run.open(folder, context.recipe, remote=remote)
     device = run.device if remote else device_name(recipe.workload)
     if device != run.device:
@@ -54,19 +53,13 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
     return context, run
 
 
-def check_exact_constraints(context: TaskContext) -> None:
-    """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
-    counts = AnalyticCosts.from_model(context.load_model(), context.layout, context.recipe.task.type)
-    space = search_space(context)
-    costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
-    for name, bound in context.recipe.bounds.items():
-        if name in COST_NAMES:
-            ends = costs[name].tolist()
-            if all(bound.violation(value) > 0 for value in ends):
-                raise InputError(
-                    f"`constraints.{name}` must be reachable in the space, {ends[0]:.4g} to {ends[1]:.4g}, "
-                    f"but got `{bound}`; loosen it or widen `space`."
-                )
+def check_stages(recipe: Recipe) -> None:
+    """Raises InputError if a stage of a search cannot do what the recipe asks of it."""
+    if recipe.parent.epochs is not None and not TASKS[recipe.task.type].has_labels:
+        raise InputError(
+            f"`parent.epochs` must be left out for {recipe.task.type}, whose model is used as it is, but got "
+            f"{recipe.parent.epochs:g}; `nas finetune` takes it."
+        )
 
 
 def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = None) -> TaskContext:
@@ -96,15 +89,13 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
         print_line(
             f"positions  extended to {context.layout.inputs.max_sequence_length} by repeating the pretrained ones"
         )
+    check_token_table(context)
     for reason in recipe_choices(context)[1]:
         print_line(f"space      {reason}")
     space = search_space(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
-    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
-        raise InputError(
-            f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
-        )
+    _check_costs(context)
     if not context.task.has_labels:
         _check_needs_no_labels(context)
     for folder in recipe.profile.earlier:
@@ -126,8 +117,20 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     for settings in (recipe.parent, recipe.supernet, recipe.finish):
         check_trackers(settings)
         context.training_set(settings)
-    _ = context.has_head
+    check_tokens(context)
     return context
+
+
+def _check_costs(context: TaskContext) -> None:
+    """Raises InputError if an objective or a constraint names a cost that the model or the task does not have."""
+    recipe = context.recipe
+    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
+        raise InputError(
+            f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
+        )
+    for name in COST_DIMENSIONS:
+        if name in recipe.value_names and (why := DIMENSIONS[name].fixed_in(context.task)):
+            raise InputError(f"`{name}` is no cost of {recipe.task.type}, because {why}; leave it out.")
 
 
 def _check_needs_no_labels(context: TaskContext) -> None:

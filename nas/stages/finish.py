@@ -103,7 +103,7 @@ def _finish_point(run: Run, context: TaskContext, supernet: Supernet, point: Poi
     model.eval()
     after = score(model, context.splits.search, [metric])[metric]
     save_model(model, context, work)
-    context.save_processor(work)
+    context.save_processor(work, point.subnet)
     write_json(work / "training.json", log)
     values = " -> ".join(format_value(metric, one.value, one.standard_error) for one in (before, after))
     print_line(f"finished   {point.key}: {metric} {values} on the search split")

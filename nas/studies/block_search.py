@@ -16,6 +16,7 @@ import numpy as np
 from nas.recipe.objectives import Bound, against_bounds, total_violation
 from nas.samplers.encoding import choices_of
 from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.space import DEPTHS
 
 Cost = Callable[[str, Sequence[SubnetConfig]], np.ndarray]
@@ -30,7 +31,7 @@ class Block:
     """The largest subnetwork with one parameter of one layer changed, or one layer dropped.
 
     Attributes:
-        layer: Number of the layer, or ``embedding_rank`` for the embeddings.
+        layer: Number of the layer, or the dimension of the subnetwork that is changed.
         name: The parameter: ``layers.3`` for the presence of a layer, ``intermediate_size.3`` for a width of it.
         value: Its value; False: the layer is dropped.
         subnet: The changed subnetwork.
@@ -59,7 +60,7 @@ def blocks(space: SearchSpace) -> list[Block]:
             "use that scope or another sampler."
         )
     parameters, largest = space.parameters, space.largest
-    largest_values, layers = parameters.from_subnet(largest), {*map(str, largest.layers), "embedding_rank"}
+    largest_values, layers = parameters.from_subnet(largest), {*map(str, largest.layers), *_replaceable(space)}
     result = []
     for name, distribution in parameters.distributions().items():
         layer = name.rpartition(".")[2]
@@ -68,6 +69,11 @@ def blocks(space: SearchSpace) -> list[Block]:
             if value is not True and (value == largest_values[name] or subnet != largest):
                 result.append(Block(layer, name, value, subnet))
     return result
+
+
+def _replaceable(space: SearchSpace) -> list[str]:
+    """Dimensions of the subnetwork that change a module, and the width of no other one."""
+    return [name for name in space.subnet_fields if not DIMENSIONS[name].axes]
 
 
 def replacements(space: SearchSpace) -> list[SubnetConfig]:

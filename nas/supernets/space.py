@@ -10,6 +10,7 @@ from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import TASKS, InputError, SearchSpace
 from search_spaces.dimension import Facts
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.dimensions.bits import DTYPES
 from search_spaces.proposal import Proposal, propose_choices
 from search_spaces.useful_choices import useful_choices
@@ -27,16 +28,22 @@ def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:
 
 def resolved_space(context: TaskContext) -> SpaceBase:
     """The recipe's ``space``; where it is ``auto``, what is proposed for its model and workload."""
-    space, fixed = context.recipe.space, TASKS[context.recipe.task.type].fixed
+    space = context.recipe.space
     if isinstance(space, str):
         return Space(**propose_space(context).choices)
-    for name in fixed:
+    for name, why in _fixed_in_task(context).items():
         if getattr(space, name) is not None:
             raise InputError(
-                f"`space.{name}` must be left out for {context.recipe.task.type}, whose outputs keep their size, but "
-                f"got {getattr(space, name)}."
+                f"`space.{name}` must be left out for {context.recipe.task.type}, because {why}, but got "
+                f"{getattr(space, name)}."
             )
     return space
+
+
+def _fixed_in_task(context: TaskContext) -> dict[str, str]:
+    """Dimension -> why it may not vary in the task of the recipe."""
+    reasons = {name: dimension.fixed_in(TASKS[context.recipe.task.type]) for name, dimension in DIMENSIONS.items()}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def propose_space(context: TaskContext) -> Proposal:
@@ -52,5 +59,5 @@ def _facts(context: TaskContext) -> Facts:
         unsupported_dtypes={d: why for d in DTYPES if (why := unsupported_reason(d, workload, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
         is_decoding=workload.phase == "decode",
-        fixed=TASKS[context.recipe.task.type].fixed,
+        fixed=_fixed_in_task(context),
     )

@@ -49,7 +49,7 @@ class _ElasticLayer:
         modules: Path -> elastic module.
         axes: Path -> name of a parameter -> its axes.
         linear_weights: Path of a linear layer, or of the table of embeddings -> name of its weight in the model.
-        candidates: Kind of module -> paths of the modules that may become one.
+        candidates: Kind of module -> the modules that may become one: path in a blueprint -> path below the root.
         cached_modules: Modules with a ``layer_idx``, their place in the key-value cache.
         blueprint: What is active.
     """
@@ -58,7 +58,7 @@ class _ElasticLayer:
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
     linear_weights: dict[str, str] = field(default_factory=dict)
-    candidates: dict[type[Kind], list[str]] = field(default_factory=dict)
+    candidates: dict[type[Kind], dict[str, str]] = field(default_factory=dict)
     cached_modules: list[nn.Module] = field(default_factory=list)
     blueprint: LayerBlueprint | None = None
 
@@ -136,7 +136,9 @@ class Supernet:
             if self.layout.shapes.is_embedding(location) and name not in tied:
                 self.embedding = cast(nn.Embedding, layer.modules[location.path])
                 layer.linear_weights[location.path] = name
-                layer.candidates[LowRankEmbedding] = [location.path]
+                layer.candidates[LowRankEmbedding] = {self.family.embedding: location.path}
+        if self.model.base_model is self.model:
+            self._outside_layers.candidates |= {kind: {"": ""} for kind, each in KINDS.items() if each.of_model}
         for index, layer in enumerate(self._layers):
             stack = self.family.stacks[self.layout.stack_of(index)[0]]
             for path, wrapper in stack.mixins.items():
@@ -146,7 +148,8 @@ class Supernet:
             layer.cached_modules = [module for module in layer.root.modules() if hasattr(module, "layer_idx")]
             skipped = [path for paths in stack.skips.values() for path in paths]
             linear, attention = list(layer.linear_weights), [stack.attention_module] * bool(stack.attention_module)
-            layer.candidates = {LowRank: linear, Quantized: linear, Skipped: skipped, SparseAttention: attention}
+            paths_of = {LowRank: linear, Quantized: linear, Skipped: skipped, SparseAttention: attention}
+            layer.candidates = {kind: {path: path for path in paths} for kind, paths in paths_of.items()}
         for stack, layers in zip(self.family.stacks, self.stacks, strict=True):
             for path in stack.shared_by_first_layer:
                 parent, _, name = path.rpartition(".")
@@ -156,11 +159,11 @@ class Supernet:
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError if the parent does not contain the subnetwork."""
         check_subnet(self.layout, subnet)
-        if self.layout.blueprint(subnet).outside.kinds and self.embedding is None:
-            raise InputError(
-                f"the embeddings must stay as they are: the output head of {self._model_class.__name__} shares "
-                f"the embedding table, but got {subnet}."
-            )
+        for path, kinds in self.layout.blueprint(subnet).outside.kinds.items():
+            for kind in map(type, kinds):
+                if path not in self._outside_layers.candidates.get(kind, ()):
+                    why = KINDS[kind].impossible.format(model=self._model_class.__name__)
+                    raise InputError(f"{why}, but got {subnet}.")
 
     def activate(self, subnet: SubnetConfig) -> None:
         """Makes ``self.model`` compute ``subnet``. This only sets attributes.
@@ -200,8 +203,7 @@ class Supernet:
             layer.modules[path].__dict__["active_entries"] = active_entries
         changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
         for kind, paths in layer.candidates.items() if changed is None or changed else ():
-            for path in paths:
-                here = self.family.embedding if stack is None else path
+            for here, path in paths.items():
                 if changed is not None and here not in changed:
                     continue
                 basis = partial(self._basis, layer.linear_weights.get(path, ""), blueprint.sizes)
@@ -364,7 +366,7 @@ class Supernet:
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
-        if self.layout.blueprint(subnet).outside.kinds:
+        if self.layout.blueprint(subnet).outside.kind(self.family.embedding, LowRankEmbedding):
             described.tie_word_embeddings = False  # no head can share a table of another width
         return nas_model, described
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TEACHER_BATCH_SIZE = 64
 """Examples per forward pass of the teacher when its outputs are cached."""
+HIGH_RATE = 1e-2
+"""Learning rates above are too high for any transformer."""
 ROW_INDEX = "row"
 """Column of a training set with the index of each example."""
 
@@ -111,11 +113,27 @@ class DistillationTrainer(Trainer):
             InputError: If the loss is NaN or infinite.
         """
         if not math.isfinite(float(logs.get("loss", 0.0))):
-            raise InputError(
-                f"the loss must be finite, but at step {self.state.global_step} it is {float(logs['loss'])}; lower "
-                "`learning_rate`, or check the data and the weights of the model."
-            )
+            raise InputError(self._diverged(f"the loss must be finite, but by step {{}} it is {float(logs['loss'])}"))
         super().log(logs, *args, **kwargs)
+
+    def require_finite(self) -> None:
+        """Raises InputError if a trained weight is NaN or infinite, as a loss may be that was not logged any more."""
+        if not all(torch.isfinite(weight).all() for weight in self.accelerator.unwrap_model(self.model).parameters()):
+            raise InputError(self._diverged("the weights must be finite, but by step {} some are not"))
+
+    def _diverged(self, what: str) -> str:
+        """What to say of a training that diverged: the step, the likely cause and the way out."""
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        rate, step = self.args.learning_rate, self.state.global_step
+        if rate > HIGH_RATE or losses:
+            before = f" after {losses[-1]:.3g}" if losses else ""
+            cause = f"{before}: the learning rate of {rate:g} is likely too high; lower `learning_rate`"
+            cause += " or leave out `bf16`" if self.args.bf16 else ""
+        else:
+            cause = (
+                " from the start: check the labels of the data and the weights of the model, or lower `learning_rate`"
+            )
+        return f"{what.format(step)}{cause}, and give another folder with --run."
 
     def pop_row_index(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         """Splits a batch into model inputs and the indices of its rows."""
@@ -197,7 +215,7 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
     )
 
 
-def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
+def train(trainer: DistillationTrainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
     """Runs a training; resumes from its last complete checkpoint, if there is one.
 
     Args:
@@ -207,12 +225,16 @@ def train(trainer: Trainer, report: ProgressCallback, logs: Path) -> list[dict[s
 
     Returns:
         The logged losses: one mapping per logging step.
+
+    Raises:
+        InputError: If a loss or a trained weight is not finite.
     """
     trainer.remove_callback(_printer_callback())
     trainer.add_callback(_ProgressReporter(report))
     set_log_folder(trainer, logs)
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.require_finite()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -18,8 +18,9 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
+from nas.tasks.weights import load_weights
 from predictors import Workload
-from search_spaces import TASKS, InputError, Layout
+from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import short_error
 from search_spaces.tasks import Task
 
@@ -107,9 +108,10 @@ class TaskContext:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor
 
-    def save_processor(self, folder: Path) -> None:
-        """Writes what a model folder needs beside its weights."""
-        self.task_type.save_processor(self.processor, self.recipe.model, self.layout, folder)
+    def save_processor(self, folder: Path, subnet: SubnetConfig | None = None) -> None:
+        """Writes what the model folder of a subnetwork, by default of the parent, needs beside its weights."""
+        what = self.processor, self.recipe.model, self.layout, subnet or self.layout.parent
+        self.task_type.save_processor(*what, folder)
 
     @cached_property
     def splits(self) -> Splits:
@@ -247,10 +249,14 @@ class TaskContext:
         import transformers
 
         source = str(folder or self.recipe.model)
+        auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
-            auto = getattr(transformers, self.auto_class)
-            model = auto.from_pretrained(source, **labels, dtype=torch.float32)
+            model = load_weights(auto, source, self.layout, new_head=new_head, **labels)
             return model if folder is not None else extend_positions(model, self.config)
+        except InputError as error:
+            if folder is None:
+                raise
+            raise InputError(f"{error} Delete `{source}` and run the same command again.") from None
         except Exception as error:
             hint = f"delete `{source}` and run the same command again"
             raise InputError(

@@ -9,45 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 from nas.recipe.text import split_source
 from nas.runs.progress import print_line
+from nas.tasks.sources.folder import has_configurations, load_configuration, load_folder
+from nas.tasks.sources.local_file import KINDS, first_cause, load_file
+from nas.tasks.sources.opened import file_kind
+from nas.tasks.sources.parts import take_part
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILDERS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".txt": "text",
-}
-BUILDER_OPTIONS: dict[str, dict[str, Any]] = {".tsv": {"delimiter": "\t"}, ".txt": {"keep_linebreaks": True}}
 TEXT_DTYPES = ("string", "large_string")
-LINES_PER_ROW = 1000
-"""Lines of a plain text file that are joined to one row, so that lines keep their order."""
 
 
 def load_source(source: str, folder_builder: str = "imagefolder", *, by_line: bool = False) -> Dataset:
     """Loads one split.
 
     Args:
-        source: ``hub/id[/config]:split``, a CSV, TSV, JSON lines, Parquet or plain text file, a folder of images or
-            recordings (one subfolder per class, or a ``metadata.csv``), or ``file.py:function``.
+        source: ``hub/id[/config]:split``; a CSV, TSV, JSON, Parquet or plain text file; a folder of images or
+            recordings (one subfolder per class, or a ``metadata.csv``), of a cloned data set or of `save_to_disk`;
+            all with a part such as ``train[:80%]``; or ``file.py:function``.
         folder_builder: Builder of `datasets` that reads a folder: ``imagefolder`` or ``audiofolder``.
         by_line: Whether each line of a plain text file is a row; else lines are joined, as one text.
 
     Raises:
         InputError: If the source does not exist or cannot be read.
     """
-    name, split = split_source(source)
+    name, part = split_source(source)
     path = Path(name)
     if path.suffix == ".py":
-        return dataset_from_function(path, split, "data source")
-    if path.suffix in BUILDERS or path.is_dir():
-        return _from_local(path, split, folder_builder, by_line)
-    return _from_hub(name, split)
+        return dataset_from_function(path, part, "data source")
+    if path.is_dir():
+        return load_folder(path, part, folder_builder, by_line=by_line)
+    if path.is_file() or file_kind(path) in KINDS:
+        return take_part({"train": load_file(path, by_line=by_line)}, part, name)
+    if path.parent != Path() and has_configurations(path.parent):
+        return load_configuration(path.parent, path.name, part, by_line=by_line)
+    return _from_hub(name, part)
 
 
 def require_column(dataset: Dataset, column: str, source: str, key: str) -> None:
@@ -176,40 +174,6 @@ def augment(examples: Dataset, source: str) -> Dataset:
     return dataset
 
 
-def _from_local(path: Path, split: str, folder_builder: str, by_line: bool) -> Dataset:
-    from datasets import load_dataset
-
-    if not path.exists():
-        raise InputError(f"the data file `{path}` does not exist; check `task.train` and `task.test`.")
-    try:
-        if path.is_dir():
-            return load_dataset(folder_builder, data_dir=str(path), split=split or "train")
-        options = BUILDER_OPTIONS.get(path.suffix, {})
-        loaded = load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train", **options)
-    except Exception as error:
-        raise InputError(
-            f"`{path}` cannot be read as {path.suffix or folder_builder}: {short_error(error)}"
-        ) from error
-    if path.suffix != ".txt":
-        return loaded
-    return _split_lines(loaded) if by_line else _join_lines(loaded)
-
-
-def _split_lines(lines: Dataset) -> Dataset:
-    """Removes line breaks and empty lines."""
-    stripped = lines.map(lambda row: {"text": row["text"].strip()})
-    return stripped.filter(lambda row: bool(row["text"]))
-
-
-def _join_lines(lines: Dataset) -> Dataset:
-    """Joins lines of a plain text to rows of many lines."""
-
-    def join(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {"text": ["".join(rows["text"])]}
-
-    return lines.map(join, batched=True, batch_size=LINES_PER_ROW)
-
-
 def _from_hub(name: str, split: str) -> Dataset:
     from datasets import load_dataset
 
@@ -223,7 +187,7 @@ def _from_hub(name: str, split: str) -> Dataset:
         except (FileNotFoundError, ConnectionError) as error:
             last_error: Exception = error
         except Exception as error:
-            raise InputError(f"data set `{name}:{split}` cannot be loaded: {short_error(error)}") from error
+            raise InputError(f"data set `{name}:{split}` cannot be loaded: {first_cause(error)}") from error
     raise InputError(
         f"the data set `{name}` is neither here nor on the hub ({type(last_error).__name__}); check the spelling and "
         "the connection, or use a local CSV, JSON lines, Parquet or text file."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from search_spaces import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+JOINED = "joined labels"
+"""Column that `join_label_columns` adds."""
 NUMERIC_DTYPES = ("int", "uint", "float")
 
 
@@ -54,22 +57,22 @@ def with_class_ids(dataset: Dataset, column: str, names: list[str] | None, sourc
 
     values, item_feature = _distinct_classes(dataset, column, source), _item_feature(dataset.features[column])
     if isinstance(item_feature, ClassLabel):
-        classes = item_feature.names
-        if names is not None and classes != names:
-            raise InputError(f"labels of `{source}` must be those of the training data {names}, but got {classes}.")
+        declared = item_feature.names
+        name_of: Callable[[Any], str] = declared.__getitem__
     else:
-        classes = _sorted_names({_class_name(v) for v in values})
-        ids = {name: k for k, name in enumerate(names or classes)}
-        unknown = [name for name in classes if name not in ids]
-        if unknown:
-            raise InputError(
-                f"labels of `{source}` must be among the training labels {list(ids)}, but got {unknown[:5]}; "
-                "if the split is unlabelled, choose another."
-            )
-        dataset = relabel(dataset, column, lambda value: ids[_class_name(value)], names or classes)
-    if len(names or classes) < 2:
-        raise InputError(f"`{source}` must hold at least two classes, but got only {classes}.")
-    return dataset, names or classes
+        declared, name_of = _sorted_names({_class_name(v) for v in values}), _class_name
+    ids = {name: k for k, name in enumerate(names or declared)}
+    unknown = [name for name in dict.fromkeys(map(name_of, values)) if name not in ids]
+    if unknown:
+        raise InputError(
+            f"labels of `{source}` must be among the training labels {list(ids)}, but got {sorted(unknown)[:5]}; "
+            "if the split is unlabelled, choose another."
+        )
+    if not isinstance(item_feature, ClassLabel) or declared != list(ids):
+        dataset = relabel(dataset, column, lambda value: ids[name_of(value)], list(ids))
+    if len(ids) < 2:
+        raise InputError(f"`{source}` must hold at least two classes, but got only {list(ids)}.")
+    return dataset, list(ids)
 
 
 def relabel(dataset: Dataset, column: str, class_id: Callable[[Any], int], names: list[str]) -> Dataset:
@@ -97,12 +100,20 @@ def with_float_labels(dataset: Dataset, column: str, source: str) -> Dataset:
             f"regression labels must be numbers, but `{column}` of `{source}` holds {dtype or 'lists'}; name another "
             "column in `task.label`."
         )
-    _require_no_missing(dataset.unique(column), column, source)
+    values = dataset.unique(column)
+    _require_no_missing(values, column, source)
+    infinite = next((value for value in values if math.isinf(value)), None)
+    if infinite is not None:
+        raise InputError(
+            f"regression labels must be finite, but `{column}` of `{source}` holds {infinite}; remove it."
+        )
     return dataset.cast_column(column, Value("float32"))
 
 
 def is_multi_hot(dataset: Dataset, column: str) -> bool:
     """Whether a column of lists is multi-hot: one 0 or 1 per class, instead of the classes themselves."""
+    if hasattr(_item_feature(dataset.features[column]), "names"):
+        return False
     rows = dataset[column][:]
     lengths = {0 if row is None else len(row) for row in rows}
     return len(lengths) == 1 and min(lengths) > 1 and set(chain(*rows)) <= {0, 1}
@@ -124,6 +135,42 @@ def multi_hot_to_ids(dataset: Dataset, column: str, classes: int, source: str) -
         )
     ids = [[k for k, is_set in enumerate(row) if is_set] for row in rows]
     return _replace_column(dataset, column, ids, List(ClassLabel(names=[str(k) for k in range(classes)])))
+
+
+def join_label_columns(dataset: Dataset, columns: list[str], *, single: bool, source: str) -> Dataset:
+    """Adds a column `JOINED` of classes from one column of 0 and 1 for each class.
+
+    Args:
+        dataset: Any split.
+        columns: Names of the columns, which become those of the classes.
+        single: Whether every row has exactly one class; else it has a list of any number of them.
+        source: Name of the data in errors.
+
+    Raises:
+        InputError: If a column does not exist or holds something else, or a row has not one class.
+    """
+    from datasets import ClassLabel, List
+
+    for column in columns:
+        require_column(dataset, column, source, "task.label")
+        other = [value for value in dataset.unique(column) if value not in (0, 1) or isinstance(value, str)]
+        if other:
+            raise InputError(
+                f"a column of `task.label` for each class must hold 0 and 1, but `{column}` of `{source}` holds "
+                f"{other[0]!r}; name one column, or convert it."
+            )
+    rows = [[k for k, value in enumerate(row) if value] for row in zip(*(dataset[c] for c in columns), strict=True)]
+    label = ClassLabel(names=columns)
+    if not single:
+        return dataset.add_column(JOINED, rows, feature=List(label))
+    wrong = next((k for k, row in enumerate(rows) if len(row) != 1), None)
+    if wrong is not None:
+        raise InputError(
+            f"every row of `{source}` must have one class, but row {wrong} has {len(rows[wrong])} of {columns}; "
+            "remove "
+            "`task.problem_type` to allow several."
+        )
+    return dataset.add_column(JOINED, [row[0] for row in rows], feature=label)
 
 
 def match_head_labels(names: list[str], head: list[str], model: str, has_ids: bool) -> list[int]:
@@ -217,6 +264,11 @@ def _distinct_classes(dataset: Dataset, column: str, source: str) -> list[Any]:
         raise InputError(
             f"classes must be integers, booleans or strings, but `{column}` of `{source}` holds {other[0]!r}; name a "
             "class column in `task.label`, or set `task.problem_type` to `regression`."
+        )
+    if values and all(isinstance(v, str) and v.startswith(tuple("[({")) and v.endswith(tuple("])}")) for v in values):
+        raise InputError(
+            f"classes must have names, but all of `{column}` of `{source}` are lists written as text, such as "
+            f"`{values[0][:40]}`; write them as JSON lines, or as [1, 0] or ['a', 'b'] in a CSV file."
         )
     return values
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.types import TaskType
+from nas.tasks.weights import require_no_adapter, require_no_quantization
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -21,9 +22,14 @@ def load_config(model: str) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
+    require_no_adapter(model)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        require_no_quantization(config, model)
+        return config
+    except InputError:
+        raise
+    except Exception as error:
         if Path(model, "config.json").is_file() or "model type" in str(error):
             raise InputError(f"the config.json of model `{model}` cannot be used: {short_error(error)}") from None
         raise InputError(

@@ -31,7 +31,8 @@ def divergence(
     - sigmoid: the same for each class as a binary decision, mean over examples and classes.
     - identity: the mean squared difference.
     - embedding: 1 - cosine similarity, plus the KL divergence of the similarities to the other examples of the batch
-      as a softmax at `SIMILARITY_TEMPERATURE` times the temperature.
+      as a softmax at `SIMILARITY_TEMPERATURE` times the temperature. A shorter vector should be the start of the
+      teacher's, but have the similarities of the whole.
 
     A model with several outputs, such as the start and the end of an answer, has the mean over them.
     """
@@ -94,8 +95,13 @@ def _squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(logits, labels.float(), reduction="none")
 
 
+def cosine_similarity(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the cosine similarity (examples,) of vectors to as many components of longer or equal labels."""
+    return F.cosine_similarity(vectors, labels[:, : vectors.shape[1]].float())
+
+
 def _cosine_distance(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return 1.0 - F.cosine_similarity(vectors, labels.float())[:, None]
+    return 1.0 - cosine_similarity(vectors, labels)[:, None]
 
 
 def _embedding_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:

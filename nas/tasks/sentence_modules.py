@@ -17,6 +17,8 @@ MODULES = "modules.json"
 TRANSFORMER = "sentence_bert_config.json"
 SETTINGS = "config_sentence_transformers.json"
 SUPPORTED = ("Transformer", "Pooling", "Normalize")
+WIDTHS = {"word_embedding_dimension", "embedding_dimension"}
+"""Names of the width of hidden states in the file of the pooling, of older and newer versions."""
 LEGACY_MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -100,12 +102,18 @@ class SentenceModules:
         vectors = POOLINGS[self.pooling](hidden, mask[..., None].to(hidden.dtype))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def write(self, folder: Path, hidden_size: int, max_length: int | None) -> None:
-        """Makes a model folder a SentenceTransformer: as it was read, or around a bare encoder."""
-        for name, content in (self.files or _new_files(hidden_size, max_length)).items():
+    def write(self, folder: Path, width: int, max_length: int | None) -> None:
+        """Makes a model folder a SentenceTransformer: as it was read, or around a bare encoder.
+
+        Args:
+            folder: The model folder.
+            width: Channels of the hidden states that the model returns.
+            max_length: Tokens at which texts are truncated, for a bare encoder; None for no limit.
+        """
+        for name, content in (self.files or _new_files(width, max_length)).items():
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(content, indent=2))
+            file.write_text(json.dumps(_with_width(content, width), indent=2))
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -147,6 +155,11 @@ def _new_files(hidden_size: int, max_length: int | None) -> dict[str, Any]:
     pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
     transformer = {"max_seq_length": max_length, "do_lower_case": False}
     return {MODULES: modules, "1_Pooling/config.json": pooling, TRANSFORMER: transformer}
+
+
+def _with_width(content: Any, width: int) -> Any:
+    """The content of a file, with the width of the vectors where it names one."""
+    return {**content, **dict.fromkeys(WIDTHS & content.keys(), width)} if isinstance(content, dict) else content
 
 
 def _read_json(model: str, name: str) -> Any:

@@ -14,12 +14,13 @@ from predictors.costs.cost_table import CostTable
 from predictors.costs.file_size import FileSizes, ParentTensor
 from predictors.measurement.workload import Workload
 from search_spaces import TASKS, Layout, SubnetBatch, SubnetConfig
+from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 from search_spaces.shapes import NAMES_IN_SUBNET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COST_NAMES = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb")
+COST_NAMES = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
 """Costs that can be counted; all are exact except ``peak_activation_mb``."""
 
 CHUNK_SIZE = 2**16
@@ -38,14 +39,14 @@ class AnalyticCosts:
         stored: Name -> tensor, for all tensors in the parent's file; tied ones once.
         parameters: Name -> shape, for all parameters, in the file or not; tied ones once.
         matmul_weights: Name -> shape, for all weights that a forward pass uses; tied ones under each of their names.
-        label_tokens: Whether the model has outputs for every token, not only for every sample.
+        task: Its task, a name in `TASKS`.
     """
 
     layout: Layout
     stored: Mapping[str, ParentTensor]
     parameters: Mapping[str, Shape]
     matmul_weights: Mapping[str, Shape]
-    label_tokens: bool
+    task: str
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, layout: Layout, task: str | None = None) -> AnalyticCosts:
@@ -67,13 +68,13 @@ class AnalyticCosts:
             stored={name: _parent_tensor(tensor, on_disk[name]) for name, tensor in state.items()},
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
             matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(".weight")},
-            label_tokens=TASKS[task or layout.family.tasks[0]].labels_tokens,
+            task=task or layout.family.tasks[0],
         )
 
     @cached_property
     def block_costs(self) -> BlockCosts:
         """Counts the costs of each block of each layer."""
-        return BlockCosts(self.layout, self.parameters, self.matmul_weights, self.label_tokens)
+        return BlockCosts(self.layout, self.parameters, self.matmul_weights, TASKS[self.task].labels_tokens)
 
     @cached_property
     def file_sizes(self) -> FileSizes:
@@ -99,8 +100,10 @@ class AnalyticCosts:
 
     @property
     def cost_names(self) -> tuple[str, ...]:
-        """The `COST_NAMES` of this model; ``kv_cache_mb`` only if it generates."""
-        return tuple(name for name in COST_NAMES if self.layout.family.generates or name != "kv_cache_mb")
+        """The `COST_NAMES` of this model: ``kv_cache_mb`` only if it generates, dimensions only if they may vary."""
+        missing = {name for name in COST_DIMENSIONS if DIMENSIONS[name].fixed_in(TASKS[self.task])}
+        missing |= set() if self.layout.family.generates else {"kv_cache_mb"}
+        return tuple(name for name in COST_NAMES if name not in missing)
 
     def count(
         self, names: Sequence[str], subnets: Sequence[SubnetConfig], workload: Workload | None = None
@@ -135,7 +138,8 @@ class AnalyticCosts:
             ),
             "kv_cache_mb": lambda: table.sum(lambda cost: cost.kv_cache) * mb,
         }
-        return {name: counts[name]() for name in names}
+        of_dimensions = {name: batch.subnet_values[name].astype(float) for name in COST_DIMENSIONS}
+        return {name: of_dimensions[name] if name in of_dimensions else counts[name]() for name in names}
 
     def call_table(self, table: CostTable, workload: Workload) -> CostTable:
         """Costs of one call of a workload: for all tokens, or for the last token in phase ``decode``."""

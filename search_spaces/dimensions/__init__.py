@@ -6,6 +6,7 @@ from search_spaces.dimension import BLOCK_NAMES, Dimension
 from search_spaces.dimensions.attention import ATTENTION
 from search_spaces.dimensions.bits import BITS
 from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
+from search_spaces.dimensions.embedding_dim import EMBEDDING_DIM
 from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
 from search_spaces.dimensions.ffn import INTERMEDIATE_SIZE
 from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
@@ -27,6 +28,7 @@ DIMENSIONS: dict[str, Dimension] = {
         ATTENTION,
         BITS,
         EMBEDDING_RANK,
+        EMBEDDING_DIM,
     )
 }
 """Name -> dimension, in the order in which a space draws them."""
@@ -56,5 +58,10 @@ BLOCK_OF_AXIS = {
 }
 """Axis of weights -> the block of a layer that has it."""
 
-WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names}
-"""Dimension of a block -> the width of that block."""
+WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names} | {
+    name: DIMENSIONS[name].depends_on for name in PER_SUBNET if DIMENSIONS[name].depends_on
+}
+"""Dimension of a block -> the width of that block; of the subnetwork -> the dimension that it depends on."""
+
+COST_DIMENSIONS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.is_cost)
+"""Dimensions of the subnetwork whose value is also a cost."""

@@ -33,7 +33,7 @@ class AutomaticSpeechRecognition(SequenceToSequence):
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Computes log-mel features when a row is read; also tokenizes the transcript and keeps its text."""
-        column, target = self.task.audio, self.task.label or "text"
+        column, target = self.task.audio, self.label_column or "text"
         require_column(examples, target, source, "task.label")
         require_texts(examples, target, source, "task.label")
         examples = self._resampled(examples, column, source)

@@ -13,7 +13,7 @@ import numpy as np
 from nas.tasks.batches import Batch, Row
 from nas.tasks.metrics import Metric
 from nas.tasks.own_metrics import load_metric
-from search_spaces import TASKS, InputError, Layout
+from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class TaskType(ABC):
         names: Class names by id; empty if the task has no classes.
         problem_type: The ``problem_type`` of the model's config, if the task needs one.
         activation: How logits become a prediction.
+        label: Column of the labels; None if there are none to show.
         train: Training examples, before processing; the search slice is drawn from them.
         test: Held-out examples.
     """
@@ -79,6 +80,7 @@ class TaskType(ABC):
     whole_set_metrics: ClassVar[frozenset[str]] = frozenset()
     reference_columns: ClassVar[tuple[str, ...]] = ()
     names: list[str]
+    label: str | None = None
     problem_type: str | None = None
     activation: Activation = "softmax"
 
@@ -95,9 +97,32 @@ class TaskType(ABC):
         self.train, self.test = train, test
 
     @property
+    def label_column(self) -> str | None:
+        """The label column of the recipe, None if it names none.
+
+        Raises:
+            InputError: If it names several.
+        """
+        if isinstance(self.task.label, list):
+            raise InputError(
+                f"`task.label` must name one column for {self.task.type}, but got {self.task.label}; name one of them."
+            )
+        return self.task.label
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The columns that make an example: two rows are duplicates if they are equal; none where that is not "
+        "known."""
+        return ()
+
+    @property
     def labels_tokens(self) -> bool:
         """Whether the outputs have a row for every token, not one vector for every example."""
         return TASKS[self.task.type].labels_tokens
+
+    @property
+    def keeps_channels(self) -> bool:
+        """Whether channels of the residual stream keep their number and order, because they are the output."""
+        return "hidden_size" in TASKS[self.task.type].fixed
 
     @property
     @abstractmethod
@@ -151,13 +176,14 @@ class TaskType(ABC):
         return {name: value for name, value in self.__dict__.items() if name not in ("train", "test", "load_parent")}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
         """Writes the processor, and what else a model folder needs beside its weights.
 
         Args:
             processor: The tokenizer, image processor or speech processor.
             model: Hub id or folder of the recipe's model.
             layout: The layout of this model.
+            subnet: The subnetwork in the folder.
             folder: The model folder.
         """
         processor.save_pretrained(folder)

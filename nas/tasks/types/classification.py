@@ -13,10 +13,12 @@ from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import require_column
 from nas.tasks.labels import (
+    JOINED,
     has_ids,
     infer_problem_type,
     is_list,
     is_multi_hot,
+    join_label_columns,
     match_head_labels,
     multi_hot_to_ids,
     relabel,
@@ -70,10 +72,12 @@ class Classification(TaskType):
     """The common part of text and image classification: labels, problem type and metrics."""
 
     problem_type: ProblemType
+    label: str
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
-        self.label = self.task.label or "label"
+        train, test, self.label = _label_column(inputs, train, test)
+        self.train, self.test = train, test
         self.problem_type = _choose_problem_type(inputs, train, self.label)
         self.activation = ACTIVATIONS[self.problem_type]
         if self.problem_type == "regression":
@@ -161,6 +165,17 @@ def with_class_names(
     order = match_head_labels(names, head, inputs.model, has_ids(raw, label))
     train, test = (relabel(split, label, order.__getitem__, head) for split in (train, test))
     return train, test, head
+
+
+def _label_column(inputs: TaskInputs, train: Dataset, test: Dataset) -> tuple[Dataset, Dataset, str]:
+    """Both splits with their label column: that of the recipe, one joined from several, else `label` or `labels`."""
+    task, label = inputs.settings, inputs.settings.label
+    if isinstance(label, list):
+        single = task.problem_type == "single_label_classification"
+        train = join_label_columns(train, label, single=single, source=task.train)
+        return train, join_label_columns(test, label, single=single, source=task.test), JOINED
+    usual = "labels" if {"label", "labels"} & {*train.column_names} == {"labels"} else "label"
+    return train, test, label or usual
 
 
 def _choose_problem_type(inputs: TaskInputs, train: Dataset, label: str) -> ProblemType:

@@ -13,6 +13,7 @@ from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import neighbour_agreement
+from nas.tasks.rows import map_examples
 from nas.tasks.sentence_modules import SentenceModules
 from nas.tasks.types.base import TaskInputs, TextTask
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from nas.tasks.losses import LogitsAndLabels
-    from search_spaces import Layout
+    from search_spaces import Layout, SubnetConfig
 
 NEIGHBOURS = 10
 
@@ -52,12 +53,14 @@ class FeatureExtraction(TextTask):
         """Checks the columns."""
         self.column = text_column(train, self.task.text, self.task.train)
 
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The text."""
+        return (self.column,)
+
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the texts."""
         column = text_column(examples, self.column, source)
-        return examples.map(
-            lambda rows: self.tokenize(rows[column]), batched=True, remove_columns=examples.column_names
-        )
+        return map_examples(examples, lambda rows: self.tokenize(rows[column]))
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
         """Returns the tokens of texts, truncated."""
@@ -121,10 +124,10 @@ class FeatureExtraction(TextTask):
         self, model: Any, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Returns both vectors of each text, their cosine similarity, and the loss."""
-        import torch.nn.functional as F
+        from nas.tasks.losses import cosine_similarity
 
         vectors, labels = self.embeddings(model(**model_inputs(batch)), batch), batch["labels"]
-        cosine = F.cosine_similarity(vectors, labels).double().cpu().numpy()
+        cosine = cosine_similarity(vectors, labels).double().cpu().numpy()
         return {
             "cosine": cosine,
             "loss": 1.0 - cosine,
@@ -142,7 +145,7 @@ class FeatureExtraction(TextTask):
         return {**stats, "top10": neighbour_agreement(stats["predictions"], stats["labels"], NEIGHBOURS)}
 
     @classmethod
-    def save_processor(cls, processor: Any, model: str, layout: Layout, folder: Path) -> None:
+    def save_processor(cls, processor: Any, model: str, layout: Layout, subnet: SubnetConfig, folder: Path) -> None:
         """Writes the tokenizer and the files that make the folder a SentenceTransformer."""
         processor.save_pretrained(folder)
-        SentenceModules.read(model).write(folder, layout.parent.hidden_size, layout.inputs.max_sequence_length)
+        SentenceModules.read(model).write(folder, subnet.embedding_dim, layout.inputs.max_sequence_length)

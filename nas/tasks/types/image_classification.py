@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row
 from nas.tasks.data import require_images
+from nas.tasks.images import check_images, convert_image, decode_image, undecoded
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 from search_spaces import InputError
@@ -28,15 +29,24 @@ class ImageClassification(Classification):
         super().__init__(inputs, train, test)
         self.model = inputs.model
 
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The image."""
+        return (self.task.image,)
+
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Computes pixels when a row is read, and converts labels to targets."""
         require_images(examples, self.task.image, source)
+        check_images(examples, self.task.image, source)
         column, label, problem_type, classes = self.task.image, self.label, self.problem_type, len(self.names)
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
-            return {"pixel_values": self._pixels(rows[column]), "labels": targets(rows[label], problem_type, classes)}
+            images = [decode_image(stored, source) for stored in rows[column]]
+            return {
+                "pixel_values": self._pixels(images, source),
+                "labels": targets(rows[label], problem_type, classes),
+            }
 
-        return examples.with_transform(transform)
+        return undecoded(examples, column).with_transform(transform)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Stacks images of one size."""
@@ -56,15 +66,19 @@ class ImageClassification(Classification):
 
         return {"pixel_values": torch.randn((workload.batch_size, *image_shape(config)), generator=generator)}
 
-    def _pixels(self, images: list[Any]) -> list[torch.Tensor]:
+    def _pixels(self, images: list[Any], source: str) -> list[torch.Tensor]:
         """Returns the pixels of images; InputError if the image processor gives another shape than the model's."""
         shape = image_shape(self.config)
         mode = "L" if shape[0] == 1 else "RGB"
         try:
             pixels = list(
-                self.processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"]
+                self.processor([convert_image(image, mode, source) for image in images], return_tensors="pt")[
+                    "pixel_values"
+                ]
             )
             problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
+        except InputError:
+            raise
         except ValueError as error:
             problem = short_error(error)
         if problem:

@@ -12,6 +12,7 @@ from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric, object_array
+from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
 from search_spaces import InputError
 
@@ -39,6 +40,10 @@ class LanguageModeling(TextTask):
         column = text_column(train, self.task.text, self.task.train)
         self.train = self._cut_blocks(train, column, self.task.train)
         self.test = self._cut_blocks(test, text_column(test, column, self.task.test), self.task.test)
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The tokens of a block."""
+        return ("input_ids",)
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Returns the blocks unchanged: they are rows of model inputs."""
@@ -70,7 +75,7 @@ class LanguageModeling(TextTask):
             ids = list(chain.from_iterable(tokenizer(rows[column], verbose=False)["input_ids"]))
             return {"input_ids": [ids[k : k + length] for k in range(0, len(ids) - length + 1, length)]}
 
-        blocks = texts.map(cut, batched=True, remove_columns=texts.column_names)
+        blocks = map_examples(texts, cut)
         if not len(blocks):
             raise InputError(
                 f"the texts of `{source}` must fill at least one block of `task.max_length` tokens, but they have "

@@ -15,6 +15,7 @@ from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.data import require_column, text_columns
 from nas.tasks.metrics import Metric, object_array
+from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
 from search_spaces import InputError
 
@@ -42,12 +43,14 @@ class QuestionAnswering(TextTask):
         "loss": metrics.ratio_of_sums("loss", "n_scored"),
     }
 
+    label: str
+
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         self.columns = text_columns(train, self.task.text or ["question", "context"], self.task.train)
         if len(self.columns) != 2:
             raise InputError(f"`task.text` must name a question and a context column, but got {self.columns}.")
-        self.label = self.task.label or "answers"
+        self.label = self.label_column or "answers"
         self.train, self.test = (
             _with_answers(split, self.label, self.columns[1], source)
             for split, source in ((train, self.task.train), (test, self.task.test))
@@ -55,6 +58,10 @@ class QuestionAnswering(TextTask):
         self.has_unanswerable = not all(self.train[self.label])
         if not self.processor.is_fast:
             raise InputError("question answering needs a fast tokenizer, which returns the offsets of tokens.")
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """Question and context."""
+        return tuple(self.columns)
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes question and context in windows, with the positions of the answer and the offsets of tokens."""
@@ -87,7 +94,7 @@ class QuestionAnswering(TextTask):
                 "answers": [[answer["text"] for answer in rows[label][k]] for k in example_of_window],
             }
 
-        return examples.map(cut, batched=True, with_indices=True, remove_columns=examples.column_names)
+        return map_examples(examples, cut, with_indices=True)
 
     def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
         """Groups windows by question."""

@@ -14,6 +14,7 @@ from nas.tasks.batches import Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import cosine_similarity, partners
+from nas.tasks.rows import map_examples
 from nas.tasks.types.feature_extraction import FeatureExtraction
 from search_spaces import InputError
 
@@ -52,6 +53,10 @@ class SentenceSimilarity(FeatureExtraction):
                     f"scores     none in {source.rpartition('/')[2]}: the parent's similarities take their place"
                 )
 
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The texts of a pair or triplet."""
+        return tuple(self._text_columns(examples, self.task.train))
+
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Returns one row for each text, with the index of its example and the score of that."""
         texts, score = self._columns(examples, source)
@@ -64,7 +69,7 @@ class SentenceSimilarity(FeatureExtraction):
             examples_of = [index for index in indices for _ in texts]
             return {**tokens, EXAMPLE: examples_of, SCORE: [float(value) for value in scores for _ in texts]}
 
-        return examples.map(rows, batched=True, with_indices=True, remove_columns=examples.column_names)
+        return map_examples(examples, rows, with_indices=True)
 
     def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
         """Groups the texts of a pair or triplet."""
@@ -106,9 +111,10 @@ class SentenceSimilarity(FeatureExtraction):
         texts = self._text_columns(examples, source)
         for column in texts:
             require_texts(examples, column, source)
-        if self.task.label is not None and len(texts) == 2 and source == self.task.test:
-            require_column(examples, self.task.label, source, "task.label")
-        names = SCORES if self.task.label is None else (self.task.label,)
+        label = self.label_column
+        if label is not None and len(texts) == 2 and source == self.task.test:
+            require_column(examples, label, source, "task.label")
+        names = SCORES if label is None else (label,)
         score = next((name for name in names if name in examples.column_names), None) if len(texts) == 2 else None
         if score is not None and not str(getattr(examples.features[score], "dtype", "")).startswith(("float", "int")):
             raise InputError(f"the scores of `{source}` must be numbers, but `{score}` is {examples.features[score]}.")

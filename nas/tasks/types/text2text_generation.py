@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nas.runs.progress import print_line
 from nas.tasks.batches import Row
 from nas.tasks.data import require_column, require_texts, string_columns, text_column
+from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask, random_tokens
 from nas.tasks.types.sequence_to_sequence import SequenceToSequence
 from search_spaces import InputError
@@ -26,17 +27,21 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
         super().__init__(inputs, train, test)
         self.source = text_column(train, self.task.text, self.task.train)
         others = [name for name in string_columns(train) if name != self.source]
-        if self.task.label is None and not others:
+        if self.label_column is None and not others:
             raise InputError(
                 f"`task.label` must name the column of target texts, but `{self.task.train}` has only "
                 f"{train.column_names}."
             )
-        self.target = self.task.label or others[0]
-        if None in (self.task.text, self.task.label):
+        self.label = self.target = self.label_column or others[0]
+        if None in (self.task.text, self.label_column):
             print_line(
                 f"texts      from column `{self.source}` to `{self.target}`; "
                 "set `task.text` and `task.label` to choose others"
             )
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The source text."""
+        return (self.source,)
 
     @property
     def tokenizer(self) -> Any:
@@ -55,7 +60,7 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
             labels = tokenizer(text_target=rows[target], truncation=True, max_length=length)["input_ids"]
             return {**tokens, "labels": labels, "target": rows[target]}
 
-        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+        return map_examples(examples, tokenize)
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Pads the tokens to the longest text."""

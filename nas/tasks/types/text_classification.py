@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row
 from nas.tasks.data import text_columns
+from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
 from nas.tasks.types.classification import Classification, targets
 
@@ -20,6 +21,10 @@ class TextClassification(Classification, TextTask):
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
         self.columns = text_columns(self.train, self.task.text, self.task.train)
+
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The texts."""
+        return tuple(self.columns)
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Also sets ``pad_token_id``: the head of a decoder needs it to find the last token before padding."""
@@ -37,7 +42,7 @@ class TextClassification(Classification, TextTask):
             tokens = tokenizer(*(rows[c] for c in columns), truncation=True, max_length=length)
             return {**tokens, "labels": targets(rows[label], problem_type, classes)}
 
-        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+        return map_examples(examples, tokenize)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads the tokens to the longest text."""

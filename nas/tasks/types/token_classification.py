@@ -13,6 +13,7 @@ from nas.tasks.data import TEXT_DTYPES, require_column
 from nas.tasks.entities import OUTSIDE_TAG, entity_counts
 from nas.tasks.labels import is_list
 from nas.tasks.metrics import Metric, object_array
+from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
 from nas.tasks.types.classification import with_class_names
 from search_spaces import InputError
@@ -39,9 +40,11 @@ class TokenClassification(TextTask):
         "loss": metrics.ratio_of_sums("loss", "n_scored"),
     }
 
+    label: str
+
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
-        self.label = self.task.label or "ner_tags"
+        self.label = self.label_column or "ner_tags"
         for split, source in ((train, self.task.train), (test, self.task.test)):
             require_column(split, self.label, source, "task.label")
             if not is_list(split.features[self.label]):
@@ -53,6 +56,10 @@ class TokenClassification(TextTask):
         self.train, self.test, self.names = with_class_names(inputs, train, test, self.label)
         self.outside = self.names.index(OUTSIDE_TAG) if OUTSIDE_TAG in self.names else IGNORE_INDEX
 
+    def input_columns(self, examples: Dataset) -> tuple[str, ...]:
+        """The words."""
+        return (self.words,)
+
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the words and puts the tag of each word at its first token."""
         words, label, tokenizer, length = self.words, self.label, self.processor, self.task.max_length
@@ -63,7 +70,7 @@ class TokenClassification(TextTask):
             tags = [_align_tags(tokens.word_ids(i), row) for i, row in enumerate(rows[label])]
             return {**tokens, "labels": tags}
 
-        return examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+        return map_examples(examples, tokenize)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads tokens and labels to the longest text."""

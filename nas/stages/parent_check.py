@@ -1,0 +1,152 @@
+"""What the untrained parent tells before anything is trained: its weights, bounds, metrics, memory, disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas.runs import processes
+from nas.supernets.device import training_device
+from nas.supernets.space import search_space
+from nas.tasks.context import TaskContext
+from nas.tasks.evaluation import EvaluationSet, collect_stats
+from nas.tasks.overview import data_lines
+from nas.tasks.token_table import text_tokenizer
+from predictors import AnalyticCosts, Workload
+from predictors.costs.analytic import COST_NAMES
+from predictors.measurement.memory import memory_mb
+from search_spaces import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METRIC_EXAMPLES, GENERATED_EXAMPLES = 64, 4
+"""Training examples on which metrics are tried; fewer where the model has logits over a vocabulary."""
+BATCH_SIZE = 32
+TRAINING_BYTES, TEACHER_BYTES = 16, 4
+"""Bytes a weight: it, its gradient and the two averages of the optimizer; the teacher's."""
+RUN_BYTES, LEAST_BYTES = 80, 8
+"""Bytes a weight on disk: parent, supernet, two checkpoints of a training and some 25 exports of half the size; parent
+and supernet alone."""
+
+
+def check_parent(context: TaskContext, folder: str | Path) -> list[str]:
+    """Loads the recipe's model and checks what can be known of the run; writes nothing.
+
+    Args:
+        context: A context that passed `check_recipe`.
+        folder: The run.
+
+    Returns:
+        Lines that say what was read and found.
+
+    Raises:
+        InputError: If the weights are not whole or not finite, a bound cannot be met, a metric cannot be computed, or
+            the disk is too small.
+    """
+    model = context.load_model()
+    check_exact_constraints(context, model)
+    lines = [_model_line(context, model), *_tokenizer_line(context), *data_lines(context)]
+    lines.append(f"metrics    {_metrics_text(context, model)}")
+    return [*lines, _memory_line(context, model), _disk_line(model, Path(folder))]
+
+
+def check_exact_constraints(context: TaskContext, model: PreTrainedModel) -> None:
+    """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
+    counts = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type)
+    space = search_space(context)
+    costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
+    for name, bound in context.recipe.bounds.items():
+        if name in COST_NAMES:
+            ends = costs[name].tolist()
+            if all(bound.violation(value) > 0 for value in ends):
+                raise InputError(
+                    f"`constraints.{name}` must be reachable in the space, {ends[0]:.4g} to {ends[1]:.4g}, "
+                    f"but got `{bound}`; loosen it or widen `space`."
+                )
+
+
+def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
+    stored = str(getattr(context.config, "dtype", None) or "float32").removeprefix("torch.")
+    if context.has_no_weights:
+        weights = "no weights: they start at random"
+    else:
+        weights = (
+            "all weights found and finite" if context.has_head else "all weights found and finite, the head is new"
+        )
+    cast = "" if stored == "float32" else f"; stored in {stored}, but trained, counted and exported in float32"
+    return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
+
+
+def _tokenizer_line(context: TaskContext) -> list[str]:
+    tokenizer, rows = text_tokenizer(context), getattr(context.config, "vocab_size", None)
+    if tokenizer is None or rows is None:
+        return []
+    return [f"tokenizer  {len(tokenizer):,} tokens for the {rows:,} rows of the model's table"]
+
+
+def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
+    """Computes every metric with the untrained parent; on the whole search slice if a few examples are not enough.
+
+    Raises:
+        InputError: If a metric fails or is not finite.
+    """
+    task, names, splits = context.splits.task, context.recipe.metric_names, context.splits
+    count = min(GENERATED_EXAMPLES if task.has_vocabulary_logits else METRIC_EXAMPLES, len(splits.train))
+    few = EvaluationSet.from_dataset(splits.train.select(range(count)), task, BATCH_SIZE)
+    model.to(training_device())
+    try:
+        values = _values(model, few, names)
+    except InputError:
+        count, values = len(splits.search), _values(model, splits.search, names)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return f"{shown} of the model as it is on {count:,} examples"
+
+
+def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -> dict[str, float]:
+    stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
+    values = {name: examples.task.metric(name)(stats) for name in names}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"metrics must be finite numbers, but `{name}` of the untrained model is {value}; check its weights "
+                "and "
+                "the labels."
+            )
+    return values
+
+
+def _memory_line(context: TaskContext, model: PreTrainedModel) -> str:
+    """The memory of a training with the teacher, against that of the device."""
+    settings, layers = context.recipe.supernet, len(context.layout.parent.layers)
+    length = context.recipe.task.max_length if context.task.reads_text else None
+    batch = Workload(batch_size=settings.batch_size, sequence_length=length)
+    costs = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type)
+    activations = float(costs.count(("peak_activation_mb",), [context.layout.parent], batch)["peak_activation_mb"][0])
+    kept = activations if settings.activation_checkpointing else activations * layers
+    needed = ((TRAINING_BYTES + TEACHER_BYTES) * model.num_parameters() / 1e6 + kept) / 1e3
+    device = training_device()
+    available = memory_mb(Workload(device=device)) / 1e3
+    hint = "; lower `batch_size`, or set `activation_checkpointing`" if needed > available else ""
+    return f"memory     training takes about {needed:.3g} GB of the {available:.1f} GB of the {device}{hint}"
+
+
+def _disk_line(model: PreTrainedModel, folder: Path) -> str:
+    """The space that a run takes, against what is free.
+
+    Raises:
+        InputError: If not even parent and supernet fit.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free, weights = shutil.disk_usage(place).free / 1e9, model.num_parameters() / 1e9
+    if processes.is_main() and free < LEAST_BYTES * weights:
+        raise InputError(
+            f"the disk of `{place}` must have {LEAST_BYTES * weights:.2f} GB for the parent and the supernet, but "
+            f"{free:.2f} GB are free; free some space, or choose another place with --run."
+        )
+    hint = "; free some space" if free < RUN_BYTES * weights else ""
+    return f"disk       a run takes at most about {RUN_BYTES * weights:.2g} GB; {free:.1f} GB are free{hint}"

@@ -1,0 +1,90 @@
+"""Decodes images of a data set, and names the file of one that cannot be decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces import InputError
+from search_spaces.errors import short_error
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+CHECKED_IMAGES = 10_000
+"""Images of a split that are decoded before training; of a larger one as many, evenly spaced."""
+DEEP_MODES = ("I", "F")
+"""First letters of Pillow's modes of more than eight bits."""
+SIXTEEN_BITS = 65535
+
+
+def undecoded(examples: Dataset, column: str) -> Dataset:
+    """The examples with a column of images as stored: a mapping of ``bytes`` and ``path``."""
+    from datasets import Image
+
+    return examples.cast_column(column, Image(decode=False))
+
+
+def decode_image(stored: Mapping[str, Any], source: str) -> Image:
+    """Decodes an image as stored.
+
+    Raises:
+        InputError: If it is missing or cannot be decoded.
+    """
+    from datasets import Image
+
+    try:
+        image: Image = Image().decode_example(dict(stored))
+        image.load()
+    except Exception as error:
+        path = (stored or {}).get("path")
+        name = f"the image `{_short_path(path, source)}`" if path else "an image"
+        raise InputError(
+            f"{name} of `{source}` cannot be decoded ({short_error(error)}); replace or remove it."
+        ) from None
+    return image
+
+
+def convert_image(image: Image, mode: str, source: str) -> Image:
+    """Converts an image to eight bits a channel; 16 bits are scaled, not clipped.
+
+    Args:
+        image: Decoded.
+        mode: ``RGB`` or ``L``.
+        source: Name of the data in errors.
+
+    Raises:
+        InputError: If its values are neither of 8 nor of 16 bits.
+    """
+    from PIL import Image as images
+
+    if not image.mode.startswith(DEEP_MODES):
+        return image.convert(mode)
+    values = np.asarray(image, dtype=np.float64)
+    if values.min() < 0 or values.max() > SIXTEEN_BITS or (image.mode == "F" and values.max() > 1):
+        raise InputError(
+            f"images of `{source}` must have values of 8 or 16 bits, or from 0 to 1, but one has {values.min():g} to "
+            f"{values.max():g}; convert it."
+        )
+    scale = 255 if image.mode == "F" else 255 / SIXTEEN_BITS
+    return images.fromarray(np.round(values * scale).astype(np.uint8)).convert(mode)
+
+
+def check_images(examples: Dataset, column: str, source: str) -> None:
+    """Raises InputError if an image cannot be decoded, with its file; see `CHECKED_IMAGES`."""
+    stored = undecoded(examples, column)
+    rows = np.unique(np.linspace(0, len(stored) - 1, min(len(stored), CHECKED_IMAGES)).astype(int))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda row: decode_image(stored[int(row)][column], source) and None, rows):
+            pass
+
+
+def _short_path(path: str, source: str) -> str:
+    """The path of a file below its source."""
+    return str(Path(path).relative_to(source)) if Path(path).is_relative_to(source) else path

@@ -1,0 +1,219 @@
+"""Loads the weights of a model and refuses what would leave some of them random, wrong or unused, without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.tasks.sources.opened import require_no_pointer
+from search_spaces import InputError, Layout
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ADAPTER = "adapter_config.json"
+POOLER = "pooler"
+"""Part of the names of weights that follow the encoder of a bare model; another head may replace them."""
+LEGACY_BUFFERS = ("inv_freq", "masked_bias", "position_ids")
+"""Last parts of names in old checkpoints that were no weights."""
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Of safetensors; a weight of another is quantized, and would be taken for the number that encodes it."""
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DataParallel",
+    "model": "Lightning",
+    "base_model.model": "peft",
+}
+"""Prefix of all names in a checkpoint -> what wrapped the model when it was saved."""
+
+
+def require_no_adapter(model: str) -> None:
+    """Raises InputError if a folder holds an adapter, which changes the weights of another model."""
+    file = Path(model, ADAPTER)
+    if not file.is_file():
+        return
+    try:
+        adapter = json.loads(file.read_text())
+    except ValueError:
+        adapter = {}
+    kind, base = adapter.get("peft_type", "LoRA"), adapter.get("base_model_name_or_path", "its base model")
+    raise InputError(
+        f"`{model}` holds a {kind} adapter of `{base}`, not a whole model; merge it first: load it with peft's "
+        "AutoPeftModel class of the task, then `.merge_and_unload().save_pretrained(FOLDER)`, and save the tokenizer "
+        "there."
+    )
+
+
+def require_no_quantization(config: PreTrainedConfig, model: str) -> None:
+    """Raises InputError if a model's config says that its weights are quantized."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    given = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    raise InputError(
+        f"the weights of a model must be floating-point numbers, but those of `{model}` are quantized "
+        f"({given.get('quant_method', 'by an unknown method')}); give the model it was made from."
+    )
+
+
+def load_weights(auto: Any, source: str, layout: Layout, *, new_head: bool, **options: Any) -> PreTrainedModel:
+    """Loads a model in float32 of which every weight comes from its files; only a new head may be random.
+
+    Args:
+        auto: The auto class.
+        source: Hub id or folder.
+        layout: Of the model.
+        new_head: Whether the head is not in the files.
+        **options: Those of ``from_pretrained``.
+
+    Raises:
+        InputError: If a weight is missing, has another shape, is in the files only, is quantized or is not finite.
+    """
+    import torch
+
+    _require_floats(source)
+    report_options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = auto.from_pretrained(source, dtype=torch.float32, **report_options, **options)
+    _check_report(model, report, source, layout, new_head)
+    require_finite(model, f"the weights in `{source}`", "get the model again, or train it again")
+    return model
+
+
+def require_finite(model: torch.nn.Module, whose: str, way_out: str) -> None:
+    """Raises InputError if a weight is NaN or infinite."""
+    import torch
+
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            wrong = "NaN" if torch.isnan(weight).any() else "infinite"
+            raise InputError(
+                f"{whose} must be finite numbers, but `{name}` holds {wrong} values, so that every loss is nan; "
+                f"{way_out}."
+            )
+
+
+def _check_report(
+    model: PreTrainedModel, report: Mapping[str, Any], source: str, layout: Layout, new_head: bool
+) -> None:
+    names = list(model.state_dict())
+    heads = _heads(names, layout) if new_head else set[str]()
+    is_bare = model.base_model is model
+
+    def may_be_new(name: str) -> bool:
+        is_pooler = POOLER in name.split(".")
+        return name.partition(".")[0] in heads or (is_pooler and (new_head or is_bare))
+
+    missing = sorted(name for name in report["missing_keys"] if not may_be_new(name))
+    unexpected = sorted(report["unexpected_keys"])
+    if missing:
+        raise InputError(_missing_text(missing, unexpected, names, source))
+    mismatched = sorted((key for key in report["mismatched_keys"] if not may_be_new(key[0])), key=lambda key: key[0])
+    if mismatched:
+        raise InputError(_mismatched_text(mismatched, source))
+    unused = [name for name in unexpected if _is_in_layer(name, layout)]
+    if unused:
+        raise InputError(
+            f"the checkpoint in `{source}` holds weights that its config.json has no place for ({_some(unused)}); "
+            f"{_layers_text(unused, layout)}check that both are of one model."
+        )
+    if report.get("error_msgs"):
+        raise InputError(
+            f"the weights in `{source}` cannot be loaded: {' '.join(map(str, report['error_msgs']))[:200]}."
+        )
+
+
+def _heads(names: Iterable[str], layout: Layout) -> set[str]:
+    """The first parts of the names of weights beside the layers: those of a head."""
+    first = {name.partition(".")[0]: False for name in names}
+    for name in names:
+        first[name.partition(".")[0]] |= layout.locate(name).layer is not None
+    return {part for part, has_layers in first.items() if not has_layers}
+
+
+def _is_in_layer(name: str, layout: Layout) -> bool:
+    return layout.locate(name).layer is not None and name.rpartition(".")[2] not in LEGACY_BUFFERS
+
+
+def _layers_text(unused: Iterable[str], layout: Layout) -> str:
+    """A hint if the checkpoint has more layers than the config."""
+    stack, layer = max(
+        (where.stack, where.layer)
+        for where in map(layout.locate, unused)
+        if where.layer is not None and where.stack is not None
+    )
+    depth = sum(layout.depths[: stack + 1])
+    return f"it has {layer + 1} layers, and the config {depth}; " if layer >= depth else ""
+
+
+def _missing_text(missing: Collection[str], unexpected: Collection[str], names: Collection[str], source: str) -> str:
+    """What to say of missing weights: how the file calls them, if it has them under other names."""
+    prefix = _prefix(missing, unexpected)
+    how_many = "all of them" if len(missing) >= len(names) else f"{len(missing)} of {len(names)}"
+    if prefix is None:
+        which, way_out = f"{how_many}: {_some(missing)}", "get all files of the model, or correct its config.json"
+    else:
+        wrapper = WRAPPERS.get(prefix)
+        which = f"{how_many}, they are called {prefix}.*"
+        way_out = f"save the model that is inside {wrapper}, or" if wrapper else "save it again, or"
+        way_out += f" remove `{prefix}.` from the names"
+    return (
+        f"the checkpoint in `{source}` lacks weights that the model needs ({which}), which would be random; {way_out}."
+    )
+
+
+def _prefix(missing: Iterable[str], unexpected: Collection[str]) -> str | None:
+    """What the names in a file have before those of the model, if that is why they are missing."""
+    for name in missing:
+        for tail in (name, name.partition(".")[2]):
+            found = next((other for other in unexpected if tail and other.endswith(f".{tail}")), None)
+            if found is not None:
+                return _known_prefix(found.removesuffix(f".{tail}"))
+    return (
+        next((p for p in WRAPPERS if all(name.startswith(f"{p}.") for name in unexpected)), None)
+        if unexpected
+        else None
+    )
+
+
+def _known_prefix(found: str) -> str:
+    """The prefix of a wrapper if it is one, as more of the name may differ."""
+    known = [prefix for prefix in WRAPPERS if f"{found}.".startswith(f"{prefix}.")]
+    return max(known, key=len) if known else found
+
+
+def _mismatched_text(mismatched: Collection[tuple[str, Any, Any]], source: str) -> str:
+    in_rows = [(name, a, b) for name, a, b in mismatched if len(a) == len(b) and a[1:] == b[1:]]
+    name, stored, expected = next(iter(in_rows or mismatched))
+    sizes = f"{stored[0]} rows against {expected[0]}" if in_rows else f"{[*stored]} against {[*expected]}"
+    more = f", and {len(mismatched) - 1} more differ" if len(mismatched) > 1 else ""
+    return (
+        f"the weights in `{source}` must have the shapes of its config.json, but they differ (`{name}`: "
+        f"{sizes}{more}); "
+        "correct the config.json, or give a model that is not pruned."
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    """A few names, and how many more there are."""
+    shown = ", ".join(list(names)[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _require_floats(source: str) -> None:
+    """Raises InputError if a weight in a local folder is stored as integers or in eight bits."""
+    from safetensors import safe_open
+
+    for file in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+        require_no_pointer(file)
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                dtype = opened.get_slice(name).get_dtype()
+                if name.endswith(("weight", "bias")) and dtype not in FLOAT_DTYPES:
+                    raise InputError(
+                        f"the weights of a model must be floating-point numbers, but `{name}` in `{file}` is stored "
+                        "as "
+                        f"{dtype}; give the model it was made from."
+                    )

@@ -1,0 +1,207 @@
+"""A model whose weights are not those of its config is refused with what differs; none of them is random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOYS, WORDS, bert
+from safetensors.torch import load_file, save_file
+from toy_tasks import Make, causal
+
+from nas.recipe.schema import Recipe
+from nas.stages.check import check_recipe
+from nas.supernets.training import model_trainer, train
+from nas.tasks.context import TaskContext
+from search_spaces import InputError
+
+Weights = dict[str, torch.Tensor]
+FIRST = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+def refusal(context: TaskContext) -> str:
+    with pytest.raises(InputError) as error:
+        context.load_model()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def changed(text_recipe: Path) -> Callable[..., TaskContext]:
+    """A context over a trained tiny BERT whose stored weights or config a function changes."""
+
+    def change(weights: Callable[[Weights], Weights] | None = None, **config: Any) -> TaskContext:
+        folder = text_recipe.parent / "model"
+        bert(num_labels=2).save_pretrained(folder)
+        if weights is not None:
+            file = folder / "model.safetensors"
+            save_file(weights(load_file(file)), file, metadata={"format": "pt"})
+        stored = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**stored, **config}))
+        return TaskContext(Recipe.load(text_recipe))
+
+    return change
+
+
+def test_whole_weights_load(changed: Callable[..., TaskContext]) -> None:
+    assert changed().load_model().config.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [("_orig_mod", "torch.compile"), ("module", "DataParallel"), ("model", "Lightning"), ("base_model.model", "peft")],
+)
+def test_weights_under_the_names_of_a_wrapper_are_refused(
+    prefix: str, wrapper: str, changed: Callable[..., TaskContext]
+) -> None:
+    message = refusal(changed(lambda weights: {f"{prefix}.{name}": value for name, value in weights.items()}))
+    assert (
+        "lacks weights that the model needs (all of them, they are called " + prefix in message and wrapper in message
+    )
+
+
+@pytest.mark.parametrize("name", [FIRST, "classifier.weight", "bert.pooler.dense.bias"])
+def test_a_missing_weight_is_refused(name: str, changed: Callable[..., TaskContext]) -> None:
+    message = refusal(changed(lambda weights: {key: value for key, value in weights.items() if key != name}))
+    assert "lacks" in message and f"1 of {len(bert(num_labels=2).state_dict())}: {name}" in message
+
+
+def test_a_language_model_without_its_head_is_refused(make: Make, text_folder: Path) -> None:
+    context = make("next words")
+    model = causal(text_folder / "model")
+    model.config.tie_word_embeddings = False
+    model.config.save_pretrained(text_folder / "model")
+    assert "lm_head.weight" in refusal(TaskContext(context.recipe))
+
+
+def test_only_a_new_head_may_be_random(text_recipe: Path) -> None:
+    TOYS["bert"].model("fill-mask").save_pretrained(text_recipe.parent / "model")
+    assert TaskContext(Recipe.load(text_recipe)).load_model().config.num_labels == 2
+    file = text_recipe.parent / "model" / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if name != FIRST}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert FIRST in refusal(TaskContext(Recipe.load(text_recipe)))
+
+
+def test_weights_of_more_layers_than_the_config_has_are_refused(changed: Callable[..., TaskContext]) -> None:
+    message = refusal(changed(num_hidden_layers=3))
+    assert "bert.encoder.layer.3." in message and "has 4 layers, and the config 3" in message
+    assert "lacks" in refusal(changed(num_hidden_layers=5))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"intermediate_size": 64}, ("intermediate.dense", "96 rows against 64")),
+        ({"vocab_size": 40}, ("word_embeddings", f"{len(WORDS)} rows against 40")),
+        ({"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}}, ("classifier", "2 rows against 3")),
+    ],
+)
+def test_weights_of_other_shapes_are_refused_with_both(
+    config: dict[str, Any], says: tuple[str, ...], changed: Callable[..., TaskContext]
+) -> None:
+    message = refusal(changed(**config))
+    assert all(text in message for text in says), message
+
+
+def test_a_layer_without_some_heads_is_refused(changed: Callable[..., TaskContext]) -> None:
+    def prune(weights: Weights) -> Weights:
+        attention = "bert.encoder.layer.0.attention.self."
+        rows = {name: value[:24].clone() for name, value in weights.items() if name.startswith(attention)}
+        return {**weights, **rows}
+
+    message = refusal(changed(prune, pruned_heads={"0": [2, 3]}))
+    assert "encoder.layer.0.attention" in message and "24 rows against 48" in message and "here whole" not in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, changed: Callable[..., TaskContext]) -> None:
+    message = refusal(changed(lambda weights: {**weights, FIRST: torch.full_like(weights[FIRST], value)}))
+    assert FIRST in message and "must be finite" in message
+
+
+def test_quantized_weights_are_refused(changed: Callable[..., TaskContext]) -> None:
+    eight_bits = changed(lambda weights: {**weights, FIRST: weights[FIRST].to(torch.int8)})
+    assert FIRST in (message := refusal(eight_bits)) and "I8" in message
+    with pytest.raises(InputError, match="quantized \\(gptq\\)"):
+        _ = changed(quantization_config={"quant_method": "gptq", "bits": 4}).config
+
+
+def test_weights_stored_in_half_precision_are_used_in_float32(changed: Callable[..., TaskContext]) -> None:
+    context = changed(lambda weights: {n: w.bfloat16() for n, w in weights.items()}, dtype="bfloat16")
+    assert {weight.dtype for weight in context.load_model().parameters()} == {torch.float32}
+
+
+def test_an_adapter_is_refused_with_how_to_merge_it(text_recipe: Path) -> None:
+    folder = text_recipe.parent / "model"
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+    )
+    with pytest.raises(InputError, match=r"LORA adapter of `org/base`.*merge_and_unload"):
+        check_recipe(Recipe.load(text_recipe))
+
+
+def test_a_pointer_in_place_of_weights_is_named(text_recipe: Path) -> None:
+    (text_recipe.parent / "model" / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    assert "git lfs pull" in refusal(TaskContext(Recipe.load(text_recipe)))
+
+
+def test_a_config_that_contradicts_itself_is_refused(text_recipe: Path) -> None:
+    toy = TOYS["gemma3_text"].model().config
+    (text_recipe.parent / "model" / "config.json").write_text(json.dumps({**toy.to_dict(), "num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"config\.json.*cannot be used.*num_hidden_layers"):
+        check_recipe(Recipe.load(text_recipe))
+
+
+# -- the tokenizer ------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_with_more_tokens_than_the_table_has_rows_is_refused(text_recipe: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = text_recipe.parent / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["superb"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=f"{len(WORDS) + 1} tokens, and the model's table {len(WORDS)} rows; resize"):
+        check_recipe(Recipe.load(text_recipe))
+
+
+def test_token_types_without_a_row_are_refused(text_recipe: Path) -> None:
+    import pandas as pd
+
+    folder = text_recipe.parent
+    bert(type_vocab_size=1).config.save_pretrained(folder / "model")
+    check_recipe(Recipe.load(text_recipe))
+    for file, read, write in (("train.parquet", pd.read_parquet, "to_parquet"), ("test.csv", pd.read_csv, "to_csv")):
+        rows = read(folder / file).assign(other="film")
+        getattr(rows, write)(folder / file, index=False)
+    with pytest.raises(InputError, match="token types 0 to 1, and the model's table has 1 row"):
+        check_recipe(Recipe.load(text_recipe))
+
+
+# -- trainings that diverge ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "epochs", "what"), [(1e30, 4, "loss"), (1e30, 0.3, "weights")])
+def test_a_training_that_diverges_stops_with_the_step_and_the_cause(
+    rate: float, epochs: float, what: str, text_recipe: Path, tmp_path: Path
+) -> None:
+    context = TaskContext(Recipe.load(text_recipe))
+    settings = context.recipe.parent.model_copy(update={"learning_rate": rate, "epochs": epochs})
+    data = context.training_set(settings)
+    trainer = model_trainer(context.load_model(), settings, tmp_path / "out", data, context.splits.task, 0)
+    notes: list[str] = []
+    with pytest.raises(
+        InputError, match=rf"the {what} must be finite, but by step \d+.*1e\+30.*lower `learning_rate`"
+    ):
+        train(trainer, lambda done, total, note: notes.append(note), tmp_path)
+    assert not any("0.000" in note for note in notes)
