@@ -39,11 +39,16 @@ def test_the_data_is_described(text_recipe: Path) -> None:
 
 def test_duplicates_and_cut_texts_are_counted(text_recipe: Path) -> None:
     train = pd.read_parquet(text_recipe.parent / "train.parquet")
-    pd.concat([train, train[:5]]).to_parquet(text_recipe.parent / "train.parquet")
+    pd.concat([train, train[:5], train[5:7].assign(label=lambda t: 1 - t["label"])]).to_parquet(
+        text_recipe.parent / "train.parquet"
+    )
     test = pd.read_csv(text_recipe.parent / "test.csv").assign(sentence=lambda t: "new " + t["sentence"])
     pd.concat([test, train[:2]]).to_csv(text_recipe.parent / "test.csv", index=False)
     lines = lines_of(TaskContext(Recipe.load(text_recipe, ["task.max_length=6"])))
-    assert "5 rows of train repeat" in lines["duplicates"] and "2 of 38 rows of test" in lines["duplicates"]
+    assert (
+        "7 rows of train repeat an earlier one (2 with another label)" in lines["duplicates"]
+        and "2 of 38 rows of test" in lines["duplicates"]
+    )
     assert "100% reach `task.max_length` 6 and may be cut" in lines["lengths"]
 
 

@@ -17,6 +17,7 @@ from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
 from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
+from nas.tasks.weights import load_weights
 from search_spaces import InputError
 
 Weights = dict[str, torch.Tensor]
@@ -205,3 +206,26 @@ def test_a_training_that_diverges_stops_with_the_step_and_the_cause(
     ):
         train(trainer, lambda done, total, note: notes.append(note), tmp_path)
     assert not any("0.000" in note for note in notes)
+
+
+# -- every family -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bert", "roberta", "gpt2", "llama", "t5", "vit", "dinov2", "clip", "modernbert"]
+)
+def test_only_the_head_is_new_when_a_model_changes_its_task(model_type: str, tmp_path: Path) -> None:
+    import transformers
+
+    from search_spaces import FAMILIES, TASKS, Layout
+
+    first, *others = FAMILIES[model_type].tasks
+    TOYS[model_type].model(first).save_pretrained(tmp_path / "given")
+    layout = Layout(transformers.AutoConfig.from_pretrained(tmp_path / "given"))
+    for task in others or (first,):
+        auto = getattr(transformers, TASKS[task].auto_class)
+        model = load_weights(auto, str(tmp_path / "given"), layout, new_head=task != first)
+        model.save_pretrained(tmp_path / task)
+        again = load_weights(auto, str(tmp_path / task), layout, new_head=False)
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, again.state_dict()[name]), name

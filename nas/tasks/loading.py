@@ -50,7 +50,7 @@ def load_processor(task_type: type[TaskType], model: str) -> Any:
 
     auto = getattr(transformers, task_type.processor_class)
     try:
-        processor = auto.from_pretrained(model, **task_type.processor_kwargs)
+        processor = auto.from_pretrained(model, trust_remote_code=False, **task_type.processor_kwargs)
     except Exception as error:
         raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {short_error(error)}") from None
     tokenizer = processor if task_type.processor_class == "AutoTokenizer" else getattr(processor, "tokenizer", None)

@@ -22,6 +22,8 @@ MOST_CLASSES = 8
 """Classes that are listed; of more, the most and the least frequent."""
 SHOWN_CHARACTERS = 80
 SAMPLED_LENGTHS = 1000
+ROWS = 1000
+"""Rows that are read at once."""
 DIGEST_BYTES = 16
 
 
@@ -119,11 +121,22 @@ def _duplicates_text(context: TaskContext) -> str:
         return ""
     repeated, known = len(train) - len({*train}), {*train}
     shared = sum(digest in known for digest in test)
-    texts = [f"{repeated:,} rows of train repeat an earlier one"] if repeated else []
+    other = _contradictions(train, task.train, task.label)
+    texts = [
+        f"{repeated:,} rows of train repeat an earlier one" + (f" ({other:,} with another label)" if other else "")
+    ]
+    texts = texts if repeated else []
     if shared:
         which = "all rows" if shared == len(test) else f"{shared:,} of {len(test):,} rows"
         texts.append(f"{which} of test are in train too: what is measured on them looks better than it is")
     return "; ".join(texts) or "none"
+
+
+def _contradictions(digests: Sequence[bytes], examples: Dataset, label: str | None) -> int:
+    """Rows whose inputs had another label before."""
+    if label is None or label not in examples.column_names:
+        return 0
+    return len({*zip(digests, map(str, examples[label][:]), strict=True)}) - len({*digests})
 
 
 def _digests(examples: Dataset, columns: tuple[str, ...]) -> list[bytes]:
@@ -146,7 +159,8 @@ def _inputs(examples: Dataset, columns: tuple[str, ...]) -> Iterator[tuple[Any, 
     """Yields the inputs of each row; images as stored."""
     for column in columns:
         examples = undecoded(examples, column) if _has_images(examples, (column,)) else examples
-    return zip(*(examples[column] for column in columns), strict=True)
+    for batch in examples.select_columns([*columns]).iter(ROWS) if columns else ():
+        yield from zip(*(batch[column] for column in columns), strict=True)
 
 
 def _has_images(examples: Dataset, columns: tuple[str, ...]) -> bool:

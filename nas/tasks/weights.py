@@ -75,11 +75,36 @@ def load_weights(auto: Any, source: str, layout: Layout, *, new_head: bool, **op
     import torch
 
     _require_floats(source)
-    report_options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = auto.from_pretrained(source, dtype=torch.float32, **report_options, **options)
+    options |= {"dtype": torch.float32, "trust_remote_code": False}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = auto.from_pretrained(source, **options)
+    if new_head and (renamed := _other_base(report)):
+        model, report = auto.from_pretrained(source, **options, key_mapping=renamed)
+        _save_under_own_names(model, renamed)
     _check_report(model, report, source, layout, new_head)
     require_finite(model, f"the weights in `{source}`", "get the model again, or train it again")
     return model
+
+
+def _other_base(report: Mapping[str, Any]) -> dict[str, str]:
+    """The prefix of the base model in a checkpoint -> that in the model, if the names differ in it alone.
+
+    transformers calls the base model of Llama's head for question answering, and of its relatives', otherwise than
+    that of their other heads, and would leave all of it random.
+    """
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    for mine in {name.partition(".")[0] for name in missing}:
+        tails = {name.partition(".")[2] for name in missing if name.startswith(f"{mine}.")}
+        for theirs in {name.partition(".")[0] for name in unexpected} if len(tails) > 2 else ():
+            if all(f"{theirs}.{tail}" in unexpected for tail in tails):
+                return {rf"^{theirs}\.": f"{mine}."}
+    return {}
+
+
+def _save_under_own_names(model: PreTrainedModel, renamed: Mapping[str, str]) -> None:
+    """Makes ``save_pretrained`` write a model's own names, not those that it was loaded from."""
+    conversions = getattr(model, "_weight_conversions", [])
+    model._weight_conversions = [each for each in conversions if not {*each.source_patterns} & {*renamed}]
 
 
 def require_finite(model: torch.nn.Module, whose: str, way_out: str) -> None:
