@@ -48,7 +48,7 @@ class Facts:
         unsupported_dtypes: Dtype -> why the workload cannot run it, or why it is not worthwhile there.
         ties_embedding: Whether the output head shares the table of token embeddings.
         is_decoding: Whether the workload computes one token at a time.
-        fixed: Dimension -> why it may not vary in the task.
+        kept: Dimension -> why it is not proposed in the task.
     """
 
     tokens: int
@@ -56,7 +56,7 @@ class Facts:
     unsupported_dtypes: Mapping[str, str] | None = None
     ties_embedding: bool = False
     is_decoding: bool = False
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Dimension:
 
     def fixed_in(self, task: Task) -> str:
         """Why it may not vary in a task; empty if it may."""
-        return "the outputs of the task keep their size" if self.name in task.fixed else ""
+        return ""
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """The parent's own value in a stack."""

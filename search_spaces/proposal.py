@@ -35,7 +35,7 @@ def propose_choices(layout: Layout, facts: Facts) -> Proposal:
     choices: dict[str, Any] = {"scope": "uniform" if layout.family.shared_layers else "per-layer"}
     left_out: dict[str, str] = {}
     for name in layout.family.dimensions:
-        proposed = facts.fixed.get(name) or DIMENSIONS[name].propose(layout, facts)
+        proposed = facts.kept.get(name) or DIMENSIONS[name].propose(layout, facts)
         if isinstance(proposed, str):
             left_out[name] = proposed
         else:

@@ -18,7 +18,7 @@ class Task:
         shares_embedding: Whether its output head may share the table of token embeddings.
         has_labels: Whether its data has labels. Without, the model is used as it is, and is what subnetworks are
             trained on and compared with.
-        fixed: Dimensions that may not vary, as the outputs of the model must keep their size.
+        kept: Dimensions that set the size of the outputs: they vary only where a recipe gives choices.
     """
 
     auto_class: str
@@ -28,7 +28,7 @@ class Task:
     labels_tokens: bool = False
     shares_embedding: bool = False
     has_labels: bool = True
-    fixed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def gives_vectors(self) -> bool:
@@ -48,10 +48,10 @@ TASKS: dict[str, Task] = {
         "cosine_similarity",
         outputs=("last_hidden_state",),
         has_labels=False,
-        fixed=("hidden_size",),
+        kept=("hidden_size",),
     ),
     "sentence-similarity": Task(
-        "AutoModel", "spearman", outputs=("last_hidden_state",), has_labels=False, fixed=("hidden_size",)
+        "AutoModel", "spearman", outputs=("last_hidden_state",), has_labels=False, kept=("hidden_size",)
     ),
     "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
     "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),

@@ -89,19 +89,38 @@ def test_the_order_of_importance_leaves_the_vectors_as_they_were(context: TaskCo
     assert score(supernet.model, context.splits.test, ["cosine_similarity"])["cosine_similarity"].value > 0.9999
 
 
-@pytest.mark.parametrize(
-    ("sections", "law"),
-    [
-        ({"supernet": {"teacher": "in-place"}}, "`supernet.teacher` must be `parent` for feature-extraction"),
-        ({"space": {"hidden_size": [24, 48]}}, "`space.hidden_size` must be left out for feature-extraction"),
-    ],
-)
-def test_what_needs_labels_or_another_width_is_refused(
-    context: TaskContext, sections: dict[str, dict[str, Any]], law: str
-) -> None:
-    with pytest.raises(InputError, match=law):
-        check_recipe(without_parent_epochs(context, **sections))
+def test_what_needs_labels_is_refused(context: TaskContext) -> None:
+    with pytest.raises(InputError, match=r"`supernet.teacher` must be `parent` for feature-extraction"):
+        check_recipe(without_parent_epochs(context, supernet={"teacher": "in-place"}))
     check_recipe(without_parent_epochs(context))
+
+
+def test_a_narrower_stream_gives_narrower_vectors(context: TaskContext) -> None:
+    checked = check_recipe(without_parent_epochs(context, space={"hidden_size": [24, 48]}))
+    supernet, space = Supernet(checked.load_model()), search_space(checked)
+    supernet.activate(space.smallest)
+    first = checked.splits.test.batches[0]
+    outputs = supernet.model.eval()(**{name: tensor for name, tensor in first.items() if name != "labels"})
+    ((vectors, labels),) = checked.splits.task.logits_and_labels(outputs, first)
+    assert vectors.shape[1] == space.smallest.embedding_dim == 24 and labels.shape[1] == 48
+    found = score(supernet.model, checked.splits.test, ["cosine_similarity"])["cosine_similarity"].value
+    expected = [cosine_similarity(v, t) for v, t in pairs(supernet, checked)]
+    assert found == pytest.approx(float(np.mean(expected)), abs=1e-5)
+
+
+def pairs(supernet: Supernet, context: TaskContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The vector of each text of the held-out split, and as many components of the model's own."""
+    found = []
+    for batch in context.splits.test.batches:
+        with torch.no_grad():
+            outputs = supernet.model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        vectors = context.splits.task.embeddings(outputs, batch)
+        found += list(zip(vectors, batch["labels"][:, : vectors.shape[1]], strict=True))
+    return found
+
+
+def cosine_similarity(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(one @ other / (one.norm() * other.norm()))
 
 
 def test_only_finetuning_trains_without_labels_for_some_epochs(context: TaskContext, tmp_path: Path) -> None:

@@ -53,11 +53,12 @@ def propose_space(context: TaskContext) -> Proposal:
 
 def _facts(context: TaskContext) -> Facts:
     workload, value_names = context.recipe.workload, context.recipe.value_names
+    kept = dict.fromkeys(TASKS[context.recipe.task.type].kept, "the outputs of the task keep their width")
     return Facts(
         tokens=context.layout.inputs.longest_sequence(workload.sequence_length),
         value_names=frozenset(value_names),
         unsupported_dtypes={d: why for d in DTYPES if (why := unsupported_reason(d, workload, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
         is_decoding=workload.phase == "decode",
-        fixed=_fixed_in_task(context),
+        kept={**kept, **_fixed_in_task(context)},
     )

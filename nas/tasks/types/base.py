@@ -121,8 +121,8 @@ class TaskType(ABC):
 
     @property
     def keeps_channels(self) -> bool:
-        """Whether channels of the residual stream keep their number and order, because they are the output."""
-        return "hidden_size" in TASKS[self.task.type].fixed
+        """Whether channels of the residual stream keep their order, because they are the output."""
+        return "hidden_size" in TASKS[self.task.type].kept
 
     @property
     @abstractmethod
