@@ -285,6 +285,10 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
     to: Annotated[str, typer.Option(help=f"Other formats to write as well: {FORMAT_NAMES}.")] = "",
+    parent_width: Annotated[
+        bool,
+        typer.Option("--parent-width", help="Map narrower vectors to the width of the parent's, for its index."),
+    ] = False,
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
@@ -297,7 +301,8 @@ def export(
     opened = Run(run)
     point = pick_point(opened, pick)
     print_line(f"{point.subnet}")
-    print_line(f"{export_subnet(opened, point, out, parse_formats(to))} reloads with equal outputs")
+    folder = export_subnet(opened, point, out, parse_formats(to), parent_width=parent_width)
+    print_line(f"{folder} reloads with equal outputs")
 
 
 @app.command()

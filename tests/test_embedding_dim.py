@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from conftest import TOYS, bert
 from toy_tasks import SENTENCES, Make, encoder
 
-from nas.exports.export import enable_remote_code, save_subnet
+from nas.commands.finetune import finetune
+from nas.exports.export import enable_remote_code, export_subnet, save_subnet
 from nas.exports.reload import run_onnx, run_openvino, run_program
 from nas.pipeline import search
 from nas.recipe.objectives import format_value
@@ -273,3 +274,10 @@ def test_a_search_for_short_vectors_end_to_end(make: Make, tmp_path: Path) -> No
         supernet.activate(supernet.parent.with_values(embedding_dim=4))
         agreement.append(score(supernet.model, context.splits.test, ["top10_agreement"])["top10_agreement"].value)
     assert agreement[1] > agreement[0]
+    short = next(point for point in run.verified_points() if point.subnet.embedding_dim == 4)
+    folder = export_subnet(run, short, tmp_path / "short", parent_width=True)
+    tuned = finetune(folder, with_recipe(context, parent={"epochs": 1}), run.folder, tmp_path / "tuned")[1]
+    for mapped in (folder, tmp_path / "tuned"):
+        assert json.loads((mapped / "2_Dense" / "config.json").read_text())["out_features"] == 48
+    stated = json.loads((folder / "subnet.json").read_text())["parent_width"]["cosine_similarity"]
+    assert 0 < stated < 1 and stated != tuned["parent_width"]["cosine_similarity"]

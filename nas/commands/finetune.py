@@ -10,6 +10,7 @@ from typing import Any
 from nas.exports.card import write_card
 from nas.exports.formats import load_export, read_export_info, size_mb
 from nas.exports.runtime_model import PARENT, time_with_parent
+from nas.exports.vector_map import add_vector_map
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
@@ -73,6 +74,8 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     context.save_processor(work, SubnetConfig.from_dict(info["subnet"]))
     after = score(model, context.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
+    if "parent_width" in info:
+        updated["parent_width"] = add_vector_map(work, model, context)
     write_json(work / "subnet.json", updated)
     write_card(work, updated)
     replace_folder(work, out)

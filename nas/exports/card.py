@@ -39,6 +39,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
         f"# {name}, subnetwork {info['key']}",
         _summary(info, name),
         "## Metrics and costs\n\n" + _metrics_table(info),
+        _width(info["parent_width"], name) if "parent_width" in info else "",
         "## Formats\n\n" + _formats_table(info) if info.get("formats") else "",
         "## Load\n\n" + _loading_code(folder, info),
         "## Licence\n\n" + _licence(info, name),
@@ -86,6 +87,14 @@ def _metrics_table(info: Mapping[str, Any]) -> str:
     return "\n".join(lines) + (
         f"\n\nMetrics ± their standard error on `{split}`. Latency {latency_source}: {workload}, {info['device']}; "
         "90 % of repetitions in a new process lie within ±."
+    )
+
+
+def _width(mapped: Mapping[str, Any], name: str) -> str:
+    return (
+        f"A linear map, fitted on {mapped['texts']} texts, brings its vectors to the {mapped['width']} components of "
+        f"`{name}`. Their mean cosine similarity to those of `{name}` on held-out texts is "
+        f"{mapped['cosine_similarity']:.4f}; the metrics above are those of the vectors before the map."
     )
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from nas.exports.card import licence_of, write_card
 from nas.exports.formats import convert
 from nas.exports.reload import scored_outputs
+from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
@@ -99,7 +100,9 @@ def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     }
 
 
-def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str] = ()) -> Path:
+def export_subnet(
+    run: Run, point: Point, out: str | Path, formats: Sequence[str] = (), *, parent_width: bool = False
+) -> Path:
     """Exports one subnetwork of a run.
 
     The model is written to a temporary folder and loaded by a separate Python process through the auto class. The
@@ -110,12 +113,14 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
         point: The subnetwork to export, with the values for ``subnet.json``.
         out: The folder to write; an existing folder must be an earlier export.
         formats: Names in `nas.exports.formats.FORMATS` that are written into the folder too.
+        parent_width: Whether narrower vectors get a linear map to the width of the parent's.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If the folder holds something else, the reloaded model differs, or a format cannot be written.
+        InputError: If the folder holds something else, the reloaded model differs, a format cannot be written, or
+            there are no narrower vectors to map.
     """
     out = Path(out)
     if out.exists() and not (out / "subnet.json").exists():
@@ -128,6 +133,8 @@ def export_subnet(run: Run, point: Point, out: str | Path, formats: Sequence[str
     try:
         save_subnet(supernet, point.subnet, context, work)
         info = {**provenance(run), **point.to_dict()}
+        if parent_width:
+            info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)
         check_reload(work, supernet, point.subnet, context)
         convert(work, formats)

@@ -19,6 +19,8 @@ SETTINGS = "config_sentence_transformers.json"
 SUPPORTED = ("Transformer", "Pooling", "Normalize")
 WIDTHS = {"word_embedding_dimension", "embedding_dimension"}
 """Names of the width of hidden states in the file of the pooling, of older and newer versions."""
+IDENTITY = "torch.nn.modules.linear.Identity"
+"""The activation of a Dense module that has none."""
 LEGACY_MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -91,15 +93,18 @@ class SentenceModules:
         return [text.lower() for text in prompted] if self.lower_case else prompted
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Returns one vector for each text (texts, channels).
+        """Returns one vector for each text (texts, channels), not yet normalized.
 
         Args:
             hidden: Hidden states (texts, tokens, channels).
             mask: 1 for tokens, 0 for padding (texts, tokens).
         """
+        return POOLINGS[self.pooling](hidden, mask[..., None].to(hidden.dtype))
+
+    def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Returns vectors with length 1, if the model normalizes them."""
         import torch.nn.functional as F
 
-        vectors = POOLINGS[self.pooling](hidden, mask[..., None].to(hidden.dtype))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def write(self, folder: Path, width: int, max_length: int | None) -> None:
@@ -114,6 +119,19 @@ class SentenceModules:
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(_with_width(content, width), indent=2))
+
+
+def add_dense(folder: Path, inputs: int, outputs: int) -> Path:
+    """Puts a linear module after the pooling of a SentenceTransformer; returns the folder that takes its weights."""
+    modules = json.loads((folder / MODULES).read_text())
+    place = 1 + next(i for i, module in enumerate(modules) if module["type"].endswith(".Pooling"))
+    modules.insert(place, {"path": f"{place}_Dense", "type": "sentence_transformers.models.Dense"})
+    numbered = [{**module, "idx": index, "name": str(index)} for index, module in enumerate(modules)]
+    config = {"in_features": inputs, "out_features": outputs, "bias": True, "activation_function": IDENTITY}
+    (folder / f"{place}_Dense").mkdir()
+    (folder / f"{place}_Dense" / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / MODULES).write_text(json.dumps(numbered, indent=2))
+    return folder / f"{place}_Dense"
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,13 @@ class FeatureExtraction(TextTask):
 
         return collate
 
-    def embeddings(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        """Returns the vectors of the texts (texts, channels) in float32."""
+    def pooled(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Returns the pooled hidden states of the texts (texts, channels) in float32."""
         return self.modules.pool(outputs.last_hidden_state.float(), batch["attention_mask"])
+
+    def embeddings(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Returns the vectors of the texts (texts, channels) in float32, normalized if the model does so."""
+        return self.modules.normalized(self.pooled(outputs, batch))
 
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
         """Runs a model; its loss is 1 - the cosine similarity to the labels, or 0 where there are none."""
