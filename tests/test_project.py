@@ -115,7 +115,6 @@ def test_no_file_knows_the_dimensions() -> None:
 ASKS_FOR_OUTPUTS = r"""\.logits\b|["'](\w+_)?logits["']|last_hidden_state|ForSequenceClassification["']"""
 OUTPUTS_BY_NAME = {
     "nas/exports/reload.py": "runs without this package; of hidden states it compares the mean over tokens",
-    "nas/tasks/metrics.py": "reads a statistic of classification that is called so",
     "predictors/measurement/phases.py": "feeds a decoder with what the encoder has computed",
     "search_spaces/tasks.py": "the table",
 }
