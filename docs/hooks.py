@@ -13,8 +13,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "experiments/*/*.md", "experiments/*/*.png")
-OUTSIDE += ("experiments/*/*.yaml", "experiments/*/*.json", "experiments/*/*.ipynb")
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE", "experiments/*/*.md")
+OUTSIDE += ("experiments/*/*.png", "experiments/*/*.yaml", "experiments/*/*.json", "experiments/*/*.ipynb")
 LINK = re.compile(r"(\]\()([^)\s]+)")
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
+from nas.commands.entry import run_command
 from nas.pipeline import STAGES
 from search_spaces.errors import InputError
 
@@ -28,12 +26,8 @@ app = typer.Typer(
 
 P = ParamSpec("P")
 
-UsageError = typer.BadParameter.__mro__[1]
 FORMAT_NAMES = "onnx, int8, program, openvino, openvino-int8, executorch"
 """Names in `FORMATS`, which takes long to import."""
-INTERRUPTED = 130
-"""The exit code that typer returns after Ctrl-C."""
-
 SEARCH_HELP = "\n\n".join(
     (
         "Run all stages of a recipe; the same command again resumes.",
@@ -41,7 +35,15 @@ SEARCH_HELP = "\n\n".join(
     )
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)]
+
+def path(text: str) -> Path:
+    """Reads a path of the command line; an empty one would be the working directory."""
+    if not str(text).strip() or "\0" in str(text):
+        raise typer.BadParameter("a path must be given, but it is empty; `.` is the working directory.")
+    return Path(text)
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False, parser=path)]
 RecipeOrModel = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="YAML recipe; with --train and --test, a model.", show_default=False),
@@ -55,7 +57,16 @@ Train = Annotated[
 ]
 Test = Annotated[str | None, typer.Option("--test", help="Held-out data, in the same forms.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as section.key=value.", show_default=False)]
-RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.")]
+RunFolder = Annotated[
+    Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.", parser=path)
+]
+
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code of the folder, and functions of the run's recipe.")
+]
+Database = Annotated[
+    str | None, typer.Option("--storage", help="URL of the database with the studies; default: the recipe's.")
+]
 
 
 def shows_elapsed(command: Callable[P, None]) -> Callable[P, None]:
@@ -98,7 +109,7 @@ def search(
 
         loaded = recipe_of_run(recipe, folder, train, test, task, overrides or [])
     if dry_run:
-        _print_estimate(loaded)
+        _print_estimate(loaded, folder, ray)
         return
     from nas.pipeline import search as run_pipeline
     from nas.reports.summary import print_summary
@@ -108,11 +119,14 @@ def search(
     print_summary(finished, front_with_finetuned(finished))
 
 
-def _print_estimate(recipe: Recipe) -> None:
+def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     from nas.commands.dry_run import estimate
+    from nas.recipe.secrets import without_secrets
+    from nas.stages.resources import check_resources
 
+    check_resources(recipe, folder, cluster)
     result = estimate(recipe)
-    typer.echo(result["recipe"].to_yaml())
+    typer.echo(without_secrets(result["recipe"].to_yaml()))
     typer.echo(f"# space: {result['subnetworks']:,} subnetworks")
     typer.echo(f"# estimated minutes: {sum(result['minutes'].values()):.0f} in total")
     meanings = {stage.name: stage.meaning for stage in STAGES}
@@ -151,10 +165,11 @@ def profile(
     overrides: Overrides = None,
     run: RunFolder = None,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Write what to measure on another device into this new folder.")
+        Path | None,
+        typer.Option("--export", help="Write what to measure on another device into this new folder.", parser=path),
     ] = None,
     import_folder: Annotated[
-        Path | None, typer.Option("--import", help="Import the results of such a folder into the run.")
+        Path | None, typer.Option("--import", help="Import the results of such a folder into the run.", parser=path)
     ] = None,
 ) -> None:
     """Fit the latency predictor of this device and print its held-out error.
@@ -207,7 +222,7 @@ def sensitivity(recipe: RecipeFile, overrides: Overrides = None, run: RunFolder 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False, parser=path)],
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
     pick: Annotated[str, typer.Option(help='Only one: knee, fastest, best, a key or "latency_ms <= 5".')] = "",
     sort: Annotated[str, typer.Option(help="Metric or cost to sort by, best first.")] = "",
@@ -229,20 +244,22 @@ def show(
 
 @app.command()
 def watch(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False, parser=path)],
     once: Annotated[bool, typer.Option("--once", help="Print once and stop.")] = False,
+    storage: Database = None,
 ) -> None:
     """Show how far a run is, from another terminal; nothing is written."""
     from nas.commands.watch import watch as watch_run
     from nas.runs.run import Run
 
-    watch_run(Run(run), once)
+    watch_run(Run(run), once, storage)
 
 
 @app.command()
 def dashboard(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False, parser=path)],
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8080,
+    storage: Database = None,
 ) -> None:
     """Open the studies of a run in optuna-dashboard; nothing is written."""
     from nas.commands.dashboard import serve
@@ -250,14 +267,16 @@ def dashboard(
     from nas.runs.run import Run
 
     quiet_libraries()
-    serve(Run(run), port)
+    serve(Run(run), port, storage)
 
 
 @app.command()
 @shows_elapsed
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.")] = Path("compare.html"),
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False, parser=path)],
+    out: Annotated[Path, typer.Option("--out", help="HTML file with all fronts on one plot.", parser=path)] = Path(
+        "compare.html"
+    ),
 ) -> None:
     """Compare the fronts of runs: hypervolume from one reference point, and the cost at equal metrics."""
     from nas.commands.compare import compare_runs
@@ -272,23 +291,25 @@ def compare(
 
 def _check_file(option: str, file: Path) -> None:
     """Raises InputError unless a file can be written there."""
-    if file.is_dir() or not file.parent.is_dir():
+    if (file.exists() and not file.is_file()) or not file.parent.is_dir():
         raise InputError(
-            f"`{option}` must be a file in an existing folder, but got `{file}`; create the folder first."
+            f"`{option}` must be a file in an existing folder, but got `{file}`; create the folder first, or choose "
+            "another name."
         )
 
 
 @app.command()
 @shows_elapsed
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False, parser=path)],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False, parser=path)],
     pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
     to: Annotated[str, typer.Option(help=f"Other formats to write as well: {FORMAT_NAMES}.")] = "",
     parent_width: Annotated[
         bool,
         typer.Option("--parent-width", help="Map narrower vectors to the width of the parent's, for its index."),
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
     from nas.exports.export import export_subnet
@@ -301,14 +322,14 @@ def export(
     opened = Run(run)
     point = pick_point(opened, pick)
     print_line(f"{point.subnet}")
-    folder = export_subnet(opened, point, out, parse_formats(to), parent_width=parent_width)
+    folder = export_subnet(opened, point, out, parse_formats(to), parent_width=parent_width, trust=trust)
     print_line(f"{folder} reloads with equal outputs")
 
 
 @app.command()
 @shows_elapsed
 def convert(
-    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False, parser=path)],
     to: Annotated[str, typer.Option("--to", help=f"{FORMAT_NAMES}; several by commas.")],
 ) -> None:
     """Write an export in other formats, into its folder."""
@@ -324,16 +345,21 @@ def convert(
 @app.command()
 @shows_elapsed
 def verify(
-    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
-    run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False, parser=path)],
+    run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False, parser=path)],
+    trust: Trust = False,
 ) -> None:
-    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card fails."""
+    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card fails.
+
+    Code that is not this version's, in the folder or named by the recipe of the run, runs only with
+    --trust-remote-code.
+    """
     from nas.exports.check import check_folder, check_table, raise_if_failed
     from nas.runs.progress import console, quiet_libraries
     from nas.runs.run import Run
 
     quiet_libraries()
-    checks, failures = check_folder(folder, Run(run))
+    checks, failures = check_folder(folder, Run(run), trust)
     console.print(check_table(checks))
     raise_if_failed(folder, failures)
 
@@ -341,10 +367,12 @@ def verify(
 @app.command()
 @shows_elapsed
 def finetune(
-    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False, parser=path)],
     recipe: RecipeFile,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default <folder>-finetuned.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; default <folder>-finetuned.", parser=path)
+    ] = None,
     run: RunFolder = None,
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
@@ -366,8 +394,10 @@ def finetune(
 @shows_elapsed
 def bench(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub ids.", show_default=False)],
-    workload: Annotated[Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False)],
-    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file to write as well.")] = None,
+    workload: Annotated[
+        Path, typer.Option("--workload", help="Recipe with the workload.", show_default=False, parser=path)
+    ],
+    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file to write as well.", parser=path)] = None,
     precision: Annotated[
         float | None,
         typer.Option(help="Half-width of the ratios' intervals that must be reached, such as 0.01; else exit code 2."),
@@ -410,7 +440,7 @@ def init(
     test: Test = None,
     latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds that it may take.")] = None,
     size_mb: Annotated[float | None, typer.Option(help="Most megabytes of its file.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="New file to write.")] = Path("recipe.yaml"),
+    out: Annotated[Path, typer.Option("--out", help="New file to write.", parser=path)] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe for a model and its data, with a comment on each key that was found out.
 
@@ -458,40 +488,8 @@ def default_run(recipe: Path) -> Path:
 
 
 def main() -> None:
-    """Entry point of ``nas``: an InputError or a full disk is printed in one line, with exit code 2."""
-    for name in ("torchao", "torch.utils._pytree"):  # both warn on import; torchao comes with ExecuTorch
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets the level
-    try:
-        stopped = app(sys.argv[1:] or ["--help"], prog_name="nas", standalone_mode=False) == INTERRUPTED
-    except UsageError as error:  # type: ignore[misc]
-        fail(f"{error.format_message()} See `nas --help`.")
-    except InputError as error:
-        fail(str(error))
-    except Exception as error:
-        if any(map(is_full_disk, chain_of(error))):
-            fail("the disk is full; finished results are kept. Free some space and run the same command again.")
-        raise
-    if stopped:
-        fail("stopped; run the same command again to resume.")
-
-
-def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error means a full disk; `torch.save` only reports that a stream could not be written."""
-    texts = ("No space left", "iostream error", "unexpected pos")
-    return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in texts)
-
-
-def fail(message: str) -> None:
-    """Prints one line to standard error and exits with code 2."""
-    print(f"nas: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    """Entry point of ``nas``."""
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
     from nas.runs.progress import quiet_libraries
 
     quiet_libraries()
-    with locked_run(recipe, folder) as (context, run):
+    with locked_run(recipe, folder, cluster) as (context, run):
         run_stages(run, context, cluster)
     return run
 
@@ -160,7 +160,7 @@ def run_stages(run: Run, context: TaskContext, cluster: str | None = None, *, la
 
 
 @contextmanager
-def locked_run(recipe: Recipe, folder: str | Path) -> Iterator[tuple[TaskContext, Run]]:
+def locked_run(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> Iterator[tuple[TaskContext, Run]]:
     """The run of a recipe, locked by the main process; the other processes wait until it exists."""
     from nas.runs import processes
     from nas.runs.progress import waiting
@@ -170,7 +170,7 @@ def locked_run(recipe: Recipe, folder: str | Path) -> Iterator[tuple[TaskContext
     with waiting("check"):
         from nas.stages.check import open_run
 
-        context, run = open_run(recipe, folder)
+        context, run = open_run(recipe, folder, cluster=cluster)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
             processes.barrier()

@@ -129,8 +129,12 @@ class SubnetConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SubnetConfig:
-        """The subnetwork of a dict from `to_dict`."""
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name in FIELDS}
+        """The subnetwork of a dict from `to_dict`.
+
+        Raises:
+            InputError: If it has a dimension that this version does not know.
+        """
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "layers"}
         return cls(tuple(map(int, data["layers"])), **values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def run_of(folder: Path, recipe: Path, front: ParetoFront, **changed: str) -> Ru
     overrides = [f"{name}={value}" for name, value in changed.items()]
     (folder / "recipe.yaml").write_text(Recipe.load(recipe, overrides).to_yaml())
     (folder / "environment.json").write_text('{"device": "a processor"}')
-    (folder / "front.json").write_text(json.dumps({"front": front.to_dict()}))
+    verified = [p.to_dict() for p in (*front, replace(front.points[-1], source="parent"))]
+    results = {"front": front.to_dict(), "verified": verified, "reference": {}, "hypervolume": {}}
+    (folder / "front.json").write_text(json.dumps(results))
     return Run(folder)
 
 

@@ -19,6 +19,9 @@ from search_spaces import InputError, SubnetConfig
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
 
 
+PARENT = Point(SubnetConfig((0, 1), (4, 4), (168, 168), 48), {"accuracy": 0.1, "latency_ms": 99.0}, source="parent")
+
+
 def points(seed: int) -> list[Point]:
     """Twenty subnetworks with values of few digits, so that many are equal."""
     rng = Random(seed)
@@ -33,7 +36,8 @@ def finished_run(folder: Path, recipe: Path, points_of_run: list[Point]) -> Run:
     """A run that ended with these verified points."""
     run = Run.open(folder, Recipe.load(recipe))
     front = ParetoFront.of(points_of_run, OBJECTIVES)
-    write_json(run.front_file, {"front": front.to_dict(), "verified": [point.to_dict() for point in points_of_run]})
+    verified = [point.to_dict() for point in (*points_of_run, PARENT)]
+    write_json(run.front_file, {"front": front.to_dict(), "verified": verified, "reference": {}, "hypervolume": {}})
     return run
 
 
@@ -86,8 +90,6 @@ def test_picks_that_match_nothing_are_refused(text_recipe: Path, tmp_path: Path)
 
 
 def test_the_parent_cannot_be_picked(text_recipe: Path, tmp_path: Path) -> None:
-    (first, *others) = points(0)
-    parent = Point(first.subnet, {"accuracy": 0.1, "latency_ms": 99.0}, source="parent", measured=True)
-    run = finished_run(tmp_path / "run", text_recipe, [*others, parent])
+    run = finished_run(tmp_path / "run", text_recipe, points(0))
     with pytest.raises(InputError, match="A pick must be a name"):
-        pick(run, parent.key)
+        pick(run, PARENT.key)

@@ -165,7 +165,10 @@ def two_devices(folder: Path, device: Path) -> None:
 
 def other_run(folder: Path, device: Path) -> None:
     plan = Plan.read(device)
-    replace(plan, models={"0123456789": "models/x", **dict(list(plan.models.items())[1:])}).write(device)
+    models, inputs = (
+        {"0123456789": "models/x", **dict(list(paths.items())[1:])} for paths in (plan.models, plan.inputs)
+    )
+    replace(plan, models=models, inputs=inputs).write(device)
 
 
 def damaged(folder: Path, device: Path) -> None:
@@ -176,6 +179,21 @@ def third_pass(folder: Path, device: Path) -> None:
     rows = [result.to_dict() for result in results_file(device).read()]
     rows[3]["number"] = 2
     (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def contradiction(folder: Path, device: Path) -> None:
+    rows = [result.to_dict() for result in results_file(device).read()]
+    slower = {**rows[3], "timing": {**rows[3]["timing"], "raw_ms": 2 * rows[3]["timing"]["raw_ms"]}}
+    (device / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*rows, slower)))
+
+
+def half_a_pass(folder: Path, device: Path) -> None:
+    plan = json.loads((device / "plan.json").read_text())
+    (device / "plan.json").write_text(json.dumps({**plan, "passes": 0.5}))
+
+
+def more_passes(folder: Path, device: Path) -> None:
+    replace(Plan.read(device), passes=2).write(device)
 
 
 def no_plan(folder: Path, device: Path) -> None:
@@ -192,6 +210,9 @@ def no_plan(folder: Path, device: Path) -> None:
         (other_run, r"current state of this run"),
         (damaged, r"results\.jsonl` must be a measurement, but line 1 is not.*delete that line"),
         (third_pass, r"passes 0 to 0, but has some of pass 2; export and measure again"),
+        (contradiction, r"has two that differ in pass 0, in lines 4 and \d+ of results\.jsonl"),
+        (half_a_pass, r"complete plan\.json.*`passes` must be a whole number"),
+        (more_passes, r"current state of this run"),
         (no_plan, r"complete plan\.json.*--export"),
     ],
 )
@@ -214,6 +235,13 @@ def test_results_that_do_not_fit_the_run_are_refused(
         ("ratio", -1.0, r"above 0, but got -1\.0"),
         ("raw_ms", 0.0, r"above 0, but got 0\.0"),
         ("rounds", True, "above 0, but got True"),
+        ("rounds", 2.5, r"whole number, but got 2\.5"),
+        ("latency_ms", 10**400, "at most 1e"),
+        ("raw_ms", 1e308, "at most 1e"),
+        ("latency_ms_p10", 1e6, "and `latency_ms_p90`, but got 1e"),
+        ("latency_ms_p90", 1e-9, "but got .*1e-09"),
+        ("ratio_low", 1e6, "and `ratio_high`, but got 1e"),
+        ("device_name", "\x1b[31mred", "printable"),
         ("ratio_high", math.nan, "above 0, but got nan"),
         ("drift", -1.0, r"above -1, but got -1\.0"),
         ("number", "0", "whole number from 0, but got '0'"),
@@ -229,15 +257,37 @@ def test_a_number_that_no_measurement_gives_is_not_stored(
     row = json.loads(lines[-1])
     (row["timing"] if field in row["timing"] else row)[field] = value
     (device / "results.jsonl").write_text("".join(lines[:-1]) + json.dumps(row) + "\n")
-    message = (
-        rf"results\.jsonl` must be a measurement, but line {len(lines)} is not \(.*`{field}` .*{law}.*measure\.py"
-    )
+    message = rf"results\.jsonl` must be a measurement, but line {len(lines)} is not \(.*`{field}`.*{law}.*measure\.py"
     with pytest.raises(InputError, match=message):
         import_results(recipe, folder, device)
     assert not (folder / "measurements.jsonl").exists()
     if field == "number":  # the way out
         (device / "results.jsonl").write_text(good)
         import_results(recipe, folder, device)
+
+
+def test_a_measurement_given_twice_counts_once(exported: tuple[Recipe, Path, Path]) -> None:
+    recipe, folder, device = exported
+    lines = (device / "results.jsonl").read_text().splitlines(keepends=True)
+    (device / "results.jsonl").write_text("".join([*lines, lines[-1]]))
+    assert len(import_results(recipe, folder, device).subnets) == 10
+
+
+def test_an_import_whose_fit_fails_leaves_the_run_as_it_was(
+    exported: tuple[Recipe, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder, device = exported
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise InputError("the predictor cannot be fitted")
+
+    monkeypatch.setattr("nas.commands.remote.run_stages", fail)
+    with pytest.raises(InputError, match="cannot be fitted"):
+        import_results(recipe, folder, device)
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+    monkeypatch.undo()
+    assert len(import_results(recipe, folder, device).subnets) == 10
 
 
 @pytest.mark.parametrize("lost", ["last", "first reference", "all references"])

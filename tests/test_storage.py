@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from nas.recipe.schema import Recipe
 from nas.studies import storage as storages
-from nas.studies.storage import batched_writes, open_storage, without_password
+from nas.studies.storage import batched_writes, check_storage, open_read_only, open_storage
 from search_spaces import InputError
 
 SPACE = {f"x{i}": IntDistribution(0, 7) for i in range(5)} | {"kind": CategoricalDistribution(("a", "b"))}
@@ -237,6 +237,111 @@ def test_a_url_of_another_kind_is_refused_by_the_recipe() -> None:
         Recipe.parse({**base, "search": {"storage": "redis://localhost"}})
 
 
-def test_no_password_is_printed() -> None:
-    assert without_password("mysql://nas:secret@host/x") == "mysql://nas:***@host/x"
-    assert without_password("grpc://host:13000") == "grpc://host:13000"
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://nas:s3cret@127.0.0.1:1/x",
+        "postgresql://s3cret@127.0.0.1:1/x",
+        "mysql://127.0.0.1:1/x?password=s3cret",
+        "grpc://s3cret@127.0.0.1:1",
+    ],
+)
+def test_no_secret_is_printed_by_us_or_a_driver(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> None:
+        raise ConnectionError(f"cannot connect to {text} as s3cret")
+
+    monkeypatch.setattr(storages, "_ping", refuse)
+    with pytest.raises(InputError, match="does not") as refused:
+        check_storage(url, tmp_path)
+    assert "s3cret" not in str(refused.value) and "***" in str(refused.value)
+
+
+def test_a_relative_file_is_in_the_run_whatever_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run", "a", "b"):
+        (tmp_path / name).mkdir()
+    for place in ("a", "b"):
+        monkeypatch.chdir(tmp_path / place)
+        one_trial(study_in(open_storage("sqlite:///study.db", tmp_path / "run" / "study.log")))
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
+    observed = open_read_only("sqlite:///study.db", tmp_path / "run" / "study.log")
+    assert len(optuna.load_study(study_name="search", storage=observed).trials) == 2
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?uri=true", "sqlite://x.db"])
+def test_a_database_without_a_file_would_be_lost(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must name a file"):
+        check_storage(url, tmp_path)
+
+
+def test_checking_a_storage_creates_nothing(tmp_path: Path) -> None:
+    check_storage("sqlite:///study.db", tmp_path / "run")
+    check_storage(f"sqlite:///{tmp_path}/study.db", tmp_path / "run")
+    for url, says in (("sqlite:///none/study.db", "existing folder"), (f"sqlite:///{tmp_path}", "can be written")):
+        with pytest.raises(InputError, match=says):
+            check_storage(url, tmp_path)
+    with pytest.raises(InputError, match="does not"):
+        check_storage("grpc://127.0.0.1:1", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_database_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    calls: list[int] = []
+
+    def full() -> None:
+        calls.append(1)
+        raise optuna.exceptions.StorageInternalError("the commit failed") from OSError("database or disk is full")
+
+    monkeypatch.setattr(storage, "get_all_studies", full)
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storages._with_retries(storage, "sqlite:///x").get_all_studies()
+    assert len(calls) == 1
+
+
+# -- observed runs ------------------------------------------------------------------------------------------------
+
+
+def test_an_observed_database_is_not_changed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    one_trial(study_in(open_storage(url, tmp_path / "unused")))
+    before = (tmp_path / "study.db").read_bytes()
+    observed = open_read_only(url, tmp_path / "unused")
+    assert len(optuna.load_study(study_name="search", storage=observed).trials) == 1
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        optuna.load_study(study_name="search", storage=observed).set_user_attr("a", "b")
+    with pytest.raises(InputError, match="there is no"):
+        open_read_only(f"sqlite:///{tmp_path}/none.db", tmp_path / "unused")
+    assert (tmp_path / "study.db").read_bytes() == before and not (tmp_path / "none.db").exists()
+
+
+def test_an_observed_journal_is_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    one_trial(study_in(open_storage(None, path)))
+    with path.open("a") as file:
+        file.write('{"op_code": 5, "half')
+    before = path.read_bytes()
+    study = optuna.load_study(study_name="search", storage=open_read_only(None, path))
+    assert len(study.trials) == 1
+    with pytest.raises(InputError, match="for reading only"):
+        study.set_user_attr("a", "b")
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["study.log"]
+
+
+def test_variables_of_an_observed_run_are_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "s3cret")
+    with pytest.raises(InputError, match="--storage") as refused:
+        open_read_only("postgresql://$SECRET_KEY@evil.example/x", tmp_path / "study.log")
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", [b"not JSON\n", b"\xff\xfe\n", b"[]\n", b"3\n", b'{"op_code": 99}\n', b"{}\n"])
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_damaged_journal_is_one_line(line: bytes, reading: bool, tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    one_trial(study_in(open_storage(None, path)))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    with pytest.raises(InputError, match="is damaged"):
+        open_read_only(None, path) if reading else open_storage(None, path)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
+from nas.runs.files import write_text
 from nas.runs.isolated import run_in_subprocess
 from nas.runs.progress import ProgressCallback, progress
 from nas.tasks.dummy_inputs import dummy_inputs
@@ -148,7 +149,7 @@ def write_csv(rows: Sequence[BenchRow], file: Path) -> None:
     """Writes rows with all digits."""
     import pandas as pd
 
-    pd.DataFrame([row.to_dict() for row in rows]).to_csv(file, index=False)
+    write_text(file, pd.DataFrame([row.to_dict() for row in rows]).to_csv(index=False))
 
 
 def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, minutes: float | None) -> Plan:

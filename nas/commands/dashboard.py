@@ -15,7 +15,7 @@ from nas.fronts.front import ParetoFront
 from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.storage import trial_id
-from nas.studies.study import complete_trials, open_read_only, point_from_trial
+from nas.studies.study import complete_trials, observed_studies, point_from_trial
 from predictors.measurement.onnx_export import require
 from search_spaces import InputError
 from search_spaces.svg import svg
@@ -27,8 +27,13 @@ DASHBOARD_CONSTRAINTS = "constraints"
 """The system attribute from which optuna-dashboard reads violations."""
 
 
-def serve(run: Run, port: int) -> None:
+def serve(run: Run, port: int, database: str | None = None) -> None:
     """Serves a copy of the studies on this machine until it is interrupted.
+
+    Args:
+        run: The run; nothing in it is changed.
+        port: Port on this machine.
+        database: URL of the database with its studies; default: the recipe's.
 
     Raises:
         InputError: If optuna-dashboard is missing or the run has no study yet.
@@ -38,12 +43,12 @@ def serve(run: Run, port: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         artifacts = FileSystemArtifactStore(folder)
-        storage = copy_for_dashboard(run, artifacts)
+        storage = copy_for_dashboard(run, artifacts, database)
         print_line(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
         run_server(storage, host="127.0.0.1", port=port, artifact_store=artifacts)
 
 
-def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStorage:
+def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore, database: str | None = None) -> BaseStorage:
     """The studies in memory, as optuna-dashboard reads them.
 
     Violations are in the attribute that it reads. A study with infeasible trials has a second copy of its feasible
@@ -53,17 +58,16 @@ def copy_for_dashboard(run: Run, artifacts: FileSystemArtifactStore) -> BaseStor
     Raises:
         InputError: If the run has no study yet.
     """
-    source = open_read_only(run)
-    names = [] if source is None else [study.study_name for study in source.get_all_studies()]
-    if source is None or not names:
+    studies = observed_studies(run, database)
+    if not studies:
         raise InputError(f"`{run.folder}` has no study yet; `nas search` with its recipe creates one.")
     storage = InMemoryStorage()
-    for name in names:
-        trials = complete_trials(optuna.load_study(study_name=name, storage=source))
-        _copy(run, storage, name, trials, artifacts)
+    for study in studies:
+        trials = complete_trials(study)
+        _copy(run, storage, study.study_name, trials, artifacts)
         feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
         if len(feasible) < len(trials):
-            _copy(run, storage, f"{name}, feasible only", feasible, artifacts)
+            _copy(run, storage, f"{study.study_name}, feasible only", feasible, artifacts)
     return storage
 
 

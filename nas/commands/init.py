@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.modeling.registration import stock_classes
+from nas.recipe.code import code_keys
 from nas.recipe.comments import commented_yaml
 from nas.recipe.objectives import METRICS
 from nas.recipe.schema import TASK_TYPES as TASK_NAMES
 from nas.recipe.schema import Recipe
 from nas.recipe.text import absolute_source, apply_overrides, split_source
+from nas.runs.files import write_text
 from nas.stages.check import check_recipe
 from nas.stages.parent_check import check_exact_constraints
 from nas.supernets.space import propose_space
@@ -121,7 +123,7 @@ def init_recipe(
     Raises:
         InputError: If the file exists, or a recipe cannot be proposed; nothing is written.
     """
-    if out.exists() or not out.parent.is_dir():
+    if os.path.lexists(out) or not out.parent.is_dir():
         raise InputError(f"`--out` must be a new file in a folder that exists, but got `{out}`; name another.")
     for name, value in bounds.items():
         if value is not None and not value > 0:
@@ -159,8 +161,20 @@ def recipe_of_run(
     if Path(folder, "recipe.yaml").is_file():
         sources = {"model": model, "task.train": train, "task.test": test, **({"task.type": task} if task else {})}
         changes = [f"{key}={absolute_source(source, Path())}" for key, source in sources.items()]
+        _require_no_code(folder, [*changes, *overrides])
         return Recipe.load(Path(folder, "recipe.yaml"), [*changes, *overrides])
     return Recipe.parse(apply_overrides(propose_recipe(model, train, test, task=task).data, overrides))
+
+
+def _require_no_code(folder: Path, given: Sequence[str]) -> None:
+    """Raises InputError if the recipe of a run names code that this command line does not name."""
+    known = [override.partition("=")[0] for override in given]
+    keys = [key for key in code_keys(Recipe.load(folder / "recipe.yaml")) if key not in known]
+    if keys:
+        raise InputError(
+            f"the recipe of `{folder}` names code that would run (`{keys[0]}`); read it, and if you trust who made "
+            f"it, type `nas search {folder / 'recipe.yaml'} --run {folder}`."
+        )
 
 
 def write_recipe(proposed: ProposedRecipe, file: Path) -> None:
@@ -172,11 +186,9 @@ def write_recipe(proposed: ProposedRecipe, file: Path) -> None:
         f"# Written by `nas init` for {model}. Keys that are not here have defaults:\n"
         f"# `nas search {file.name} --dry-run` prints them, with an estimate of the time.\n"
     )
-    try:
-        with file.open("x") as opened:
-            opened.write(head + commented_yaml(data, proposed.comments))
-    except FileExistsError:
-        raise InputError(f"`--out` must be a new file, but there is `{file}`; name another.") from None
+    if os.path.lexists(file):
+        raise InputError(f"`--out` must be a new file, but there is `{file}`; name another.")
+    write_text(file, head + commented_yaml(data, proposed.comments))
 
 
 def relative_source(source: str, folder: Path) -> str:

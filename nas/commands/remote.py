@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 from nas.exports.export import save_model
 from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
-from nas.runs.files import delete, partial_path
+from nas.runs.files import delete, write_text
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
@@ -95,7 +97,7 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
         subnets, stages = pending_measurements(run, space)
         if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
             raise InputError(f"`{run.folder}` has every measurement it needs now; continue with `nas search`.")
-        work = partial_path(out)
+        work = out.with_name(f".{out.name}.partial")
         delete(work)
         _write_bundle(run, context, supernet, subnets, stages, work)
         work.rename(out)
@@ -125,11 +127,13 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
     with run.locked():
         _, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
-        plan, results = Plan.read(source), results_file(source).read()
-        _check_results(source, plan, results, run, subnets)
-        run.device = results[0].device_name
-        _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
-        run_stages(run, context, last="profile")
+        plan = Plan.read(source)
+        results = _distinct(source, plan, results_file(source).read())
+        _check_results(source, plan, results, run, subnets, len(stages))
+        with _all_or_nothing(run):
+            run.device = results[0].device_name
+            _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
+            run_stages(run, context, last="profile")
         if run.front_file.exists():
             run_verify(run, context)
             delete(run.report)
@@ -207,8 +211,52 @@ def _copy_modules(out: Path) -> None:
             shutil.copy(file, target)
 
 
+@contextmanager
+def _all_or_nothing(run: Run) -> Iterator[None]:
+    """A block after whose failure the run has the measurements and the device that it had before."""
+    size = run.measurements.stat().st_size if run.measurements.exists() else None
+    before = (run.folder / "environment.json").read_text(encoding="utf-8")
+    try:
+        yield
+    except Exception:
+        write_text(run.folder / "environment.json", before)
+        if size is None:
+            delete(run.measurements)
+        else:
+            os.truncate(run.measurements, size)
+        raise
+
+
+def _distinct(source: Path, plan: Plan, results: Sequence[Result]) -> list[Result]:
+    """The results, each model once a pass.
+
+    A model that was measured before the first line of the reference is measured again on the device, as its scale was
+    lost with lines that were deleted; the new result counts.
+
+    Raises:
+        InputError: If two lines disagree otherwise.
+    """
+    first = next((k for k, result in enumerate(results) if result.name == REFERENCE), 0)
+    lost = 0 if plan.reference_ms is not None else first
+    lines: dict[tuple[str, int], int] = {}
+    for line, result in enumerate(results):
+        earlier = lines.get((result.name, result.number))
+        if earlier is not None and earlier >= lost and results[earlier] != result:
+            raise InputError(
+                f"`{source}` must hold each measurement once, but {result.name} has two that differ in pass "
+                f"{result.number}, in lines {earlier + 1} and {line + 1} of results.jsonl; delete the wrong one."
+            )
+        lines[result.name, result.number] = line
+    return [results[line] for line in sorted(lines.values())]
+
+
 def _check_results(
-    source: Path, plan: Plan, results: Sequence[Result], run: Run, subnets: Mapping[str, SubnetConfig]
+    source: Path,
+    plan: Plan,
+    results: Sequence[Result],
+    run: Run,
+    subnets: Mapping[str, SubnetConfig],
+    passes: int,
 ) -> None:
     """Raises InputError unless the results are complete, of this run, and of one workload and one device."""
     workload = run.recipe.workload
@@ -218,7 +266,7 @@ def _check_results(
                 f"measurements must be of the run's workload ({workload}), but `{source}` has some of ({other}); "
                 "export and measure again."
             )
-    if plan.models.keys() != {*subnets, REFERENCE}:
+    if plan.models.keys() != {*subnets, REFERENCE} or plan.passes != passes:
         raise InputError(
             f"`{source}` must be exported by the current state of this run, but is by another run or before it "
             "continued; export again."

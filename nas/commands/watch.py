@@ -6,44 +6,48 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
-
 from nas.pipeline import STAGES
 from nas.runs.files import partial_path
 from nas.runs.progress import console
 from nas.runs.run import Run
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
-from nas.studies.study import STUDIES, complete_trials, open_read_only, point_from_trial, study_kind
+from nas.studies.study import STUDIES, complete_trials, observed_studies, point_from_trial, study_kind
 
 REFRESH_S = 2.0
 REFERENCE_EVALUATIONS = 20
 """Evaluations after which the reference point of the hypervolumes is fixed."""
 
 
-def watch(run: Run, once: bool = False) -> None:
-    """Prints how far a run is; in a terminal, again and again until the run is finished."""
+def watch(run: Run, once: bool = False, storage: str | None = None) -> None:
+    """Prints how far a run is; in a terminal, again and again until the run is finished.
+
+    Args:
+        run: The run; nothing in it is changed.
+        once: Whether to print once.
+        storage: URL of the database with its studies; default: the recipe's.
+    """
     from rich.live import Live
 
     if once or not console.is_terminal:
-        for line in status_lines(run):
+        for line in status_lines(run, storage):
             console.print(line)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update("\n".join(status_lines(run)), refresh=True)
+            live.update("\n".join(status_lines(run, storage)), refresh=True)
             if all(stage.is_done(run) for stage in STAGES):
                 return
             time.sleep(REFRESH_S)
 
 
-def status_lines(run: Run) -> list[str]:
+def status_lines(run: Run, storage: str | None = None) -> list[str]:
     """One line per stage, one more per study of the search, and where the front is."""
     lines = []
     for stage in STAGES:
         state = "done" if stage.is_done(run) else _progress(run, stage.name) or "not started"
         lines.append(f"{stage.name:<10} {state}")
         if stage.name == "search":
-            lines += [f"  {name:<8} {status}" for name, status in study_status(run)]
+            lines += [f"  {name:<8} {status}" for name, status in study_status(run, storage)]
     if run.front_file.exists():
         lines.append(f"{'front':<10} {len(run.front())} subnetworks; nas show {run.folder} prints them")
     return lines
@@ -65,7 +69,8 @@ def _progress(run: Run, name: str) -> str:
 def _training_progress(folder: Path) -> str:
     """How far a training stage is, by its last checkpoint."""
     work = partial_path(folder)
-    steps = [int(checkpoint.name.split("-")[1]) for checkpoint in work.glob("checkpoints/checkpoint-*")]
+    names = [checkpoint.name.partition("-")[2] for checkpoint in work.glob("checkpoints/checkpoint-*")]
+    steps = [int(name) for name in names if name.isdecimal()]
     if steps:
         return f"in training, past step {max(steps)}"
     return "started" if work.exists() else ""
@@ -75,14 +80,10 @@ def _count_lines(file: Path) -> int:
     return file.read_bytes().count(b"\n")
 
 
-def study_status(run: Run) -> Iterator[tuple[str, str]]:
+def study_status(run: Run, storage: str | None = None) -> Iterator[tuple[str, str]]:
     """Study -> its number of evaluations, its best metric and its hypervolume."""
-    storage = open_read_only(run)
-    if storage is None:
-        return
     reference = HypervolumeReference()
-    for summary in storage.get_all_studies():
-        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    for study in observed_studies(run, storage):
         name = study_kind(study)
         trials = [trial for trial in complete_trials(study) if "point" in trial.user_attrs]
         if name not in STUDIES or not trials:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.recipe.objectives import COSTS, format_value
+from nas.runs.files import write_text
 from nas.tasks.sentence_modules import MODULES
 from predictors import Workload
 from predictors.measurement.runtimes import FORMATS
@@ -44,7 +45,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
         "## Load\n\n" + _loading_code(folder, info),
         "## Licence\n\n" + _licence(info, name),
     ]
-    ModelCard("\n\n".join(part for part in parts if part) + "\n").save(folder / "README.md")
+    write_text(folder / "README.md", str(ModelCard("\n\n".join(part for part in parts if part) + "\n")))
 
 
 def licence_of(model: str) -> str | None:

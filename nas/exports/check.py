@@ -15,6 +15,7 @@ from nas.exports.card import write_card
 from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs, weights_of
 from nas.exports.formats import formats_in, forward_arguments, load_export, read_export_info, size_mb
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
+from nas.exports.trust import require_trusted_folder, require_trusted_recipe
 from nas.recipe.objectives import format_value
 from nas.runs.files import write_json
 from nas.runs.isolated import run_in_subprocess
@@ -50,20 +51,28 @@ class FormatCheck:
     failure: str = ""
 
 
-def check_folder(folder: Path, run: Run) -> tuple[dict[str, FormatCheck], list[str]]:
+def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str, FormatCheck], list[str]]:
     """Reloads, compares, measures and scores all formats of an export; adds new values to its subnet.json and card.
 
     Each format runs in a clean process. The Hugging Face model is compared with the supernet's subnetwork (unless it
     was fine-tuned later), every other format with the Hugging Face model. Latencies are measured together with the
     parent's.
 
+    Args:
+        folder: The export.
+        run: The run it came from.
+        trust: Whether code in the folder, and functions that the recipe of the run names, may run.
+
     Returns:
         Format -> its results; and one message per failed check.
 
     Raises:
-        InputError: If the folder is not an export.
+        InputError: If the folder is not an export, or holds code that is not trusted.
     """
     info, context = read_export_info(folder), TaskContext(run.recipe)
+    if not trust:
+        require_trusted_folder(folder)
+        require_trusted_recipe(run.folder, run.recipe)
     checks = {format_name: FormatCheck() for format_name in formats_in(folder)}
     _reload(folder, info, run, context, checks)
     working = {

@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from nas.exports.card import licence_of, write_card
 from nas.exports.formats import convert
 from nas.exports.reload import scored_outputs
+from nas.exports.trust import require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
-from nas.runs.files import replace_folder, write_json
+from nas.runs.files import only_writer, replace_folder, write_json
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -101,7 +102,13 @@ def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
 
 
 def export_subnet(
-    run: Run, point: Point, out: str | Path, formats: Sequence[str] = (), *, parent_width: bool = False
+    run: Run,
+    point: Point,
+    out: str | Path,
+    formats: Sequence[str] = (),
+    *,
+    parent_width: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Exports one subnetwork of a run.
 
@@ -113,7 +120,8 @@ def export_subnet(
         point: The subnetwork to export, with the values for ``subnet.json``.
         out: The folder to write; an existing folder must be an earlier export.
         formats: Names in `nas.exports.formats.FORMATS` that are written into the folder too.
-        parent_width: Whether narrower vectors get a linear map to the width of the parent's.
+        parent_width: Whether narrower vectors get a linear map to the width of the parent's, fitted on the data.
+        trust: Whether functions that the recipe of the run names for its data may run; without the map none is used.
 
     Returns:
         The folder.
@@ -123,13 +131,20 @@ def export_subnet(
             there are no narrower vectors to map.
     """
     out = Path(out)
-    if out.exists() and not (out / "subnet.json").exists():
+    if os.path.lexists(out) and not (out / "subnet.json").is_file():
         raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
-    context = TaskContext(run.recipe)
+    with only_writer(out):
+        if parent_width and not trust:
+            require_trusted_recipe(run.folder, run.recipe)
+        return _export(run, point, out, formats, parent_width)
+
+
+def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_width: bool) -> Path:
+    """Writes an export; see `export_subnet`."""
+    context = context_of(run)
     supernet = weights_of(run, load_supernet(run, context)[0], point.subnet, context)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
-    work.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_subnet(supernet, point.subnet, context, work)
         info = {**provenance(run), **point.to_dict()}
@@ -145,15 +160,20 @@ def export_subnet(
     return out
 
 
+def context_of(run: Run) -> TaskContext:
+    """The context of a run with its own parent as the model: a run that was moved holds all that an export needs."""
+    return TaskContext(run.recipe.model_copy(update={"model": str(run.parent)}))
+
+
 def provenance(run: Run) -> dict[str, Any]:
     """Returns where an export comes from and how its values were measured; a local model is named without its path."""
     recipe = run.recipe
     verified = run.verified_points() if run.front_file.is_file() else []
     parent = next((point for point in verified if point.source == "parent"), None)
     return {
-        "base_model": None if Path(recipe.model).exists() else recipe.model,
+        "base_model": None if is_local(recipe.model) else recipe.model,
         "name": Path(recipe.model).name,
-        "license": licence_of(recipe.model),
+        "license": licence_of(recipe.model) if Path(recipe.model).exists() or not is_local(recipe.model) else None,
         "task": recipe.task.type,
         "split": Path(recipe.task.test).name,
         "max_length": recipe.task.max_length,
@@ -161,6 +181,11 @@ def provenance(run: Run) -> dict[str, Any]:
         "device": run.device,
         "parent": None if parent is None else {"values": parent.values, "errors": parent.errors},
     }
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is a folder, be it of another machine."""
+    return Path(model).is_absolute() or Path(model).exists()
 
 
 def check_reload(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> None:
@@ -225,7 +250,8 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     Raises:
         InputError: If its outputs differ by more than 1e-5.
     """
-    model = getattr(transformers, context.auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+    options = {"trust_remote_code": True, "use_safetensors": True}
+    model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
     inputs, expected = supernet_outputs(supernet, subnet, context)
     with torch.inference_mode():
         outputs = scored_outputs(model(**inputs), context.task.outputs, inputs)

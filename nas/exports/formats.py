@@ -96,7 +96,7 @@ def load_export(folder: Path, task: str) -> PreTrainedModel:
     """
     auto = getattr(transformers, TASKS[task].auto_class)
     with file_errors_as_input_errors(folder):
-        return auto.from_pretrained(folder, trust_remote_code=False).eval()
+        return auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
 
 
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:

@@ -24,7 +24,9 @@ def scored_outputs(outputs: Mapping[str, Any], names: Sequence[str], inputs: Ten
 
 def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs a model folder through its auto class."""
-    model = getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True).eval()
+    model = (
+        getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True, use_safetensors=True).eval()
+    )
     with torch.inference_mode():
         return dict(model(**inputs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from search_spaces.subnet import SubnetConfig
 
@@ -52,7 +52,24 @@ class Point:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Point:
-        """Reads back what `to_dict` wrote."""
+        """Reads back what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it is something else.
+        """
         rest = {name: value for name, value in data.items() if name not in ("key", "subnet")}
         rest["undecided"] = tuple(rest.get("undecided", ()))
-        return cls(subnet=SubnetConfig.from_dict(data["subnet"]), **rest)
+        point = cls(subnet=SubnetConfig.from_dict(data["subnet"]), **rest)
+        require_numbers("values", point.values)
+        require_numbers("errors", point.errors)
+        if data.get("key", point.key) != point.key:
+            raise ValueError(f"`key` must be {point.key}, that of the subnetwork, but is {data['key']!r}")
+        if point.source not in get_args(Source):
+            raise ValueError(f"`source` must be one of {', '.join(get_args(Source))}, but is {point.source!r}")
+        return point
+
+
+def require_numbers(name: str, values: Any) -> None:
+    """Raises TypeError unless these are numbers by name; NaN and infinities are numbers."""
+    if not (isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())):
+        raise TypeError(f"`{name}` must be numbers by name, but are {str(values)[:60]}")

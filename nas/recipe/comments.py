@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
+from nas.recipe.strict_yaml import dump_inline
 
-END_OF_DOCUMENT = "...\n"
 COMMENT_COLUMN = 42
 """Comments start here, or behind a longer value."""
 
@@ -39,9 +38,8 @@ def _section(section: str, values: Mapping[str, Any], comments: Mapping[str, str
 def _line(key: str, value: Any, comment: str, is_set: bool) -> str:
     if not is_set:
         return f"{key[: -len(key.lstrip())]}# {key.lstrip()}: {comment}"
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
     is_bound = isinstance(value, str) and value[:1] in "<=>"
-    text = f'"{value}"' if is_bound else text.removesuffix(END_OF_DOCUMENT).strip()
+    text = f'"{value}"' if is_bound else dump_inline(value)
     return _commented(f"{key}: {text}", comment)
 
 

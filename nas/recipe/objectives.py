@@ -39,6 +39,18 @@ METRICS: dict[str, Direction] = {
     "cosine_similarity": "maximize",
     "top10_agreement": "maximize",
 }
+INF = math.inf
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL", "top10_agreement"), (0.0, 1.0)),
+    **dict.fromkeys(("matthews_correlation", "pearsonr", "spearmanr", "spearman", "cosine_similarity"), (-1.0, 1.0)),
+    **dict.fromkeys(("loss", "mean_squared_error", "mean_absolute_error", "wer"), (0.0, INF)),
+    "perplexity": (1.0, INF),
+    "r2": (-INF, 1.0),
+    "sacrebleu": (0.0, 100.0),
+}
+"""Metric -> the least and the greatest value that it can have."""
+LEAST_COST = 1e-6
+"""No cost is less, in its unit."""
 DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
 """Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""
 
@@ -54,7 +66,8 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 """Operator of a bound -> its comparison."""
 
-_BOUND = r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_BOUND = rf"\s*(<=|>=|==|<|>)\s*([-+]?(?:{_DIGITS}\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,17 @@ class Bound:
             InputError: If the text is not an operator followed by a number.
         """
         match = re.fullmatch(_BOUND, text)
-        if not match:
+        if not match or not math.isfinite(float(match[2])):
             raise InputError(
                 f"A bound must be one of {' '.join(OPERATORS)} and a number, but got `{text}`: try `<= 40`."
             )
         return cls(match[1], float(match[2]))
+
+    def is_possible(self, name: str) -> bool:
+        """Whether a built-in metric or a cost can have a value that satisfies the bound; costs are above 0."""
+        least, greatest = RANGES.get(name, (LEAST_COST if name in COSTS else -INF, INF))
+        nearest = self.value if self.op == "==" else least if self.op[0] == "<" else greatest
+        return least <= nearest <= greatest and self.violation(nearest) <= 0
 
     def violation(self, value: float) -> float:
         """How far a value violates the bound, in the unit of the value; zero or less if and only if the bound holds.
@@ -111,7 +130,7 @@ def parse_condition(text: str) -> tuple[str, Bound]:
         InputError: If the text is not a name, an operator and a number.
     """
     match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
-    if not match:
+    if not match or not math.isfinite(float(match[3])):
         raise InputError(
             f"A condition must be a metric or cost, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
             "try `latency_ms <= 5`; separate several by commas."

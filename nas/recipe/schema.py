@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
-from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, Bound, Direction
-from nas.recipe.text import first_error, read_recipe
+from nas.recipe import strict_yaml
+from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, RANGES, Bound, Direction
+from nas.recipe.text import boolean_keys, check_values, first_error, read_recipe, shortened
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
 from search_spaces.dimensions import DIMENSIONS
@@ -51,6 +61,9 @@ RESUMABLE_KEYS = (
 
 DEFAULT_EPOCHS = 3.0
 
+MAX_SEED = 2**32 - 1
+"""NumPy's generators take no larger one."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,18 +93,28 @@ class TaskSettings(_Section):
     )
     problem_type: ProblemType | None = Field(None, description="Type of a classification; default: by the labels.")
     max_length: int = Field(
-        128, ge=1, description="Tokens at which a text is truncated, or tokens of a block of a language model."
+        128,
+        ge=1,
+        le=1_000_000,
+        description="Tokens at which a text is truncated, or tokens of a block of a language model.",
     )
     metrics: dict[str, str] = Field(
         default_factory=dict,
         description="Metrics of your own: name -> `file.py:function`, `package.module:function` or `evaluate:name`.",
     )
     train_examples: int | None = Field(
-        None, ge=1, description="Size of a random sample of the training data to use; default: all."
+        None, ge=1, le=10**12, description="Size of a random sample of the training data to use; default: all."
     )
     search_examples: int = Field(
-        1000, ge=1, description="Examples of the training data set apart for scoring during the search."
+        1000, ge=1, le=10**9, description="Examples of the training data set apart for scoring during the search."
     )
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _check_text(cls, text: Any) -> Any:
+        if text == []:
+            raise InputError("`task.text` must name one or two columns, but got []; leave it out for the default.")
+        return text
 
 
 class SpaceBase(_Section):
@@ -100,6 +123,16 @@ class SpaceBase(_Section):
     scope: Scope = Field(
         "per-layer", description="`per-layer`: each layer has its own values; `uniform`: all layers share them."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_choices(cls, choices: Any, info: ValidationInfo) -> Any:
+        if choices == []:
+            raise InputError(
+                f"`space.{info.field_name}` must hold at least one choice, but got []; leave it out to keep the "
+                "parent's."
+            )
+        return choices
 
 
 _KEYS: dict[str, Any] = {
@@ -120,18 +153,20 @@ class Training(_Section):
     A model that has a trained head for the task is fine-tuned only if ``epochs`` is set.
     """
 
-    epochs: float | None = Field(None, gt=0, description="Default: 3 if the model has no trained head, else none.")
-    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
-    batch_size: int = Field(32, ge=1, description="Examples of one batch, of each process.")
-    weight_decay: float = Field(0.01, ge=0, description="Weight decay.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches of one optimizer step.")
+    epochs: float | None = Field(
+        None, gt=0, le=1e6, description="Default: 3 if the model has no trained head, else none."
+    )
+    learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate.")
+    batch_size: int = Field(32, ge=1, le=10**6, description="Examples of one batch, of each process.")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="Weight decay.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=10**6, description="Batches of one optimizer step.")
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     bf16: bool = Field(False, description="Train in bfloat16 mixed precision.")
     workers: int | None = Field(
-        None, ge=1, description="Number of data-parallel processes; default: as many as were launched."
+        None, ge=1, le=10**5, description="Number of data-parallel processes; default: as many as were launched."
     )
-    cpus_per_worker: float = Field(1, ge=0, description="CPUs of a Ray worker.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a Ray worker.")
+    cpus_per_worker: float = Field(1, ge=0, le=10**5, description="CPUs of a Ray worker.")
+    gpus_per_worker: float = Field(0, ge=0, le=10**5, description="GPUs of a Ray worker.")
     augment: str | None = Field(
         None,
         description="`file.py:function`, from a datasets.Dataset of training examples to one with the same columns.",
@@ -149,7 +184,7 @@ class Training(_Section):
 class SupernetTraining(Training):
     """Settings of the supernet training."""
 
-    epochs: float = Field(DEFAULT_EPOCHS, gt=0, description="Epochs.")
+    epochs: float = Field(DEFAULT_EPOCHS, gt=0, le=1e6, description="Epochs.")
     order: ImportanceScore = Field("gradient", description="Importance score that orders weights before training.")
     strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = Field(
         "sandwich", description="Which subnetworks are trained in a step."
@@ -157,10 +192,10 @@ class SupernetTraining(Training):
     sampler: Literal["mixed", "uniform", "num_parameters", "macs", "latency_ms"] = Field(
         "mixed", description="Distribution of sampled subnetworks; a cost: uniform over it, latency as predicted."
     )
-    sampled_subnets: int = Field(2, ge=0, description="Sampled subnetworks of one step.")
+    sampled_subnets: int = Field(2, ge=0, le=1000, description="Sampled subnetworks of one step.")
     teacher: Literal["parent", "in-place"] = Field("parent", description="`in-place`: the largest subnetwork.")
-    temperature: float = Field(1.0, gt=0, description="Temperature of the distillation.")
-    relations: float = Field(0.0, ge=0, description="Weight of the MiniLMv2 relation loss.")
+    temperature: float = Field(1.0, ge=0.01, le=1000, description="Temperature of the distillation.")
+    relations: float = Field(0.0, ge=0, le=1e6, description="Weight of the MiniLMv2 relation loss.")
     relations_of: Literal["last", "hidden", "attention"] = Field(
         "last",
         description="Relations of the last hidden states, of each kept layer's, or of its queries, keys, values.",
@@ -171,7 +206,10 @@ class Finish(Training):
     """Settings of the finish: chosen subnetworks of the front are trained on alone, with the parent as the teacher."""
 
     models: int = Field(
-        3, ge=0, description="Subnetworks that are trained on: near the bound, and at 2, 3 and 5 times the speed."
+        3,
+        ge=0,
+        le=1000,
+        description="Subnetworks that are trained on: near the bound, and at 2, 3 and 5 times the speed.",
     )
 
 
@@ -182,9 +220,12 @@ class Profile(_Section):
     every latency has its precision.
     """
 
-    samples: int = Field(60, ge=10, description="Subnetworks that are measured, if time suffices.")
+    samples: int = Field(60, ge=10, le=10**5, description="Subnetworks that are measured, if time suffices.")
     minutes: float | None = Field(
-        None, gt=0, description="Upper bound on the time to measure them; default: proposed from the model's speed."
+        None,
+        gt=0,
+        le=1e6,
+        description="Upper bound on the time to measure them; default: proposed from the model's speed.",
     )
     error: float = Field(
         0.03, gt=0, lt=1, description="Cross-validated relative error of the predictor at which measuring ends."
@@ -210,10 +251,15 @@ class Search(_Section):
     package may be a local folder.
     """
 
-    evaluations: int = Field(200, ge=1, description="Subnetworks that the search evaluates.")
-    hours: float | None = Field(None, gt=0, description="Stop after this time, summed over all commands of the run.")
+    evaluations: int = Field(200, ge=1, le=10**6, description="Subnetworks that the search evaluates.")
+    hours: float | None = Field(
+        None, gt=0, le=1e5, description="Stop after this time, summed over all commands of the run."
+    )
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many evaluations that improve the hypervolume by under 0.1 %."
+        None,
+        ge=1,
+        le=10**6,
+        description="Stop after this many evaluations that improve the hypervolume by under 0.1 %.",
     )
     confidence: float = Field(
         0.99,
@@ -224,9 +270,11 @@ class Search(_Section):
     sampler: str = Field("SurrogateSampler", description="Name of the sampler.")
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the sampler's class.")
     storage: str | None = Field(None, description="Database URL or `grpc://host:port`; default: a file in the run.")
-    workers: int | None = Field(None, ge=1, description="Concurrent evaluations on Ray; default: as many as fit.")
-    cpus_per_worker: float = Field(1, ge=0, description="CPUs of a Ray worker.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a Ray worker; may be a fraction.")
+    workers: int | None = Field(
+        None, ge=1, le=10**5, description="Concurrent evaluations on Ray; default: as many as fit."
+    )
+    cpus_per_worker: float = Field(1, ge=0, le=10**5, description="CPUs of a Ray worker.")
+    gpus_per_worker: float = Field(0, ge=0, le=10**5, description="GPUs of a Ray worker; may be a fraction.")
 
 
 class Verify(_Section):
@@ -236,7 +284,10 @@ class Verify(_Section):
     """
 
     minutes: float | None = Field(
-        None, gt=0, description="Upper bound on the time to measure them; default: proposed from the model's speed."
+        None,
+        gt=0,
+        le=1e6,
+        description="Upper bound on the time to measure them; default: proposed from the model's speed.",
     )
 
 
@@ -266,7 +317,7 @@ class Recipe(_Section):
     finish: Finish = Field(default_factory=Finish, description="How chosen subnetworks are trained on.")
     search: Search = Field(default_factory=Search)
     verify: Verify = Field(default_factory=Verify)
-    seed: int = Field(0, ge=0, description="Seed of data order, sampling and search.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of data order, sampling and search.")
 
     @field_validator("space", mode="before")
     @classmethod
@@ -297,6 +348,7 @@ class Recipe(_Section):
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise InputError(first_error(error, cls)) from None
+        check_values(data, boolean_keys(cls))
         if recipe.task.type not in TASK_TYPES:
             hint = did_you_mean(recipe.task.type, TASK_TYPES)
             raise InputError(f"`task.type` must be a supported task, but got `{recipe.task.type}`; {hint}.")
@@ -306,7 +358,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe, with every default."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return strict_yaml.dump(self.model_dump(mode="json"))
 
     @property
     def bounds(self) -> dict[str, Bound]:
@@ -367,19 +419,25 @@ class Recipe(_Section):
             )
         for name, text in self.constraints.items():
             try:
-                Bound.parse(text)
+                bound = Bound.parse(text)
             except InputError as error:
                 raise InputError(f"`constraints.{name}`: {error}") from None
+            if name not in self.task.metrics and not bound.is_possible(name):
+                least, greatest = RANGES.get(name, (0.0, math.inf))
+                raise InputError(
+                    f"`constraints.{name}` must be a bound that a value between {least:g} and {greatest:g} meets, but "
+                    f"got `{text}`."
+                )
         if ":" not in self.search.sampler and self.search.sampler not in SAMPLERS:
             raise InputError(
                 "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
                 f"`{self.search.sampler}`; {did_you_mean(self.search.sampler, SAMPLERS)}."
             )
         url = self.search.storage
-        if url is not None and url.partition("://")[0].partition("+")[0] not in STORAGES:
+        if url is not None and ("://" not in url or url.partition("://")[0].partition("+")[0] not in STORAGES):
             raise InputError(
                 f"`search.storage` must be a URL that begins with {', '.join(f'{s}://' for s in STORAGES)}, but got "
-                f"`{url}`; omit it to keep the study in the run's folder."
+                f"`{shortened(url)}`; omit it to keep the study in the run's folder."
             )
 
 

@@ -34,7 +34,7 @@ def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> 
     return {
         "growth": growth(run, studies.values()),
         "importance": importance(studies),
-        "training": {name: losses(read_json(file)) for name, file in logs.items() if file.is_file()},
+        "training": {name: read_json(file, parse=losses) for name, file in logs.items() if file.is_file()},
         "predictor": predicted_vs_measured(studies.values(), predictor, verified),
     }
 

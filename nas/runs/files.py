@@ -1,4 +1,4 @@
-"""Files and folders of a run: atomic writes, JSON, hashes."""
+"""Files and folders: writes that are whole or not at all, JSON, hashes."""
 
 from __future__ import annotations
 
@@ -6,41 +6,79 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from search_spaces import InputError
+from search_spaces.errors import DAMAGE, described
 
 
-def read_json(path: Path, to_delete: Path | None = None) -> Any:
+def mapping(data: Any) -> dict[str, Any]:
+    """The decoded content of a JSON file that holds a mapping.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"it must hold a mapping, but holds a {type(data).__name__}")
+    return data
+
+
+def read_json(path: Path, to_delete: Path | None = None, parse: Callable[[Any], Any] = mapping) -> Any:
     """Reads a JSON file of a run.
 
     Args:
         path: The file.
         to_delete: What the user should delete if the file cannot be read: the result of a stage; default: the file.
+        parse: Converts the decoded content; it may raise what is in `DAMAGE`. By default the content is a mapping.
 
     Raises:
-        InputError: If it is missing or truncated.
+        InputError: If it is missing, truncated, or holds something else than this version writes.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return parse(json.loads(path.read_bytes()))
+    except (OSError, *DAMAGE) as error:
         raise InputError(
-            f"`{path}` cannot be read ({error}); delete `{to_delete or path}` and run the same command again."
+            f"`{path}` cannot be read ({described(error)}); if a later version wrote it, use that one; else delete "
+            f"`{to_delete or path}` and run the same command again."
         ) from None
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON atomically."""
+    """Writes JSON, whole or not at all."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old or the new text, never part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    """Writes a file whole or not at all: a reader sees the old or the new text, never part of it.
+
+    Raises:
+        InputError: If something else than a regular file has its name.
+    """
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file next to ``path``, which takes its name when the block ends without an error.
+
+    A link is followed: the file that it names is replaced.
+
+    Raises:
+        InputError: If something else than a regular file has its name.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise InputError(f"a file that is written must be a regular one, but `{path}` is not; choose another name.")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,13 +97,41 @@ def delete(path: Path) -> None:
 
 
 def replace_folder(work: Path, target: Path) -> None:
-    """Moves a finished folder to its place; an older folder there is replaced."""
+    """Moves a finished folder to its place; an older folder there is replaced, or stays if the move fails."""
     old = target.with_name(f".{target.name}.old")
-    delete(old)
     if target.exists():
+        delete(old)
         os.replace(target, old)
-    os.replace(work, target)
+    try:
+        os.replace(work, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
     delete(old)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """A block in which no other process writes a folder.
+
+    Raises:
+        InputError: If another one does.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(
+            f"another process is writing `{folder}`; wait for it, or choose another folder with --out."
+        ) from None
 
 
 def digest(file: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nas.fronts.point import Point
+from nas.fronts.point import Point, require_numbers
 from nas.recipe.objectives import FINETUNED_SUFFIX, format_value
 from nas.runs.files import read_json, write_json
 
@@ -43,7 +43,15 @@ def load_finetuned(run: Run) -> dict[str, Finetuned]:
     """The fine-tuned exports of a run by key, the last one of each subnetwork."""
     if not run.finetuned.is_file():
         return {}
-    return {key: Finetuned(**fields) for key, fields in read_json(run.finetuned).items()}
+    return dict(read_json(run.finetuned, parse=_parse))
+
+
+def _parse(data: Any) -> dict[str, Finetuned]:
+    exports = {key: Finetuned(**fields) for key, fields in data.items()}
+    for export in exports.values():
+        require_numbers("values", export.values)
+        require_numbers("errors", export.errors)
+    return exports
 
 
 def save_finetuned(run: Run, export: Finetuned) -> None:

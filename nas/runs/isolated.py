@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from search_spaces import InputError
+from search_spaces.errors import DAMAGE
 
 CALL = """
 import importlib, json, sys
@@ -29,8 +30,12 @@ def run_in_subprocess(module: str, name: str, *args: str, what: str) -> Any:
     Raises:
         InputError: If the process fails; the message ends with its last line.
     """
-    process = subprocess.run([sys.executable, "-c", CALL, module, name, *args], capture_output=True, text=True)
+    command = [sys.executable, "-c", CALL, module, name, *args]
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["it was killed, perhaps for its memory"])[-1]
         raise InputError(f"`{what}` failed in a separate process: {last[:160]}")
-    return json.loads(process.stdout.splitlines()[-1])
+    try:
+        return json.loads(process.stdout.splitlines()[-1])
+    except DAMAGE:
+        raise InputError(f"`{what}` must print its result in a separate process, but printed none.") from None

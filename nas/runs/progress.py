@@ -31,7 +31,8 @@ REFRESHES_PER_SECOND = 2.0
 """Of a bar in a terminal; more would disturb what is measured at the same time."""
 BAR_WIDTH = 10
 
-console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_main())
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=not processes.is_main())
+"""Prints texts as they are: brackets in the name of a folder are no markup."""
 
 
 def print_line(text: str) -> None:

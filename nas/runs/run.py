@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nas.fronts.front import ParetoFront
-from nas.fronts.point import Point
+from nas.fronts.point import Point, require_numbers
 from nas.recipe.schema import Recipe
 from nas.runs.files import delete, partial_path, read_json, write_json, write_text
 from predictors import MeasurementStore, SubnetPredictor, device_name
 from search_spaces import InputError
 
+IDENTITY = ("recipe.yaml", "environment.json")
+"""Files that make a folder a run."""
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
 
 
@@ -33,12 +35,12 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "recipe.yaml").is_file():
+        if missing := [name for name in IDENTITY if not (self.folder / name).is_file()]:
             raise InputError(
-                f"a run must be a folder with a recipe.yaml, but there is none in `{self.folder}`; "
-                "`nas search recipe.yaml` creates one."
+                f"a run must be a folder with a recipe.yaml and an environment.json, but there is no {missing[0]} in "
+                f"`{self.folder}`; `nas search recipe.yaml` creates a run."
             )
-        self.recipe = Recipe.load(self.folder / "recipe.yaml")
+        self.recipe = self._load_recipe()
         self.parent = self.folder / "parent"
         self.supernet = self.folder / "supernet"
         self.measurements = self.folder / "measurements.jsonl"
@@ -56,6 +58,13 @@ class Run:
         self.trained_folders = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.finished, self.verified, self.front_file, self.report, self.exports)
         self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned)
+        self._files = (self.trials, self.front_file, self.report, self.finetuned, self.sensitivity)
+
+    def _load_recipe(self) -> Recipe:
+        try:
+            return Recipe.load(self.folder / "recipe.yaml")
+        except InputError as error:
+            raise InputError(f"the recipe of the run `{self.folder}` cannot be used: {error}") from None
 
     @classmethod
     def open(cls, folder: str | Path, recipe: Recipe, *, remote: bool = False) -> Run:
@@ -67,10 +76,10 @@ class Run:
             remote: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
 
         Raises:
-            InputError: If the folder holds a run of another recipe.
+            InputError: If the folder holds a run of another recipe, or files that are no run; none is touched.
         """
         folder = Path(folder)
-        if (folder / "recipe.yaml").is_file():
+        if is_run(folder):
             run = cls(folder)
             if changed := recipe.differences(run.recipe):
                 raise InputError(
@@ -78,9 +87,14 @@ class Run:
                     "choose another folder with --run, or use the recipe it was started with."
                 )
             return run
+        check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(None if remote else device_name(recipe.workload)))
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        try:
+            write_json(folder / "environment.json", environment(None if remote else device_name(recipe.workload)))
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+        except BaseException:
+            (folder / "environment.json").unlink(missing_ok=True)
+            raise
         return cls(folder)
 
     @property
@@ -107,8 +121,9 @@ class Run:
     def _remove_leftovers(self) -> None:
         for folder in self.folder.glob(".verify-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in self.folder.glob(".*.tmp"):
-            file.unlink(missing_ok=True)
+        for name in (*IDENTITY, *(path.name for path in self._files), "driver"):
+            for file in self.folder.glob(f".{name}.*.tmp"):
+                file.unlink(missing_ok=True)
         for stage in self.trained_folders:
             delete(stage / "checkpoints")
 
@@ -126,16 +141,21 @@ class Run:
         delete(target / "checkpoints")
 
     def _remove_dependents(self, target: Path) -> None:
-        """Deletes results that depend on a stage's weights. Latencies do not: measurements and the predictor stay."""
+        """Deletes results that depend on a stage's weights. Latencies do not: measurements and the predictor stay.
+
+        Of the exports, only folders that are exports go.
+        """
         results = self.depends_on_weights
         for path in results[results.index(target) + 1 :] if target in results else ():
-            delete(path)
-            delete(partial_path(path))
+            for result in [file.parent for file in path.glob("*/subnet.json")] if path == self.exports else [path]:
+                delete(result)
+                delete(partial_path(result))
 
     @property
     def layer_order(self) -> list[int]:
         """The parent's layers, most important first."""
-        return list(read_json(self.supernet / "importance.json", to_delete=self.supernet)["layers"])
+        file = self.supernet / "importance.json"
+        return list(read_json(file, self.supernet, lambda data: [int(layer) for layer in data["layers"]]))
 
     @property
     def device(self) -> str:
@@ -181,7 +201,7 @@ class Run:
         """
         if not self.front_file.is_file():
             raise InputError(f"`{self.folder}` has no front yet; run `nas search` with its recipe to the end.")
-        return read_json(self.front_file)
+        return dict(read_json(self.front_file, parse=_checked_results))
 
     def front(self) -> ParetoFront:
         """The verified front."""
@@ -190,6 +210,39 @@ class Run:
     def verified_points(self) -> list[Point]:
         """Every subnetwork that was exported, measured and scored on the held-out split, with baselines and parent."""
         return [Point.from_dict(point) for point in self.results()["verified"]]
+
+
+def _checked_results(data: Any) -> dict[str, Any]:
+    """The content of front.json; raises what is in `DAMAGE` unless every part of it can be read."""
+    ParetoFront.from_dict(data["front"])
+    if "parent" not in [Point.from_dict(point).source for point in data["verified"]]:
+        raise ValueError("the parent must be verified, but is not")
+    for name in ("reference", "hypervolume"):
+        require_numbers(name, data[name])
+    return dict(data)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return all((folder / name).is_file() for name in IDENTITY)
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError unless a new run may be created in a folder: it is empty, or does not exist."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"`--run` must be a folder, but `{folder}` is none; choose another name.")
+    if folder.is_dir() and (other := next((path.name for path in folder.iterdir() if not _is_ours(path)), None)):
+        raise InputError(
+            f"`--run` must be a run, or a new or empty folder, but `{folder}` is none and holds `{other}`; choose "
+            "another folder, nothing was changed."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a process that was killed while it created a run has left."""
+    if path.name == "environment.json" and path.is_file():
+        return '"packages"' in path.read_text(encoding="utf-8", errors="replace")
+    return any(path.match(f".{name}.*.tmp") for name in IDENTITY)
 
 
 def environment(device: str | None) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from nas.modeling.registration import stock_classes
 from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line
-from nas.runs.run import Run
+from nas.runs.run import Run, is_run
 from nas.stages.parent_check import check_parent
+from nas.stages.resources import check_resources
 from nas.studies.sampler import check_sampler
 from nas.supernets.space import recipe_choices, resolved_space, search_space
 from nas.supernets.trackers import check_trackers
@@ -21,7 +24,9 @@ from search_spaces import TASKS, InputError
 from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 
 
-def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tuple[TaskContext, Run]:
+def open_run(
+    recipe: Recipe, folder: str | Path, *, remote: bool = False, cluster: str | None = None
+) -> tuple[TaskContext, Run]:
     """Checks a recipe and opens its run; a new one is created only if the weights of the model load too.
 
     A ``space`` that is ``auto`` is the run's if there is one; else it is proposed and stored in the new run.
@@ -30,12 +35,14 @@ def open_run(recipe: Recipe, folder: str | Path, *, remote: bool = False) -> tup
         recipe: The recipe.
         folder: The run.
         remote: Whether the latencies of a new run are measured on another device; an existing run has this stored.
+        cluster: Address of a Ray cluster that the run uses; None for none.
 
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder.
     """
     check_stages(recipe)
-    existing = Run(folder) if Path(folder, "recipe.yaml").exists() else None
+    check_resources(recipe, folder, cluster)
+    existing = Run(folder) if is_run(Path(folder)) else None
     remote = existing.is_remote if existing else remote
     if existing and recipe.space == "auto":
         recipe = recipe.model_copy(update={"space": existing.recipe.space})
@@ -107,6 +114,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
             raise InputError(
                 f"`{key}` must be at most the {limit} positions of the model, but got {length}; lower it."
             )
+    _check_phase(context)
     if not remote:
         _check_memory(context)
     if recipe.finish.workers is not None:
@@ -143,6 +151,21 @@ def _check_needs_no_labels(context: TaskContext) -> None:
             f"`supernet.teacher` must be `parent` for {name}: without labels nothing else is learned from, but got "
             f"`{recipe.supernet.teacher}`."
         )
+
+
+def _check_phase(context: TaskContext) -> None:
+    """Raises InputError if a workload fills or reads a cache, and the model of the task has none."""
+    import transformers
+
+    phase = context.recipe.workload.phase
+    classes: tuple[Any, ...] = stock_classes(getattr(transformers, context.auto_class), type(context.config))
+    if phase != "encode" and not any(each.can_generate() for each in classes):
+        raise InputError(
+            f"`workload.phase={phase}` is for models that generate, but that of {context.recipe.task.type} does not; "
+            "set `workload.phase=encode`."
+        )
+    if phase == "decode" and context.recipe.workload.sequence_length == 1:
+        raise InputError("`workload.sequence_length` must be at least 2 to decode after a cache, but got 1.")
 
 
 def _check_memory(context: TaskContext) -> None:

@@ -23,7 +23,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         cluster: Not used; this stage runs in this process.
     """
     recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
-    packages = read_json(run.folder / "environment.json")["packages"]
+    packages = read_json(run.folder / "environment.json", parse=lambda data: dict(data["packages"]))
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",

@@ -87,7 +87,7 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
 def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
     """The parent as a supernet in the saved order of importance, and its space with the layers in that order."""
     work = partial_path(run.supernet)
-    order = ImportanceOrder.from_dict(read_json(work / ORDER))
+    order = read_json(work / ORDER, parse=ImportanceOrder.from_dict)
     supernet = Supernet(context.load_model(run.parent).to(training_device()))
     permute(supernet, order.units, order.hidden)
     supernet.calibration = CalibrationStatistics.load(work)

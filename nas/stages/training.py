@@ -10,8 +10,8 @@ from nas.runs import processes
 from nas.runs.files import write_json
 from nas.runs.progress import ProgressCallback, progress
 from nas.runs.run import Run
+from nas.stages.resources import check_processes
 from nas.tasks.context import TaskContext
-from search_spaces import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,19 +33,16 @@ def run_training(train: TrainFunction, name: str, run: Run, context: TaskContext
     Raises:
         InputError: If the recipe asks for another number of processes than was launched, and there is no cluster.
     """
+    check_processes(context.recipe, cluster, [name])
     launched, settings = processes.world_size(), getattr(context.recipe, name)
     with progress(name) as report:
         if settings.workers in (None, launched):
             train(run, context, report)
-        elif cluster is not None and launched == 1:
+        else:
             from nas.ray.training import train_on_ray
 
+            assert cluster is not None
             train_on_ray(cluster, train, name, run, settings, report)
-        else:
-            raise InputError(
-                f"`{name}.workers` must be the number of launched processes, {launched}, but got {settings.workers}; "
-                f"add --ray, or launch with `torchrun --nproc-per-node {settings.workers} -m -- nas.cli ...`."
-            )
 
 
 def save_trained(model: PreTrainedModel, log: list[dict[str, float]], work: Path) -> None:

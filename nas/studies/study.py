@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.point import Point
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
 from nas.runs.run import Run
-from nas.studies.storage import open_storage
+from nas.studies.storage import open_read_only, open_storage
 from search_spaces import InputError
+from search_spaces.errors import DAMAGE, described
 
 STUDIES = ("search", "uniform", "random")
 """The search and its baselines (law 6): uniform scaling, and random search at the same number of evaluations."""
@@ -114,8 +113,19 @@ def study_kind(study: optuna.Study) -> str:
 
 
 def point_from_trial(trial: FrozenTrial, source: str) -> Point:
-    """The point of a complete trial."""
-    return Point.from_dict({**trial.user_attrs["point"], "source": source})
+    """The point of a complete trial.
+
+    Raises:
+        InputError: If it is not what this version writes.
+    """
+    try:
+        return Point.from_dict({**trial.user_attrs["point"], "source": source})
+    except DAMAGE as error:
+        raise InputError(
+            f"trial {trial.number} of the search must hold a subnetwork and its values, but does not "
+            f"({described(error)}); if a later version wrote it, use that one, else move the study away: the search "
+            "starts anew."
+        ) from None
 
 
 def trials_csv(studies: Iterable[optuna.Study]) -> str:
@@ -142,8 +152,24 @@ def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
     return row
 
 
-def open_read_only(run: Run) -> BaseStorage | None:
-    """The storage of the studies; a journal file is read without its lock and never repaired. None: there is none."""
-    if run.recipe.search.storage is not None:
-        return open_storage(run.recipe.search.storage, run.study)
-    return JournalStorage(JournalFileBackend(str(run.study))) if run.study.exists() else None
+def observed_studies(run: Run, url: str | None = None) -> list[optuna.Study]:
+    """The studies of a run for reading only; none if there are none yet.
+
+    Args:
+        run: The run.
+        url: The database; default: the recipe's.
+
+    Raises:
+        InputError: If it is damaged or does not answer.
+    """
+    url = url or run.recipe.search.storage
+    if url is None and not run.study.exists():
+        return []
+    storage = open_read_only(url, run.study)
+    names = [name for study in storage.get_all_studies() if _is_of(run, name := study.study_name, url)]
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+
+
+def _is_of(run: Run, study: str, url: str | None) -> bool:
+    """Whether a study is one of a run; a database may hold those of many."""
+    return url is None or study.rpartition("/")[0] == run.name

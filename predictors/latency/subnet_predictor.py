@@ -15,6 +15,7 @@ from predictors.latency.predictor import LatencyPredictor
 from predictors.latency.report import PredictorReport
 from predictors.measurement.workload import Workload
 from search_spaces import InputError, SearchSpace, SubnetBatch, SubnetConfig
+from search_spaces.errors import DAMAGE, described
 
 FILE = "predictor.json"
 
@@ -133,16 +134,17 @@ class SubnetPredictor:
         """
         path = Path(folder) / FILE
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_bytes())
             stored = Workload.from_dict(data["workload"])
             space = SearchSpace(**{**data["space"], "parent": SubnetConfig.from_dict(data["space"]["parent"])})
             subnets = [SubnetConfig.from_dict(subnet) for subnet in data["subnets"]]
             latency = _latency_from_dict(data["latency"])
             if latency.names != feature_names(space):
                 raise ValueError("its columns are not those of its search space")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *DAMAGE) as error:
             raise InputError(
-                f"`{path}` must hold a complete predictor, but it does not ({error}); delete it and profile again."
+                f"`{path}` must hold a complete predictor, but it does not ({described(error)}); delete it and "
+                "profile again."
             ) from error
         if workload is not None and workload != stored:
             raise InputError(

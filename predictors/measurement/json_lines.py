@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from search_spaces.errors import InputError
+from search_spaces.errors import DAMAGE, InputError, described
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class JsonLines(Generic[T]):
 
     Args:
         path: The file; it is created by the first `append`.
-        parse: Converts a decoded line; may raise ValueError, KeyError or TypeError.
+        parse: Converts a decoded line; may raise what is in `DAMAGE`.
         row: What a line is, for error messages, such as ``a measurement``.
         fix: What to do about a damaged line, for error messages.
     """
@@ -57,8 +57,8 @@ class JsonLines(Generic[T]):
     def _parse_line(self, line: bytes) -> T:
         try:
             return self._parse(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise InputError(
-                f"every line of `{self.path}` must be {self._row}, but line {len(self._rows) + 1} is not ({error}); "
-                f"{self._fix}."
+                f"every line of `{self.path}` must be {self._row}, but line {len(self._rows) + 1} is not "
+                f"({described(error)}); {self._fix}."
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
@@ -20,6 +21,8 @@ def memory_mb(workload: Workload) -> float:
     if workload.on_cuda:
         import torch
 
+        if not torch.cuda.is_available():
+            return math.inf
         return torch.cuda.get_device_properties(workload.device).total_memory / 1e6
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
 

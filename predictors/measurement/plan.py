@@ -27,11 +27,12 @@ from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
-from predictors.measurement.timing import REFERENCE, Timing, median_reference, noise_warning
+from predictors.measurement.timing import MOST, REFERENCE, Timing, median_reference, noise_warning
 from predictors.measurement.workload import Workload, device_errors_as_input_errors, device_name
-from search_spaces.errors import InputError, short_error
+from search_spaces.errors import DAMAGE, InputError, described, short_error
 
 PLAN, RESULTS = "plan.json", "results.jsonl"
+MAX_PASSES, LONGEST_NAME = 1000, 200
 GROUP_SIZE = 8
 """Models in memory at once."""
 KEYS = {"reference": "anchor", "reference_ms": "anchor_ms"}
@@ -87,14 +88,31 @@ class Plan:
         """
         try:
             names = {key: name for name, key in KEYS.items()}
-            stored: dict[str, Any] = dict(json.loads((folder / PLAN).read_text()))
+            stored: dict[str, Any] = dict(json.loads((folder / PLAN).read_bytes()))
             data = {names.get(key, key): value for key, value in stored.items()}
-            return cls(**{**data, "workload": Workload.from_dict(data["workload"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            plan = cls(**{**data, "workload": Workload.from_dict(data["workload"])})
+            plan._check()
+            return plan
+        except (OSError, *DAMAGE) as error:
             raise InputError(
-                f"`{folder}` must contain a complete {PLAN}, but it does not ({error}); write it again with "
-                "`nas profile --export`."
+                f"`{folder}` must contain a complete {PLAN}, but it does not ({described(error)}); write it again "
+                "with `nas profile --export`."
             ) from None
+
+    def _check(self) -> None:
+        """Raises ValueError for a value that `write` cannot have written."""
+        for name in ("models", "inputs"):
+            paths = getattr(self, name)
+            if not (isinstance(paths, dict) and all(isinstance(path, str) for path in paths.values())):
+                raise ValueError(f"`{name}` must be paths by name")
+        if self.reference not in self.models or self.models.keys() != self.inputs.keys():
+            raise ValueError("every model, and the reference, must have a path and inputs")
+        if type(self.passes) is not int or not 1 <= self.passes <= MAX_PASSES:
+            raise ValueError(f"`passes` must be a whole number from 1 to {MAX_PASSES}, but got {self.passes!r}")
+        for name in ("precision", "minutes", "reference_ms"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and 0 < value <= MOST):
+                raise ValueError(f"`{name}` must be a number above 0, but got {str(value)[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,8 @@ class Result:
         name, number, device = row["name"], row["number"], row["device_name"]
         if not (isinstance(name, str) and isinstance(device, str)):
             raise ValueError(f"`name` and `device_name` must be strings, but got {name!r} and {device!r}")
+        if not (device.isprintable() and 0 < len(device) <= LONGEST_NAME):
+            raise ValueError(f"`device_name` must be printable and at most {LONGEST_NAME} characters")
         if type(number) is not int or number < 0:
             raise ValueError(f"`number` must be a whole number from 0, but got {number!r}")
         return cls(name, number, device, workload, timing)

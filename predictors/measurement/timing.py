@@ -12,6 +12,10 @@ import numpy as np
 REFERENCE = "anchor"
 """The name under which `measure` returns the reference model, in results and in files."""
 
+MOST = 1e9
+"""The greatest latency in milliseconds (eleven days), ratio or number of rounds that a measurement gives."""
+ROUNDING = 1e-6
+"""Relative difference by which computed ends of intervals may be off."""
 CONFIDENCE = 0.95
 MAX_DRIFT = 0.05
 UNKNOWN_INTERVAL = (("ratio_low", 0.0), ("ratio_high", math.inf))
@@ -58,8 +62,23 @@ class Timing:
         for name, value in asdict(timing).items():
             least = -1 if name == "drift" else 0
             if not (type(value) in (int, float) and (least < value < math.inf or (name, value) in UNKNOWN_INTERVAL)):
-                raise ValueError(f"`{name}` must be a finite number above {least}, but got {value!r}")
+                raise ValueError(f"`{name}` must be a finite number above {least}, but got {repr(value)[:40]}")
+            if value > MOST and (name, value) not in UNKNOWN_INTERVAL:
+                raise ValueError(f"`{name}` must be at most {MOST:g}, but got {str(value)[:40]}")
+        timing._check_order()
         return timing
+
+    def _check_order(self) -> None:
+        """Raises ValueError unless the ends of intervals are around what lies between them, and rounds are whole."""
+        if type(self.rounds) is not int:
+            raise ValueError(f"`rounds` must be a whole number, but got {self.rounds}")
+        for low, middle, high in (
+            ("latency_ms_p10", "latency_ms", "latency_ms_p90"),
+            ("ratio_low", "ratio", "ratio_high"),
+        ):
+            a, b, c = (getattr(self, name) for name in (low, middle, high))
+            if a > b * (1 + ROUNDING) or b > c * (1 + ROUNDING):
+                raise ValueError(f"`{middle}` must lie between `{low}` and `{high}`, but got {a:g}, {b:g}, {c:g}")
 
     @property
     def precision(self) -> float:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +19,9 @@ from search_spaces.errors import InputError, did_you_mean
 RuntimeName = Literal["torch", "compile", "onnxruntime", "openvino"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
 Phase = Literal["encode", "prefill", "decode"]
+
+MOST = {"sequence_length": 10_000_000, "threads": 4096}
+"""Field of a workload -> its greatest value."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ class Workload:
             count = getattr(self, name)
             if name == "sequence_length" and count is None:
                 continue
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise InputError(f"`workload.{name}` must be a whole number of at least 1, but got {count!r}.")
+            most = MOST.get(name, sys.maxsize)
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+                law = f"a whole number of at least 1{f' and at most {most:,}' if name in MOST else ''}"
+                raise InputError(f"`workload.{name}` must be {law}, but got {str(count)[:40]}.")
 
     @property
     def on_cuda(self) -> bool:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 
 class _OnnxRuntime(Runtime):
+    def check(self, workload: Workload) -> None:
+        """See `Runtime.check`; a GPU needs ONNX Runtime's own build for it."""
+        super().check(workload)
+        _providers(workload)
+
     def write(
         self, model: PreTrainedModel, inputs: Inputs, workload: Workload, folder: Path
     ) -> tuple[Path, dict[str, np.ndarray]]:
