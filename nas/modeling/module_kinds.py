@@ -1,4 +1,4 @@
-"""The PyTorch side of each kind of module: how it is active in a supernet, and how an export describes it.
+"""The PyTorch side of each kind of module: how it is active in a supernet, and how an export stores and describes it.
 
 `search_spaces.module_kinds` says what a kind is; `modeling_nas.EDITS` applies the description when an export loads.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas.modeling.elastic import low_rank_factors
 from nas.modeling.modeling_nas import set_output_size, set_sparse_attention
+from nas.modeling.quantized import quantize
 from search_spaces.dimensions.bits import FULL_PRECISION
 from search_spaces.module_kinds import (
     Kind,
@@ -28,15 +30,23 @@ from search_spaces.module_kinds import (
 Basis = Callable[[int], torch.Tensor]
 """Rank -> orthonormal directions (outputs, rank) that a module's outputs keep."""
 
+Tensors = dict[str, torch.Tensor]
+
+
+def _keep(kind: Kind, name: str, tensor: torch.Tensor, basis: Basis) -> Tensors:
+    return {name: tensor}
+
 
 @dataclass(frozen=True)
 class ElasticKind:
-    """How a kind of module is computed and described.
+    """How a kind of module is computed, stored and described.
 
     Attributes:
         activate: Module, the kind (None: the module stays what it is), its basis -> makes the module compute it.
         section: Section of ``nas_arch`` that describes it.
         describe: The kind, shapes of the tensors that the module then has -> what that section holds for the module.
+        store: The kind, name and value of a tensor of the module (a weight is (outputs, inputs)), its basis -> what a
+            file has in its place.
         has_weights: Whether it replaces a weight of the parent, whose shape its description needs.
         of_model: Whether it is a kind of a whole model, one without a head.
         impossible: Why a ``{model}`` may not have it, for a kind outside the layers.
@@ -45,6 +55,7 @@ class ElasticKind:
     activate: Callable[[nn.Module, Any, Basis], None]
     section: str
     describe: Callable[[Any, dict[str, Shape]], Any]
+    store: Callable[[Any, str, torch.Tensor, Basis], Tensors] = _keep
     has_weights: bool = True
     of_model: bool = False
     impossible: str = ""
@@ -62,8 +73,25 @@ def _factorize(module: nn.Module, kind: LowRank | None, basis: Basis) -> None:
     module.__dict__["basis"] = None if kind is None else basis(kind.rank)
 
 
+def _store_factors(kind: LowRank, name: str, tensor: torch.Tensor, basis: Basis) -> Tensors:
+    if name != "weight":
+        return {f"up.{name}": tensor}
+    up, down = low_rank_factors(tensor, basis(kind.rank))
+    return {"up.weight": up, "down.weight": down}
+
+
+def _store_table(kind: LowRankEmbedding, name: str, tensor: torch.Tensor, basis: Basis) -> Tensors:
+    up, down = low_rank_factors(tensor.T, basis(kind.rank))
+    return {"up.weight": up, "down.weight": down.T}
+
+
 def _quantize(module: nn.Module, kind: Quantized | None, basis: Basis) -> None:
     module.__dict__["bits"] = FULL_PRECISION if kind is None else kind.dtype
+
+
+def _store_quantized(kind: Quantized, name: str, tensor: torch.Tensor, basis: Basis) -> Tensors:
+    start, is_weight, _ = name.partition("weight")
+    return {start + end: t for end, t in quantize(tensor, kind.dtype).items()} if is_weight else {name: tensor}
 
 
 def _truncate(module: nn.Module, kind: TruncatedOutput | None, basis: Basis) -> None:
@@ -86,13 +114,14 @@ KINDS: dict[type[Kind], ElasticKind] = {
         of_model=True,
         impossible="the hidden states must stay whole: the head of {model} reads them",
     ),
-    LowRank: ElasticKind(_factorize, "low_rank", _describe_factors),
+    LowRank: ElasticKind(_factorize, "low_rank", _describe_factors, _store_factors),
     LowRankEmbedding: ElasticKind(
         _factorize,
         "embedding",
         lambda kind, shapes: [shapes["up.weight"][0], kind.rank],
+        _store_table,
         impossible="the embeddings must stay as they are: the output head of {model} shares the embedding table",
     ),
-    Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype),
+    Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype, _store_quantized),
 }
-"""Kind -> how it is computed and described."""
+"""Kind -> how it is computed, stored and described."""

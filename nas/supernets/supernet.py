@@ -19,13 +19,11 @@ from nas.modeling.elastic import (
     ElasticModuleList,
     Index,
     as_index,
-    low_rank_factors,
     make_elastic,
     select_active,
 )
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
-from nas.modeling.quantized import quantize
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
@@ -320,21 +318,14 @@ class Supernet:
                 continue
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
             new_name, active = self.layout.name_in_subnet(subnet, name), select_active(tensor, index)
-            module, _, parameter = new_name.rpartition(".")
-            kinds = self.layout.shapes.kinds(location, blueprint)
-            low_rank = next((kind for kind in kinds if isinstance(kind, LowRank)), None)
-            quantized = next((kind for kind in kinds if isinstance(kind, Quantized)), None)
-            if parameter != "weight" or not kinds:
-                state[new_name if low_rank is None else f"{module}.up.{parameter}"] = active
-                continue
-            is_table = self.layout.shapes.is_embedding(location)
-            matrices = {"": active.T if self.family.conv1d or is_table else active}
-            if low_rank is not None:
-                up, down = low_rank_factors(matrices[""], self._basis(name, blueprint.sizes, low_rank.rank))
-                matrices = {".up": up, ".down": down.T if is_table else down}
-            for end, matrix in matrices.items():
-                stored = {"weight": matrix} if quantized is None else quantize(matrix, quantized.dtype)
-                state |= {f"{module}{end}.{what}": numbers for what, numbers in stored.items()}
+            parameter = new_name.rpartition(".")[2]
+            kinds, basis = self.layout.shapes.kinds(location, blueprint), partial(self._basis, name, blueprint.sizes)
+            is_conv1d = self.family.conv1d and parameter == "weight" and self.layout.shapes.linear_axes(location)
+            tensors = {parameter: active.T if kinds and is_conv1d else active}
+            for kind in kinds:
+                stored = (KINDS[type(kind)].store(kind, *one, basis) for one in tensors.items())
+                tensors = {end: stored_tensor for each in stored for end, stored_tensor in each.items()}
+            state |= {new_name.removesuffix(parameter) + end: stored_tensor for end, stored_tensor in tensors.items()}
         return state
 
     def _fold_constants(self, state: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
