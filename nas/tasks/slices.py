@@ -31,7 +31,7 @@ def fair_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     drawn = np.random.default_rng(0).permutation(len(lengths))
     total, batches, begin = -(-len(drawn) // size), list[list[int]](), 0
     for end in slice_ends(total):
-        group = sorted(drawn[begin * size : end * size].tolist(), key=lambda number: lengths[number])
+        group = sorted(drawn[begin * size : end * size].tolist(), key=lambda number: (lengths[number], number))
         parts = [group[first : first + size] for first in range(0, len(group), size)]
         batches += [parts[number] for number in van_der_corput_order(len(parts))]
         begin = end
