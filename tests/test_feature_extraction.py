@@ -109,13 +109,13 @@ def test_a_narrower_stream_gives_narrower_vectors(context: TaskContext) -> None:
 
 
 def pairs(supernet: Supernet, context: TaskContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The vector of each text of the held-out split, and as many components of the model's own."""
+    """The vector of each text of the held-out split, with zeros to the width of the model's own, and that."""
     found = []
     for batch in context.splits.test.batches:
         with torch.no_grad():
             outputs = supernet.model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
         vectors = context.splits.task.embeddings(outputs, batch)
-        found += list(zip(vectors, batch["labels"][:, : vectors.shape[1]], strict=True))
+        found += list(zip(torch.nn.functional.pad(vectors, (0, 24)), batch["labels"], strict=True))
     return found
 
 

@@ -31,8 +31,8 @@ def divergence(
     - sigmoid: the same for each class as a binary decision, mean over examples and classes.
     - identity: the mean squared difference.
     - embedding: 1 - cosine similarity, plus the KL divergence of the similarities to the other examples of the batch
-      as a softmax at `SIMILARITY_TEMPERATURE` times the temperature. A shorter vector should be the start of the
-      teacher's, but have the similarities of the whole.
+      as a softmax at `SIMILARITY_TEMPERATURE` times the temperature. A shorter vector should point where the start of
+      the teacher's does, and have the similarities of the whole.
 
     A model with several outputs, such as the start and the end of an answer, has the mean over them.
     """
@@ -96,8 +96,8 @@ def _squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def cosine_similarity(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the cosine similarity (examples,) of vectors to as many components of longer or equal labels."""
-    return F.cosine_similarity(vectors, labels[:, : vectors.shape[1]].float())
+    """Returns the cosine similarity (examples,) of vectors to labels; components that they lack count as zero."""
+    return F.cosine_similarity(F.pad(vectors, (0, labels.shape[1] - vectors.shape[1])), labels.float())
 
 
 def _cosine_distance(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
