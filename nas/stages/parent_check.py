@@ -12,6 +12,7 @@ from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, collect_stats
+from nas.tasks.loading import is_filled_up
 from nas.tasks.overview import data_lines
 from nas.tasks.token_table import text_tokenizer
 from predictors import AnalyticCosts, Workload
@@ -76,6 +77,8 @@ def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
         weights = (
             "all weights found and finite" if context.has_head else "all weights found and finite, the head is new"
         )
+    if is_filled_up(context.recipe.model):
+        weights += "; an export, filled up with zeros to layers of equal size"
     cast = "" if stored == "float32" else f"; stored in {stored}, but trained, counted and exported in float32"
     return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
 

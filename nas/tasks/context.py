@@ -11,6 +11,7 @@ import torch
 
 from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
 from nas.modeling.registration import stock_classes
+from nas.modeling.unfolded import is_export, refusal, unfold
 from nas.recipe.schema import Recipe, Training
 from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
@@ -27,6 +28,10 @@ from search_spaces.tasks import Task
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+UNFOLDED_ERROR = 1e-4
+"""Largest difference of the outputs of an export that was filled up with zeros, relative to the largest output."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +257,7 @@ class TaskContext:
         auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
             model = load_weights(auto, source, self.layout, new_head=new_head, **labels)
+            model = self._unfolded(model, source) if is_export(model.config) else model
             return model if folder is not None else extend_positions(model, self.config)
         except InputError as error:
             if folder is None:
@@ -263,6 +269,19 @@ class TaskContext:
                 f"the weights in `{source}` cannot be loaded ({short_error(error)}); "
                 f"{'check that all files of the model are there' if folder is None else hint}."
             ) from error
+
+    def _unfolded(self, model: PreTrainedModel, source: str) -> PreTrainedModel:
+        """The stock model with the weights of an export of ours; InputError if its outputs are others."""
+        unfolded = unfold(model, load_config(source), source).eval()
+        length = min(self.recipe.task.max_length, 16) if self.task.reads_text else None
+        inputs = self.dummy_inputs(Workload(batch_size=2, sequence_length=length))
+        with torch.inference_mode():
+            expected, found = (each(**inputs) for each in (model.eval(), unfolded))
+        for name in self.task.outputs:
+            scale = expected[name].abs().max().item()
+            if (expected[name] - found[name]).abs().max().item() > UNFOLDED_ERROR * max(scale, 1.0):
+                raise InputError(refusal(source, "its outputs would change (it skips blocks, or is narrower)"))
+        return unfolded
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Returns random inputs of the workload's shape, without padding.

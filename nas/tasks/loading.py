@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.modeling.unfolded import is_export, unfolded_config
 from nas.tasks.types import TaskType
 from nas.tasks.weights import require_no_adapter, require_no_quantization
 from search_spaces import InputError
@@ -26,7 +27,7 @@ def load_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         require_no_quantization(config, model)
-        return config
+        return unfolded_config(config, model) if is_export(config) else config
     except InputError:
         raise
     except Exception as error:
@@ -36,6 +37,13 @@ def load_config(model: str) -> PreTrainedConfig:
             f"there is no model `{model}`: it is neither a folder with a config.json nor on the hub; check the "
             "spelling and the connection."
         ) from None
+
+
+def is_filled_up(model: str) -> bool:
+    """Whether a model is an export of ours whose layers differ, so that its parent has zeros in them."""
+    from transformers import AutoConfig
+
+    return is_export(AutoConfig.from_pretrained(model, trust_remote_code=False))
 
 
 def load_processor(task_type: type[TaskType], model: str) -> Any:
