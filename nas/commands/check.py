@@ -10,7 +10,6 @@ from nas.runs.progress import quiet_libraries
 from nas.stages.check import check_recipe, check_stages
 from nas.stages.parent_check import check_parent
 from nas.stages.resources import check_resources
-from nas.stages.resources import check_resources
 from nas.supernets.space import search_space
 from predictors import device_name
 
@@ -31,7 +30,6 @@ def check(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> lis
     """
     quiet_libraries()
     check_stages(recipe)
-    check_resources(recipe, folder, cluster)
     check_resources(recipe, folder, cluster)
     context = check_recipe(recipe)
     lines = check_parent(context, folder)
