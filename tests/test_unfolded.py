@@ -109,6 +109,7 @@ def test_an_export_is_searched_again(text_recipe: Path, tmp_path: Path) -> None:
     assert again.has_head and type(parent) is type(supernet.model) and len(again.layout.parent.layers) == 3
     batch = {name: tensor for name, tensor in again.splits.test.batches[0].items() if name != "labels"}
     torch.testing.assert_close(parent.eval()(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-4)
+    assert is_export(context.load_model(tmp_path / "small").config), "a model of the run stays what it is"
 
 
 @pytest.mark.parametrize(

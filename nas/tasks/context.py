@@ -257,8 +257,10 @@ class TaskContext:
         auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
             model = load_weights(auto, source, self.layout, new_head=new_head, **labels)
+            if folder is not None:
+                return model
             model = self._unfolded(model, source) if is_export(model.config) else model
-            return model if folder is not None else extend_positions(model, self.config)
+            return extend_positions(model, self.config)
         except InputError as error:
             if folder is None:
                 raise
