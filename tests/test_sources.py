@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +156,51 @@ def test_a_long_text_is_read_whole(file: Callable[..., Path]) -> None:
     assert len(rows(file("data.csv", f"text,label\n{'a' * 300_000},1\n"))[0]["text"]) == 300_000
 
 
+PIECES = (
+    "film",
+    "a b",
+    '"',
+    "'",
+    ",",
+    ";",
+    "\t",
+    "\n",
+    "\r\n",
+    " ",
+    "None",
+    "NA",
+    "007",
+    "1",
+    "-2.5e3",
+    "é",
+    "[1]",
+    "#",
+    "\\",
+)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_table_that_is_written_is_read_back_or_refused(seed: int, file: Callable[..., Path]) -> None:
+    """Texts of nasty pieces, written with any quotes and line breaks: every cell comes back, or one line says why."""
+    rng = random.Random(seed)
+    name, separator = rng.choice((("data.csv", ","), ("data.tsv", "\t"), ("data.csv", ";")))
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 4))) for _ in range(rng.randint(2, 12))]
+    given = {"text": ["film", *texts], "label": [f"c{k % 2}" for k in range(len(texts) + 1)]}
+    path = file(name, "")
+    quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC))
+    pd.DataFrame(given).to_csv(
+        path, index=False, sep=separator, quoting=quoting, lineterminator=rng.choice(("\n", "\r\n"))
+    )
+    try:
+        read = rows(path)
+    except InputError as error:
+        assert "data." in str(error) and "\n" not in str(error)
+        assert any(mark in text for text in texts for mark in '"\n') or separator == ";"
+    else:
+        assert [row["text"] for row in read] == given["text"]
+        assert [row["label"] for row in read] == given["label"]
+
+
 # -- suffixes, compression, encodings -----------------------------------------------------------------------------
 
 
@@ -295,6 +342,28 @@ def test_folders_of_cloned_data_sets(suffix: str, tmp_path: Path) -> None:
             "jsonl": lambda t, f: t.to_json(f, orient="records", lines=True),
         }[suffix](table, file)
     assert rows(folder) == ROWS and rows(f"{folder}:test") == ROWS[:3]
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "README.md").write_text("nothing")
+    refused(tmp_path / "none", "none", "cannot be read")
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "cut")
+    next((tmp_path / "cut").glob("*.arrow")).unlink()
+    refused(tmp_path / "cut", "data-00000-of-00001.arrow")
+
+
+def test_the_metadata_of_images_is_read_like_any_csv_file(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for number in range(2):
+        Image.fromarray(np.full((2, 3, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,None\n1.png,b\n")
+    read = load_source(str(tmp_path))
+    assert read["label"][:] == ["None", "b"] and read[1]["image"].size == (3, 2)
+    (tmp_path / "metadata.csv").write_text("file,label\n0.png,None\n")
+    refused(tmp_path, "file_name", "metadata.csv")
 
 
 def test_a_cloned_data_set_with_configurations(tmp_path: Path) -> None:

@@ -148,6 +148,15 @@ def test_an_adapter_is_refused_with_how_to_merge_it(text_recipe: Path) -> None:
         check_recipe(Recipe.load(text_recipe))
 
 
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.gguf", "last.ckpt", "weights.pt"])
+def test_weights_that_would_not_be_loaded_are_refused(name: str, text_recipe: Path) -> None:
+    (text_recipe.parent / "model" / name).write_bytes(b"weights")
+    with pytest.raises(InputError, match=name):
+        check_recipe(Recipe.load(text_recipe))
+    bert(num_labels=2).save_pretrained(text_recipe.parent / "model")
+    check_recipe(Recipe.load(text_recipe))
+
+
 def test_a_pointer_in_place_of_weights_is_named(text_recipe: Path) -> None:
     (text_recipe.parent / "model" / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

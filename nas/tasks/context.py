@@ -19,7 +19,7 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
-from nas.tasks.weights import load_weights
+from nas.tasks.weights import WEIGHTS, load_weights
 from predictors import Workload
 from search_spaces import TASKS, InputError, Layout, SubnetConfig
 from search_spaces.errors import short_error
@@ -212,8 +212,7 @@ class TaskContext:
     def has_no_weights(self) -> bool:
         """Whether the model is a local folder with a config but without weights."""
         folder = Path(self.recipe.model)
-        weights = ("*.safetensors", "*.bin", "*.index.json")
-        return folder.is_dir() and not any(file for pattern in weights for file in folder.glob(pattern))
+        return folder.is_dir() and not any(file for pattern in WEIGHTS for file in folder.glob(pattern))
 
     def load_model(self, folder: str | Path | None = None) -> PreTrainedModel:
         """Loads the recipe's model with a head for the task, or the model in a folder of the run.

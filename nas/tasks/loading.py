@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.modeling.unfolded import is_export, unfolded_config
 from nas.tasks.types import TaskType
-from nas.tasks.weights import require_no_adapter, require_no_quantization
+from nas.tasks.weights import require_known_weights, require_no_adapter, require_no_quantization
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -24,6 +24,7 @@ def load_config(model: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     require_no_adapter(model)
+    require_known_weights(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         require_no_quantization(config, model)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ADAPTER = "adapter_config.json"
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+"""Files with weights that are loaded."""
+OTHER_WEIGHTS = ("*.h5", "*.msgpack", "*.gguf", "*.ckpt", "*.pt", "*.pth", "*.onnx", "*.npz")
+"""Files with weights of other formats or frameworks."""
 POOLER = "pooler"
 """Part of the names of weights that follow the encoder of a bare model; another head may replace them."""
 LEGACY_BUFFERS = ("inv_freq", "masked_bias", "position_ids")
@@ -28,6 +32,20 @@ WRAPPERS = {
     "base_model.model": "peft",
 }
 """Prefix of all names in a checkpoint -> what wrapped the model when it was saved."""
+
+
+def require_known_weights(model: str) -> None:
+    """Raises InputError if a folder has weights, but only in formats that transformers does not load here."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    others = [file.name for pattern in OTHER_WEIGHTS for file in sorted(folder.glob(pattern))]
+    if others and not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        raise InputError(
+            f"the weights of a model must be safetensors or a pytorch_model.bin, but `{model}` has {others[0]}; save "
+            "it "
+            "with transformers, or delete the file to train from scratch."
+        )
 
 
 def require_no_adapter(model: str) -> None:

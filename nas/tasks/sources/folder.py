@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_FILES = 2000
 """Files of a folder that are looked at to tell what it is."""
+METADATA, FILE_NAME = "metadata.csv", "file_name"
+"""File that names the images or recordings of a folder, and its column of names."""
 NOT_DATA = ("", ".md", ".yaml", ".yml", ".lock", ".py", ".gitattributes")
 """Suffixes of files beside the data."""
 
@@ -38,6 +40,8 @@ def load_folder(path: Path, part: str, folder_builder: str, *, by_line: bool = F
             splits: Mapping[str, Dataset] = _load_saved(path)
         elif (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
             splits = {"train": _load_saved(path)}
+        elif (path / METADATA).is_file():
+            splits = {"train": _load_described(path, folder_builder)}
         elif _has_tables(path):
             splits = _load_tables(path, None, by_line)
         else:
@@ -45,7 +49,7 @@ def load_folder(path: Path, part: str, folder_builder: str, *, by_line: bool = F
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the folder `{path}` cannot be read as {folder_builder}: {first_cause(error)}") from error
+        raise InputError(f"the folder `{path}` cannot be read as a data set: {first_cause(error)}") from error
     return take_part(splits, part, str(path))
 
 
@@ -72,6 +76,18 @@ def _load_saved(path: Path) -> Any:
     from datasets import load_from_disk
 
     return load_from_disk(str(path))
+
+
+def _load_described(path: Path, folder_builder: str) -> Dataset:
+    """Images or recordings that a ``metadata.csv`` names, with its other columns as our reader of CSV takes them."""
+    from datasets import Audio, Image
+
+    rows = load_file(path / METADATA)
+    if FILE_NAME not in rows.column_names:
+        raise InputError(f"`{path / METADATA}` must have a column `{FILE_NAME}`, but has {rows.column_names}.")
+    name, feature = ("audio", Audio()) if folder_builder == "audiofolder" else ("image", Image())
+    files = [str(path / file) for file in rows[FILE_NAME]]
+    return rows.remove_columns(FILE_NAME).add_column(name, files).cast_column(name, feature)
 
 
 def _load_builder(builder: str, **options: Any) -> Mapping[str, Dataset]:

@@ -114,6 +114,6 @@ def _text_rows(path: Path, by_line: bool) -> Iterator[dict[str, Any]]:
 
 def first_cause(error: BaseException) -> str:
     """The message of what made a library fail, in one line."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
+    while error.__cause__ is not None:
+        error = error.__cause__
     return short_error(error)
