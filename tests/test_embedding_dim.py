@@ -248,7 +248,7 @@ def test_short_vectors_are_for_tasks_of_vectors_and_where_something_asks_for_the
     labelled = make("single label")
     with pytest.raises(InputError, match=r"`space.embedding_dim` must be left out for text-classification, because"):
         check_recipe(with_recipe(labelled, space=space))
-    with pytest.raises(InputError, match=r"`embedding_dim` is no cost of text-classification, because its output is"):
+    with pytest.raises(InputError, match=r"`embedding_dim` is no cost of text-classification, because the output of"):
         check_recipe(with_recipe(labelled, objectives={"accuracy": "maximize", "embedding_dim": "minimize"}))
 
 

@@ -90,7 +90,7 @@ class EmbeddingDim(Dimension):
 
     def fixed_in(self, task: Task) -> str:
         """Why it may not vary in a task whose output is no vector."""
-        return "" if task.gives_vectors else "its output is no vector"
+        return "" if task.gives_vectors else "the output of the task is no vector"
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """All channels."""
