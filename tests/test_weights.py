@@ -110,6 +110,13 @@ def test_weights_of_other_shapes_are_refused_with_both(
     assert all(text in message for text in says), message
 
 
+def test_buffers_of_old_checkpoints_are_no_weights(changed: Callable[..., TaskContext]) -> None:
+    layer = "bert.encoder.layer.0.attention."
+    old = {f"{layer}self.position_ids": torch.zeros(1, 64), f"{layer}masked_bias": torch.zeros(1)}
+    old |= {f"{layer}bias": torch.zeros(1, 1, 64, 64), "bert.embeddings.position_ids": torch.zeros(1, 64)}
+    assert changed(lambda weights: {**weights, **old}).load_model()
+
+
 def test_a_layer_without_some_heads_is_refused(changed: Callable[..., TaskContext]) -> None:
     def prune(weights: Weights) -> Weights:
         attention = "bert.encoder.layer.0.attention.self."

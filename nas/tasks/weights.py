@@ -156,7 +156,7 @@ def _check_report(
     mismatched = sorted((key for key in report["mismatched_keys"] if not may_be_new(key[0])), key=lambda key: key[0])
     if mismatched:
         raise InputError(_mismatched_text(mismatched, source))
-    unused = [name for name in unexpected if _is_in_layer(name, layout)]
+    unused = [name for name in unexpected if _is_weight_of_layer(name, unexpected, layout)]
     if unused:
         raise InputError(
             f"the checkpoint in `{source}` holds weights that its config.json has no place for ({_some(unused)}); "
@@ -176,8 +176,11 @@ def _heads(names: Iterable[str], layout: Layout) -> set[str]:
     return {part for part, has_layers in first.items() if not has_layers}
 
 
-def _is_in_layer(name: str, layout: Layout) -> bool:
-    return layout.locate(name).layer is not None and name.rpartition(".")[2] not in LEGACY_BUFFERS
+def _is_weight_of_layer(name: str, unexpected: Collection[str], layout: Layout) -> bool:
+    """Whether a name is that of a weight in a layer, and not of a buffer that old checkpoints have."""
+    module, _, kind = name.rpartition(".")
+    is_causal_mask = kind == "bias" and module.endswith(("attn", "attention")) and f"{module}.weight" not in unexpected
+    return layout.locate(name).layer is not None and kind not in LEGACY_BUFFERS and not is_causal_mask
 
 
 def _layers_text(unused: Iterable[str], layout: Layout) -> str:

@@ -74,25 +74,23 @@ class DelimitedFile:
 
 
 def _dialect(path: Path, kind: str) -> Dialect:
+    """The dialect in which a file can be read; with quotes if both can be, unless they disagree on its rows.
+
+    Raises:
+        InputError: If none fits, or both do and the rows differ.
+    """
     delimiter = _delimiter(path, kind)
     literal, quoted = Dialect(delimiter, quotes=False), Dialect(delimiter, quotes=True)
-    if kind == ".tsv":
-        if not _reading(path, literal).problem:
-            return literal
-        _require(path, _reading(path, quoted))
-        return quoted
     reading = _reading(path, quoted)
-    if reading.spanning is None and not reading.problem:
+    if not reading.problem and reading.spanning is None:
         return quoted
-    as_lines = _reading(path, literal)
-    if not reading.problem and as_lines.problem:
-        return quoted
-    if reading.problem and not as_lines.problem:
+    is_by_line = not _reading(path, literal).problem
+    if reading.problem and is_by_line:
         return literal
     _require(path, reading)
-    first, last = reading.spanning or (0, 0)
-    if _column_count(path, quoted) == 1:
+    if not is_by_line or _column_count(path, quoted) == 1:
         return quoted
+    first, last = reading.spanning or (0, 0)
     raise InputError(
         f"`{path}` must say where a row ends, but the quotation mark in line {first} closes in line {last}, and every "
         'line between is a row of its own; double the quotation mark ("") or remove it.'
