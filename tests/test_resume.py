@@ -9,9 +9,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from command import Command
+from conftest import read_lines
 from optuna.trial import TrialState
 
 from nas.pipeline import search
@@ -129,9 +131,30 @@ def test_a_killed_search_resumes(stage: str, uninterrupted_run: tuple[Path, Path
     copy_results(uninterrupted, run, *results)
     stop_when(Command("search", recipe_file, "--run", run), lambda: under_way(run))
     assert not any((run / "exports").glob("[!.]*")), "the search had ended before it was killed"
+    resumes_without_loss(recipe_file, run, uninterrupted, stage)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(30))
+def test_a_kill_at_any_moment_loses_nothing(seed: int, uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe_file, uninterrupted = uninterrupted_run
+    random, run = Random(seed), tmp_path / "run"
+    stage = random.choice(list(KILLS))
+    copy_results(uninterrupted, run, *KILLS[stage][0])
+    process, moment = Command("search", recipe_file, "--run", run), time.monotonic() + random.uniform(0, 15)
+    while process.poll() is None and time.monotonic() < moment:
+        time.sleep(0.01)
+    if process.poll() is None:
+        process.send_signal(random.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
+    process.communicate()
+    resumes_without_loss(recipe_file, run, uninterrupted, stage)
+
+
+def resumes_without_loss(recipe_file: Path, run: Path, uninterrupted: Path, stage: str) -> None:
+    """Resumes a stopped run; asserts that what was finished stays, is not made again, and ends as if uninterrupted."""
     before, recipe = finished_stages(run), Recipe.load(recipe_file)
     known = {file.name: file.read_bytes() for file in run.glob("*.jsonl")}
-    tried = evaluations(recipe, Run(run))
+    tried = evaluations(recipe, Run(run)) if (run / "environment.json").exists() else {name: [] for name in STUDIES}
     newest = [path.name for path in checkpoints(run, stage)[-1:]]
 
     done = search(recipe, run)
@@ -150,6 +173,11 @@ def test_a_killed_search_resumes(stage: str, uninterrupted_run: tuple[Path, Path
         same = (run / stage / "model.safetensors").read_bytes()
         assert same == (uninterrupted / stage / "model.safetensors").read_bytes()
     assert any((run / "exports").iterdir())
+    for name, parts in (("measurements.jsonl", ("key", "stage")), ("verified.jsonl", ("key",))):
+        made = [tuple(row[part] for part in parts) for row in read_lines(run / name)]
+        assert len([each for each in made if "anchor" not in each]) == len(
+            {each for each in made if "anchor" not in each}
+        )
     assert not [p for pattern in ("*.partial", ".verify-*", ".*.tmp") for p in run.glob(pattern)]
 
 

@@ -277,6 +277,13 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("init", "model", "--latency-ms", "-1", "--out", "new.yaml"),
     ("init", "model", "--latency-ms", "nan", "--out", "new.yaml"),
     ("init", "model", "--train", "none.csv", "--out", "new.yaml"),
+    ("check", "{nowhere}"),
+    ("check", "{recipe}", "--run", "mine"),
+    ("check", "{recipe}", "--ray", "127.0.0.1:1"),
+    ("check", "{recipe}", "workload.phase=decode"),
+    ("check", "{recipe}", "search.storage=sqlite:////no/such/x.db"),
+    ("verify", "{run}", "--run", "{nowhere}"),
+    ("finetune", "{run}", "{recipe}", "--out", "file/x"),
     ("no-such",),
     ("search",),
 )
@@ -310,6 +317,14 @@ READS = {
     "search": ("recipe.yaml", "environment.json", "front.json"),
 }
 """Command -> files of a finished run that it reads for certain."""
+EXPORT = "exports/*/subnet.json"
+LONG = {
+    "export": ("recipe.yaml", "environment.json", "front.json", "supernet/importance.json", "supernet/config.json"),
+    "verify": ("recipe.yaml", EXPORT),
+    "convert": (EXPORT,),
+    "finetune": (EXPORT,),
+}
+"""The same of commands that take long, so that only damages that they are sure to refuse are tried."""
 
 TIMING_DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a number of 400 digits": lambda t: t.update(latency_ms=10**400),
@@ -373,12 +388,26 @@ class Case:
 
 def recipe_cases(world: World, random: Random, count: int) -> Iterator[Case]:
     """Recipes and command lines; three in four are wrong."""
-    makers = (_value_case, _value_case, _value_case, _bound_case, _text_case, _corrupt_case, _show_case, _wrong_case)
+    makers = (
+        _value_case,
+        _value_case,
+        _two_values_case,
+        _bound_case,
+        _text_case,
+        _corrupt_case,
+        _show_case,
+        _wrong_case,
+    )
     for _ in range(count):
         yield random.choice(makers)(world, random)
 
 
 def _value_case(world: World, random: Random) -> Case:
+    return _with_key(world, random, *_value(random))
+
+
+def _value(random: Random) -> tuple[str, Any, Expected]:
+    """A key, a value, and what must become of it."""
     table = random.choice((INTEGERS, FLOATS, VALUES))
     key = random.choice(list(table))
     right, wrong = table[key]
@@ -388,18 +417,32 @@ def _value_case(world: World, random: Random) -> Case:
     value = random.choice(right if is_right else wrong)
     is_default = value is None or (value in ({}, []) and is_right)
     expected: Expected = "accepted" if is_right or is_default else "refused"
-    return _with_key(world, random, key, value, expected)
+    return key, value, expected
+
+
+def _inline(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
+
+
+def _two_values_case(world: World, random: Random) -> Case:
+    """Two values of different keys; one that is wrong makes the recipe wrong."""
+    one, two = _value(random), _value(random)
+    while two[0].partition(".")[0] == one[0].partition(".")[0]:
+        two = _value(random)
+    words = [f"{key}={_inline(value)}" for key, value, _ in (one, two) if "\0" not in str(value)]
+    is_wrong = any(expected == "refused" and "\0" not in str(value) for _, value, expected in (one, two))
+    command = ["search", str(world.recipe), "--dry-run", *words]
+    return Case(" and ".join(words)[:80], command, "refused" if is_wrong else "accepted")
 
 
 def _with_key(world: World, random: Random, key: str, value: Any, expected: Expected) -> Case:
     """A recipe with a value, in the file or on the command line."""
     about = f"{key} = {str(value)[:60]!r}"
     command = ["search", str(world.recipe), "--dry-run"]
-    inline = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
     if random.random() < 0.5 and "\0" not in str(value):
         return Case(
             about,
-            [*command, f"{key}={inline}"],
+            [*command, f"{key}={_inline(value)}"],
             expected,
         )
     data: Any = yaml.safe_load(world.recipe.read_text())
@@ -467,18 +510,29 @@ def _wrong_case(world: World, random: Random) -> Case:
 
 def run_cases(world: World, random: Random, count: int) -> Iterator[Case]:
     """Finished runs of which one file is damaged."""
+    run = world.folder / "damaged"
+    export = next((world.run / "exports").glob("[!.]*"))
     for _ in range(count):
         name, damage, command = random.choice(RUN_FILES), random.choice(list(DAMAGES)), random.choice(list(READS))
+        if random.random() < 0.3:
+            command = random.choice(list(LONG))
+            name, damage = random.choice(LONG[command]), random.choice([d for d in DESTROYS if d != "half"])
+        name = name.replace("*", export.name)
         original = world.run / name
         data = original.read_bytes() if original.exists() else b"{}"
-        run = world.folder / "damaged"
+        damaged = str(run / "exports" / export.name)
         words = {
             "show": ["show", str(run), "--format", random.choice(("table", "json"))],
             "compare": ["compare", str(run), str(world.run), "--out", "/tmp/x/none.html"],
             "watch": ["watch", str(run), "--once"],
             "search": ["search", str(world.recipe), "--run", str(run)],
+            "export": ["export", str(run), "--out", "new"],
+            "verify": ["verify", damaged, "--run", str(run)],
+            "convert": ["convert", damaged, "--to", "onnx"],
+            "finetune": ["finetune", damaged, str(world.recipe), "--run", str(run)],
         }[command]
-        is_sure = damage in DESTROYS and name in READS[command] and (name, damage) != ("recipe.yaml", "half")
+        is_read = command in LONG or name in READS[command]
+        is_sure = damage in DESTROYS and is_read and (name, damage) != ("recipe.yaml", "half")
         expected: Expected = "refused" if is_sure or command == "compare" else "any"
         yield Case(f"{command}: {name}, {damage}", words, expected, {run / name: DAMAGES[damage](data, random)})
 

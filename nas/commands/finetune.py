@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from nas.exports.vector_map import add_vector_map
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
-from nas.runs.files import delete, digest, read_json, replace_folder, write_json
+from nas.runs.files import check_place, delete, digest, read_json, replace_folder, write_json
 from nas.runs.finetuned import Finetuned, save_finetuned
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
@@ -45,8 +46,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     Raises:
         InputError: If the folder is not an export, or ``out`` is another kind of folder.
     """
-    if out.exists() and not (out / "subnet.json").exists():
+    if os.path.lexists(out) and not (out / "subnet.json").is_file():
         raise InputError(f"`--out` must be a new folder or an export, but `{out}` is neither; choose another one.")
+    check_place(out, "--out")
     info = read_export_info(folder)
     Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent

@@ -14,7 +14,7 @@ import numpy as np
 from nas.exports.export import save_model
 from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
-from nas.runs.files import delete, write_text
+from nas.runs.files import check_place, delete, write_text
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
 from nas.stages.check import open_run
@@ -78,8 +78,9 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
         InputError: If the run is measured on this device, nothing is left to measure, or ``out`` exists.
     """
     quiet_libraries()
-    if out.exists():
+    if os.path.lexists(out):
         raise InputError(f"`--export` must be a new folder, but `{out}` exists; choose another one.")
+    check_place(out, "--export")
     if recipe.supernet.sampler == "latency_ms":
         raise InputError(
             "`supernet.sampler` must not be `latency_ms`, as another device measures latencies after the training; "

@@ -26,7 +26,7 @@ from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
-from nas.runs.files import only_writer, replace_folder, write_json
+from nas.runs.files import check_place, only_writer, replace_folder, write_json
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -133,6 +133,7 @@ def export_subnet(
     out = Path(out)
     if os.path.lexists(out) and not (out / "subnet.json").is_file():
         raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
+    check_place(out, "--out")
     with only_writer(out):
         if parent_width and not trust:
             require_trusted_recipe(run.folder, run.recipe)

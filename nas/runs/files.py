@@ -83,6 +83,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_place(folder: Path, option: str) -> None:
+    """Raises InputError unless a folder can be written where it is or would be.
+
+    Args:
+        folder: It need not exist.
+        option: The option that names it.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"`{option}` must be a folder, but `{place}` is none; choose another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"`{option}` must be a folder that can be written, but `{place}` cannot; choose another.")
+
+
 def partial_path(target: Path) -> Path:
     """Where the result of a stage is built before it is moved to ``target``."""
     return target.with_name(f"{target.name}.partial")

@@ -14,7 +14,7 @@ from typing import Any
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point, require_numbers
 from nas.recipe.schema import Recipe
-from nas.runs.files import delete, partial_path, read_json, write_json, write_text
+from nas.runs.files import check_place, delete, partial_path, read_json, write_json, write_text
 from predictors import MeasurementStore, SubnetPredictor, device_name
 from search_spaces import InputError
 
@@ -41,6 +41,7 @@ class Run:
                 f"`{self.folder}`; `nas search recipe.yaml` creates a run."
             )
         self.recipe = self._load_recipe()
+        read_json(self.folder / "environment.json")  # a damaged one is said at once
         self.parent = self.folder / "parent"
         self.supernet = self.folder / "supernet"
         self.measurements = self.folder / "measurements.jsonl"
@@ -229,8 +230,7 @@ def is_run(folder: Path) -> bool:
 
 def check_new(folder: Path) -> None:
     """Raises InputError unless a new run may be created in a folder: it is empty, or does not exist."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"`--run` must be a folder, but `{folder}` is none; choose another name.")
+    check_place(folder, "--run")
     if folder.is_dir() and (other := next((path.name for path in folder.iterdir() if not _is_ours(path)), None)):
         raise InputError(
             f"`--run` must be a run, or a new or empty folder, but `{folder}` is none and holds `{other}`; choose "

@@ -126,6 +126,8 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
         check_trackers(settings)
         context.training_set(settings)
     check_tokens(context)
+    for name in recipe.task.metrics:  # also those that no objective names
+        context.splits.task.metric(name)
     return context
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from nas.recipe.schema import TRAININGS, Recipe
 from nas.runs import processes
+from nas.runs.files import check_place
 from nas.runs.run import check_new, is_run
 from nas.studies.storage import check_storage
 from search_spaces import InputError
@@ -36,15 +36,9 @@ def check_resources(recipe: Recipe, folder: str | Path, cluster: str | None = No
 
 def check_folder(folder: Path) -> None:
     """Raises InputError unless a run can be written into a folder."""
+    check_place(folder, "--run")
     if not is_run(folder):
         check_new(folder)
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise InputError(f"`--run` must be a folder, but `{place}` is a file; choose another place.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"`--run` must be a folder that can be written, but `{place}` cannot; choose another place.")
 
 
 def check_processes(recipe: Recipe, cluster: str | None, trainings: Iterable[str]) -> None:

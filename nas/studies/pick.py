@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 
 from nas.fronts.point import Point
 from nas.runs.run import Run
-from nas.studies.study import evaluated_points, open_studies
+from nas.studies.study import evaluated_points, observed_studies
+
+KEY = r"[0-9a-f]{10}"
+"""A full key of a subnetwork."""
 
 
 def pick(run: Run, what: str) -> Point:
@@ -22,9 +26,8 @@ def pick(run: Run, what: str) -> Point:
         InputError: If nothing matches.
     """
     front = run.front()
-    if what not in {point.key for point in front}:
-        studies = open_studies(run.study, run.recipe).values()
-        evaluated = chain(run.verified_points(), *(evaluated_points(study) for study in studies))
+    if re.fullmatch(KEY, what) and what not in {point.key for point in front}:
+        evaluated = chain(run.verified_points(), *(evaluated_points(study) for study in observed_studies(run)))
         match = next((point for point in evaluated if point.key == what and point.source != "parent"), None)
         if match is not None:
             return match
