@@ -17,6 +17,7 @@ from toy_tasks import Make
 from nas.cli import main
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
+from nas.stages.parent_check import check_parent
 from nas.tasks.context import TaskContext
 from nas.tasks.images import convert_image
 from nas.tasks.overview import data_lines
@@ -49,7 +50,7 @@ def test_duplicates_and_cut_texts_are_counted(text_recipe: Path) -> None:
         "7 rows of train repeat an earlier one (2 with another label)" in lines["duplicates"]
         and "2 of 38 rows of test" in lines["duplicates"]
     )
-    assert "100% reach `task.max_length` 6 and may be cut" in lines["lengths"]
+    assert "100.0% reach `task.max_length` 6 and may be cut" in lines["lengths"]
 
 
 @pytest.mark.parametrize(
@@ -189,9 +190,25 @@ def test_a_metric_that_raises_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_metric_that_needs_more_examples_gets_the_search_slice(text_recipe: Path) -> None:
-    from nas.stages.parent_check import check_parent
+def test_a_model_whose_loss_is_not_finite_is_refused(text_recipe: Path) -> None:
+    from conftest import bert
 
+    model = bert(num_labels=2)
+    model.classifier.weight.data.fill_(3e38)
+    model.save_pretrained(text_recipe.parent / "model")
+    with pytest.raises(InputError, match=r"loss of the model as it is must be finite, but is (nan|inf)"):
+        check_parent(check_recipe(Recipe.load(text_recipe)), text_recipe.parent / "run")
+
+
+@pytest.mark.parametrize("returned", ["None", "'good'", "[0.5]", "float('nan')", "labels / 0"])
+def test_a_metric_that_returns_no_number_is_refused(returned: str, text_recipe: Path) -> None:
+    (text_recipe.parent / "own.py").write_text(f"def mine(labels, predictions):\n    return {returned}\n")
+    overrides = [f"task.metrics.mine={text_recipe.parent}/own.py:mine", "objectives={mine: maximize, macs: minimize}"]
+    with pytest.raises(InputError, match="mine"):
+        check_parent(check_recipe(Recipe.load(text_recipe, overrides)), text_recipe.parent / "run")
+
+
+def test_a_metric_that_needs_more_examples_gets_the_search_slice(text_recipe: Path) -> None:
     recipe = yaml.safe_load(text_recipe.read_text())
     (text_recipe.parent / "own.py").write_text(
         "def large(labels, predictions):\n    assert len(labels) > 65\n    return 0.5\n"

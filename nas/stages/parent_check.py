@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nas.runs import processes
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
@@ -110,6 +112,11 @@ def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
 
 def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -> dict[str, float]:
     stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
+    if not np.isfinite(stats["loss"]).all():
+        raise InputError(
+            f"the loss of the model as it is must be finite, but is {stats['loss'].sum():g}; check its weights, "
+            "which may be too large for their dtype."
+        )
     values = {name: examples.task.metric(name)(stats) for name in names}
     for name, value in values.items():
         if not math.isfinite(value):

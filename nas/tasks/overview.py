@@ -109,7 +109,7 @@ def _lengths_text(context: TaskContext) -> str:
     if splits.task.input_columns(splits.task.train) == ("input_ids",):
         return f"blocks of {limit:,} tokens"
     cut = float((lengths >= limit).mean())
-    reach = f"{cut:.0%} reach `task.max_length` {limit:,} and may be cut" if cut else f"`task.max_length` is {limit:,}"
+    reach = f"{cut:.1%} reach `task.max_length` {limit:,} and may be cut" if cut else f"`task.max_length` is {limit:,}"
     return f"{lengths.min():,} to {lengths.max():,} tokens, half at most {np.median(lengths):,.0f}; {reach}"
 
 
