@@ -303,15 +303,18 @@ def _check_file(option: str, file: Path) -> None:
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False, parser=path)],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False, parser=path)],
-    pick: Annotated[str, typer.Option(help='knee, fastest, best, a key, or a condition: "latency_ms <= 5".')] = "knee",
+    pick: Annotated[
+        str, typer.Option(help='knee (the default), fastest, best, a key, or a condition: "latency_ms <= 5".')
+    ] = "",
     to: Annotated[str, typer.Option(help=f"Other formats to write as well: {FORMAT_NAMES}.")] = "",
     parent_width: Annotated[
         bool,
         typer.Option("--parent-width", help="Map narrower vectors to the width of the parent's, for its index."),
     ] = False,
+    whole_front: Annotated[bool, typer.Option("--all", help="The whole front, each in a folder of its key.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Write one subnetwork of the front as a Hugging Face model folder, checked by reloading it."""
+    """Write a subnetwork of the front, or all, as Hugging Face model folders, checked by reloading them."""
     from nas.exports.export import export_subnet
     from nas.exports.formats import parse_formats
     from nas.runs.progress import print_line, quiet_libraries
@@ -320,10 +323,14 @@ def export(
 
     quiet_libraries()
     opened = Run(run)
-    point = pick_point(opened, pick)
-    print_line(f"{point.subnet}")
-    folder = export_subnet(opened, point, out, parse_formats(to), parent_width=parent_width, trust=trust)
-    print_line(f"{folder} reloads with equal outputs")
+    if pick and whole_front:
+        raise InputError(f"--all writes the whole front, but --pick names `{pick}`; leave one of them out.")
+    formats = parse_formats(to)
+    chosen = {out / p.key: p for p in opened.front()} if whole_front else {out: pick_point(opened, pick or "knee")}
+    for folder, point in chosen.items():
+        print_line(f"{point.subnet}")
+        written = export_subnet(opened, point, folder, formats, parent_width=parent_width, trust=trust)
+        print_line(f"{written} reloads with equal outputs")
 
 
 @app.command()

@@ -74,7 +74,7 @@ STAGES = (
     Stage(
         "finish",
         "Train the chosen subnetworks of the front on, with the parent as the teacher.",
-        lambda run: (run.finished / "chosen.json").exists() or run.front_file.exists(),
+        lambda run: run.finished_list.exists() or run.front_file.exists(),
         "nas.stages.finish:run_finish",
     ),
     Stage(

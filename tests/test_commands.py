@@ -101,3 +101,18 @@ def test_a_dry_run_keeps_the_budgets_and_counts_all_examples(text_recipe: Path) 
     assert sampled.num_examples == whole.num_examples and len(sampled.splits.train) == 5
     minutes = estimate(recipe)["minutes"]
     assert minutes["profile"] <= 0.02 and set(minutes) >= {"parent", "supernet", "search", "verify", "export"}
+
+
+def test_the_whole_front_is_exported_at_once(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, written = Run(finished[1]), {}
+    monkeypatch.setattr(
+        "nas.exports.export.export_subnet",
+        lambda _, point, folder, formats, **__: written.setdefault(folder, point.key),
+    )
+    nas(monkeypatch, "export", run.folder, "--all", "--out", tmp_path)
+    assert written == {tmp_path / point.key: point.key for point in run.front()}
+    with pytest.raises(SystemExit):
+        nas(monkeypatch, "export", run.folder, "--all", "--pick", "best", "--out", tmp_path)
+    assert "leave one of them out" in capsys.readouterr().err

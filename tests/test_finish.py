@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import logits
+from conftest import TOYS, logits
 
 from nas.exports.export import FinishedModel, supernet_outputs, weights_of
 from nas.fronts.point import Point
 from nas.pipeline import STAGES, search
 from nas.recipe.schema import Recipe
+from nas.runs.finished import read_finished
 from nas.runs.run import Run
-from nas.stages.finish import choose_points, run_finish
+from nas.stages.finish import TOGETHER, choose_points, run_finish
+from nas.stages.verify import run_verify
+from nas.supernets.int8_twin import int8_twin, with_int8
 from nas.supernets.load import load_supernet
+from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from search_spaces import InputError, SubnetConfig
+from search_spaces.layer_drop import evenly_spaced
 
 LATENCIES = (1.0, 1.9, 2.5, 3.2, 4.9, 7.0, 9.0)
 
@@ -75,8 +81,8 @@ def test_a_killed_finish_keeps_what_is_finished(finished: tuple[Path, Path], mon
     run = Run(folder)
     weights = {file: file.read_bytes() for file in run.finished.glob("*/*.safetensors")}
     run.front_file.unlink()
-    (run.finished / "chosen.json").unlink()
-    monkeypatch.setattr("nas.stages.finish._finish_point", lambda *_: pytest.fail("it is trained twice"))
+    run.finished_list.unlink()
+    monkeypatch.setattr("nas.stages.finish._train_alone", lambda *_: pytest.fail("it is trained twice"))
     run_finish(run, TaskContext(run.recipe))
     assert {file: file.read_bytes() for file in weights} == weights
     assert next(stage for stage in STAGES if stage.name == "finish").is_done(run)
@@ -88,7 +94,7 @@ def test_without_models_nothing_is_trained_on(finished: tuple[Path, Path]) -> No
     shutil.rmtree(run.finished)
     context = TaskContext(run.recipe.model_copy(update={"finish": run.recipe.finish.model_copy(update={"models": 0})}))
     run_finish(run, context)
-    assert [file.name for file in run.finished.iterdir()] == ["chosen.json"]
+    assert list(run.finished.iterdir()) == [run.finished_list] and read_finished(run) == []
 
 
 def test_one_process_trains(finished: tuple[Path, Path]) -> None:
@@ -96,3 +102,80 @@ def test_one_process_trains(finished: tuple[Path, Path]) -> None:
 
     with pytest.raises(InputError, match=r"`finish\.workers` must be left out"):
         check_recipe(Recipe.load(finished[0], ["finish.workers=2"]))
+
+
+def again(run: Run, **update: Any) -> TaskContext:
+    """The context of a run whose finish is done again, with these settings of the recipe."""
+    shutil.rmtree(run.finished)
+    run.front_file.unlink()
+    settings = run.recipe.finish.model_copy(update=update.pop("finish", {}))
+    return TaskContext(run.recipe.model_copy(update={**update, "finish": settings}))
+
+
+def test_several_are_trained_together_first_and_that_is_not_repeated(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(finished[1])
+    context = again(run, finish={"models": 2})
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nas.stages.finish._train_alone", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_finish(run, context)
+    together, inherited = load_supernet(run, context, run.finished / TOGETHER)[0], load_supernet(run, context)[0]
+    monkeypatch.setattr("nas.stages.finish.SupernetTrainer", lambda **_: pytest.fail("it is trained twice"))
+    run_finish(run, context)
+    models = read_finished(run)
+    assert [model.source for model in models] == ["search", "search"] and not (run.finished / TOGETHER).exists()
+    for model in models:
+        inputs, shared = supernet_outputs(together, model.subnet, context)
+        before = supernet_outputs(inherited, model.subnet, context)[1]["logits"].flatten()
+        alone = logits(context.load_model(model.folder(run)).eval(), inputs)
+        assert not torch.allclose(shared["logits"].flatten(), before, atol=1e-3), "they were not trained together"
+        assert not torch.allclose(shared["logits"].flatten(), alone, atol=1e-3), "it was not trained alone"
+
+
+def test_the_layer_drop_and_the_int8_twins_are_verified(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(finished[1])
+    monkeypatch.setattr("nas.supernets.int8_twin.QUANTIZED_FROM_HIDDEN", 0)
+    context = again(run, baselines=["layer-drop"])
+    run_finish(run, context)
+    run_verify(run, context)
+    points = {point.source: point for point in run.verified_points() if point.source not in ("search", "random")}
+    parent, dropped = points["parent"].subnet, points["layer-drop"].subnet
+    assert len(dropped.layers) < len(parent.layers) and set(dropped.intermediate_size) == set(parent.intermediate_size)
+    assert points["parent-int8"].subnet == with_int8(parent) != parent
+    (chosen,) = (model.subnet for model in read_finished(run) if model.source == "search")
+    twins = [point.subnet for point in run.verified_points() if point.source == "int8"]
+    assert with_int8(chosen) in twins and points["int8"].finished and points["int8"].measured
+    assert points["parent-int8"].values["size_mb"] < points["parent"].values["size_mb"]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "vit"])
+def test_an_int8_twin_has_the_weights_of_its_model(model_type: str) -> None:
+    supernet = Supernet(TOYS[model_type].model())
+    parent = supernet.parent
+    subnet = parent.with_values(intermediate_size=tuple(96 - 24 * (k % 2) for k in range(len(parent.layers))))
+    model = supernet.extract(subnet)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1.5
+    twin = int8_twin(model, subnet, supernet)
+    other = Supernet(TOYS[model_type].model())
+    other.model.load_state_dict({name: 1.5 * value for name, value in supernet.model.state_dict().items()})
+    expected = other.extract(with_int8(subnet)).state_dict()
+    assert twin.state_dict().keys() == expected.keys()
+    for name, tensor in twin.state_dict().items():
+        assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-6), name
+
+
+def test_dropped_layers_are_evenly_spaced_and_end_with_the_last() -> None:
+    space = Supernet(TOYS["bert"].model()).layout.search_space({"num_hidden_layers": [1, 4]})
+    assert [subnet.layers for subnet in evenly_spaced(space)] == [(0, 2, 3), (1, 3), (3,)]
+    both = Supernet(TOYS["t5"].model()).layout.search_space({"num_hidden_layers": [1, 4]})
+    assert [subnet.layers for subnet in evenly_spaced(both)][1:] == [(1, 3, 5, 7), (3, 7)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
-from nas.supernets.training import last_complete_checkpoint, training_arguments
+from nas.supernets.training import last_complete_checkpoint, train, training_arguments
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
@@ -249,6 +250,32 @@ def test_an_interrupted_training_has_the_same_losses(context: TaskContext, tmp_p
     assert all(
         torch.equal(value, resumed_state[name]) for name, value in uninterrupted.supernet.model.state_dict().items()
     )
+
+
+def test_a_training_in_minutes_times_its_steps_once_and_leaves_weights_as_they_are(
+    context: TaskContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(context, tmp_path)
+    before = {name: value.clone() for name, value in trainer.supernet.model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert trainer.steps_within(1e9) > trainer.steps_within(1e6) > 1 == trainer.steps_within(1e-9)
+    assert torch.equal(state, torch.random.get_rng_state()) and trainer._losses == {}
+    after = trainer.supernet.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds: int(seconds / 20))
+    log = train(trainer, lambda *_: None, tmp_path / "logs", minutes=1.0)
+    assert trainer.state.global_step == 3 and log[-1]["train_runtime"] > 0
+    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds: 99)
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    train(resumed := make_trainer(context, tmp_path), lambda *_: None, tmp_path / "logs", minutes=1.0)
+    assert resumed.state.global_step == 3, "a resumed training has the schedule that it began with"
+
+
+def test_minutes_are_split_between_supernet_and_finish(text_recipe: Path) -> None:
+    recipe = Recipe.load(text_recipe, ["minutes=10"])
+    assert (recipe.supernet.minutes, recipe.finish.minutes) == (pytest.approx(2), pytest.approx(8))
+    assert Recipe.load(text_recipe, ["minutes=10", "finish.minutes=1"]).finish.minutes == 1
 
 
 def test_progress_shows_the_loss_of_each_role(context: TaskContext, tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ import torch
 
 from nas.pipeline import STAGES, locked_run
 from nas.recipe.schema import Recipe
+from nas.runs.finished import read_finished
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import model_trainer
 from nas.tasks.context import TaskContext
-from search_spaces import SubnetConfig
+from search_spaces import SearchSpace, SubnetConfig
+from search_spaces.layer_drop import drop_layers, evenly_spaced
 
 TIMED = ("supernet", "profile", "search", "finish")
 """Stages whose CPU seconds are shared among the baselines."""
@@ -61,15 +63,14 @@ def compare(recipe: Recipe, folder: Path) -> None:
     supernet, space = load_supernet(run, context)
     predict = run.load_predictor().predict
     parent_ms = float(predict([supernet.parent])[0])
-    keys = json.loads((run.finished / "chosen.json").read_text())
-    budget = sum(seconds.values()) / max(len(keys), 1)
+    subnets = {m.subnet.key: m.subnet for m in read_finished(run) if m.source == "search"}
+    budget = sum(seconds.values()) / max(len(subnets), 1)
     print(f"seed {recipe.seed}: {', '.join(f'{name} {s:.0f} s' for name, s in seconds.items())} of CPU time")
-    print(f"each of {len(keys)} models has {budget:.0f} s; parent {parent_ms:.3g} ms as predicted")
+    print(f"each of {len(subnets)} models has {budget:.0f} s; parent {parent_ms:.3g} ms as predicted")
     teacher = context.load_model(run.parent)
     row("parent", 1.0, correct(teacher, context), None)
-    subnets = {point.key: point.subnet for point in run.verified_points()}
-    for key in keys:
-        ms = float(predict([subnets[key]])[0])
+    for key, chosen in subnets.items():
+        ms = float(predict([chosen])[0])
         ours = correct(context.load_model(run.finished / key), context)
         row(f"finished {key}", ms / parent_ms, ours, None)
         for name, subnet in baselines(space, run.layer_order, predict, ms):
@@ -92,26 +93,17 @@ def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
     return {name: seconds[name] for name in TIMED if name in seconds}
 
 
-def baselines(space: Any, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
+def baselines(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
     """The deepest layer drops and the largest uniform scaling that are predicted no slower than ``ms``."""
-    parent, n = space.parent, space.parent.num_hidden_layers
-    spaced = [tuple(sorted({round((k + 1) * n / depth) - 1 for k in range(depth)})) for depth in range(n, 0, -1)]
-    important = [tuple(sorted(order[:depth])) for depth in range(n, 0, -1)]
-    for name, kept in (("layers evenly spaced", spaced), ("most important layers", important)):
-        for layers in kept:
-            subnet = without_layers(parent, layers)
-            if float(predict([subnet])[0]) <= ms or len(layers) == 1:
-                yield f"{name} {layers}", subnet
-                break
+    depths = range(space.parent.num_hidden_layers, 0, -1)
+    important = [drop_layers(space.parent, sorted(order[:depth])) for depth in depths]
+    for name, drops in (("layers evenly spaced", evenly_spaced(space)), ("most important layers", important)):
+        affordable = [subnet for subnet in drops if float(predict([subnet])[0]) <= ms]
+        subnet = (affordable or drops[-1:])[0]
+        yield f"{name} {subnet.layers}", subnet
     scalings = [subnet for subnet in space.uniform_scalings() if float(predict([subnet])[0]) <= ms]
     if scalings:
         yield "uniform scaling", max(scalings, key=lambda subnet: float(predict([subnet])[0]))
-
-
-def without_layers(parent: SubnetConfig, layers: tuple[int, ...]) -> SubnetConfig:
-    """The parent with these layers only."""
-    values = {n: [v[k] for k in layers] if isinstance(v, list) else v for n, v in parent.to_dict().items()}
-    return SubnetConfig.from_dict({**values, "layers": list(layers)})
 
 
 def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> None:

@@ -5,7 +5,9 @@
 
 `record` times random subnetworks of the quickstart's space (random weights) beside the parent, in rounds, and keeps
 the wall time and the thread's CPU time of every call. `compare` fits predictors on parts of the record. The truth of a
-model is the median ratio of CPU times over all rounds.
+model is the median ratio of CPU times over all rounds. It also replays two ways to spend the same number of samples:
+ten models at a time, each until its 95 % interval is within 3 % by the wall or 60 rounds are over, as before budgets;
+and rounds over all models in random order by CPU time, as now.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ RECIPE = Path(__file__).parents[1] / "quickstart" / "recipe.yaml"
 CALLS = 3
 MODELS, ROUNDS = (12, 24, 40), (1, 2, 4, 8, 16)
 SEEDS = 3
+PROFILED, GROUP, BUDGETS = 40, 10, (100, 200, 400, 800, 1600)
+"""Models that a profile measures, those of a group, and numbers of samples."""
 
 
 def quickstart() -> tuple[TaskContext, Supernet, SearchSpace]:
@@ -113,6 +117,56 @@ def compare(file: Path) -> None:
                     f"{100 * np.median(predicted):8.2f}  (cross-validated {100 * np.median(quick):.2f})",
                     flush=True,
                 )
+    replay(space, subnets, ratios, truth)
+
+
+def replay(space: SearchSpace, subnets: list[SubnetConfig], ratios: dict[str, np.ndarray], truth: np.ndarray) -> None:
+    """Prints the predictor's error of both ways to measure, by budget; medians over seeds."""
+    names, table = feature_names(space), features(space, subnets)
+    print("samples  models by group, predictor's error %   models in rounds, predictor's error %")
+    for budget in BUDGETS:
+        found: dict[str, list[tuple[int, float]]] = {"groups": [], "rounds": []}
+        for seed in range(2 * SEEDS):
+            order = np.random.default_rng(seed).permutation(len(subnets))
+            known, unknown = order[:PROFILED], order[PROFILED:]
+            values = {
+                "groups": by_groups(ratios["wall"][:, known], budget),
+                "rounds": by_rounds(ratios["cpu"][:, known], budget),
+            }
+            for way, value in values.items():
+                fitted = LatencyPredictor.fit(table[known][value > 0], value[value > 0], names=names)
+                error = np.mean(np.abs(fitted.predict(table[unknown]) / truth[unknown] - 1))
+                found[way].append((int((value > 0).sum()), 100 * float(error)))
+        cells = [
+            f"{np.median([m for m, _ in rows]):10.0f} {np.median([e for _, e in rows]):10.2f}"
+            for rows in found.values()
+        ]
+        print(f"{budget:7} {cells[0]:>40} {cells[1]:>40}", flush=True)
+
+
+def by_groups(ratios: np.ndarray, budget: int) -> np.ndarray:
+    """The latency of each model, 0 if the samples did not suffice for its group."""
+    values, left = np.zeros(ratios.shape[1]), budget
+    for first in range(0, ratios.shape[1], GROUP):
+        group = ratios[:, first : first + GROUP]
+        for rounds in range(5, len(group) + 1):
+            half_width = 1.96 * 1.25 * group[:rounds].std(0, ddof=1) / np.sqrt(rounds) / np.median(group[:rounds], 0)
+            if (half_width <= 0.03).all():
+                break
+        if left < rounds * group.shape[1]:
+            break
+        left -= rounds * group.shape[1]
+        values[first : first + GROUP] = np.median(group[:rounds], 0)
+    if not values.any():  # not even the first group was ready
+        rounds = max(1, budget // GROUP)
+        values[:GROUP] = np.median(ratios[:rounds, :GROUP], 0)
+    return values
+
+
+def by_rounds(ratios: np.ndarray, budget: int) -> np.ndarray:
+    """The latency of each model: its median over as many rounds as the samples suffice for."""
+    rounds = min(max(1, budget // ratios.shape[1]), len(ratios))
+    return np.asarray(np.median(ratios[:rounds], 0))
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         teacher=context.load_model(parent),
     )
     with progress("finetune") as report:
-        train(trainer, report, Run(run).logs / out.name)
+        train(trainer, report, Run(run).logs / out.name, recipe.parent.minutes)
     processes.exit_other_processes()
     model.save_pretrained(work)
     context.save_processor(work, SubnetConfig.from_dict(info["subnet"]))

@@ -52,6 +52,8 @@ class StepTime:
             examples: Examples of an epoch.
             passes: Time of a step's passes, relative to the parent's.
         """
+        if settings.minutes is not None:
+            return 60 * settings.minutes
         steps = settings.num_train_epochs * math.ceil(examples / settings.batch_size)
         batch = min(settings.batch_size, examples)
         return steps * (batch * self.train_s * passes + self.optimizer_s + TRAINER_S)

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from search_spaces.subnet import SubnetConfig
 
-Source = Literal["search", "uniform", "random", "parent"]
+Source = Literal["search", "uniform", "random", "layer-drop", "int8", "parent-int8", "parent"]
+"""Where a point comes from: the search, a baseline, an int8 twin, or the parent."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Point:
         errors: Metric or cost -> spread, in the same unit. For a metric, the standard error. For a measured latency,
             half the width of the interval that holds 90 % of repetitions in a new process; for a predicted one, of the
             interval that holds 90 % of measurements. Exact values and values of unknown spread are absent.
-        source: Where it comes from: the search, a baseline (``uniform``, ``random``), or the ``parent``.
+        source: ``search``; a baseline (``uniform``, ``random``, ``layer-drop``); ``int8``, a finished model with int8
+            layers; ``parent``, or ``parent-int8``, the parent with int8 layers.
         measured: True: latency measured on the exported model, metrics on the held-out split. False: latency
             predicted, metrics on the search split.
         feasible: Whether it satisfies every constraint.

@@ -64,6 +64,9 @@ DEFAULT_EPOCHS = 3.0
 MAX_SEED = 2**32 - 1
 """NumPy's generators take no larger one."""
 
+SUPERNET_SHARE = 0.2
+"""Share of ``minutes`` that trains the supernet: enough to rank subnetworks; the rest finishes the chosen ones."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -155,6 +158,12 @@ class Training(_Section):
 
     epochs: float | None = Field(
         None, gt=0, le=1e6, description="Default: 3 if the model has no trained head, else none."
+    )
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="In place of `epochs`: as many steps as take about so long, timed before the first.",
     )
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate.")
     batch_size: int = Field(32, ge=1, le=10**6, description="Examples of one batch, of each process.")
@@ -317,6 +326,18 @@ class Recipe(_Section):
     finish: Finish = Field(default_factory=Finish, description="How chosen subnetworks are trained on.")
     search: Search = Field(default_factory=Search)
     verify: Verify = Field(default_factory=Verify)
+    baselines: list[Literal["layer-drop"]] = Field(
+        default_factory=list,
+        description="`layer-drop`: the parent without some layers, as fast as the first finished model and trained as "
+        "long.",
+    )
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Training time after the parent, in place of `epochs`: a fifth for the supernet, the rest for the "
+        "finish.",
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of data order, sampling and search.")
 
     @field_validator("space", mode="before")
@@ -394,6 +415,12 @@ class Recipe(_Section):
         if not self.objectives:
             assert task.default_metric is not None
             update["objectives"] = {task.default_metric: METRICS[task.default_metric], "latency_ms": "minimize"}
+        if self.minutes is not None:
+            shares = {"supernet": SUPERNET_SHARE, "finish": 1 - SUPERNET_SHARE}
+            for section, share in shares.items():
+                settings = getattr(self, section)
+                minutes = settings.minutes or share * self.minutes
+                update[section] = settings.model_copy(update={"minutes": minutes})
         if not task.reads_text:
             update["workload"] = replace(self.workload, sequence_length=None)
         return self.model_copy(update=update)

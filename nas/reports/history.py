@@ -11,7 +11,7 @@ from nas.fronts.point import Point
 from nas.runs.files import read_json
 from nas.runs.run import Run
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
-from nas.studies.study import complete_trials, open_studies, point_from_trial, study_kind
+from nas.studies.study import STUDIES, complete_trials, open_studies, point_from_trial, study_kind
 from predictors import SubnetPredictor
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def predicted_vs_measured(
         ``model``; ``mape_percent``: model or baseline -> held-out error; ``key``, ``predicted_ms``, ``measured_ms``:
         one value per verified subnetwork.
     """
-    measured = {p.key: p.values["latency_ms"] for p in verified if p.source != "parent" and "latency_ms" in p.values}
+    measured = {p.key: p.values["latency_ms"] for p in verified if p.source in STUDIES and "latency_ms" in p.values}
     trials = [trial for study in studies for trial in complete_trials(study) if "point" in trial.user_attrs]
     points = {point.key: point for point in (point_from_trial(trial, "search") for trial in trials)}
     keys = [key for key in measured if "latency_ms" in getattr(points.get(key), "values", {})]

@@ -84,6 +84,8 @@ def _data(
         "off": ("verified, not on the front", _off_front(verified, on_front)),
         "uniform": ("uniform baseline", _baseline("uniform", front, verified, evaluated)),
         "random": ("random baseline", _baseline("random", front, verified, evaluated)),
+        "layer-drop": ("layer dropping", _of_source("layer-drop", verified, evaluated)),
+        "int8": ("int8 twins", [p for p in verified if p.source in ("int8", "parent-int8")]),
         "front": ("front", list(front)),
         "parent": ("parent", _of_source("parent", verified, evaluated)[:1]),
     }

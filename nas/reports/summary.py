@@ -8,12 +8,15 @@ from typing import Any
 from rich.console import Group
 
 from nas.fronts.front import ParetoFront
+from nas.fronts.point import Source
 from nas.recipe.objectives import format_value
 from nas.runs.finetuned import load_finetuned
 from nas.runs.progress import console, print_line
 from nas.runs.run import Run
 from predictors import Errors, SubnetPredictor
 
+REFERENCES: tuple[Source, ...] = ("parent", "parent-int8", "layer-drop")
+"""Models whose values are printed below the front, each on a line."""
 BASELINES = ("depth-only", "macs", "linear", "roofline")
 
 
@@ -63,16 +66,13 @@ def workload_line(run: Run) -> str:
 
 
 def print_summary(run: Run, front: ParetoFront) -> None:
-    """Prints a front, the parent, the workload, the hypervolumes and the files of a run."""
+    """Prints a front, what it is compared with, the workload, the hypervolumes and the files of a run."""
     results = run.results()
-    parent = next(point for point in run.verified_points() if point.source == "parent")
-    parent_values = " · ".join(
-        f"{name} {format_value(name, parent.values[name], parent.errors.get(name))}"
-        for name in front.value_names
-        if name in parent.values
-    )
     console.print(Group(front.table()))
-    print_line(f"parent       {parent_values}")
+    for source in REFERENCES:
+        for point in (point for point in run.verified_points() if point.source == source):
+            shown = (f"{n} {format_value(n, point.values[n], point.errors.get(n))}" for n in front.value_names)
+            print_line(f"{source:<12} {' · '.join(shown)}")
     print_line(f"workload     {workload_line(run)}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
     print_line(f"report       {run.report}")

@@ -53,6 +53,7 @@ class Run:
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
         self.finished = self.folder / "finished"
+        self.finished_list = self.finished / "finished.json"
         self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
         self.logs = self.folder / "logs"

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nas.exports.export import save_model
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.objectives import COSTS, format_value
-from nas.recipe.schema import Recipe
-from nas.runs.files import write_json
+from nas.recipe.schema import Finish, Recipe
+from nas.runs.files import delete, read_json, write_json
+from nas.runs.finished import Finished, write_finished
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.study import evaluated_points, open_studies
-from nas.supernets.load import load_supernet
+from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
+from nas.supernets.load import load_supernet, save_calibration
+from nas.supernets.space import search_space
+from nas.supernets.strategies import Chosen
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import model_trainer, train
+from nas.supernets.supernet_trainer import SupernetTrainer
+from nas.supernets.training import model_trainer, train, training_arguments
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
+from search_spaces import SubnetConfig
+from search_spaces.layer_drop import evenly_spaced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SPEEDUPS = (2.0, 3.0, 5.0, 8.0, 1.5)
 """Parts of the parent's cost at which subnetworks are chosen, in this order: a half, a third, a fifth."""
+TOGETHER = "together"
+TOGETHER_SHARE = 0.5
+"""Share of the training in which the chosen subnetworks still share their weights."""
 
 
 def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Trains the chosen subnetworks of the search's front on and stores each as a model folder in ``run.finished``.
 
-    Weights of a supernet are a compromise between all subnetworks; a short distillation of one of them alone recovers
-    what the compromise costs (Cai et al. 2020, arXiv 1908.09791, fine-tune the specialized subnetworks likewise). The
-    choice uses predicted latencies and the search split only, never the held-out split.
+    Weights of a supernet are a compromise between all subnetworks. First the chosen ones share them, one trained in
+    each step: what they have in common is learned once. Then each is trained alone (Cai et al. 2020, arXiv 1908.09791,
+    fine-tune the specialized subnetworks likewise). The choice uses predicted latencies and the search split only,
+    never the held-out split. Each finished model, and the parent, gets a twin with int8 layers where that pays.
 
     Args:
         run: The run, with its studies.
@@ -41,13 +56,13 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     study = open_studies(run.study, context.recipe)["search"]
     front = ParetoFront.of(evaluated_points(study), context.recipe.objectives)
     cost = next(name for name in context.recipe.objectives if name in COSTS)
-    points = choose_points(front.points, context.recipe, cost, _parent_cost(run, context, supernet, cost))
-    for number, point in enumerate(points, 1):
-        if not (run.finished / point.key).exists():
-            with run.building(run.finished / point.key) as work:
-                _finish_point(run, context, supernet, point, work, f"finish {number} of {len(points)}")
-    run.finished.mkdir(exist_ok=True)
-    write_json(run.finished / "chosen.json", [point.key for point in points])
+    points = choose_points(front.points, context.recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
+    models = [Finished(point.subnet, "search") for point in points]
+    _finish_all(run, context, supernet, models)
+    models += _baselines(run, context, supernet, models, cost)
+    models += _int8_twins(run, context, supernet, models)
+    delete(run.finished / TOGETHER)
+    write_finished(run, models)
 
 
 def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cost: float) -> list[Point]:
@@ -75,35 +90,133 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
     return list(chosen.values())
 
 
-def _parent_cost(run: Run, context: TaskContext, supernet: Supernet, cost: str) -> float:
-    """The parent's cost; a latency is predicted, as those of the front are."""
+def _cost(run: Run, context: TaskContext, supernet: Supernet, cost: str, subnet: SubnetConfig) -> float:
+    """A cost of a subnetwork; a latency is predicted, as those of the front are."""
     if cost == "latency_ms":
-        return float(run.load_predictor().predict([supernet.parent])[0])
+        return float(run.load_predictor().predict([subnet])[0])
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type)
-    return float(counts.count([cost], [supernet.parent], context.recipe.workload)[cost][0])
+    return float(counts.count([cost], [subnet], context.recipe.workload)[cost][0])
 
 
-def _finish_point(run: Run, context: TaskContext, supernet: Supernet, point: Point, work: Path, title: str) -> None:
-    """Trains one subnetwork and writes its model folder, with its metric on the search split before and after."""
-    settings, metric = context.recipe.finish, context.recipe.primary_metric
-    model = supernet.extract(point.subnet)
-    model.requires_grad_(True)
-    before = score(model, context.splits.search, [metric])[metric]
-    trainer = model_trainer(
-        model,
-        settings,
-        work / "checkpoints",
-        context.training_set(settings),
-        context.splits.task,
-        context.recipe.seed,
-        teacher=context.load_model(run.parent),
-    )
-    with progress(title) as report:
-        log = train(trainer, report, run.logs / f"finish-{point.key}")
-    model.eval()
-    after = score(model, context.splits.search, [metric])[metric]
-    save_model(model, context, work)
-    context.save_processor(work, point.subnet)
-    write_json(work / "training.json", log)
+def _part(settings: Finish, share: float, models: int) -> Finish:
+    """The settings of a part of the training: a share of the time, or of the epochs of so many models."""
+    minutes = None if settings.minutes is None else share * settings.minutes
+    return settings.model_copy(update={"minutes": minutes, "epochs": share * models * settings.num_train_epochs})
+
+
+def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> None:
+    """Trains subnetworks together, then each alone."""
+    missing = [model for model in models if not model.folder(run).exists()]
+    if not missing:
+        return
+    settings, share = context.recipe.finish, 0.0
+    if len(models) > 1:
+        supernet, share = _train_together(run, context, supernet, models), TOGETHER_SHARE
+    for number, model in enumerate(models, 1):
+        if model in missing:
+            alone = _part(settings, (1 - share) / len(models), len(models))
+            start, title = supernet.extract(model.subnet), f"finish {number} of {len(models)}"
+            _train_alone(run, context, start, model, alone, title)
+
+
+def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> Supernet:
+    """A supernet of these subnetworks only: every step trains one of them."""
+    target, settings = run.finished / TOGETHER, _part(context.recipe.finish, TOGETHER_SHARE, len(models))
+    if not target.exists():
+        with run.building(target) as work:
+            examples = context.training_set(settings)
+            arguments = training_arguments(settings, work / "checkpoints", context.recipe.seed, _has_text(examples))
+            trainer = SupernetTrainer(
+                supernet=supernet,
+                task=context.splits.task,
+                teacher=context.load_model(run.parent),
+                strategy=Chosen([model.subnet for model in models]),
+                args=arguments,
+                train_dataset=examples,
+            )
+            with progress("finish together") as report:
+                log = train(trainer, report, run.logs / "finish", settings.minutes)
+            save_calibration(supernet, context, work)
+            supernet.model.save_pretrained(work)
+            write_json(work / "training.json", log)
+    return load_supernet(run, context, target)[0]
+
+
+def _train_alone(
+    run: Run, context: TaskContext, model: PreTrainedModel, finished: Finished, settings: Finish, title: str
+) -> None:
+    """Trains one model and writes its folder; says its metric on the search split before and after."""
+    metric, key = context.recipe.primary_metric, finished.subnet.key
+    with run.building(finished.folder(run)) as work:
+        model.requires_grad_(True)
+        before = score(model, context.splits.search, [metric])[metric]
+        trainer = model_trainer(
+            model,
+            settings,
+            work / "checkpoints",
+            context.training_set(settings),
+            context.splits.task,
+            context.recipe.seed,
+            teacher=context.load_model(run.parent),
+        )
+        with progress(title) as report:
+            log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)
+        model.eval()
+        after = score(model, context.splits.search, [metric])[metric]
+        _save(model, context, work)
+        write_json(work / "training.json", log)
     values = " -> ".join(format_value(metric, one.value, one.standard_error) for one in (before, after))
-    print_line(f"finished   {point.key}: {metric} {values} on the search split")
+    print_line(f"finished   {key}: {metric} {values} on the search split")
+
+
+def _save(model: PreTrainedModel, context: TaskContext, folder: Path) -> None:
+    save_model(model, context, folder)
+    context.save_processor(folder)
+
+
+def _has_text(examples: object) -> bool:
+    return "input_ids" in getattr(examples, "column_names", ())
+
+
+def _baselines(
+    run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished], cost: str
+) -> list[Finished]:
+    """The baselines of the recipe that are trained: as long as each finished model, from the parent."""
+    if "layer-drop" not in context.recipe.baselines or not models:
+        return []
+    drops = evenly_spaced(search_space(context))
+    limit = _cost(run, context, supernet, cost, models[0].subnet)
+    affordable = [subnet for subnet in drops if _cost(run, context, supernet, cost, subnet) <= limit]
+    baseline = Finished((affordable or drops[-1:])[0], "layer-drop")
+    if not baseline.folder(run).exists():
+        model = Supernet(context.load_model(run.parent)).extract(baseline.subnet)
+        settings = context.recipe.finish.model_copy(update={"minutes": _minutes_each(run, models)})
+        _train_alone(run, context, model, baseline, settings, "finish layer-drop")
+    return [baseline]
+
+
+def _minutes_each(run: Run, models: Sequence[Finished]) -> float:
+    """Minutes of training that a finished model took, with its share of the supernet's."""
+    folders = [run.supernet, run.finished / TOGETHER, *(model.folder(run) for model in models)]
+    logs = [read_json(folder / "training.json", folder, _seconds) for folder in folders if folder.exists()]
+    return sum(logs) / 60 / len(models)
+
+
+def _seconds(log: Sequence[Mapping[str, float]]) -> float:
+    """Seconds of a logged training."""
+    return sum(entry.get("train_runtime", 0.0) for entry in log)
+
+
+def _int8_twins(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> list[Finished]:
+    """The parent and the finished models with int8 layers, where that pays; their latency must be measured here."""
+    twins: dict[SubnetConfig, Finished] = {}
+    sources = {supernet.parent: run.parent, **{model.subnet: model.folder(run) for model in models}}
+    for subnet, folder in sources.items() if int8_pays(context) and not run.is_remote else ():
+        twin = Finished(with_int8(subnet), "parent-int8" if folder == run.parent else "int8")
+        if twin.subnet not in sources:
+            twins[twin.subnet] = twin
+            if not twin.folder(run).exists():
+                with run.building(twin.folder(run)) as work:
+                    model = int8_twin(context.load_model(folder).eval(), subnet, supernet)
+                    _save(model, context, work)
+    return list(twins.values())

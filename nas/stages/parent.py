@@ -38,4 +38,4 @@ def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> No
     work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
     model, examples = context.load_model(), context.training_set(settings)
     trainer = model_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
-    save_trained(model, train(trainer, report, run.logs / "parent"), work)
+    save_trained(model, train(trainer, report, run.logs / "parent", settings.minutes), work)

@@ -111,7 +111,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
     )
-    log = train(trainer, report, run.logs / "supernet")
+    log = train(trainer, report, run.logs / "supernet", settings.minutes)
     if processes.is_main():
         save_calibration(supernet, context, work)
     save_trained(supernet.model, log, work)

@@ -15,6 +15,7 @@ from nas.fronts.point import Point
 from nas.recipe.objectives import against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
+from nas.runs.finished import read_finished
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, evaluated_points, open_studies
@@ -43,10 +44,10 @@ PARENT = "parent"
 def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Scores and measures every subnetwork on the front of a study, and writes front.json.
 
-    Each subnetwork is exported, reloaded and compared with the supernet. The reloaded model is scored on the held-out
-    split and measured twice, the second time reloaded again, as far as `verify.minutes` allows. These values decide
-    whether it satisfies the constraints; a latency whose interval contains its bound is marked as undecided. The front
-    holds the non-dominated subnetworks of all studies together.
+    Each subnetwork is exported, reloaded and compared with the supernet or its finished model. The reloaded model is
+    scored on the held-out split and measured twice, the second time reloaded again, as far as `verify.minutes`
+    allows. These values decide whether it satisfies the constraints; a latency whose interval contains its bound is
+    marked as undecided. The front holds the non-dominated models of all studies, baselines and int8 twins together.
 
     Args:
         run: The run, with its studies.
@@ -64,13 +65,16 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     }
     if not candidates["search"]:
         _raise_infeasible(run, evaluated_points(studies["search"]))
+    finished = read_finished(run)
     subnets = {point.key: point.subnet for front in candidates.values() for point in front}
+    subnets |= {model.subnet.key: model.subnet for model in finished}
     results = _verify_all(run, context, supernet, subnets)
+    sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
+    sources += [(model.subnet.key, model.source) for model in finished if model.source not in studies]
     verified = [
-        replace(_to_point(results[point.key], name, recipe.bounds), finished=(run.finished / point.key).exists())
-        for name, study in studies.items()
-        for point in evaluated_points(study)
-        if point.key in results
+        replace(_to_point(results[key], source, recipe.bounds), finished=(run.finished / key).exists())
+        for key, source in sources
+        if key in results
     ]
     parent = _to_point(results[PARENT], PARENT, recipe.bounds)
     if not run.is_remote:

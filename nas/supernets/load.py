@@ -31,10 +31,15 @@ def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> 
         calibrate(supernet, calibration_set(context).batches).save(folder)
 
 
-def load_supernet(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
-    """Loads the trained supernet of a run on the training device, and its space with layers by importance."""
-    supernet = Supernet(
-        context.load_model(run.supernet).to(training_device()), CalibrationStatistics.load(run.supernet)
-    )
+def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) -> tuple[Supernet, SearchSpace]:
+    """Loads the trained supernet of a run on the training device, and its space with layers by importance.
+
+    Args:
+        run: The run.
+        context: The context of its recipe.
+        folder: Of a supernet that was trained further; default: that of the supernet stage.
+    """
+    folder = folder or run.supernet
+    supernet = Supernet(context.load_model(folder).to(training_device()), CalibrationStatistics.load(folder))
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)

@@ -104,6 +104,17 @@ class ProgressiveShrinking:
         return [TrainingPass("largest", self.space.largest, True), *sampled]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """One of a few given subnetworks per step."""
+
+    subnets: Sequence[SubnetConfig]
+
+    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
+        """Returns one pass; the subnetwork learns from the labels and from the teacher."""
+        return [TrainingPass("sampled", rng.choice(self.subnets), True)]
+
+
 def stratified_sampler(space: SearchSpace, cost: CostFunction) -> SubnetSampler:
     """Returns a sampler whose subnetworks are uniform in cost, between the smallest and the largest."""
     low, high = cost([space.smallest, space.largest])

@@ -80,6 +80,12 @@ class SupernetTrainer(DistillationTrainer):
         progress = step / max(self.state.max_steps, step + 1)
         return self.strategy.passes(progress, Random(f"{self.args.seed}/{step}"))
 
+    def steps_within(self, seconds: float) -> int:
+        """How many optimizer steps take so long; their losses are not logged."""
+        steps = super().steps_within(seconds)
+        self._losses = {}
+        return steps
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:

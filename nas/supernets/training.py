@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,6 +15,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import Training
+from nas.runs import processes
+from nas.runs.files import read_json, write_json
 from nas.runs.progress import ProgressCallback
 from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.device import training_device
@@ -31,6 +34,8 @@ TEACHER_BATCH_SIZE = 64
 """Examples per forward pass of the teacher when its outputs are cached."""
 HIGH_RATE = 1e-2
 """Learning rates above are too high for any transformer."""
+TIMED_STEPS = 6
+"""Steps from whose times a number of steps is found."""
 ROW_INDEX = "row"
 """Column of a training set with the index of each example."""
 
@@ -158,15 +163,52 @@ class DistillationTrainer(Trainer):
 
         The order of the examples is fixed, so that a resumed training computes the same outputs.
         """
-        if self.teacher is not None and not self.task.labels_tokens and self.args.num_train_epochs > 1:
-            self.teacher_cache = self._cache_teacher()
+        steps = len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps
+        epochs = self.args.num_train_epochs if self.args.max_steps <= 0 else self.args.max_steps / max(steps, 1)
+        self._cache_teacher_if(epochs > 1)
         return super().train(*args, **kwargs)
+
+    def _cache_teacher_if(self, is_needed_again: bool) -> None:
+        """Caches the teacher's outputs, if they are one vector per example and each is needed several times."""
+        if self.teacher is not None and not self.task.labels_tokens and is_needed_again and not self.teacher_cache:
+            self.teacher_cache = self._cache_teacher()
+
+    def steps_within(self, seconds: float) -> int:
+        """How many optimizer steps take so long on this machine, at least one; weights stay as they are.
+
+        Times steps on batches of short to long examples, first with the teacher, then, if there is time for more than
+        an epoch, with its outputs cached, which counts.
+        """
+        start = time.perf_counter()
+        step_s = self._step_seconds()
+        if seconds / step_s > len(self.get_train_dataloader()) and self.teacher is not None:
+            self._cache_teacher_if(True)
+            step_s = self._step_seconds()
+        left = seconds - (time.perf_counter() - start)
+        return max(1, int(left / (step_s * self.args.gradient_accumulation_steps)))
+
+    def _step_seconds(self) -> float:
+        """Mean seconds of a forward and backward pass and an optimizer step that changes nothing."""
+        model, dataset = cast("PreTrainedModel", self.model), cast("Dataset", self.train_dataset)
+        order = _by_length(dataset)
+        size, seconds = min(self.args.per_device_train_batch_size, len(order)), list[float]()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+        with torch.random.fork_rng():
+            for number in range(1 + TIMED_STEPS):  # the first is not counted: it allocates
+                first = int((number + 0.5) / (1 + TIMED_STEPS) * (len(order) - size))
+                batch = self.data_collator(list(dataset.select(order[first : first + size])))
+                self.state.global_step = number  # a supernet samples other subnetworks in every step
+                begin = time.perf_counter()
+                self.training_step(model, batch)
+                optimizer.step()
+                model.zero_grad()
+                seconds.append(time.perf_counter() - begin)
+        return sum(seconds[1:]) / TIMED_STEPS
 
     def _cache_teacher(self) -> list[torch.Tensor]:
         """Returns the teacher's logits of each row, from batches of similar length."""
         dataset, batches = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
-        token_lists = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
-        order = torch.tensor([len(text) for text in token_lists]).argsort(stable=True)
+        order = torch.tensor(_by_length(dataset))
         for rows in order.split(TEACHER_BATCH_SIZE):
             inputs, _ = self.pop_row_index(
                 self._prepare_inputs(self.data_collator(list(dataset.select(rows.tolist()))))
@@ -177,6 +219,13 @@ class DistillationTrainer(Trainer):
     def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
         """Returns the divergence of a student from the teacher over the scored labels."""
         return divergence(student, teacher, self.task.activation, self.temperature)
+
+
+def _by_length(dataset: Dataset) -> list[int]:
+    """Rows of a data set, those with the fewest tokens first; in their order, if it has no texts."""
+    texts = dataset["input_ids"] if "input_ids" in dataset.column_names else [()] * len(dataset)
+    lengths = [len(text) for text in texts]
+    return sorted(range(len(dataset)), key=lengths.__getitem__)
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -215,16 +264,20 @@ def training_arguments(settings: Training, folder: Path, seed: int, by_length: b
     )
 
 
-def train(trainer: DistillationTrainer, report: ProgressCallback, logs: Path) -> list[dict[str, float]]:
+def train(
+    trainer: DistillationTrainer, report: ProgressCallback, logs: Path, minutes: float | None = None
+) -> list[dict[str, float]]:
     """Runs a training; resumes from its last complete checkpoint, if there is one.
 
     Args:
         trainer: The trainer with its data and arguments.
         report: Called with the progress.
         logs: Folder in which TensorBoard and MLflow write, if the recipe names them.
+        minutes: In place of the epochs of its arguments: as many steps as take about so long. The number is stored
+            beside the checkpoints, so that a resumed training has the same schedule.
 
     Returns:
-        The logged losses: one mapping per logging step.
+        The logged losses: one mapping per logging step; then ``train_runtime``, its seconds since it last resumed.
 
     Raises:
         InputError: If a loss or a trained weight is not finite.
@@ -232,10 +285,24 @@ def train(trainer: DistillationTrainer, report: ProgressCallback, logs: Path) ->
     trainer.remove_callback(_printer_callback())
     trainer.add_callback(_ProgressReporter(report))
     set_log_folder(trainer, logs)
+    if minutes is not None:
+        trainer.args.max_steps = _stored_steps(trainer, minutes)
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.require_finite()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [entry for entry in trainer.state.log_history if "loss" in entry or "train_runtime" in entry]
+
+
+def _stored_steps(trainer: DistillationTrainer, minutes: float) -> int:
+    """The number of steps that fit into a time, as found when the training first began."""
+    file = Path(trainer.args.output_dir, "steps.json")
+    if not file.exists():
+        steps = trainer.steps_within(60 * minutes)
+        if processes.is_main():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, steps)
+        processes.barrier()
+    return int(read_json(file, parse=int))
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

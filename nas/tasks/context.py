@@ -206,7 +206,9 @@ class TaskContext:
 
         A pretrained language model has its head, so without ``parent.epochs`` it is not fine-tuned.
         """
-        return self.task.has_labels and (not self.has_head or self.recipe.parent.epochs is not None)
+        settings = self.recipe.parent
+        is_set = settings.epochs is not None or settings.minutes is not None
+        return self.task.has_labels and (not self.has_head or is_set)
 
     @property
     def has_no_weights(self) -> bool:
@@ -255,7 +257,7 @@ class TaskContext:
         source = str(folder or self.recipe.model)
         auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
-            model = load_weights(auto, source, self.layout, new_head=new_head, **labels)
+            model = load_weights(auto, source, self.layout, new_head=new_head, quantized=folder is not None, **labels)
             if folder is not None:
                 return model
             model = self._unfolded(model, source) if is_export(model.config) else model

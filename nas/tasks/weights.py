@@ -77,7 +77,9 @@ def require_no_quantization(config: PreTrainedConfig, model: str) -> None:
     )
 
 
-def load_weights(auto: Any, source: str, layout: Layout, *, new_head: bool, **options: Any) -> PreTrainedModel:
+def load_weights(
+    auto: Any, source: str, layout: Layout, *, new_head: bool, quantized: bool = False, **options: Any
+) -> PreTrainedModel:
     """Loads a model in float32 of which every weight comes from its files; only a new head may be random.
 
     Args:
@@ -85,6 +87,7 @@ def load_weights(auto: Any, source: str, layout: Layout, *, new_head: bool, **op
         source: Hub id or folder.
         layout: Of the model.
         new_head: Whether the head is not in the files.
+        quantized: Whether it may have the quantized layers of a finished model.
         **options: Those of ``from_pretrained``.
 
     Raises:
@@ -92,7 +95,8 @@ def load_weights(auto: Any, source: str, layout: Layout, *, new_head: bool, **op
     """
     import torch
 
-    _require_floats(source)
+    if not quantized:
+        _require_floats(source)
     options |= {"dtype": torch.float32, "trust_remote_code": False}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = auto.from_pretrained(source, **options)

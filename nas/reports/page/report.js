@@ -2,6 +2,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SYMBOL = {
   evaluated: "circle", off: "circle-open", uniform: "square", random: "diamond", front: "circle", parent: "star",
+  "layer-drop": "triangle-up", int8: "x",
 };
 const DASH = {front: "solid", uniform: "dash", random: "dot"};
 const hidden = new Set();
@@ -81,7 +82,7 @@ function traces(series, x, y, z) {
     const line = {shape, color: paint, width: kind === "front" ? 2 : 1.2, dash: DASH[kind]};
     lines.push({...base, ...place(staircase(points, x, y)), type: "scatter", mode: "lines", line, hoverinfo: "skip"});
   }
-  const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8}[kind];
+  const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8, "layer-drop": 9, int8: 8}[kind];
   return [...lines, {
     ...base, ...place(points), mode: "markers", customdata: points.map(p => p.key), meta: kind,
     type: scatter(points),
@@ -149,6 +150,8 @@ function swatch(kind) {
     off: '<circle cx="12" cy="8" r="4" fill="none" stroke="C" stroke-width="1.5"/>',
     uniform: '<path d="M0 8H24" stroke="C" stroke-dasharray="4 2"/><path d="M9 5h6v6H9z" fill="C"/>',
     random: '<path d="M0 8H24" stroke="C" stroke-dasharray="1 2"/><path d="M12 4l4 4-4 4-4-4z" fill="C"/>',
+    "layer-drop": '<path d="M12 3l5 10H7z" fill="C"/>',
+    int8: '<path d="M8 4l8 8M16 4l-8 8" stroke="C" stroke-width="2.5"/>',
     front: '<path d="M0 8H24" stroke="C" stroke-width="2"/><circle cx="12" cy="8" r="4.5" fill="C"/>',
     parent: '<path d="M12 0l2.3 5.3 5.7.5-4.3 3.8 1.3 5.6-5-3-5 3 1.3-5.6L4 5.8l5.7-.5z" fill="C"/>',
   }[kind];
