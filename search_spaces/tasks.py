@@ -53,6 +53,7 @@ TASKS: dict[str, Task] = {
     "sentence-similarity": Task(
         "AutoModel", "spearman", outputs=("last_hidden_state",), has_labels=False, kept=("hidden_size",)
     ),
+    "text-ranking": Task("AutoModelForSequenceClassification", "ndcg10"),
     "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
     "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),
     "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss", labels_tokens=True),
@@ -70,6 +71,7 @@ TEXT_ENCODER_TASKS = (
     "fill-mask",
     "feature-extraction",
     "sentence-similarity",
+    "text-ranking",
 )
 DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
 IMAGE_ENCODER_TASKS = ("image-classification",)

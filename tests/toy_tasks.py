@@ -176,6 +176,12 @@ CASES: dict[str, tuple[str, Callable[..., str], Rows, tuple[str, float]]] = {
         lambda s: {"sentence1": s, "sentence2": s.replace("very ", ""), "score": 5 - s.count("very")},
         ("cosine_similarity", 0.999),
     ),
+    "ranked": (
+        "text-ranking",
+        jsonl,
+        lambda s: {"query": s, "documents": [f"a {word} film" for word in (*BAD, *GOOD)], "labels": [0] * 3 + [1] * 3},
+        ("ndcg10", 0.9),
+    ),
     "next words": ("text-generation", txt, lambda s: {"text": s}, ("accuracy", 0.4)),
     "pairs": ("text2text-generation", jsonl, lambda s: {"input": s, "output": s.split()[-1]}, ("accuracy", 0.4)),
     "speech": ("automatic-speech-recognition", parquet, lambda s: {"audio": sound(s), "text": s}, ("accuracy", 0.2)),

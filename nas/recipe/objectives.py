@@ -38,6 +38,8 @@ METRICS: dict[str, Direction] = {
     "spearman": "maximize",
     "cosine_similarity": "maximize",
     "top10_agreement": "maximize",
+    "ndcg10": "maximize",
+    "mrr10": "maximize",
 }
 INF = math.inf
 RANGES: dict[str, tuple[float, float]] = {

@@ -18,6 +18,8 @@ TaskColumns = dict[str, Any]
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "stars", "rating", "score", "y")
 TAGS = ("ner_tags", "tags", "labels", "label", "pos_tags", "chunk_tags")
 TEXTS = ("text", "sentence", "content", "review", "document", "question", "body")
+QUERIES = ("query",)
+DOCUMENTS = ("document", "passage", "documents", "passages", "docs")
 TRANSCRIPTS = ("text", "sentence", "transcription", "transcript")
 TEXT_PAIRS = (
     ("sentence1", "sentence2"),
@@ -134,6 +136,15 @@ def _text_columns(dataset: Dataset) -> TaskColumns | None:
     return {"text": _named(texts, TEXTS) or _longest(dataset, texts)} if texts else None
 
 
+def _ranking_columns(dataset: Dataset) -> TaskColumns | None:
+    texts = string_columns(dataset)
+    query, document = _named(texts, QUERIES), _named(dataset.column_names, DOCUMENTS)
+    label = _named([name for name in dataset.column_names if name not in (query, document)], LABELS)
+    if query is None or document is None or label is None:
+        return None
+    return {"text": [query, document], "label": label}
+
+
 def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
     texts = string_columns(dataset)
     pair = _pair(texts, TEXT_PAIRS)
@@ -145,6 +156,7 @@ COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "automatic-speech-recognition": _speech_columns,
     "question-answering": _answer_columns,
     "token-classification": _tag_columns,
+    "text-ranking": _ranking_columns,
     "text-classification": _labeled_columns,
     "text2text-generation": _written_columns,
     "text-generation": _text_columns,
@@ -162,6 +174,7 @@ NEEDED = {
     "question-answering": "columns `question`, `context` and `answers`",
     "token-classification": "a column of lists of words and one of lists of tags",
     "text2text-generation": "two columns of texts",
+    "text-ranking": "columns `query`, `document` and `label`",
     "text-classification": "a column of texts and one of labels",
     **dict.fromkeys(UNLABELLED, "a column of texts"),
 }

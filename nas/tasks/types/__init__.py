@@ -12,6 +12,7 @@ from nas.tasks.types.sentence_similarity import SentenceSimilarity
 from nas.tasks.types.text2text_generation import Text2TextGeneration
 from nas.tasks.types.text_classification import TextClassification
 from nas.tasks.types.text_generation import TextGeneration
+from nas.tasks.types.text_ranking import TextRanking
 from nas.tasks.types.token_classification import TokenClassification
 
 TASK_TYPES: dict[str, type[TaskType]] = {
@@ -21,6 +22,7 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "fill-mask": FillMask,
     "feature-extraction": FeatureExtraction,
     "sentence-similarity": SentenceSimilarity,
+    "text-ranking": TextRanking,
     "text-generation": TextGeneration,
     "text2text-generation": Text2TextGeneration,
     "automatic-speech-recognition": AutomaticSpeechRecognition,
