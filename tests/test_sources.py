@@ -254,6 +254,19 @@ def test_another_encoding_is_refused_with_the_byte(name: str, file: Callable[...
     refused(file(name, "text,label\na,1\n".encode("utf-16-le")), "line 1", "zero byte", "UTF-8")
 
 
+@pytest.mark.parametrize("name", ["data.csv", "data.parquet"])
+def test_a_cache_that_cannot_be_written_is_named(
+    name: str, file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    path = file(name, CSV)
+    if name.endswith("parquet"):
+        pd.DataFrame(ROWS).to_parquet(path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", file("cache", "a file") / "below")
+    refused(path, str(tmp_path / "cache"), "HF_HOME")
+
+
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 SQUAD = {

@@ -171,6 +171,30 @@ def test_a_pointer_in_place_of_weights_is_named(text_recipe: Path) -> None:
     assert "git lfs pull" in refusal(TaskContext(Recipe.load(text_recipe)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"intermediate_size": 0}, "intermediate_size"),
+        ({"hidden_size": "48"}, "hidden_size"),
+        ({"attn_implementation": 5}, "config.json"),
+    ],
+)
+def test_a_config_that_defines_no_model_is_refused(changes: dict[str, Any], says: str, text_recipe: Path) -> None:
+    file = text_recipe.parent / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError, match=says):
+        check_recipe(Recipe.load(text_recipe)).load_model()
+
+
+def test_a_config_that_asks_for_tuples_is_read_by_name(text_recipe: Path) -> None:
+    file = text_recipe.parent / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "return_dict": False}))
+    context = check_recipe(Recipe.load(text_recipe))
+    assert context.load_model()(**context.splits.test.batches[0]).logits.shape[1] == 2
+
+
 def test_a_config_that_contradicts_itself_is_refused(text_recipe: Path) -> None:
     toy = TOYS["gemma3_text"].model().config
     (text_recipe.parent / "model" / "config.json").write_text(json.dumps({**toy.to_dict(), "num_hidden_layers": 3}))

@@ -233,6 +233,7 @@ class TaskContext:
             model = self._from_config()
         else:
             model = self._from_pretrained(folder, labels)
+        model.config.return_dict = True  # outputs are read by name; some configs ask for tuples
         if folder is None:
             self.splits.task.configure(model.config)
         return model
@@ -242,7 +243,7 @@ class TaskContext:
 
         try:
             return getattr(transformers, self.auto_class).from_config(self.config)
-        except ValueError as error:
+        except Exception as error:
             raise InputError(
                 f"the config.json of `{self.recipe.model}` does not define a model: {short_error(error)}."
             ) from None

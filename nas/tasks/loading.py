@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from nas.modeling.unfolded import is_export, unfolded_config
 from nas.tasks.types import TaskType
 from nas.tasks.weights import require_known_weights, require_no_adapter, require_no_quantization
-from search_spaces import InputError
+from search_spaces import FAMILIES, InputError
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         require_no_quantization(config, model)
+        _require_sizes(config, model)
         return unfolded_config(config, model) if is_export(config) else config
     except InputError:
         raise
@@ -38,6 +40,20 @@ def load_config(model: str) -> PreTrainedConfig:
             f"there is no model `{model}`: it is neither a folder with a config.json nor on the hub; check the "
             "spelling and the connection."
         ) from None
+
+
+def _require_sizes(config: PreTrainedConfig, model: str) -> None:
+    """Raises InputError if the config of a known family gives a size of zero or below."""
+    family = FAMILIES.get(config.model_type)
+    sizes = getattr(config, family.sub_config) if family is not None and family.sub_config else config
+    for field in (
+        (field for name in DIMENSIONS for field in family.names_in_config(name)) if family is not None else ()
+    ):
+        value = getattr(sizes, field, None)
+        if isinstance(value, int | float) and value < 1:
+            raise InputError(
+                f"`{field}` must be at least 1, but the config.json of `{model}` has {value}; correct it."
+            )
 
 
 def is_filled_up(model: str) -> bool:

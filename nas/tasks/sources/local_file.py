@@ -61,7 +61,7 @@ def _load_binary(path: Path, kind: str) -> Dataset:
     try:
         return load_dataset(BINARY[kind], data_files=str(path), split="train")
     except Exception as error:
-        raise InputError(f"`{path}` cannot be read as {kind}: {first_cause(error)}") from error
+        raise _refusal(path, kind, error) from error
 
 
 def _features(path: Path, kind: str) -> Features:
@@ -86,7 +86,21 @@ def _load_rows(path: Path, kind: str, features: Features, by_line: bool) -> Data
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"`{path}` cannot be read as {kind}: {first_cause(error)}") from error
+        raise _refusal(path, kind, error) from error
+
+
+def _refusal(path: Path, kind: str, error: Exception) -> InputError:
+    """What to say of a file that cannot be read, or of the cache if that cannot be written."""
+    from datasets import config
+
+    cache = str(config.HF_DATASETS_CACHE)
+    cause = first_cause(error)
+    if "No space left" in cause or cache in cause:
+        return InputError(
+            f"the cache of data sets must be a folder that can be written, but `{cache}` cannot ({cause}); free some "
+            "space, or set HF_HOME to another folder."
+        )
+    return InputError(f"`{path}` cannot be read as {kind}: {cause}")
 
 
 def _rows(path: Path, kind: str, by_line: bool) -> Iterator[dict[str, Any]]:
