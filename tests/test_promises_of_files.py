@@ -222,6 +222,13 @@ def test_a_truncated_file_is_refused_in_one_line(format_name: str, share: float,
             convert(folder, ["int8"])
 
 
+def test_verify_says_how_to_write_again_what_does_not_run() -> None:
+    info = {"subnet": {}, "measured": False, "formats": {"onnx": {"values": {"accuracy": 0.9}, "errors": {}}}}
+    checks = {"torch": FormatCheck(), "onnx": FormatCheck(failure="InvalidProtobuf: parsing failed.")}
+    expected = "onnx does not run (InvalidProtobuf: parsing failed), `nas convert --to onnx` writes it again"
+    assert failed_checks(info, checks) == [expected]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_a_folder_with_truncated_weights_is_refused_in_one_line(share: float, whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "export"))

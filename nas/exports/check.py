@@ -93,7 +93,8 @@ def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) ->
     lines = []
     for format_name, check in checks.items():
         if check.failure:
-            lines.append(f"{format_name} does not run: {check.failure}")
+            again = "`nas export`" if format_name == "torch" else f"`nas convert --to {format_name}`"
+            lines.append(f"{format_name} does not run ({check.failure.rstrip('.')}), {again} writes it again")
         elif check.difference is not None and not check.difference <= check.allowed:
             lines.append(
                 f"{format_name} must give equal outputs within {check.allowed:.2g}, but they differ by "
