@@ -279,6 +279,11 @@ def test_a_search_for_short_vectors_end_to_end(make: Make, tmp_path: Path) -> No
         supernet.activate(supernet.parent.with_values(embedding_dim=4))
         agreement.append(score(supernet.model, context.splits.test, ["top10_agreement"])["top10_agreement"].value)
     assert agreement[1] > agreement[0]
+    finished = [point for point in run.verified_points() if (run.finished / point.key).exists()]
+    for point in finished:
+        pooling = json.loads((run.finished / point.key / "1_Pooling" / "config.json").read_text())
+        assert pooling["word_embedding_dimension"] == point.subnet.embedding_dim
+    assert finished
     short = next(point for point in run.verified_points() if point.subnet.embedding_dim == 4)
     folder = export_subnet(run, short, tmp_path / "short", parent_width=True)
     tuned = finetune(folder, with_recipe(context, parent={"epochs": 1}), run.folder, tmp_path / "tuned")[1]

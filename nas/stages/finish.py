@@ -163,15 +163,15 @@ def _train_alone(
             log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)
         model.eval()
         after = score(model, context.splits.search, [metric])[metric]
-        _save(model, context, work)
+        _save(model, finished.subnet, context, work)
         write_json(work / "training.json", log)
     values = " -> ".join(format_value(metric, one.value, one.standard_error) for one in (before, after))
     print_line(f"finished   {key}: {metric} {values} on the search split")
 
 
-def _save(model: PreTrainedModel, context: TaskContext, folder: Path) -> None:
+def _save(model: PreTrainedModel, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
     save_model(model, context, folder)
-    context.save_processor(folder)
+    context.save_processor(folder, subnet)
 
 
 def _has_text(examples: object) -> bool:
@@ -218,5 +218,5 @@ def _int8_twins(run: Run, context: TaskContext, supernet: Supernet, models: Sequ
             if not twin.folder(run).exists():
                 with run.building(twin.folder(run)) as work:
                     model = int8_twin(context.load_model(folder).eval(), subnet, supernet)
-                    _save(model, context, work)
+                    _save(model, subnet, context, work)
     return list(twins.values())
