@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,13 @@ def test_a_model_whose_loss_is_not_finite_is_refused(text_recipe: Path) -> None:
     model.classifier.weight.data.fill_(3e38)
     model.save_pretrained(text_recipe.parent / "model")
     with pytest.raises(InputError, match=r"loss of the model as it is must be finite, but is (nan|inf)"):
+        check_parent(check_recipe(Recipe.load(text_recipe)), text_recipe.parent / "run")
+
+
+def test_a_model_that_fails_on_the_data_is_refused(text_recipe: Path) -> None:
+    file = text_recipe.parent / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chunk_size_feed_forward": "x"}))
+    with pytest.raises(InputError, match=r"must run on the data, but fails with TypeError"):
         check_parent(check_recipe(Recipe.load(text_recipe)), text_recipe.parent / "run")
 
 

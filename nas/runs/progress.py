@@ -207,6 +207,7 @@ def _quiet_transformers(module: Any) -> None:
 
 def _quiet_datasets(module: Any) -> None:
     module.disable_progress_bars()
+    module.logging.set_verbosity(module.logging.CRITICAL)  # it logs what it raises as well
 
 
 def _quiet_optuna(module: Any) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from nas.runs import processes
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
+from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, collect_stats
+from nas.tasks.evaluation import EvaluationSet, collect_stats, evaluation_mode
 from nas.tasks.loading import is_filled_up
 from nas.tasks.overview import data_lines
 from nas.tasks.token_table import text_tokenizer
@@ -21,6 +22,7 @@ from predictors import AnalyticCosts, Workload
 from predictors.costs.analytic import COST_NAMES
 from predictors.measurement.memory import memory_mb
 from search_spaces import InputError
+from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,12 +104,26 @@ def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
     count = min(GENERATED_EXAMPLES if task.has_vocabulary_logits else METRIC_EXAMPLES, len(splits.train))
     few = EvaluationSet.from_dataset(splits.train.select(range(count)), task, BATCH_SIZE)
     model.to(training_device())
+    _require_running(model, few)
     try:
         values = _values(model, few, names)
     except InputError:
         count, values = len(splits.search), _values(model, splits.search, names)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     return f"{shown} of the model as it is on {count:,} examples"
+
+
+def _require_running(model: PreTrainedModel, examples: EvaluationSet) -> None:
+    """Raises InputError if the model fails on a batch, as some values of a config let it."""
+    batch = {name: tensor.to(model.device) for name, tensor in model_inputs(examples.batches[0]).items()}
+    try:
+        with evaluation_mode(model):
+            model(**batch)
+    except Exception as error:
+        raise InputError(
+            f"the model must run on the data, but fails with {type(error).__name__}: {short_error(error)}; check its "
+            "config.json."
+        ) from error
 
 
 def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -> dict[str, float]:
