@@ -113,6 +113,24 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
             check_recipe(Recipe.load(recipe))
 
 
+def test_an_image_in_a_table_is_named_by_its_row(tmp_path: Path) -> None:
+    import io
+
+    from datasets import Dataset
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save(buffer, "png")
+    images = [{"bytes": buffer.getvalue(), "path": None} for _ in range(12)]
+    images[5] = {"bytes": buffer.getvalue()[:40], "path": None}
+    recipe = image_recipe(tmp_path, train="train.parquet", test="train.parquet", search_examples=4)
+    data = Dataset.from_dict({"image": images, "label": [k % 2 for k in range(12)]})
+    from datasets import Image as ImageFeature
+
+    data.cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"the image in row 5 of .*train\.parquet.*cannot be decoded"):
+        check_recipe(Recipe.load(recipe))
+
+
 def test_a_test_folder_may_lack_a_class_but_not_have_another(tmp_path: Path) -> None:
     import shutil
 

@@ -31,8 +31,13 @@ def undecoded(examples: Dataset, column: str) -> Dataset:
     return examples.cast_column(column, Image(decode=False))
 
 
-def decode_image(stored: Mapping[str, Any], source: str) -> Image:
+def decode_image(stored: Mapping[str, Any], source: str, row: int | None = None) -> Image:
     """Decodes an image as stored.
+
+    Args:
+        stored: Its ``bytes`` or ``path``.
+        source: Name of the data in errors.
+        row: Its row, for images without a file of their own.
 
     Raises:
         InputError: If it is missing or cannot be decoded.
@@ -44,7 +49,8 @@ def decode_image(stored: Mapping[str, Any], source: str) -> Image:
         image.load()
     except Exception as error:
         path = (stored or {}).get("path")
-        name = f"the image `{_short_path(path, source)}`" if path else "an image"
+        in_row = "an image" if row is None else f"the image in row {row}"
+        name = f"the image `{_short_path(path, source)}`" if path else in_row
         raise InputError(
             f"{name} of `{source}` cannot be decoded ({short_error(error)}); replace or remove it."
         ) from None
@@ -64,6 +70,8 @@ def convert_image(image: Image, mode: str, source: str) -> Image:
     """
     from PIL import Image as images
 
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
     if not image.mode.startswith(DEEP_MODES):
         return image.convert(mode)
     values = np.asarray(image, dtype=np.float64)
@@ -81,8 +89,16 @@ def check_images(examples: Dataset, column: str, source: str) -> None:
     stored = undecoded(examples, column)
     rows = np.unique(np.linspace(0, len(stored) - 1, min(len(stored), CHECKED_IMAGES)).astype(int))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda row: decode_image(stored[int(row)][column], source) and None, rows):
+        for _ in pool.map(
+            lambda row: decode_image(stored[row][column], source, _stored_row(stored, row)) and None, rows.tolist()
+        ):
             pass
+
+
+def _stored_row(examples: Dataset, row: int) -> int:
+    """The number of a row before it was shuffled; `datasets` has no public name for it."""
+    order = examples._indices
+    return row if order is None else order.column(0)[row].as_py()
 
 
 def _short_path(path: str, source: str) -> str:
