@@ -11,9 +11,11 @@ import torch
 from conftest import TOYS, logits
 
 from nas.exports.export import FinishedModel, supernet_outputs, weights_of
+from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.pipeline import STAGES, search
 from nas.recipe.schema import Recipe
+from nas.reports.summary import int8_line
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
@@ -22,6 +24,7 @@ from nas.supernets.int8_twin import int8_twin, with_int8
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
+from nas.tasks.evaluation import score
 from search_spaces import InputError, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
 
@@ -154,6 +157,10 @@ def test_the_layer_drop_and_the_int8_twins_are_verified(
     twins = [point.subnet for point in run.verified_points() if point.source == "int8"]
     assert with_int8(chosen) in twins and points["int8"].finished and points["int8"].measured
     assert points["parent-int8"].values["size_mb"] < points["parent"].values["size_mb"]
+    done = next(point for point in run.verified_points() if point.subnet == chosen)
+    weights = FinishedModel(load_supernet(run, context)[0].extract(chosen))
+    before = score(weights.model, context.splits.test, ["accuracy"])["accuracy"]
+    assert done.values["accuracy_inherited"] == pytest.approx(before.value)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "vit"])
@@ -179,3 +186,12 @@ def test_dropped_layers_are_evenly_spaced_and_end_with_the_last() -> None:
     assert [subnet.layers for subnet in evenly_spaced(space)] == [(0, 2, 3), (1, 3), (3,)]
     both = Supernet(TOYS["t5"].model()).layout.search_space({"num_hidden_layers": [1, 4]})
     assert [subnet.layers for subnet in evenly_spaced(both)][1:] == [(1, 3, 5, 7), (3, 7)]
+
+
+def test_a_front_that_does_not_beat_the_parent_in_int8_says_so() -> None:
+    objectives = {"accuracy": "maximize", "latency_ms": "minimize"}
+    shown = ParetoFront.of(front(), objectives)
+    int8 = Point(front()[0].subnet, {"latency_ms": 0.9, "accuracy": 0.99}, source="parent-int8")
+    assert "beats the parent with int8 layers: accuracy 0.9900, latency_ms 0.9" in int8_line(shown, [int8])
+    slow = Point(front()[0].subnet, {"latency_ms": 5.0, "accuracy": 0.7}, source="parent-int8")
+    assert int8_line(shown, [slow]) == "" == int8_line(shown, [])

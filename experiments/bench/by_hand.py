@@ -113,7 +113,14 @@ def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> No
     with tempfile.TemporaryDirectory() as folder:
         examples = context.training_set(settings)
         trainer = model_trainer(
-            model, settings, Path(folder), examples, context.splits.task, context.recipe.seed, teacher=teacher
+            model,
+            settings,
+            Path(folder),
+            examples,
+            context.splits.task,
+            context.recipe.seed,
+            teacher=teacher,
+            temperature=settings.temperature,
         )
         trainer.args.save_strategy = "no"
         batch = trainer.data_collator([trainer.train_dataset[k] for k in range(settings.batch_size)])

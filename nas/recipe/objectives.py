@@ -57,7 +57,9 @@ DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize"
 """Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""
 
 FINETUNED_SUFFIX = "_finetuned"
-"""Suffix of a metric after fine-tuning; without it, the metric is that of the weights inherited from the supernet."""
+"""Suffix of a metric after fine-tuning; without it, the metric is that of the weights that the run verified."""
+INHERITED_SUFFIX = "_inherited"
+"""Suffix of a metric of a finished model with the weights that it inherited from the supernet."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

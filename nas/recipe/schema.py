@@ -220,6 +220,7 @@ class Finish(Training):
         le=1000,
         description="Subnetworks that are trained on: near the bound, and at 2, 3 and 5 times the speed.",
     )
+    temperature: float = Field(2.0, ge=0.01, le=1000, description="Temperature of the distillation.")
 
 
 class Profile(_Section):

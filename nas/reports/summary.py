@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 
-from nas.fronts.front import ParetoFront
-from nas.fronts.point import Source
+from nas.fronts.front import ParetoFront, minimized_values
+from nas.fronts.point import Point, Source
 from nas.recipe.objectives import format_value
 from nas.runs.finetuned import load_finetuned
 from nas.runs.progress import console, print_line
@@ -60,6 +60,23 @@ def hypervolume_line(results: dict[str, Any]) -> str:
     )
 
 
+def int8_line(front: ParetoFront, verified: Sequence[Point]) -> str:
+    """What the front must be told first: that it does not beat the parent with int8 layers; empty if it does.
+
+    A model beats another if it is at least as good in every objective, and better in one.
+    """
+    int8 = next((point for point in verified if point.source == "parent-int8"), None)
+    names = list(front.objectives)
+    if int8 is None or any(name not in int8.values for name in names):
+        return ""
+    costs = minimized_values([*front, int8], front.objectives)
+    better = (costs[:-1] <= costs[-1]).all(1) & (costs[:-1] < costs[-1]).any(1)
+    if better.any():
+        return ""
+    shown = ", ".join(f"{name} {format_value(name, int8.values[name], int8.errors.get(name))}" for name in names)
+    return f"No model of the front beats the parent with int8 layers: {shown}."
+
+
 def workload_line(run: Run) -> str:
     """The workload and the device of a run's latencies."""
     return f"{run.recipe.workload} · {run.device}"
@@ -67,10 +84,12 @@ def workload_line(run: Run) -> str:
 
 def print_summary(run: Run, front: ParetoFront) -> None:
     """Prints a front, what it is compared with, the workload, the hypervolumes and the files of a run."""
-    results = run.results()
+    results, verified = run.results(), run.verified_points()
+    if line := int8_line(front, verified):
+        print_line(line)
     console.print(Group(front.table()))
     for source in REFERENCES:
-        for point in (point for point in run.verified_points() if point.source == source):
+        for point in (point for point in verified if point.source == source):
             shown = (f"{n} {format_value(n, point.values[n], point.errors.get(n))}" for n in front.value_names)
             print_line(f"{source:<12} {' · '.join(shown)}")
     print_line(f"workload     {workload_line(run)}")

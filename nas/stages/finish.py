@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SPEEDUPS = (2.0, 3.0, 5.0, 8.0, 1.5)
 """Parts of the parent's cost at which subnetworks are chosen, in this order: a half, a third, a fifth."""
 TOGETHER = "together"
-TOGETHER_SHARE = 0.5
+TOGETHER_SHARE = 0.6
 """Share of the training in which the chosen subnetworks still share their weights."""
 
 
@@ -131,6 +131,7 @@ def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: 
                 task=context.splits.task,
                 teacher=context.load_model(run.parent),
                 strategy=Chosen([model.subnet for model in models]),
+                temperature=settings.temperature,
                 args=arguments,
                 train_dataset=examples,
             )
@@ -158,6 +159,7 @@ def _train_alone(
             context.splits.task,
             context.recipe.seed,
             teacher=context.load_model(run.parent),
+            temperature=settings.temperature,
         )
         with progress(title) as report:
             log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
-from nas.recipe.objectives import against_bounds, total_violation
+from nas.recipe.objectives import INHERITED_SUFFIX, against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_json
 from nas.runs.finished import read_finished
@@ -143,8 +143,12 @@ def _score_all(
     subnets: Mapping[str, SubnetConfig],
     report: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
-    """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl."""
+    """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl.
+
+    A model that was chosen from the search and finished also has the metrics of the weights that it inherited.
+    """
     file = verified_file(run)
+    inheriting = {model.subnet.key for model in read_finished(run) if model.source == "search"}
     done = dict(file.read())
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type)
     for number, (key, subnet) in enumerate(subnets.items(), 1):
@@ -157,6 +161,10 @@ def _score_all(
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: metric.value for name, metric in scores.items()}
             errors = {name: metric.standard_error for name, metric in scores.items()}
+            if key in inheriting:
+                inherited = score(supernet.extract(subnet), context.splits.test, run.recipe.metric_names)
+                values |= {name + INHERITED_SUFFIX: metric.value for name, metric in inherited.items()}
+                errors |= {name + INHERITED_SUFFIX: metric.standard_error for name, metric in inherited.items()}
             done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
             file.append([done[key]])
         report(number)

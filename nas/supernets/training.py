@@ -353,12 +353,14 @@ def model_trainer(
     task: TaskType,
     seed: int,
     teacher: PreTrainedModel | None = None,
+    temperature: float = 1.0,
 ) -> DistillationTrainer:
     """Returns a trainer for one model: the parent on labels, or an exported subnetwork with its parent as teacher."""
     return DistillationTrainer(
         model=model,
         task=task,
         teacher=teacher,
+        temperature=temperature,
         args=training_arguments(settings, folder, seed, by_length="input_ids" in dataset.column_names),
         train_dataset=dataset,
     )
