@@ -262,10 +262,10 @@ def test_a_training_in_minutes_times_its_steps_once_and_leaves_weights_as_they_a
     assert torch.equal(state, torch.random.get_rng_state()) and trainer._losses == {}
     after = trainer.supernet.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds: int(seconds / 20))
+    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds, *_: int(seconds / 20))
     log = train(trainer, lambda *_: None, tmp_path / "logs", minutes=1.0)
     assert trainer.state.global_step == 3 and log[-1]["train_runtime"] > 0
-    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds: 99)
+    monkeypatch.setattr(SupernetTrainer, "steps_within", lambda self, seconds, *_: 99)
     for checkpoint in tmp_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     train(resumed := make_trainer(context, tmp_path), lambda *_: None, tmp_path / "logs", minutes=1.0)

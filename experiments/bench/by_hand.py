@@ -111,26 +111,11 @@ def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> No
     settings = context.recipe.finish
     model.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
-        examples = context.training_set(settings)
-        trainer = model_trainer(
-            model,
-            settings,
-            Path(folder),
-            examples,
-            context.splits.task,
-            context.recipe.seed,
-            teacher=teacher,
-            temperature=settings.temperature,
-        )
+        examples, task = context.training_set(settings), context.splits.task
+        options = {"teacher": teacher, "temperature": settings.temperature}
+        trainer = model_trainer(model, settings, Path(folder), examples, task, context.recipe.seed, **options)
         trainer.args.save_strategy = "no"
-        batch = trainer.data_collator([trainer.train_dataset[k] for k in range(settings.batch_size)])
-        times = []
-        for _ in range(4):
-            start = time.process_time()
-            trainer.compute_loss(model, dict(batch)).backward()
-            times.append(time.process_time() - start)
-        model.zero_grad()
-        trainer.args.max_steps = max(1, int(seconds / (1.1 * float(np.median(times[1:])))))
+        trainer.args.max_steps = trainer.steps_within(seconds, time.process_time)
         trainer.train()
     model.eval()
 

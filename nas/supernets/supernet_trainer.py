@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -80,9 +81,9 @@ class SupernetTrainer(DistillationTrainer):
         progress = step / max(self.state.max_steps, step + 1)
         return self.strategy.passes(progress, Random(f"{self.args.seed}/{step}"))
 
-    def steps_within(self, seconds: float) -> int:
+    def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long; their losses are not logged."""
-        steps = super().steps_within(seconds)
+        steps = super().steps_within(seconds, clock)
         self._losses = {}
         return steps
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -173,21 +173,25 @@ class DistillationTrainer(Trainer):
         if self.teacher is not None and not self.task.labels_tokens and is_needed_again and not self.teacher_cache:
             self.teacher_cache = self._cache_teacher()
 
-    def steps_within(self, seconds: float) -> int:
+    def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long on this machine, at least one; weights stay as they are.
 
         Times steps on batches of short to long examples, first with the teacher, then, if there is time for more than
         an epoch, with its outputs cached, which counts.
+
+        Args:
+            seconds: The time.
+            clock: Returns seconds.
         """
-        start = time.perf_counter()
-        step_s = self._step_seconds()
+        start = clock()
+        step_s = self._step_seconds(clock)
         if seconds / step_s > len(self.get_train_dataloader()) and self.teacher is not None:
             self._cache_teacher_if(True)
-            step_s = self._step_seconds()
-        left = seconds - (time.perf_counter() - start)
+            step_s = self._step_seconds(clock)
+        left = seconds - (clock() - start)
         return max(1, int(left / (step_s * self.args.gradient_accumulation_steps)))
 
-    def _step_seconds(self) -> float:
+    def _step_seconds(self, clock: Callable[[], float]) -> float:
         """Mean seconds of a forward and backward pass and an optimizer step that changes nothing."""
         model, dataset = cast("PreTrainedModel", self.model), cast("Dataset", self.train_dataset)
         order = _by_length(dataset)
@@ -198,11 +202,11 @@ class DistillationTrainer(Trainer):
                 first = int((number + 0.5) / (1 + TIMED_STEPS) * (len(order) - size))
                 batch = self.data_collator(list(dataset.select(order[first : first + size])))
                 self.state.global_step = number  # a supernet samples other subnetworks in every step
-                begin = time.perf_counter()
+                begin = clock()
                 self.training_step(model, batch)
                 optimizer.step()
                 model.zero_grad()
-                seconds.append(time.perf_counter() - begin)
+                seconds.append(clock() - begin)
         return sum(seconds[1:]) / TIMED_STEPS
 
     def _cache_teacher(self) -> list[torch.Tensor]:
