@@ -39,6 +39,32 @@ def test_the_first_batches_of_an_evaluation_set_cover_the_lengths(make: Make) ->
     assert sorted(van_der_corput_order(27)) == list(range(27)) and van_der_corput_order(8) == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
+def test_rows_that_are_computed_when_read_lie_in_memory_for_one_batch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make("speech").splits.task
+    dataset, read, most = task.process(task.train, "toy"), list[int](), list[int]()
+
+    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
+        most.append(len(read) - sum(most))
+        return {"x": torch.zeros(len(rows))}
+
+    class Watched:
+        format = dataset.format
+
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, number: int) -> Any:
+            read.append(number)
+            return dataset[number]
+
+    monkeypatch.setattr(task, "evaluation_collator", lambda: collate)
+    examples = EvaluationSet.from_dataset(Watched(), task, 4)  # type: ignore[arg-type]
+    assert sorted(read) == list(range(len(dataset))) and max(most) == 4 and len(examples) == len(dataset)
+    assert all(row.keys() == {*task.reference_columns} for group in examples.rows for (row,) in group)
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize("examples", [1, 5, 64, 1000])
 def test_batches_hold_each_example_once_and_lengths_that_are_similar(examples: int, size: int) -> None:

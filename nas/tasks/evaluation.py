@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -41,13 +41,18 @@ class EvaluationSet:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
-        """Collates a processed dataset; every call gives the same batches."""
+        """Collates a processed dataset; every call gives the same batches.
+
+        Rows that are computed when they are read, such as the pixels of an image, are read one batch at a time.
+        """
         size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
-        examples = task.group_by_example(dataset[i] for i in range(len(dataset)))
-        order = fair_batches([_num_tokens(example) for example in examples], size)
-        groups = [[examples[number] for number in batch] for batch in order]
-        batches = tuple(collate([row for example in group for row in example]) for group in groups)
-        return cls(task, batches, tuple([_reference_rows(example, task) for example in group] for group in groups))
+        lengths, read = _examples(dataset, task)
+        batches, rows = list[Mapping[str, torch.Tensor]](), list[Sequence[list[Row]]]()
+        for numbers in fair_batches(lengths, size):
+            group = [read(number) for number in numbers]
+            batches.append(collate([row for example in group for row in example]))
+            rows.append([_reference_rows(example, task) for example in group])
+        return cls(task, tuple(batches), tuple(rows))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -132,6 +137,14 @@ def _scores(task: TaskType, stats: Mapping[str, np.ndarray], names: Sequence[str
 def _say_left_out(name: str) -> None:
     """Says once that a standard error leaves resamples out."""
     print_line(f"{name}: some resamples of the examples lack a class; its ± leaves them out")
+
+
+def _examples(dataset: Dataset, task: TaskType) -> tuple[list[int], Callable[[int], list[Row]]]:
+    """The length of each example, and a function that returns its rows by its number."""
+    if dataset.format["type"] == "custom":  # computed when read: each row is an example
+        return [0] * len(dataset), lambda number: [dataset[number]]
+    examples = task.group_by_example(dataset[i] for i in range(len(dataset)))
+    return [_num_tokens(example) for example in examples], examples.__getitem__
 
 
 def _reference_rows(example: list[Row], task: TaskType) -> list[Row]:
