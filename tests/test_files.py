@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,18 @@ def test_a_run_that_cannot_be_created_leaves_nothing(
     with pytest.raises(OSError):
         Run.open(tmp_path / "run", Recipe.load(text_recipe))
     assert not contents(tmp_path / "run")
+
+
+def test_a_run_follows_a_model_and_data_that_were_moved(text_recipe: Path, tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", Recipe.load(text_recipe))
+    copied = Path(shutil.copytree(text_recipe.parent, tmp_path / "elsewhere")) / text_recipe.name
+    with pytest.raises(InputError, match="another recipe"):
+        Run.open(tmp_path / "run", Recipe.load(copied))  # the old ones are there still
+    shutil.rmtree(text_recipe.parent)
+    run = Run.open(tmp_path / "run", Recipe.load(copied))
+    assert run.recipe.task.train == str(copied.parent / "train.parquet") and Path(run.recipe.model).is_dir()
+    with pytest.raises(InputError, match="another recipe"):
+        Run.open(tmp_path / "run", Recipe.load(copied, ["task.train=test.csv", "task.label=stars"]))
 
 
 def test_leftovers_of_a_run_go_and_nothing_else(text_recipe: Path, tmp_path: Path) -> None:
@@ -303,7 +316,8 @@ def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> Non
     shown = io.StringIO()
     monkeypatch.setattr("nas.runs.progress.console.file", shown)
     print_line("runs/[a]/[/red]/:bug:")
-    assert shown.getvalue() == "runs/[a]/[/red]/:bug:\n"
+    print_line("red\x1b[31m")
+    assert shown.getvalue() == "runs/[a]/[/red]/:bug:\nred?[31m\n"
 
 
 def test_no_command_asks_about_code(

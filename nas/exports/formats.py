@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +60,25 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     model = load_export(folder, info["task"])
     written = {}
     for name in formats:
-        file = folder / FORMATS[name].file
-        file.parent.mkdir(parents=True, exist_ok=True)
         inputs = largest_inputs(model, info) if FORMATS[name].is_bounded else tracing_inputs(model, info)
-        FORMATS[name].write(model, inputs, file)
-        written[name] = file
+        written[name] = _write_format(name, model, inputs, folder)
     return written
+
+
+def _write_format(name: str, model: PreTrainedModel, inputs: Mapping[str, Any], folder: Path) -> Path:
+    """Writes a format next to the others and moves it to its place once it is complete; returns its file."""
+    target = folder / FORMATS[name].file
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as work:
+        staged = Path(work) / target.relative_to(folder)
+        staged.parent.mkdir(parents=True)
+        for other in target.parent.glob("*") if target.parent.is_dir() else ():
+            if other.is_file() and other.stem != staged.stem:
+                shutil.copy2(other, staged.parent)  # int8 is made from float32
+        FORMATS[name].write(model, inputs, staged)
+        target.parent.mkdir(exist_ok=True)
+        for file in staged.parent.iterdir():
+            os.replace(file, target.parent / file.name)
+    return target
 
 
 def formats_in(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,7 @@ from pydantic import (
 
 from nas.recipe import strict_yaml
 from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, RANGES, Bound, Direction
-from nas.recipe.text import boolean_keys, check_values, first_error, read_recipe, shortened
+from nas.recipe.text import boolean_keys, check_values, first_error, is_moved, is_path, read_recipe, shortened
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
 from search_spaces.dimensions import DIMENSIONS
@@ -403,11 +403,20 @@ class Recipe(_Section):
         return next(name for name in self.objectives if name not in COSTS)
 
     def differences(self, other: Recipe) -> list[str]:
-        """Dotted keys in which an older recipe differs, with both values; not those that may change on resuming."""
+        """Dotted keys in which an older recipe differs, with both values; not those that may change on resuming.
+
+        Files that were moved are the same.
+        """
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         keys = sorted(mine.keys() | theirs.keys())
-        changed = [k for k in keys if k not in RESUMABLE_KEYS and mine.get(k) != theirs.get(k)]
+        moved = self.moved_keys(other)
+        changed = [k for k in keys if k not in (*RESUMABLE_KEYS, *moved) and mine.get(k) != theirs.get(k)]
         return [f"{k}: {mine.get(k)}, was {theirs.get(k)}" for k in changed]
+
+    def moved_keys(self, other: Recipe) -> list[str]:
+        """Keys whose file or folder an older recipe has at a place where there is nothing any more."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        return [key for key, new in mine.items() if is_path(key) and is_moved(theirs.get(key), new)]
 
     def _with_defaults(self) -> Recipe:
         """The recipe with the defaults that depend on the task type."""

@@ -73,10 +73,24 @@ def _absolute_paths(value: Any, dotted: str, base: Path) -> Any:
     """The value of a key with local paths made absolute, so that the copy in a run does not depend on the folder."""
     if isinstance(value, dict):
         return {k: _absolute_paths(v, f"{dotted}.{k}" if dotted else k, base) for k, v in value.items()}
-    is_path = dotted in PATHS or dotted.startswith("task.metrics.")
-    if is_path and isinstance(value, list):
+    if is_path(dotted) and isinstance(value, list):
         return [absolute_source(source, base) if isinstance(source, str) else source for source in value]
-    return absolute_source(value, base) if is_path and isinstance(value, str) else value
+    return absolute_source(value, base) if is_path(dotted) and isinstance(value, str) else value
+
+
+def is_path(dotted: str) -> bool:
+    """Whether a key may hold a local path."""
+    return dotted in PATHS or dotted.startswith("task.metrics.")
+
+
+def is_moved(old: Any, new: Any) -> bool:
+    """Whether a source is now at another place: the same name, and nothing at the old place any more."""
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    (before, part), (now, same_part) = split_source(old), split_source(new)
+    paths = Path(before), Path(now)
+    is_same = (paths[0].name, part) == (paths[1].name, same_part) and all(path.is_absolute() for path in paths)
+    return is_same and _exists(paths[1]) and not _exists(paths[0])
 
 
 def absolute_source(source: str, base: Path) -> str:

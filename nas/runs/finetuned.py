@@ -49,6 +49,8 @@ def load_finetuned(run: Run) -> dict[str, Finetuned]:
 def _parse(data: Any) -> dict[str, Finetuned]:
     exports = {key: Finetuned(**fields) for key, fields in data.items()}
     for export in exports.values():
+        if not (isinstance(export.folder, str) and isinstance(export.key, str)):
+            raise TypeError("`folder` and `key` must be texts")
         require_numbers("values", export.values)
         require_numbers("errors", export.errors)
     return exports

@@ -36,8 +36,8 @@ console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, qu
 
 
 def print_line(text: str) -> None:
-    """Prints one line."""
-    console.print(text)
+    """Prints one line, without control characters: a name in a run of someone else must not command the terminal."""
+    console.print("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
 @dataclass

@@ -88,7 +88,9 @@ class Run:
                     f"`{folder}` is a run of another recipe ({'; '.join(changed[:3])}); "
                     "choose another folder with --run, or use the recipe it was started with."
                 )
-            return run
+            if recipe.moved_keys(run.recipe):
+                write_text(folder / "recipe.yaml", recipe.to_yaml())
+            return cls(folder)
         check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -162,7 +164,8 @@ class Run:
     @property
     def device(self) -> str:
         """The CPU or GPU on which every latency of this run is measured."""
-        return str(self._environment.get("device") or "another device, not measured yet")
+        name = str(self._environment.get("device") or "another device, not measured yet")
+        return "".join(character for character in name if character.isprintable())
 
     @device.setter
     def device(self, name: str) -> None:

@@ -72,6 +72,8 @@ class SurrogateSampler(BaseSampler):
     ) -> None:
         if n_startup_trials < MIN_TRIALS:
             raise ValueError(f"`n_startup_trials` must be at least {MIN_TRIALS}, but got {n_startup_trials}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a whole number of at least 1, but got {batch_size!r}.")
         self.space = dict(space)
         self.encoding = Encoding(self.space, conditions)
         self.problem = problem

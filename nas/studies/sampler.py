@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.samplers import BaseSampler
 
 from nas.recipe.objectives import COSTS, total_violation
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
@@ -19,7 +20,7 @@ from nas.samplers.problem import Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
 from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace
-from search_spaces.errors import short_error
+from search_spaces.errors import described, short_error
 
 SamplerFactory = Callable[[int], optuna.samplers.BaseSampler]
 """Number of a trial -> the sampler that proposes it."""
@@ -102,17 +103,17 @@ def check_sampler(recipe: Recipe) -> None:
     name, options = recipe.search.sampler, recipe.search.sampler_options
     try:
         if name in ("SurrogateSampler", "BlockSearch"):
-            SurrogateSampler({}, **options)
-            return
-        sampler = _create(sampler_class(name), name, options, recipe.seed)
+            sampler: BaseSampler = SurrogateSampler({"x": IntDistribution(0, 3)}, None, seed=recipe.seed, **options)
+        else:
+            sampler = _create(sampler_class(name), name, options, recipe.seed)
         study = optuna.create_study(directions=list(recipe.objectives.values()), sampler=sampler)
         for _ in range(2):
             trial = study.ask({"x": IntDistribution(0, 3)})
             study.tell(trial, [float(trial.params["x"])] * len(recipe.objectives))
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`search.sampler_options` must be arguments of {name}: {error}") from None
+    except Exception as error:  # each of Optuna's samplers has its own
+        raise InputError(f"`search.sampler_options` must be arguments of {name}: {described(error)}") from None
 
 
 class SubnetProblem:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -273,7 +274,8 @@ def import_libraries(workload: Workload, source: str, auto_class: str, remote_co
 
 
 def main(folder: Path) -> None:
-    """Measures a plan; an input error or Ctrl-C is printed as one line, with exit code 2."""
+    """Measures a plan; an input error, Ctrl-C or SIGTERM is printed as one line, with exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         measure_plan(folder)
     except InputError as error:
