@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,7 +118,9 @@ def test_a_front_has_fine_tuned_and_inherited_metrics(run: Run) -> None:
         Point(SMALL, {"accuracy": 0.8, "latency_ms": 1.0, "macs": 3.0}, {"accuracy": 0.02}, measured=True),
         Point(UNEVEN, {"accuracy": 0.9, "latency_ms": 2.0, "macs": 5.0}, {"accuracy": 0.02}, measured=True),
     ]
-    write_json(run.front_file, {"front": ParetoFront.of(points, run.recipe.objectives).to_dict()})
+    parent = replace(points[1], source="parent").to_dict()
+    front = ParetoFront.of(points, run.recipe.objectives).to_dict()
+    write_json(run.front_file, {"front": front, "verified": [parent], "reference": {}, "hypervolume": {}})
     assert front_with_finetuned(run) == run.front()
     for value in (0.84, 0.88):
         save_finetuned(
@@ -219,6 +222,7 @@ def test_a_rebuilt_stage_deletes_results_of_its_old_weights(stage: str, previous
             (run.folder / name).write_text("old")
         elif name != stage:
             (run.folder / name / "below").mkdir(parents=True)
+            (run.folder / name / "below" / "subnet.json").touch()
     with run.building(run.folder / stage) as work:
         (work / "new").touch()
     assert {name for name in RESULTS if (run.folder / name).exists()} == {stage, *previous, *KEPT}

@@ -127,9 +127,9 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
 
     model, inputs = bert(num_hidden_layers=1), text_inputs()
     inputs["token_type_ids"] = torch.randint(2, inputs["input_ids"].shape)
+    info = exported(tmp_path)
     model.save_pretrained(tmp_path)
-    workload = Workload(batch_size=2, sequence_length=8).to_dict()
-    info = {"task": "text-classification", "max_length": 12, "workload": workload}
+    info |= {"max_length": 12, "workload": Workload(batch_size=2, sequence_length=8).to_dict()}
     (tmp_path / "subnet.json").write_text(json.dumps(info))
     file = convert(tmp_path, ["executorch"])["executorch"]
     assert b"XnnpackBackend" in file.read_bytes()

@@ -170,4 +170,10 @@ def test_a_moved_run_exports_with_what_it_holds(finished: tuple[Path, Path], tmp
     run = Run(tmp_path / "moved")
     export_subnet(run, run.front().knee(), tmp_path / "out")
     info = json.loads((tmp_path / "out" / "subnet.json").read_text())
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds `notes\.txt`"):
+        export_subnet(run, run.front().knee(), tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out" / "notes.txt").unlink()
+    export_subnet(run, run.front().knee(), tmp_path / "out")
     assert info["base_model"] is None and "/of/another" not in (tmp_path / "out" / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.exports.card import write_card
-from nas.exports.formats import load_export, read_export_info, size_mb
+from nas.exports.formats import load_export, read_export_info, require_replaceable, size_mb
 from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.exports.vector_map import add_vector_map
 from nas.recipe.objectives import COSTS
@@ -50,6 +50,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         raise InputError(f"`--out` must be a new folder or an export, but `{out}` is neither; choose another one.")
     check_place(out, "--out")
     info = read_export_info(folder)
+    require_replaceable(out, folder)
     Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
     model = load_export(folder, recipe.task.type)

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from nas.exports.card import licence_of, write_card
-from nas.exports.formats import convert
+from nas.exports.formats import convert, require_replaceable
 from nas.exports.reload import scored_outputs
 from nas.exports.trust import require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
@@ -155,6 +155,7 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
         check_reload(work, supernet, point.subnet, context)
         convert(work, formats)
         write_card(work, info)
+        require_replaceable(out, work)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from nas.fronts.point import require_numbers
 from nas.runs.files import read_json
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.runtimes import FORMATS
-from search_spaces import TASKS, InputError
+from search_spaces import TASKS, InputError, SubnetConfig
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -81,6 +82,27 @@ def _write_format(name: str, model: PreTrainedModel, inputs: Mapping[str, Any], 
     return target
 
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+OURS = ("README.md", "subnet.json", "checkpoints", "modeling_nas.py", "quantized.py", "sparse_attention.py")
+"""What an older export may hold and a newer one in its place not."""
+
+
+def require_replaceable(out: Path, new: Path) -> None:
+    """Raises InputError if an older export holds something that neither a new one nor any other writes.
+
+    Args:
+        out: The older export, if it exists.
+        new: A folder with the files of the new one.
+    """
+    known = {*OURS, *(path.name for path in new.iterdir()), *(each.file.split("/")[0] for each in FORMATS.values())}
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name not in known and not any(path.match(pattern) for pattern in WEIGHTS):
+            raise InputError(
+                f"`{out}` is an export that would be replaced, but it holds `{path.name}`, which the new one does not "
+                "write; move it away, or choose another folder with --out."
+            )
+
+
 def formats_in(folder: Path) -> dict[str, Path]:
     """Returns the formats in a folder: name -> file; the Hugging Face model (``torch``) is first."""
     files = {name: folder / written.file for name, written in FORMATS.items()}
@@ -101,7 +123,22 @@ def read_export_info(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "subnet.json").is_file():
         raise InputError(f"`{folder}` must be an export, but it has no subnet.json; `nas export` writes one.")
-    return dict(read_json(folder / "subnet.json"))
+    return dict(read_json(folder / "subnet.json", parse=_checked_info))
+
+
+def _checked_info(data: Any) -> dict[str, Any]:
+    """The content of subnet.json; raises what is in `DAMAGE` unless it is what an export says of itself."""
+    SubnetConfig.from_dict(data["subnet"])
+    Workload.from_dict(data["workload"])
+    for stated in (data, data.get("parent"), *data.get("formats", {}).values()):
+        for name in ("values", "errors") if stated is not None else ():
+            require_numbers(name, stated[name])
+    texts = [data[name] for name in ("task", "key", "name", "device", "split")]
+    if data["task"] not in TASKS or not all(isinstance(text, str) for text in texts):
+        raise TypeError("`task`, `key`, `name`, `device` and `split` must be texts, `task` a known one")
+    if type(data["measured"]) is not bool or type(data.get("max_length", 1)) is not int:
+        raise TypeError("`measured` must be true or false, `max_length` a whole number")
+    return dict(data)
 
 
 def load_export(folder: Path, task: str) -> PreTrainedModel:

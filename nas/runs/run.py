@@ -154,6 +154,8 @@ class Run:
             for result in [file.parent for file in path.glob("*/subnet.json")] if path == self.exports else [path]:
                 delete(result)
                 delete(partial_path(result))
+        if self.exports.is_dir() and not any(self.exports.iterdir()):
+            self.exports.rmdir()
 
     @property
     def layer_order(self) -> list[int]:
