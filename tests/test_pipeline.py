@@ -23,7 +23,7 @@ def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tupl
     first, again = Run(finished[1]), tmp_path / "again"
     recipe = Recipe.load(first.folder / "recipe.yaml")
     assert recipe == Recipe.load(finished[0]) and recipe.differences(first.recipe) == []
-    again.mkdir()
+    Run.open(again, recipe)
     shutil.copy(first.measurements, again)
     done = Command("search", first.folder / "recipe.yaml", "--run", again)
     said = done.communicate()[1]
