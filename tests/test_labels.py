@@ -166,6 +166,11 @@ def test_infinite_numbers_are_refused(make: Make) -> None:
         _ = make("regression", rows).splits
 
 
+def test_numbers_that_are_all_equal_are_refused(make: Make) -> None:
+    with pytest.raises(InputError, match=r"must differ.*0\.5"):
+        _ = make("regression", lambda s: {"text": s, "label": 0.5}).splits
+
+
 def test_class_names_of_the_test_data_decide_not_their_order() -> None:
     from datasets import ClassLabel, Dataset, Features
 

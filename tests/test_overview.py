@@ -74,6 +74,12 @@ def test_the_data_of_every_task_is_described(case: str, classes: str | None, exa
     assert example in lines.get("example", "")
 
 
+def test_tokens_that_the_tokenizer_does_not_know_are_counted(text_recipe: Path) -> None:
+    train = pd.read_parquet(text_recipe.parent / "train.parquet")
+    train.assign(sentence="le film est bon").to_parquet(text_recipe.parent / "train.parquet")
+    assert "50.0% of the tokens are unknown" in lines_of(TaskContext(Recipe.load(text_recipe)))["lengths"]
+
+
 def test_many_classes_are_listed_from_both_ends(text_recipe: Path) -> None:
     for file, read, write in (("train.parquet", pd.read_parquet, "to_parquet"), ("test.csv", pd.read_csv, "to_csv")):
         rows = read(text_recipe.parent / file)

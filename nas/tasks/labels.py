@@ -110,6 +110,16 @@ def with_float_labels(dataset: Dataset, column: str, source: str) -> Dataset:
     return dataset.cast_column(column, Value("float32"))
 
 
+def require_different(dataset: Dataset, column: str, source: str) -> None:
+    """Raises InputError if all labels are one number, from which nothing can be learned."""
+    values = dataset.unique(column)
+    if len(values) < 2:
+        raise InputError(
+            f"regression labels must differ, but all of `{column}` of `{source}` are {values[0]}; name another one in "
+            "`task.label`."
+        )
+
+
 def is_multi_hot(dataset: Dataset, column: str) -> bool:
     """Whether a column of lists is multi-hot: one 0 or 1 per class, instead of the classes themselves."""
     if hasattr(_item_feature(dataset.features[column]), "names"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from nas.tasks.context import TaskContext
 from nas.tasks.images import CHECKED_IMAGES, undecoded
 from nas.tasks.labels import is_list
+from nas.tasks.token_table import text_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,8 @@ SAMPLED_LENGTHS = 1000
 ROWS = 1000
 """Rows that are read at once."""
 DIGEST_BYTES = 16
+MOST_UNKNOWN = 0.01
+"""Share of unknown tokens from which it is said; more is another language, or the tokenizer of another model."""
 
 
 def data_lines(context: TaskContext) -> list[str]:
@@ -108,9 +111,21 @@ def _lengths_text(context: TaskContext) -> str:
     lengths = np.array([len(ids) for ids in rows["input_ids"]])
     if splits.task.input_columns(splits.task.train) == ("input_ids",):
         return f"blocks of {limit:,} tokens"
+    unknown = _unknown_share(rows["input_ids"], context)
+    strange = f"; {unknown:.1%} of the tokens are unknown to the tokenizer" if unknown >= MOST_UNKNOWN else ""
     cut = float((lengths >= limit).mean())
     reach = f"{cut:.1%} reach `task.max_length` {limit:,} and may be cut" if cut else f"`task.max_length` is {limit:,}"
-    return f"{lengths.min():,} to {lengths.max():,} tokens, half at most {np.median(lengths):,.0f}; {reach}"
+    return f"{lengths.min():,} to {lengths.max():,} tokens, half at most {np.median(lengths):,.0f}; {reach}{strange}"
+
+
+def _unknown_share(rows: Iterable[Sequence[int]], context: TaskContext) -> float:
+    """Share of tokens that stand for what the tokenizer does not know; 0 if it has none of its own for that."""
+    tokenizer = text_tokenizer(context)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id):
+        return 0.0
+    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
+    return float((ids == unknown).mean()) if len(ids) else 0.0
 
 
 def _duplicates_text(context: TaskContext) -> str:

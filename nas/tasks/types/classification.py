@@ -22,6 +22,7 @@ from nas.tasks.labels import (
     match_head_labels,
     multi_hot_to_ids,
     relabel,
+    require_different,
     with_class_ids,
     with_float_labels,
 )
@@ -82,6 +83,7 @@ class Classification(TaskType):
         self.activation = ACTIVATIONS[self.problem_type]
         if self.problem_type == "regression":
             self.train = with_float_labels(train, self.label, self.task.train)
+            require_different(self.train, self.label, self.task.train)
             self.test = with_float_labels(test, self.label, self.task.test)
             self.names = inputs.head_names or ["LABEL_0"]
             return
