@@ -22,7 +22,7 @@ from nas.studies.study import STUDIES, evaluated_points, open_studies
 def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     first, again = Run(finished[1]), tmp_path / "again"
     recipe = Recipe.load(first.folder / "recipe.yaml")
-    assert recipe == Recipe.load(finished[0]) and recipe.differences(first.recipe) == []
+    assert recipe == Recipe.load(finished[0]) and not recipe.differences(first.recipe)
     Run.open(again, recipe)
     shutil.copy(first.measurements, again)
     done = Command("search", first.folder / "recipe.yaml", "--run", again)

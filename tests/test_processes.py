@@ -129,4 +129,6 @@ def test_the_launcher_sets_the_number_of_processes(monkeypatch: pytest.MonkeyPat
 def test_where_workers_run_may_change_and_how_many_may_not(recipe: Path) -> None:
     first = Recipe.load(recipe)
     assert not first.differences(Recipe.load(recipe, ["supernet.cpus_per_worker=4", "parent.gpus_per_worker=1"]))
-    assert first.differences(Recipe.load(recipe, ["supernet.workers=4"])) == ["supernet.workers: 2, was 4"]
+    assert first.differences(Recipe.load(recipe, ["supernet.workers=4"])) == {
+        "supernet.workers": "supernet.workers: 2, was 4"
+    }

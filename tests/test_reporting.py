@@ -61,4 +61,4 @@ def test_other_integrations_are_refused_and_a_started_run_may_change_them(text_r
     with pytest.raises(InputError, match=r"parent\.report_to"):
         Recipe.load(text_recipe, ["parent.report_to=[pigeon]"])
     plain = Recipe.load(text_recipe)
-    assert plain.differences(Recipe.load(text_recipe, ["parent.report_to=[tensorboard]"])) == []
+    assert not plain.differences(Recipe.load(text_recipe, ["parent.report_to=[tensorboard]"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from command import Command
 from conftest import read_lines
 from optuna.trial import TrialState
 
+from nas.fronts.front import ParetoFront
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
@@ -229,3 +231,27 @@ def test_the_lock_of_a_killed_process_blocks_nobody(uninterrupted_run: tuple[Pat
     begin = time.monotonic()
     assert evaluated_points(open_studies(tmp_path / "study.log", recipe)["search"])
     assert time.monotonic() - begin < 15, "waited until the lock was too old"
+
+
+def test_a_finished_search_goes_on_with_more_evaluations(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = finished
+    before = Run(folder)
+    kept = [before.parent, before.supernet, before.predictor, before.finished]
+    files = {file: file.stat().st_mtime_ns for place in kept for file in place.rglob("*.safetensors")}
+    trials = {name: evaluated_points(study) for name, study in open_studies(before.study, before.recipe).items()}
+    front, measured = before.front(), read_lines(before.measurements)
+    run = search(Recipe.load(path, ["search.evaluations=32"]), folder)
+    printed = capsys.readouterr().out
+    assert "goes on with search.evaluations: 32, was 24" in printed and "the earlier front is front-1.json" in printed
+    assert ParetoFront.from_dict(json.loads((folder / "front-1.json").read_text())["front"]) == front
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items()), "something is trained twice"
+    for name, study in open_studies(run.study, run.recipe).items():
+        points = evaluated_points(study)
+        assert points[: len(trials[name])] == trials[name] and len(points) >= len(trials[name])
+    assert len(evaluated_points(open_studies(run.study, run.recipe)["search"])) == 32
+    rows = read_lines(run.measurements)
+    assert rows[: len(measured)] == measured
+    keys = [(row["key"], row["stage"]) for row in rows if "stage" in row]
+    assert len(keys) == len(set(keys)), "something is measured twice"

@@ -59,6 +59,13 @@ RESUMABLE_KEYS = (
 )
 """Keys that may change when a run resumes: they set where and how long it runs and who logs it."""
 
+EXTENDABLE_KEYS = (
+    *(f"search.{name}" for name in ("evaluations", "hours", "patience", "confidence")),
+    "finish.models",
+    "baselines",
+)
+"""Keys with which a run goes on: what it has trained, measured and evaluated stays, its front is made again."""
+
 DEFAULT_EPOCHS = 3.0
 
 MAX_SEED = 2**32 - 1
@@ -402,8 +409,8 @@ class Recipe(_Section):
         """The first metric among the objectives."""
         return next(name for name in self.objectives if name not in COSTS)
 
-    def differences(self, other: Recipe) -> list[str]:
-        """Dotted keys in which an older recipe differs, with both values; not those that may change on resuming.
+    def differences(self, other: Recipe) -> dict[str, str]:
+        """Dotted keys in which an older recipe differs -> both values; not those that may change on resuming.
 
         Files that were moved are the same.
         """
@@ -411,7 +418,7 @@ class Recipe(_Section):
         keys = sorted(mine.keys() | theirs.keys())
         moved = self.moved_keys(other)
         changed = [k for k in keys if k not in (*RESUMABLE_KEYS, *moved) and mine.get(k) != theirs.get(k)]
-        return [f"{k}: {mine.get(k)}, was {theirs.get(k)}" for k in changed]
+        return {k: f"{k}: {mine.get(k)}, was {theirs.get(k)}" for k in changed}
 
     def moved_keys(self, other: Recipe) -> list[str]:
         """Keys whose file or folder an older recipe has at a place where there is nothing any more."""

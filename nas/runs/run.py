@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point, require_numbers
-from nas.recipe.schema import Recipe
+from nas.recipe.schema import EXTENDABLE_KEYS, Recipe
 from nas.runs.files import check_place, delete, partial_path, read_json, write_json, write_text
+from nas.runs.progress import print_line
 from predictors import MeasurementStore, SubnetPredictor, device_name
 from search_spaces import InputError
 
@@ -78,18 +79,22 @@ class Run:
             remote: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
 
         Raises:
-            InputError: If the folder holds a run of another recipe, or files that are no run; none is touched.
+            InputError: If the folder holds a run of another recipe, or files that are no run; none is touched. A run
+                goes on with other `EXTENDABLE_KEYS`.
         """
         folder = Path(folder)
         if is_run(folder):
             run = cls(folder)
-            if changed := recipe.differences(run.recipe):
+            changed = recipe.differences(run.recipe)
+            if others := [text for key, text in changed.items() if key not in EXTENDABLE_KEYS]:
                 raise InputError(
-                    f"`{folder}` is a run of another recipe ({'; '.join(changed[:3])}); "
+                    f"`{folder}` is a run of another recipe ({'; '.join(others[:3])}); "
                     "choose another folder with --run, or use the recipe it was started with."
                 )
             if recipe.moved_keys(run.recipe):
                 write_text(folder / "recipe.yaml", recipe.to_yaml())
+            if changed:
+                run._go_on(recipe, list(changed.values()))
             return cls(folder)
         check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +105,22 @@ class Run:
             (folder / "environment.json").unlink(missing_ok=True)
             raise
         return cls(folder)
+
+    def _go_on(self, recipe: Recipe, changed: Sequence[str]) -> None:
+        """Takes another recipe with other budgets; the front so far is kept beside the one that will be made."""
+        with self.locked():
+            earlier = ""
+            if self.front_file.exists():
+                number = 1 + len(list(self.folder.glob("front-*.json")))
+                kept = self.folder / f"front-{number}.json"
+                os.replace(self.front_file, kept)
+                earlier = f"; the earlier front is {kept.name}"
+            for file in (self.finished_list, self.report):
+                delete(file)
+            write_text(self.folder / "recipe.yaml", recipe.to_yaml())
+        print_line(
+            f"run        goes on with {'; '.join(changed)}: what it trained, measured and scored stays{earlier}"
+        )
 
     @property
     def name(self) -> str:

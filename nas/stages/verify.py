@@ -152,7 +152,8 @@ def _score_all(
     done = dict(file.read())
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type)
     for number, (key, subnet) in enumerate(subnets.items(), 1):
-        if key not in done:
+        is_finished = (run.finished / key).exists()
+        if key not in done or done[key].get("finished", False) != is_finished:  # it was scored with other weights
             model = (
                 _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
             )
@@ -165,7 +166,8 @@ def _score_all(
                 inherited = score(supernet.extract(subnet), context.splits.test, run.recipe.metric_names)
                 values |= {name + INHERITED_SUFFIX: metric.value for name, metric in inherited.items()}
                 errors |= {name + INHERITED_SUFFIX: metric.standard_error for name, metric in inherited.items()}
-            done[key] = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
+            line = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
+            done[key] = {**line, "finished": is_finished}
             file.append([done[key]])
         report(number)
     return {key: done[key] for key in subnets}
