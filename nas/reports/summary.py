@@ -90,7 +90,8 @@ def print_summary(run: Run, front: ParetoFront) -> None:
     console.print(Group(front.table()))
     for source in REFERENCES:
         for point in (point for point in verified if point.source == source):
-            shown = (f"{n} {format_value(n, point.values[n], point.errors.get(n))}" for n in front.value_names)
+            names = [name for name in front.value_names if name in point.values]
+            shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
             print_line(f"{source:<12} {' · '.join(shown)}")
     print_line(f"workload     {workload_line(run)}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
