@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, WORDS, bert
+from conftest import DAILY_FAMILIES, TOYS, WORDS, bert, sampled
 from safetensors.torch import load_file, save_file
 from toy_tasks import Make, causal
 
@@ -251,9 +251,7 @@ def test_a_training_that_diverges_stops_with_the_step_and_the_cause(
 # -- every family -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model_type", ["bert", "roberta", "gpt2", "llama", "t5", "vit", "dinov2", "clip", "modernbert"]
-)
+@pytest.mark.parametrize("model_type", sampled(TOYS, lambda name: name in DAILY_FAMILIES))
 def test_only_the_head_is_new_when_a_model_changes_its_task(model_type: str, tmp_path: Path) -> None:
     import transformers
 
