@@ -17,7 +17,7 @@ from optuna._hypervolume import compute_hypervolume
 from rich.console import Console
 
 from nas.fronts.front import ParetoFront, reference_point
-from nas.fronts.pareto import hypervolume, non_dominated
+from nas.fronts.pareto import hypervolume, non_dominated, non_dominated_ranks
 from nas.fronts.point import Point
 from nas.recipe.objectives import Bound, Direction, format_value, parse_condition
 from search_spaces.errors import InputError
@@ -56,6 +56,13 @@ def test_non_dominated_is_what_brute_force_finds(m: int) -> None:
 
     expected = [not np.isnan(values[i]).any() and not beaten(i) for i in range(len(values))]
     assert non_dominated(values).tolist() == expected
+
+
+@pytest.mark.parametrize("cost", [1.6e11, 1e12, 1e-9])
+def test_a_small_difference_beside_a_large_number_is_one(cost: float) -> None:
+    values = np.array([[cost, 2.50001], [cost, 2.5], [cost, 2.5]])
+    assert non_dominated(values).tolist() == [False, True, True]
+    assert non_dominated_ranks(values).tolist() == [1, 0, 0]
 
 
 def test_duplicates_of_a_front_row_are_kept_and_no_rows_are_fine() -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOYS, logits
+from safetensors.torch import load_file, save_file
 from test_formats import NEEDS, exported
 
 from nas.exports.check import FormatCheck, failed_checks
 from nas.exports.export import ReloadError, outputs_in_subprocess
-from nas.exports.formats import convert
+from nas.exports.formats import convert, load_export
 from nas.supernets.supernet import Supernet
 from predictors import Workload
 from predictors.measurement import onnx_export
@@ -239,3 +240,19 @@ def test_a_folder_with_truncated_weights_is_refused_in_one_line(share: float, wh
     np.savez(tmp_path / "m.npz", input_ids=np.ones((1, 4), np.int64))
     with pytest.raises(InputError, match="cannot be loaded"):
         load(tmp_path, plan, "m")
+
+
+@pytest.mark.parametrize("change", ["dropped", "invented", "reshaped"])
+def test_an_export_with_other_weights_than_its_model_is_refused(change: str, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "export"))
+    stored = load_file(folder / "model.safetensors")
+    name = next(name for name in stored if "layer.0" in name and name.endswith("weight"))
+    if change == "invented":
+        stored["invented.weight"] = torch.zeros(2)
+    else:
+        removed = stored.pop(name)
+        stored |= {name: removed[:-1].contiguous()} if change == "reshaped" else {}
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    assert load_export(whole, "text-classification")
+    with pytest.raises(InputError, match="must hold the weights"):
+        load_export(folder, "text-classification")

@@ -15,6 +15,7 @@ import transformers
 
 from nas.fronts.point import require_numbers
 from nas.runs.files import read_json
+from nas.supernets.checkpoint import require_all_weights
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
@@ -145,11 +146,15 @@ def load_export(folder: Path, task: str) -> PreTrainedModel:
     """Loads the model of an export with the head of a task.
 
     Raises:
-        InputError: If its files cannot be read.
+        InputError: If its files cannot be read, or a weight is missing, has another shape, or is in the files only.
     """
     auto = getattr(transformers, TASKS[task].auto_class)
+    options = {"trust_remote_code": False, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with file_errors_as_input_errors(folder):
-        return auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+        model, report = auto.from_pretrained(folder, **options)
+    require_all_weights(model, report, f"`{folder}`", "write it again with `nas export`")
+    return model.eval()
 
 
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:

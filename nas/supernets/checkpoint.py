@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import InputError
 
@@ -26,11 +27,15 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
     """
     options = {"dtype": model.dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded, report = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), **options)
+    require_all_weights(model, report, f"the checkpoint `{folder}`", "delete it to train again from the one before")
+    model.load_state_dict(loaded.state_dict())
+
+
+def require_all_weights(model: PreTrainedModel, report: Mapping[str, Any], what: str, way_out: str) -> None:
+    """Raises InputError unless transformers' loading report says that a model took every weight from its files."""
     problems = {name: sorted(map(str, report[name])) for name in PROBLEMS if report.get(name)}
     if problems:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(each[:3])}" for name, each in problems.items())
         raise InputError(
-            f"the checkpoint `{folder}` must hold the weights of {type(model).__name__}, but some differ ({listed}); "
-            "delete the checkpoint to train again from the one before."
+            f"{what} must hold the weights of {type(model).__name__}, but some differ ({listed}); {way_out}."
         )
-    model.load_state_dict(loaded.state_dict())
