@@ -200,7 +200,9 @@ class Training(_Section):
 class SupernetTraining(Training):
     """Settings of the supernet training."""
 
-    epochs: float = Field(DEFAULT_EPOCHS, gt=0, le=1e6, description="Epochs.")
+    epochs: float = Field(
+        1.0, gt=0, le=1e6, description="Epochs: enough to rank subnetworks; the finish does the rest."
+    )
     order: ImportanceScore = Field("gradient", description="Importance score that orders weights before training.")
     strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = Field(
         "sandwich", description="Which subnetworks are trained in a step."
@@ -221,6 +223,7 @@ class SupernetTraining(Training):
 class Finish(Training):
     """Settings of the finish: chosen subnetworks of the front are trained on alone, with the parent as the teacher."""
 
+    epochs: float = Field(5.0, gt=0, le=1e6, description="Epochs of each subnetwork, 60 % of them together.")
     models: int = Field(
         3,
         ge=0,
