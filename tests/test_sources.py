@@ -254,6 +254,21 @@ def test_another_encoding_is_refused_with_the_byte(name: str, file: Callable[...
     refused(file(name, "text,label\na,1\n".encode("utf-16-le")), "line 1", "zero byte", "UTF-8")
 
 
+def test_a_file_is_looked_at_again_only_when_it_changed(
+    file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas.tasks.sources import local_file
+
+    path = file("data.csv", CSV)
+    first, scanned = load_source(str(path)), []
+    features = local_file._checked_features
+    monkeypatch.setattr(local_file, "_checked_features", lambda *given: scanned.append(given) or features(*given))
+    again = load_source(str(path))
+    assert not scanned and again.features == first.features and again.to_list() == first.to_list()
+    file("data.csv", CSV + "plot,one\n")
+    assert load_source(str(path)).features["label"].dtype == "string" and scanned
+
+
 @pytest.mark.parametrize("name", ["data.csv", "data.parquet"])
 def test_a_cache_that_cannot_be_written_is_named(
     name: str, file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
