@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from command import Command
-from conftest import SIZES, TEXT, TOYS, bert, read_lines
+from conftest import SIZES, TEXT, TOYS, bert
 from filelock import FileLock
 from transformers import AutoConfig
 
@@ -605,11 +605,10 @@ def test_a_disk_that_is_full_in_any_stage(
     assert all(after[name][: len(data)] == data for name, data in before.items())
     disk("64m")
     again = Command("search", recipe, "--run", run)
-    stderr = again.communicate()[1]
+    stderr = again.communicate(timeout=900)[1]
     assert again.returncode == 0, stderr
     assert any((run / "exports").iterdir()) and not list(run.glob("*.partial"))
-    rows = [(row["key"], row["stage"]) for row in read_lines(run / "measurements.jsonl") if row["stage"] != "anchor"]
-    assert len(rows) == len(set(rows))
+    assert all((run / name).read_bytes().startswith(data) for name, data in after.items() if name.endswith(".jsonl"))
 
 
 @pytest.mark.parametrize(
