@@ -158,3 +158,25 @@ def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "decoder_start_token_id": None}))
     with pytest.raises(InputError, match="`decoder_start_token_id` in its config"):
         _ = seq2seq_context(tmp_path).splits
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(RuntimeError("cut short"), "b.wav.*cut short"), (ImportError("no"), "torchcodec")]
+)
+def test_a_recording_that_cannot_be_decoded_is_named(
+    error: Exception, says: str, make: Make, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Audio, Dataset
+
+    context = make("speech")
+    (text_folder / "b.wav").write_bytes(b"RIFF")
+    stored = [{"bytes": None, "path": str(text_folder / "b.wav")}] * 4
+    data = Dataset.from_dict({"audio": stored, "text": ["the film"] * 4}).cast_column("audio", Audio())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    task = context.splits.task
+    monkeypatch.setattr(Audio, "decode_example", fail)
+    with pytest.raises(InputError, match=says):
+        _ = task.process(data, "toy")[0]

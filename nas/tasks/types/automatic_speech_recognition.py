@@ -36,15 +36,16 @@ class AutomaticSpeechRecognition(SequenceToSequence):
         column, target = self.task.audio, self.label_column or "text"
         require_column(examples, target, source, "task.label")
         require_texts(examples, target, source, "task.label")
-        examples = self._resampled(examples, column, source)
+        self._require_recordings(examples, column, source)
         tokenizer, length, start = self.tokenizer, self.task.max_length, self.config.decoder_start_token_id
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             ids = tokenizer(rows[target], truncation=True, max_length=length)["input_ids"]
             labels = [row[1:] if row[0] == start else row for row in ids]
-            return {"input_features": self._log_mel_features(rows[column]), "labels": labels, "target": rows[target]}
+            samples = [self._samples(recording, source) for recording in rows[column]]
+            return {"input_features": self._log_mel_features(samples), "labels": labels, "target": rows[target]}
 
-        return examples.with_transform(transform)
+        return _undecoded(examples, column).with_transform(transform)
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Stacks the features: Whisper pads every recording to 30 seconds."""
@@ -65,26 +66,49 @@ class AutomaticSpeechRecognition(SequenceToSequence):
             "decoder_input_ids": random_tokens(config, workload, generator),
         }
 
-    def _resampled(self, examples: Dataset, column: str, source: str) -> Dataset:
-        """Resamples recordings to the rate of the feature extractor; InputError if they cannot be decoded."""
-        from datasets import Audio
-
+    def _require_recordings(self, examples: Dataset, column: str, source: str) -> None:
+        """Raises InputError if the column does not exist or holds no recordings."""
         require_column(examples, column, source, "task.audio")
         feature = examples.features[column]
-        if is_list(feature):
-            return examples
-        if not isinstance(feature, Audio):
+        if not is_list(feature) and not _is_audio(feature):
             raise InputError(f"`task.audio` must name an audio column, but `{column}` of `{source}` is {feature}.")
-        examples = examples.cast_column(column, Audio(sampling_rate=self.processor.feature_extractor.sampling_rate))
+
+    def _samples(self, recording: Any, source: str) -> Any:
+        """The samples of a recording, given as such or as stored, at the rate of the feature extractor.
+
+        Raises:
+            InputError: If it cannot be decoded.
+        """
+        from datasets import Audio
+
+        if isinstance(recording, list):
+            return recording
         try:
-            _ = examples[0][column]["array"]
+            rate = self.processor.feature_extractor.sampling_rate
+            return Audio(sampling_rate=rate).decode_example(recording)["array"]
         except ImportError as error:
             raise InputError(
                 f"recordings of `{source}` cannot be decoded: {short_error(error)}; pip install torchcodec."
             ) from None
-        return examples
+        except Exception as error:
+            name = (recording or {}).get("path") or "without a file"
+            raise InputError(
+                f"the recording `{name}` of `{source}` cannot be decoded ({short_error(error)}); replace or remove it."
+            ) from None
 
-    def _log_mel_features(self, recordings: list[Any]) -> list[torch.Tensor]:
+    def _log_mel_features(self, samples: list[Any]) -> list[torch.Tensor]:
         extractor = self.processor.feature_extractor
-        samples = [recording if isinstance(recording, list) else recording["array"] for recording in recordings]
         return list(extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"])
+
+
+def _is_audio(feature: Any) -> bool:
+    from datasets import Audio
+
+    return isinstance(feature, Audio)
+
+
+def _undecoded(examples: Dataset, column: str) -> Dataset:
+    """The examples with recordings as stored, if they are not lists of samples."""
+    from datasets import Audio
+
+    return examples.cast_column(column, Audio(decode=False)) if _is_audio(examples.features[column]) else examples
