@@ -64,14 +64,14 @@ def test_the_commands_of_a_finished_run(
 
     nas(monkeypatch, "convert", small, "--to", "program")
     monkeypatch.setattr("nas.exports.check.LATENCY_TOLERANCE", 100.0)  # this machine may be busy
-    nas(monkeypatch, "verify", small, "--run", run.folder)
+    nas(monkeypatch, "verify", small, "--run", run.folder, "--trust-remote-code")
     checked = json.loads((small / "subnet.json").read_text())["formats"]
     assert set(checked) == {"torch", "program"} and "program" in capsys.readouterr().out
     assert set(checked["program"]["values"]) == {"accuracy", "latency_ms", "size_mb", "memory_mb"}
     info["values"]["accuracy"] = 0.123
     (small / "subnet.json").write_text(json.dumps(info))
     with pytest.raises(SystemExit, match="2"):
-        nas(monkeypatch, "verify", small, "--run", run.folder)
+        nas(monkeypatch, "verify", small, "--run", run.folder, "--trust-remote-code")
     assert "torch states accuracy 0.1230" in capsys.readouterr().err
 
     nas(monkeypatch, "profile", recipe, "--run", run.folder)
