@@ -40,7 +40,8 @@ def standard_error(metric: Metric, stats: ExampleStats) -> tuple[float, int]:
     """Computes the bootstrap standard error of a metric over examples.
 
     All models are resampled alike, so their errors are comparable. Resamples on which the metric is undefined, such as
-    those without one of the classes, are left out. If these are most, examples are resampled class by class.
+    those without one of the classes, are left out, unless these are most: with many rare classes, the metric is that
+    of the classes that occur.
 
     Returns:
         The standard error, and the number of resamples that were left out.
@@ -48,24 +49,22 @@ def standard_error(metric: Metric, stats: ExampleStats) -> tuple[float, int]:
     Raises:
         InputError: If the metric is undefined on nearly all resamples.
     """
-    rng = np.random.default_rng(0)
     examples = len(next(iter(stats.values())))
-    values = _values(metric, stats, rng.integers(0, examples, (SAMPLES, examples)))
-    left_out = SAMPLES - len(values)
-    if left_out > SAMPLES / 2 and isinstance(metric, OfClasses):
-        values = _values(metric, stats, _drawn_by_class(stats["labels"], rng))
+    draws = np.random.default_rng(0).integers(0, examples, (SAMPLES, examples))
+    if isinstance(metric, OfClasses):
+        complete = draws[metric.is_defined(stats, draws)]
+        draws = complete if len(complete) >= SAMPLES / 2 else draws
+    values = _values(metric, stats, draws)
     if len(values) < 2:
         raise InputError(
-            f"a metric must be defined on resamples of the examples, but it is not on {left_out} of {SAMPLES}; raise "
+            f"a metric must be defined on resamples of the examples, but it is on {len(values)} of {SAMPLES}; raise "
             "`task.search_examples` or choose another metric."
         )
-    return float(np.std(values, ddof=1)), left_out
+    return float(np.std(values, ddof=1)), SAMPLES - len(values)
 
 
 def _values(metric: Metric, stats: ExampleStats, draws: np.ndarray) -> list[float]:
     """The values of a metric on the resamples (samples, examples) on which it is defined."""
-    if isinstance(metric, OfClasses):
-        draws = draws[metric.is_defined(stats, draws)]
     values = []
     for rows in draws:
         try:
@@ -73,9 +72,3 @@ def _values(metric: Metric, stats: ExampleStats, draws: np.ndarray) -> list[floa
         except InputError:  # a metric of the user's own that is not defined here
             continue
     return values
-
-
-def _drawn_by_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Resamples (samples, examples) with as many examples of each class as there are."""
-    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return np.concatenate([rng.choice(rows, (SAMPLES, len(rows))) for rows in classes], axis=1)
