@@ -19,6 +19,8 @@ from nas.runs.progress import print_line
 from predictors import MeasurementStore, SubnetPredictor, device_name
 from search_spaces import InputError
 
+VOLUMES = ("search", "sampler", "uniform", "random")
+"""What front.json has hypervolumes of."""
 IDENTITY = ("recipe.yaml", "environment.json")
 """Files that make a folder a run."""
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -247,6 +249,8 @@ def _checked_results(data: Any) -> dict[str, Any]:
         raise ValueError("the parent must be verified, but is not")
     for name in ("reference", "hypervolume"):
         require_numbers(name, data[name])
+    if data["hypervolume"] and (missing := set(VOLUMES) - data["hypervolume"].keys()):
+        raise ValueError(f"`hypervolume` must have {', '.join(VOLUMES)}, but lacks {', '.join(sorted(missing))}")
     return dict(data)
 
 
