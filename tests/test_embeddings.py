@@ -21,7 +21,8 @@ MASK = torch.tensor([[1, 1, 0]])
 @pytest.mark.parametrize(("pooling", "expected"), [("mean", [2.0, 3.0]), ("cls", [1.0, 5.0]), ("max", [3.0, 5.0])])
 def test_pooling_leaves_out_padding(pooling: str, expected: list[float]) -> None:
     assert SentenceModules(pooling).pool(HIDDEN, MASK).tolist() == [expected]
-    unit = SentenceModules(pooling, normalize=True).pool(HIDDEN, MASK)
+    modules = SentenceModules(pooling, normalize=True)
+    unit = modules.normalized(modules.pool(HIDDEN, MASK))
     assert torch.allclose(unit.norm(dim=-1), torch.ones(1))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 import signal
@@ -312,12 +311,10 @@ def test_output_of_another_encoding_shows_what_it_can() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"5.2 ? \xb1\n", b"")
 
 
-def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr("nas.runs.progress.console.file", shown)
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_line("runs/[a]/[/red]/:bug:")
     print_line("red\x1b[31m")
-    assert shown.getvalue() == "runs/[a]/[/red]/:bug:\nred?[31m\n"
+    assert capsys.readouterr().out == "runs/[a]/[/red]/:bug:\nred?[31m\n"
 
 
 def test_no_command_asks_about_code(
