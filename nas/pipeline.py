@@ -169,9 +169,12 @@ def locked_run(recipe: Recipe, folder: str | Path, cluster: str | None = None) -
         processes.barrier()
     with waiting("check"):
         from nas.stages.check import open_run
+        from nas.supernets.device import set_threads
 
         context, run = open_run(recipe, folder, cluster=cluster)
     with run.locked() if processes.is_main() else nullcontext():
         if processes.is_main():
             processes.barrier()
+        if processes.world_size() == 1:
+            set_threads(run)
         yield context, run

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import torch
 from command import Command
 
 from nas import pipeline
@@ -17,6 +18,7 @@ from nas.pipeline import STAGES, Stage, run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, evaluated_points, open_studies
+from nas.supernets.device import faster_threads, set_threads
 
 
 def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -86,3 +88,31 @@ def test_the_help_lists_the_stages_and_imports_no_torch() -> None:
 def test_the_page_on_concepts_names_the_stages_in_order() -> None:
     page = (Path(__file__).parent.parent / "docs" / "concepts.md").read_text()
     assert f"The stages of a run: {', '.join(stage.name for stage in STAGES)}" in page
+
+
+def test_a_run_keeps_the_threads_of_its_first_command(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(finished[1])
+    assert run.threads == 1, "tests run in one thread"
+    monkeypatch.setattr("nas.supernets.device.faster_threads", lambda: pytest.fail("they are chosen twice"))
+    set_threads(run)
+    run.threads = 64
+    set_threads(run)
+    assert torch.get_num_threads() == 1, "no more than this process has"
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [(4, 1), (1, 4)])
+def test_threads_that_wait_for_each_other_are_not_used(
+    slow: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, clock = [4], [0.0]
+
+    def now() -> float:
+        clock[0] += 2.0 if used[-1] == slow else 1.0
+        return clock[0]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr("nas.supernets.device.time.perf_counter", now)
+    assert faster_threads() == chosen and used[-1] == 4

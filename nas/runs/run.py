@@ -197,6 +197,16 @@ class Run:
         write_json(self.folder / "environment.json", {**self._environment, "device": name})
 
     @property
+    def threads(self) -> int | None:
+        """CPU threads of its trainings and evaluations; None before its first command."""
+        number = self._environment.get("threads")
+        return None if number is None else int(number)
+
+    @threads.setter
+    def threads(self, number: int) -> None:
+        write_json(self.folder / "environment.json", {**self._environment, "threads": number})
+
+    @property
     def is_remote(self) -> bool:
         """Whether latencies are measured on another device and imported."""
         return bool(self._environment.get("elsewhere", False))

@@ -1,6 +1,16 @@
-"""The device on which models are trained and scored."""
+"""The device on which models are trained and scored, and the threads of its CPU."""
 
 from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nas.runs.run import Run
+
+PROBE_SHAPE = (256, 384, 1536)
+"""Rows, inputs and outputs of the product that is timed: a feed-forward layer of a small model."""
+PROBE_CALLS = 30
 
 
 def training_device() -> str:
@@ -8,3 +18,38 @@ def training_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_threads(run: Run) -> None:
+    """Computes in one thread, if more are slower while other processes keep this machine's cores busy.
+
+    Threads that wait for one whose core is busy take many times as long as one alone. The number is that of the run's
+    first command, so that a resumed training repeats its sums.
+    """
+    import torch
+
+    threads = run.threads or faster_threads()
+    if run.threads is None:
+        run.threads = threads
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def faster_threads() -> int:
+    """All threads of PyTorch, or one if that computes a matrix product faster at the moment."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return 1
+    rows, inputs, outputs = PROBE_SHAPE
+    x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)
+    seconds = {}
+    for number in (threads, 1):
+        torch.set_num_threads(number)
+        x @ weight
+        start = time.perf_counter()
+        for _ in range(PROBE_CALLS):
+            x @ weight
+        seconds[number] = time.perf_counter() - start
+    torch.set_num_threads(threads)
+    return min(seconds, key=seconds.__getitem__)
