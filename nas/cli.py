@@ -99,6 +99,7 @@ def search(
         typer.Option(help="Evaluate on a Ray cluster: auto, local or host:port.", metavar="auto|ADDRESS"),
     ] = None,
 ) -> None:
+    """Run the stages of a recipe that have no result yet, and print the front."""
     folder = run or default_run(Path(recipe))
     if (task, train, test) == (None, None, None):
         from nas.recipe.schema import Recipe

@@ -523,7 +523,7 @@ def run_cases(world: World, random: Random, count: int) -> Iterator[Case]:
         damaged = str(run / "exports" / export.name)
         words = {
             "show": ["show", str(run), "--format", random.choice(("table", "json"))],
-            "compare": ["compare", str(run), str(world.run), "--out", "/tmp/x/none.html"],
+            "compare": ["compare", str(run), str(world.run), "--out", str(world.folder / "none" / "x.html")],
             "watch": ["watch", str(run), "--once"],
             "search": ["search", str(world.recipe), "--run", str(run)],
             "export": ["export", str(run), "--out", "new"],

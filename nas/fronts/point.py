@@ -31,7 +31,8 @@ class Point:
             ``feasible`` goes by the value.
         predicted: Whether the latency of a measured point is still predicted, because the run's device is another one
             that has not measured the front yet.
-        finished: Whether it was trained on alone after the search; else its weights are the supernet's.
+        finished: Whether it was trained on after the search, or is the int8 twin of a model that was; else its weights
+            are the supernet's.
     """
 
     subnet: SubnetConfig

@@ -93,5 +93,7 @@ def _caption(front: ParetoFront) -> str:
     )
     if any(point.undecided for point in front):
         tuned += f" {UNDECIDED} cannot be told apart from its bound in this noise."
-    finished = f" {FINISHED.strip()} finished: trained on alone." if any(point.finished for point in front) else ""
+    finished = (
+        f" {FINISHED.strip()} finished: trained on after the search." if any(point.finished for point in front) else ""
+    )
     return f"{KNEE.strip()} knee.{finished} {how[0].upper()}{how[1:]}.{tuned}"

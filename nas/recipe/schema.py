@@ -221,7 +221,7 @@ class SupernetTraining(Training):
 
 
 class Finish(Training):
-    """Settings of the finish: chosen subnetworks of the front are trained on alone, with the parent as the teacher."""
+    """Settings of the finish: chosen subnetworks of the front are trained on, with the parent as the teacher."""
 
     epochs: float = Field(5.0, gt=0, le=1e6, description="Epochs of each subnetwork, 60 % of them together.")
     models: int = Field(

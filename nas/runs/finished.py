@@ -1,4 +1,4 @@
-"""Which models of a run were finished: trained on alone after the search, or made from one that was."""
+"""Which models of a run were finished: trained on after the search, or quantized without the supernet."""
 
 from __future__ import annotations
 

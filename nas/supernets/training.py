@@ -163,8 +163,7 @@ class DistillationTrainer(Trainer):
 
         The order of the examples is fixed, so that a resumed training computes the same outputs.
         """
-        steps = len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps
-        epochs = self.args.num_train_epochs if self.args.max_steps <= 0 else self.args.max_steps / max(steps, 1)
+        epochs = self.args.num_train_epochs if self.args.max_steps <= 0 else self.args.max_steps / self._epoch_steps
         self._cache_teacher_if(epochs > 1)
         return super().train(*args, **kwargs)
 
@@ -176,20 +175,27 @@ class DistillationTrainer(Trainer):
     def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long on this machine, at least one; weights stay as they are.
 
-        Times steps on batches of short to long examples, first with the teacher, then, if there is time for more than
-        an epoch, with its outputs cached, which counts.
+        Times steps on batches of short to long examples, first with the teacher, then, in a single process with time
+        for more than an epoch, with its outputs cached, which counts.
 
         Args:
             seconds: The time.
             clock: Returns seconds.
         """
-        start = clock()
-        step_s = self._step_seconds(clock)
-        if seconds / step_s > len(self.get_train_dataloader()) and self.teacher is not None:
+        start, parts = clock(), self.args.gradient_accumulation_steps
+        step_s = parts * self._step_seconds(clock)
+        may_cache = self.teacher is not None and self.args.world_size == 1  # processes must time the same steps
+        if may_cache and seconds / step_s > self._epoch_steps:
             self._cache_teacher_if(True)
-            step_s = self._step_seconds(clock)
+            step_s = parts * self._step_seconds(clock)
         left = seconds - (clock() - start)
-        return max(1, int(left / (step_s * self.args.gradient_accumulation_steps)))
+        return max(1, int(left / step_s))
+
+    @property
+    def _epoch_steps(self) -> float:
+        """Optimizer steps of an epoch."""
+        rows = len(cast("Dataset", self.train_dataset))
+        return rows / (self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size)
 
     def _step_seconds(self, clock: Callable[[], float]) -> float:
         """Mean seconds of a forward and backward pass and an optimizer step that changes nothing."""
