@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
     run_finish(run, context)
     models = read_finished(run)
     assert [model.source for model in models] == ["search", "search"] and not (run.finished / TOGETHER).exists()
+    logs = [json.loads((model.folder(run) / "training.json").read_text()) for model in models]
+    assert logs[0][-1] == logs[1][-1] and logs[0][-1]["train_runtime"] > 0, "a baseline would be trained too little"
     for model in models:
         inputs, shared = supernet_outputs(together, model.subnet, context)
         before = supernet_outputs(inherited, model.subnet, context)[1]["logits"].flatten()

@@ -109,14 +109,15 @@ def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequ
     missing = [model for model in models if not model.folder(run).exists()]
     if not missing:
         return
-    settings, share = context.recipe.finish, 0.0
+    settings, share, shared_s = context.recipe.finish, 0.0, 0.0
     if len(models) > 1:
         supernet, share = _train_together(run, context, supernet, models), TOGETHER_SHARE
+        shared_s = _seconds(run.finished / TOGETHER) / len(models)
     for number, model in enumerate(models, 1):
         if model in missing:
             alone = _part(settings, (1 - share) / len(models), len(models))
             start, title = supernet.extract(model.subnet), f"finish {number} of {len(models)}"
-            _train_alone(run, context, start, model, alone, title)
+            _train_alone(run, context, start, model, alone, title, shared_s)
 
 
 def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> Supernet:
@@ -144,9 +145,18 @@ def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: 
 
 
 def _train_alone(
-    run: Run, context: TaskContext, model: PreTrainedModel, finished: Finished, settings: Finish, title: str
+    run: Run,
+    context: TaskContext,
+    model: PreTrainedModel,
+    finished: Finished,
+    settings: Finish,
+    title: str,
+    shared_s: float = 0.0,
 ) -> None:
-    """Trains one model and writes its folder; says its metric on the search split before and after."""
+    """Trains one model and writes its folder; says its metric on the search split before and after.
+
+    Its log also has ``shared_s``, its share of the seconds in which several were trained together.
+    """
     metric, key = context.recipe.primary_metric, finished.subnet.key
     with run.building(finished.folder(run)) as work:
         model.requires_grad_(True)
@@ -166,7 +176,7 @@ def _train_alone(
         model.eval()
         after = score(model, context.splits.search, [metric])[metric]
         _save(model, finished.subnet, context, work)
-        write_json(work / "training.json", log)
+        write_json(work / "training.json", [*log, {"train_runtime": shared_s}])
     values = " -> ".join(format_value(metric, one.value, one.standard_error) for one in (before, after))
     print_line(f"finished   {key}: {metric} {values} on the search split")
 
@@ -199,13 +209,16 @@ def _baselines(
 
 def _minutes_each(run: Run, models: Sequence[Finished]) -> float:
     """Minutes of training that a finished model took, with its share of the supernet's."""
-    folders = [run.supernet, run.finished / TOGETHER, *(model.folder(run) for model in models)]
-    logs = [read_json(folder / "training.json", folder, _seconds) for folder in folders if folder.exists()]
-    return sum(logs) / 60 / len(models)
+    folders = [run.supernet, *(model.folder(run) for model in models)]
+    return sum(map(_seconds, folders)) / 60 / len(models)
 
 
-def _seconds(log: Sequence[Mapping[str, float]]) -> float:
-    """Seconds of a logged training."""
+def _seconds(folder: Path) -> float:
+    """Seconds of the training of a stored model."""
+    return float(read_json(folder / "training.json", folder, _runtime))
+
+
+def _runtime(log: Sequence[Mapping[str, float]]) -> float:
     return sum(entry.get("train_runtime", 0.0) for entry in log)
 
 
