@@ -3,7 +3,7 @@
     python -m experiments.bench.fuzz FOLDER [--recipes 2000] [--runs 200] [--imports 200] [--seed 0]
 
 Each case runs the command line in this process. It must end within a time limit, with exit code 0, or 2 and one line;
-it must write nothing; and where the tables of this file call an input wrong, it must be refused, where they call it
+it must write nothing; and where `fuzz_tables` calls an input wrong, it must be refused, where it calls it
 right, accepted. FOLDER keeps a small finished run and the results of a device, so that a second call starts at once.
 """
 
@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -29,265 +28,27 @@ from unittest.mock import patch
 
 import yaml
 
+from experiments.bench.fuzz_tables import (
+    BOUNDS,
+    COMMANDS,
+    CONDITIONS,
+    FLOATS,
+    FORMATS,
+    INTEGERS,
+    NO_NUMBER,
+    NOWHERE,
+    PICKS,
+    RIGHT_TEXTS,
+    SECRET,
+    SORTS,
+    TEXTS,
+    VALUES,
+)
+from experiments.bench.fuzz_world import World
+
 Expected = Literal["refused", "accepted", "any"]
 LIMIT_S = 60
 """Seconds that a case may take on a busy machine."""
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = (*SPECIAL, "the", "film", "plot", "cast", "is", "was", "very", "good", "great", "fine", "bad", "awful", "poor")
-SECRET = "s3cr3t"
-
-# -- the tables: what is right, what is wrong -----------------------------------------------------------------------
-
-NO_NUMBER = [
-    True,
-    False,
-    math.inf,
-    -math.inf,
-    math.nan,
-    1e23,
-    -1,
-    "12:30:45",
-    "1:30",
-    "many",
-    [],
-    [3],
-    {},
-    {"a": 1},
-    "",
-]
-"""What no positive number of a recipe may be."""
-INTEGERS: dict[str, tuple[list[Any], list[Any]]] = {
-    "seed": ([0, 7, 2**32 - 1], [2**32, 2**64, 1.5]),
-    "task.max_length": ([8, 16, 64], [0, 1.5, 10**9, 10**30]),
-    "task.search_examples": ([20, 36], [0, 10**12, 108]),
-    "task.train_examples": ([10, 50], [0, 0.5]),
-    "parent.batch_size": ([1, 8], [0, 2.5, 10**15]),
-    "supernet.sampled_subnets": ([0, 3], [0.5, 10**9]),
-    "supernet.gradient_accumulation_steps": ([1, 4], [0, 1.5]),
-    "finish.models": ([0, 2], [0.5, 10**9]),
-    "profile.samples": ([10, 40], [9, 10.5, 10**12]),
-    "search.evaluations": ([1, 100], [0, 3.7, 10**15]),
-    "search.patience": ([1, 20], [0, 1.5]),
-    "workload.batch_size": ([1, 4], [0, 1.5, 10**15]),
-    "workload.threads": ([1, 2], [0, 1.5, 10**9]),
-    "workload.sequence_length": ([8, 16], [0, 2.5, 10**12]),
-    "supernet.workers": ([1], [0, 2, 7, 1.5]),
-}
-"""Key -> right values, and wrong ones besides `NO_NUMBER`; no cluster runs."""
-FLOATS: dict[str, tuple[list[Any], list[Any]]] = {
-    "parent.epochs": ([0.5, 2], [0, 1e12]),
-    "supernet.learning_rate": ([1e-5, "3e-4"], [0, 1e9]),
-    "supernet.weight_decay": ([0, 0.1], [1e9]),
-    "supernet.temperature": ([1, 2.5], [0, 1e-300, 1e200]),
-    "supernet.relations": ([0, 0.5], [1e300]),
-    "profile.error": ([0.01, 0.5], [0, 1, 7]),
-    "profile.precision": ([0.02, 0.5], [0, 1]),
-    "profile.minutes": ([0.5, 10], [0, 1e300]),
-    "verify.minutes": ([0.5, 10], [0, 1e300]),
-    "search.hours": ([0.1, 5], [0, 1e300]),
-    "search.confidence": ([0.5, 0.99, 1], [0.4, 1.01]),
-}
-VALUES: dict[str, tuple[list[Any], list[Any]]] = {
-    "model": ([], ["", "no/such", "a\0b", "x" * 300, "x" * 5000, 3, True, [], "../..", "/dev/null"]),
-    "task.type": (["text-classification"], ["", "translation", "image-classification", True, 3, []]),
-    "task.train": ([], ["", "none.csv", "/dev/null", "no.py:f", "train.parquet:none:", 7, [], "\ud800"]),
-    "task.test": ([], ["", "none.csv", "x" * 4000, True, {}]),
-    "task.text": (["sentence", ["sentence"]], ["", [], [""], "label", "none", 5, True, ["sentence"] * 3]),
-    "task.label": (["label"], ["", "none", 3, True]),
-    "task.metrics": (
-        [{"m": "sklearn.metrics:f1_score"}],
-        [{"m": "no:f"}, {"m": ""}, {"latency_ms": "a:b"}, {"m": 3}, 7],
-    ),
-    "space": (["auto"], ["", "all", 3, True, [], {"heads": [1]}]),
-    "space.num_hidden_layers": ([[2, 3, 4]], [[], [0], [5], [True], [math.nan], ["2"] * 0, "4", 4, [1e23], [-1], {}]),
-    "space.attention_rank": ([[0.5, "full"]], [[], [0], [-1], [math.nan], [True], [math.inf], "full"]),
-    "space.bits": ([], [[], ["int3"], [8], [True], "int8"]),
-    "workload.runtime": (["torch"], ["", "tensorrt", 3, True, []]),
-    "workload.device": (["cpu"], ["", "tpu", "cuda:", "cuda:99999999999", "cpu:1", 0, True]),
-    "workload.dtype": (["float32", "bfloat16"], ["", "int3", 32, True]),
-    "workload.phase": (["encode"], ["", "prefill", "decode", True]),
-    "objectives": ([], [{"accuracy": "maximize"}, {"latency_ms": "minimize"}, {"accuracy": True}, [], "accuracy", 3]),
-    "search.sampler": (["TPESampler", "NSGAIISampler"], ["", "TPE", 3, True, "no/such:Class", ":", "a:"]),
-    "search.sampler_options": (
-        [{}],
-        [{"no": 1}, {"seed": "x", "gamma": 3}, {"": 1}, [], 3, {"a": math.nan}, {"a": math.inf}],
-    ),
-    "search.storage": (
-        ["sqlite:///study.db"],
-        [
-            "",
-            "sqlite://",
-            "sqlite",
-            "sqlite:///:memory:",
-            "sqlite:////no/such/folder/x.db",
-            f"postgresql://me:{SECRET}@127.0.0.1:1/x",
-            f"mysql://{SECRET}@127.0.0.1:1/x",
-            f"postgresql://127.0.0.1:1/x?password={SECRET}",
-            "grpc://127.0.0.1:1",
-            "grpc://x",
-            "http://x",
-            3,
-            True,
-        ],
-    ),
-    "parent.augment": ([], ["", "none.py:f", "recipe.yaml:f", 3, True]),
-    "parent.bf16": ([True, False, "yes"], ["maybe", 3, [], 0.5]),
-    "profile.earlier": ([[]], [[""], ["none"], "none", [3], [True], {}]),
-    "supernet.order": (["none", "activation"], ["", "random", True]),
-    "supernet.report_to": ([[]], [["wandb"], "tensorboard", [True], [3]]),
-    "": ([], [3, True]),
-    "task": ([], [3, [], True, "x", {}]),
-    "no.such": ([], [3]),
-    "search.evaluation": ([], [3]),
-    "task.type.x": ([], [3]),
-}
-"""Any other key -> right and wrong values."""
-BOUNDS: dict[str, tuple[list[str], list[str]]] = {
-    "accuracy": (
-        [">= 0.5", "> 0", ">= 1"],
-        [">= 2", "> 1", "<= -1", "== 7", "0.5", "", ">=", ">= nan", ">= inf", ">= 1e999"],
-    ),
-    "latency_ms": (
-        ["<= 5", "< 1e3", "<= 1_000"],
-        ["<= 0", "< 0", "== 0", "<= -3", "<= 1e-30", "<= 1_", "fast", "=< 3"],
-    ),
-    "size_mb": (["<= 80"], ["<= 0", "< 0.000001", "<= ٣", "<= 1 2"]),
-    "f1": ([">= 0.1"], [">= 1.5"]),
-    "loss": (["<= 3"], ["< 0", "<= -1"]),
-    "latency": ([], ["<= 5"]),
-    "kv_cache_mb": ([], ["<= 5"]),
-}
-TEXTS: dict[str, str] = {
-    "a key twice": "seed: 1\nseed: 2\n",
-    "a section twice": "search: {evaluations: 5}\nsearch: {hours: 1}\n",
-    "a key of a section twice": "search: {evaluations: 5, evaluations: 6}\n",
-    "a true key": "true: 1\n",
-    "a number as a key": "3: 1\n",
-    "an empty key": "~: 1\n",
-    "an alias of itself": "search: &x {sampler_options: *x}\n",
-    "a list of itself": "space: &x {num_hidden_layers: &y [*y]}\n",
-    "nested lists": f"seed: {'[' * 1000}{']' * 1000}\n",
-    "nested mappings": f"seed: {'{a: ' * 200}1{'}' * 200}\n",
-    "many aliases": "a: &a [0,0,0,0,0,0,0,0,0,0]\n"
-    + "".join(f"{n}: &{n} [{','.join([f'*{o}'] * 10)}]\n" for o, n in zip("abcde", "bcdef", strict=True)),
-    "a tag": "seed: !!python/object/apply:os.system [true]\n",
-    "a wrong tag": "seed: !!int x\n",
-    "a set": "space: !!set {a}\n",
-    "digits": f"seed: {'9' * 6000}\n",
-    "two documents": "---\nseed: 1\n",
-    "a tab": "\tseed: 1\n",
-    "a clock": "seed: 12:30:45\n",
-    "a date": "seed: 2024-01-01\n",
-}
-"""What is wrong, behind a recipe."""
-RIGHT_TEXTS = (
-    "seed: 010\n",
-    "seed: 1_0\n",
-    "parent: {learning_rate: 5e-5}\n",
-    "a: &a 1\n"[:0],
-    "# é ü 漢\n",
-    "parent: {bf16: no}\n",
-)
-
-CONDITIONS = {
-    "latency_ms <= 1e9": "accepted",
-    "latency_ms <= 1e9, accuracy >= 0": "accepted",
-    "": "accepted",
-    "latency <= 5": "refused",
-    "fast": "refused",
-    "latency_ms <= 1_": "refused",
-    "latency_ms <= 1e999": "refused",
-    ",": "refused",
-    "latency_ms <= ٣": "refused",
-    "[/red] <= 3": "refused",
-    "x" * 3000: "refused",
-}
-PICKS = {
-    "knee": "accepted",
-    "fastest": "accepted",
-    "best": "accepted",
-    "zz": "refused",
-    "accuracy > 2": "refused",
-    "=": "refused",
-}
-SORTS = {"accuracy": "accepted", "latency_ms": "accepted", "": "accepted", "acuracy": "refused", "3": "refused"}
-FORMATS = {
-    "table": "accepted",
-    "csv": "accepted",
-    "json": "accepted",
-    "markdown": "accepted",
-    "xml": "refused",
-    "": "refused",
-}
-NOWHERE = ("", "none", "file", "file/x", "x" * 300, "x/" * 3000, "empty", "\udcff", "/dev/null", "/proc/self/mem")
-"""Paths that are no run, no recipe and no export."""
-COMMANDS: tuple[tuple[str, ...], ...] = (
-    ("show", "{nowhere}"),
-    ("watch", "{nowhere}", "--once"),
-    ("dashboard", "{nowhere}"),
-    ("dashboard", "{run}", "--port", "70000"),
-    ("compare", "{nowhere}", "{run}"),
-    ("compare", "{run}"),
-    ("compare", "{run}", "{run}", "--out", "/dev/full"),
-    ("compare", "{run}", "{run}", "--out", "empty"),
-    ("export", "{nowhere}", "--out", "new"),
-    ("export", "{run}", "--out", "{run}", "--pick", "zz"),
-    ("export", "{run}", "--out", "empty", "--to", "none"),
-    ("export", "{run}", "--out", "empty"),
-    ("export", "{run}", "--out", "file/x"),
-    ("export", "{run}", "--out", "file"),
-    ("convert", "{nowhere}", "--to", "onnx"),
-    ("convert", "{run}", "--to", "none"),
-    ("verify", "{nowhere}", "--run", "{run}"),
-    ("finetune", "{nowhere}", "{recipe}", "--run", "{run}"),
-    ("search", "{nowhere}"),
-    ("search", "{recipe}", "--run", "empty/.."),
-    ("search", "{recipe}", "--run", "mine"),
-    ("search", "{recipe}", "--run", "file"),
-    ("search", "{recipe}", "--run", "file/x"),
-    ("search", "{recipe}", "--run", "x" * 300),
-    ("search", "{recipe}", "--run", ""),
-    ("search", "{recipe}", "--run", "new", "--ray", "127.0.0.1:1"),
-    ("search", "{recipe}", "--run", "new", "--ray", "nowhere:x"),
-    ("search", "{recipe}", "seed=8", "--run", "{run}"),
-    ("search", "{recipe}", "seed"),
-    ("search", "{recipe}", "=3"),
-    ("search", "{recipe}", ".=3"),
-    ("search", "{recipe}", "a..b=3"),
-    ("search", "{recipe}", "search.evaluations=[3"),
-    ("search", "{recipe}", "--no-such"),
-    ("search", "{nowhere}", "--train", "none.csv", "--test", "none.csv"),
-    ("search", "{recipe}", "--train", "none.csv"),
-    ("profile", "{nowhere}"),
-    ("profile", "{recipe}", "--export", "empty"),
-    ("profile", "{recipe}", "--export", "a", "--import", "b"),
-    ("profile", "{recipe}", "--run", "{run}", "--import", "{nowhere}"),
-    ("sensitivity", "{nowhere}"),
-    ("bench", "{nowhere}", "--workload", "{recipe}"),
-    ("bench", "model", "--workload", "{nowhere}"),
-    ("bench", "model", "--workload", "{recipe}", "--precision", "7"),
-    ("bench", "model", "--workload", "{recipe}", "--precision", "nan"),
-    ("bench", "model", "--workload", "{recipe}", "--minutes", "-1"),
-    ("bench", "model", "--workload", "{recipe}", "--minutes", "nan"),
-    ("bench", "model", "--workload", "{recipe}", "--csv", "/dev/full"),
-    ("init", "{nowhere}"),
-    ("init", "model", "--out", "file"),
-    ("init", "model", "--out", "none/x.yaml"),
-    ("init", "model", "--task", "none", "--out", "new.yaml"),
-    ("init", "model", "--latency-ms", "-1", "--out", "new.yaml"),
-    ("init", "model", "--latency-ms", "nan", "--out", "new.yaml"),
-    ("init", "model", "--train", "none.csv", "--out", "new.yaml"),
-    ("check", "{nowhere}"),
-    ("check", "{recipe}", "--run", "mine"),
-    ("check", "{recipe}", "--ray", "127.0.0.1:1"),
-    ("check", "{recipe}", "workload.phase=decode"),
-    ("check", "{recipe}", "search.storage=sqlite:////no/such/x.db"),
-    ("verify", "{run}", "--run", "{nowhere}"),
-    ("finetune", "{run}", "{recipe}", "--out", "file/x"),
-    ("no-such",),
-    ("search",),
-)
-"""Command lines that are all wrong."""
 
 DAMAGES: dict[str, Callable[[bytes, Random], bytes]] = {
     "empty": lambda data, random: b"",
@@ -636,111 +397,6 @@ def _without_key(data: bytes, random: Random) -> bytes:
 
 
 # -- a small world --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """A folder with a tiny model, data, a recipe, a finished run, and a run that a device has measured."""
-
-    folder: Path
-
-    @property
-    def recipe(self) -> Path:
-        """A recipe that runs in seconds."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def run(self) -> Path:
-        """Its finished run."""
-        return self.folder / "run"
-
-    @property
-    def device_recipe(self) -> Path:
-        """The recipe of the run that a device measures."""
-        return self.folder / "device.yaml"
-
-    @property
-    def device_run(self) -> Path:
-        """A run without latencies."""
-        return self.folder / "device-run"
-
-    @property
-    def device(self) -> Path:
-        """Its models with their results."""
-        return self.folder / "device"
-
-    def make(self) -> None:
-        """Makes what is missing."""
-        from nas.commands.remote import export_plan
-        from nas.pipeline import search
-        from nas.recipe.schema import Recipe
-        from predictors.measurement.plan import measure_plan
-
-        if not self.recipe.exists():
-            self._write_inputs()
-        search(Recipe.load(self.recipe), self.run)
-        if not (self.device / "results.jsonl").exists():
-            shutil.rmtree(self.device, ignore_errors=True)
-            shutil.rmtree(self.device_run, ignore_errors=True)
-            export_plan(Recipe.load(self.device_recipe), self.device_run, self.device)
-            measure_plan(self.device)
-
-    def _write_inputs(self) -> None:
-        import pandas as pd
-        from transformers import BertConfig, BertTokenizerFast
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "vocab.txt").write_text("\n".join(WORDS))
-        BertTokenizerFast(str(self.folder / "vocab.txt")).save_pretrained(self.folder / "model")
-        sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-        BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes).save_pretrained(self.folder / "model")
-        rows = [
-            {"sentence": f"the {noun} {verb} {'very ' * k}{word}", "label": int(word in ("good", "great", "fine"))}
-            for noun in ("film", "plot", "cast")
-            for verb in ("is", "was")
-            for k in range(3)
-            for word in ("good", "great", "fine", "bad", "awful", "poor")
-        ]
-        pd.DataFrame([row for k, row in enumerate(rows) if k % 4]).to_csv(self.folder / "train.csv", index=False)
-        pd.DataFrame(rows[::4]).to_csv(self.folder / "test.csv", index=False)
-        self.write_places()
-        training = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3}
-        recipe: dict[str, Any] = {
-            "model": "model",
-            "task": {"type": "text-classification", "train": "train.csv", "test": "test.csv"},
-            "space": {
-                "num_hidden_layers": [1, 2, 3, 4],
-                "num_attention_heads": [1, 2, 4],
-                "intermediate_size": [24, 96],
-            },
-            "workload": {"sequence_length": 16},
-            "parent": training,
-            "supernet": {**training, "sampled_subnets": 1},
-            "profile": {"samples": 10, "precision": 0.5},
-            "finish": {"models": 0},
-            "search": {"evaluations": 8},
-        }
-        recipe["task"] |= {"max_length": 16, "search_examples": 24}
-        self.recipe.write_text(yaml.safe_dump(recipe))
-        self.device_recipe.write_text(yaml.safe_dump(recipe))
-
-    def write_places(self) -> None:
-        """A file and folders that are no run."""
-        (self.folder / "file").write_text("mine")
-        (self.folder / "empty").mkdir()
-        (self.folder / "mine" / "exports").mkdir(parents=True)
-        (self.folder / "mine" / "report.html").write_text("mine")
-
-    def prepare(self, kind: str) -> None:
-        """Fresh copies that the cases of a kind damage."""
-        for name in ("damaged", "imported"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        if kind == "runs":
-            shutil.copytree(self.run, self.folder / "damaged")
-        if kind == "imports":
-            (self.folder / "imported").mkdir()
-            for name in ("plan.json", "results.jsonl"):
-                shutil.copy(self.device / name, self.folder / "imported")
 
 
 # -- running and judging --------------------------------------------------------------------------------------------
