@@ -608,7 +608,9 @@ def test_a_disk_that_is_full_in_any_stage(
     stderr = again.communicate(timeout=900)[1]
     assert again.returncode == 0, stderr
     assert any((run / "exports").iterdir()) and not list(run.glob("*.partial"))
-    assert all((run / name).read_bytes().startswith(data) for name, data in after.items() if name.endswith(".jsonl"))
+    for name, data in after.items():
+        if name.endswith(".jsonl"):  # a line that the full disk cut short is written again, whole ones are not
+            assert (run / name).read_bytes().startswith(data[: data.rfind(b"\n") + 1]), name
 
 
 @pytest.mark.parametrize(
