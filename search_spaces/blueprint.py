@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
-from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Skipped
+from search_spaces.module_kinds import CompressedTable, Kind, LowRank, LowRankEmbedding, Skipped
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -112,6 +112,11 @@ class LayerDraft:
             rank = factor_rank(shapes.size("embedding", self.sizes), self.layout.sizes.vocab_size, percent)
             if rank is not None:
                 self.replace(self.layout.family.embedding, LowRankEmbedding(rank))
+
+    def compress_embedding(self, kind: CompressedTable) -> None:
+        """Stores the table of token embeddings, or the first of its two factors, in fewer bits."""
+        if self.stack is None:
+            self.replace(self.layout.family.embedding, kind)
 
     def finished(self) -> LayerBlueprint:
         """The blueprint."""

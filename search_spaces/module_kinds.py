@@ -93,7 +93,21 @@ class LowRankEmbedding(LowRank):
 
 
 @dataclass(frozen=True)
-class Quantized(Kind):
+class Packed(Kind):
+    """A module that stores other tensors than weights of the parent's dtype."""
+
+    WEIGHTS: ClassVar[tuple[str, ...]]
+    """Weights that it replaces, by their names in the module."""
+    NAMES: ClassVar[tuple[str, ...]]
+    """Tensors that can replace a weight."""
+
+    def packed(self, weight: StoredTensor) -> dict[str, StoredTensor]:
+        """Tensors that a file holds for a weight (outputs or rows, inputs or channels) of the parent's dtype."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Quantized(Packed):
     """A linear layer whose weight, and perhaps activations, are of another dtype than the parent's.
 
     Attributes:
@@ -102,12 +116,51 @@ class Quantized(Kind):
 
     dtype: str
 
+    WEIGHTS: ClassVar[tuple[str, ...]] = ("weight", "down.weight", "up.weight")
     NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales")
-    """Tensors that replace a weight."""
 
-    def stored_weight(self, outputs: int, inputs: int) -> dict[str, StoredTensor]:
-        """Tensors that a file holds for a weight, as `nas.modeling.quantized.quantize` makes them."""
+    def packed(self, weight: StoredTensor) -> dict[str, StoredTensor]:
+        """See `Packed.packed`; as `nas.modeling.quantized.quantize` makes them."""
+        outputs, inputs = weight[0]
         if self.dtype == "bfloat16":
             return {"qweight": ((outputs, inputs), "BF16", 2)}
         columns, dtype = ((inputs + 1) // 2, "U8") if self.dtype == "int4-weight" else (inputs, "I8")
         return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, 1), "F32", 4)}
+
+
+@dataclass(frozen=True)
+class CompressedTable(Packed):
+    """A table of token embeddings, or the first of its two factors, in fewer bits than the parent's.
+
+    Attributes:
+        bits: Bits of a value: 16 (float16), 8 or 4 (integers with scales); 0 for a product quantization.
+        part: Channels of a row that one code of a product quantization stands for.
+        centroids: Values that a code can have.
+    """
+
+    bits: int
+    part: int = 0
+    centroids: int = 0
+
+    WEIGHTS: ClassVar[tuple[str, ...]] = ("weight", "down.weight")
+    NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales", "codebook")
+    GROUP: ClassVar[int] = 64
+    """Channels that share a scale in 4 bits; in 8 bits a row has one."""
+
+    @property
+    def group(self) -> int:
+        """Channels that share a scale; 0: all of a row."""
+        return self.GROUP if self.bits == 4 else 0
+
+    def packed(self, weight: StoredTensor) -> dict[str, StoredTensor]:
+        """See `Packed.packed`; as `nas.modeling.compressed_table.compress` makes them."""
+        (rows, channels), dtype, size = weight
+        if self.bits == 16:
+            return {"qweight": ((rows, channels), "F16", 2)}
+        if not self.bits:
+            parts = -(-channels // self.part)
+            codebook = (parts, self.centroids, self.part)
+            return {"qweight": ((rows, parts), "U8", 1), "codebook": (codebook, dtype, size)}
+        scales = ((rows, -(-channels // (self.group or channels))), "F16", 2)
+        columns, name = ((channels + 1) // 2, "U8") if self.bits == 4 else (channels, "I8")
+        return {"qweight": ((rows, columns), name, 1), "scales": scales}

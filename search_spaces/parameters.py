@@ -200,14 +200,20 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         space = self.space
         batch = SubnetBatch.from_subnets(subnets, space.parent.num_hidden_layers)
         layers = [self._scaled(batch, field) for field in space.layer_fields]
-        rest = [batch.subnet_values[name][:, None] / getattr(space.parent, name) for name in space.subnet_fields]
+        rest = [self._scaled(batch, name)[:, None] for name in space.subnet_fields]
         return np.concatenate([batch.kept, *layers, *rest], axis=1)
 
     def _scaled(self, batch: SubnetBatch, field: str) -> np.ndarray:
-        """Values of a field (n, parent layers) over the parent's; of names, the index over the number of choices."""
+        """Values of a field over the parent's; of names, the index over the number of choices.
+
+        Returns:
+            (n, parent layers); (n,) for a dimension of the subnetwork.
+        """
         if DIMENSIONS[field].is_categorical:
             choices = self.space.choices[field]
             return batch.category_index(field, choices) / len(choices)
+        if field in batch.subnet_values:
+            return batch.subnet_values[field] / getattr(self.space.parent, field)
         return batch.layer_values[field] / max(getattr(self.space.parent, field))
 
 

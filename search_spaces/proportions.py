@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
 
+LARGE_TABLE = 0.2
+"""Share of the weights in the table of token embeddings from which making it smaller is proposed."""
+
 
 def linear_weights(layout: Layout) -> int:
     """Weights in the linear layers of all layers: four matrices of attention, two of the feed-forward block."""

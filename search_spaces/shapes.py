@@ -11,7 +11,7 @@ import numpy as np
 from search_spaces.dimension import Rank
 from search_spaces.dimensions import DIMENSIONS
 from search_spaces.family import Axes, Axis, Family
-from search_spaces.module_kinds import Kind, LowRank, Quantized, Shape, StoredTensor
+from search_spaces.module_kinds import CompressedTable, Kind, LowRank, Packed, Quantized, Shape, StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -33,6 +33,13 @@ NAMES_IN_SUBNET = {
     "bias": ("up.bias",),
 }
 """Parameter of a linear layer -> every other name under which the extracted model may store it."""
+
+TABLE_NAMES_IN_SUBNET = (
+    "up.weight",
+    "down.weight",
+    *(f"{start}{n}" for start in ("", "down.") for n in CompressedTable.NAMES),
+)
+"""Every other name under which the extracted model may store the table of token embeddings."""
 
 ATTRIBUTE_FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "heads": lambda sizes, head_dim: sizes["heads"],
@@ -148,26 +155,29 @@ class Shapes:
         return {factor: shapes[factor] for factor in low_rank.NAMES[name]}
 
     def stored_tensors(
-        self, location: ParameterLocation, shapes: Mapping[str, Shape], blueprint: LayerBlueprint
+        self, location: ParameterLocation, tensors: Mapping[str, StoredTensor], blueprint: LayerBlueprint
     ) -> dict[str, StoredTensor]:
-        """Tensors in the file for the weights of a module that are stored in another dtype than the parent's.
+        """Tensors in the file for a parameter, some of which may be stored in another dtype than the parent's.
 
         Args:
-            location: Where the module lies.
-            shapes: Name in the module -> shape, from `tensor_shapes`.
+            location: Where the parameter lies.
+            tensors: Name in the module -> tensor in the parent's dtype, with a shape from `tensor_shapes`.
             blueprint: Of its layer.
 
         Returns:
-            Name in the module -> tensor; empty where the dtype is the parent's.
+            Name in the module -> tensor.
         """
+        packed = next((kind for kind in self.kinds(location, blueprint) if isinstance(kind, Packed)), None)
+        if packed is None:
+            return dict(tensors)
         stored: dict[str, StoredTensor] = {}
-        quantized = next((kind for kind in self.kinds(location, blueprint) if isinstance(kind, Quantized)), None)
-        for name in shapes if quantized is not None else ():
-            start, weight, end = name.rpartition("weight")
-            if quantized is not None and weight and not end:
-                outputs, inputs = shapes[name][::-1] if self.family.conv1d and not start else shapes[name]
-                tensors = quantized.stored_weight(outputs, inputs)
-                stored |= {f"{start}{new}": tensor for new, tensor in tensors.items()}
+        for name, (shape, dtype, size) in tensors.items():
+            if name not in packed.WEIGHTS:
+                stored[name] = shape, dtype, size
+                continue
+            is_transposed = self.family.conv1d and name == "weight" and not self.is_embedding(location)
+            new = packed.packed((shape[::-1] if is_transposed else shape, dtype, size))
+            stored |= {name.removesuffix("weight") + end: tensor for end, tensor in new.items()}
         return stored
 
     # -- active entries -----------------------------------------------------------------------------------------------

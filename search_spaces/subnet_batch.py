@@ -69,8 +69,14 @@ class SubnetBatch(Sequence[SubnetConfig]):
         return (self[index] for index in range(len(self)))
 
     def category_index(self, name: str, choices: Sequence[str]) -> np.ndarray:
-        """Index of a dimension's value among ``choices``, from 1 (n, parent layers); 0 where a layer has no value."""
+        """Index of a dimension's value among ``choices``, from 1.
+
+        Returns:
+            (n, parent layers), 0 where a layer has no value; (n,) for a dimension of the subnetwork.
+        """
         codes = _encoded(name, choices)
+        if name in self.subnet_values:
+            return 1 + (self.subnet_values[name][:, None] == codes).argmax(axis=-1)
         has_value = self.layer_values[WIDTH_OF[name]] > 0 if name in WIDTH_OF else self.kept
         return np.where(has_value, 1 + (self.layer_values[name][..., None] == codes).argmax(axis=-1), 0)
 

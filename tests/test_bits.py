@@ -52,7 +52,7 @@ def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(
     weight = torch.randn(5, inputs) * torch.logspace(-3, 2, 5)[:, None]
     weight[2] = 0.0
     stored = quantize(weight, dtype)
-    counted = Quantized(dtype).stored_weight(5, inputs)
+    counted = Quantized(dtype).packed(((5, inputs), "F32", 4))
     assert {name: (tuple(t.shape), t.element_size()) for name, t in stored.items()} == {
         name: (shape, size) for name, (shape, _, size) in counted.items()
     }

@@ -83,6 +83,7 @@ def per_layer(layout: Layout) -> SubnetConfig:
         attention=patterns,
         bits=("int8", "bfloat16", "int4-weight") * stacks,
         embedding_rank=60 if low_rank_embedding else 100,
+        embedding_bits="4" if low_rank_embedding else "full",
     )
 
 
@@ -202,7 +203,10 @@ def test_an_export_is_stock_if_a_stock_config_suffices(exports: Exports, family:
         assert not files and model_type == family
         assert all(module.startswith("transformers.models.") for module in modules)
     else:
-        assert files == ["modeling_nas.py", "quantized.py", "sparse_attention.py"] and model_type == f"nas_{family}"
+        assert (
+            files == ["compressed_table.py", "modeling_nas.py", "quantized.py", "sparse_attention.py"]
+            and model_type == f"nas_{family}"
+        )
         assert modules[0].startswith("transformers_modules.") and modules[1] == "nas.modeling.modeling_nas"
 
 

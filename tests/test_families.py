@@ -37,10 +37,13 @@ CHOICES: dict[str, list[Any]] = {
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
     "embedding_rank": [40, 80, 100],
+    "embedding_bits": ["pq:12", "4", "8", "16", "full"],
     "embedding_dim": [10, 24, 48],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
+TABLE = ("embedding_rank", "embedding_bits")
+"""Dimensions of the table of token embeddings."""
 GROUPED_HEADS = [2, 4, 8]
 SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
 DIMENSIONS = [
@@ -97,7 +100,8 @@ def patterns(layout: Layout) -> list[str]:
 def dimensions(supernet: Supernet) -> list[str]:
     """The dimensions of a model: a table that a head shares keeps full rank, hidden states that it reads are whole."""
     has_head = supernet.model.base_model is not supernet.model
-    fixed = [*["embedding_rank"] * (supernet.embedding is None), *["embedding_dim"] * has_head]
+    of_table = TABLE if supernet.embedding is None else ()
+    fixed = [*of_table, *["embedding_dim"] * has_head]
     return [name for name in supernet.family.dimensions if name not in fixed]
 
 
@@ -139,7 +143,8 @@ def test_every_family_has_a_toy() -> None:
 
 @pytest.mark.parametrize(("family", "dimension"), sampled(DIMENSIONS, lambda family, _: family in DAILY_FAMILIES))
 def test_extracted_equals_active_in_each_dimension(family: str, dimension: str) -> None:
-    task = {"embedding_rank": "text-classification", "embedding_dim": "feature-extraction"}.get(dimension, "")
+    tasks = {"embedding_dim": "feature-extraction", **dict.fromkeys(TABLE, "text-classification")}
+    task = tasks.get(dimension, "")
     for attention in TOYS[family].attentions:
         supernet = calibrated(TOYS[family].model(task, attention=attention), TOYS[family])
         space, rng = make_space(supernet, [dimension]), Random(0)
@@ -164,7 +169,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        others = ("hidden_size", "embedding_rank", "embedding_dim", "attention", "bits", *DEPTHS, *RANK_FIELDS)
+        others = ("hidden_size", *TABLE, "embedding_dim", "attention", "bits", *DEPTHS, *RANK_FIELDS)
         space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = space.sample(Random(k))
@@ -310,7 +315,7 @@ def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout, task)
     sample = {name: tensor[:1] for name, tensor in unpadded(toy.inputs()).items()}
     for number, subnet in enumerate(subnets(supernet)):
-        model = supernet.extract(subnet.with_values(bits=())).requires_grad_(False)
+        model = supernet.extract(subnet.with_values(bits=(), embedding_bits="full")).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
             model(**sample)

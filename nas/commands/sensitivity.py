@@ -128,7 +128,7 @@ def layer_of(block: Block) -> int | None:
 def describe_change(block: Block) -> tuple[str, str]:
     """The replaced block (of a layer, the layer itself, or the embeddings), and the replacement as text."""
     field = block.name.partition(".")[0]
-    fields_of_block = {**BLOCKS, "embedding": ("embedding_rank",)}
+    fields_of_block = {**BLOCKS, "embedding": ("embedding_rank", "embedding_bits")}
     name = next((name for name, names in fields_of_block.items() if field in names), "layer")
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 

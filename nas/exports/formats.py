@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from nas.exports.trust import MODELING_FILES
 from nas.fronts.point import require_numbers
 from nas.runs.files import read_json
 from nas.supernets.checkpoint import require_all_weights
@@ -84,7 +85,7 @@ def _write_format(name: str, model: PreTrainedModel, inputs: Mapping[str, Any], 
 
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-OURS = ("README.md", "subnet.json", "checkpoints", "modeling_nas.py", "quantized.py", "sparse_attention.py")
+OURS = ("README.md", "subnet.json", "checkpoints", *MODELING_FILES)
 """What an older export may hold and a newer one in its place not."""
 
 

@@ -17,7 +17,7 @@ from nas.recipe.schema import Recipe
 from search_spaces import InputError
 from search_spaces.errors import DAMAGE
 
-MODELING_FILES = ("modeling_nas.py", "quantized.py", "sparse_attention.py")
+MODELING_FILES = ("modeling_nas.py", "quantized.py", "compressed_table.py", "sparse_attention.py")
 """Files of `nas.modeling` that travel with exports."""
 
 PROGRAMS = ("*.pt2", "*.pkl", "*.pickle")

@@ -16,9 +16,11 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from nas.modeling.compressed_table import compress, of_channels, restore
 from nas.modeling.modeling_nas import SHAPE_ATTRIBUTES, skip_output
 from nas.modeling.quantized import fake_quant_linear
 from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.module_kinds import CompressedTable
 
 if TYPE_CHECKING:
     from search_spaces.shapes import Rows
@@ -34,12 +36,14 @@ class Elastic(nn.Module):
         active_entries: Name of a parameter -> its active entries, if some are inactive.
         skip: What the module returns while its block is skipped (see `modeling_nas.Skip`), else None.
         basis: Orthonormal basis (outputs, rank) of the outputs of a low-rank linear layer or embedding, else None.
+        table: How the rows of an embedding are stored, and the codebook of a product quantization; else None.
         bits: Dtype in which a linear layer is stored and multiplied.
     """
 
     active_entries: dict[str, Index]
     skip: str | None
     basis: torch.Tensor | None
+    table: tuple[CompressedTable, torch.Tensor | None] | None
     bits: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,18 +74,29 @@ class ActiveEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns embeddings (..., active channels)."""
-        table = self._parameters["weight"]
-        assert table is not None and self.max_norm is None and not self.scale_grad_by_freq
+        weight = self._parameters["weight"]
+        assert weight is not None and self.max_norm is None and not self.scale_grad_by_freq
         _, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
         stop = columns.stop if isinstance(columns, slice) else None
-        rows: torch.Tensor = _TruncatedLookup.apply(table, input, stop, self.padding_idx)
+        rows: torch.Tensor = _TruncatedLookup.apply(weight, input, stop, self.padding_idx)
         if isinstance(columns, torch.Tensor):
             rows = select_active(rows, (slice(None),) * input.dim() + (columns,))
-        basis = self.__dict__["basis"]
+        basis, table = self.__dict__["basis"], self.__dict__["table"]
         if basis is None:
-            return rows
+            return rows if table is None else compressed_rows(rows, *table)
         basis = basis.to(rows.device, rows.dtype)  # it stays behind where the model is moved
-        return rows @ basis @ basis.T
+        thin = rows @ basis
+        return (thin if table is None else compressed_rows(thin, *table)) @ basis.T
+
+
+def compressed_rows(rows: torch.Tensor, kind: CompressedTable, codebook: torch.Tensor | None) -> torch.Tensor:
+    """Returns rows (.., channels) as a compressed table gives them; gradients pass the rounding (straight-through)."""
+    channels = rows.shape[-1]
+    with torch.no_grad():
+        own = None if codebook is None else of_channels(codebook.to(rows.device, rows.dtype), channels)
+        stored = compress(rows, kind.bits, kind.group, own)
+        found = restore(channels, kind.group, stored["qweight"], stored.get("scales"), own).to(rows.dtype)
+    return rows + (found - rows).detach() if torch.is_grad_enabled() else found
 
 
 class _TruncatedLookup(torch.autograd.Function):
@@ -201,6 +216,7 @@ def elastic_class(stock: type, *wrappers: type) -> type:
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Replaces the class of a module by its elastic subclass; all entries are active."""
     if not isinstance(module, Elastic):
-        module.active_entries, module.skip, module.basis, module.bits = {}, None, None, FULL_PRECISION  # type: ignore[assignment]
+        module.active_entries, module.skip, module.basis, module.table = {}, None, None, None  # type: ignore[assignment]
+        module.bits = FULL_PRECISION  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """Hugging Face models whose layers differ: a stock model plus the list of edits in ``config.nas_arch``.
 
-This file, `sparse_attention` and `quantized` are copied into the folder of an exported subnetwork and need only torch
-and transformers. Every stock class has a counterpart here: ``NasBertForSequenceClassification`` is
+This file, `sparse_attention`, `quantized` and `compressed_table` are copied into the folder of an exported subnetwork
+and need only torch and transformers. Every stock class has a counterpart here: ``NasBertForSequenceClassification`` is
 ``BertForSequenceClassification`` with the edits applied before the weights are loaded.
 """
 
@@ -17,7 +17,8 @@ from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
-from .quantized import QuantizedLinear
+from .compressed_table import CompressedEmbedding, compress_embedding
+from .quantized import QuantizedLinear, Stored
 from .sparse_attention import NAME
 
 PREFIX = "Nas"
@@ -268,6 +269,12 @@ def _factorize_embedding(root: Any, path: str, sizes: list[int]) -> None:
     _put(root, path, LowRankEmbedding(root.get_submodule(path), *sizes))
 
 
+def _compress_table(root: Any, path: str, form: list[int]) -> None:
+    """Compresses the table of tokens, or the first of its two factors."""
+    module = root.get_submodule(path)
+    compress_embedding(module.down if isinstance(module, LowRankEmbedding) else module, *form)
+
+
 def _set_attributes(root: Any, path: str, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
         setattr(config_or_module(root, path), name, value)
@@ -339,6 +346,7 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
     "embedding": _factorize_embedding,
     "shapes": _reshape,
     "head_shapes": _reshape,
+    "table": _compress_table,
     "bits": _quantize,
     "attributes": _set_attributes,
     "attention": _attend,
@@ -350,10 +358,11 @@ EDITS: dict[str, Callable[[Any, str, Any], None]] = {
 ``like``: a module that is copied there. ``move``: the module that goes there. ``skip``: what the module returns
 instead. ``wrap``: a name in `WRAPPERS`. ``low_rank``: inputs, outputs and rank of the two linear layers in its place.
 ``embedding``: outputs and rank of the two in place of the table of tokens. ``shapes``, ``head_shapes``: shape of a
-parameter. ``bits``: the dtype of a linear layer, or of each of the two in its place. ``attributes``: values of
-attributes of a module, or of the config that it reads. ``attention``: its graph of tokens. ``output``: the number of
-leading channels of its hidden states that a model without a head returns. ``attention_weights``: by the name of an
-output, whether each of a list of layers has weights to output.
+parameter. ``table``: bits, channels of a code, number of codes and channels of a scale of the table of tokens, or of
+the first of the two in its place. ``bits``: the dtype of a linear layer, or of each of the two in its place.
+``attributes``: values of attributes of a module, or of the config that it reads. ``attention``: its graph of tokens.
+``output``: the number of leading channels of its hidden states that a model without a head returns.
+``attention_weights``: by the name of an output, whether each of a list of layers has weights to output.
 """
 
 
@@ -384,7 +393,7 @@ def _nas_model(stock: Any) -> type:
         stored = {
             f"{path}.{name}": tensor.dtype
             for path, module in self.named_modules()
-            if isinstance(module, QuantizedLinear)
+            if isinstance(module, Stored)
             for name, tensor in module.stored.items()
         }
         return {**stored, **stock._get_dtype_plan(self, dtype)}
@@ -398,6 +407,8 @@ def _nas_model(stock: Any) -> type:
     def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Resizes the vocabulary; of a low-rank embedding, its first factor."""
         table = self.get_input_embeddings()
+        if any(isinstance(module, CompressedEmbedding) for module in table.modules()):
+            raise ValueError("A table of embeddings that is stored in fewer bits cannot be resized.")
         if not isinstance(table, LowRankEmbedding):
             return stock.resize_token_embeddings(self, *args, **kwargs)
         self.set_input_embeddings(table.down)

@@ -35,21 +35,23 @@ def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
     weight = weight.float()
     scales = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / MAX_INTEGER[bits]
     int_weight = (weight / scales).round().to(torch.int8).contiguous()  # as a file holds it: layouts round differently
-    if bits == "int4-weight":
-        low, high = (
-            pad(int_weight + 8, (0, int_weight.shape[1] % 2), value=8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
-        )
-        int_weight = low | (high << 4)
-    return {"qweight": int_weight, "scales": scales}
+    return {"qweight": pack_pairs(int_weight) if bits == "int4-weight" else int_weight, "scales": scales}
+
+
+def pack_pairs(integers: Tensor) -> Tensor:
+    """Packs integers (.., n) from -8 to 7 into bytes (.., n / 2), the first of a pair in the lower half."""
+    pairs = pad(integers + 8, (0, integers.shape[-1] % 2), value=8).to(torch.uint8).unflatten(-1, (-1, 2))
+    low, high = pairs.unbind(-1)
+    return low | (high << 4)
 
 
 def unpack(qweight: Tensor, inputs: int) -> Tensor:
-    """Returns the integers (outputs, inputs) in a ``qweight``."""
+    """Returns the integers (.., inputs) in a ``qweight``."""
     if qweight.dtype != torch.uint8:
         return qweight
     pairs = qweight.float()  # not every runtime has shifts of bytes
     high = (pairs / 16).floor()
-    return torch.stack([pairs - 16 * high, high], -1).flatten(1)[:, :inputs] - 8
+    return torch.stack([pairs - 16 * high, high], -1).flatten(-2)[..., :inputs] - 8
 
 
 def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str) -> Tensor:
@@ -155,17 +157,40 @@ def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | N
     return out if bias is None else out + bias
 
 
-class QuantizedLinear(nn.Module):
+class Stored(nn.Module):
+    """Base class of modules whose weight is stored as other tensors: buffers that keep their dtype.
+
+    ``.half()`` and ``.to(dtype)`` change the dtype of the outputs, but not the stored tensors: small scales would
+    become zero.
+    """
+
+    weight: Tensor
+    """An empty weight with the dtype and device of the module, which stock code reads."""
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors that are stored: ``qweight`` and, for integers, ``scales``."""
+        return {name: tensor for name, tensor in self.named_buffers() if name != "weight"}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stored":
+        """Moves the module; stored tensors keep their dtype."""
+        stored = self.stored
+        super()._apply(fn, recurse)
+        for name, before in stored.items():
+            moved = getattr(self, name)
+            if moved.dtype != before.dtype:
+                setattr(self, name, before.to(moved.device))
+        return self
+
+
+class QuantizedLinear(Stored):
     """Replaces a linear layer by one with a quantized weight; see `quantize`.
 
-    Only its bias can be trained; gradients pass to the layers before it. ``.half()`` and ``.to(dtype)`` change the
-    bias and the dtype of the outputs, but not the stored tensors: small scales would become zero.
+    Only its bias can be trained; gradients pass to the layers before it.
     """
 
     qweight: Tensor
     scales: Tensor
-    weight: Tensor
-    """An empty weight with the dtype and device of the layer, which stock code reads."""
 
     def __init__(self, original: Any, inputs: int, outputs: int, bits: str) -> None:
         super().__init__()
@@ -183,21 +208,6 @@ class QuantizedLinear(nn.Module):
         )
         self.register_buffer("weight", torch.empty(0, dtype=original.weight.dtype, **device), persistent=False)
         self._prepack_cache: tuple[Any, Any] = (None, None)
-
-    @property
-    def stored(self) -> dict[str, Tensor]:
-        """The tensors that are stored: ``qweight`` and, for integers, ``scales``."""
-        return {name: tensor for name, tensor in self.named_buffers() if name != "weight"}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        """Moves the layer; stored tensors keep their dtype."""
-        stored = self.stored
-        super()._apply(fn, recurse)
-        for name, before in stored.items():
-            moved = getattr(self, name)
-            if moved.dtype != before.dtype:
-                setattr(self, name, before.to(moved.device))
-        return self
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Applies the layer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,18 +24,44 @@ from nas.modeling.elastic import (
 )
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
+from nas.supernets.codebook import fit_codebook
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
-from search_spaces.module_kinds import Kind, LowRank, LowRankEmbedding, Quantized, Skipped, SparseAttention
+from search_spaces.module_kinds import (
+    CompressedTable,
+    Kind,
+    LowRank,
+    LowRankEmbedding,
+    Quantized,
+    Skipped,
+    SparseAttention,
+)
 from search_spaces.stock_config import stock_config_update
 from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The bases and codebooks of one module with the active units of a blueprint."""
+
+    supernet: Supernet
+    name: str
+    blueprint: LayerBlueprint
+
+    def basis(self, rank: int) -> torch.Tensor:
+        """See `nas.modeling.module_kinds.Fitted`."""
+        return self.supernet._basis(self.name, self.blueprint.sizes, rank)
+
+    def codebook(self, kind: CompressedTable) -> torch.Tensor:
+        """See `nas.modeling.module_kinds.Fitted`."""
+        return self.supernet._codebook(self.name, self.blueprint, kind)
 
 
 @dataclass
@@ -134,7 +160,8 @@ class Supernet:
             if self.layout.shapes.is_embedding(location) and name not in tied:
                 self.embedding = cast(nn.Embedding, layer.modules[location.path])
                 layer.linear_weights[location.path] = name
-                layer.candidates[LowRankEmbedding] = {self.family.embedding: location.path}
+                for kind in (LowRankEmbedding, CompressedTable):
+                    layer.candidates[kind] = {self.family.embedding: location.path}
         if self.model.base_model is self.model:
             self._outside_layers.candidates |= {kind: {"": ""} for kind, each in KINDS.items() if each.of_model}
         for index, layer in enumerate(self._layers):
@@ -204,8 +231,8 @@ class Supernet:
             for here, path in paths.items():
                 if changed is not None and here not in changed:
                     continue
-                basis = partial(self._basis, layer.linear_weights.get(path, ""), blueprint.sizes)
-                KINDS[kind].activate(layer.root.get_submodule(path), blueprint.kind(here, kind), basis)
+                fitted = _Fitted(self, layer.linear_weights.get(path, ""), blueprint)
+                KINDS[kind].activate(layer.root.get_submodule(path), blueprint.kind(here, kind), fitted)
         for path, attributes in self.family.stacks[stack].attributes.items() if stack is not None else ():
             for name, formula in attributes.items():
                 value = self.layout.shapes.attribute_value(formula, blueprint.sizes)
@@ -261,6 +288,24 @@ class Supernet:
         return output_basis(
             weight, select_active(calibration.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
         )
+
+    def _codebook(self, name: str, blueprint: LayerBlueprint, kind: CompressedTable) -> torch.Tensor:
+        """Codebook (parts, vectors, channels of a part) of the table of tokens, or of its first factor.
+
+        All widths and ranks share it: a narrower row is the first channels of a wider one. It is cached until the
+        calibration changes.
+        """
+        assert self.embedding is not None
+        is_low_rank = blueprint.kind(self.family.embedding, LowRankEmbedding) is not None
+        width = self.layout.shapes.size("embedding", blueprint.sizes) if is_low_rank else None
+        key = (name, kind, width)
+        if key not in self._bases:
+            rows = cast(torch.Tensor, self.embedding._parameters["weight"]).detach()
+            if width is not None:
+                largest = _largest_rank(width, self.layout.sizes.vocab_size)
+                rows = rows[:, :width] @ self._basis(name, blueprint.sizes, largest)
+            self._bases[key] = fit_codebook(rows, kind.part, kind.centroids)
+        return self._bases[key]
 
     def extract(self, subnet: SubnetConfig) -> PreTrainedModel:
         """Returns a separate model with the outputs of the supernet with ``subnet`` active.
@@ -319,11 +364,11 @@ class Supernet:
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
             new_name, active = self.layout.name_in_subnet(subnet, name), select_active(tensor, index)
             parameter = new_name.rpartition(".")[2]
-            kinds, basis = self.layout.shapes.kinds(location, blueprint), partial(self._basis, name, blueprint.sizes)
+            kinds, fitted = self.layout.shapes.kinds(location, blueprint), _Fitted(self, name, blueprint)
             is_conv1d = self.family.conv1d and parameter == "weight" and self.layout.shapes.linear_axes(location)
             tensors = {parameter: active.T if kinds and is_conv1d else active}
             for kind in kinds:
-                stored = (KINDS[type(kind)].store(kind, *one, basis) for one in tensors.items())
+                stored = (KINDS[type(kind)].store(kind, *one, fitted) for one in tensors.items())
                 tensors = {end: stored_tensor for each in stored for end, stored_tensor in each.items()}
             state |= {new_name.removesuffix(parameter) + end: stored_tensor for end, stored_tensor in tensors.items()}
         return state
@@ -357,8 +402,8 @@ class Supernet:
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
-        if self.layout.blueprint(subnet).outside.kind(self.family.embedding, LowRankEmbedding):
-            described.tie_word_embeddings = False  # no head can share a table of another width
+        if self.layout.blueprint(subnet).outside.kinds.get(self.family.embedding):
+            described.tie_word_embeddings = False  # no head can share a table of another form
         return nas_model, described
 
 

@@ -15,7 +15,7 @@ from predictors.costs.file_size import FileSizes, ParentTensor
 from predictors.measurement.workload import Workload
 from search_spaces import TASKS, Layout, SubnetBatch, SubnetConfig
 from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
-from search_spaces.shapes import NAMES_IN_SUBNET
+from search_spaces.shapes import NAMES_IN_SUBNET, TABLE_NAMES_IN_SUBNET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +166,9 @@ def _possible_names(layout: Layout, name: str) -> dict[str, str]:
     module, _, own_name = name.rpartition(".")
     names = {own_name: name}
     location = layout.locate(name)
-    if layout.shapes.linear_axes(location) or layout.shapes.is_embedding(location):
+    if layout.shapes.is_embedding(location):
+        names |= {new: f"{module}.{new}" for new in TABLE_NAMES_IN_SUBNET}
+    elif layout.shapes.linear_axes(location):
         names |= {new: f"{module}.{new}" for new in NAMES_IN_SUBNET[own_name]}
     return names
 

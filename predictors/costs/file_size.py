@@ -193,9 +193,8 @@ class FileSizes:
             location, stored = self.layout.locate(name), self.stored[name]
             blueprint = self.layout.blueprint_at(subnet, name)
             assert blueprint is not None
-            quantized = self.layout.shapes.stored_tensors(location, tensor_shapes, blueprint)
-            unquantized = {key: (shape, stored.dtype, stored.itemsize) for key, shape in tensor_shapes.items()}
-            for key, tensor in (quantized or unquantized).items():
+            unpacked = {key: (shape, stored.dtype, stored.itemsize) for key, shape in tensor_shapes.items()}
+            for key, tensor in self.layout.shapes.stored_tensors(location, unpacked, blueprint).items():
                 tensors.append((self._split_name(stored.disk_names[key], location.layer), tensor))
         return tensors
 

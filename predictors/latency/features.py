@@ -25,8 +25,8 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     """Names of the columns of `features`.
 
     For each stack its depth, the sum of each size over its layers, then each step between two choices of a size, one
-    for each rank that its block may have; then each other rank of the subnetwork and its choices; and all of them
-    again times the hidden size, where that is searched. Last, the columns of `work_features`.
+    for each rank that its block may have; then each other rank and name of the subnetwork and its choices; and all of
+    them again times the hidden size, where that is searched. Last, the columns of `work_features`.
     """
     names: list[str] = []
     for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
@@ -46,6 +46,7 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
         names += [depth, *(prefix + name for name in in_blocks), *steps, *of_layers]
     for name, ranks in _subnet_ranks(space).items():
         names += [name, *(f"{name}:{rank}" for rank in ranks)]
+    names += [f"{name}:{choice}" for name in _subnet_categories(space) for choice in space.choices[name][:-1]]
     if len(space.choices[SIZE]) > 1:
         names += [f"{HIDDEN_PREFIX}{name}" for name in names]
     return (*names, *work_feature_names(space))
@@ -68,6 +69,9 @@ def features(space: SearchSpace, subnets: Sequence[SubnetConfig]) -> np.ndarray:
     for name, ranks in _subnet_ranks(space).items():
         percent, full = batch.subnet_values[name], DIMENSIONS[name].neutral
         columns += [np.where(percent < full, percent / full, 0.0), *(np.equal(percent, rank) for rank in ranks)]
+    for name in _subnet_categories(space):
+        level = batch.category_index(name, space.choices[name])
+        columns += [level == number for number, _ in enumerate(space.choices[name][:-1], 1)]
     table, work_columns = np.stack(columns, dtype=float), work_features(space, batch).T
     if len(space.choices[SIZE]) == 1:
         return np.ascontiguousarray(np.concatenate([table, work_columns]).T)
@@ -118,6 +122,11 @@ def _subnet_ranks(space: SearchSpace) -> dict[str, list[int]]:
     """Searched ranks of the subnetwork -> their choices below full rank, in percent."""
     names = [name for name in PER_SUBNET if isinstance(DIMENSIONS[name], Rank) and name in space.parameters]
     return {name: [rank for rank in space.parameters[name] if rank < DIMENSIONS[name].neutral] for name in names}
+
+
+def _subnet_categories(space: SearchSpace) -> list[str]:
+    """Searched names of the subnetwork."""
+    return [name for name in PER_SUBNET if DIMENSIONS[name].is_categorical and name in space.parameters]
 
 
 def _block_ranks(space: SearchSpace, name: str) -> Sequence[int | None]:

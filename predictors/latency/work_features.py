@@ -37,6 +37,7 @@ def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
             f"{stack} {p} {what}" for p in space.choices.get("attention", (FULL,)) for what in ("blocks", "heads")
         ]
     names += [f"thin table {what}" for what in ("blocks", "products") if "embedding_rank" in space.parameters]
+    names += [f"table {bits}" for bits in space.parameters.get("embedding_bits", ())[:-1]]
     return tuple(f"{WORK_PREFIX} {name}" for name in names)
 
 
@@ -48,6 +49,9 @@ def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
         percent, hidden = batch.subnet_values["embedding_rank"], batch.subnet_values["hidden_size"]
         low_rank = percent < FULL_RANK
         columns += [low_rank.astype(float), low_rank * percent / FULL_RANK * hidden]
+    if choices := space.parameters.get("embedding_bits"):
+        level = batch.category_index("embedding_bits", choices)
+        columns += [(level == number).astype(float) for number, _ in enumerate(choices[:-1], 1)]
     return np.stack(columns).T
 
 

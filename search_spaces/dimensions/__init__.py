@@ -6,6 +6,7 @@ from search_spaces.dimension import BLOCK_NAMES, Dimension
 from search_spaces.dimensions.attention import ATTENTION
 from search_spaces.dimensions.bits import BITS
 from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
+from search_spaces.dimensions.embedding_bits import EMBEDDING_BITS
 from search_spaces.dimensions.embedding_dim import EMBEDDING_DIM
 from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
 from search_spaces.dimensions.ffn import INTERMEDIATE_SIZE
@@ -28,6 +29,7 @@ DIMENSIONS: dict[str, Dimension] = {
         ATTENTION,
         BITS,
         EMBEDDING_RANK,
+        EMBEDDING_BITS,
         EMBEDDING_DIM,
     )
 }

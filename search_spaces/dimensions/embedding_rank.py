@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import FULL_RANK, Facts, Rank
 from search_spaces.errors import InputError
-from search_spaces.proportions import embedding_share
+from search_spaces.proportions import LARGE_TABLE, embedding_share
 
 if TYPE_CHECKING:
     from search_spaces.blueprint import LayerDraft
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 IMPROVES = ("num_parameters", "size_mb")
 """Costs that a low-rank table can improve: looking a row up takes no time, the product after it does."""
-
-LARGE_SHARE = 0.2
-"""Share of the model's weights in the table from which its rank is proposed."""
 
 
 class EmbeddingRank(Rank):
@@ -41,7 +38,7 @@ class EmbeddingRank(Rank):
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """A quarter and half of break-even, where the table is a large part of the model."""
         share = embedding_share(layout)
-        few = f"the embeddings are {share:.0%} of the weights" if share < LARGE_SHARE else ""
+        few = f"the embeddings are {share:.0%} of the weights" if share < LARGE_TABLE else ""
         return _useless_reason(facts) or few or [0.25, 0.5, "full"]
 
     def varies_in(self, family: Family) -> bool:
