@@ -39,6 +39,12 @@ def test_the_data_is_described(text_recipe: Path) -> None:
     assert lines["duplicates"].startswith("all rows of test are in train too")
 
 
+def test_a_held_out_split_with_the_rows_of_the_training_split_is_refused(text_recipe: Path) -> None:
+    same = text_recipe.parent / "train.parquet"
+    with pytest.raises(InputError, match="both hold the same 108"):
+        data_lines(TaskContext(Recipe.load(text_recipe, [f"task.test={same}"])))
+
+
 def test_duplicates_and_cut_texts_are_counted(text_recipe: Path) -> None:
     train = pd.read_parquet(text_recipe.parent / "train.parquet")
     pd.concat([train, train[:5], train[5:7].assign(label=lambda t: 1 - t["label"])]).to_parquet(

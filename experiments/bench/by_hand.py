@@ -4,13 +4,15 @@
 
 For each seed it makes a run of the recipe (what the run holds is not done again), and adds up the CPU seconds of the
 stages after the parent: supernet, profile, search and finish. Each finished model has an equal share of them, and
-each of its baselines as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
-and with the most important ones, and the largest uniform scaling below that latency. Baselines are cut from the
-parent and learn from labels and from the parent's outputs, as the finished models do. All are scored on the held-out
-split; latencies are the predictor's.
+each of its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
+and with the most important ones, and the largest uniform scaling below that latency. Rivals are cut from the parent
+and learn from labels and from the parent's outputs, as the finished models do. Then all of them, and the parent, get
+twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split, and measured on the workload
+in the same interleaved rounds.
 
-Prints one row per model: latency over the parent's, accuracy with its standard error, and the paired difference to the
-finished model of the same budget with its standard error over the examples. Set threads: `OMP_NUM_THREADS=1`.
+Prints one row per model and seed: how many times as fast as the parent, accuracy with its standard error, and the
+paired difference to the finished model of the same budget with its standard error over the examples. Then the means
+over the seeds against the best rival of each budget. Set threads: `OMP_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,52 +34,97 @@ from nas.recipe.schema import Recipe
 from nas.runs.finished import read_finished
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
+from nas.supernets.int8_twin import int8_twin
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import model_trainer
 from nas.tasks.context import TaskContext
+from predictors.measurement.budget import Budget
+from predictors.measurement.measure import measure
+from predictors.measurement.prepare import prepare
 from search_spaces import SearchSpace, SubnetConfig
 from search_spaces.layer_drop import drop_layers, evenly_spaced
 
 TIMED = ("supernet", "profile", "search", "finish")
-"""Stages whose CPU seconds are shared among the baselines."""
+"""Stages whose CPU seconds are shared among the rivals."""
+OURS, PARENT = "finished", "parent"
+RIVALS = ("evenly spaced layers", "most important layers", "uniform scaling")
+FLOAT, INT8 = "", " int8"
+
+
+@dataclass
+class Row:
+    """One model of one seed.
+
+    Attributes:
+        budget: Number of the finished model that it stands beside; the parent has -1.
+        name: `OURS`, one of `RIVALS` or `PARENT`.
+        precision: `FLOAT` or `INT8`.
+        subnet: Its architecture in words.
+        hits: Whether each held-out example is classified correctly (examples,).
+        ratio: Latency over the parent's; 0 before it is measured.
+    """
+
+    budget: int
+    name: str
+    precision: str
+    subnet: str
+    hits: list[bool]
+    ratio: float = 0.0
 
 
 def main() -> None:
-    """Parses the command line and prints the table of every seed."""
+    """Parses the command line, compares every seed and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--run", required=True, type=Path, help="Folder; one run for each seed is made in it.")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     quiet_libraries()
+    seeds: list[list[Row]] = []
     for seed in range(arguments.seeds):
-        recipe = Recipe.load(arguments.recipe, [*overrides, f"seed={seed}"])
-        compare(recipe, arguments.run / f"seed-{seed}")
+        folder = arguments.run / f"seed-{seed}"
+        file = folder / "by_hand.json"
+        if not file.exists():
+            rows = compare(Recipe.load(arguments.recipe, [*overrides, f"seed={seed}"]), folder, arguments.rivals)
+            file.write_text(json.dumps([vars(row) for row in rows]))
+        seeds.append([Row(**row) for row in json.loads(file.read_text())])
+        print_rows(seed, seeds[-1])
+    print_means(seeds)
 
 
-def compare(recipe: Recipe, folder: Path) -> None:
-    """Makes the run and its baselines, and prints their rows."""
+def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[Row]:
+    """Makes the run, its rivals and the int8 twins; scores and measures them."""
     seconds = run_timed(recipe, folder)
     run, context = Run(folder), TaskContext(recipe)
     supernet, space = load_supernet(run, context)
     predict = run.load_predictor().predict
-    parent_ms = float(predict([supernet.parent])[0])
-    subnets = {m.subnet.key: m.subnet for m in read_finished(run) if m.source == "search"}
-    budget = sum(seconds.values()) / max(len(subnets), 1)
+    chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
+    budget = sum(seconds.values()) / max(len(chosen), 1)
     print(f"seed {recipe.seed}: {', '.join(f'{name} {s:.0f} s' for name, s in seconds.items())} of CPU time")
-    print(f"each of {len(subnets)} models has {budget:.0f} s; parent {parent_ms:.3g} ms as predicted")
-    teacher = context.load_model(run.parent)
-    row("parent", 1.0, correct(teacher, context), None)
-    for key, chosen in subnets.items():
-        ms = float(predict([chosen])[0])
-        ours = correct(context.load_model(run.finished / key), context)
-        row(f"finished {key}", ms / parent_ms, ours, None)
-        for name, subnet in baselines(space, run.layer_order, predict, ms):
-            model = Supernet(context.load_model(run.parent)).extract(subnet)
-            distil(model, teacher, context, budget)
-            row(f"  {name}", float(predict([subnet])[0]) / parent_ms, correct(model, context), ours)
+    print(f"each of {len(chosen)} models has {budget:.0f} s", flush=True)
+    teacher = context.load_model(run.parent).eval()
+    models = {(-1, PARENT): (supernet.parent, teacher)}
+    for number, subnet in enumerate(chosen):
+        models[number, OURS] = (subnet, context.load_model(run.finished / subnet.key).eval())
+        ms = float(predict([subnet])[0])
+        for name, rival in rivals(space, run.layer_order, predict, ms):
+            if name in names:
+                model = Supernet(context.load_model(run.parent)).extract(rival)
+                distil(model, teacher, context, budget)
+                models[number, name] = (rival, model)
+    rows, calls = [], {}
+    inputs = context.dummy_inputs(recipe.workload)
+    for (number, name), (subnet, model) in models.items():
+        for precision, each in ((FLOAT, model), (INT8, int8_twin(model, subnet, supernet))):
+            rows.append(Row(number, name, precision, str(subnet), correct(each, context)))
+            calls[str(len(rows) - 1)] = prepare(each, inputs, recipe.workload)
+    timings = measure(calls, calls["0"], recipe.workload, budget=Budget.of_minutes(1.0), seed=recipe.seed)
+    for number, row in enumerate(rows):
+        row.ratio = timings[str(number)].ratio
+    return rows
 
 
 def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
@@ -85,7 +133,7 @@ def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
     with locked_run(recipe, folder) as (context, run):
         seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
         for stage in STAGES:
-            if not stage.is_done(run):
+            if stage.name in (PARENT, *TIMED) and not stage.is_done(run):
                 start = time.process_time()
                 stage.run(run, context)
                 seconds[stage.name] = time.process_time() - start
@@ -93,17 +141,16 @@ def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
     return {name: seconds[name] for name in TIMED if name in seconds}
 
 
-def baselines(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
+def rivals(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
     """The deepest layer drops and the largest uniform scaling that are predicted no slower than ``ms``."""
     depths = range(space.parent.num_hidden_layers, 0, -1)
     important = [drop_layers(space.parent, sorted(order[:depth])) for depth in depths]
-    for name, drops in (("layers evenly spaced", evenly_spaced(space)), ("most important layers", important)):
+    for name, drops in zip(RIVALS, (evenly_spaced(space), important), strict=False):
         affordable = [subnet for subnet in drops if float(predict([subnet])[0]) <= ms]
-        subnet = (affordable or drops[-1:])[0]
-        yield f"{name} {subnet.layers}", subnet
+        yield name, (affordable or drops[-1:])[0]
     scalings = [subnet for subnet in space.uniform_scalings() if float(predict([subnet])[0]) <= ms]
     if scalings:
-        yield "uniform scaling", max(scalings, key=lambda subnet: float(predict([subnet])[0]))
+        yield RIVALS[-1], max(scalings, key=lambda subnet: float(predict([subnet])[0]))
 
 
 def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> None:
@@ -120,25 +167,55 @@ def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> No
     model.eval()
 
 
-def correct(model: Any, context: TaskContext) -> np.ndarray:
-    """Whether each held-out example is classified correctly (examples,)."""
-    model.eval()
-    hits = []
+def correct(model: Any, context: TaskContext) -> list[bool]:
+    """Whether each held-out example is classified correctly."""
+    hits: list[bool] = []
     with torch.inference_mode():
         for batch in context.splits.test.batches:
-            labels = batch["labels"]
-            hits.append((model(**batch).logits.argmax(-1) == labels).float().numpy())
-    return np.concatenate(hits)
+            hits += (model(**batch).logits.argmax(-1) == batch["labels"]).tolist()
+    return hits
 
 
-def row(name: str, ratio: float, hits: np.ndarray, ours: np.ndarray | None) -> None:
-    """Prints one row."""
-    error = hits.std() / len(hits) ** 0.5
-    text = f"{name:44} x{1 / ratio:5.2f}  accuracy {hits.mean():.4f} ± {error:.4f}"
-    if ours is not None:
-        difference = ours - hits
-        text += f"  finished - it {difference.mean():+.4f} ± {difference.std() / len(difference) ** 0.5:.4f}"
-    print(text, flush=True)
+def print_rows(seed: int, rows: Sequence[Row]) -> None:
+    """Prints the models of one seed, each beside the finished model of its budget."""
+    ours = {(row.budget, row.precision): np.array(row.hits, float) for row in rows if row.name == OURS}
+    print(f"seed {seed}")
+    for row in sorted(rows, key=lambda row: (row.precision, row.budget)):
+        hits = np.array(row.hits, float)
+        text = f"{row.name + row.precision:26} x{1 / row.ratio:5.2f}  {hits.mean():.4f} ± {error(hits):.4f}"
+        if row.name in RIVALS:
+            difference = ours[row.budget, row.precision] - hits
+            text += f"  finished - it {difference.mean():+.4f} ± {error(difference):.4f}"
+        print(f"{text}  {row.subnet}", flush=True)
+
+
+def print_means(seeds: Sequence[Sequence[Row]]) -> None:
+    """Prints for each budget and precision the mean over the seeds: speed, accuracy, and the difference to each rival.
+
+    The error of a difference is that over the examples, of the mean over the seeds.
+    """
+    print(f"mean of {len(seeds)} seeds")
+    table = {(s, row.budget, row.name, row.precision): row for s, rows in enumerate(seeds) for row in rows}
+    keys = dict.fromkeys(key[1:] for key in table)
+    for number, name, precision in sorted(keys, key=lambda key: (key[2], key[0])):
+        of_seeds = [
+            table[s, number, name, precision] for s in range(len(seeds)) if (s, number, name, precision) in table
+        ]
+        hits = np.mean([row.hits for row in of_seeds], axis=0)
+        speed = 1 / np.mean([row.ratio for row in of_seeds])
+        text = f"{name + precision:26} x{speed:5.2f}  {hits.mean():.4f}  {len(of_seeds)} seeds"
+        if name in RIVALS:
+            ours = [
+                table[s, number, OURS, precision] for s in range(len(seeds)) if (s, number, name, precision) in table
+            ]
+            difference = np.mean([row.hits for row in ours], axis=0) - hits
+            text += f"  finished - it {difference.mean():+.4f} ± {error(difference):.4f}"
+        print(text)
+
+
+def error(values: np.ndarray) -> float:
+    """Standard error of a mean over examples."""
+    return float(values.std() / len(values) ** 0.5)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from nas.recipe.objectives import COSTS, against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.studies.evaluator import Evaluator
 from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.layer_drop import evenly_spaced
 
 STARTUP_FRACTION = 0.1
 """Share of the budget for random subnetworks."""
@@ -53,9 +54,13 @@ def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> I
 
 
 def extreme_subnets(space: SearchSpace) -> list[SubnetConfig]:
-    """The parent if it is in the space, the largest, the smallest and the uniform scalings between them."""
-    parent = [space.parent] if space.parent in space else []
-    return [*parent, space.largest, space.smallest, *space.uniform_scalings()]
+    """The parent, the largest, the smallest, the uniform scalings between them, and evenly spaced layers of the parent.
+
+    Pretrained layers that are kept whole recover fastest, and evenly spaced ones better than the most important ones.
+    The parent and its layers are left out where they are not in the space.
+    """
+    whole = [subnet for subnet in (space.parent, *evenly_spaced(space)) if subnet in space]
+    return [*whole[:1], space.largest, space.smallest, *space.uniform_scalings(), *whole[1:]]
 
 
 def _raise_infeasible(subnets: Sequence[SubnetConfig], evaluator: Evaluator) -> None:

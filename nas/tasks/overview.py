@@ -15,6 +15,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.images import CHECKED_IMAGES, undecoded
 from nas.tasks.labels import is_list
 from nas.tasks.token_table import text_tokenizer
+from search_spaces import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +32,11 @@ MOST_UNKNOWN = 0.01
 
 
 def data_lines(context: TaskContext) -> list[str]:
-    """Describes the data of a recipe as it is read: a line for each property that it has."""
+    """Describes the data of a recipe as it is read: a line for each property that it has.
+
+    Raises:
+        InputError: If the held-out split holds the same rows as the training split.
+    """
     task = context.splits.task
     lines = {
         "data": _rows_text(context),
@@ -129,11 +134,16 @@ def _unknown_share(rows: Iterable[Sequence[int]], context: TaskContext) -> float
 
 
 def _duplicates_text(context: TaskContext) -> str:
-    """Rows with the inputs of an earlier one, in the training data and between the splits."""
+    """Rows with the inputs of an earlier one, in the training data and between the splits; refuses equal splits."""
     task = context.splits.task
     train, test = (_digests(split, task.input_columns(split)) for split in (task.train, task.test))
     if not train or not test:
         return ""
+    if Counter(train) == Counter(test):
+        raise InputError(
+            f"`task.test` must hold other rows than `task.train`, but both hold the same {len(test):,}; name parts that "
+            "share none, such as `rows.csv:train[:80%]` and `rows.csv:train[80%:]`."
+        )
     repeated, known = len(train) - len({*train}), {*train}
     shared = sum(digest in known for digest in test)
     other = _contradictions(train, task.train, task.label)
