@@ -54,7 +54,7 @@ def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> I
 
 
 def extreme_subnets(space: SearchSpace) -> list[SubnetConfig]:
-    """The parent, the largest, the smallest, the uniform scalings between them, and evenly spaced layers of the parent.
+    """The parent, the largest, the smallest, the uniform scalings between them, evenly spaced layers of the parent.
 
     Pretrained layers that are kept whole recover fastest, and evenly spaced ones better than the most important ones.
     The parent and its layers are left out where they are not in the space.

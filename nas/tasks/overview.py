@@ -141,8 +141,8 @@ def _duplicates_text(context: TaskContext) -> str:
         return ""
     if Counter(train) == Counter(test):
         raise InputError(
-            f"`task.test` must hold other rows than `task.train`, but both hold the same {len(test):,}; name parts that "
-            "share none, such as `rows.csv:train[:80%]` and `rows.csv:train[80%:]`."
+            f"`task.test` must hold other rows than `task.train`, but both hold the same {len(test):,}; name parts "
+            "that share none, such as `rows.csv:train[:80%]` and `rows.csv:train[80%:]`."
         )
     repeated, known = len(train) - len({*train}), {*train}
     shared = sum(digest in known for digest in test)
