@@ -229,14 +229,14 @@ def show(
     sort: Annotated[str, typer.Option(help="Metric or cost to sort by, best first.")] = "",
     output_format: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the front of a run, or the points of it that match."""
+    """Print the front of a run, or the points of it that match; before it is verified, as predicted."""
     from nas.fronts.output import filter_front, front_as_text
     from nas.reports.summary import print_summary
-    from nas.runs.finetuned import front_with_finetuned
     from nas.runs.run import Run
+    from nas.studies.pick import front_so_far
 
     opened = Run(run)
-    front = filter_front(front_with_finetuned(opened), where, pick, sort)
+    front = filter_front(front_so_far(opened), where, pick, sort)
     if output_format == "table":
         print_summary(opened, front)
     else:
@@ -320,6 +320,7 @@ def export(
     from nas.exports.formats import parse_formats
     from nas.runs.progress import print_line, quiet_libraries
     from nas.runs.run import Run
+    from nas.studies.pick import front_so_far
     from nas.studies.pick import pick as pick_point
 
     quiet_libraries()
@@ -327,7 +328,9 @@ def export(
     if pick and whole_front:
         raise InputError(f"--all writes the whole front, but --pick names `{pick}`; leave one of them out.")
     formats = parse_formats(to)
-    chosen = {out / p.key: p for p in opened.front()} if whole_front else {out: pick_point(opened, pick or "knee")}
+    chosen = (
+        {out / p.key: p for p in front_so_far(opened)} if whole_front else {out: pick_point(opened, pick or "knee")}
+    )
     for folder, point in chosen.items():
         print_line(f"{point.subnet}")
         written = export_subnet(opened, point, folder, formats, parent_width=parent_width, trust=trust)

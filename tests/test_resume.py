@@ -17,11 +17,13 @@ from command import Command
 from conftest import read_lines
 from optuna.trial import TrialState
 
+from nas.cli import app
 from nas.fronts.front import ParetoFront
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.supernet import run_supernet
+from nas.studies.pick import front_so_far
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.context import TaskContext
@@ -255,3 +257,60 @@ def test_a_finished_search_goes_on_with_more_evaluations(
     assert rows[: len(measured)] == measured
     keys = [(row["key"], row["stage"]) for row in rows if "stage" in row]
     assert len(keys) == len(set(keys)), "something is measured twice"
+
+
+def test_a_constraint_and_an_objective_are_changed_and_nothing_is_trained_scored_or_measured_twice(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = finished
+    before = Run(folder)
+    kept = [before.parent, before.supernet, before.predictor, before.finished]
+    files = {file: file.stat().st_mtime_ns for place in kept for file in place.rglob("*.safetensors")}
+    points = evaluated_points(open_studies(before.study, before.recipe)["search"])
+    measured, scored = read_lines(before.measurements), read_lines(before.verified)
+    limit = max(point.values["size_mb"] for point in points) * 0.99
+    monkeypatch.setattr("nas.studies.racing.Scorer.__call__", lambda *_: pytest.fail("something is evaluated twice"))
+    objectives = "objectives={accuracy: maximize, latency_ms: minimize, num_parameters: minimize}"
+    run = search(Recipe.load(path, [f"constraints.size_mb=<= {limit}", objectives, "finish.models=0"]), folder)
+    printed = capsys.readouterr().out
+    assert "goes on with constraints" in printed and "the earlier front is front-1.json" in printed
+    assert "evaluations over, judged by the objectives and constraints of now" in printed
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items()), "something is trained twice"
+    assert [p.key for p in evaluated_points(open_studies(run.study, run.recipe)["search"])] == [p.key for p in points]
+    assert run.front().objectives.keys() == {"accuracy", "latency_ms", "num_parameters"}
+    assert all(point.values["size_mb"] <= limit for point in run.front())
+    for name, rows in ((run.measurements, measured), (run.verified, scored)):
+        now = read_lines(name)
+        assert now[: len(rows)] == rows
+        keys = [(row["key"], row.get("stage")) for row in now if row.get("stage") != "anchor"]
+        assert len(keys) == len(set(keys)), "something is measured or scored twice"
+
+
+def test_another_supernet_keeps_the_parent_and_the_latencies(finished: tuple[Path, Path]) -> None:
+    path, folder = finished
+    before = Run(folder)
+    parent, predictor, weights = identity(before.parent), identity(before.predictor), identity(before.supernet)
+    front = before.front()
+    recipe = Recipe.load(path, ["supernet.epochs=1", "finish.models=0"])
+    run = Run.open(folder, recipe)
+    assert identity(run.parent) == parent and identity(run.predictor) == predictor
+    assert not any(file.exists() for file in run.depends_on_weights[1:])
+    moved = {Path(file).name: data for file, data in identity(folder / "earlier-1" / "supernet").items()}
+    assert moved == {Path(file).name: data for file, data in weights.items()}
+    assert ParetoFront.from_dict(json.loads((folder / "front-1.json").read_text())["front"]) == front
+    run_supernet(run, TaskContext(run.recipe))
+    assert identity(run.parent) == parent and run.supernet.exists()
+
+
+def test_a_front_that_is_not_verified_is_shown_and_exported_as_predicted(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Run(finished[1])
+    run.front_file.unlink()
+    app(["show", str(run.folder)], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "searched and not verified yet" in printed and "Latency predicted, metrics on the search split" in printed
+    app(["export", str(run.folder), "--out", str(tmp_path / "knee")], standalone_mode=False)
+    info = json.loads((tmp_path / "knee" / "subnet.json").read_text())
+    assert info["key"] == front_so_far(run).knee().key and not info["measured"]
+    assert "Latency predicted" in (tmp_path / "knee" / "README.md").read_text()

@@ -27,9 +27,9 @@ from nas.studies.evaluator import Evaluator
 from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome
 from nas.studies.sampler import check_sampler
-from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally
+from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally, study_fingerprint
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
-from nas.studies.study import evaluated_points, open_studies, trials_csv
+from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
@@ -46,9 +46,12 @@ def space_and_evaluator(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
 
 def new_scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
     folder.mkdir(exist_ok=True)
-    return EvaluationScheduler(
-        build_queues(open_studies(folder / "study.log", recipe), recipe, *space_and_evaluator(recipe), driver)
-    )
+    studies, (space, evaluator) = open_studies(folder / "study.log", recipe), space_and_evaluator(recipe)
+    fingerprint = study_fingerprint(recipe, space, ())
+    for study in studies.values():
+        bind_study(study, fingerprint)
+    earlier = earlier_studies(studies, fingerprint)
+    return EvaluationScheduler(build_queues(studies, recipe, space, evaluator, driver, earlier))
 
 
 def run(folder: Path, recipe: Recipe, evaluate: Evaluate | None = None) -> dict[str, optuna.Study]:
@@ -216,6 +219,60 @@ def test_the_older_of_two_claims_has_priority_and_an_abandoned_one_times_out(
     assert two.claim(trials[1], "k")
 
 
+# -- going on with another recipe ---------------------------------------------------------------------------------
+
+
+def changed(recipe: Recipe, **sections: object) -> Recipe:
+    """The recipe with other sections."""
+    return Recipe.parse({**recipe.model_dump(), **sections})
+
+
+@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_more_evaluations_a_tighter_constraint_and_another_objective_evaluate_nothing_twice(
+    tmp_path: Path, storage: bool
+) -> None:
+    database = {"storage": f"sqlite:///{tmp_path}/study.db"} if storage else {}
+    first = stand_in_recipe(14 if storage else 30, sampler="RandomSampler", confidence=1, **database)
+    run(tmp_path, first)
+    n = first.search.evaluations
+    more = stand_in_recipe(2 * n, sampler="RandomSampler", confidence=1, **database)
+    begun = evaluated_points(run(tmp_path, more)["search"])
+    assert len(begun) == 2 * n and set(executed(tmp_path).values()) == {1}
+    limit = float(np.median([point.values["latency_ms"] for point in begun]))
+    tighter = changed(more, constraints={"latency_ms": f"<= {limit}"})
+    before = executed(tmp_path)
+    judged = evaluated_points(run(tmp_path, tighter)["search"])
+    assert executed(tmp_path) == before, "what is known was evaluated again"
+    assert [point.key for point in judged] == [point.key for point in begun]
+    assert [p.feasible for p in judged] == [p.values["latency_ms"] <= limit for p in begun]
+    third = changed(tighter, objectives={**tighter.objectives, "num_parameters": "minimize"})
+    studies = run(tmp_path, third)
+    assert executed(tmp_path) == before and len(evaluated_points(studies["search"])) == 2 * n
+    values = studies["search"].get_trials(deepcopy=False)[5].values
+    point = evaluated_points(studies["search"])[5]
+    assert values == [point.values[name] for name in third.objectives]
+    assert evaluated_points(run(tmp_path, more)["search"]) == begun, "the earlier study is as it was"
+
+
+def test_what_was_stopped_early_is_completed_only_where_it_may_reach_the_front_now(tmp_path: Path) -> None:
+    recipe = stand_in_recipe(30, sampler="RandomSampler")
+    scheduler = new_scheduler(tmp_path, recipe)
+    search = scheduler.queues[0]
+    stopped = []
+    while not search.is_done and (evaluation := search.ask()) is not None:
+        is_complete = evaluation.early_stopping is None
+        accuracy = 0.5 + len(evaluation.subnet.layers) / 100 if is_complete else 0.4
+        stopped += [] if is_complete else [evaluation.subnet.key]
+        scheduler.tell(evaluation, Outcome({"accuracy": (accuracy, 0.001)}, 100 if is_complete else 50, is_complete))
+    assert stopped
+    again = new_scheduler(tmp_path, changed(recipe, objectives={**recipe.objectives, "num_parameters": "minimize"}))
+    asked = []
+    while not again.queues[0].is_done and (evaluation := again.queues[0].ask()) is not None:
+        asked.append(evaluation.subnet.key)
+        again.tell(evaluation, Outcome({"accuracy": (0.4, 0.001)}, 100))
+    assert len(again.queues[0].evaluated_keys) == 30 and set(asked) < set(stopped)
+
+
 # -- samplers -----------------------------------------------------------------------------------------------------
 
 
@@ -357,8 +414,6 @@ def test_a_hundred_infeasible_evaluations_name_the_binding_constraint(tmp_path: 
 
 
 def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    from nas.studies.study import bind_study
-
     study = open_studies(tmp_path / "study.log", stand_in_recipe(10))["search"]
     bind_study(study, {"space": "a", "supernet": "b"})
     bind_study(study, {"space": "a", "supernet": "b"})

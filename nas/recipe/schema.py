@@ -60,11 +60,14 @@ RESUMABLE_KEYS = (
 """Keys that may change when a run resumes: they set where and how long it runs and who logs it."""
 
 EXTENDABLE_KEYS = (
-    *(f"search.{name}" for name in ("evaluations", "hours", "patience", "confidence")),
+    "objectives",
+    "constraints",
+    *(f"search.{name}" for name in ("evaluations", "hours", "patience", "confidence", "sampler", "sampler_options")),
     "finish.models",
     "baselines",
+    "supernet",
 )
-"""Keys with which a run goes on: what it has trained, measured and evaluated stays, its front is made again."""
+"""Keys and sections with which a run goes on: what does not depend on them stays, its front is made again."""
 
 DEFAULT_EPOCHS = 3.0
 
@@ -422,6 +425,11 @@ class Recipe(_Section):
         moved = self.moved_keys(other)
         changed = [k for k in keys if k not in (*RESUMABLE_KEYS, *moved) and mine.get(k) != theirs.get(k)]
         return {k: f"{k}: {mine.get(k)}, was {theirs.get(k)}" for k in changed}
+
+    @staticmethod
+    def is_extendable(key: str) -> bool:
+        """Whether a run goes on with another value of a dotted key, see `EXTENDABLE_KEYS`."""
+        return any(key == known or key.startswith(f"{known}.") for known in EXTENDABLE_KEYS)
 
     def moved_keys(self, other: Recipe) -> list[str]:
         """Keys whose file or folder an older recipe has at a place where there is nothing any more."""

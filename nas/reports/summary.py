@@ -83,7 +83,14 @@ def workload_line(run: Run) -> str:
 
 
 def print_summary(run: Run, front: ParetoFront) -> None:
-    """Prints a front, what it is compared with, the workload, the hypervolumes and the files of a run."""
+    """Prints a front, what it is compared with, the workload, the hypervolumes and the files of a run.
+
+    A front that is not verified yet is printed as predicted.
+    """
+    if not run.front_file.is_file():
+        console.print(Group(front.table()))
+        print_line("predicted    searched and not verified yet: `nas search` with the recipe of the run verifies it")
+        return
     results, verified = run.results(), run.verified_points()
     if line := int8_line(front, verified):
         print_line(line)

@@ -35,7 +35,15 @@ class Finished:
 
 def read_finished(run: Run) -> list[Finished]:
     """The finished models of a run; none before its finish stage has ended."""
-    file = run.finished_list
+    return _read(run, run.finished_list)
+
+
+def read_finished_before(run: Run) -> list[Finished]:
+    """The models that were finished before the run went on with another recipe."""
+    return _read(run, run.finished_before)
+
+
+def _read(run: Run, file: Path) -> list[Finished]:
     return list(read_json(file, run.finished, _parse)) if file.exists() else []
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point, require_numbers
-from nas.recipe.schema import EXTENDABLE_KEYS, Recipe
+from nas.recipe.schema import Recipe
 from nas.runs.files import check_place, delete, partial_path, read_json, write_json, write_text
 from nas.runs.progress import print_line
 from predictors import MeasurementStore, SubnetPredictor, device_name
@@ -57,6 +58,7 @@ class Run:
         self.exports = self.folder / "exports"
         self.finished = self.folder / "finished"
         self.finished_list = self.finished / "finished.json"
+        self.finished_before = self.finished / "finished-before.json"
         self.finetuned = self.folder / "finetuned.json"
         self.sensitivity = self.folder / "sensitivity.csv"
         self.logs = self.folder / "logs"
@@ -82,13 +84,13 @@ class Run:
 
         Raises:
             InputError: If the folder holds a run of another recipe, or files that are no run; none is touched. A run
-                goes on with other `EXTENDABLE_KEYS`.
+                goes on with other `EXTENDABLE_KEYS` of `nas.recipe.schema`.
         """
         folder = Path(folder)
         if is_run(folder):
             run = cls(folder)
             changed = recipe.differences(run.recipe)
-            if others := [text for key, text in changed.items() if key not in EXTENDABLE_KEYS]:
+            if others := [text for key, text in changed.items() if not recipe.is_extendable(key)]:
                 raise InputError(
                     f"`{folder}` is a run of another recipe ({'; '.join(others[:3])}); "
                     "choose another folder with --run, or use the recipe it was started with."
@@ -96,7 +98,7 @@ class Run:
             if recipe.moved_keys(run.recipe):
                 write_text(folder / "recipe.yaml", recipe.to_yaml())
             if changed:
-                run._go_on(recipe, list(changed.values()))
+                run._go_on(recipe, changed)
             return cls(folder)
         check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,21 +110,49 @@ class Run:
             raise
         return cls(folder)
 
-    def _go_on(self, recipe: Recipe, changed: Sequence[str]) -> None:
-        """Takes another recipe with other budgets; the front so far is kept beside the one that will be made."""
+    def _go_on(self, recipe: Recipe, changed: Mapping[str, str]) -> None:
+        """Takes another recipe; the front so far is kept beside the one that will be made.
+
+        With another training of the supernet, what depends on its weights moves into a folder of its own.
+
+        Raises:
+            InputError: If the trials of another supernet are in a database.
+        """
+        is_retrained = any(key.startswith("supernet.") for key in changed)
+        if is_retrained and recipe.search.storage is not None:
+            raise InputError(
+                f"`{next(iter(changed))}` must stay as it is where `search.storage` holds the trials of the supernet, "
+                f"but got {next(iter(changed.values()))}; choose another folder with --run."
+            )
         with self.locked():
-            earlier = ""
+            kept = "what it trained, measured and scored stays"
             if self.front_file.exists():
-                number = 1 + len(list(self.folder.glob("front-*.json")))
-                kept = self.folder / f"front-{number}.json"
-                os.replace(self.front_file, kept)
-                earlier = f"; the earlier front is {kept.name}"
-            for file in (self.finished_list, self.report):
-                delete(file)
+                front = self._unused("front-{}.json")
+                os.replace(self.front_file, front)
+                kept += f"; the earlier front is {front.name}"
+            if is_retrained:
+                kept = kept.replace("it trained, measured and scored stays", "it measured and its parent stay")
+                kept += f"; the earlier supernet is in {self._set_aside().name}"
+            if self.finished_list.exists():
+                os.replace(self.finished_list, self.finished_before)
+            delete(self.report)
             write_text(self.folder / "recipe.yaml", recipe.to_yaml())
-        print_line(
-            f"run        goes on with {'; '.join(changed)}: what it trained, measured and scored stays{earlier}"
-        )
+        print_line(f"run        goes on with {'; '.join(changed.values())}: {kept}")
+
+    def _set_aside(self) -> Path:
+        """Moves what depends on the weights of the supernet into a new folder, which is returned."""
+        aside = self._unused("earlier-{}")
+        aside.mkdir()
+        for path in self.depends_on_weights[self.depends_on_weights.index(self.supernet) :]:
+            delete(partial_path(path))
+            if path.exists():
+                os.replace(path, aside / path.name)
+        return aside
+
+    def _unused(self, name: str) -> Path:
+        """The first path in the run of a name with a number, from 1, that does not exist."""
+        paths = (self.folder / name.format(number) for number in count(1))
+        return next(path for path in paths if not path.exists())
 
     @property
     def name(self) -> str:

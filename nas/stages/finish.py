@@ -12,7 +12,7 @@ from nas.fronts.point import Point
 from nas.recipe.objectives import COSTS, format_value
 from nas.recipe.schema import Finish, Recipe
 from nas.runs.files import delete, read_json, write_json
-from nas.runs.finished import Finished, write_finished
+from nas.runs.finished import Finished, read_finished_before, write_finished
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.study import evaluated_points, open_studies
@@ -46,6 +46,7 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     each step: what they have in common is learned once. Then each is trained alone (Cai et al. 2020, arXiv 1908.09791,
     fine-tune the specialized subnetworks likewise). The choice uses predicted latencies and the search split only,
     never the held-out split. Each finished model, and the parent, gets a twin with int8 layers where that pays.
+    Models that were finished before the run went on stay.
 
     Args:
         run: The run, with its studies.
@@ -62,7 +63,8 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     models += _baselines(run, context, supernet, models, cost)
     models += _int8_twins(run, context, supernet, models)
     delete(run.finished / TOGETHER)
-    write_finished(run, models)
+    keys = {model.subnet.key for model in models}
+    write_finished(run, [*models, *(before for before in read_finished_before(run) if before.subnet.key not in keys)])
 
 
 def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cost: float) -> list[Point]:
@@ -105,24 +107,24 @@ def _part(settings: Finish, share: float, models: int) -> Finish:
 
 
 def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> None:
-    """Trains subnetworks together, then each alone."""
+    """Trains the subnetworks that are not finished yet together, then each alone."""
     missing = [model for model in models if not model.folder(run).exists()]
-    if not missing:
-        return
     settings, share, shared_s = context.recipe.finish, 0.0, 0.0
-    if len(models) > 1:
-        supernet, share = _train_together(run, context, supernet, models), TOGETHER_SHARE
-        shared_s = _seconds(run.finished / TOGETHER) / len(models)
-    for number, model in enumerate(models, 1):
-        if model in missing:
-            alone = _part(settings, (1 - share) / len(models), len(models))
-            start, title = supernet.extract(model.subnet), f"finish {number} of {len(models)}"
-            _train_alone(run, context, start, model, alone, title, shared_s)
+    if len(missing) > 1 or (missing and (run.finished / TOGETHER).exists()):
+        supernet, share = _train_together(run, context, supernet, missing, len(models)), TOGETHER_SHARE
+        shared_s = _seconds(run.finished / TOGETHER) / _number(run.finished / TOGETHER)
+    for number, model in enumerate(missing, 1):
+        alone = _part(settings, (1 - share) / len(models), len(models))
+        start, title = supernet.extract(model.subnet), f"finish {number} of {len(missing)}"
+        _train_alone(run, context, start, model, alone, title, shared_s)
 
 
-def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> Supernet:
-    """A supernet of these subnetworks only: every step trains one of them."""
-    target, settings = run.finished / TOGETHER, _part(context.recipe.finish, TOGETHER_SHARE, len(models))
+def _train_together(
+    run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished], n_chosen: int
+) -> Supernet:
+    """A supernet of these subnetworks only: every step trains one of them; the time is their part of all chosen."""
+    target, share = run.finished / TOGETHER, TOGETHER_SHARE * len(models) / n_chosen
+    settings = _part(context.recipe.finish, share, n_chosen)
     if not target.exists():
         with run.building(target) as work:
             examples = context.training_set(settings)
@@ -140,7 +142,7 @@ def _train_together(run: Run, context: TaskContext, supernet: Supernet, models: 
                 log = train(trainer, report, run.logs / "finish", settings.minutes)
             save_calibration(supernet, context, work)
             supernet.model.save_pretrained(work)
-            write_json(work / "training.json", log)
+            write_json(work / "training.json", [*log, {"models": float(len(models))}])
     return load_supernet(run, context, target)[0]
 
 
@@ -216,6 +218,11 @@ def _minutes_each(run: Run, models: Sequence[Finished]) -> float:
 def _seconds(folder: Path) -> float:
     """Seconds of the training of a stored model."""
     return float(read_json(folder / "training.json", folder, _runtime))
+
+
+def _number(folder: Path) -> int:
+    """How many subnetworks a stored supernet of chosen ones was trained for."""
+    return int(read_json(folder / "training.json", folder, lambda log: log[-1]["models"]))
 
 
 def _runtime(log: Sequence[Mapping[str, float]]) -> float:

@@ -153,7 +153,8 @@ def _score_all(
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type)
     for number, (key, subnet) in enumerate(subnets.items(), 1):
         is_finished = (run.finished / key).exists()
-        if key not in done or done[key].get("finished", False) != is_finished:  # it was scored with other weights
+        is_current = key in done and done[key].get("finished", False) == is_finished  # else with other weights
+        if not is_current or not done[key]["values"].keys() >= set(run.recipe.metric_names):
             model = (
                 _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
             )
@@ -259,8 +260,8 @@ def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
     where += f" ({undecided} cannot be told apart from the bound in this noise)" if undecided else ""
     raise InputError(
         f"no subnetwork meets the constraints {where}; the closest of {len(evaluated)} "
-        f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint or add "
-        "smaller choices to `space`, in a new run."
+        f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint, or "
+        "add smaller choices to `space` in a new run."
     )
 
 

@@ -121,7 +121,7 @@ def block_solutions(
     if not solutions and total_violation(costs, bounds) > 0:
         raise InputError(
             "no combination of the scored blocks meets the constraints; the smallest subnetwork reaches "
-            f"{against_bounds(costs, bounds)}. Loosen the constraint or widen `space`, in a new run."
+            f"{against_bounds(costs, bounds)}. Loosen the constraint, or widen `space` in a new run."
         )
     solutions = solutions or {space.smallest.key: space.smallest}
     first = objectives[0] if objectives else next(iter(bounds), None)

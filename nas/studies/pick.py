@@ -1,16 +1,31 @@
-"""One subnetwork of a run, picked by a name, a condition or its key."""
+"""The front of a run, verified or predicted, and one subnetwork of it by a name, a condition or its key."""
 
 from __future__ import annotations
 
 import re
 from itertools import chain
 
+from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
+from nas.runs.finetuned import front_with_finetuned
 from nas.runs.run import Run
 from nas.studies.study import evaluated_points, observed_studies
 
 KEY = r"[0-9a-f]{10}"
 """A full key of a subnetwork."""
+
+
+def front_so_far(run: Run) -> ParetoFront:
+    """The verified front with fine-tuned metrics; while there is none, that of the search, whose values are predicted.
+
+    Raises:
+        InputError: If nothing is evaluated yet.
+    """
+    if not run.front_file.is_file():
+        points = [point for study in observed_studies(run) for point in evaluated_points(study)]
+        if front := ParetoFront.of(points, run.recipe.objectives).points:
+            return ParetoFront(front, run.recipe.objectives)
+    return front_with_finetuned(run)
 
 
 def pick(run: Run, what: str) -> Point:
@@ -19,15 +34,17 @@ def pick(run: Run, what: str) -> Point:
     The values of a verified subnetwork are measured; those of any other are predicted and of the search slice.
 
     Args:
-        run: A finished run.
+        run: A run whose search has begun.
         what: What the user typed.
 
     Raises:
         InputError: If nothing matches.
     """
-    front = run.front()
+    is_verified = run.front_file.is_file()
+    front = run.front() if is_verified else front_so_far(run)
     if re.fullmatch(KEY, what) and what not in {point.key for point in front}:
-        evaluated = chain(run.verified_points(), *(evaluated_points(study) for study in observed_studies(run)))
+        verified = run.verified_points() if is_verified else []
+        evaluated = chain(verified, *(evaluated_points(study) for study in observed_studies(run)))
         match = next((point for point in evaluated if point.key == what and point.source != "parent"), None)
         if match is not None:
             return match

@@ -17,7 +17,7 @@ from nas.fronts.point import Point
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs.files import digest
-from nas.runs.progress import progress
+from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.block_search import block_solutions, replacements
 from nas.studies.concurrent_drivers import ConcurrentDrivers
@@ -25,9 +25,10 @@ from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
 from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import Evaluate, Outcome, Scorer, evaluate_safely
+from nas.studies.reuse import reuse_trials
 from nas.studies.sampler import sampler_for
 from nas.studies.startup_trials import extreme_subnets, feasible_samples, first_distinct, startup_subnets
-from nas.studies.study import bind_study, driver_id, open_studies
+from nas.studies.study import bind_study, driver_id, earlier_studies, open_studies
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
@@ -61,8 +62,9 @@ def run_studies(
     fingerprint = study_fingerprint(recipe, space, files)
     for study in studies.values():
         bind_study(study, fingerprint)
+    earlier = earlier_studies(studies, fingerprint)
     driver = None if recipe.search.storage is None else driver_id(run.folder)
-    scheduler = EvaluationScheduler(build_queues(studies, recipe, space, evaluator, driver))
+    scheduler = EvaluationScheduler(build_queues(studies, recipe, space, evaluator, driver, earlier))
     with graceful_interrupt(scheduler.stop), scheduler.reporting():
         execute(scheduler, evaluator.scorer)
 
@@ -86,6 +88,7 @@ def build_queues(
     space: SearchSpace,
     evaluator: Evaluator,
     driver: str | None = None,
+    earlier: Sequence[optuna.Study] = (),
 ) -> list[TrialQueue]:
     """The queues of the search and its baselines; random search gets as many evaluations as the search has made.
 
@@ -95,9 +98,13 @@ def build_queues(
         space: All subnetworks.
         evaluator: Their values.
         driver: Id of this driver, where several share the studies.
+        earlier: Studies of the run with other objectives or constraints; their evaluations are taken over.
     """
     budget = min(recipe.search.evaluations, space.size)
-    shared = (space, evaluator, EvaluationCache())
+    cache = EvaluationCache()
+    shared = (space, evaluator, cache)
+    if n_reused := reuse_trials(studies, earlier, space, evaluator, cache):
+        print_line(f"search     takes {n_reused} evaluations over, judged by the objectives and constraints of now")
 
     def random(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         samples = feasible_samples(space, evaluator, Random(f"{recipe.seed}/random"))

@@ -129,6 +129,6 @@ class SearchProgress:
         raise InputError(
             f"none of {self.n_evaluated} subnetworks evaluated meets the constraints; `{binding}` binds: "
             f"{shares[binding]:.0%} of them miss it, and the closest reaches "
-            f"{against_bounds({binding: closest}, {binding: bound})}{others}. Loosen it or widen `space`, in a new "
+            f"{against_bounds({binding: closest}, {binding: bound})}{others}. Loosen it, or widen `space` in a new "
             "run."
         )

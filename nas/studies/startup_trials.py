@@ -69,7 +69,7 @@ def _raise_infeasible(subnets: Sequence[SubnetConfig], evaluator: Evaluator) -> 
     raise InputError(
         f"none of {MAX_REJECTED} random subnetworks meets the constraints, nor does the largest, the smallest or a "
         f"uniform scaling; the closest reaches {against_bounds(evaluator.costs(closest), bounds)} ({closest}). Loosen "
-        "the constraint or widen `space`, in a new run."
+        "the constraint, or widen `space` in a new run."
     )
 
 

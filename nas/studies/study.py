@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,33 +26,74 @@ STUDIES = ("search", "uniform", "random")
 FINGERPRINT = "made_for"
 """User attribute of a study: what the values of its trials depend on."""
 
+QUESTION = ("objectives", "constraints")
+"""Parts of the fingerprint that values do not depend on, only how they are judged."""
+
 
 def open_studies(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
-    """The studies of a run by name, created if they do not exist.
+    """The studies of a recipe by name, created if they do not exist.
 
-    They are in the journal file, or in the recipe's ``search.storage`` under the name of the run's folder.
+    They are in the journal file, or in the recipe's ``search.storage`` under the name of the run's folder. A run that
+    goes on with other objectives or constraints has studies of its own for them, next to the earlier ones.
 
     Raises:
-        InputError: If the storage does not answer, is damaged, or holds studies of other objectives.
+        InputError: If the storage does not answer or is damaged.
     """
     url = recipe.search.storage
     storage = open_storage(url, path)
     prefix = "" if url is None else f"{path.resolve().parent.name}/"
-    return {name: _open(storage, prefix + name, recipe) for name in STUDIES}
+    return {kind: _open(storage, prefix, kind, recipe) for kind in STUDIES}
 
 
-def _open(storage: optuna.storages.BaseStorage, name: str, recipe: Recipe) -> optuna.Study:
+def _open(storage: optuna.storages.BaseStorage, prefix: str, kind: str, recipe: Recipe) -> optuna.Study:
+    """The first study of a kind if it is of these objectives and constraints, else the one that is named by them."""
+    first = _load_or_create(storage, prefix + kind, recipe)
+    if answers(first, recipe):
+        return first
+    return _load_or_create(storage, f"{prefix}{kind}-{_question(recipe)}", recipe)
+
+
+def _load_or_create(storage: optuna.storages.BaseStorage, name: str, recipe: Recipe) -> optuna.Study:
     try:
         study = optuna.load_study(study_name=name, storage=storage)  # reads only: `create_study` would write first
     except KeyError:
         directions = list(recipe.objectives.values())
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    names = list(recipe.objectives)
     if study.metric_names is None:
-        study.set_metric_names(names)
-    if study.metric_names != names:
-        raise InputError(_wrong_study(name, "objectives", names, study.metric_names))
+        study.set_metric_names(list(recipe.objectives))
     return study
+
+
+def answers(study: optuna.Study, recipe: Recipe) -> bool:
+    """Whether a study is of the objectives and constraints of a recipe."""
+    constraints = study.user_attrs.get(FINGERPRINT, {}).get("constraints", recipe.constraints)
+    return study.metric_names == list(recipe.objectives) and constraints == recipe.constraints
+
+
+def _question(recipe: Recipe) -> str:
+    """Ten hexadecimal digits that identify the objectives, in order, and the constraints."""
+    text = json.dumps([list(recipe.objectives.items()), sorted(recipe.constraints.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def earlier_studies(studies: Mapping[str, optuna.Study], fingerprint: Mapping[str, Any]) -> list[optuna.Study]:
+    """The studies of the same run with other objectives or constraints, whose values mean the same.
+
+    Args:
+        studies: Those of the run's recipe.
+        fingerprint: What the values of their trials depend on.
+    """
+    current = {study.study_name for study in studies.values()}
+    search = studies["search"]
+    storage, run = search._storage, search.study_name.rpartition("/")[0]  # Optuna has no public name for it
+    names = [study.study_name for study in storage.get_all_studies()]
+    others = [name for name in names if name not in current and name.rpartition("/")[0] == run]
+    kept = {name: value for name, value in fingerprint.items() if name not in QUESTION}
+    return [
+        study
+        for study in (optuna.load_study(study_name=name, storage=storage) for name in others)
+        if kept.items() <= study.user_attrs.get(FINGERPRINT, {}).items()
+    ]
 
 
 def bind_study(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
@@ -108,8 +151,8 @@ def evaluated_points(study: optuna.Study, source: str | None = None) -> list[Poi
 
 
 def study_kind(study: optuna.Study) -> str:
-    """One of `STUDIES`: the name of a study without the run's."""
-    return study.study_name.rpartition("/")[2]
+    """One of `STUDIES`: the name of a study without the run's, and without its objectives and constraints."""
+    return study.study_name.rpartition("/")[2].partition("-")[0]
 
 
 def point_from_trial(trial: FrozenTrial, source: str) -> Point:
@@ -153,7 +196,7 @@ def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def observed_studies(run: Run, url: str | None = None) -> list[optuna.Study]:
-    """The studies of a run for reading only; none if there are none yet.
+    """The studies of a run's recipe for reading only; none if there are none yet.
 
     Args:
         run: The run.
@@ -167,7 +210,8 @@ def observed_studies(run: Run, url: str | None = None) -> list[optuna.Study]:
         return []
     storage = open_read_only(url, run.study)
     names = [name for study in storage.get_all_studies() if _is_of(run, name := study.study_name, url)]
-    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    return [study for study in studies if answers(study, run.recipe)]
 
 
 def _is_of(run: Run, study: str, url: str | None) -> bool:
