@@ -67,7 +67,7 @@ def _load_or_create(storage: optuna.storages.BaseStorage, name: str, recipe: Rec
 def answers(study: optuna.Study, recipe: Recipe) -> bool:
     """Whether a study is of the objectives and constraints of a recipe."""
     constraints = study.user_attrs.get(FINGERPRINT, {}).get("constraints", recipe.constraints)
-    return study.metric_names == list(recipe.objectives) and constraints == recipe.constraints
+    return study.metric_names in (None, list(recipe.objectives)) and constraints == recipe.constraints
 
 
 def _question(recipe: Recipe) -> str:
