@@ -54,7 +54,7 @@ def model_of(context: TaskContext) -> Any:
 def vectors(model: Any, context: TaskContext, texts: list[str]) -> np.ndarray:
     task = context.splits.task
     tokens = task.tokenize(texts)
-    batch = task.collate([{name: values[row] for name, values in tokens.items()} for row in range(len(texts))])
+    batch = task.pad_inputs([{name: values[row] for name, values in tokens.items()} for row in range(len(texts))])
     with torch.no_grad():
         return np.asarray(task.embeddings(model(**batch), batch))
 
@@ -106,7 +106,7 @@ def test_triplets_and_named_columns_are_read(build: Build) -> None:
     context = build([row] * 3)
     assert len(context.splits.test) == 3 and len(context.splits.test.batches[0]["input_ids"]) == 9
     named = build([{"id": "x", "a": s, "b": s, "gold": 1.0} for s in SENTENCES[:3]], text=["a", "b"], label="gold")
-    assert named.splits.test.rows[0][0][0]["score"] == 1.0
+    assert named.splits.test.batches[0]["scores"].tolist() == [1.0] * 3
     with pytest.raises(InputError, match=r"`task.text` must name the column of texts, or those of pairs or triplets"):
         _ = build([{"a": "x", "b": "y", "c": "z"}] * 3).splits
     with pytest.raises(InputError, match="has no column `gold`"):
@@ -138,3 +138,14 @@ def test_the_card_loads_it_with_sentence_transformers(tmp_path: Path) -> None:
     write_card(tmp_path, info)
     card = (tmp_path / "README.md").read_text()
     assert "library_name: sentence-transformers" in card and 'SentenceTransformer("this-folder")' in card
+
+
+def test_tokens_of_an_example_stay_together_and_texts_apart(build: Build) -> None:
+    row = {"anchor": SENTENCES[0], "positive": SENTENCES[15], "negative": SENTENCES[9]}
+    task = build([row] * 3).splits.task
+    (processed,) = task.process(task.test.select([0]), "test")
+    batch = task.collate([processed])
+    alone = [task.tokenize([text])["input_ids"][0] for text in row.values()]
+    assert processed["lengths"] == [len(ids) for ids in alone] and len(processed["input_ids"]) == sum(map(len, alone))
+    found = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert found == alone and batch["scores"].isnan().all()

@@ -43,6 +43,7 @@ def _check(runs: Sequence[Run]) -> None:
         "workload": lambda run: run.recipe.workload,
         "device": lambda run: run.device,
         "task.test": lambda run: _examples(run.recipe.task.test),
+        "task.retrieval": lambda run: _files(run.recipe.task.retrieval),
     }
     for name, value in same.items():
         for run in runs[1:]:
@@ -58,6 +59,13 @@ def _examples(source: str) -> str:
     name, split = split_source(source)
     file = Path(name)
     return f"{file.name}:{split} with the content {digest(file)}" if file.is_file() else source
+
+
+def _files(folder: str | None) -> dict[str, str]:
+    """The content of each file of a folder, by its path in there."""
+    path = Path(folder) if folder else None
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path else []
+    return {str(file.relative_to(folder or "")): digest(file) for file in files}
 
 
 def _name(run: Run, runs: Sequence[Run]) -> str:

@@ -40,10 +40,12 @@ METRICS: dict[str, Direction] = {
     "top10_agreement": "maximize",
     "ndcg10": "maximize",
     "mrr10": "maximize",
+    "recall10": "maximize",
 }
 INF = math.inf
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL", "top10_agreement"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL"), (0.0, 1.0)),
+    **dict.fromkeys(("top10_agreement", "ndcg10", "mrr10", "recall10"), (0.0, 1.0)),
     **dict.fromkeys(("matthews_correlation", "pearsonr", "spearmanr", "spearman", "cosine_similarity"), (-1.0, 1.0)),
     **dict.fromkeys(("loss", "mean_squared_error", "mean_absolute_error", "wer"), (0.0, INF)),
     "perplexity": (1.0, INF),

@@ -95,6 +95,11 @@ class TaskSettings(_Section):
     )
     train: str = Field(description="Training split.")
     test: str = Field(description="Held-out split: reported on, never searched on.")
+    retrieval: str | None = Field(
+        None,
+        description="Retrieval set beside `test`, for `ndcg10`, `mrr10` and `recall10`: a folder with `corpus`, "
+        "`queries` and `qrels`, as BEIR has them.",
+    )
     text: list[str] | str | None = Field(
         None, description="Text column, or a pair of columns; default: by the task type."
     )
@@ -455,6 +460,10 @@ class Recipe(_Section):
 
     def _check(self) -> None:
         known = {**DIRECTIONS, **dict.fromkeys(self.task.metrics)}
+        if self.task.retrieval is not None and self.task.type != "sentence-similarity":
+            raise InputError(
+                f"`task.retrieval` is for sentence-similarity, but `task.type` is {self.task.type}; leave it out."
+            )
         for name in self.task.metrics:
             if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in COSTS:
                 raise InputError(

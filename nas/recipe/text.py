@@ -17,7 +17,10 @@ from nas.recipe.secrets import without_secrets
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean, short_error
 
-PATHS = ("model", "task.train", "task.test", "search.sampler", "parent.augment", "supernet.augment", "profile.earlier")
+PATHS = (
+    *("model", "task.train", "task.test", "task.retrieval"),
+    *("search.sampler", "parent.augment", "supernet.augment", "profile.earlier"),
+)
 """Keys that may hold a local path. The values of ``task.metrics`` may be local paths too."""
 
 FREE_KEYS = "search.sampler_options"

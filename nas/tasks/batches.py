@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Batch = Mapping[str, "torch.Tensor"]
-LABEL_NAMES = ("labels", "start_positions", "end_positions")
+LABEL_NAMES = ("labels", "start_positions", "end_positions", "scores")
 """Entries of a batch that hold labels; a model needs them only to compute its own loss."""
 IGNORE_INDEX = -100
 """Label of tokens that losses and metrics ignore, as in PyTorch and Hugging Face."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,14 @@ class TaskContext:
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
             search=EvaluationSet.from_dataset(task.process(self._sampled(search), settings.train), task),
-            test=EvaluationSet.from_dataset(task.process(self._sampled(task.test), settings.test), task),
+            test=self._held_out(task, settings.test),
         )
+
+    def _held_out(self, task: TaskType, source: str) -> EvaluationSet:
+        """The held-out examples of a task, with the sets beside them; a sample has none."""
+        examples = EvaluationSet.from_dataset(task.process(self._sampled(task.test), source), task)
+        beside = [] if self.sample is not None else [self._held_out(other, source) for other in task.beside]
+        return replace(examples, beside=tuple(beside))
 
     def _sampled(self, dataset: Dataset) -> Dataset:
         return dataset if self.sample is None else dataset.select(range(min(self.sample, len(dataset))))

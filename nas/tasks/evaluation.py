@@ -33,11 +33,13 @@ class EvaluationSet:
         batches: Model inputs with labels.
         rows: For each batch, the rows of each of its examples (a long example may have several). They keep only the
             columns that predictions are compared with.
+        beside: Sets of other tasks that are scored too; a metric that one of them has is computed on it.
     """
 
     task: TaskType
     batches: tuple[Mapping[str, torch.Tensor], ...]
     rows: tuple[Sequence[list[Row]], ...]
+    beside: tuple[EvaluationSet, ...] = ()
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
@@ -77,9 +79,14 @@ class Score:
 
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
-    """Computes several metrics of a model in one pass over the examples."""
-    stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
-    return _scores(examples.task, stats, names)
+    """Computes several metrics of a model in one pass over the examples, and over the sets beside them."""
+    found: dict[str, Score] = {}
+    for part in (*examples.beside, examples):
+        missing = [name for name in names if name not in found and (part is examples or name in part.task.metrics)]
+        if missing:
+            stats = part.task.compare_examples(collect_stats(model, part, missing), missing)
+            found |= _scores(part.task, stats, missing)
+    return {name: found[name] for name in names}
 
 
 def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -18,7 +18,8 @@ SIMILARITY_TEMPERATURE = 0.05
 
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
-`IGNORE_INDEX` are not scored. Otherwise labels are numbers of the logits' shape."""
+`IGNORE_INDEX` are not scored. Otherwise labels are numbers of the logits' shape. For embedding, both are vectors, of
+one or several texts of an example (examples, ..., channels)."""
 
 
 def divergence(
@@ -105,6 +106,7 @@ def _cosine_distance(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 
 def _embedding_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+    student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     distance = _cosine_distance(student, teacher).mean()
     if len(student) < 3:  # with one other example there is nothing to choose between
         return distance

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 ROWS = 1024
@@ -21,17 +19,33 @@ def neighbour_agreement(vectors: np.ndarray, others: np.ndarray, count: int) -> 
     n_examples, count = len(vectors), min(count, len(vectors) - 1)
     if count < 1:
         return np.ones(n_examples)
-    pairs = zip(_nearest(vectors, count), _nearest(others, count), strict=True)
-    return np.array([len({*a} & {*b}) / count for a, b in pairs])
+    return is_among(nearest(vectors, count), nearest(others, count)).mean(1)
 
 
-def _nearest(vectors: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """Yields the indices of the nearest other vectors of each, by cosine similarity."""
+def nearest(vectors: np.ndarray, count: int, corpus: np.ndarray | None = None) -> np.ndarray:
+    """Returns the indices of the nearest vectors of each by cosine similarity, the nearest first (examples, count).
+
+    Args:
+        vectors: (examples, channels).
+        count: Number of neighbours, at most as many as there are.
+        corpus: Vectors among which they are sought (texts, channels); None: the other examples.
+    """
     unit = normalized(vectors)
+    texts = unit if corpus is None else normalized(corpus)
+    found = []
     for start in range(0, len(unit), ROWS):
-        similarity = unit[start : start + ROWS] @ unit.T
-        similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))] = -np.inf
-        yield from np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        similarity = unit[start : start + ROWS] @ texts.T
+        if corpus is None:
+            similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))] = -np.inf
+        chosen = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(similarity, chosen, 1), axis=1, kind="stable")
+        found.append(np.take_along_axis(chosen, order, 1))
+    return np.concatenate(found)
+
+
+def is_among(indices: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns whether each index of an example (examples, count) is one of some others (examples, any count)."""
+    return (indices[:, :, None] == others[:, None, :]).any(2)
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ class SentenceModules:
         normalize: Whether vectors have length 1.
         max_length: Tokens at which texts are truncated; None for no limit.
         prompt: What is put before every text.
+        prompts: What is put before texts of a kind, such as queries: name -> prompt.
         lower_case: Whether texts are put in lower case before they are tokenized.
         files: Path in the folder -> content of the JSON files that say so; none for a bare encoder.
     """
@@ -45,6 +46,7 @@ class SentenceModules:
     normalize: bool = False
     max_length: int | None = None
     prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
     lower_case: bool = False
     files: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,7 +72,7 @@ class SentenceModules:
         names = (MODULES, TRANSFORMER, SETTINGS, *([pooling_file] if pooling_file else []))
         files = {name: content for name in names if (content := _read_json(model, name)) is not None}
         settings = files.get(SETTINGS, {})
-        prompt = settings.get("prompts", {}).get(settings.get("default_prompt_name"), "")
+        prompts = {name: text for name, text in settings.get("prompts", {}).items() if text}
         pooling = _pooling_mode(files.get(pooling_file, {}), model)
         if "Normalize" not in kinds and settings.get("similarity_fn_name") not in (None, "cosine"):
             raise InputError(
@@ -82,14 +84,19 @@ class SentenceModules:
             pooling,
             "Normalize" in kinds,
             transformer.get("max_seq_length"),
-            prompt,
+            prompts.get(settings.get("default_prompt_name"), ""),
+            prompts,
             bool(transformer.get("do_lower_case")),
             files,
         )
 
-    def prepared(self, texts: Sequence[str]) -> list[str]:
-        """Returns texts as the tokenizer gets them."""
-        prompted = [self.prompt + text for text in texts]
+    def prompt_of(self, *names: str) -> str:
+        """Returns the first prompt of these names, else the default one, as ``encode_query`` chooses it."""
+        return next((self.prompts[name] for name in names if name in self.prompts), self.prompt)
+
+    def prepared(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
+        """Returns texts as the tokenizer gets them; the prompt is by default the default one."""
+        prompted = [(self.prompt if prompt is None else prompt) + text for text in texts]
         return [text.lower() for text in prompted] if self.lower_case else prompted
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

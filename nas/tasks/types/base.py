@@ -109,6 +109,11 @@ class TaskType(ABC):
             )
         return self.task.label
 
+    @property
+    def beside(self) -> Sequence[TaskType]:
+        """Tasks whose ``test`` is scored beside that of this one; a metric that they have is theirs."""
+        return ()
+
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The columns that make an example: two rows are duplicates if they are equal; none where that is not "
         "known."""

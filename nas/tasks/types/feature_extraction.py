@@ -62,9 +62,9 @@ class FeatureExtraction(TextTask):
         column = text_column(examples, self.column, source)
         return map_examples(examples, lambda rows: self.tokenize(rows[column]))
 
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Returns the tokens of texts, truncated."""
-        return dict(self.processor(self.modules.prepared(texts), truncation=True, max_length=self.length))
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> dict[str, Any]:
+        """Returns the tokens of texts, after a prompt, by default the model's default one, truncated."""
+        return dict(self.processor(self.modules.prepared(texts, prompt), truncation=True, max_length=self.length))
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads the tokens to the longest text."""
@@ -80,7 +80,7 @@ class FeatureExtraction(TextTask):
 
         def collate(rows: list[Row]) -> Batch:
             batch = self.collate(rows)
-            inputs = {name: tensor.to(parent.device) for name, tensor in batch.items()}
+            inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
             with torch.no_grad():
                 return {**batch, "labels": self.embeddings(parent(**inputs), inputs).cpu()}
 
@@ -95,15 +95,20 @@ class FeatureExtraction(TextTask):
         return self.modules.normalized(self.pooled(outputs, batch))
 
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
-        """Runs a model; its loss is 1 - the cosine similarity to the labels, or 0 where there are none."""
+        """Runs a model; its loss is 1 - the cosine similarity to the labels, or `training_loss` without these."""
         from nas.tasks.losses import loss_by_example
 
         outputs = model(**model_inputs(batch), **kwargs)
         pairs = self.logits_and_labels(outputs, batch)
-        outputs.loss = (
-            loss_by_example(pairs, self.activation)[0].mean() if "labels" in batch else 0.0 * pairs[0][0].sum()
-        )
+        if "labels" in batch:
+            outputs.loss = loss_by_example(pairs, self.activation)[0].mean()
+        else:
+            outputs.loss = self.training_loss(pairs[0][0], batch)
         return outputs
+
+    def training_loss(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Returns the loss of the vectors of a training batch on what its data says of them: nothing, so 0."""
+        return 0.0 * vectors.sum()
 
     def importance_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Returns the vectors along random directions.

@@ -1,9 +1,9 @@
-"""Sentence similarity: vectors of texts whose cosine similarity ranks pairs of texts as scores, or the parent, do."""
+"""Sentence similarity: vectors of texts whose cosine similarity ranks texts as labels, or the parent, do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,67 +13,108 @@ from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns
 from nas.tasks.metrics import Metric
-from nas.tasks.neighbours import cosine_similarity, partners
+from nas.tasks.neighbours import cosine_similarity, is_among, nearest, partners
+from nas.tasks.retrieval import RETRIEVAL_METRICS, TOP, ranking_quality
 from nas.tasks.rows import map_examples
+from nas.tasks.types.base import TaskType
 from nas.tasks.types.feature_extraction import FeatureExtraction
+from nas.tasks.types.retrieval import Retrieval
 from search_spaces import InputError
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
 
-TEXTS = (
-    ("sentence1", "sentence2"),
-    ("anchor", "positive", "negative"),
-    ("anchor", "positive"),
-    ("query", "answer"),
-    ("question", "answer"),
-    ("text1", "text2"),
-)
-SCORES = ("score", "scores", "similarity_score", "similarity")
-EXAMPLE, SCORE = "example", "score"
+    from nas.tasks.losses import LogitsAndLabels
+    from nas.tasks.types.base import TaskInputs
+
+ANSWERS = (("anchor", "positive", "negative"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"))
+"""Columns whose second text belongs to the first one."""
+TEXTS = (*ANSWERS, ("sentence1", "sentence2"), ("text1", "text2"))
+LABELS = ("score", "scores", "similarity_score", "similarity")
+SCORES, LENGTHS = "scores", "lengths"
 
 
 class SentenceSimilarity(FeatureExtraction):
     """Each split may have texts, pairs, triplets, or pairs with scores, in the columns of sentence-transformers.
 
-    Training reads all texts alike; its target is the parent. Pairs are ranked against their scores, or against the
-    parent's similarities where they have none. Texts alone are paired with texts at all distances.
+    Training learns from the parent's vectors of all texts, and from the scores or the answers of its pairs. Pairs are
+    ranked against their scores, or against the parent's similarities where they have none. Texts alone are paired with
+    texts at all distances. A retrieval set may stand beside the held-out split.
     """
 
-    whole_set_metrics = FeatureExtraction.whole_set_metrics | {"spearman"}
-    reference_columns = (SCORE,)
-    metrics: Mapping[str, Metric] = {"spearman": metrics.spearmanr, **FeatureExtraction.metrics}
+    whole_set_metrics = FeatureExtraction.whole_set_metrics | {"spearman", *RETRIEVAL_METRICS}
+    metrics: Mapping[str, Metric] = {
+        "spearman": metrics.spearmanr,
+        **{name: metrics.mean_of(name) for name in RETRIEVAL_METRICS},
+        **FeatureExtraction.metrics,
+    }
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        self.retrieval = None if self.task.retrieval is None else Retrieval(inputs, train, test)
+
+    @property
+    def beside(self) -> Sequence[TaskType]:
+        """The retrieval set of the recipe."""
+        return [] if self.retrieval is None else [self.retrieval]
 
     def prepare(self, train: Dataset, test: Dataset) -> None:
-        """Finds the columns of both splits."""
+        """Finds the columns of both splits, and what training learns from besides the parent."""
         for examples, source in ((train, self.task.train), (test, self.task.test)):
-            score = self._columns(examples, source)[1]
-            if score is None:
+            if self._columns(examples, source)[1] is None:
                 print_line(
                     f"scores     none in {source.rpartition('/')[2]}: the parent's similarities take their place"
                 )
+        texts, score = self._columns(train, self.task.train)
+        self.learns_answers = score is None and tuple(texts) in ANSWERS
 
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The texts of a pair or triplet."""
         return tuple(self._text_columns(examples, self.task.train))
 
     def process(self, examples: Dataset, source: str) -> Dataset:
-        """Returns one row for each text, with the index of its example and the score of that."""
+        """Returns one row for each example: the tokens of its texts, one after another, their numbers, its score."""
         texts, score = self._columns(examples, source)
 
-        def rows(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
-            scores = [float("nan")] * len(indices) if score is None else batch[score]
-            tokens = self.tokenize(
-                [text for row in zip(*(batch[name] for name in texts), strict=True) for text in row]
-            )
-            examples_of = [index for index in indices for _ in texts]
-            return {**tokens, EXAMPLE: examples_of, SCORE: [float(value) for value in scores for _ in texts]}
+        def rows(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            by_example = list(zip(*(self._tokenized(batch[name]) for name in texts), strict=True))
+            scores = batch[score] if score else [float("nan")] * len(by_example)
+            joined = [{name: [*chain(*(text[name] for text in of))] for name in of[0]} for of in by_example]
+            lengths = [[len(text["input_ids"]) for text in of] for of in by_example]
+            columns = {name: [row[name] for row in joined] for name in joined[0]}
+            return {**columns, LENGTHS: lengths, SCORES: [float(value) for value in scores]}
 
-        return map_examples(examples, rows, with_indices=True)
+        return map_examples(examples, rows)
 
-    def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
-        """Groups the texts of a pair or triplet."""
-        return [list(group) for _, group in groupby(rows, key=lambda row: row[EXAMPLE])]
+    def _tokenized(self, texts: Sequence[str]) -> list[Row]:
+        tokens = self.tokenize(texts)
+        return [dict(zip(tokens, values, strict=True)) for values in zip(*tokens.values(), strict=True)]
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Pads the tokens of all texts, those of an example next to each other; scores that are unknown are NaN."""
+        import torch
+
+        texts = [text for row in rows for text in _split(row)]
+        return {**self.pad_inputs(texts), SCORES: torch.tensor([row[SCORES] for row in rows])}
+
+    def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
+        """Returns the vectors: in training those of each example (examples, texts, channels)."""
+        ((vectors, labels),) = super().logits_and_labels(outputs, batch)
+        if "labels" in batch or SCORES not in batch:
+            return [(vectors, labels)]
+        by_example = vectors.unflatten(0, (len(batch[SCORES]), -1))
+        return [(by_example, by_example)]
+
+    def training_loss(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Returns the loss on the scores or the answers of the examples; 0 where there are none."""
+        from nas.tasks.similarity_losses import order_loss, ranking_loss
+
+        if self.learns_answers and SCORES in batch:
+            return ranking_loss(vectors)
+        if SCORES in batch and not batch[SCORES].isnan().any():
+            return order_loss(vectors, batch[SCORES])
+        return super().training_loss(vectors, batch)
 
     def example_stats(
         self, model: Any, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
@@ -82,7 +123,7 @@ class SentenceSimilarity(FeatureExtraction):
         stats = super().example_stats(model, batch, rows, metric_names)
         by_example = {name: values.reshape(len(rows), -1, *values.shape[1:]) for name, values in stats.items()}
         means = {name: by_example[name].mean(1) for name in ("cosine", "loss", "n_scored")}
-        return {**by_example, **means, SCORE: np.array([texts[0][SCORE] for texts in rows])}
+        return {**by_example, **means, SCORES: batch[SCORES].double().cpu().numpy()}
 
     def compare_examples(
         self, stats: Mapping[str, np.ndarray], metric_names: Sequence[str]
@@ -91,16 +132,18 @@ class SentenceSimilarity(FeatureExtraction):
         vectors, targets = stats["predictions"], stats["labels"]
         n_examples, n_texts = vectors.shape[:2]
         all_texts = {name: stats[name].reshape(n_examples * n_texts, -1) for name in ("predictions", "labels")}
-        compared = super().compare_examples(all_texts, metric_names)
-        top10 = {"top10": compared["top10"].reshape(n_examples, n_texts).mean(1)} if "top10" in compared else {}
+        compared = {**super().compare_examples(all_texts, metric_names), **_as_retrieval(all_texts, metric_names)}
+        by_text = {name: compared[name] for name in ("top10", *RETRIEVAL_METRICS) if name in compared}
         if n_texts == 1:
             other = partners(targets[:, 0])
             vectors, targets = (np.stack([each[:, 0], each[other, 0]], 1) for each in (vectors, targets))
-        similarity = {
+        expected, scores = cosine_similarity(targets[:, 0], targets[:, 1]), stats[SCORES]
+        return {
+            **stats,
+            **{name: values.reshape(n_examples, n_texts).mean(1) for name, values in by_text.items()},
             "predictions": cosine_similarity(vectors[:, 0], vectors[:, 1]),
-            "labels": np.where(np.isnan(stats[SCORE]), cosine_similarity(targets[:, 0], targets[:, 1]), stats[SCORE]),
+            "labels": np.where(np.isnan(scores), expected, scores),
         }
-        return {**stats, **top10, **similarity}
 
     def _columns(self, examples: Dataset, source: str) -> tuple[list[str], str | None]:
         """The text columns of a split, and the column of scores if it has one.
@@ -114,10 +157,10 @@ class SentenceSimilarity(FeatureExtraction):
         label = self.label_column
         if label is not None and len(texts) == 2 and source == self.task.test:
             require_column(examples, label, source, "task.label")
-        names = SCORES if label is None else (label,)
+        names = LABELS if label is None else (label,)
         score = next((name for name in names if name in examples.column_names), None) if len(texts) == 2 else None
-        if score is not None and not str(getattr(examples.features[score], "dtype", "")).startswith(("float", "int")):
-            raise InputError(f"the scores of `{source}` must be numbers, but `{score}` is {examples.features[score]}.")
+        if score is not None:
+            _require_numbers(examples, score, source)
         return texts, score
 
     def _text_columns(self, examples: Dataset, source: str) -> list[str]:
@@ -132,3 +175,31 @@ class SentenceSimilarity(FeatureExtraction):
                 f"{examples.column_names}."
             )
         return known or found
+
+
+def _as_retrieval(vectors: Mapping[str, np.ndarray], metric_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Retrieval metrics of each text as a query, where those near it for the parent are the relevant ones."""
+    count = min(TOP, len(vectors["labels"]) - 1)
+    if count < 1 or not {*RETRIEVAL_METRICS} & {*metric_names}:
+        return {}
+    relevant = nearest(vectors["labels"], count)
+    return ranking_quality(is_among(nearest(vectors["predictions"], count), relevant), np.full(len(relevant), count))
+
+
+def _split(row: Row) -> list[Row]:
+    """The tokens of each text of an example."""
+    ends = np.cumsum(row[LENGTHS])
+    tokens = {name: values for name, values in row.items() if name not in (LENGTHS, SCORES)}
+    return [
+        {name: values[end - length : end] for name, values in tokens.items()}
+        for length, end in zip(row[LENGTHS], ends, strict=True)
+    ]
+
+
+def _require_numbers(examples: Dataset, column: str, source: str) -> None:
+    """Raises InputError unless every row has a score."""
+    if not str(getattr(examples.features[column], "dtype", "")).startswith(("float", "int")):
+        raise InputError(f"the scores of `{source}` must be numbers, but `{column}` is {examples.features[column]}.")
+    empty = examples.data.column(column).null_count
+    if empty:
+        raise InputError(f"each pair of `{source}` must have a score, but `{column}` is empty in {empty} rows.")
