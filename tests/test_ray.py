@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -120,10 +121,10 @@ def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.
         time.sleep(0.02)
 
 
-def driver(folder: Path, address: str, home: Path) -> subprocess.Popen[str]:
+def driver(folder: Path, address: str, home: Path, *more: str, seconds: float = 0.4) -> subprocess.Popen[str]:
     """A search of stand-ins in a process of its own."""
-    command = [sys.executable, "-m", "experiments.bench.stand_in", str(folder), "--ray", address]
-    command += ["--evaluations", str(EVALUATIONS), "--seconds", "0.4", "--workers", "2"]
+    command = [sys.executable, "-m", "experiments.bench.stand_in", str(folder), "--ray", address, *more]
+    command += ["--evaluations", str(EVALUATIONS), "--seconds", str(seconds), "--workers", "2"]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -145,6 +146,21 @@ def evaluated(folder: Path, recipe: Recipe) -> dict[str, list[tuple[str, dict[st
     """Study -> key and values of each finished evaluation, oldest first."""
     studies = open_studies(folder / "study.log", recipe)
     return {name: [(p.key, p.values) for p in evaluated_points(study)] for name, study in studies.items()}
+
+
+@pytest.mark.slow
+def test_a_subnetwork_that_kills_its_worker_is_the_only_one_that_fails(
+    cluster: tuple[str, list[Node]], home: Path, tmp_path: Path
+) -> None:
+    recipe, folder = stand_in_recipe(EVALUATIONS), tmp_path / "run"
+    deadly = stand_in_evaluator(recipe)[0].uniform_scalings()[-1].key
+    process = driver(folder, cluster[0], home, "--deadly", deadly, seconds=0.01)
+    assert process.wait(540) == 0, process.communicate()[1]
+    studies, points = open_studies(folder / "study.log", recipe), evaluated(folder, recipe)
+    assert len(points["search"]) == len(points["random"]) == EVALUATIONS
+    failed = [t for s in studies.values() for t in s.get_trials(deepcopy=False) if t.state.name != "COMPLETE"]
+    assert {(t.user_attrs["key"], t.user_attrs["cause"]) for t in failed} == {(deadly, "worker")}
+    assert executed(folder)[deadly] == 0 and max(executed(folder).values()) <= 1 + executed(folder, "begin")[deadly]
 
 
 @pytest.mark.slow
@@ -274,6 +290,26 @@ def test_an_evaluation_whose_worker_is_lost_too_often_has_failed(tmp_path: Path)
         search.on_trial_complete(trial, None, error=True)
     assert evaluations[0] == evaluations[1] == evaluations[2] != search.suggest("d")["batch"].evaluations[0]
     assert states(search.scheduler.queues[0].study)["FAIL"] == 1
+
+
+def test_an_evaluation_that_kills_its_worker_takes_no_other_of_its_batch_with_it(tmp_path: Path) -> None:
+    search, poison, lost, sizes = searcher(tmp_path), None, Counter[str](), list[int]()
+    for number in range(300):
+        if not isinstance(suggestion := search.suggest(f"{number}"), dict):
+            break
+        batch = suggestion["batch"]
+        keys = [subnet.key for subnet, _ in batch.evaluations]
+        poison = poison or (keys[3] if len(keys) > 10 else None)
+        if poison in keys:
+            sizes.append(len(keys))
+            lost.update(keys)
+            search.on_trial_complete(f"{number}", None, error=True)
+        else:
+            search.on_trial_complete(f"{number}", result(search, batch, 0.01))
+    assert search.error is None and suggestion == "FINISHED"
+    assert sizes[0] > 10 and sizes[1:] == [1, 1] and {key for key, count in lost.items() if count > 1} == {poison}
+    failed = [t for t in search.scheduler.queues[0].study.trials if t.state.name == "FAIL"]
+    assert [(t.user_attrs["key"], t.user_attrs["cause"]) for t in failed] == [(poison, "worker")]
 
 
 def test_weights_are_memory_mapped_and_copied_once_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,14 +158,39 @@ def test_inactive_parameters_make_no_new_point_and_may_be_left_out() -> None:
     assert len(points) == 60
 
 
-def test_a_failed_point_is_proposed_only_once_more() -> None:
+def test_a_failed_point_is_not_proposed_again() -> None:
     study = run(SurrogateSampler(SPACE, seed=0), 24)
-    first, second, third = study.ask(SPACE), None, None
+    first = study.ask(SPACE)
     study.tell(first, state=TrialState.FAIL)
-    second = study.ask(SPACE)
-    study.tell(second, state=TrialState.FAIL)
-    third = study.ask(SPACE)
-    assert second.params == first.params != third.params
+    assert first.params not in [study.ask(SPACE).params for _ in range(5)]
+
+
+def test_regions_that_fail_are_learned_and_avoided() -> None:
+    """Half of the space fails, on the side where the quality is best."""
+
+    def failures(sampler: optuna.samplers.BaseSampler, trials: int, study: optuna.Study) -> optuna.Study:
+        study.sampler = sampler
+        for _ in range(trials):
+            trial = study.ask(SPACE)
+            fails = trial.params["kept1"] and trial.params["width0"] > 2
+            study.tell(trial, None if fails else objectives(trial.params), TrialState.FAIL if fails else None)
+        return study
+
+    def new() -> optuna.Study:
+        return optuna.create_study(directions=["minimize", "minimize"])
+
+    study = failures(SurrogateSampler(SPACE, seed=0), 40, new())
+    failed = [trial.state == TrialState.FAIL for trial in study.trials]
+    assert sum(failed[:20]) > 0 and sum(failed[20:]) <= 3
+    resumed = failures(SurrogateSampler(SPACE, seed=0), 25, new())
+    assert params(failures(SurrogateSampler(SPACE, seed=0), 15, resumed)) == params(study)
+
+
+def test_a_space_that_only_fails_is_searched_on() -> None:
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(SPACE, seed=0))
+    for _ in range(30):
+        study.tell(study.ask(SPACE), state=TrialState.FAIL)
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 30
 
 
 def test_a_model_considers_running_trials(monkeypatch: pytest.MonkeyPatch) -> None:

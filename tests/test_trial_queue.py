@@ -24,6 +24,7 @@ from nas.fronts.front import ParetoFront
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluator import Evaluator
+from nas.studies.failures import Failure
 from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome
 from nas.studies.sampler import check_sampler
@@ -31,6 +32,7 @@ from nas.studies.search_loop import EvaluationScheduler, build_queues, run_local
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
 from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
+from nas.tasks.metrics import MetricError, NotFiniteError
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 CACHED: dict[str, tuple[SearchSpace, Evaluator]] = {}
@@ -382,27 +384,94 @@ def failing(stand_in: StandIn, every: int, how: Callable[[], Outcome]) -> Evalua
 
 
 def raises() -> Outcome:
-    raise RuntimeError("out of memory")
+    raise ZeroDivisionError("division by zero")
 
 
-@pytest.mark.parametrize("how", [raises, lambda: Outcome({"accuracy": (float("nan"), 0.1)}, 100)])
-def test_a_failed_evaluation_is_kept_and_the_search_goes_on(how: Callable[[], Outcome], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [(raises, "error"), (lambda: Outcome({"accuracy": (float("nan"), 0.1)}, 100), "not finite")],
+)
+def test_a_failed_evaluation_is_kept_and_the_search_goes_on(
+    how: Callable[[], Outcome], cause: str, tmp_path: Path
+) -> None:
     recipe = stand_in_recipe(30, sampler="NSGAIISampler")
     studies = run(tmp_path, recipe, failing(StandIn(tmp_path / "evaluations.log", 0.0), 4, how))
     assert len(evaluated_points(studies["search"])) == 30
     failed = studies["search"].get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    assert len(failed) >= 7 and all(t.user_attrs["failure"].strip().endswith(("out of memory", "nan")) for t in failed)
-    assert (
-        not states(studies["search"])["RUNNING"] and "out of memory" in trials_csv(studies.values()) + "out of memory"
-    )
+    assert len(failed) >= 7 and all(t.user_attrs["failure"].strip().endswith(("by zero", "nan")) for t in failed)
+    assert {t.user_attrs["cause"] for t in failed} == {cause}
+    assert not states(studies["search"])["RUNNING"] and f",{cause}," in trials_csv(studies.values())
 
 
-def test_five_consecutive_failures_stop_the_search_with_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"5 evaluations in a row.*RuntimeError: out of memory.*trials\.csv"):
-        run(tmp_path, stand_in_recipe(30), failing(StandIn(tmp_path / "evaluations.log", 0.0), 1, raises))
+class Failing:
+    """Evaluates with stand-ins, but raises for some of the calls."""
+
+    def __init__(self, folder: Path, error: BaseException, calls: Callable[[int], bool]) -> None:
+        self.stand_in, self.error, self.calls = StandIn(folder / "evaluations.log", 0.0), error, calls
+        self.asked: list[str] = []
+        self.raised: list[str] = []
+
+    def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        self.asked.append(subnet.key)
+        if self.calls(len(self.asked)):
+            self.raised.append(subnet.key)
+            raise self.error
+        return self.stand_in(subnet, early_stopping)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(MemoryError(), 2), (TimeoutError("too slow"), 2), (OSError(28, "No space left"), 2), (ValueError("wrong"), 1)],
+)
+def test_transient_failures_are_tried_once_more_and_others_are_not(
+    error: BaseException, attempts: int, tmp_path: Path
+) -> None:
+    once = Failing(tmp_path / "once", error, lambda call: call == 12)
+    studies = run(tmp_path / "once", stand_in_recipe(20, sampler="RandomSampler"), once)
+    assert once.asked.count(once.raised[0]) == attempts
+    assert states(studies["search"])["FAIL"] == 2 - attempts and len(evaluated_points(studies["search"])) == 20
+    always = Failing(tmp_path / "always", error, lambda call: call in (12, 13))
+    run(tmp_path / "always", stand_in_recipe(20, sampler="RandomSampler"), always)
+    assert always.asked.count(always.raised[0]) == attempts
+
+
+def test_what_failed_is_tried_again_when_the_command_is_typed_again(tmp_path: Path) -> None:
+    broken = Failing(tmp_path, RuntimeError("the file of the metric is broken"), lambda call: True)
+    with pytest.raises(InputError, match=r"but 5 failed \(5 error\), .*RuntimeError: the file.*trials\.csv"):
+        run(tmp_path, stand_in_recipe(30), broken)
     study = open_studies(tmp_path / "study.log", stand_in_recipe(30))["search"]
     assert states(study)["FAIL"] == 5 and not states(study)["RUNNING"]
-    assert len(evaluated_points(run(tmp_path, stand_in_recipe(30))["search"])) == 30
+    mended = Failing(tmp_path, RuntimeError(), lambda call: False)
+    studies = run(tmp_path, stand_in_recipe(30), mended)
+    assert set(broken.raised) <= set(mended.asked) and set(Counter(mended.asked).values()) == {1}
+    assert len(evaluated_points(studies["search"])) == 30
+    keys = {point.key for point in evaluated_points(studies["uniform"])}
+    assert keys == {subnet.key for subnet in space_and_evaluator(stand_in_recipe(30))[0].uniform_scalings()}
+
+
+def test_failures_end_no_search_in_which_an_evaluation_has_succeeded(tmp_path: Path) -> None:
+    recipe = stand_in_recipe(20, sampler="RandomSampler")
+    lost = Failing(tmp_path, RuntimeError("the device is lost"), lambda call: call > 8)
+    studies = run(tmp_path, recipe, lost)
+    assert len(evaluated_points(studies["search"])) == 8 and states(studies["search"])["FAIL"] >= 20
+    assert len(evaluated_points(run(tmp_path, recipe)["search"])) == 20
+
+
+def test_causes_of_failures_are_told_apart() -> None:
+    def cause(error: BaseException, source: BaseException | None = None) -> str:
+        try:
+            raise error from source
+        except BaseException as raised:
+            return Failure.from_exception(raised).cause
+
+    assert cause(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
+    assert cause(RuntimeError("DefaultCPUAllocator: can't allocate memory")) == "memory"
+    assert cause(MetricError("metric `own` fails"), MemoryError()) == "memory"
+    assert cause(MetricError("metric `own` fails"), ValueError("one class")) == "metric"
+    assert cause(MetricError("metric `own` fails"), TimeoutError()) == "time limit"
+    assert cause(NotFiniteError("it returned nan")) == "not finite"
+    assert cause(ConnectionResetError()) == "input/output"
+    assert cause(RuntimeError("shapes differ")) == "error"
 
 
 def test_a_hundred_infeasible_evaluations_name_the_binding_constraint(tmp_path: Path) -> None:

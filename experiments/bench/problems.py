@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from hashlib import sha256
 from itertools import combinations, product
 from pathlib import Path
 
@@ -20,6 +21,9 @@ LAYER = {"heads": 4, "ffn": 6, "attention": 3, "rank": 4}
 """Choices of each parameter of a synthetic layer; `attention` is unordered."""
 
 
+Observe = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Problem:
     """A space and objectives to minimise; all but the first are costs that a search may know.
@@ -31,6 +35,9 @@ class Problem:
         reference: Reference point of the hypervolume (m,).
         front: The true front (k, m), or the best known.
         space: The search space the parameters are of, if it is one.
+        observe: Vectors (n, D) -> the first objective as a search sees it (n,) and its standard errors (n,); by
+            default as it is.
+        fails: Vectors (n, D) -> whether an evaluation fails (n,); by default none does.
     """
 
     name: str
@@ -39,6 +46,16 @@ class Problem:
     reference: np.ndarray
     front: np.ndarray
     space: SearchSpace | None = None
+    observe: Observe | None = None
+    fails: Callable[[np.ndarray], np.ndarray] = lambda vectors: np.zeros(len(vectors), dtype=bool)
+
+    def observed(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Objectives (n, m) as a search sees them, and the standard errors of the first (n,)."""
+        values = self.evaluate(vectors).copy()
+        if self.observe is None:
+            return values, np.zeros(len(values))
+        values[:, 0], errors = self.observe(vectors)
+        return values, errors
 
     def volume(self, values: np.ndarray) -> float:
         """Hypervolume of objectives (n, m) as a share of the best known front's."""
@@ -142,7 +159,60 @@ SYNTHETIC: dict[str, tuple[int, int, Callable[[int], Error]]] = {
 """Name -> layers, objectives, and the error."""
 
 
-def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers: int) -> np.ndarray:
+def failing(region: Callable[[np.ndarray], np.ndarray], name: str, folder: Path) -> Problem:
+    """The first synthetic problem, a third of whose space fails."""
+    base = synthetic("additive-24x2", folder)
+    layers = len(base.distributions) // len(LAYER)
+    return replace(
+        base,
+        name=name,
+        fails=region,
+        front=_kept_front(folder / f"{name}.json", base.evaluate, layers, region),
+    )
+
+
+def exceeds_memory(vectors: np.ndarray) -> np.ndarray:
+    """The third of the space that takes most of a memory that nobody tells the search: where the quality is best."""
+    rng = np.random.default_rng(17)
+    weights = rng.uniform(0.2, 1.0, 24) * np.tile([1.0, 1.0, 0.0, 0.5], 6)
+    sample = random_vectors(6, 20_000, np.random.default_rng(0)) @ weights
+    return np.asarray(vectors @ weights > np.quantile(sample, 2 / 3))
+
+
+def meets_bug(vectors: np.ndarray) -> np.ndarray:
+    """Two kinds of attention of one layer with wide neurons of another: two thirds of a half of the space."""
+    return np.asarray((vectors[:, 4 * 3 + 2] > 0) & (vectors[:, 4 * 1 + 1] > 2))
+
+
+def perplexity(name: str, folder: Path) -> Problem:
+    """The first synthetic problem, whose error is seen as exp(8 x error), as a perplexity is."""
+    base = synthetic("additive-24x2", folder)
+
+    def observe(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.exp(8 * base.evaluate(vectors)[:, 0]), np.zeros(len(vectors))
+
+    return replace(base, name=name, observe=observe)
+
+
+def noisy(name: str, folder: Path) -> Problem:
+    """The first synthetic problem, whose error is that on 300 examples, the same for the same candidate."""
+    base = synthetic("additive-24x2", folder)
+
+    def observe(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        true = np.clip(base.evaluate(vectors)[:, 0], 0.0, 1.0)
+        seeds = [int.from_bytes(sha256(row.tobytes()).digest()[:4]) for row in vectors.astype(np.int64)]
+        drawn = [np.random.default_rng(seed).binomial(300, p) / 300 for seed, p in zip(seeds, true, strict=True)]
+        return np.array(drawn), np.sqrt(np.maximum(true * (1 - true), 0.01) / 300)
+
+    return replace(base, name=name, observe=observe)
+
+
+def _kept_front(
+    path: Path,
+    evaluate: Callable[[np.ndarray], np.ndarray],
+    layers: int,
+    fails: Callable[[np.ndarray], np.ndarray] = lambda vectors: np.zeros(len(vectors), dtype=bool),
+) -> np.ndarray:
     """The best known front: three long runs of NSGA-II on the true objectives, kept in a file."""
     if not path.exists():
         fronts = []
@@ -150,14 +220,15 @@ def _kept_front(path: Path, evaluate: Callable[[np.ndarray], np.ndarray], layers
             rng = np.random.default_rng(seed)
             start = random_vectors(layers, 200, rng)
             cardinalities = np.array(list(LAYER.values()) * layers)
-            _, costs, _ = nsga2(
-                lambda vectors: (evaluate(vectors), np.zeros(len(vectors))),
+            _, costs, failed = nsga2(
+                lambda vectors: (evaluate(vectors), fails(vectors).astype(float)),
                 cardinalities,
                 start=start,
                 population=200,
                 generations=600,
                 rng=rng,
             )
+            costs = costs[failed <= 0]
             fronts.append(costs[non_dominated(costs)])
         costs = np.unique(np.concatenate(fronts), axis=0)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,5 +271,9 @@ def subnets(space: SearchSpace) -> Iterator[SubnetConfig]:
 PROBLEMS: dict[str, Callable[[Path], Problem]] = {
     **{name: partial(synthetic, name) for name in SYNTHETIC},
     "digits-vit": digits_vit,
+    "failing-memory": partial(failing, exceeds_memory, "failing-memory"),
+    "failing-bug": partial(failing, meets_bug, "failing-bug"),
+    "perplexity": partial(perplexity, "perplexity"),
+    "noisy": partial(noisy, "noisy"),
 }
 """Every problem of the benchmark; the folder caches what is slow to compute."""

@@ -20,8 +20,10 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 from problems import PROBLEMS, Problem
 
+from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
 from nas.samplers.problem import BlackBoxProblem, Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
@@ -72,24 +74,38 @@ SAMPLERS: dict[str, tuple[int, Callable[[Problem, int], BaseSampler]]] = {
 """Name in the table -> the most evaluations it is run for, and its constructor."""
 
 
-def run(problem: Problem, name: str, seed: int) -> list[Result]:
+def run(problem: Problem, name: str, seed: int, most: int) -> list[Result]:
     """One study in memory: at each budget, the hypervolume and the CPU seconds of the search without evaluations."""
     limit, make = SAMPLERS[name]
-    values, results, spent = [], [], 0.0
-    for cpu_s, value in _evaluations(problem, make(problem, seed), limit, None):
+    vectors, failures, results, spent = [], 0, [], 0.0
+    evaluations = _evaluations(problem, make(problem, seed), min(limit, most), None)
+    for count, (cpu_s, vector, failed) in enumerate(evaluations, 1):
         spent += cpu_s
-        values.append(value)
-        if len(values) in BUDGETS:
-            volume = problem.volume(np.array(values))
-            results.append({"budget": len(values), "volume": round(volume, 5), "cpu_s": round(spent, 2)})
+        failures += failed
+        if not failed:
+            vectors.append(vector)
+        if count in BUDGETS:
+            result = {"budget": count, "failures": failures, "cpu_s": round(spent, 2)}
+            results.append(result | _quality(problem, np.array(vectors)))
     return [{"problem": problem.name, "sampler": name, "seed": seed, **result} for result in results]
+
+
+def _quality(problem: Problem, vectors: np.ndarray) -> dict[str, float]:
+    """The true hypervolume of all evaluated; of noisy problems, of the front as observed, and what it promises."""
+    observed, _ = problem.observed(vectors)
+    true = problem.evaluate(vectors)
+    if problem.name != "noisy":
+        return {"volume": round(problem.volume(true), 5)}
+    front = non_dominated(observed)
+    promised = float((true[front, 0] - observed[front, 0]).mean())
+    return {"volume": round(problem.volume(true[front]), 5), "promised": round(promised, 5)}
 
 
 def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
     """One long study in a run's journal file: CPU milliseconds of the engine an evaluation, in all and at the end."""
     path = folder / f"{problem.name}-{time.time_ns()}.journal"
     storage = open_storage(None, path)
-    spent = [cpu_s for cpu_s, _ in _evaluations(problem, SAMPLERS[name][1](problem, 0), LONG, storage)]
+    spent = [cpu_s for cpu_s, _, _ in _evaluations(problem, SAMPLERS[name][1](problem, 0), LONG, storage)]
     path.unlink()
     mean_ms, last_ms = 1e3 * float(np.mean(spent)), 1e3 * float(np.mean(spent[-LAST:]))
     return [{"problem": problem.name, "sampler": name, "mean_ms": round(mean_ms, 1), "last_ms": round(last_ms, 1)}]
@@ -97,8 +113,8 @@ def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:
 
 def _evaluations(
     problem: Problem, sampler: BaseSampler, limit: int, storage: BaseStorage | None
-) -> Iterator[tuple[float, np.ndarray]]:
-    """CPU seconds of asking and telling, and the objectives, of one evaluation after another."""
+) -> Iterator[tuple[float, np.ndarray, bool]]:
+    """CPU seconds of asking and telling, the vector (D,), and whether it failed, of one evaluation after another."""
     directions = ["minimize"] * len(problem.reference)
     study = optuna.create_study(storage=storage, directions=directions, sampler=sampler)
     encoding = Encoding(problem.distributions)
@@ -107,11 +123,17 @@ def _evaluations(
         with batched_writes(study, durable=False):
             trial = study.ask(problem.distributions)
         ask_s = time.process_time() - start
-        value = problem.evaluate(encoding.encode([trial.params]))[0]
+        vectors = encoding.encode([trial.params])
+        failed, (values, errors) = bool(problem.fails(vectors)[0]), problem.observed(vectors)
         start = time.process_time()
         with batched_writes(study, durable=True):
-            study.tell(trial, value.tolist())
-        yield ask_s + time.process_time() - start, value
+            if errors[0] > 0:
+                trial.set_user_attr("standard_errors", [errors[0], *[0.0] * (len(directions) - 1)])
+            if failed:
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, values[0].tolist())
+        yield ask_s + time.process_time() - start, vectors[0], failed
 
 
 def print_tables(results: list[Result]) -> None:
@@ -147,6 +169,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--engine", nargs="*", default=[OURS], choices=list(SAMPLERS), help="whose long runs to time")
+    parser.add_argument("--most", type=int, default=LONG, help="evaluations of a study")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -170,7 +193,7 @@ def main() -> None:
                     if (problem.name, sampler, seed) not in {
                         (r["problem"], r["sampler"], r.get("seed")) for r in results()
                     }:
-                        add(run(problem, sampler, seed))
+                        add(run(problem, sampler, seed, args.most))
         for sampler in args.engine:
             for problem in problems:
                 if not any(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,23 @@ from search_spaces import SearchSpace, SubnetConfig
 
 @dataclass(frozen=True)
 class StandIn:
-    """Takes a while and returns a quality with falling returns and noise, the same for the same subnetwork."""
+    """Takes a while and returns a quality with falling returns and noise, the same for the same subnetwork.
+
+    Attributes:
+        log: Where each evaluation is noted.
+        seconds: How long one takes.
+        deadly: Key of a subnetwork whose evaluation kills its process.
+    """
 
     log: Path
     seconds: float
+    deadly: str | None = None
 
     def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """The quality of a subnetwork."""
         self._write("begin", subnet)
+        if subnet.key == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
         size = sum(h**0.5 + (w / 24) ** 0.5 for h, w in zip(*subnet_widths(subnet), strict=True))
         noise = int(hashlib.sha256(subnet.key.encode()).hexdigest()[:4], 16) / 65535
@@ -89,14 +99,20 @@ def stand_in_evaluator(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Ev
 
 
 def stand_in_search(
-    folder: Path, recipe: Recipe, seconds: float, cluster: str | None = None, *, baselines: bool = True
+    folder: Path,
+    recipe: Recipe,
+    seconds: float,
+    cluster: str | None = None,
+    *,
+    baselines: bool = True,
+    deadly: str | None = None,
 ) -> None:
     """Runs a search with its studies in a folder, in this process or on a Ray cluster."""
     space, evaluator = stand_in_evaluator(recipe)
     driver = None if recipe.search.storage is None else driver_id(folder)
     queues = build_queues(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
     scheduler = EvaluationScheduler(queues if baselines else queues[:1])
-    evaluate = StandIn(folder / "evaluations.log", seconds)
+    evaluate = StandIn(folder / "evaluations.log", seconds, deadly)
     with graceful_interrupt(scheduler.stop), scheduler.reporting():
         if cluster is None:
             run_locally(scheduler, evaluate)
@@ -127,10 +143,11 @@ if __name__ == "__main__":
     parser.add_argument("--storage", default=None)
     parser.add_argument("--ray", default=None)
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--deadly", default=None, help="key of a subnetwork that kills its process")
     arguments = parser.parse_args()
     quiet_libraries()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     recipe = stand_in_recipe(
         arguments.evaluations, sampler=arguments.sampler, storage=arguments.storage, workers=arguments.workers
     )
-    stand_in_search(arguments.folder, recipe, arguments.seconds, arguments.ray)
+    stand_in_search(arguments.folder, recipe, arguments.seconds, arguments.ray, deadly=arguments.deadly)

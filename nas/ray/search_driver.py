@@ -18,6 +18,7 @@ from nas.ray.cluster import max_workers, ray_connection
 from nas.ray.search_worker import EvaluationBatch, Worker, WorkerPayload
 from nas.recipe.schema import Search
 from nas.runs.progress import print_line
+from nas.studies.failures import Failure
 from nas.studies.racing import Outcome
 from nas.studies.trial_queue import PendingEvaluation
 from search_spaces import InputError
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 MAX_RETRIES = 3
 """How often Tune repeats a batch whose worker was lost; it does so at once."""
 MAX_HANDOUTS = 3
-"""How often such an evaluation is handed out in all, as it may take seconds until the loss of a node is noticed."""
+"""How often such an evaluation is handed out in all, as it may take seconds until the loss of a node is noticed. After
+the first loss it is in a batch of its own: one that kills its worker then takes no other with it."""
 TARGET_BATCH_S = 0.25
 """Evaluations are put into one batch until it takes about this long: many times the overhead of Tune for a batch."""
 TUNE_SETTINGS = {
@@ -103,13 +105,19 @@ class StudySearcher(Searcher):
         self._batches: dict[str, list[PendingEvaluation]] = {}
         self._seconds: deque[float] = deque(maxlen=20)
         self._lost_counts: Counter[str] = Counter()
+        self._put_back: list[PendingEvaluation] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next batch; None if there is none before the outcome of one in flight is known."""
         batch: list[PendingEvaluation] = []
         try:
-            while len(batch) < self._batch_size and self.error is None and (evaluation := self.scheduler.ask()):
+            while len(batch) < self._batch_size and self.error is None and (evaluation := self._next()):
+                if self._lost_counts[evaluation.subnet.key] and batch:
+                    self._put_back.append(evaluation)
+                    break
                 batch.append(evaluation)
+                if self._lost_counts[evaluation.subnet.key]:
+                    break
         except BaseException as error:
             self._stop(error)
         if self.error is not None and not self._batches:
@@ -118,6 +126,10 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED if self.scheduler.is_finished else None
         self._batches[trial_id] = batch
         return {"batch": EvaluationBatch(tuple((each.subnet, each.early_stopping) for each in batch))}
+
+    def _next(self) -> PendingEvaluation | None:
+        """An evaluation that was not in the last batch because it must be alone, or the scheduler's next."""
+        return self._put_back.pop() if self._put_back else self.scheduler.ask()
 
     @property
     def _batch_size(self) -> int:
@@ -153,8 +165,8 @@ class StudySearcher(Searcher):
                 evaluation.queue.requeue(evaluation)
             else:
                 times = MAX_HANDOUTS * (MAX_RETRIES + 1)
-                failure = f"its worker was lost, or could not load the supernet, {times} times; see Ray's own log"
-                self.scheduler.tell(evaluation, Outcome(failure=failure))
+                details = f"its worker was lost, or could not load the supernet, {times} times; see Ray's own log"
+                self.scheduler.tell(evaluation, Outcome(failure=Failure("worker", details)))
 
     def _stop(self, error: BaseException) -> None:
         """Keeps an error until Tune has ended."""

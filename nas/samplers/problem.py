@@ -10,7 +10,8 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.trial_history import FinishedTrial, constraint_of, values_of, vectors_of
+from nas.samplers.trial_history import FinishedTrial, constraint_of, split_by_success, values_of, vectors_of
+from predictors.success import SuccessModel
 from predictors.surrogates import FittedSurrogate
 
 
@@ -69,15 +70,19 @@ class BlackBoxProblem:
 class SurrogateModel:
     """Every objective and constraint of any point: exact if known, else predicted with a standard deviation.
 
+    If trials have failed, the probability that a point does not fail is learned too.
+
     Args:
         problem: What is known.
         signs: 1 for each objective that is minimised, -1 for others (m,).
-        trials: Trials to learn from.
+        trials: Trials to learn from; at least 8 have succeeded.
         seed: Of the folds of the cross-validation.
     """
 
     def __init__(self, problem: Problem, signs: np.ndarray, trials: Sequence[FinishedTrial], seed: int) -> None:
         self.problem, self.signs = problem, signs
+        self.success = success_model(problem, trials)
+        trials = split_by_success(trials)[0]
         known, values = problem.describe(vectors_of(trials)), values_of(trials)
         features, unknown = known.features, np.flatnonzero(np.isnan(known.values[0]))
         names = sorted({name for trial in trials for name in trial.constraints} - problem.known_constraints)
@@ -86,6 +91,8 @@ class SurrogateModel:
 
     def update(self, trials: Sequence[FinishedTrial]) -> None:
         """Fits to other trials, with the surrogates and settings chosen before."""
+        self.success = success_model(self.problem, trials)
+        trials = split_by_success(trials)[0]
         features, values = self.problem.describe(vectors_of(trials)).features, values_of(trials)
         for k, surrogate in self.objectives.items():
             surrogate.update(features, values[:, k])
@@ -100,7 +107,8 @@ class SurrogateModel:
     def lower_confidence_bound(self, vectors: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
         """Objectives (n, m), all minimised, and violations (n,), both optimistic.
 
-        Learned ones are on the transformed scale of their surrogate, less so many standard deviations.
+        Learned ones are on the transformed scale of their surrogate, less so many standard deviations. A point that is
+        likelier to fail than to succeed is a violation.
         """
         known = self.problem.describe(vectors)
         costs, violations = known.values * self.signs, known.violations
@@ -110,12 +118,14 @@ class SurrogateModel:
         for surrogate in self.constraints.values():
             mean, deviation = surrogate.predict(known.features)
             violations = violations + np.maximum(mean - factor * deviation - surrogate.transform(np.zeros(1)), 0.0)
+        if self.success is not None:
+            violations = violations + np.maximum(-self.success.margin(known.features), 0.0)
         return costs, violations
 
     def dominates(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Probability (n, r) that each candidate meets the learned constraints and weakly dominates each point (r, m).
+        """Probability (n, r) that each candidate succeeds, meets the learned constraints and weakly dominates a point.
 
-        The caller must check the known constraints.
+        The points are (r, m). The caller must check the known constraints.
         """
         known = self.problem.describe(vectors)
         probability = np.ones((len(vectors), len(points)))
@@ -126,6 +136,8 @@ class SurrogateModel:
                 probability *= sign * known.values[:, k : k + 1] <= points[:, k]
         for surrogate in self.constraints.values():
             probability *= surrogate.probability_below(known.features, np.zeros(1))
+        if self.success is not None:
+            probability *= self.success.probability(known.features)[:, None]
         return probability
 
     def attainable(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -140,3 +152,12 @@ class SurrogateModel:
         attainable = np.ones(len(points), dtype=bool)
         attainable[remaining] = False
         return points[attainable]
+
+
+def success_model(problem: Problem, trials: Sequence[FinishedTrial]) -> SuccessModel | None:
+    """Which points succeed; None unless trials have succeeded and others failed."""
+    succeeded, failed = split_by_success(trials)
+    if not (succeeded and failed):
+        return None
+    features = problem.describe(vectors_of([*succeeded, *failed])).features
+    return SuccessModel(features, np.arange(len(features)) < len(succeeded))

@@ -13,7 +13,7 @@ from nas.samplers.encoding import Encoding
 from nas.samplers.expected_improvement import rank_by_expected_improvement, sample_non_dominated_region
 from nas.samplers.nsga2 import nsga2
 from nas.samplers.problem import Problem, SurrogateModel
-from nas.samplers.trial_history import FinishedTrial, values_of, vectors_of
+from nas.samplers.trial_history import FinishedTrial, split_by_success, values_of, vectors_of
 
 POPULATION, GENERATIONS = 100, 50
 LCB_FACTORS = (0.0, 1.0)
@@ -33,7 +33,7 @@ def propose(
     running: np.ndarray,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
-    """Points that no finished trial has, best first.
+    """Points that no finished trial has and that are likelier to succeed than to fail, best first.
 
     Each is the one that is expected to add most to the hypervolume of the front, the running trials and the proposals
     before it. If none is expected to be feasible, those with the smallest violation come first.
@@ -45,10 +45,10 @@ def propose(
         running: Vectors (p, D) of the trials that are being evaluated.
         rng: Source of randomness.
     """
-    values, feasible = values_of(trials), np.array([trial.feasible for trial in trials])
+    succeeded, evaluated_keys = split_by_success(trials)[0], {trial.key for trial in trials}
+    values, feasible = values_of(succeeded), np.array([trial.feasible for trial in succeeded])
     on_front = non_dominated(np.where(feasible[:, None], values, np.nan))
-    evaluated_keys = {trial.key for trial in trials}
-    start = _start(vectors_of(trials), feasible, on_front)
+    start = _start(vectors_of(succeeded), feasible, on_front)
     candidates, violations = _candidates(model, encoding, start, evaluated_keys, rng)
     if not len(candidates) or violations.min() > 0:
         order: Iterator[int] = iter(np.argsort(violations, kind="stable"))

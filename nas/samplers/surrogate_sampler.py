@@ -15,9 +15,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from nas.samplers.encoding import Conditions, Encoding
-from nas.samplers.problem import BlackBoxProblem, Problem, SurrogateModel
+from nas.samplers.problem import BlackBoxProblem, Problem, SurrogateModel, success_model
 from nas.samplers.proposals import propose
-from nas.samplers.trial_history import FinishedTrial, TrialHistory
+from nas.samplers.trial_history import FinishedTrial, TrialHistory, split_by_success
+from predictors.success import SuccessModel
 
 MIN_TRIALS = 8
 """Fewest trials that a surrogate can be cross-validated on."""
@@ -41,7 +42,7 @@ class SurrogateSampler(BaseSampler):
     The proposals depend only on the finished trials of the study and the seed: a new sampler over the same study
     continues as the old one would have. Any number of trials may run at once, in threads or on other machines. While
     some run, models are fitted in a background thread, and a new trial comes from the previous model without waiting.
-    A point whose trial failed may be proposed once more.
+    Which points fail is learned too: none is proposed that is likelier to fail than to succeed, unless all are.
 
     Args:
         space: The parameters: integers and categoricals.
@@ -129,6 +130,8 @@ class _SamplerState:
         self._schedule = sampler.fit_schedule()
         self._n_fitted, self._next_fit = 0, next(self._schedule)
         self._n_tuned = 0
+        self._success: SuccessModel | None = None
+        self._n_success_learned = 0
         self._model: SurrogateModel | None = None
         self._executor = ThreadPoolExecutor(1, "surrogate")
         self._refit_future: Future[Iterator[dict[str, Any]]] | None = None
@@ -138,7 +141,8 @@ class _SamplerState:
         """Parameters for a trial: new ones, unless none is found."""
         self.history.read(study)
         self._maybe_refit()
-        drawn = (params for key, params in self._drawn if not self.history.is_taken(key))
+        self._learn_success()
+        drawn = (params for key, params in self._drawn if self._is_wanted(key, params))
         params = next(drawn, None) or self._next_new()
         self.history.mark_running(number, params)
         return params
@@ -154,13 +158,28 @@ class _SamplerState:
             self._refit_future = None
 
     def _next_new(self) -> dict[str, Any]:
-        """The next proposal that is new; the last one tried if many are not, as in a small space."""
+        """The next proposal that is new and may succeed; if many are not, one that is new, or any in a small space."""
         for params in islice(self._proposals, MAX_REJECTED):
             key = self.history.key(params)
             self._drawn.append((key, params))
-            if not self.history.is_taken(key):
-                break
-        return params
+            if self._is_wanted(key, params):
+                return params
+        return next((params for key, params in self._drawn if not self.history.is_taken(key)), params)
+
+    def _is_wanted(self, key: bytes, params: dict[str, Any]) -> bool:
+        """Whether a point is new, and not likelier to fail than to succeed."""
+        if self.history.is_taken(key) or self._success is None:
+            return not self.history.is_taken(key)
+        features = self.problem.describe(self.encoding.encode([params])).features
+        return bool(self._success.margin(features)[0] >= 0)
+
+    def _learn_success(self) -> None:
+        """Learns which points fail from the trials up to the last that failed, each time that another one has."""
+        finished = self.history.finished
+        n_trials = max((i for i, trial in enumerate(finished, 1) if trial.failed), default=0)
+        if n_trials != self._n_success_learned:
+            self._n_success_learned = n_trials
+            self._success = success_model(self.problem, representative_trials(finished[:n_trials], MAX_TRIALS))
 
     def _set_proposals(self, proposals: Iterator[dict[str, Any]]) -> None:
         """Replaces the proposals; random ones follow them. Drawn ones are kept, as one that fails may come again."""
@@ -195,9 +214,15 @@ class _SamplerState:
         n_tuned = self._n_tuned
         n_fitted, next_fit = self._n_fitted, self._next_fit
         while next_fit <= len(finished):
-            n_fitted, next_fit = next_fit, next(self._schedule)
+            n_trials, next_fit = next_fit, next(self._schedule)
+            if len(split_by_success(finished[:n_trials])[0]) < MIN_TRIALS:
+                continue
+            n_fitted = n_trials
             if n_fitted >= RETUNE_FACTOR * n_tuned:
                 n_tuned = n_fitted
+        if not n_fitted:
+            self._next_fit = next_fit
+            return self._startup()
         if self._model is None or n_tuned != self._n_tuned:
             self._n_tuned = n_tuned
             chosen = representative_trials(finished[:n_tuned], MAX_TRIALS)
@@ -210,7 +235,14 @@ class _SamplerState:
 
 
 def representative_trials(trials: Sequence[FinishedTrial], size: int) -> Sequence[FinishedTrial]:
-    """At most so many: half of them the latest, which a search has made the best, the others evenly from the rest."""
+    """At most so many that succeeded, and as many that failed.
+
+    Half of them are the latest, which a search has made the best, the others evenly from the rest.
+    """
+    return [trial for part in split_by_success(trials) for trial in _at_most(part, size)]
+
+
+def _at_most(trials: Sequence[FinishedTrial], size: int) -> Sequence[FinishedTrial]:
     if len(trials) <= size:
         return trials
     n_latest = size // 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,19 +14,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers.encoding import Encoding, Params
 
-MAX_ATTEMPTS = 2
-"""How often a point is evaluated if the evaluations fail."""
-
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A complete trial with finite values.
+    """A trial that is complete or has failed.
 
     Attributes:
         number: Of the trial.
         key: Of its point.
         vector: Its parameters (D,), see `Encoding`.
-        values: Its objectives (m,), all minimised.
+        values: Its objectives (m,), all minimised; not all finite if it has failed.
         constraints: Name -> value, at most 0 if the constraint holds.
     """
 
@@ -36,6 +32,11 @@ class FinishedTrial:
     vector: np.ndarray
     values: np.ndarray
     constraints: Mapping[str, float]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no values to learn from."""
+        return not np.isfinite(self.values).all()
 
     @property
     def feasible(self) -> bool:
@@ -69,7 +70,6 @@ class TrialHistory:
         self._n_read = 0
         self._unfinished: list[int] = []
         self._finished_keys: set[bytes] = set()
-        self._failures: Counter[bytes] = Counter()
         self._running_keys: set[bytes] = set()
 
     def read(self, study: Study) -> None:
@@ -97,22 +97,28 @@ class TrialHistory:
         return self._keys(self._encoding.encode([params]))[0]
 
     def is_taken(self, key: bytes) -> bool:
-        """Whether a point is evaluated, is being evaluated, or has failed too often."""
-        return key in self._finished_keys or key in self._running_keys or self._failures[key] >= MAX_ATTEMPTS
+        """Whether a point is evaluated or being evaluated, or has failed."""
+        return key in self._finished_keys or key in self._running_keys
 
     def _is_point(self, trial: FrozenTrial) -> bool:
         return self._encoding.accepts(trial.params)
 
     def _add(self, trial: FrozenTrial) -> None:
         key = self.key(trial.params)
-        if trial.state == TrialState.FAIL:
-            self._failures[key] += 1
-            return
         self._finished_keys.add(key)
-        if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all():
-            vector, values = self._encoding.encode([trial.params])[0], self.signs * trial.values
-            finished = FinishedTrial(trial.number, key, vector, values, dict(trial.constraints))
-            insort(self.finished, finished, key=attrgetter("number"))
+        if trial.state == TrialState.PRUNED:
+            return
+        values = self.signs * (trial.values if trial.state == TrialState.COMPLETE else np.nan)
+        vector = self._encoding.encode([trial.params])[0]
+        finished = FinishedTrial(trial.number, key, vector, values, dict(trial.constraints))
+        insort(self.finished, finished, key=attrgetter("number"))
+
+
+def split_by_success(trials: Sequence[FinishedTrial]) -> tuple[list[FinishedTrial], list[FinishedTrial]]:
+    """The trials that succeeded, and those that failed on points where no other succeeded."""
+    succeeded = [trial for trial in trials if not trial.failed]
+    keys = {trial.key for trial in succeeded}
+    return succeeded, [trial for trial in trials if trial.failed and trial.key not in keys]
 
 
 def vectors_of(trials: Sequence[FinishedTrial]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.recipe.objectives import Bound, Direction
+from nas.studies.failures import Failure
 from nas.tasks.slices import SHARES
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class Outcome:
         scores: Metric -> value and standard error; empty if the evaluation failed.
         examples: How many examples were scored.
         is_complete: Whether these were all examples.
-        failure: The traceback, if the evaluation failed.
+        failure: Why the evaluation failed, if it did.
     """
 
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     examples: int = 0
     is_complete: bool = True
-    failure: str | None = None
+    failure: Failure | None = None
 
 
 Evaluate = Callable[["SubnetConfig", "EarlyStopping | None"], Outcome]
@@ -119,10 +119,10 @@ def evaluate_safely(evaluate: Evaluate, subnet: SubnetConfig, early_stopping: Ea
     """The outcome of an evaluation; one that raises or returns a value that is not finite has failed."""
     try:
         outcome = evaluate(subnet, early_stopping)
-    except Exception:
-        return Outcome(failure=traceback.format_exc())
+    except Exception as error:
+        return Outcome(failure=Failure.from_exception(error))
     not_finite = [name for name, (value, _) in outcome.scores.items() if not np.isfinite(value)]
     if not_finite:
         value = outcome.scores[not_finite[0]][0]
-        return Outcome(failure=f"`{not_finite[0]}` must be a finite number, but is {value}")
+        return Outcome(failure=Failure("not finite", f"`{not_finite[0]}` must be a finite number, but is {value}"))
     return outcome

@@ -191,7 +191,8 @@ def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:
         point = point_from_trial(trial, study)
         row |= {"key": point.subnet.key, **point.values, "feasible": point.feasible, "subnet": str(point.subnet)}
         row |= {f"violation:{name}": value for name, value in trial.constraints.items()}
-    row |= {name: trial.user_attrs[name] for name in ("key", "examples", "failure") if name in trial.user_attrs}
+    attributes = ("key", "examples", "cause", "failure")
+    row |= {name: trial.user_attrs[name] for name in attributes if name in trial.user_attrs}
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -12,6 +13,7 @@ from nas.fronts.point import Point
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
+from nas.studies.failures import Failure, count_causes
 from nas.studies.racing import EarlyStopping, Outcome
 from nas.studies.sampler import SamplerFactory
 from nas.studies.search_progress import SearchProgress
@@ -20,8 +22,8 @@ from nas.studies.storage import batched_writes, trial_id
 from nas.studies.study import complete_trials, point_from_trial, study_kind
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
-MAX_CONSECUTIVE_FAILURES = 5
-"""Failed evaluations in a row after which a search stops."""
+MAX_FAILURES = 5
+"""Failed evaluations after which a search stops if none has ever succeeded."""
 
 StartupPhase = Callable[[Mapping[str, Point]], Sequence[SubnetConfig]]
 """Key -> point of what is evaluated so far -> subnetworks to evaluate next; called once all before it are finished."""
@@ -30,8 +32,8 @@ StartupPhase = Callable[[Mapping[str, Point]], Sequence[SubnetConfig]]
 class TrialQueue:
     """Asks a study for trials and records the outcomes of their evaluations.
 
-    First come the trials that an earlier command left running, under their own numbers, then the enqueued ones, then
-    those that the sampler proposes.
+    First come the trials that an earlier command left running, under their own numbers, then the enqueued ones, among
+    them what failed in earlier commands, then those that the sampler proposes.
 
     Args:
         study: Holds all state.
@@ -47,6 +49,7 @@ class TrialQueue:
         running: Number -> every trial of this driver that is not finished.
         waiting_for_other_drivers: Those of them whose subnetwork another driver is evaluating.
         evaluated_keys: Keys of the subnetworks that the study has evaluated.
+        failures: Key -> why its evaluation failed in this command.
         progress: Front and hypervolume of the study.
     """
 
@@ -69,9 +72,9 @@ class TrialQueue:
         self.running: dict[int, PendingEvaluation] = {}
         self.waiting_for_other_drivers: dict[int, PendingEvaluation] = {}
         self.evaluated_keys: set[str] = set()
+        self.failures: dict[str, Failure] = {}
         self._phases = list(phases)
         self._phases_begun = self._sampler_exhausted = False
-        self._seen_trials: set[int] = set()
         self._retry: list[PendingEvaluation] = []
         if drivers is not None:
             drivers.queues.append(self)
@@ -126,8 +129,9 @@ class TrialQueue:
     @property
     def _budget_spent(self) -> bool:
         search, budget = self.evaluator.recipe.search, self.budget()
-        max_trials = 2 * budget + len(self.cache.failed)
-        spent = self._sampler_exhausted or self.n_evaluations >= budget or len(self._seen_trials) >= max_trials
+        max_trials = 2 * budget + self._n_failed_before + len(self.failures)
+        spent = self._sampler_exhausted or self.n_evaluations >= budget or len(self.failures) >= budget
+        spent = spent or len(self._seen_trials) >= max_trials
         return spent or (self.sampler is not None and should_stop(search, self.progress, self.elapsed_time))
 
     def _next_trial(self) -> optuna.Trial | None:
@@ -158,17 +162,19 @@ class TrialQueue:
         trials = self.study.get_trials(deepcopy=False)
         parameters = self.space.parameters
         planned = {parameters.to_subnet(t.params).key for t in trials if t.user_attrs.get("planned")}
-        distributions = parameters.distributions()
         for subnet in subnets:
             if subnet.key not in planned:
-                self.study.add_trial(
-                    optuna.create_trial(
-                        state=TrialState.WAITING,
-                        params=parameters.from_subnet(subnet),
-                        distributions=distributions,
-                        user_attrs={"planned": True},
-                    )
-                )
+                self._add_waiting(parameters.from_subnet(subnet), {"planned": True})
+
+    def _add_waiting(self, params: Mapping[str, Any], attributes: dict[str, Any]) -> None:
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=dict(params),
+                distributions=self.space.parameters.distributions(),
+                user_attrs=attributes,
+            )
+        )
 
     def _early_stopping(self, trial: optuna.Trial, subnet: SubnetConfig) -> EarlyStopping | None:
         """The stopping rule of a trial; None for the planned trials of a search, which are evaluated in full."""
@@ -217,24 +223,32 @@ class TrialQueue:
         """Records an outcome in every trial that waits for the evaluation.
 
         Raises:
-            InputError: If too many evaluations in a row have failed, or none of many is feasible.
+            InputError: If the first evaluations have all failed, or none of many is feasible.
         """
-        waiting, cache = self.cache.in_flight.pop(evaluation.subnet.key), self.cache
+        waiting = self.cache.in_flight.pop(evaluation.subnet.key)
         if outcome.failure is not None:
-            cache.failed[evaluation.subnet.key] = outcome.failure
-            for each in waiting:
-                each.queue.fail(each, outcome.failure)
-            cache.consecutive_failures += 1
-            if cache.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
-                self._raise_too_many_failures(evaluation, outcome.failure)
+            self._tell_failure(waiting, outcome.failure)
             return
-        cache.consecutive_failures = 0
         point = self.evaluator.point(evaluation.subnet, outcome)
         examples = None if outcome.is_complete else outcome.examples
         for each in waiting:
             each.queue.settle(each, point, examples)
         if self.sampler is not None:
             self.progress.check_feasibility()
+
+    def _tell_failure(self, waiting: Sequence[PendingEvaluation], failure: Failure) -> None:
+        """Tries a subnetwork once more if its failure is transient, else finishes its trials as failed."""
+        subnet, cache = waiting[0].subnet, self.cache
+        if failure.is_transient and subnet.key not in cache.tried_again:
+            cache.tried_again.add(subnet.key)
+            for each in waiting:
+                each.queue._retry.append(each)
+            return
+        cache.failed[subnet.key] = failure
+        for each in waiting:
+            each.queue.fail(each, failure)
+        if not cache.has_succeeded and len(cache.failed) >= MAX_FAILURES:
+            self._raise_all_failed(subnet, failure)
 
     def requeue(self, evaluation: PendingEvaluation) -> None:
         """Hands out again an evaluation whose worker was lost."""
@@ -268,11 +282,13 @@ class TrialQueue:
             self._finish(evaluation, [point.values[name] for name in objectives])
         self._remember(trial.number, point, examples)
 
-    def fail(self, evaluation: PendingEvaluation, failure: str) -> None:
-        """Finishes a trial as failed, with the traceback."""
+    def fail(self, evaluation: PendingEvaluation, failure: Failure) -> None:
+        """Finishes a trial as failed, with the cause and the traceback."""
+        self.failures[evaluation.subnet.key] = failure
         with batched_writes(self.study, durable=True):
             evaluation.trial.set_user_attr("key", evaluation.subnet.key)
-            evaluation.trial.set_user_attr("failure", failure[-4000:])
+            evaluation.trial.set_user_attr("cause", failure.cause)
+            evaluation.trial.set_user_attr("failure", failure.details[-4000:])
             self._finish(evaluation, None)
         self._seen_trials.add(evaluation.trial.number)
 
@@ -285,20 +301,22 @@ class TrialQueue:
             self._sampler_exhausted = True
         del self.running[evaluation.trial.number]
 
-    def _raise_too_many_failures(self, evaluation: PendingEvaluation, failure: str) -> None:
+    def _raise_all_failed(self, subnet: SubnetConfig, failure: Failure) -> None:
         raise InputError(
-            f"{MAX_CONSECUTIVE_FAILURES} evaluations in a row have failed, the last ({evaluation.subnet}) with "
-            f"`{failure.strip().splitlines()[-1]}`; the tracebacks are in trials.csv. Fix the cause and type the "
-            "same command again."
+            f"at least one evaluation must succeed, but {count_causes(self.cache.failed.values())}, the last "
+            f"({subnet}) with `{failure.message}`; the tracebacks are in trials.csv. Fix the cause and type the "
+            "same command again: it tries them again."
         )
 
     def summary(self) -> str:
-        """The progress of the study in a few words, and when a time limit stops it."""
-        hours = self.evaluator.recipe.search.hours
-        if hours is None or self.sampler is None:
-            return self.progress.summary()
-        left_min = max(0.0, 60 * hours - self.elapsed_time.seconds / 60)
-        return f"{self.progress.summary()} · stops in {left_min:.0f} min"
+        """The progress of the study in a few words, what failed, and when a time limit stops it."""
+        hours, parts = self.evaluator.recipe.search.hours, [self.progress.summary()]
+        if self.failures:
+            parts.append(count_causes(self.failures.values()))
+        if hours is not None and self.sampler is not None:
+            left_min = max(0.0, 60 * hours - self.elapsed_time.seconds / 60)
+            parts.append(f"stops in {left_min:.0f} min")
+        return " · ".join(parts)
 
     # -- the study ------------------------------------------------------------------------------------------------
 
@@ -306,8 +324,20 @@ class TrialQueue:
         """Reads the study; returns the trials that an earlier command of this driver left running."""
         driver = self.drivers and self.drivers.driver
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        self._seen_trials, self._n_failed_before = {trial.number for trial in failed}, len(failed)
         self.refresh()
+        self._try_again([trial for trial in failed if "failure" in trial.user_attrs])
         return [trial for trial in trials if trial.user_attrs.get("driver") == driver]
+
+    def _try_again(self, failed: Sequence[FrozenTrial]) -> None:
+        """Enqueues the subnetworks that failed in earlier commands, except those that succeeded or wait already."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        known = {self.space.parameters.to_subnet(trial.params).key for trial in waiting} | self.evaluated_keys
+        last = {trial.user_attrs["key"]: trial for trial in failed if trial.user_attrs["key"] not in known}
+        for trial in last.values():
+            attributes = {name: True for name in ("planned",) if trial.user_attrs.get(name)}
+            self._add_waiting(trial.params, attributes)
 
     def refresh(self) -> None:
         """Reads the trials that were finished since the last call, by other drivers too."""
@@ -317,7 +347,8 @@ class TrialQueue:
                     point = point_from_trial(trial, self.name)
                     self._remember(trial.number, point, trial.user_attrs.get("examples"))
                 elif "failure" in trial.user_attrs:
-                    self.cache.failed.setdefault(trial.user_attrs["key"], trial.user_attrs["failure"])
+                    failure = Failure(trial.user_attrs["cause"], trial.user_attrs["failure"])
+                    self.cache.failed.setdefault(trial.user_attrs["key"], failure)
                 self._seen_trials.add(trial.number)
 
     def _remember(self, number: int, point: Point, examples: int | None) -> None:

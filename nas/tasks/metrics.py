@@ -17,6 +17,14 @@ ExampleStats = Mapping[str, np.ndarray]
 Metric = Callable[[ExampleStats], float]
 
 
+class MetricError(InputError):
+    """A metric of the user's own raised an exception."""
+
+
+class NotFiniteError(InputError):
+    """A metric of the user's own returned no finite number."""
+
+
 def ratio_of_sums(total: str, count: str) -> Metric:
     """Returns a metric that divides the sum of one statistic by the sum of another, such as loss by tokens."""
     return lambda stats: float(stats[total].sum() / max(stats[count].sum(), 1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from nas.recipe.text import split_source
 from nas.tasks.data import python_function
-from nas.tasks.metrics import ExampleStats, Metric
+from nas.tasks.metrics import ExampleStats, Metric, MetricError, NotFiniteError
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -129,7 +129,7 @@ def _finite_value(
     try:
         value = float(function(*(argument(stats, names) for argument in arguments)))
     except Exception as error:
-        raise InputError(f"metric `{source}` fails: {type(error).__name__}: {short_error(error)}") from error
+        raise MetricError(f"metric `{source}` fails: {type(error).__name__}: {short_error(error)}") from error
     if not math.isfinite(value):
-        raise InputError(f"a metric must return a finite number, but `{source}` returned {value}.")
+        raise NotFiniteError(f"a metric must return a finite number, but `{source}` returned {value}.")
     return value
