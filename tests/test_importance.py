@@ -132,8 +132,14 @@ def test_what_is_not_finite_is_no_order() -> None:
     unlabelled = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     with pytest.raises(InputError, match="must be finite"):
         order_by_importance(supernet, [batch, unlabelled])
-    with pytest.raises(InputError, match="must be finite"):
+    with pytest.raises(InputError, match="losses on which layers are ordered must be finite"):
         layer_order(supernet, [batch, unlabelled])
+    supernet.activate(supernet.parent)
+    with torch.no_grad():
+        supernet.model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+    for by in ("gradient", "activation"):
+        with pytest.raises(InputError, match="scores of importance must be finite"):
+            order_by_importance(supernet, [batch], by=by)
 
 
 def test_frozen_weights_have_no_gradients_to_order_by() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from test_formats import NEEDS, exported
 
 from nas.exports.check import FormatCheck, failed_checks
-from nas.exports.export import ReloadError, outputs_in_subprocess
+from nas.exports.export import ReloadError, check_equal, outputs_in_subprocess
 from nas.exports.formats import convert, load_export
 from nas.supernets.supernet import Supernet
 from predictors import Workload
 from predictors.measurement import onnx_export
 from predictors.measurement.onnx_export import onnx_session, quantize_onnx, write_int8_onnx, write_onnx
 from predictors.measurement.plan import Plan, load
-from predictors.measurement.rounding import TOLERANCE, allowed_difference, largest_difference
-from predictors.measurement.runtimes import FORMATS
+from predictors.measurement.rounding import TOLERANCE, allowed_difference, largest_difference, leaf_outputs
+from predictors.measurement.runtimes import FORMATS, executorch
 from search_spaces import InputError
 
 SIXTEEN_BITS = 2**15
@@ -94,6 +95,47 @@ def test_a_difference_sees_a_nan_a_missing_output_and_another_shape() -> None:
         assert not largest_difference(right, {**right, name: nan}) <= 1e9
         assert not largest_difference({name: right[name]}, right) <= 1e9
         assert not largest_difference({**right, name: torch.zeros(2, 1)}, right) <= 1e9
+
+
+def test_an_export_with_wrong_outputs_is_refused() -> None:
+    right, subnet = {"start": torch.zeros(2, 2), "end": torch.zeros(2, 2)}, Supernet(TOYS["bert"].model()).parent
+    check_equal(right, {name: tensor + 1e-6 for name, tensor in right.items()}, subnet)
+    for wrong in (torch.full((2, 2), float("nan")), torch.full((2, 2), 1e-4), torch.zeros(2, 1)):
+        with pytest.raises(InputError, match="the export failed"):
+            check_equal({**right, "end": wrong}, right, subnet)
+        with pytest.raises(InputError, match="the export failed"):
+            check_equal(right, {**right, "start": wrong}, subnet)
+    with pytest.raises(InputError, match="the export failed"):
+        check_equal({"start": right["start"]}, right, subnet)
+
+
+class Program:
+    """Stands in for an ExecuTorch program whose outputs are changed."""
+
+    def __init__(self, model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.model, self.change = model, change
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: self.change(value) for name, value in leaf_outputs(self.model, inputs).items()}
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "model.pte").touch()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x * np.nan, lambda x: x + 1, lambda x: x[:, :1]], ids=["nan", "1", "cut"]
+)
+def test_a_wrong_executorch_program_is_refused(change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_and_file("float32")
+    changes = [lambda x: x, change]
+    monkeypatch.setattr(executorch, "require", lambda *_, **__: None)
+    exporter = SimpleNamespace(export=lambda *_: Program(model, changes.pop(0)))
+    monkeypatch.setattr("transformers.exporters.ExecutorchExporter", lambda: exporter)
+    FORMATS["executorch"].write(model, batch, tmp_path / "model.pte")
+    (tmp_path / "model.pte").unlink()
+    with pytest.raises(InputError, match="an ExecuTorch program must give the outputs"):
+        FORMATS["executorch"].write(model, batch, tmp_path / "model.pte")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Wrong:

@@ -33,6 +33,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
+from predictors.measurement.rounding import largest_difference
 from search_spaces import FAMILIES, TASKS, InputError, SubnetConfig
 
 if TYPE_CHECKING:
@@ -284,9 +285,8 @@ def supernet_outputs(
 def check_equal(
     reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
 ) -> None:
-    """Raises InputError if two sets of outputs differ by more than the tolerance, or hold a NaN."""
-    differences = torch.stack([(reloaded[name] - expected[name]).abs().max() for name in expected])
-    difference = differences.max().item()
+    """Raises InputError if outputs differ by more than the tolerance, hold a NaN, lack one or have another shape."""
+    difference = largest_difference(reloaded, expected)
     if not difference <= TOLERANCE:
         raise InputError(
             f"the export failed: the outputs of the reloaded model and the supernet must agree within {TOLERANCE}, "
