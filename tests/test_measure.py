@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from test_store import timing
 
-from predictors import Timing, Workload, measure
+from predictors import Timing, Workload, device_name, measure
 from predictors.measurement import energy, memory
 from predictors.measurement import rounds as rounds_module
 from predictors.measurement.memory import peak_memory_mb
@@ -321,6 +322,18 @@ def test_the_energy_is_that_of_the_visible_gpu(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     joules = energy.counter(Workload(device=f"cuda:{index}"))
     assert joules is not None and joules() == 2.0 and {*gpus} == {asked}
+
+
+def test_the_name_is_that_of_the_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        return SimpleNamespace(stdout=f"{command[1]}\n")
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7b")
+    device_name.cache_clear()
+    names = [device_name(Workload(runtime="onnxruntime", device=f"cuda:{index}")) for index in (0, 1)]
+    device_name.cache_clear()
+    assert names == ["--id=3", "--id=GPU-7b"]
 
 
 def test_a_megabyte_is_a_million_bytes() -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 import transformers
 from conftest import TOYS, WORDS, logits, sampled
+from PIL import Image
 from test_families import calibrated, dimensions, everything, make_space
-from transformers import WhisperFeatureExtractor, WhisperTokenizer
+from transformers import BertTokenizerFast, ViTImageProcessor, WhisperFeatureExtractor, WhisperTokenizer
+from transformers.pipelines import SUPPORTED_TASKS
 
 from nas.exports.export import enable_remote_code
 from nas.modeling.registration import register
@@ -26,6 +28,7 @@ from search_spaces import FAMILIES, TASKS, SubnetConfig
 NARROWED = ("intermediate_size", "hidden_size", "embedding_rank", "everything")
 DAILY = ("bert", "llama", "gpt2")
 TEXT = [name for name, toy in TOYS.items() if "vocab_size" in toy.config]
+SPEECH = ("automatic-speech-recognition",)
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
 
@@ -41,11 +44,16 @@ def narrow(supernet: Supernet, narrowed: str) -> SubnetConfig:
 
 def export(family: str, narrowed: str, task: str, folder: Path) -> Any:
     """An export in which one dimension or all are narrowed, written to a folder."""
-    register()
     supernet: Supernet = calibrated(TOYS[family].model(task), TOYS[family])
     if narrowed != "everything" and narrowed not in dimensions(supernet):
         pytest.skip(f"{family} has no {narrowed} for {task}")
-    model = supernet.extract(narrow(supernet, narrowed))
+    return write(supernet, narrow(supernet, narrowed), task, folder)
+
+
+def write(supernet: Supernet, subnet: SubnetConfig, task: str, folder: Path) -> Any:
+    """Writes a subnetwork to a folder as an export."""
+    register()
+    model = supernet.extract(subnet)
     if type(model).__name__.startswith("Nas"):
         enable_remote_code(model, TASKS[task].auto_class)
     model.save_pretrained(folder)
@@ -108,6 +116,61 @@ def test_an_export_takes_every_head_of_its_family(family: str, narrowed: str, tm
                     continue  # transformers itself finds no body for this head, as for question answering with Llama
                 assert logits(model, TOYS[family].inputs()).isfinite().all()
                 assert_equal_bodies(model, exported)
+
+
+# -- pipelines -------------------------------------------------------------------------------------------------------
+
+PIPELINES = [
+    (family, task)
+    for family, each in FAMILIES.items()
+    for task in each.tasks
+    if task in SUPPORTED_TASKS and task not in SPEECH
+]
+SHOWN = {
+    "text-classification": {"top_k": None},
+    "text-generation": {"max_new_tokens": 4, "do_sample": False},
+}
+"""Task -> how its pipeline is called."""
+
+
+def save_processor(family: str, folder: Path) -> None:
+    """Writes an image processor of 8 pixels, or a tokenizer of whole words."""
+    if "input_ids" not in TOYS[family].inputs():
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+        return
+    (folder / "words.txt").write_text("\n".join(WORDS))
+    names = ["input_ids", "attention_mask"]
+    BertTokenizerFast(str(folder / "words.txt"), model_input_names=names).save_pretrained(folder)
+
+
+def shown(task: str, model: Any, family: str, **parts: Any) -> list[Any]:
+    """What a pipeline makes of one input, in one list."""
+    text = f"{WORDS[5]} {WORDS[6]} {'[MASK]' if task == 'fill-mask' else WORDS[7]} {WORDS[8]}"
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    given = text if "input_ids" in TOYS[family].inputs() else image
+    return leaves(transformers.pipeline(task, model=model, **parts)(given, **SHOWN.get(task, {})))
+
+
+def leaves(found: Any) -> list[Any]:
+    found = [*found.values()] if isinstance(found, dict) else found
+    return [leaf for each in found for leaf in leaves(each)] if isinstance(found, list) else [found]
+
+
+@pytest.mark.parametrize(("family", "task"), sampled(PIPELINES, lambda family, _: family in (*DAILY, "vit")))
+def test_a_pipeline_gives_with_an_export_what_it_gives_with_the_supernet(
+    family: str, task: str, tmp_path: Path
+) -> None:
+    supernet: Supernet = calibrated(TOYS[family].model(task), TOYS[family])
+    subnet = narrow(supernet, "everything")
+    exported = write(supernet, subnet, task, tmp_path)
+    save_processor(family, tmp_path)
+    supernet.activate(subnet)
+    kind = "AutoTokenizer" if "input_ids" in TOYS[family].inputs() else "AutoImageProcessor"
+    processor = getattr(transformers, kind).from_pretrained(tmp_path)
+    part = {"tokenizer" if kind == "AutoTokenizer" else "image_processor": processor}
+    found, expected = shown(task, str(tmp_path), family), shown(task, supernet.model, family, **part)
+    assert type(exported).__name__.startswith("Nas")
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 # -- speech ----------------------------------------------------------------------------------------------------------

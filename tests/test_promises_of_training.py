@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,22 @@ def test_the_trainer_of_transformers_reloads_the_best_export(family: str, tmp_pa
     assert made.evaluate()["eval_loss"] == pytest.approx(made.state.best_metric, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("vit", "gpt_neox")))
+def test_the_trainer_of_transformers_resumes_the_training_of_an_export(family: str, tmp_path: Path) -> None:
+    found = []
+    for name, kills in (("whole", [None]), ("killed", [2, None])):
+        for kill in kills:
+            made = plain_trainer(family, True, tmp_path / name)
+            made.args.load_best_model_at_end = False
+            made.add_callback(Kill(kill))
+            with suppress(KeyboardInterrupt):
+                made.train(resume_from_checkpoint=kill is None and len(kills) > 1)
+        found.append(weights(made.model))
+    start = weights(toy_model(family, "export", 0))
+    assert any(not torch.equal(found[0][name], start[name]) for name in start)
+    assert [name for name in start if not torch.equal(found[0][name], found[1][name])] == []
+
+
 def plain_trainer(family: str, greater: bool, folder: Path) -> Trainer:
     """The Trainer of transformers with an export; the best model has the greater loss, or the smaller."""
     model, rows = toy_model(family, "export", 0), rows_of(family, batches=2)
@@ -165,7 +182,7 @@ LABELS = ["labels"]
 class Kill(TrainerCallback):
     """Ends a training in the middle of a step, as a signal does."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int | None) -> None:
         self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

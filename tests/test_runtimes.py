@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOYS, bert, sampled
+from test_promises_of_exports import SPARSE_DECODERS, narrow_heads
 
 from nas.cli import FORMAT_NAMES
 from nas.exports.reload import RUNNERS
+from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
 from predictors.measurement import onnx_export
 from predictors.measurement.onnx_export import require, write_onnx
@@ -117,6 +119,18 @@ def test_decoding_continues_a_sequence_of_any_length(model_type: str, length: in
         inputs = {"input_features": toy.inputs()["input_features"][:2], "decoder_input_ids": inputs["input_ids"]}
     elif "decoder_input_ids" in toy.inputs():
         inputs["decoder_input_ids"] = inputs["input_ids"].clone()
+    with torch.inference_mode():
+        expected = model(**inputs).logits[:, -1:].numpy()
+    logits = run(model, inputs, batch_size=2, phase="decode")
+    assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("length", [3, 9, 20])
+@pytest.mark.parametrize("model_type", sampled(SPARSE_DECODERS, lambda name: name in ("mistral", "llama")))
+def test_decoding_continues_past_sparse_patterns_and_skipped_attention(model_type: str, length: int) -> None:
+    toy = TOYS[model_type]
+    supernet = Supernet(toy.model("text-generation", attention=toy.attentions[0]))
+    model, inputs = supernet.extract(narrow_heads(supernet)), tokens(2, length)
     with torch.inference_mode():
         expected = model(**inputs).logits[:, -1:].numpy()
     logits = run(model, inputs, batch_size=2, phase="decode")
