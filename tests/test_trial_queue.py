@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from experiments.bench.stand_in import StandIn, stand_in_evaluator, stand_in_recipe
 from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluator import Evaluator
@@ -30,6 +31,7 @@ from nas.studies.racing import EarlyStopping, Evaluate, Outcome
 from nas.studies.sampler import check_sampler
 from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally, study_fingerprint
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
+from nas.studies.startup_trials import first_subnets
 from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from nas.tasks.metrics import MetricError, NotFiniteError
@@ -333,12 +335,57 @@ def test_the_search_stops_when_the_hypervolume_has_stalled(tmp_path: Path) -> No
     } == counts
 
 
-def test_the_search_stops_when_its_time_is_up_and_stays_stopped(tmp_path: Path) -> None:
-    recipe = stand_in_recipe(5000, hours=2 / 3600, sampler="RandomSampler")
-    studies = run(tmp_path, recipe, StandIn(tmp_path / "evaluations.log", 0.02))
+def test_steady_small_growth_is_no_stall() -> None:
+    progress = SearchProgress(stand_in_recipe(10), 0, HypervolumeReference(np.array([0.0, 10.0])))
+    subnet = space_and_evaluator(stand_in_recipe(10))[0].parent
+    for step in range(100):  # each adds less than 0.1 %, all together 8 %
+        progress.add(Point(subnet, {"accuracy": 0.5 + 0.0004 * step, "latency_ms": 5.0}))
+        assert not progress.has_stalled(20)
+    for _ in range(20):
+        progress.add(Point(subnet, {"accuracy": 0.5, "latency_ms": 5.0}))
+    assert progress.has_stalled(20)
+
+
+def test_minutes_bound_startup_proposals_and_the_random_baseline_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("nas.studies.stopping.time.monotonic", lambda: now)
+
+    def evaluate(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        nonlocal now
+        now += 1.0
+        return StandIn(tmp_path / "evaluations.log", 0.0)(subnet, early_stopping)
+
+    recipe = stand_in_recipe(5000, minutes=2, sampler="RandomSampler", confidence=1)
+    studies = run(tmp_path, recipe, evaluate)
     counts = {name: len(evaluated_points(study)) for name, study in studies.items()}
-    assert counts["search"] == counts["random"] < 200
+    assert counts["search"] == 60 and now <= 120, "half for the search, the rest for random search"
+    planned = sum(bool(t.user_attrs.get("planned")) for t in studies["search"].get_trials(deepcopy=False))
+    assert planned <= 30, "the sampler has the larger part"
+    assert counts["random"] >= 60, "those that the search has made too cost nothing"
     assert {name: len(evaluated_points(study)) for name, study in run(tmp_path, recipe).items()} == counts
+    longer = run(tmp_path, changed(recipe, search={**recipe.search.model_dump(), "minutes": 3}), evaluate)
+    assert len(evaluated_points(longer["search"])) == 90 and now <= 180
+
+
+def test_minutes_and_hours_are_one_bound() -> None:
+    assert stand_in_recipe(10, hours=2).search.seconds == stand_in_recipe(10, minutes=120).search.seconds == 7200
+    with pytest.raises(InputError, match=r"`search\.minutes` and `search\.hours` are one bound"):
+        stand_in_recipe(10, hours=2, minutes=3)
+
+
+def test_the_fronts_of_earlier_runs_are_evaluated_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = stand_in_recipe(40, sampler="RandomSampler", earlier=["runs/a"])
+    space, _ = space_and_evaluator(recipe)
+    rng = Random(7)
+    points = [Point(space.sample(rng), {"accuracy": n / 10, "latency_ms": float(n)}) for n in range(1, 5)]
+    front = ParetoFront.of(points, {"accuracy": "maximize", "latency_ms": "minimize"})
+    monkeypatch.setattr("nas.studies.startup_trials.Run", Path)
+    monkeypatch.setattr("nas.studies.startup_trials.front_so_far", {Path("runs/a"): front}.__getitem__)
+    keys = [point.key for point in evaluated_points(run(tmp_path, recipe)["search"])]
+    first = len(first_subnets(*space_and_evaluator(recipe)))
+    assert {point.key for point in front} <= set(keys[: first + 4])
 
 
 def test_ctrl_c_finishes_what_is_in_flight(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ FLOATS: dict[str, tuple[list[Any], list[Any]]] = {
     "profile.minutes": ([0.5, 10], [0, 1e300]),
     "verify.minutes": ([0.5, 10], [0, 1e300]),
     "search.hours": ([0.1, 5], [0, 1e300]),
+    "search.minutes": ([0.1, 5], [0, 1e300]),
     "search.confidence": ([0.5, 0.99, 1], [0.4, 1.01]),
 }
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {

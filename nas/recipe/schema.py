@@ -62,7 +62,8 @@ RESUMABLE_KEYS = (
 EXTENDABLE_KEYS = (
     "objectives",
     "constraints",
-    *(f"search.{name}" for name in ("evaluations", "hours", "patience", "confidence", "sampler", "sampler_options")),
+    *(f"search.{name}" for name in ("evaluations", "minutes", "hours", "patience", "confidence")),
+    *(f"search.{name}" for name in ("sampler", "sampler_options", "earlier")),
     "finish.models",
     "baselines",
     "supernet",
@@ -280,14 +281,19 @@ class Search(_Section):
     """
 
     evaluations: int = Field(200, ge=1, le=10**6, description="Subnetworks that the search evaluates.")
-    hours: float | None = Field(
-        None, gt=0, le=1e5, description="Stop after this time, summed over all commands of the run."
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Upper bound on the time to plan, propose and evaluate, the random baseline included, summed over "
+        "all commands of the run.",
     )
+    hours: float | None = Field(None, gt=0, le=1e5, description="In place of `minutes`: the same in hours.")
     patience: int | None = Field(
         None,
         ge=1,
         le=10**6,
-        description="Stop after this many evaluations that improve the hypervolume by under 0.1 %.",
+        description="Stop once the last so many proposals together improved the hypervolume by under 0.1 %.",
     )
     confidence: float = Field(
         0.99,
@@ -297,12 +303,21 @@ class Search(_Section):
     )
     sampler: str = Field("SurrogateSampler", description="Name of the sampler.")
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the sampler's class.")
+    earlier: list[str] = Field(
+        default_factory=list, description="Runs of the same space: their fronts are evaluated first."
+    )
     storage: str | None = Field(None, description="Database URL or `grpc://host:port`; default: a file in the run.")
     workers: int | None = Field(
         None, ge=1, le=10**5, description="Concurrent evaluations on Ray; default: as many as fit."
     )
     cpus_per_worker: float = Field(1, ge=0, le=10**5, description="CPUs of a Ray worker.")
     gpus_per_worker: float = Field(0, ge=0, le=10**5, description="GPUs of a Ray worker; may be a fraction.")
+
+    @property
+    def seconds(self) -> float:
+        """The bound on the time; infinite if there is none."""
+        minutes = 60 * self.hours if self.hours is not None else self.minutes
+        return math.inf if minutes is None else 60 * minutes
 
 
 class Verify(_Section):
@@ -496,6 +511,11 @@ class Recipe(_Section):
             raise InputError(
                 "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
                 f"`{self.search.sampler}`; {did_you_mean(self.search.sampler, SAMPLERS)}."
+            )
+        if self.search.minutes is not None and self.search.hours is not None:
+            raise InputError(
+                "`search.minutes` and `search.hours` are one bound, but both are given "
+                f"({self.search.minutes:g} and {self.search.hours:g}); leave one out."
             )
         url = self.search.storage
         if url is not None and ("://" not in url or url.partition("://")[0].partition("+")[0] not in STORAGES):

@@ -105,7 +105,7 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     _check_costs(context)
     if not context.task.has_labels:
         _check_needs_no_labels(context)
-    for folder in recipe.profile.earlier:
+    for folder in (*recipe.profile.earlier, *recipe.search.earlier):
         Run(folder)
     limit = context.layout.inputs.max_sequence_length
     lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}

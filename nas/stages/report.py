@@ -23,13 +23,15 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         cluster: Not used; this stage runs in this process.
     """
     recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
+    studies = {name: evaluated_points(study) for name, study in open_studies(run.study, recipe).items()}
+    counts = ", ".join(f"{name} {len(points)}" for name, points in studies.items())
     packages = read_json(run.folder / "environment.json", parse=lambda data: dict(data["packages"]))
     write_report(
         run.report,
         title=f"{Path(recipe.model).name} · {run.name}",
         front=front_with_finetuned(run),
         verified=with_finetuned(run.verified_points(), finetuned),
-        evaluated=[point for study in open_studies(run.study, recipe).values() for point in evaluated_points(study)],
+        evaluated=[point for points in studies.values() for point in points],
         constraints=recipe.bounds,
         facts={
             "Workload": workload_line(run),
@@ -38,7 +40,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
             "Hypervolume": hypervolume_line(results),
             "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
             "Reported on": Path(recipe.task.test).name,
-            "Evaluations": f"{recipe.search.evaluations} · {recipe.search.sampler} · seed {recipe.seed}",
+            "Evaluations": f"{counts} · {recipe.search.sampler} · seed {recipe.seed}",
             "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
         },
         notes=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,14 @@ from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import Evaluate, Outcome, Scorer, evaluate_safely
 from nas.studies.reuse import reuse_trials
 from nas.studies.sampler import sampler_for
-from nas.studies.startup_trials import extreme_subnets, feasible_samples, first_distinct, startup_subnets
+from nas.studies.startup_trials import (
+    feasible_samples,
+    first_distinct,
+    first_subnets,
+    startup_subnets,
+    warm_start,
+)
+from nas.studies.stopping import SEARCH_SHARE, STARTUP_SHARE
 from nas.studies.study import bind_study, driver_id, earlier_studies, open_studies
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
@@ -115,25 +123,50 @@ def build_queues(
 
     drivers = None if driver is None else ConcurrentDrivers(driver)
     sampler = sampler_for(recipe, space, evaluator)
-    phases = startup_phases(recipe, space, evaluator, budget)
-    search = TrialQueue(studies["search"], *shared, phases, sampler, lambda: budget, drivers)
+    seconds = recipe.search.seconds
+    phases = startup_phases(
+        recipe, space, evaluator, budget, lambda: max(search.seconds, 1e-9) / max(1, len(search.evaluated_keys))
+    )
+    search = TrialQueue(
+        studies["search"], *shared, phases, sampler, lambda: budget, drivers, lambda: SEARCH_SHARE * seconds
+    )
     n_scalings = len(space.uniform_scalings())
     return [
         search,
         TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers),
-        TrialQueue(studies["random"], *shared, [random], None, lambda: search.n_evaluations, drivers),
+        TrialQueue(
+            studies["random"],
+            *shared,
+            [random],
+            None,
+            lambda: search.n_evaluations,
+            drivers,
+            lambda: seconds - search.seconds,
+        ),
     ]
 
 
-def startup_phases(recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int) -> list[StartupPhase]:
-    """What a search evaluates before its sampler: startup trials, or for block search its two phases."""
+def startup_phases(
+    recipe: Recipe, space: SearchSpace, evaluator: Evaluator, budget: int, seconds_each: Callable[[], float]
+) -> list[StartupPhase]:
+    """What a search evaluates before its sampler: startup trials, or for block search its two phases.
+
+    If its time has a bound, the extreme subnetworks come first, and their time tells how many random ones it allows.
+    """
     if recipe.search.sampler != "BlockSearch":
-        return [lambda complete: startup_subnets(space, evaluator, recipe, budget)]
+        warm, startup_s = warm_start(recipe, space), STARTUP_SHARE * SEARCH_SHARE * recipe.search.seconds
+
+        def first(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+            return first_distinct(iter(first_subnets(space, evaluator, warm)), budget)
+
+        def startup(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+            return startup_subnets(space, evaluator, recipe, budget, warm, startup_s / seconds_each())
+
+        return [startup] if math.isinf(startup_s) else [first, startup]
     sign = 1.0 if recipe.objectives[recipe.primary_metric] == "minimize" else -1.0
 
     def blocks(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-        feasible = [subnet for subnet in extreme_subnets(space) if evaluator.feasible(subnet)]
-        return first_distinct(iter([*feasible, *replacements(space)]), budget)
+        return first_distinct(iter([*first_subnets(space, evaluator), *replacements(space)]), budget)
 
     def solutions(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         losses = {key: sign * point.values[recipe.primary_metric] for key, point in complete.items()}

@@ -13,7 +13,7 @@ from nas.recipe.schema import Recipe
 from search_spaces import InputError
 
 MIN_IMPROVEMENT = 1e-3
-"""The hypervolume has stalled while no point adds more than this share of it."""
+"""The hypervolume has stalled while it does not grow by more than this share of it."""
 INFEASIBLE_LIMIT = 100
 """After so many evaluations without a feasible one the search stops."""
 
@@ -46,7 +46,6 @@ class SearchProgress:
         front: (n, objectives) values of the feasible front, signed to be minimised.
         n_evaluated: Evaluated subnetworks.
         n_feasible: Those that meet all constraints.
-        n_since_improvement: Evaluations since the hypervolume last grew by more than `MIN_IMPROVEMENT` of itself.
         best: Best metric of a feasible subnetwork; None if there is none.
         hypervolume: Hypervolume of the front; 0 until the reference is set.
     """
@@ -59,18 +58,17 @@ class SearchProgress:
         self.front = np.empty((0, len(self.signs)))
         self.n_evaluated = 0
         self.n_feasible = 0
-        self.n_since_improvement = 0
         self.best: float | None = None
         self.hypervolume = 0.0
         self._has_reference = False
+        self._volumes: list[float] = []
         self._first_values: list[np.ndarray] = []
         self._violations: dict[str, list[float]] = {name: [] for name in recipe.bounds}
 
-    def add(self, point: Point) -> None:
-        """Adds one more evaluated subnetwork."""
+    def add(self, point: Point, *, is_planned: bool = False) -> None:
+        """Adds one more evaluated subnetwork; one that was planned before the sampler does not use up its patience."""
         values = self.signs * np.array([point.values[name] for name in self.recipe.objectives])
         self.n_evaluated += 1
-        self.n_since_improvement += 1
         if point.feasible:
             self._add_feasible(point, values)
         for name, bound in self.recipe.bounds.items() if not self.n_feasible else ():
@@ -82,7 +80,8 @@ class SearchProgress:
         if not self._has_reference and self.reference.point is not None:
             self._has_reference = True
             self.hypervolume = hypervolume(self.front, self.reference.point)
-            self.n_since_improvement = 0
+        if not is_planned and self._has_reference:
+            self._volumes.append(self.hypervolume)
 
     def _add_feasible(self, point: Point, values: np.ndarray) -> None:
         self.n_feasible += 1
@@ -92,10 +91,7 @@ class SearchProgress:
         self.best = value if self.best is None else better(value, self.best)
         if (self.front <= values).all(axis=1).any():
             return
-        improvement = self._improvement(values)
-        if improvement > MIN_IMPROVEMENT * self.hypervolume:
-            self.n_since_improvement = 0
-        self.hypervolume += improvement
+        self.hypervolume += self._improvement(values)
         front = np.concatenate([self.front, values[None]])
         self.front = front[non_dominated(front)]
 
@@ -106,6 +102,12 @@ class SearchProgress:
             return 0.0
         box = float(np.prod(np.maximum(reference - values, 0.0)))
         return box - hypervolume(np.maximum(self.front, values), reference) if box else 0.0
+
+    def has_stalled(self, patience: int) -> bool:
+        """Whether so many proposals together have not added `MIN_IMPROVEMENT` to the hypervolume of a front."""
+        if len(self._volumes) <= patience or not self.n_feasible:
+            return False
+        return self._volumes[-1] <= (1 + MIN_IMPROVEMENT) * self._volumes[-1 - patience]
 
     def summary(self) -> str:
         """The progress in a few words."""

@@ -7,23 +7,53 @@ from random import Random
 
 from nas.recipe.objectives import COSTS, against_bounds, total_violation
 from nas.recipe.schema import Recipe
+from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
+from nas.studies.pick import front_so_far
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
 
 STARTUP_FRACTION = 0.1
 """Share of the budget for random subnetworks."""
+MAX_RANDOM = 100
+"""No more random subnetworks are planned, whatever the budget, nor more of the fronts of earlier runs."""
 MAX_REJECTED = 2000
 """Random subnetworks tried in a row, for one that is feasible or new."""
 
 
-def startup_subnets(space: SearchSpace, evaluator: Evaluator, recipe: Recipe, budget: int) -> list[SubnetConfig]:
-    """What the search evaluates before it uses its sampler, the same on each call."""
+def startup_subnets(
+    space: SearchSpace,
+    evaluator: Evaluator,
+    recipe: Recipe,
+    budget: int,
+    warm: Sequence[SubnetConfig] = (),
+    most_random: float = MAX_RANDOM,
+) -> list[SubnetConfig]:
+    """What the search evaluates before it uses its sampler, the same on each call.
+
+    Args:
+        space: All subnetworks.
+        evaluator: Whether they meet the constraints on costs.
+        recipe: Of the run.
+        budget: Evaluations of the search.
+        warm: Subnetworks of earlier runs; they come after the extreme ones and before random ones.
+        most_random: No more random ones, as time does not suffice for them.
+    """
     rng = Random(f"{recipe.seed}/startup")
-    feasible = [subnet for subnet in extreme_subnets(space) if evaluator.feasible(subnet)]
-    n_random = max(1, int(STARTUP_FRACTION * budget))
+    n_random = max(1, int(min(STARTUP_FRACTION * budget, MAX_RANDOM, most_random)))
     random = first_distinct(feasible_samples(space, evaluator, rng), n_random)
-    return first_distinct(iter([*feasible, *random]), budget)
+    return first_distinct(iter([*first_subnets(space, evaluator, warm), *random]), budget)
+
+
+def first_subnets(space: SearchSpace, evaluator: Evaluator, warm: Sequence[SubnetConfig] = ()) -> list[SubnetConfig]:
+    """The extreme subnetworks and those of earlier runs, as far as they meet the constraints on costs."""
+    return [subnet for subnet in (*extreme_subnets(space), *warm) if evaluator.feasible(subnet)]
+
+
+def warm_start(recipe: Recipe, space: SearchSpace) -> list[SubnetConfig]:
+    """The subnetworks of the space that are on the fronts of ``search.earlier``, verified or predicted."""
+    fronts = [front_so_far(Run(folder)) for folder in recipe.search.earlier]
+    return first_distinct((point.subnet for front in fronts for point in front if point.subnet in space), MAX_RANDOM)
 
 
 def feasible_samples(space: SearchSpace, evaluator: Evaluator, rng: Random) -> Iterator[SubnetConfig]:

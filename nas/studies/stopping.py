@@ -1,30 +1,32 @@
-"""Stopping a search: by its time limit or by a stalled hypervolume."""
+"""Stopping a search: the time that its parts have taken."""
 
 from __future__ import annotations
 
 import time
 
-from nas.recipe.schema import Search
-from nas.studies.search_progress import SearchProgress
+SEARCH_SHARE = 0.5
+"""Share of the time for the search; random search may take what is left, as it makes as many evaluations."""
+STARTUP_SHARE = 0.25
+"""Share of the search's time for its random startup trials; the rest is the sampler's."""
 
 
-class ElapsedTime:
-    """How long a search has run, over all commands of its run.
+class Stopwatch:
+    """How long a study has been worked on, over all commands of its run.
 
     Args:
         before_s: Seconds that earlier commands took.
     """
 
     def __init__(self, before_s: float = 0.0) -> None:
-        self._start = time.monotonic() - before_s
+        self._before_s = before_s
+        self._start: float | None = None
+
+    def start(self) -> None:
+        """Begins to count, unless it has begun."""
+        if self._start is None:
+            self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return time.monotonic() - self._start
-
-
-def should_stop(search: Search, progress: SearchProgress, elapsed_time: ElapsedTime) -> bool:
-    """Whether the recipe's time limit is over, or the hypervolume has stalled for ``search.patience`` evaluations."""
-    is_late = search.hours is not None and elapsed_time.seconds >= 3600 * search.hours
-    return is_late or (search.patience is not None and progress.n_since_improvement >= search.patience)
+        return self._before_s + (0.0 if self._start is None else time.monotonic() - self._start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from nas.studies.failures import Failure, count_causes
 from nas.studies.racing import EarlyStopping, Outcome
 from nas.studies.sampler import SamplerFactory
 from nas.studies.search_progress import SearchProgress
-from nas.studies.stopping import ElapsedTime, should_stop
+from nas.studies.stopping import Stopwatch
 from nas.studies.storage import batched_writes, trial_id
 from nas.studies.study import complete_trials, point_from_trial, study_kind
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -44,6 +45,7 @@ class TrialQueue:
         sampler: Proposes the trials after the phases; None: there are none.
         budget: Returns how many distinct subnetworks to evaluate.
         drivers: The other drivers, where several share the study.
+        limit_s: Returns for how many seconds the study may be worked on.
 
     Attributes:
         running: Number -> every trial of this driver that is not finished.
@@ -51,6 +53,7 @@ class TrialQueue:
         evaluated_keys: Keys of the subnetworks that the study has evaluated.
         failures: Key -> why its evaluation failed in this command.
         progress: Front and hypervolume of the study.
+        seconds: How long the study had been worked on when its last trial was finished.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class TrialQueue:
         sampler: SamplerFactory | None,
         budget: Callable[[], int],
         drivers: ConcurrentDrivers | None = None,
+        limit_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.study, self.space, self.evaluator, self.cache = study, space, evaluator, cache
         self.name = study_kind(study)
-        self.sampler, self.budget, self.drivers = sampler, budget, drivers
+        self.sampler, self.budget, self.drivers, self.limit_s = sampler, budget, drivers, limit_s
         scalings = len({subnet.key for subnet in space.uniform_scalings()})
         self.progress = SearchProgress(evaluator.recipe, scalings, cache.reference)
         self.running: dict[int, PendingEvaluation] = {}
@@ -80,12 +84,14 @@ class TrialQueue:
             drivers.queues.append(self)
         self._resumed = self._resume()
         times = (trial.user_attrs.get("search_s", 0.0) for trial in complete_trials(study))
-        self.elapsed_time = ElapsedTime(max(times, default=0.0))
+        self.seconds = max(times, default=0.0)
+        self._stopwatch = Stopwatch(self.seconds)
 
     # -- ask ------------------------------------------------------------------------------------------------------
 
     def ask(self) -> PendingEvaluation | None:
         """The next evaluation to make; None if there is none now. Trials of known results are finished at once."""
+        self._stopwatch.start()
         if self.drivers is not None:
             self.drivers.refresh()
             self._retry += self.waiting_for_other_drivers.values()
@@ -128,11 +134,12 @@ class TrialQueue:
 
     @property
     def _budget_spent(self) -> bool:
-        search, budget = self.evaluator.recipe.search, self.budget()
+        patience, budget = self.evaluator.recipe.search.patience, self.budget()
         max_trials = 2 * budget + self._n_failed_before + len(self.failures)
         spent = self._sampler_exhausted or self.n_evaluations >= budget or len(self.failures) >= budget
         spent = spent or len(self._seen_trials) >= max_trials
-        return spent or (self.sampler is not None and should_stop(search, self.progress, self.elapsed_time))
+        has_stalled = self.sampler is not None and patience is not None and self.progress.has_stalled(patience)
+        return spent or has_stalled or self._stopwatch.seconds >= self.limit_s()
 
     def _next_trial(self) -> optuna.Trial | None:
         """A resumed, an enqueued or a new trial; None while a phase waits for the one before it."""
@@ -273,14 +280,15 @@ class TrialQueue:
     def _record(self, evaluation: PendingEvaluation, point: Point, examples: int | None) -> None:
         """Finishes a trial with the values of its subnetwork."""
         trial, objectives = evaluation.trial, self.evaluator.recipe.objectives
-        attributes = {"key": point.key, "point": point.to_dict(), "search_s": self.elapsed_time.seconds}
+        self.seconds = self._stopwatch.seconds
+        attributes = {"key": point.key, "point": point.to_dict(), "search_s": self.seconds}
         with batched_writes(self.study, durable=True):
             for name, violation in self.evaluator.violations(point.values).items():
                 trial.set_constraint(name, violation)
             for name, value in (attributes | ({} if examples is None else {"examples": examples})).items():
                 trial.set_user_attr(name, value)
             self._finish(evaluation, [point.values[name] for name in objectives])
-        self._remember(trial.number, point, examples)
+        self._remember(trial.number, point, examples, bool(trial.user_attrs.get("planned")))
 
     def fail(self, evaluation: PendingEvaluation, failure: Failure) -> None:
         """Finishes a trial as failed, with the cause and the traceback."""
@@ -310,12 +318,11 @@ class TrialQueue:
 
     def summary(self) -> str:
         """The progress of the study in a few words, what failed, and when a time limit stops it."""
-        hours, parts = self.evaluator.recipe.search.hours, [self.progress.summary()]
+        parts, left_min = [self.progress.summary()], (self.limit_s() - self._stopwatch.seconds) / 60
         if self.failures:
             parts.append(count_causes(self.failures.values()))
-        if hours is not None and self.sampler is not None:
-            left_min = max(0.0, 60 * hours - self.elapsed_time.seconds / 60)
-            parts.append(f"stops in {left_min:.0f} min")
+        if math.isfinite(left_min):
+            parts.append(f"stops in {max(0.0, left_min):.0f} min")
         return " · ".join(parts)
 
     # -- the study ------------------------------------------------------------------------------------------------
@@ -345,13 +352,14 @@ class TrialQueue:
             if trial.number not in self._seen_trials and trial.state.is_finished():
                 if trial.state == TrialState.COMPLETE and "point" in trial.user_attrs:
                     point = point_from_trial(trial, self.name)
-                    self._remember(trial.number, point, trial.user_attrs.get("examples"))
+                    attributes = trial.user_attrs
+                    self._remember(trial.number, point, attributes.get("examples"), bool(attributes.get("planned")))
                 elif "failure" in trial.user_attrs:
                     failure = Failure(trial.user_attrs["cause"], trial.user_attrs["failure"])
                     self.cache.failed.setdefault(trial.user_attrs["key"], failure)
                 self._seen_trials.add(trial.number)
 
-    def _remember(self, number: int, point: Point, examples: int | None) -> None:
+    def _remember(self, number: int, point: Point, examples: int | None, is_planned: bool) -> None:
         self._seen_trials.add(number)
         if examples is None:
             self.cache.complete.setdefault(point.key, point)
@@ -359,7 +367,7 @@ class TrialQueue:
             self.cache.truncated.setdefault(point.key, (point, examples))
         if point.key not in self.evaluated_keys:
             self.evaluated_keys.add(point.key)
-            self.progress.add(point)
+            self.progress.add(point, is_planned=is_planned)
 
     @property
     def _n_enqueued(self) -> int:
