@@ -207,3 +207,39 @@ def test_a_model_whose_name_no_file_can_have_stays_as_it_is(tmp_path: Path) -> N
 def test_secrets_are_hidden(url: str, shown: str, secrets: list[str]) -> None:
     assert without_secrets(f"the URL `{url}` fails") == f"the URL `{shown}` fails"
     assert secrets_of(url) == secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "parent", "holds", "misses"),
+    [
+        ("<= 50%", 10.0, 5.0, 5.01),
+        (">= parent - 0.01", 0.9, 0.89, 0.8899),
+        ("> parent", 0.9, 0.91, 0.9),
+        ("<= parent + 2", 3.0, 5.0, 5.1),
+        (">= 20%, <= 3", 10.0, 2.0, 1.9),
+        (">= 20%, <= 3", 10.0, 3.0, 3.1),
+    ],
+)
+def test_bounds_in_the_parents_terms_are_resolved(text: str, parent: float, holds: float, misses: float) -> None:
+    bound = Bound.parse(text)
+    assert bound.is_relative and str(bound) == text and Bound.parse(bound.exact) == bound
+    resolved = bound.resolve(parent)
+    assert not resolved.is_relative and Bound.parse(resolved.exact) == resolved
+    assert resolved.violation(holds) <= 0 < resolved.violation(misses)
+    assert (resolved.verdict(holds), resolved.verdict(misses)) == ("holds", "misses")
+    with pytest.raises(ValueError, match="in terms of the parent's value"):
+        bound.violation(holds)
+
+
+def test_two_bounds_on_one_figure_must_leave_room() -> None:
+    assert Bound.parse(">= 1, <= 5").is_possible("latency_ms") and Bound.parse(">= 1, <= 5").upper == 5
+    assert not Bound.parse(">= 5, <= 1").is_possible("latency_ms")
+    assert Bound.parse("<= 5, >= 5").is_possible("latency_ms") and not Bound.parse("< 5, >= 5").is_possible(
+        "latency_ms"
+    )
+
+
+@pytest.mark.parametrize("text", ["<= -5%", "<= 0%", "<= parent * 2", ">= 1, <= 5, <= 6", "<= parents", "<= 50 %%"])
+def test_bounds_that_say_nothing_clear_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="a percentage of the parent's value"):
+        Bound.parse(text)

@@ -314,3 +314,24 @@ def test_a_front_that_is_not_verified_is_shown_and_exported_as_predicted(
     info = json.loads((tmp_path / "knee" / "subnet.json").read_text())
     assert info["key"] == front_so_far(run).knee().key and not info["measured"]
     assert "Latency predicted" in (tmp_path / "knee" / "README.md").read_text()
+
+
+def test_bounds_in_the_parents_terms_hold_against_its_values_on_each_split(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = finished
+    constraints = "constraints={accuracy: '>= parent - 0.3', size_mb: '>= 10%, <= 90%'}"
+    run = search(Recipe.load(path, [constraints, "finish.models=0"]), folder)
+    searched = json.loads(run.parent_values.read_text())
+    parent = next(point.values for point in run.verified_points() if point.source == "parent")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"accuracy >= {searched['accuracy'] - 0.3:g} (`>= parent - 0.3`" in printed
+    assert f"accuracy >= {parent['accuracy'] - 0.3:g} (`>= parent - 0.3`" in printed
+    for points, of_parent in (
+        (evaluated_points(open_studies(run.study, run.recipe)["search"]), searched),
+        ([point for point in run.verified_points() if point.source != "parent"], parent),
+    ):
+        assert {point.feasible for point in points} == {True, False}
+        for point in points:
+            fits = 0.1 * of_parent["size_mb"] <= point.values["size_mb"] <= 0.9 * of_parent["size_mb"]
+            assert point.feasible == (fits and point.values["accuracy"] >= of_parent["accuracy"] - 0.3)

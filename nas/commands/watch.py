@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nas.pipeline import STAGES
 from nas.runs.files import partial_path
+from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import console
 from nas.runs.run import Run
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
@@ -82,13 +83,13 @@ def _count_lines(file: Path) -> int:
 
 def study_status(run: Run, storage: str | None = None) -> Iterator[tuple[str, str]]:
     """Study -> its number of evaluations, its best metric and its hypervolume."""
-    reference = HypervolumeReference()
+    reference, recipe = HypervolumeReference(), run.recipe.with_parent(read_parent_values(run))
     for study in observed_studies(run, storage):
         name = study_kind(study)
         trials = [trial for trial in complete_trials(study) if "point" in trial.user_attrs]
         if name not in STUDIES or not trials:
             continue
-        progress = SearchProgress(run.recipe, min(REFERENCE_EVALUATIONS, len(trials)), reference)
+        progress = SearchProgress(recipe, min(REFERENCE_EVALUATIONS, len(trials)), reference)
         for trial in trials:
             progress.add(point_from_trial(trial, name))
         yield name, f"{len(trials)} evaluated · {progress.summary()}"

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from search_spaces.dimensions import COST_DIMENSIONS
@@ -73,41 +73,96 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 """Operator of a bound -> its comparison."""
 
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_BOUND = rf"\s*(<=|>=|==|<|>)\s*([-+]?(?:{_DIGITS}\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
+_NUMBER = rf"(?:{_DIGITS}\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_BOUND = rf"\s*(<=|>=|==|<|>)\s*([-+]?{_NUMBER})\s*"
+_OF_PARENT = rf"\s*(<=|>=|==|<|>)\s*(?:({_NUMBER})\s*%|parent(?:\s*([-+])\s*({_NUMBER}))?)\s*"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound on a value: an operator in `OPERATORS` and a limit, in the unit of the value."""
+    """A bound on a value, or two.
+
+    Attributes:
+        op: One of `OPERATORS`.
+        value: The limit, in the unit of the value; with a share, what is added to that share of the parent's value.
+        share: The share of the parent's value in the limit; 0 if the limit is a number.
+        also: A second bound on the same value.
+    """
 
     op: str
     value: float
+    share: float = 0.0
+    also: Bound | None = None
 
     @classmethod
     def parse(cls, text: str) -> Bound:
-        """Reads a text like ``"<= 40"``.
+        """Reads a text like ``"<= 40"``, ``"<= 50%"``, ``">= parent - 0.01"`` or two of them with a comma.
 
         Raises:
-            InputError: If the text is not an operator followed by a number.
+            InputError: If the text is something else.
         """
-        match = re.fullmatch(_BOUND, text)
-        if not match or not math.isfinite(float(match[2])):
-            raise InputError(
-                f"A bound must be one of {' '.join(OPERATORS)} and a number, but got `{text}`: try `<= 40`."
-            )
-        return cls(match[1], float(match[2]))
+        first, comma, second = text.partition(",")
+        return replace(cls._parse_one(first), also=cls._parse_one(second)) if comma else cls._parse_one(first)
+
+    @classmethod
+    def _parse_one(cls, text: str) -> Bound:
+        if (match := re.fullmatch(_BOUND, text)) and math.isfinite(float(match[2])):
+            return cls(match[1], float(match[2]))
+        if match := re.fullmatch(_OF_PARENT, text):
+            share = 1.0 if match[2] is None else float(match[2]) / 100
+            offset = float(f"{match[3]}{match[4]}") if match[3] else 0.0
+            if 0 < share < INF and math.isfinite(offset):
+                return cls(match[1], offset, share)
+        raise InputError(
+            f"A bound must be one of {' '.join(OPERATORS)} and a number, a percentage of the parent's value or "
+            f"`parent` plus or minus a number, but got `{text}`: try `<= 40`, `<= 50%` or `>= parent - 0.01`."
+        )
+
+    @property
+    def parts(self) -> tuple[Bound, ...]:
+        """The bound, or both."""
+        return (self,) if self.also is None else (replace(self, also=None), self.also)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it is in terms of the parent's value."""
+        return any(part.share for part in self.parts)
+
+    def resolve(self, parent: float) -> Bound:
+        """The bound as numbers, given the parent's value."""
+        also = None if self.also is None else self.also.resolve(parent)
+        return Bound(self.op, self.value + self.share * parent, also=also)
+
+    @property
+    def upper(self) -> float:
+        """The most that a value may be; infinite if nothing is."""
+        return min((part.value for part in self.parts if part.op[0] in "<="), default=INF)
 
     def is_possible(self, name: str) -> bool:
-        """Whether a built-in metric or a cost can have a value that satisfies the bound; costs are above 0."""
+        """Whether a built-in metric or a cost can have a value that satisfies the bound; costs are above 0.
+
+        A bound in terms of the parent is taken as possible.
+        """
+        if self.is_relative:
+            return True
         least, greatest = RANGES.get(name, (LEAST_COST if name in COSTS else -INF, INF))
-        nearest = self.value if self.op == "==" else least if self.op[0] == "<" else greatest
-        return least <= nearest <= greatest and self.violation(nearest) <= 0
+        limits = [part.value for part in self.parts]
+        nearest = [least, greatest, *limits, sum(limits) / len(limits)]
+        return any(least <= value <= greatest and self.violation(value) <= 0 for value in nearest)
 
     def violation(self, value: float) -> float:
         """How far a value violates the bound, in the unit of the value; zero or less if and only if the bound holds.
 
         A value equal to a strict bound violates it by the smallest positive number, NaN by infinity.
+
+        Raises:
+            ValueError: If the bound is in terms of the parent: `resolve` it first.
         """
+        if self.is_relative:
+            raise ValueError(f"the bound `{self}` is in terms of the parent's value, which is not given")
+        return max(part._violation(value) for part in self.parts)
+
+    def _violation(self, value: float) -> float:
         if math.isnan(value):
             return math.inf
         if self.op == "==":
@@ -120,13 +175,30 @@ class Bound:
 
         It holds if it does for all of the interval, and misses if it does for none of it.
         """
-        ends = [self.violation(value - error) <= 0, self.violation(value + error) <= 0]
+        verdicts = [part._verdict(value, error) for part in self.parts]
+        return "misses" if "misses" in verdicts else "undecided" if "undecided" in verdicts else "holds"
+
+    def _verdict(self, value: float, error: float) -> Verdict:
+        ends = [self._violation(value - error) <= 0, self._violation(value + error) <= 0]
         if self.op == "==" and abs(value - self.value) <= error > 0:
             return "undecided"
         return "holds" if all(ends) else "undecided" if any(ends) else "misses"
 
+    @property
+    def exact(self) -> str:
+        """The bound as text that `parse` reads back exactly."""
+        return ", ".join(part._text(float.__repr__) for part in self.parts)
+
     def __str__(self) -> str:
-        return f"{self.op} {self.value:g}"
+        return ", ".join(part._text("{:g}".format) for part in self.parts)
+
+    def _text(self, number: Callable[[float], str]) -> str:
+        if not self.share:
+            return f"{self.op} {number(self.value)}"
+        if self.value == 0 and self.share != 1:
+            return f"{self.op} {number(100 * self.share)}%"
+        offset = f" {'-' if self.value < 0 else '+'} {number(abs(self.value))}" if self.value else ""
+        return f"{self.op} parent{offset}"
 
 
 def parse_condition(text: str) -> tuple[str, Bound]:

@@ -352,7 +352,9 @@ class Recipe(_Section):
         description="Metric or cost -> direction; default: the task's default metric, and `latency_ms`.",
     )
     constraints: dict[str, str] = Field(
-        default_factory=dict, description="Metric or cost -> operator and number, such as `<= 80`."
+        default_factory=dict,
+        description="Metric or cost -> operator and number, such as `<= 80`; `<= 50%` of the parent's, or "
+        "`>= parent - 0.01`; two with a comma.",
     )
     parent: Training = Field(default_factory=Training)
     supernet: SupernetTraining = Field(default_factory=SupernetTraining)
@@ -419,6 +421,21 @@ class Recipe(_Section):
     def bounds(self) -> dict[str, Bound]:
         """The constraints, parsed."""
         return {name: Bound.parse(text) for name, text in self.constraints.items()}
+
+    def with_parent(self, values: Mapping[str, float]) -> Recipe:
+        """The recipe with bounds in the parent's terms as numbers.
+
+        Args:
+            values: The parent's metrics and costs; bounds on others are left out.
+        """
+        bounds = {name: bound for name, bound in self.bounds.items() if not bound.is_relative or name in values}
+        resolved = {n: bound.resolve(values[n]) if bound.is_relative else bound for n, bound in bounds.items()}
+        return self.model_copy(update={"constraints": {name: bound.exact for name, bound in resolved.items()}})
+
+    @property
+    def relative_bounds(self) -> dict[str, Bound]:
+        """The bounds in the parent's terms."""
+        return {name: bound for name, bound in self.bounds.items() if bound.is_relative}
 
     @property
     def value_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nas.fronts.front import minimized_values, reference_point
 from nas.fronts.point import Point
 from nas.runs.files import read_json
+from nas.runs.parent_values import read_parent_values
 from nas.runs.run import Run
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
 from nas.studies.study import STUDIES, complete_trials, open_studies, point_from_trial, study_kind
@@ -47,6 +48,7 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
         evaluation and ``hypervolume``, one value per evaluation each.
     """
     recipe = run.recipe
+    judged = recipe.with_parent(read_parent_values(run))
     trials_of = {study_kind(s): [t for t in complete_trials(s) if "point" in t.user_attrs] for s in studies}
     points = {name: [point_from_trial(trial, name) for trial in trials] for name, trials in trials_of.items()}
     evaluated = [point for of_study in points.values() for point in of_study]
@@ -56,7 +58,7 @@ def growth(run: Run, studies: Iterable[optuna.Study]) -> dict[str, Any]:
     corner = minimized_values([Point(evaluated[0].subnet, reference)], recipe.objectives)[0]
     curves = []
     for name, trials in trials_of.items():
-        progress, volumes = SearchProgress(recipe, 0, HypervolumeReference(corner)), []
+        progress, volumes = SearchProgress(judged, 0, HypervolumeReference(corner)), []
         for point in points[name]:
             progress.add(point)
             volumes.append(progress.hypervolume)

@@ -10,6 +10,7 @@ from rich.console import Group
 from nas.fronts.front import ParetoFront, minimized_values
 from nas.fronts.point import Point, Source
 from nas.recipe.objectives import format_value
+from nas.recipe.schema import Recipe
 from nas.runs.finetuned import load_finetuned
 from nas.runs.progress import console, print_line
 from nas.runs.run import Run
@@ -75,6 +76,14 @@ def int8_line(front: ParetoFront, verified: Sequence[Point]) -> str:
         return ""
     shown = ", ".join(f"{name} {format_value(name, int8.values[name], int8.errors.get(name))}" for name in names)
     return f"No model of the front beats the parent with int8 layers: {shown}."
+
+
+def bounds_line(recipe: Recipe, parent: Mapping[str, float]) -> str:
+    """The bounds in the parent's terms as numbers, given its values."""
+    return ", ".join(
+        f"{name} {bound.resolve(parent[name])} (`{bound}`; parent {format_value(name, parent[name])})"
+        for name, bound in recipe.relative_bounds.items()
+    )
 
 
 def workload_line(run: Run) -> str:

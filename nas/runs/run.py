@@ -54,6 +54,7 @@ class Run:
         self.trials = self.folder / "trials.csv"
         self.verified = self.folder / "verified.jsonl"
         self.front_file = self.folder / "front.json"
+        self.parent_values = self.folder / "parent.json"
         self.report = self.folder / "report.html"
         self.exports = self.folder / "exports"
         self.finished = self.folder / "finished"
@@ -64,8 +65,8 @@ class Run:
         self.logs = self.folder / "logs"
         self.trained_folders = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.finished, self.verified, self.front_file, self.report, self.exports)
-        self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned)
-        self._files = (self.trials, self.front_file, self.report, self.finetuned, self.sensitivity)
+        self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned, self.parent_values)
+        self._files = (self.parent_values, self.trials, self.front_file, self.report, self.finetuned, self.sensitivity)
 
     def _load_recipe(self) -> Recipe:
         try:

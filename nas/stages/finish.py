@@ -13,6 +13,7 @@ from nas.recipe.objectives import COSTS, format_value
 from nas.recipe.schema import Finish, Recipe
 from nas.runs.files import delete, read_json, write_json
 from nas.runs.finished import Finished, read_finished_before, write_finished
+from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.study import evaluated_points, open_studies
@@ -57,7 +58,8 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     study = open_studies(run.study, context.recipe)["search"]
     front = ParetoFront.of(evaluated_points(study), context.recipe.objectives)
     cost = next(name for name in context.recipe.objectives if name in COSTS)
-    points = choose_points(front.points, context.recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
+    recipe = context.recipe.with_parent(read_parent_values(run))
+    points = choose_points(front.points, recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
     models = [Finished(point.subnet, "search") for point in points]
     _finish_all(run, context, supernet, models)
     models += _baselines(run, context, supernet, models, cost)
@@ -81,7 +83,7 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
     """
     bound, metric = recipe.bounds.get(cost), recipe.primary_metric
     sign = 1.0 if recipe.objectives[metric] == "maximize" else -1.0
-    limit = bound.value if bound is not None and bound.op.startswith("<") else float("inf")
+    limit = float("inf") if bound is None else bound.upper
     budgets = [*([limit] if limit < float("inf") else []), *(parent_cost / speedup for speedup in SPEEDUPS)]
     by_quality = sorted(points, key=lambda point: -sign * point.values[metric])
     chosen: dict[str, Point] = {}

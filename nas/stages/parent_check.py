@@ -62,10 +62,12 @@ def check_exact_constraints(context: TaskContext, model: PreTrainedModel) -> Non
     """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
     counts = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type)
     space = search_space(context)
-    costs = counts.count(COST_NAMES, [space.smallest, space.largest], context.recipe.workload)
-    for name, bound in context.recipe.bounds.items():
+    subnets = [space.smallest, space.largest, context.layout.parent]
+    costs = counts.count(COST_NAMES, subnets, context.recipe.workload)
+    parent = {name: float(column[-1]) for name, column in costs.items()}
+    for name, bound in context.recipe.with_parent(parent).bounds.items():
         if name in COST_NAMES:
-            ends = costs[name].tolist()
+            ends = costs[name][:2].tolist()
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(
                     f"`constraints.{name}` must be reachable in the space, {ends[0]:.4g} to {ends[1]:.4g}, "

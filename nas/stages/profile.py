@@ -60,9 +60,7 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
     """
     recipe = context.recipe
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type)
-    bound = recipe.bounds.get("latency_ms")
-    bound_ms = bound.value if bound else None
-    sampled, selected, measured = _measure_all(run, context, supernet, space, bound_ms)
+    sampled, selected, measured = _measure_all(run, context, supernet, space)
     subnets = [*sampled, *selected]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
@@ -75,12 +73,23 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
         macs=macs,
         baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, peak)} if peak else {},
         prior=prior_predictors(run),
-        bound_ms=bound_ms,
+        bound_ms=_bound_ms(run),
         n_active=len(selected),
         seed=recipe.seed,
     )
     with run.building(run.predictor) as work:
         predictor.save(work)
+
+
+def _bound_ms(run: Run) -> float | None:
+    """The bound on the latency, near which the predictor should be good; None if there is none.
+
+    The reference model is the parent: what is relative to the parent's latency is known once that is measured.
+    """
+    reference_ms = run.store.reference_ms(run.recipe.workload)
+    parent = {} if reference_ms is None else {"latency_ms": reference_ms}
+    bound = run.recipe.with_parent(parent).bounds.get("latency_ms")
+    return None if bound is None else bound.upper if math.isfinite(bound.upper) else bound.value
 
 
 class Accuracy:
@@ -135,12 +144,12 @@ class Accuracy:
 
 
 def _measure_all(
-    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, bound_ms: float | None
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """Sampled subnetworks, actively selected ones, and the latencies of all of them by key."""
     settings, seed = context.recipe.profile, context.recipe.seed
     known, selected = reusable_measurements(run, space)
-    active = bound_ms is not None and not run.is_remote
+    active = "latency_ms" in context.recipe.constraints and not run.is_remote
     share = 0.5 if active else 1.0
     sampled = profile_sample(space, math.ceil(settings.samples * share), seed, known, selected)
     accuracy, budget = Accuracy(run, space, sampled), Budget.of_minutes(settings.minutes)
@@ -153,6 +162,7 @@ def _measure_all(
         accuracy(measured)
     if budget.seconds is None and part.seconds is not None:
         budget.propose(part.seconds / share)
+    bound_ms = _bound_ms(run)
     while bound_ms is not None and active and len(measured) < settings.samples and not budget.is_over:
         count = min(GROUP_SIZE, settings.samples - len(measured))
         group = next_subnets(space, [*sampled, *selected], measured, count, bound_ms, seed)

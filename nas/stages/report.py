@@ -23,6 +23,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         cluster: Not used; this stage runs in this process.
     """
     recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
+    parent = next(point for point in run.verified_points() if point.source == "parent")
     studies = {name: evaluated_points(study) for name, study in open_studies(run.study, recipe).items()}
     counts = ", ".join(f"{name} {len(points)}" for name, points in studies.items())
     packages = read_json(run.folder / "environment.json", parse=lambda data: dict(data["packages"]))
@@ -32,7 +33,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         front=front_with_finetuned(run),
         verified=with_finetuned(run.verified_points(), finetuned),
         evaluated=[point for points in studies.values() for point in points],
-        constraints=recipe.bounds,
+        constraints=recipe.with_parent(parent.values).bounds,
         facts={
             "Workload": workload_line(run),
             "Latency predictor": predictor_line(predictor),

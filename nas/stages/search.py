@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from nas.reports.summary import near_bound_line, predictor_line
+from nas.recipe.objectives import COSTS
+from nas.reports.summary import bounds_line, near_bound_line, predictor_line
+from nas.runs.parent_values import read_parent_values, write_parent_values
 from nas.runs.progress import print_line
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
@@ -13,6 +15,7 @@ from nas.studies.search_loop import EvaluationScheduler, run_locally, run_studie
 from nas.studies.study import write_trials
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext
+from nas.tasks.evaluation import score
 from search_spaces import InputError
 
 
@@ -32,6 +35,10 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
     print_line(f"near       {near_bound_line(predictor)}")
     supernet, space = load_supernet(run, context)
     evaluator = Evaluator(recipe, supernet, context.splits.search, predictor)
+    if recipe.relative_bounds:
+        values = _parent_values(run, context, evaluator)
+        evaluator = Evaluator(recipe.with_parent(values), supernet, context.splits.search, predictor)
+        print_line(f"bounds     {bounds_line(recipe, values)}")
 
     def execute(scheduler: EvaluationScheduler, scorer: Scorer) -> None:
         if cluster is None:
@@ -49,3 +56,16 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
             write_trials(run.trials, run.study, recipe)
         raise
     write_trials(run.trials, run.study, recipe)
+
+
+def _parent_values(run: Run, context: TaskContext, evaluator: Evaluator) -> dict[str, float]:
+    """The values of the parent that bounds refer to: its metrics on the search split, its costs, stored in the run."""
+    known, names = read_parent_values(run), context.recipe.relative_bounds
+    if not names.keys() <= known.keys():
+        costs = evaluator.costs(evaluator.supernet.parent)
+        metrics = [name for name in names if name not in COSTS]
+        model = context.load_model(run.parent).to(evaluator.supernet.model.device).eval()
+        scores = score(model, context.splits.search, metrics) if metrics else {}
+        known |= {**costs, **{name: each.value for name, each in scores.items()}}
+        write_parent_values(run, known)
+    return known

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
-from nas.recipe.objectives import INHERITED_SUFFIX, against_bounds, total_violation
+from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, total_violation
 from nas.recipe.schema import Recipe
+from nas.reports.summary import bounds_line
 from nas.runs.files import write_json
 from nas.runs.finished import read_finished
+from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.studies.study import STUDIES, evaluated_points, open_studies
@@ -64,24 +66,28 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         name: ParetoFront.of(evaluated_points(study), recipe.objectives).points for name, study in studies.items()
     }
     if not candidates["search"]:
-        _raise_infeasible(run, evaluated_points(studies["search"]))
+        predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds
+        _raise_infeasible(evaluated_points(studies["search"]), predicted_bounds)
     finished = read_finished(run)
     subnets = {point.key: point.subnet for front in candidates.values() for point in front}
     subnets |= {model.subnet.key: model.subnet for model in finished}
     results = _verify_all(run, context, supernet, subnets)
     sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
     sources += [(model.subnet.key, model.source) for model in finished if model.source not in studies]
+    bounds = recipe.with_parent(results[PARENT]["values"]).bounds
+    if recipe.relative_bounds:
+        print_line(f"bounds     {bounds_line(recipe, results[PARENT]['values'])}")
     verified = [
-        replace(_to_point(results[key], source, recipe.bounds), finished=(run.finished / key).exists())
+        replace(_to_point(results[key], source, bounds), finished=(run.finished / key).exists())
         for key, source in sources
         if key in results
     ]
-    parent = _to_point(results[PARENT], PARENT, recipe.bounds)
+    parent = _to_point(results[PARENT], PARENT, bounds)
     if not run.is_remote:
         print_line(f"verify     {_summary(run, verified)}")
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
-        _raise_infeasible(run, verified)
+        _raise_infeasible(verified, bounds)
     reference = reference_point([*verified, parent], recipe.objectives)
     data = {
         "front": front.to_dict(),
@@ -242,7 +248,7 @@ def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedMod
     return context.load_model(run.parent).to(supernet.model.device).eval()
 
 
-def _to_point(result: dict[str, Any], source: str, bounds: dict[str, Any]) -> Point:
+def _to_point(result: dict[str, Any], source: str, bounds: Mapping[str, Bound]) -> Point:
     feasible = all(bound.violation(result["values"][name]) <= 0 for name, bound in bounds.items())
     latency = result["values"]["latency_ms"], result["errors"]["latency_ms"]
     undecided = "latency_ms" in bounds and bounds["latency_ms"].verdict(*latency) == "undecided"
@@ -252,8 +258,7 @@ def _to_point(result: dict[str, Any], source: str, bounds: dict[str, Any]) -> Po
     return Point(subnet, result["values"], result["errors"], source, **state)  # type: ignore[arg-type]
 
 
-def _raise_infeasible(run: Run, evaluated: Sequence[Point]) -> None:
-    bounds = run.recipe.bounds
+def _raise_infeasible(evaluated: Sequence[Point], bounds: Mapping[str, Bound]) -> None:
     closest = min(evaluated, key=lambda point: total_violation(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
     undecided = sum(bool(point.undecided) for point in evaluated)

@@ -58,8 +58,8 @@ class EarlyStopping:
             margin = width * error if error > 0 else np.inf
             return value + margin if up else value - margin
 
-        for name, bound in self.bounds.items():
-            if bound.op != "==" and bound.violation(optimistic(name, bound.op in (">", ">="))) > 0:
+        for name, part in ((name, part) for name, bound in self.bounds.items() for part in bound.parts):
+            if part.op != "==" and part.violation(optimistic(name, part.op in (">", ">="))) > 0:
                 return True
         ups = {name: direction == "maximize" for name, direction in self.objectives.items()}
         best = np.array([-optimistic(name, up) if up else optimistic(name, up) for name, up in ups.items()])

@@ -171,7 +171,7 @@ def startup_phases(
     def solutions(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         losses = {key: sign * point.values[recipe.primary_metric] for key, point in complete.items()}
         costs = [name for name in recipe.objectives if name in COSTS]
-        bounds = {name: bound for name, bound in recipe.bounds.items() if name in COSTS}
+        bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
         limit = max(1, (budget - len(blocks(complete))) // 2)
         return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=limit)
 

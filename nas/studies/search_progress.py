@@ -63,7 +63,8 @@ class SearchProgress:
         self._has_reference = False
         self._volumes: list[float] = []
         self._first_values: list[np.ndarray] = []
-        self._violations: dict[str, list[float]] = {name: [] for name in recipe.bounds}
+        self._bounds = recipe.bounds
+        self._bounded: dict[str, list[float]] = {name: [] for name in self._bounds}
 
     def add(self, point: Point, *, is_planned: bool = False) -> None:
         """Adds one more evaluated subnetwork; one that was planned before the sampler does not use up its patience."""
@@ -71,8 +72,8 @@ class SearchProgress:
         self.n_evaluated += 1
         if point.feasible:
             self._add_feasible(point, values)
-        for name, bound in self.recipe.bounds.items() if not self.n_feasible else ():
-            self._violations[name].append(bound.violation(point.values[name]))
+        for name, values_before in self._bounded.items() if not self.n_feasible else ():
+            values_before.append(point.values[name])
         if self.reference.point is None:
             self._first_values.append(values)
             if self.n_evaluated == self.set_reference_after:
@@ -115,17 +116,20 @@ class SearchProgress:
             return "nothing feasible yet"
         best = f"best {self.recipe.primary_metric} {self.best:.4f}"
         volume = f" · hypervolume {self.hypervolume:.4g}" if self._has_reference else ""
-        feasible = f"{self.n_feasible} feasible · " if self.recipe.bounds else ""
+        feasible = f"{self.n_feasible} feasible · " if self._bounds else ""
         return f"{feasible}{len(self.front)} on the front{volume} · {best}"
 
     def check_feasibility(self) -> None:
         """Raises InputError once many evaluations have found nothing feasible; it names the binding constraint."""
         if self.n_feasible or self.n_evaluated < INFEASIBLE_LIMIT:
             return
-        shares = {name: float(np.mean(np.array(values) > 0)) for name, values in self._violations.items()}
+        shares = {
+            name: float(np.mean([self._bounds[name].violation(value) > 0 for value in values]))
+            for name, values in self._bounded.items()
+        }
         binding = max(shares, key=lambda name: shares[name])
-        bound, smallest = self.recipe.bounds[binding], min(self._violations[binding])
-        closest = bound.value + smallest * (1 if bound.op in ("<=", "<") else -1)
+        bound = self._bounds[binding]
+        closest = min(self._bounded[binding], key=bound.violation)
         missed = ", ".join(f"{name} by {share:.0%}" for name, share in shares.items() if name != binding)
         others = f" (missed too: {missed})" if missed else ""
         raise InputError(
