@@ -22,7 +22,7 @@ MODELING_FILES = ("modeling_nas.py", "quantized.py", "compressed_table.py", "spa
 
 PROGRAMS = ("*.pt2", "*.pkl", "*.pickle")
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-SCORING_KEYS = ("task.test", "task.train", "task.metrics")
+SCORING_KEYS = ("task.test", "task.train", "task.validation", "task.metrics")
 """Keys of a recipe whose code runs when a model is scored."""
 
 WAY_OUT = "read it, and add --trust-remote-code if you trust who made it"

@@ -8,8 +8,8 @@ from nas.recipe.text import split_source
 
 def code_keys(recipe: Recipe) -> list[str]:
     """Dotted keys whose values are run as code; a recipe without any runs none."""
-    sources = {"task.train": recipe.task.train, "task.test": recipe.task.test}
-    keys = [key for key, source in sources.items() if split_source(source)[0].endswith(".py")]
+    sources = {f"task.{name}": getattr(recipe.task, name) for name in ("train", "test", "validation")}
+    keys = [key for key, source in sources.items() if source and split_source(source)[0].endswith(".py")]
     keys += [f"task.metrics.{name}" for name in recipe.task.metrics]
     keys += [f"{name}.augment" for name in TRAININGS if getattr(recipe, name).augment is not None]
     return [*keys, *(["search.sampler"] if ":" in recipe.search.sampler else [])]

@@ -125,7 +125,17 @@ class TaskSettings(_Section):
         None, ge=1, le=10**12, description="Size of a random sample of the training data to use; default: all."
     )
     search_examples: int = Field(
-        1000, ge=1, le=10**9, description="Examples of the training data set apart for scoring during the search."
+        1000,
+        ge=1,
+        le=10**9,
+        description="Examples to score on during the search, set apart from the training data, each class with its "
+        "share.",
+    )
+    validation: str | None = Field(
+        None, description="Where the examples to score on during the search come from, in place of the training data."
+    )
+    group: str | None = Field(
+        None, description="Column whose equal values stand in one split, such as that of a patient or a document."
     )
 
     @field_validator("text", mode="before")

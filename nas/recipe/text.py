@@ -18,7 +18,7 @@ from search_spaces import InputError
 from search_spaces.errors import did_you_mean, short_error
 
 PATHS = (
-    *("model", "task.train", "task.test", "task.retrieval"),
+    *("model", "task.train", "task.test", "task.validation", "task.retrieval"),
     *("search.sampler", "parent.augment", "supernet.augment", "profile.earlier", "search.earlier"),
 )
 """Keys that may hold a local path. The values of ``task.metrics`` may be local paths too."""

@@ -23,6 +23,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         cluster: Not used; this stage runs in this process.
     """
     recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
+    searched = Path(recipe.task.validation or recipe.task.train)
     parent = next(point for point in run.verified_points() if point.source == "parent")
     studies = {name: evaluated_points(study) for name, study in open_studies(run.study, recipe).items()}
     counts = ", ".join(f"{name} {len(points)}" for name, points in studies.items())
@@ -39,7 +40,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
             "Latency predictor": predictor_line(predictor),
             "Near the bound": near_bound_line(predictor),
             "Hypervolume": hypervolume_line(results),
-            "Searched on": f"{recipe.task.search_examples} examples of {Path(recipe.task.train).name}",
+            "Searched on": f"{recipe.task.search_examples} examples of {searched.name}",
             "Reported on": Path(recipe.task.test).name,
             "Evaluations": f"{counts} · {recipe.search.sampler} · seed {recipe.seed}",
             "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()),

@@ -17,6 +17,7 @@ from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
+from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.weights import WEIGHTS, load_weights
@@ -42,13 +43,15 @@ class Splits:
         task: The task; it collates batches and selects the outputs that are scored.
         raw_train: Training examples of the parent and the supernet, before processing.
         train: The same examples as model inputs with labels.
-        search: Slice of the training data on which the search scores subnetworks.
+        n_search: Examples of the search slice, before processing.
+        search: Slice on which the search scores subnetworks: of the training data, or of ``task.validation``.
         test: Held-out split on which results are reported.
     """
 
     task: TaskType
     raw_train: Dataset
     train: Dataset
+    n_search: int
     search: EvaluationSet
     test: EvaluationSet
 
@@ -120,31 +123,41 @@ class TaskContext:
 
     @cached_property
     def splits(self) -> Splits:
-        """The processed data; the recipe's seed decides which training examples form the search slice."""
+        """The processed data; the recipe's seed decides which examples form the search slice."""
         settings, seed = self.recipe.task, self.recipe.seed
-        train, test = (
-            load_source(source, self.task_type.folder_builder, by_line=self.task_type.reads_lines)
-            for source in (settings.train, settings.test)
-        )
+        train, test = self._load(settings.train), self._load(settings.test)
         task = self.task_type(self._task_inputs, train, test)
         for name in self.recipe.metric_names:
             task.metric(name)
-        if len(task.train) <= settings.search_examples:
-            raise InputError(
-                f"`task.search_examples` must be below the {len(task.train)} training examples, but got "
-                f"{settings.search_examples}."
-            )
-        shuffled = task.train.shuffle(seed=seed)
-        search = shuffled.select(range(settings.search_examples))
-        end = None if settings.train_examples is None else settings.search_examples + settings.train_examples
-        train = shuffled.select(range(settings.search_examples, min(end or len(shuffled), len(shuffled))))
+        validation = self._validation(train)
+        apart = [(task.train, "task.train"), (task.test, "task.test"), (validation, "task.validation")]
+        require_groups_apart(settings, [(examples, key) for examples, key in apart if examples is not None])
+        if validation is None:
+            train, search = split_training_data(task, settings, seed)
+        else:
+            train, search = task.train.shuffle(seed=seed), draw(task, validation, settings.search_examples, seed)
+        train = train.select(range(min(settings.train_examples or len(train), len(train))))
+        searched = task.process(self._sampled(search), settings.validation or settings.train)
         return Splits(
             task=task,
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
-            search=EvaluationSet.from_dataset(task.process(self._sampled(search), settings.train), task),
+            n_search=len(search),
+            search=EvaluationSet.from_dataset(searched, task),
             test=self._held_out(task, settings.test),
         )
+
+    def _load(self, source: str) -> Dataset:
+        examples = load_source(source, self.task_type.folder_builder, by_line=self.task_type.reads_lines)
+        return with_group_ids(examples, self.recipe.task.group)
+
+    def _validation(self, train: Dataset) -> Dataset | None:
+        """The examples of ``task.validation``, checked and labelled like held-out ones; None if there are none."""
+        source = self.recipe.task.validation
+        if source is None:
+            return None
+        settings = self.recipe.task.model_copy(update={"test": source})
+        return self.task_type(replace(self._task_inputs, settings=settings), train, self._load(source)).test
 
     def _held_out(self, task: TaskType, source: str) -> EvaluationSet:
         """The held-out examples of a task, with the sets beside them; a sample has none."""
@@ -161,7 +174,7 @@ class TaskContext:
         splits = self.splits
         raw = {
             "train": len(splits.raw_train),
-            "search": self.recipe.task.search_examples,
+            "search": splits.n_search,
             "test": len(splits.task.test),
         }
         processed = {"train": len(splits.train), "search": len(splits.search), "test": len(splits.test)}

@@ -50,13 +50,13 @@ def data_lines(context: TaskContext) -> list[str]:
 
 
 def _rows_text(context: TaskContext) -> str:
-    splits, searched = context.splits, context.recipe.task.search_examples
+    splits, validation = context.splits, context.recipe.task.validation
     trained, read = len(splits.raw_train), len(splits.task.train)
-    unused = f", {read - trained - searched:,} unused" if read > trained + searched else ""
-    return (
-        f"train {read:,} rows ({trained:,} to train on, {searched:,} to search on{unused}), test "
-        f"{len(splits.task.test):,} rows"
-    )
+    left = read - trained - (0 if validation else splits.n_search)
+    unused = f", {left:,} unused" if left > 0 else ""
+    searched = f", {splits.n_search:,} to search on" if validation is None else ""
+    own = "" if validation is None else f", {splits.n_search:,} rows of {Path(validation).name} to search on"
+    return f"train {read:,} rows ({trained:,} to train on{searched}{unused}){own}, test {len(splits.task.test):,} rows"
 
 
 def _labels_text(examples: Dataset, label: str | None, names: Sequence[str]) -> str:
