@@ -340,10 +340,10 @@ def export(
 @app.command()
 @shows_elapsed
 def convert(
-    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False, parser=path)],
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face model.", show_default=False, parser=path)],
     to: Annotated[str, typer.Option("--to", help=f"{FORMAT_NAMES}; several by commas.")],
 ) -> None:
-    """Write an export in other formats, into its folder."""
+    """Write an export, a parent or another Hugging Face model in other formats, into its folder."""
     from nas.exports.formats import convert as convert_folder
     from nas.exports.formats import parse_formats
     from nas.runs.progress import print_line, quiet_libraries
@@ -356,11 +356,13 @@ def convert(
 @app.command()
 @shows_elapsed
 def verify(
-    folder: Annotated[Path, typer.Argument(help="An exported subnetwork.", show_default=False, parser=path)],
-    run: Annotated[Path, typer.Option("--run", help="The run it came from.", show_default=False, parser=path)],
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face model.", show_default=False, parser=path)],
+    run: Annotated[
+        Path, typer.Option("--run", help="The run it came from, or of its task.", show_default=False, parser=path)
+    ],
     trust: Trust = False,
 ) -> None:
-    """Reload an export, compare, time and score it in every format; exit code 2 if a value of its card fails.
+    """Reload a model, compare, time and score it in every format; exit code 2 if a value of its card fails.
 
     Code that is not this version's, in the folder or named by the recipe of the run, runs only with
     --trust-remote-code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 
 from nas import cli
 from nas.commands.dry_run import estimate
+from nas.exports.model_info import model_info
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.tasks.context import TaskContext
+from search_spaces import InputError
 
 
 def nas(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -116,3 +119,23 @@ def test_the_whole_front_is_exported_at_once(
     with pytest.raises(SystemExit):
         nas(monkeypatch, "export", run.folder, "--all", "--pick", "best", "--out", tmp_path)
     assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_a_parent_and_any_other_model_are_converted_and_verified(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(finished[1])
+    nas(monkeypatch, "convert", run.parent, "--to", "program")
+    monkeypatch.setattr("nas.exports.check.LATENCY_TOLERANCE", 100.0)  # this machine may be busy
+    nas(monkeypatch, "verify", run.parent, "--run", run.folder, "--trust-remote-code")
+    printed = capsys.readouterr().out
+    parent = next(point for point in run.verified_points() if point.source == "parent")
+    accuracy = f"{parent.values['accuracy']:.4f}"
+    assert printed.count(accuracy) >= 2, "the parent, as it is and as a program, has the accuracy of the run"
+    stock = Path(shutil.copytree(run.parent, tmp_path / "stock"))
+    assert model_info(stock)["task"] == "text-classification"
+    assert model_info(run.parent)["workload"] == run.recipe.workload.to_dict()
+    config = json.loads((stock / "config.json").read_text())
+    (stock / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    with pytest.raises(InputError, match="a model with the head of a task"):
+        model_info(stock)

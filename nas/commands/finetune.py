@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.exports.card import write_card
-from nas.exports.formats import load_export, read_export_info, require_replaceable, size_mb
+from nas.exports.formats import load_export, require_replaceable, size_mb
+from nas.exports.model_info import read_export_info
 from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.exports.vector_map import add_vector_map
 from nas.recipe.objectives import COSTS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.modeling.registration import stock_classes
+from nas.modeling.registration import head_task
 from nas.recipe.code import code_keys
 from nas.recipe.comments import commented_yaml
 from nas.recipe.objectives import METRICS
@@ -36,7 +36,6 @@ from search_spaces.proportions import linear_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedConfig
 
 PLACEHOLDERS = {"train": "train.csv", "test": "test.csv"}
 """What stands for data that was not given."""
@@ -98,7 +97,7 @@ def propose_recipe(
         )
     data: dict[str, Any] = {"model": model, "task": {**PLACEHOLDERS, **given}, "space": "auto"}
     comments: dict[str, str] = {}
-    reads = task or _head_task(layout.config, layout.family.tasks)
+    reads = task or head_task(layout.config, layout.family.tasks)
     examples = _load_train(given["train"], layout, reads) if "train" in given else None
     data["task"], why = _task_section(data["task"], layout, examples, task)
     comments |= {f"task.{key}": text for key, text in why.items()}
@@ -212,7 +211,7 @@ def _task_section(
     section: dict[str, Any], layout: Layout, examples: Dataset | None, task: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The section ``task`` and its comments."""
-    head = _head_task(layout.config, layout.family.tasks)
+    head = head_task(layout.config, layout.family.tasks)
     if examples is None:
         task_type = task or head
         if task_type is None:
@@ -252,17 +251,6 @@ def _length_keys(
     tokenizer = getattr(processor, "tokenizer", processor)
     length = propose_length(task, columns, examples, tokenizer, layout.inputs.max_sequence_length)
     return {"max_length": length.tokens}, {"max_length": length.reason}, length.examples
-
-
-def _head_task(config: PreTrainedConfig, tasks: tuple[str, ...]) -> str | None:
-    """The task of the model's head, by the classes that its config names."""
-    import transformers
-
-    for task in tasks:
-        heads = {head.__name__ for head in stock_classes(getattr(transformers, TASKS[task].auto_class), type(config))}
-        if heads & {*(config.architectures or ())} and TASKS[task].default_metric is not None:
-            return task
-    return None
 
 
 def _workload_section(layout: Layout, task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,8 +12,17 @@ import torch
 from rich.table import Table
 
 from nas.exports.card import write_card
-from nas.exports.export import TOLERANCE, ReloadError, outputs_in_subprocess, supernet_outputs, weights_of
-from nas.exports.formats import formats_in, forward_arguments, load_export, read_export_info, size_mb
+from nas.exports.export import (
+    TOLERANCE,
+    ReloadError,
+    outputs_in_subprocess,
+    padded_inputs,
+    provenance,
+    supernet_outputs,
+    weights_of,
+)
+from nas.exports.formats import formats_in, forward_arguments, load_export, size_mb
+from nas.exports.model_info import info_of_recipe, read_export_info
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.exports.trust import require_trusted_folder, require_trusted_recipe
 from nas.recipe.objectives import format_value
@@ -52,24 +61,24 @@ class FormatCheck:
 
 
 def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str, FormatCheck], list[str]]:
-    """Reloads, compares, measures and scores all formats of an export; adds new values to its subnet.json and card.
+    """Reloads, compares, measures and scores all formats of a model; adds new values to the card of an export.
 
     Each format runs in a clean process. The Hugging Face model is compared with the supernet's subnetwork (unless it
     was fine-tuned later), every other format with the Hugging Face model. Latencies are measured together with the
-    parent's.
+    parent's. Any other Hugging Face model of the run's task states nothing; its formats are compared with it.
 
     Args:
-        folder: The export.
-        run: The run it came from.
+        folder: The export, or another model.
+        run: The run it came from, or of the same task.
         trust: Whether code in the folder, and functions that the recipe of the run names, may run.
 
     Returns:
         Format -> its results; and one message per failed check.
 
     Raises:
-        InputError: If the folder is not an export, or holds code that is not trusted.
+        InputError: If the folder is not a model, or holds code that is not trusted.
     """
-    info, context = read_export_info(folder), TaskContext(run.recipe)
+    info, context = _info(folder, run), TaskContext(run.recipe)
     if not trust:
         require_trusted_folder(folder)
         require_trusted_recipe(run.folder, run.recipe)
@@ -83,9 +92,16 @@ def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str,
     for format_name, path in working.items():
         checks[format_name].values["size_mb"] = size_mb(format_name, path)
     failures = failed_checks(info, checks)
-    if not failures:
+    if not failures and "subnet" in info:
         _add_to_card(folder, info, checks)
     return checks, failures
+
+
+def _info(folder: Path, run: Run) -> dict[str, Any]:
+    """The content of subnet.json; of another model, that it states nothing, with the workload of the run."""
+    if (folder / "subnet.json").is_file() or not (folder / "config.json").is_file():
+        return read_export_info(folder)
+    return {**info_of_recipe(run.recipe), "measured": False, "parent": provenance(run)["parent"]}
 
 
 def failed_checks(info: Mapping[str, Any], checks: Mapping[str, FormatCheck]) -> list[str]:
@@ -133,10 +149,12 @@ def _reload(
     folder: Path, info: Mapping[str, Any], run: Run, context: TaskContext, checks: dict[str, FormatCheck]
 ) -> None:
     """Runs each format in a clean process, and stores the largest difference of its outputs from the reference."""
-    subnet = SubnetConfig.from_dict(info["subnet"])
-    weights = weights_of(run, load_supernet(run, context)[0], subnet, context)
-    inputs, active = supernet_outputs(weights, subnet, context)
-    reference: dict[str, torch.Tensor] | None = None if "inherited" in info else active
+    inputs, reference = padded_inputs(context), None
+    if "subnet" in info:
+        subnet = SubnetConfig.from_dict(info["subnet"])
+        weights = weights_of(run, load_supernet(run, context)[0], subnet, context)
+        inputs, active = supernet_outputs(weights, subnet, context)
+        reference = None if "inherited" in info else active
     for format_name, path in formats_in(folder).items():
         try:
             outputs = outputs_in_subprocess(format_name, path, context.recipe.task.type, inputs)
@@ -182,7 +200,7 @@ def _measure(
     """
     if run.is_remote:
         return
-    for format_name in working:
+    for format_name in working if "subnet" in info else ():
         memory_mb = run_in_subprocess(
             "nas.exports.runtime_model", "memory_mb", str(folder), format_name, what=f"{folder} ({format_name})"
         )

@@ -262,6 +262,16 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     return model.to(supernet.model.device)
 
 
+def padded_inputs(context: TaskContext) -> dict[str, torch.Tensor]:
+    """Returns a small batch, with texts padded to different lengths."""
+    length = min(24, context.recipe.task.max_length)
+    inputs = context.dummy_inputs(Workload(batch_size=3, sequence_length=length))
+    if "attention_mask" in inputs:
+        for row, padding in enumerate((0, length // 4, length // 2)):
+            inputs["attention_mask"][row, length - padding :] = 0
+    return inputs
+
+
 def supernet_outputs(
     supernet: Weights, subnet: SubnetConfig, context: TaskContext
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -269,11 +279,7 @@ def supernet_outputs(
 
     They are computed on the CPU, as those of a reloaded model, because devices round differently.
     """
-    length = min(24, context.recipe.task.max_length)
-    inputs = context.dummy_inputs(Workload(batch_size=3, sequence_length=length))
-    if "attention_mask" in inputs:
-        for row, padding in enumerate((0, length // 4, length // 2)):
-            inputs["attention_mask"][row, length - padding :] = 0
+    inputs = padded_inputs(context)
     supernet.activate(subnet)
     device = supernet.model.device
     with evaluation_mode(supernet.model.cpu()):

@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from nas.exports.model_info import ExportInfo, model_info
 from nas.exports.trust import MODELING_FILES
-from nas.fronts.point import require_numbers
-from nas.runs.files import read_json
 from nas.supernets.checkpoint import require_all_weights
 from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.runtimes import FORMATS
-from search_spaces import TASKS, InputError, SubnetConfig
+from search_spaces import TASKS, InputError
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ExportInfo = Mapping[str, Any]
-"""The content of an export's subnet.json."""
 
 
 def parse_formats(text: str) -> list[str]:
@@ -47,7 +43,7 @@ def parse_formats(text: str) -> list[str]:
 
 
 def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
-    """Writes the model of an exported folder in other formats into the same folder.
+    """Writes the Hugging Face model of a folder in other formats into the same folder.
 
     ONNX and ExecuTorch files are run and compared with the model at once; `nas verify` compares all formats.
 
@@ -55,9 +51,9 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
         Format -> its file.
 
     Raises:
-        InputError: If the folder is not an export, a package is missing, or the model cannot be traced.
+        InputError: If the folder holds no model of a known task, a package is missing, or it cannot be traced.
     """
-    info = read_export_info(folder)
+    info = model_info(folder)
     if not formats:
         return {}
     model = load_export(folder, info["task"])
@@ -115,32 +111,6 @@ def size_mb(format_name: str, path: Path) -> float:
     """Returns the size of a format's weights and graph on disk, in MB."""
     files = path.glob("*.safetensors") if format_name == "torch" else path.parent.glob(f"{path.stem}.*")
     return sum(file.stat().st_size for file in files) / 1e6
-
-
-def read_export_info(folder: Path) -> dict[str, Any]:
-    """Reads the subnet.json of an export.
-
-    Raises:
-        InputError: If the folder is not an export.
-    """
-    if not (folder / "subnet.json").is_file():
-        raise InputError(f"`{folder}` must be an export, but it has no subnet.json; `nas export` writes one.")
-    return dict(read_json(folder / "subnet.json", parse=_checked_info))
-
-
-def _checked_info(data: Any) -> dict[str, Any]:
-    """The content of subnet.json; raises what is in `DAMAGE` unless it is what an export says of itself."""
-    SubnetConfig.from_dict(data["subnet"])
-    Workload.from_dict(data["workload"])
-    for stated in (data, data.get("parent"), *data.get("formats", {}).values()):
-        for name in ("values", "errors") if stated is not None else ():
-            require_numbers(name, stated[name])
-    texts = [data[name] for name in ("task", "key", "name", "device", "split")]
-    if data["task"] not in TASKS or not all(isinstance(text, str) for text in texts):
-        raise TypeError("`task`, `key`, `name`, `device` and `split` must be texts, `task` a known one")
-    if type(data["measured"]) is not bool or type(data.get("max_length", 1)) is not int:
-        raise TypeError("`measured` must be true or false, `max_length` a whole number")
-    return dict(data)
 
 
 def load_export(folder: Path, task: str) -> PreTrainedModel:

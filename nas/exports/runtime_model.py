@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-from nas.exports.formats import formats_in, load_export, read_export_info, workload_inputs
+from nas.exports.formats import formats_in, load_export, workload_inputs
+from nas.exports.model_info import read_export_info
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import FAMILIES, TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedConfig
 
 
 @cache
@@ -34,3 +39,14 @@ def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
         return ()
     classes = auto._model_mapping[config]
     return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+
+
+def head_task(config: PreTrainedConfig, tasks: Iterable[str]) -> str | None:
+    """Returns the first of some tasks of which a model has the head, by the classes that its config names."""
+    import transformers
+
+    for task in tasks:
+        heads = {head.__name__ for head in stock_classes(getattr(transformers, TASKS[task].auto_class), type(config))}
+        if heads & {*(config.architectures or ())} and TASKS[task].default_metric is not None:
+            return task
+    return None
