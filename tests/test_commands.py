@@ -136,6 +136,6 @@ def test_a_parent_and_any_other_model_are_converted_and_verified(
     assert model_info(stock)["task"] == "text-classification"
     assert model_info(run.parent)["workload"] == run.recipe.workload.to_dict()
     config = json.loads((stock / "config.json").read_text())
-    (stock / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    (stock / "config.json").write_text(json.dumps({**config, "architectures": ["Unheard"]}))
     with pytest.raises(InputError, match="a model with the head of a task"):
         model_info(stock)

@@ -92,7 +92,11 @@ def _data(
     return {
         "objectives": front.objectives,
         "value_names": [*front.objectives, *sorted(known)],
-        "constraints": [{"name": n, "op": b.op, "value": b.value, "text": str(b)} for n, b in constraints.items()],
+        "constraints": [
+            {"name": name, "op": part.op, "value": part.value, "text": str(part)}
+            for name, bound in constraints.items()
+            for part in bound.parts
+        ],
         "series": [
             {"kind": kind, "name": f"{name} ({_provenance(shown)})", "points": [_point(p) for p in shown]}
             for kind, (name, shown) in series.items()
