@@ -98,6 +98,9 @@ SURROGATES: dict[str, Callable[[], Surrogate]] = {
 MIN_POINTS_FOR_BOOSTING = 100
 """With fewer points, boosting takes longer than all other surrogates together and predicts worse."""
 
+HEAVY_TAIL = 0.03
+"""Values have a heavy tail if the better half of them lies within this share of their range."""
+
 
 @dataclass(frozen=True)
 class ValidationScore:
@@ -137,6 +140,22 @@ def cross_validate(features: np.ndarray, values: np.ndarray, seed: int = 0) -> d
 
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt((values**2).mean()))
+
+
+def log_origin(values: np.ndarray) -> float | None:
+    """Where the logarithm of heavy-tailed values starts; None for values that are modelled as they are.
+
+    Values to minimise have a heavy tail if the better half of them lies within 3 % of their range, as perplexities do.
+    Their differences then show on a logarithmic scale only. For positive values it starts at zero, so that a
+    perplexity is modelled as its loss is.
+
+    Args:
+        values: (n,).
+    """
+    best, median = float(values.min()), float(np.median(values))
+    if not 0 < median - best < HEAVY_TAIL * np.ptp(values):
+        return None
+    return 0.0 if best > 0 else 2 * best - median
 
 
 class FittedSurrogate:

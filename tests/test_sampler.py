@@ -85,6 +85,20 @@ def test_it_beats_random_search() -> None:
     assert volume(known) > max(randoms)
 
 
+def test_the_fronts_of_a_loss_and_of_its_perplexity_agree() -> None:
+    def searched(scale: float) -> float:
+        """Hypervolume in terms of the loss, where the sampler sees an exponential of it."""
+        study = optuna.create_study(directions=["minimize"] * 2, sampler=SurrogateSampler(SPACE, seed=0))
+        losses = []
+        for _ in range(50):
+            trial = study.ask(SPACE)
+            losses.append(objectives(trial.params))
+            study.tell(trial, (np.exp(scale * losses[-1][0]) if scale else losses[-1][0], losses[-1][1]))
+        return hypervolume(np.array(losses), np.array([1.1, 55.0]))
+
+    assert searched(20.0) == pytest.approx(searched(0.0), rel=0.005)
+
+
 def test_the_same_seed_gives_the_same_trials_also_after_an_interruption() -> None:
     uninterrupted = run(SurrogateSampler(SPACE, seed=3), 34)
     halves = run(SurrogateSampler(SPACE, seed=3), 27)

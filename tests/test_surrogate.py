@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from predictors.gaussian_process import JITTER, GaussianProcess
-from predictors.surrogates import SURROGATES, FittedSurrogate, cross_validate
+from predictors.surrogates import SURROGATES, FittedSurrogate, cross_validate, log_origin
 
 RNG = np.random.default_rng(0)
 X = RNG.random((80, 6))
@@ -87,6 +87,14 @@ def test_the_transformation_is_monotone_and_gives_probabilities() -> None:
     assert probabilities.shape == (80, 3) and (np.diff(probabilities, axis=1) >= 0).all()
     best, worst = np.argmin(LINE), np.argmax(LINE)
     assert probabilities[best, 1] > 0.9 and probabilities[worst, 1] < 0.1
+
+
+def test_heavy_tails_are_seen_and_others_are_left_alone() -> None:
+    losses = RNG.uniform(0.2, 1.2, 80)
+    assert log_origin(losses) is None and log_origin(-losses) is None and log_origin(np.ones(80)) is None
+    assert log_origin(np.exp(12 * losses)) == 0.0
+    below = np.exp(12 * losses) - 1000.0
+    assert log_origin(below) == pytest.approx(2 * below.min() - np.median(below))
 
 
 def test_equal_values_are_no_error() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from predictors import LatencyPredictor
 from predictors.latency.errors import errors
+from predictors.latency.models import models_for
 from predictors.latency.regressions import LogGaussianProcess, PowerLaw
 from predictors.latency.robust import NORMAL_DF
 from predictors.latency.transfer import SourceDevices, TransferGP
@@ -46,6 +47,10 @@ def other_devices() -> list[LatencyPredictor]:
 @pytest.fixture(scope="module")
 def prior() -> list[LatencyPredictor]:
     return other_devices()
+
+
+def test_a_table_of_ones_own_has_no_model_twice() -> None:
+    assert "work" not in models_for(NAMES) and {"work", "additive"} <= {*models_for([*NAMES, "work: hidden"])}
 
 
 def test_ten_measurements_and_other_devices_beat_ten_measurements_and_a_line(prior: list[LatencyPredictor]) -> None:

@@ -12,7 +12,7 @@ from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
 from nas.samplers.trial_history import FinishedTrial, constraint_of, split_by_success, values_of, vectors_of
 from predictors.success import SuccessModel
-from predictors.surrogates import FittedSurrogate
+from predictors.surrogates import FittedSurrogate, log_origin
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ class SurrogateModel:
         trials = split_by_success(trials)[0]
         known, values = problem.describe(vectors_of(trials)), values_of(trials)
         features, unknown = known.features, np.flatnonzero(np.isnan(known.values[0]))
+        origins = {int(k): log_origin(values[:, k]) for k in unknown}
+        self._log_origins = {k: origin for k, origin in origins.items() if origin is not None}
+        values = self.scaled(values)
         names = sorted({name for trial in trials for name in trial.constraints} - problem.known_constraints)
         self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed) for k in unknown}
         self.constraints = {name: FittedSurrogate(features, constraint_of(trials, name), seed) for name in names}
@@ -93,11 +96,18 @@ class SurrogateModel:
         """Fits to other trials, with the surrogates and settings chosen before."""
         self.success = success_model(self.problem, trials)
         trials = split_by_success(trials)[0]
-        features, values = self.problem.describe(vectors_of(trials)).features, values_of(trials)
+        features, values = self.problem.describe(vectors_of(trials)).features, self.scaled(values_of(trials))
         for k, surrogate in self.objectives.items():
             surrogate.update(features, values[:, k])
         for name, surrogate in self.constraints.items():
             surrogate.update(features, constraint_of(trials, name))
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Objectives (n, m), all minimised, with logarithms of learned ones that have heavy tails."""
+        scaled = values.copy()
+        for k, origin in self._log_origins.items():
+            scaled[:, k] = np.log(np.maximum(values[:, k] - origin, np.finfo(float).tiny))
+        return scaled
 
     def lower_bounds(self, vectors: np.ndarray) -> np.ndarray:
         """Minimum of each known objective (m,) over some vectors, all minimised; NaN for those that are learned."""
@@ -125,7 +135,7 @@ class SurrogateModel:
     def dominates(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Probability (n, r) that each candidate succeeds, meets the learned constraints and weakly dominates a point.
 
-        The points are (r, m). The caller must check the known constraints.
+        The points are (r, m), see `scaled`. The caller must check the known constraints.
         """
         known = self.problem.describe(vectors)
         probability = np.ones((len(vectors), len(points)))
@@ -141,7 +151,10 @@ class SurrogateModel:
         return probability
 
     def attainable(self, vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """The points (r, m) that some candidate dominates if it is two standard deviations better than predicted."""
+        """The points (r, m) that a candidate dominates if it is two standard deviations better than predicted.
+
+        Both are on the scale of `scaled`.
+        """
         costs, _ = self.lower_confidence_bound(vectors, 2.0)
         scaled = points.copy()
         for k, surrogate in self.objectives.items():

@@ -53,7 +53,8 @@ def propose(
     if not len(candidates) or violations.min() > 0:
         order: Iterator[int] = iter(np.argsort(violations, kind="stable"))
     else:
-        region = _region(model, candidates, values, values[on_front], rng)
+        scaled = model.scaled(values)
+        region = _region(model, candidates, scaled, scaled[on_front], rng)
         pending = model.dominates(running, region) if len(running) else np.zeros((0, len(region)))
         dominates = model.dominates(candidates, region) * (violations <= 0)[:, None]
         order = rank_by_expected_improvement(dominates, pending)

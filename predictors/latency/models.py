@@ -88,9 +88,9 @@ def _additive(names: Sequence[str]) -> LatencyModel:
 
 
 def _work_features(names: Sequence[str]) -> LatencyModel:
-    """A weighted sum of the columns of `work_features`; for columns that are not those of a search space, of all."""
+    """A weighted sum of the columns of `work_features`."""
     columns = [i for i, name in enumerate(names) if name.startswith(WORK_PREFIX)]
-    return LeastSquares(columns or range(len(names)), non_negative=True)
+    return LeastSquares(columns, non_negative=True)
 
 
 MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
@@ -104,6 +104,13 @@ MODELS: dict[str, Callable[[Sequence[str]], LatencyModel]] = {
     "network": lambda names: MLPEnsemble(),
 }
 """Name -> function of the column names that returns a model; `LatencyPredictor.fit` chooses among them."""
+
+
+def models_for(names: Sequence[str]) -> dict[str, Callable[[Sequence[str]], LatencyModel]]:
+    """The models of these columns; ``work`` needs those of a search space, of any others it would be ``additive``."""
+    has_work = any(name.startswith(WORK_PREFIX) for name in names)
+    return {name: make for name, make in MODELS.items() if has_work or name != "work"}
+
 
 PRIOR_MODELS: dict[str, Callable[[SourceDevices], LatencyModel]] = {"prior-process": TransferGP}
 """Name -> function of source devices that returns a model; `LatencyPredictor.fit` adds them if there is a prior."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from predictors.latency.errors import Errors, count_near_bound, errors, errors_near_bound
-from predictors.latency.models import MODELS, PRIOR_MODELS, LeastSquares
+from predictors.latency.models import MODELS, PRIOR_MODELS, LeastSquares, models_for
 from predictors.latency.regressions import LatencyModel, WeightedEnsemble, geometric_mean
 from predictors.latency.report import PredictorReport
 from predictors.latency.transfer import SourceDevices
@@ -166,7 +166,7 @@ ModelFactory = Callable[[], LatencyModel]
 
 def _model_factories(names: Sequence[str], prior: Sequence[LatencyPredictor]) -> dict[str, ModelFactory]:
     """Name -> factory of every model that can be chosen."""
-    factories: dict[str, ModelFactory] = {name: partial(make, names) for name, make in MODELS.items()}
+    factories: dict[str, ModelFactory] = {name: partial(make, names) for name, make in models_for(names).items()}
     if not prior:
         return factories
     orders = [_column_order(names, device) for device in prior]
