@@ -230,6 +230,7 @@ def show(
     output_format: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
     """Print the front of a run, or the points of it that match; before it is verified, as predicted."""
+    from nas.fronts.baselines import baseline_rows
     from nas.fronts.output import filter_front, front_as_text
     from nas.reports.summary import print_summary
     from nas.runs.run import Run
@@ -240,7 +241,8 @@ def show(
     if output_format == "table":
         print_summary(opened, front)
     else:
-        typer.echo(front_as_text(front, output_format), nl=False)
+        verified = opened.verified_points() if opened.front_file.is_file() else []
+        typer.echo(front_as_text(front, output_format, baseline_rows(front, verified)), nl=False)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from nas.reports.summary import int8_line
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
+from nas.stages.parent_runtimes import parent_in_fastest_runtime
 from nas.stages.verify import run_verify
 from nas.supernets.int8_twin import int8_twin, with_int8
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
 
@@ -198,3 +201,33 @@ def test_a_front_that_does_not_beat_the_parent_in_int8_says_so() -> None:
     assert "beats the parent with int8 layers: accuracy 0.9900, latency_ms 0.9" in int8_line(shown, [int8])
     slow = Point(front()[0].subnet, {"latency_ms": 5.0, "accuracy": 0.7}, source="parent-int8")
     assert int8_line(shown, [slow]) == "" == int8_line(shown, [])
+
+
+def test_the_parent_in_the_fastest_other_runtime_is_a_row(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(finished[1])
+    context = TaskContext(run.recipe.model_copy(update={"baselines": ["runtimes"]}))
+    parent = next(point for point in run.verified_points() if point.source == "parent")
+    latencies = {"parent-onnxruntime": 0.7, "parent-openvino": 0.5, REFERENCE: 1.0}
+
+    def prepare(model: Any, inputs: Any, workload: Any) -> str:
+        if workload.runtime == "compile":
+            raise InputError("it is not installed.")
+        return str(workload.runtime)
+
+    def measure(calls: dict[str, str], reference: str, workload: Any, reference_ms: float) -> dict[str, Any]:
+        assert calls == {"parent-onnxruntime": "onnxruntime", "parent-openvino": "openvino"} and reference == "torch"
+        names = {**latencies, REFERENCE: 1.0}
+        return {n: SimpleNamespace(latency_ms=ms * reference_ms, relative_spread=0.1) for n, ms in names.items()}
+
+    monkeypatch.setattr("nas.stages.parent_runtimes.prepare", prepare)
+    monkeypatch.setattr("nas.stages.parent_runtimes.measure", measure)
+    (fastest,) = parent_in_fastest_runtime(run, context, parent)
+    assert (
+        fastest.source == "parent-openvino" and "compile is left out: it is not installed" in capsys.readouterr().out
+    )
+    assert fastest.values == {**parent.values, "latency_ms": 0.5 * parent.values["latency_ms"]}
+    latencies.update({"parent-onnxruntime": 1.1, "parent-openvino": 1.2})
+    assert parent_in_fastest_runtime(run, context, parent) == [], "nothing is gained"
+    assert parent_in_fastest_runtime(run, TaskContext(run.recipe), parent) == [], "the recipe does not ask for it"

@@ -16,9 +16,11 @@ from rich.console import Console
 
 from nas.commands.compare import attainment, attainment_table, compare_runs, first_cost, hypervolume_table, plot
 from nas.commands.watch import status_lines
+from nas.fronts.baselines import baseline_rows
 from nas.fronts.front import ParetoFront
 from nas.fronts.output import filter_front, front_as_text
 from nas.fronts.point import Point
+from nas.fronts.table import html_baselines
 from nas.recipe.objectives import Direction
 from nas.recipe.schema import Recipe
 from nas.runs import progress as progress_module
@@ -124,6 +126,31 @@ def test_only_runs_that_measure_the_same_compare(text_recipe: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"same `task.test`.*test.csv.* with the content"):
         compare_runs([a, namesake], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
+
+
+def test_what_a_front_is_compared_with_is_in_rows_everywhere(front: ParetoFront) -> None:
+    knee = front.knee()
+    subnets = [SubnetConfig((0,), (4,), (8 * n,), 48) for n in range(1, 8)]
+    latency = knee.values["latency_ms"]
+    values = {
+        "parent": [(0.95, 9 * latency)],
+        "parent-onnxruntime": [(0.95, 4 * latency)],
+        "parent-int8": [(0.94, 3 * latency)],
+        "layer-drop": [(0.8, latency)],
+        "random": [(0.5, 0.5 * latency), (0.6, latency), (0.99, 1.01 * latency)],
+        "search": [(0.9, latency)],
+    }
+    pairs = [(source, pair) for source, each in values.items() for pair in each]
+    verified = [
+        Point(subnet, {"accuracy": accuracy, "latency_ms": ms}, source=source, measured=True)  # type: ignore[arg-type]
+        for subnet, (source, (accuracy, ms)) in zip(subnets + subnets[:1], pairs, strict=True)
+    ]
+    rows = baseline_rows(front, verified)
+    assert [row.source for row in rows] == ["parent", "parent-onnxruntime", "parent-int8", "layer-drop", "random"]
+    assert rows[-1].values["accuracy"] == 0.6, "of random search the best that costs at most what the knee costs"
+    data = json.loads(front_as_text(front, "json", rows))
+    assert [Point.from_dict(point) for point in data["baselines"]] == rows
+    assert all(row.source in html_baselines(rows, front.value_names) for row in rows)
 
 
 def test_watching_a_running_search_changes_nothing(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:

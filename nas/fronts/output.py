@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nas.fronts.front import ParetoFront
+from nas.fronts.point import Point
 from nas.recipe.objectives import DIRECTIONS, FINETUNED_SUFFIX, format_value
 from search_spaces.errors import InputError, did_you_mean
 
@@ -40,26 +41,32 @@ def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str 
     return replace(front, points=tuple(order))
 
 
-def front_as_text(front: ParetoFront, output_format: str) -> str:
+def front_as_text(front: ParetoFront, output_format: str, baselines: Sequence[Point] = ()) -> str:
     """A front as text for other programs.
+
+    Args:
+        front: The front.
+        output_format: A name in `FORMATS`.
+        baselines: What it is compared with, in JSON under ``baselines``.
 
     Raises:
         InputError: If the format is not in `FORMATS`.
     """
     if output_format not in FORMATS:
         raise InputError(f"`--format` must be table or one of {', '.join(FORMATS)}, but got `{output_format}`.")
-    return FORMATS[output_format](front)
+    return FORMATS[output_format](front, baselines)
 
 
-def _csv(front: ParetoFront) -> str:
+def _csv(front: ParetoFront, baselines: Sequence[Point]) -> str:
     return str(front.to_pandas().to_csv(index=False, lineterminator="\n"))
 
 
-def _json(front: ParetoFront) -> str:
-    return json.dumps(front.to_dict(), indent=2) + "\n"
+def _json(front: ParetoFront, baselines: Sequence[Point]) -> str:
+    data = {**front.to_dict(), "baselines": [point.to_dict() for point in baselines]}
+    return json.dumps(data, indent=2) + "\n"
 
 
-def _markdown(front: ParetoFront) -> str:
+def _markdown(front: ParetoFront, baselines: Sequence[Point]) -> str:
     names = ["key", *front.value_names, "subnetwork"]
     lines = [names, ["---", *("---:" for _ in front.value_names), "---"]]
     for point in front:
@@ -68,5 +75,5 @@ def _markdown(front: ParetoFront) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-FORMATS: dict[str, Callable[[ParetoFront], str]] = {"csv": _csv, "json": _json, "markdown": _markdown}
+FORMATS: dict[str, Callable[[ParetoFront, Sequence[Point]], str]] = {"csv": _csv, "json": _json, "markdown": _markdown}
 """Value of ``--format`` -> its writer."""

@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 
 from search_spaces.subnet import SubnetConfig
 
-Source = Literal["search", "uniform", "random", "layer-drop", "int8", "parent-int8", "parent"]
-"""Where a point comes from: the search, a baseline, an int8 twin, or the parent."""
+ParentRuntime = Literal["parent-torch", "parent-compile", "parent-onnxruntime", "parent-openvino"]
+Source = Literal["search", "uniform", "random", "layer-drop", "int8", "parent-int8", "parent", ParentRuntime]
+"""Where a point comes from: the search, a baseline, an int8 twin, or the parent, also in another runtime."""
+PARENT_RUNTIMES: tuple[ParentRuntime, ...] = get_args(ParentRuntime)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Point:
             half the width of the interval that holds 90 % of repetitions in a new process; for a predicted one, of the
             interval that holds 90 % of measurements. Exact values and values of unknown spread are absent.
         source: ``search``; a baseline (``uniform``, ``random``, ``layer-drop``); ``int8``, a finished model with int8
-            layers; ``parent``, or ``parent-int8``, the parent with int8 layers.
+            layers; ``parent``; ``parent-int8``, the parent with int8 layers; or the parent in another runtime.
         measured: True: latency measured on the exported model, metrics on the held-out split. False: latency
             predicted, metrics on the search split.
         feasible: Whether it satisfies every constraint.

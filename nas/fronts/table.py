@@ -56,6 +56,16 @@ def html_table(front: ParetoFront) -> str:
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def html_baselines(rows: Sequence[Point], names: Sequence[str]) -> str:
+    """The models that a front is compared with, as an HTML table of these metrics and costs; empty without any."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("compared with", *names, "subnetwork"))
+    cells = [[point.source, *(_cell(point, name) for name in names), str(point.subnet)] for point in rows]
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def _rows(front: ParetoFront, names: Sequence[str]) -> list[list[str]]:
     """One row of text per point: its key, these values, its subnetwork."""
     knee = front.knee() if len(front) else None

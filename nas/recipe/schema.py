@@ -372,10 +372,10 @@ class Recipe(_Section):
     finish: Finish = Field(default_factory=Finish, description="How chosen subnetworks are trained on.")
     search: Search = Field(default_factory=Search)
     verify: Verify = Field(default_factory=Verify)
-    baselines: list[Literal["layer-drop"]] = Field(
+    baselines: list[Literal["layer-drop", "runtimes"]] = Field(
         default_factory=list,
         description="`layer-drop`: the parent without some layers, as fast as the first finished model and trained as "
-        "long.",
+        "long; `runtimes`: the parent in the fastest of the other runtimes that are installed.",
     )
     minutes: float | None = Field(
         None,

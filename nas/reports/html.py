@@ -11,8 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nas.fronts.baselines import baseline_rows
 from nas.fronts.front import ParetoFront
-from nas.fronts.point import Point
+from nas.fronts.point import PARENT_RUNTIMES, Point
+from nas.fronts.table import html_baselines
 from nas.recipe.objectives import Bound, format_value
 from nas.runs.files import write_text
 
@@ -52,7 +54,7 @@ def write_report(
         "title": html.escape(title),
         "facts": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()),
         "constraints": _constraints_html(constraints),
-        "table": front._repr_html_(),
+        "table": front._repr_html_() + html_baselines(baseline_rows(front, verified), front.value_names),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
         "data": _embed({**_data(front, verified, evaluated, constraints, export_command), "history": history or {}}),
         "plotly": _page(CHARTS),
@@ -85,7 +87,10 @@ def _data(
         "uniform": ("uniform baseline", _baseline("uniform", front, verified, evaluated)),
         "random": ("random baseline", _baseline("random", front, verified, evaluated)),
         "layer-drop": ("layer dropping", _of_source("layer-drop", verified, evaluated)),
-        "int8": ("int8 twins", [p for p in verified if p.source in ("int8", "parent-int8")]),
+        "int8": (
+            "int8 twins, parent in another runtime",
+            [p for p in verified if p.source in ("int8", "parent-int8", *PARENT_RUNTIMES)],
+        ),
         "front": ("front", list(front)),
         "parent": ("parent", _of_source("parent", verified, evaluated)[:1]),
     }

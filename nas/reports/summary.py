@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Group
 
+from nas.fronts.baselines import baseline_rows
 from nas.fronts.front import ParetoFront, minimized_values
-from nas.fronts.point import Point, Source
+from nas.fronts.point import Point
 from nas.recipe.objectives import format_value
 from nas.recipe.schema import Recipe
 from nas.runs.finetuned import load_finetuned
@@ -16,8 +17,6 @@ from nas.runs.progress import console, print_line
 from nas.runs.run import Run
 from predictors import Errors, SubnetPredictor
 
-REFERENCES: tuple[Source, ...] = ("parent", "parent-int8", "layer-drop")
-"""Models whose values are printed below the front, each on a line."""
 BASELINES = ("depth-only", "macs", "linear", "roofline")
 
 
@@ -104,11 +103,10 @@ def print_summary(run: Run, front: ParetoFront) -> None:
     if line := int8_line(front, verified):
         print_line(line)
     console.print(Group(front.table()))
-    for source in REFERENCES:
-        for point in (point for point in verified if point.source == source):
-            names = [name for name in front.value_names if name in point.values]
-            shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
-            print_line(f"{source:<12} {' · '.join(shown)}")
+    for point in baseline_rows(front, verified):
+        names = [name for name in front.value_names if name in point.values]
+        shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
+        print_line(f"{point.source:<12} {' · '.join(shown)}")
     print_line(f"workload     {workload_line(run)}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
     print_line(f"report       {run.report}")

@@ -20,6 +20,7 @@ from nas.runs.finished import read_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
+from nas.stages.parent_runtimes import parent_in_fastest_runtime
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
@@ -89,9 +90,10 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     if not front.points:
         _raise_infeasible(verified, bounds)
     reference = reference_point([*verified, parent], recipe.objectives)
+    compared = [*verified, parent, *parent_in_fastest_runtime(run, context, parent)]
     data = {
         "front": front.to_dict(),
-        "verified": [point.to_dict() for point in [*verified, parent]],
+        "verified": [point.to_dict() for point in compared],
         "reference": reference,
         "hypervolume": _hypervolumes(verified, reference, recipe),
     }

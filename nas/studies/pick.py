@@ -6,7 +6,7 @@ import re
 from itertools import chain
 
 from nas.fronts.front import ParetoFront
-from nas.fronts.point import Point
+from nas.fronts.point import PARENT_RUNTIMES, Point
 from nas.runs.finetuned import front_with_finetuned
 from nas.runs.run import Run
 from nas.studies.study import evaluated_points, observed_studies
@@ -45,7 +45,10 @@ def pick(run: Run, what: str) -> Point:
     if re.fullmatch(KEY, what) and what not in {point.key for point in front}:
         verified = run.verified_points() if is_verified else []
         evaluated = chain(verified, *(evaluated_points(study) for study in observed_studies(run)))
-        match = next((point for point in evaluated if point.key == what and point.source != "parent"), None)
+        match = next(
+            (point for point in evaluated if point.key == what and point.source not in ("parent", *PARENT_RUNTIMES)),
+            None,
+        )
         if match is not None:
             return match
     return front.pick(what)
