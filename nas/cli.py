@@ -91,6 +91,9 @@ def search(
     task: Task = None,
     train: Train = None,
     test: Test = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Searches with other seeds, whose spread is shown: search.seeds.", min=1)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, the size of the space and the estimated time; stop.")
     ] = False,
@@ -101,14 +104,15 @@ def search(
 ) -> None:
     """Run the stages of a recipe that have no result yet, and print the front."""
     folder = run or default_run(Path(recipe))
+    overrides = [*(overrides or []), *([] if seeds is None else [f"search.seeds={seeds}"])]
     if (task, train, test) == (None, None, None):
         from nas.recipe.schema import Recipe
 
-        loaded = Recipe.load(recipe, overrides or [])
+        loaded = Recipe.load(recipe, overrides)
     else:
         from nas.commands.init import recipe_of_run
 
-        loaded = recipe_of_run(recipe, folder, train, test, task, overrides or [])
+        loaded = recipe_of_run(recipe, folder, train, test, task, overrides)
     if dry_run:
         _print_estimate(loaded, folder, ray)
         return

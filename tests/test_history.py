@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +46,9 @@ def studies() -> dict[str, optuna.Study]:
 
 
 def run() -> Any:
-    return SimpleNamespace(recipe=SimpleNamespace(objectives=OBJECTIVES, bounds={}, primary_metric="accuracy"))
+    recipe = SimpleNamespace(objectives=OBJECTIVES, bounds={}, primary_metric="accuracy")
+    recipe.with_parent = lambda values: recipe
+    return SimpleNamespace(recipe=recipe, parent_values=Path("none"))
 
 
 def test_growth_ends_at_the_hypervolume_of_the_front(studies: dict[str, optuna.Study]) -> None:

@@ -21,6 +21,7 @@ from nas.cli import app
 from nas.fronts.front import ParetoFront
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.reports.summary import seeds_line
 from nas.runs.run import Run
 from nas.stages.supernet import run_supernet
 from nas.studies.pick import front_so_far
@@ -321,7 +322,9 @@ def test_bounds_in_the_parents_terms_hold_against_its_values_on_each_split(
 ) -> None:
     path, folder = finished
     constraints = "constraints={accuracy: '>= parent - 0.3', size_mb: '>= 10%, <= 90%'}"
-    run = search(Recipe.load(path, [constraints, "finish.models=0"]), folder)
+    run = search(Recipe.load(path, [constraints, "finish.models=0", "search.seeds=2"]), folder)
+    assert len(run.results()["seeds"]) == 2 and "of 2 searches, as predicted" in seeds_line(run.results())
+    assert '"study":"repeat1"' in run.report.read_text()
     searched = json.loads(run.parent_values.read_text())
     parent = next(point.values for point in run.verified_points() if point.source == "parent")
     printed = " ".join(capsys.readouterr().out.split())

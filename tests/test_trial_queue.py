@@ -32,7 +32,7 @@ from nas.studies.sampler import check_sampler
 from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally, study_fingerprint
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
 from nas.studies.startup_trials import first_subnets
-from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_studies, trials_csv
+from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_repeats, open_studies, trials_csv
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from nas.tasks.metrics import MetricError, NotFiniteError
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -50,7 +50,8 @@ def space_and_evaluator(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
 
 def new_scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
     folder.mkdir(exist_ok=True)
-    studies, (space, evaluator) = open_studies(folder / "study.log", recipe), space_and_evaluator(recipe)
+    (space, evaluator), file = space_and_evaluator(recipe), folder / "study.log"
+    studies = open_studies(file, recipe) | open_repeats(file, recipe)
     fingerprint = study_fingerprint(recipe, space, ())
     for study in studies.values():
         bind_study(study, fingerprint)
@@ -275,6 +276,20 @@ def test_what_was_stopped_early_is_completed_only_where_it_may_reach_the_front_n
         asked.append(evaluation.subnet.key)
         again.tell(evaluation, Outcome({"accuracy": (0.4, 0.001)}, 100))
     assert len(again.queues[0].evaluated_keys) == 30 and set(asked) < set(stopped)
+
+
+def test_repeated_searches_differ_by_their_seed_only_and_evaluate_nothing_twice(tmp_path: Path) -> None:
+    one = stand_in_recipe(24, sampler="RandomSampler", confidence=1)
+    alone = [point.key for point in evaluated_points(run(tmp_path / "alone", one)["search"])]
+    three = stand_in_recipe(24, sampler="RandomSampler", confidence=1, seeds=3)
+    studies = run(tmp_path / "three", three)
+    repeats = open_repeats(tmp_path / "three" / "study.log", three)
+    keys = [[point.key for point in evaluated_points(study)] for study in (studies["search"], *repeats.values())]
+    assert keys[0] == alone and len({*map(tuple, keys)}) == 3 and {*map(len, keys)} == {24}
+    assert set(executed(tmp_path / "three").values()) == {1}
+    other = Recipe.parse({**one.model_dump(), "seed": 2})
+    assert keys[2] == [point.key for point in evaluated_points(run(tmp_path / "other", other)["search"])]
+    assert {point.source for study in repeats.values() for point in evaluated_points(study)} == {"search"}
 
 
 # -- samplers -----------------------------------------------------------------------------------------------------

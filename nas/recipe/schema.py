@@ -63,7 +63,7 @@ EXTENDABLE_KEYS = (
     "objectives",
     "constraints",
     *(f"search.{name}" for name in ("evaluations", "minutes", "hours", "patience", "confidence")),
-    *(f"search.{name}" for name in ("sampler", "sampler_options", "earlier")),
+    *(f"search.{name}" for name in ("sampler", "sampler_options", "earlier", "seeds")),
     "finish.models",
     "baselines",
     "supernet",
@@ -315,6 +315,9 @@ class Search(_Section):
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the sampler's class.")
     earlier: list[str] = Field(
         default_factory=list, description="Runs of the same space: their fronts are evaluated first."
+    )
+    seeds: int = Field(
+        1, ge=1, le=100, description="Searches with other seeds, this one included; the spread of them is shown."
     )
     storage: str | None = Field(None, description="Database URL or `grpc://host:port`; default: a file in the run.")
     workers: int | None = Field(

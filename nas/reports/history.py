@@ -12,7 +12,7 @@ from nas.runs.files import read_json
 from nas.runs.parent_values import read_parent_values
 from nas.runs.run import Run
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
-from nas.studies.study import STUDIES, complete_trials, open_studies, point_from_trial, study_kind
+from nas.studies.study import STUDIES, complete_trials, open_repeats, open_studies, point_from_trial, study_kind
 from predictors import SubnetPredictor
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> 
     studies = open_studies(run.study, run.recipe)
     logs = {stage.name: stage / "training.json" for stage in run.trained_folders}
     return {
-        "growth": growth(run, studies.values()),
+        "growth": growth(run, [*studies.values(), *open_repeats(run.study, run.recipe).values()]),
         "importance": importance(studies),
         "training": {name: read_json(file, parse=losses) for name, file in logs.items() if file.is_file()},
         "predictor": predicted_vs_measured(studies.values(), predictor, verified),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 
 from nas.fronts.baselines import baseline_rows
@@ -60,6 +61,18 @@ def hypervolume_line(results: dict[str, Any]) -> str:
     )
 
 
+def seeds_line(results: dict[str, Any]) -> str:
+    """The hypervolumes of the searches with other seeds and their spread; empty for one search."""
+    volumes = results.get("seeds", [])
+    if len(volumes) < 2:
+        return ""
+    each = ", ".join(f"{volume:.4g}" for volume in volumes)
+    return (
+        f"hypervolume {np.mean(volumes):.4g} ± {np.std(volumes, ddof=1):.2g} (standard deviation) of {len(volumes)} "
+        f"searches, as predicted: {each}"
+    )
+
+
 def int8_line(front: ParetoFront, verified: Sequence[Point]) -> str:
     """What the front must be told first: that it does not beat the parent with int8 layers; empty if it does.
 
@@ -109,6 +122,8 @@ def print_summary(run: Run, front: ParetoFront) -> None:
         print_line(f"{point.source:<12} {' · '.join(shown)}")
     print_line(f"workload     {workload_line(run)}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
+    if line := seeds_line(results):
+        print_line(f"seeds        {line}")
     print_line(f"report       {run.report}")
     for folder in sorted(run.exports.glob("[!.]*")):
         print_line(f"export       {folder}")

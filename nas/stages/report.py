@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.reports.history import history
 from nas.reports.html import write_report
-from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, workload_line
+from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, seeds_line, workload_line
 from nas.runs.files import read_json
 from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
@@ -40,6 +40,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
             "Latency predictor": predictor_line(predictor),
             "Near the bound": near_bound_line(predictor),
             "Hypervolume": hypervolume_line(results),
+            **({"Seeds": line} if (line := seeds_line(results)) else {}),
             "Searched on": f"{recipe.task.search_examples} examples of {searched.name}",
             "Reported on": Path(recipe.task.test).name,
             "Evaluations": f"{counts} · {recipe.search.sampler} · seed {recipe.seed}",

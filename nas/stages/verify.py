@@ -21,7 +21,7 @@ from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.stages.parent_runtimes import parent_in_fastest_runtime
-from nas.studies.study import STUDIES, evaluated_points, open_studies
+from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
 from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -36,6 +36,7 @@ from predictors.measurement.timing import REFERENCE, ReportedLatency, reported_l
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
+    import optuna
     from transformers import PreTrainedModel
 
 PASSES: tuple[MeasurementStage, ...] = ("export", "repeat")
@@ -96,8 +97,16 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         "verified": [point.to_dict() for point in compared],
         "reference": reference,
         "hypervolume": _hypervolumes(verified, reference, recipe),
+        "seeds": _volumes_by_seed(run, studies["search"], recipe),
     }
     write_json(run.front_file, data)
+
+
+def _volumes_by_seed(run: Run, search: optuna.Study, recipe: Recipe) -> list[float]:
+    """The hypervolume of the search and of each repeated one as predicted, from one reference point."""
+    searches = [evaluated_points(study) for study in (search, *open_repeats(run.study, recipe).values())]
+    reference = reference_point([point for points in searches for point in points], recipe.objectives)
+    return [ParetoFront.of(points, recipe.objectives).hypervolume(reference) for points in searches]
 
 
 def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe: Recipe) -> dict[str, float]:

@@ -47,7 +47,8 @@ def reuse_trials(
                 cache.complete.setdefault(point.key, point)
             else:
                 cache.truncated.setdefault(point.key, (point, examples))
-        n_new += _add(studies[study_kind(study)], trials, space, evaluator)
+        if (target := studies.get(study_kind(study))) is not None:
+            n_new += _add(target, trials, space, evaluator)
     return n_new
 
 

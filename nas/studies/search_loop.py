@@ -36,7 +36,7 @@ from nas.studies.startup_trials import (
     warm_start,
 )
 from nas.studies.stopping import SEARCH_SHARE, STARTUP_SHARE
-from nas.studies.study import bind_study, driver_id, earlier_studies, open_studies
+from nas.studies.study import REPEAT, bind_study, driver_id, earlier_studies, open_repeats, open_studies, repeat_seed
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
@@ -51,7 +51,7 @@ def run_studies(
     evaluator: Evaluator,
     execute: Callable[[EvaluationScheduler, Scorer], None],
 ) -> None:
-    """Runs what is missing of the search and of both baselines.
+    """Runs what is missing of the search, of both baselines and of the searches with other seeds.
 
     Args:
         run: Holds the studies, the supernet and the latency predictor.
@@ -65,7 +65,7 @@ def run_studies(
             supernet, or evaluations or the cluster fail.
         KeyboardInterrupt: After Ctrl-C, once the evaluations in flight are finished.
     """
-    studies = open_studies(run.study, recipe)
+    studies = open_studies(run.study, recipe) | open_repeats(run.study, recipe)
     files = (run.supernet / "model.safetensors", run.predictor / "predictor.json")
     fingerprint = study_fingerprint(recipe, space, files)
     for study in studies.values():
@@ -101,7 +101,7 @@ def build_queues(
     """The queues of the search and its baselines; random search gets as many evaluations as the search has made.
 
     Args:
-        studies: By name, as `open_studies` returns them.
+        studies: By kind, as `open_studies` and `open_repeats` return them.
         recipe: Of the run.
         space: All subnetworks.
         evaluator: Their values.
@@ -122,17 +122,24 @@ def build_queues(
         return space.uniform_scalings()
 
     drivers = None if driver is None else ConcurrentDrivers(driver)
-    sampler = sampler_for(recipe, space, evaluator)
     seconds = recipe.search.seconds
-    phases = startup_phases(
-        recipe, space, evaluator, budget, lambda: max(search.seconds, 1e-9) / max(1, len(search.evaluated_keys))
-    )
-    search = TrialQueue(
-        studies["search"], *shared, phases, sampler, lambda: budget, drivers, lambda: SEARCH_SHARE * seconds
-    )
+    search_s = SEARCH_SHARE * seconds / recipe.search.seeds
+
+    def searching(study: optuna.Study, seed: int) -> TrialQueue:
+        seeded = recipe.model_copy(update={"seed": seed})
+        phases = startup_phases(
+            seeded, space, evaluator, budget, lambda: max(queue.seconds, 1e-9) / max(1, len(queue.evaluated_keys))
+        )
+        sampler = sampler_for(seeded, space, evaluator)
+        queue = TrialQueue(study, *shared, phases, sampler, lambda: budget, drivers, lambda: search_s)
+        return queue
+
+    search = searching(studies["search"], recipe.seed)
+    repeated = [study for kind, study in studies.items() if kind.startswith(REPEAT)]
+    searches = [search, *(searching(study, repeat_seed(recipe, number)) for number, study in enumerate(repeated, 1))]
     n_scalings = len(space.uniform_scalings())
     return [
-        search,
+        *searches,
         TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers),
         TrialQueue(
             studies["random"],
@@ -141,7 +148,7 @@ def build_queues(
             None,
             lambda: search.n_evaluations,
             drivers,
-            lambda: seconds - search.seconds,
+            lambda: seconds - sum(each.seconds for each in searches),
         ),
     ]
 
@@ -155,6 +162,7 @@ def startup_phases(
     """
     if recipe.search.sampler != "BlockSearch":
         warm, startup_s = warm_start(recipe, space), STARTUP_SHARE * SEARCH_SHARE * recipe.search.seconds
+        startup_s /= recipe.search.seeds
 
         def first(complete: Mapping[str, Point]) -> list[SubnetConfig]:
             return first_distinct(iter(first_subnets(space, evaluator, warm)), budget)

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.point import Point
-from nas.recipe.schema import Recipe
+from nas.recipe.schema import MAX_SEED, Recipe
 from nas.runs.files import write_text
 from nas.runs.run import Run
 from nas.studies.storage import open_read_only, open_storage
@@ -22,6 +22,9 @@ from search_spaces.errors import DAMAGE, described
 
 STUDIES = ("search", "uniform", "random")
 """The search and its baselines (law 6): uniform scaling, and random search at the same number of evaluations."""
+
+REPEAT = "repeat"
+"""What the names of the searches with other seeds begin with; a number follows."""
 
 FINGERPRINT = "made_for"
 """User attribute of a study: what the values of its trials depend on."""
@@ -39,10 +42,24 @@ def open_studies(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
     Raises:
         InputError: If the storage does not answer or is damaged.
     """
+    return _open_all(path, recipe, STUDIES)
+
+
+def open_repeats(path: Path, recipe: Recipe) -> dict[str, optuna.Study]:
+    """The studies of the searches with other seeds, ``repeat1`` and so on; see `open_studies`."""
+    return _open_all(path, recipe, [f"{REPEAT}{number}" for number in range(1, recipe.search.seeds)])
+
+
+def repeat_seed(recipe: Recipe, number: int) -> int:
+    """The seed of a repeated search."""
+    return (recipe.seed + number) % (MAX_SEED + 1)
+
+
+def _open_all(path: Path, recipe: Recipe, kinds: Iterable[str]) -> dict[str, optuna.Study]:
     url = recipe.search.storage
     storage = open_storage(url, path)
     prefix = "" if url is None else f"{path.resolve().parent.name}/"
-    return {kind: _open(storage, prefix, kind, recipe) for kind in STUDIES}
+    return {kind: _open(storage, prefix, kind, recipe) for kind in kinds}
 
 
 def _open(storage: optuna.storages.BaseStorage, prefix: str, kind: str, recipe: Recipe) -> optuna.Study:
@@ -151,17 +168,18 @@ def evaluated_points(study: optuna.Study, source: str | None = None) -> list[Poi
 
 
 def study_kind(study: optuna.Study) -> str:
-    """One of `STUDIES`: the name of a study without the run's, and without its objectives and constraints."""
+    """One of `STUDIES`, or a repeated search: the name of a study without its run, objectives and constraints."""
     return study.study_name.rpartition("/")[2].partition("-")[0]
 
 
 def point_from_trial(trial: FrozenTrial, source: str) -> Point:
-    """The point of a complete trial.
+    """The point of a complete trial; those of repeated searches are of the search.
 
     Raises:
         InputError: If it is not what this version writes.
     """
     try:
+        source = "search" if source.startswith(REPEAT) else source
         return Point.from_dict({**trial.user_attrs["point"], "source": source})
     except DAMAGE as error:
         raise InputError(
@@ -182,7 +200,8 @@ def trials_csv(studies: Iterable[optuna.Study]) -> str:
 
 def write_trials(path: Path, study_file: Path, recipe: Recipe) -> None:
     """Writes trials.csv from the studies."""
-    write_text(path, trials_csv(open_studies(study_file, recipe).values()))
+    studies = open_studies(study_file, recipe) | open_repeats(study_file, recipe)
+    write_text(path, trials_csv(studies.values()))
 
 
 def _row(study: str, trial: FrozenTrial) -> dict[str, Any]:

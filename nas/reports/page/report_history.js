@@ -56,11 +56,12 @@ function importance() {
 
 function growth() {
   const seconds = byId("clock").value === "seconds";
-  const kinds = {search: "front", uniform: "uniform", random: "random"};
+  const kinds = {search: "front", uniform: "uniform", random: "random"}, kind = curve => kinds[curve.study] ?? "front";
   const lines = HISTORY.growth.curves.filter(c => c.hypervolume.length).map(curve => ({
     type: "scatter", mode: "lines", name: curve.study, y: curve.hypervolume,
     x: seconds ? curve.seconds : curve.hypervolume.map((_, i) => i + 1),
-    line: {shape: "hv", color: color(kinds[curve.study]), dash: DASH[kinds[curve.study]], width: curve.study === "search" ? 2 : 1.4},
+    opacity: curve.study in kinds ? 1 : 0.45,
+    line: {shape: "hv", color: color(kind(curve)), dash: DASH[kind(curve)], width: curve.study === "search" ? 2 : 1.4},
     hovertemplate: `${curve.study}: %{y:.4g} at %{x}<extra></extra>`,
   }));
   const layout = {...frame(seconds ? "seconds since its first evaluation" : "evaluations", ""), showlegend: true};
