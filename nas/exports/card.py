@@ -16,6 +16,9 @@ from search_spaces import TASKS, SubnetConfig
 
 COLUMNS = ("latency_ms", "size_mb", "memory_mb")
 """Costs in the table of formats, after the metrics."""
+CROSS_ENCODERS = {"text-ranking": "CrossEncoder"}
+BACKENDS = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+"""Backend of sentence-transformers, which is the folder of its files -> the file that it loads by default."""
 
 
 def write_card(folder: Path, info: Mapping[str, Any]) -> None:
@@ -29,7 +32,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
 
     name = info["name"]
     data = ModelCardData(
-        library_name="sentence-transformers" if _is_sentence_transformer(folder) else "transformers",
+        library_name="sentence-transformers" if _sentence_class(folder, info["task"]) else "transformers",
         license=info.get("license"),
         base_model=info["base_model"],
         pipeline_tag=info["task"],
@@ -117,22 +120,35 @@ def _formats_table(info: Mapping[str, Any]) -> str:
 
 
 def _loading_code(folder: Path, info: Mapping[str, Any]) -> str:
-    if _is_sentence_transformer(folder):
-        library, loads = "sentence_transformers", "SentenceTransformer"
-    else:
+    library, loads = "sentence_transformers", _sentence_class(folder, info["task"])
+    if not loads:
         library, loads = "transformers", f"{TASKS[info['task']].auto_class}.from_pretrained"
     own_code = any(folder.glob("*.py"))
     trust = ", trust_remote_code=True" if own_code else ""
     note = "No stock config describes this architecture; its modeling code is in this folder.\n\n" if own_code else ""
-    files = [f"- `{written.file}`: {name}" for name, written in FORMATS.items() if (folder / written.file).is_file()]
+    files = [
+        f"- `{written.file}`: {name}{_backend(written.file) if library == 'sentence_transformers' else ''}"
+        for name, written in FORMATS.items()
+        if (folder / written.file).is_file()
+    ]
     return (
         f"{note}```python\nfrom {library} import {loads.partition('.')[0]}\n\n"
         f'model = {loads}("this-folder"{trust})\n```' + ("\n\n" + "\n".join(files) if files else "")
     )
 
 
-def _is_sentence_transformer(folder: Path) -> bool:
-    return (folder / MODULES).is_file()
+def _sentence_class(folder: Path, task: str) -> str:
+    """The class of sentence-transformers that loads a folder; empty for none."""
+    return "SentenceTransformer" if (folder / MODULES).is_file() else CROSS_ENCODERS.get(task, "")
+
+
+def _backend(file: str) -> str:
+    """How sentence-transformers loads a file in another format; empty for those that it does not load."""
+    backend, _, name = file.partition("/")
+    if backend not in BACKENDS:
+        return ""
+    other = "" if name == BACKENDS[backend] else f', model_kwargs={{"file_name": "{file}"}}'
+    return f', with `backend="{backend}"{other}`'
 
 
 def _licence(info: Mapping[str, Any], name: str) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from .compressed_table import CompressedEmbedding, compress_embedding
@@ -440,11 +439,16 @@ def _module_names(model: Any, file: dict[str, torch.Tensor]) -> dict[str, torch.
 
 
 def _register_weight_renamings(stock: Any, custom: Any) -> None:
-    """Registers the renamings of weights that the stock model has, by its class or by its model type."""
+    """Registers the renamings of weights that the stock model has, by its class or by its model type.
+
+    Imported here: what runs an ONNX file needs the config of this module only, and may have an older transformers.
+    """
+    from transformers import conversion_mapping
+
     for key in (stock.__name__, stock.config_class.model_type):
-        renamings = get_checkpoint_conversion_mapping(key)
+        renamings = conversion_mapping.get_checkpoint_conversion_mapping(key)
         if renamings is not None:
-            register_checkpoint_conversion_mapping(custom.__name__, renamings, overwrite=True)
+            conversion_mapping.register_checkpoint_conversion_mapping(custom.__name__, renamings, overwrite=True)
             return
 
 

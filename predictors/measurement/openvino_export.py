@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """Dtype of a workload -> OpenVINO's name of it."""
 
+RUNTIME_OPTIONS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Settings that go with a graph, also where another library loads its file. OpenVINO would round the inputs of int8
+layers once more, by groups of channels, on its own."""
+
 Change = Callable[[Any], Any]
 """Changes the graph of a model, as a quantization does."""
 
@@ -69,7 +73,10 @@ def trace(model: PreTrainedModel, inputs: Inputs, *, dynamic: bool) -> Any:
     from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
     with quiet_export(model, "OpenVINO"):
-        return OpenVINOExporter().export(model, dict(inputs), OpenVINOConfig(stateful=False, dynamic=dynamic)).program
+        graph = OpenVINOExporter().export(model, dict(inputs), OpenVINOConfig(stateful=False, dynamic=dynamic)).program
+    for name, value in RUNTIME_OPTIONS.items():
+        graph.set_rt_info(value, ["runtime_options", name])
+    return graph
 
 
 def compiled(graph: Any, dtype: str, threads: int, **hints: Any) -> Any:
