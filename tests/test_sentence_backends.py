@@ -69,9 +69,10 @@ def write_format(name: str, context: TaskContext, out: Path) -> None:
 
 
 def name_tokenizer(folder: Path) -> None:
-    """Gives the toy's tokenizer the name that older versions of transformers know; real ones have one of their own."""
+    """Says of the toy's tokenizer what real ones say, because older versions of transformers have other defaults."""
     file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
 
 
 def outputs(python: str, kind: str, folder: Path, backend: str, texts: list[Any]) -> np.ndarray:
