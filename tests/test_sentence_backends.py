@@ -1,7 +1,8 @@
 """Exports in the backends of sentence-transformers: its class in a clean process loads our ONNX and OpenVINO files.
 
-The backends need optimum, which asks for older releases of transformers than ours. So they run in interpreters of their
-own: PARETOFORMER_ONNX_PYTHON is one with sentence-transformers[onnx], PARETOFORMER_OPENVINO_PYTHON one with [openvino].
+The backends need optimum, which asks for older releases of transformers than ours. So they run in interpreters of
+their own: PARETOFORMER_ONNX_PYTHON is one with sentence-transformers[onnx], PARETOFORMER_OPENVINO_PYTHON one with
+sentence-transformers[openvino].
 """
 
 from __future__ import annotations
