@@ -156,7 +156,7 @@ TOYS: dict[str, Toy] = {
         Toy("bart", {**SCALED, **TEXT}, translation_inputs),
         Toy("marian", {**SCALED, **TEXT}, translation_inputs),
         Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
-        Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 30, "pad_token_id": 0}),
+        Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 36, "pad_token_id": 0}),
         Toy("gpt_neox", {**SIZES, **TEXT, "rotary_pct": 0.5, "pad_token_id": 0}),
         Toy("llama", LLAMA),
         Toy("mistral", {**LLAMA, "sliding_window": 5}),
