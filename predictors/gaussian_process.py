@@ -19,23 +19,34 @@ class GaussianProcess:
     gradient needs no (n, n, d) array, which makes one relevance per feature affordable.
     """
 
-    def fit(self, features: np.ndarray, values: np.ndarray) -> GaussianProcess:
-        """Fits the parameters of the kernel to (n, d) features and (n,) values, then conditions on these points."""
+    def fit(self, features: np.ndarray, values: np.ndarray, errors: np.ndarray | None = None) -> GaussianProcess:
+        """Fits the parameters of the kernel, then conditions on the points.
+
+        Args:
+            features: (n, d).
+            values: (n,).
+            errors: Standard errors of the values (n,), if they are known; above zero. The variance of each point's
+                noise is in proportion to the square of its error. Their level is fitted, from that of the errors on:
+                scores on the same examples err together, and their differences are then less noisy.
+        """
         d = features.shape[1]
-        self._prior_mean = np.concatenate([np.full(d, -np.log(d) - 1.0), np.log([0.5, 0.5, 0.02])])
-        self._prior_std = np.concatenate([np.full(d, 1.0), np.full(3, 2.0)])
         self._standardise(features, values)
+        noise = 0.02 if errors is None else float(np.clip((errors**2).mean() / self._scale**2, 1e-4, 1.0))
+        self._prior_mean = np.concatenate([np.full(d, -np.log(d) - 1.0), np.log([0.5, 0.5, noise])])
+        self._prior_std = np.concatenate([np.full(d, 1.0), np.full(3, 2.0)])
+        self._noise_shape = _noise_shape(errors)
         options = {"maxiter": ITERATIONS}
         self._theta = minimize(self._loss, self._prior_mean, jac=True, method="L-BFGS-B", options=options).x
-        return self.update(features, values)
+        return self.update(features, values, errors)
 
-    def update(self, features: np.ndarray, values: np.ndarray) -> GaussianProcess:
+    def update(self, features: np.ndarray, values: np.ndarray, errors: np.ndarray | None = None) -> GaussianProcess:
         """Conditions on other points without changing the kernel."""
         self._standardise(features, values)
+        self._noise_shape = _noise_shape(errors)
         self._root = np.exp(self._theta[:-3] / 2)
         self._z = self._x * self._root
         kernel = self._kernel(self._z)
-        kernel[np.diag_indices_from(kernel)] += np.exp(self._theta[-1]) + JITTER
+        kernel[np.diag_indices_from(kernel)] += np.exp(self._theta[-1]) * self._noise_shape + JITTER
         self._cholesky = cholesky(kernel, lower=True, check_finite=False)
         self._alpha = cho_solve((self._cholesky, True), self._y, check_finite=False)
         return self
@@ -78,7 +89,7 @@ class GaussianProcess:
         decay = np.exp(-root)
         matern = (1 + root + root**2 / 3) * decay
         kernel = linear * dot + curved * matern
-        kernel[np.diag_indices_from(kernel)] += noise + JITTER
+        kernel[np.diag_indices_from(kernel)] += noise * self._noise_shape + JITTER
         try:
             lower = cholesky(kernel, lower=True, check_finite=False)
         except LinAlgError:
@@ -92,9 +103,14 @@ class GaussianProcess:
         by_scale = [
             linear * (kernel_gradient * dot).sum(),
             curved * (kernel_gradient * matern).sum(),
-            noise * np.trace(kernel_gradient),
+            noise * (np.diag(kernel_gradient) * self._noise_shape).sum(),
         ]
         deviation = (theta - self._prior_mean) / self._prior_std
         loss = y @ alpha / 2 + np.log(np.diag(lower)).sum() + deviation @ deviation / 2
         gradient = np.concatenate([relevance * (by_distance + by_dot), by_scale]) / 2 + deviation / self._prior_std
         return float(loss), gradient
+
+
+def _noise_shape(errors: np.ndarray | None) -> np.ndarray:
+    """Variances relative to their mean (n,); one number if they are not known."""
+    return np.ones(1) if errors is None else errors**2 / (errors**2).mean()

@@ -9,7 +9,14 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from predictors.gaussian_process import JITTER, GaussianProcess
-from predictors.surrogates import SURROGATES, FittedSurrogate, cross_validate, log_origin
+from predictors.surrogates import (
+    SURROGATES,
+    FittedSurrogate,
+    Surrogate,
+    cross_validate,
+    log_origin,
+    posterior_means,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.random((80, 6))
@@ -95,6 +102,29 @@ def test_heavy_tails_are_seen_and_others_are_left_alone() -> None:
     assert log_origin(np.exp(12 * losses)) == 0.0
     below = np.exp(12 * losses) - 1000.0
     assert log_origin(below) == pytest.approx(2 * below.min() - np.median(below))
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_values_with_large_errors_count_less(name: str) -> None:
+    errors, values = np.full(80, 0.01), LINE.copy()
+    errors[::3], values[::3] = 1.0, LINE[::3] + RNG.normal(0, 1.0, 27)
+    truth = X @ [1.0, -2.0, 0.5, 0.0, 0.0, 0.0]
+
+    def error(model: Surrogate) -> float:
+        return float(np.abs(model.predict(X)[0] - truth).mean())
+
+    assert error(SURROGATES[name]().fit(X, values, errors)) < 0.75 * error(SURROGATES[name]().fit(X, values))
+
+
+def test_the_lucky_are_drawn_back_to_what_is_likely() -> None:
+    errors = np.full(80, 0.3)
+    values = LINE + np.random.default_rng(1).normal(0, errors)
+    expected = posterior_means(X, values, errors)
+    best = np.argsort(values)[:8]
+    assert (LINE - values)[best].mean() > 0.15 > abs((LINE - expected)[best].mean())
+    assert np.abs(expected - LINE).mean() < 0.6 * np.abs(values - LINE).mean()
+    assert posterior_means(X, values, np.zeros(80)) is values
+    assert posterior_means(X[:9], values[:9], errors[:9]).tolist() == values[:9].tolist()
 
 
 def test_equal_values_are_no_error() -> None:

@@ -19,12 +19,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments.bench.stand_in import StandIn, stand_in_evaluator, stand_in_recipe
+from experiments.bench.stand_in import StandIn, stand_in_evaluator, stand_in_recipe, subnet_widths
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluator import Evaluator
+from nas.studies.expected_front import expected_front
 from nas.studies.failures import Failure
 from nas.studies.interrupt import graceful_interrupt
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome
@@ -32,7 +33,15 @@ from nas.studies.sampler import check_sampler
 from nas.studies.search_loop import EvaluationScheduler, build_queues, run_locally, study_fingerprint
 from nas.studies.search_progress import HypervolumeReference, SearchProgress
 from nas.studies.startup_trials import first_subnets
-from nas.studies.study import bind_study, earlier_studies, evaluated_points, open_repeats, open_studies, trials_csv
+from nas.studies.study import (
+    bind_study,
+    complete_trials,
+    earlier_studies,
+    evaluated_points,
+    open_repeats,
+    open_studies,
+    trials_csv,
+)
 from nas.studies.trial_queue import PendingEvaluation, TrialQueue
 from nas.tasks.metrics import MetricError, NotFiniteError
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -437,6 +446,25 @@ def test_the_progress_agrees_with_the_front(tmp_path: Path) -> None:
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_trials_state_the_errors_of_their_scores_and_the_lucky_are_not_on_the_front(tmp_path: Path) -> None:
+    def noisy(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        accuracy = 0.5 + sum(map(sum, subnet_widths(subnet))) / 4000
+        luck = np.random.default_rng(int(subnet.key, 16)).normal(0, 0.05)
+        return Outcome({"accuracy": (accuracy + luck, 0.05)}, 100)
+
+    recipe = stand_in_recipe(40, sampler="RandomSampler")
+    study, space = run(tmp_path, recipe, noisy)["search"], space_and_evaluator(recipe)[0]
+    assert {tuple(trial.user_attrs["standard_errors"]) for trial in complete_trials(study)} == {(0.05, 0.0)}
+    points = evaluated_points(study)
+
+    def promised(front: ParetoFront) -> float:
+        true = [0.5 + sum(map(sum, subnet_widths(point.subnet))) / 4000 for point in front]
+        return float(np.mean([point.values["accuracy"] for point in front]) - np.mean(true))
+
+    assert promised(ParetoFront.of(points, recipe.objectives)) > 0.02
+    assert abs(promised(expected_front(points, recipe, space))) < 0.01
 
 
 def failing(stand_in: StandIn, every: int, how: Callable[[], Outcome]) -> Evaluate:

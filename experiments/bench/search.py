@@ -28,6 +28,7 @@ from nas.samplers.encoding import Encoding
 from nas.samplers.problem import BlackBoxProblem, Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
 from nas.studies.storage import batched_writes, open_storage
+from predictors.surrogates import posterior_means
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000)
 LONG, LAST = 5000, 500
@@ -92,13 +93,20 @@ def run(problem: Problem, name: str, seed: int, most: int) -> list[Result]:
 
 def _quality(problem: Problem, vectors: np.ndarray) -> dict[str, float]:
     """The true hypervolume of all evaluated; of noisy problems, of the front as observed, and what it promises."""
-    observed, _ = problem.observed(vectors)
+    observed, errors = problem.observed(vectors)
     true = problem.evaluate(vectors)
-    if problem.name != "noisy":
+    if not errors.any():
         return {"volume": round(problem.volume(true), 5)}
-    front = non_dominated(observed)
-    promised = float((true[front, 0] - observed[front, 0]).mean())
-    return {"volume": round(problem.volume(true[front]), 5), "promised": round(promised, 5)}
+    observed_front = non_dominated(observed)
+    known = Costs(problem).describe(vectors).features
+    expected = np.column_stack([posterior_means(known, observed[:, 0], errors), observed[:, 1:]])
+    front = non_dominated(expected)
+    return {
+        "volume": round(problem.volume(true[front]), 5),
+        "luck": round(float((true[front, 0] - expected[front, 0]).mean()), 5),
+        "observed_volume": round(problem.volume(true[observed_front]), 5),
+        "observed_luck": round(float((true[observed_front, 0] - observed[observed_front, 0]).mean()), 5),
+    }
 
 
 def time_engine(problem: Problem, name: str, folder: Path) -> list[Result]:

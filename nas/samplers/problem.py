@@ -10,7 +10,14 @@ import numpy as np
 
 from nas.fronts.pareto import non_dominated
 from nas.samplers.encoding import Encoding
-from nas.samplers.trial_history import FinishedTrial, constraint_of, split_by_success, values_of, vectors_of
+from nas.samplers.trial_history import (
+    FinishedTrial,
+    constraint_of,
+    errors_of,
+    split_by_success,
+    values_of,
+    vectors_of,
+)
 from predictors.success import SuccessModel
 from predictors.surrogates import FittedSurrogate, log_origin
 
@@ -87,9 +94,9 @@ class SurrogateModel:
         features, unknown = known.features, np.flatnonzero(np.isnan(known.values[0]))
         origins = {int(k): log_origin(values[:, k]) for k in unknown}
         self._log_origins = {k: origin for k, origin in origins.items() if origin is not None}
-        values = self.scaled(values)
+        values, errors = self.scaled(values), self._scaled_errors(values, errors_of(trials))
         names = sorted({name for trial in trials for name in trial.constraints} - problem.known_constraints)
-        self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed) for k in unknown}
+        self.objectives = {int(k): FittedSurrogate(features, values[:, k], seed, errors[:, k]) for k in unknown}
         self.constraints = {name: FittedSurrogate(features, constraint_of(trials, name), seed) for name in names}
 
     def update(self, trials: Sequence[FinishedTrial]) -> None:
@@ -97,8 +104,9 @@ class SurrogateModel:
         self.success = success_model(self.problem, trials)
         trials = split_by_success(trials)[0]
         features, values = self.problem.describe(vectors_of(trials)).features, self.scaled(values_of(trials))
+        errors = self._scaled_errors(values_of(trials), errors_of(trials))
         for k, surrogate in self.objectives.items():
-            surrogate.update(features, values[:, k])
+            surrogate.update(features, values[:, k], errors[:, k])
         for name, surrogate in self.constraints.items():
             surrogate.update(features, constraint_of(trials, name))
 
@@ -107,6 +115,13 @@ class SurrogateModel:
         scaled = values.copy()
         for k, origin in self._log_origins.items():
             scaled[:, k] = np.log(np.maximum(values[:, k] - origin, np.finfo(float).tiny))
+        return scaled
+
+    def _scaled_errors(self, values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        """Standard errors (n, m) on the scale of `scaled`."""
+        scaled = errors.copy()
+        for k, origin in self._log_origins.items():
+            scaled[:, k] = errors[:, k] / (values[:, k] - origin)
         return scaled
 
     def lower_bounds(self, vectors: np.ndarray) -> np.ndarray:

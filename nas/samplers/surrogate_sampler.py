@@ -42,7 +42,9 @@ class SurrogateSampler(BaseSampler):
     The proposals depend only on the finished trials of the study and the seed: a new sampler over the same study
     continues as the old one would have. Any number of trials may run at once, in threads or on other machines. While
     some run, models are fitted in a background thread, and a new trial comes from the previous model without waiting.
-    Which points fail is learned too: none is proposed that is likelier to fail than to succeed, unless all are.
+    A trial may state the standard errors of its objectives as the user attribute ``standard_errors``; the surrogates
+    take them for noise. Which points fail is learned too: none is proposed that is likelier to fail than to succeed,
+    unless all are.
 
     Args:
         space: The parameters: integers and categoricals.

@@ -14,6 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers.encoding import Encoding, Params
 
+STANDARD_ERRORS = "standard_errors"
+"""User attribute of a trial: the standard errors of its objectives, in their order; 0 for what is exact."""
+
 
 @dataclass(frozen=True)
 class FinishedTrial:
@@ -25,6 +28,7 @@ class FinishedTrial:
         vector: Its parameters (D,), see `Encoding`.
         values: Its objectives (m,), all minimised; not all finite if it has failed.
         constraints: Name -> value, at most 0 if the constraint holds.
+        errors: Standard errors of the objectives (m,); 0 where they are not known.
     """
 
     number: int
@@ -32,6 +36,7 @@ class FinishedTrial:
     vector: np.ndarray
     values: np.ndarray
     constraints: Mapping[str, float]
+    errors: np.ndarray
 
     @property
     def failed(self) -> bool:
@@ -110,7 +115,8 @@ class TrialHistory:
             return
         values = self.signs * (trial.values if trial.state == TrialState.COMPLETE else np.nan)
         vector = self._encoding.encode([trial.params])[0]
-        finished = FinishedTrial(trial.number, key, vector, values, dict(trial.constraints))
+        errors = np.array(trial.user_attrs.get(STANDARD_ERRORS, np.zeros(len(self.signs))))
+        finished = FinishedTrial(trial.number, key, vector, values, dict(trial.constraints), errors)
         insort(self.finished, finished, key=attrgetter("number"))
 
 
@@ -129,6 +135,11 @@ def vectors_of(trials: Sequence[FinishedTrial]) -> np.ndarray:
 def values_of(trials: Sequence[FinishedTrial]) -> np.ndarray:
     """Objectives (n, m), all minimised."""
     return np.array([trial.values for trial in trials])
+
+
+def errors_of(trials: Sequence[FinishedTrial]) -> np.ndarray:
+    """Standard errors of the objectives (n, m)."""
+    return np.array([trial.errors for trial in trials])
 
 
 def constraint_of(trials: Sequence[FinishedTrial], name: str) -> np.ndarray:

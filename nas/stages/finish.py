@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.exports.export import save_model
-from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.recipe.objectives import COSTS, format_value
 from nas.recipe.schema import Finish, Recipe
@@ -16,6 +15,7 @@ from nas.runs.finished import Finished, read_finished_before, write_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
+from nas.studies.expected_front import expected_front
 from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
 from nas.supernets.load import load_supernet, save_calibration
@@ -54,9 +54,9 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
         context: The context of its recipe.
         cluster: Not used; one subnetwork is trained at a time, in this process.
     """
-    supernet, _ = load_supernet(run, context)
+    supernet, space = load_supernet(run, context)
     study = open_studies(run.study, context.recipe)["search"]
-    front = ParetoFront.of(evaluated_points(study), context.recipe.objectives)
+    front = expected_front(evaluated_points(study), context.recipe, space)
     cost = next(name for name in context.recipe.objectives if name in COSTS)
     recipe = context.recipe.with_parent(read_parent_values(run))
     points = choose_points(front.points, recipe, cost, _cost(run, context, supernet, cost, supernet.parent))

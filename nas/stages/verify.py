@@ -21,6 +21,7 @@ from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.stages.parent_runtimes import parent_in_fastest_runtime
+from nas.studies.expected_front import expected_front
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
 from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
@@ -46,7 +47,7 @@ PARENT = "parent"
 
 
 def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> None:
-    """Scores and measures every subnetwork on the front of a study, and writes front.json.
+    """Scores and measures every subnetwork on the expected front of a study, and writes front.json.
 
     Each subnetwork is exported, reloaded and compared with the supernet or its finished model. The reloaded model is
     scored on the held-out split and measured twice, the second time reloaded again, as far as `verify.minutes`
@@ -62,10 +63,10 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         InputError: If no verified subnetwork satisfies the constraints; the message has the closest.
     """
     recipe = run.recipe
-    supernet, _ = load_supernet(run, context)
+    supernet, space = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
     candidates = {
-        name: ParetoFront.of(evaluated_points(study), recipe.objectives).points for name, study in studies.items()
+        name: expected_front(evaluated_points(study), recipe, space).points for name, study in studies.items()
     }
     if not candidates["search"]:
         predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds

@@ -10,10 +10,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.point import Point
+from nas.samplers.trial_history import STANDARD_ERRORS
 from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
 from nas.studies.storage import batched_writes
-from nas.studies.study import complete_trials, point_from_trial, study_kind
+from nas.studies.study import complete_trials, point_from_trial, standard_errors, study_kind
 from search_spaces import SearchSpace
 
 
@@ -87,6 +88,7 @@ def _as_trial(trial: FrozenTrial, point: Point, evaluator: Evaluator) -> FrozenT
         user_attrs={
             **{name: trial.user_attrs[name] for name in names if name in trial.user_attrs},
             "point": point.to_dict(),
+            STANDARD_ERRORS: standard_errors(point, evaluator.recipe),
         },
         constraints=evaluator.violations(point.values),
         **known,

@@ -189,6 +189,11 @@ def point_from_trial(trial: FrozenTrial, source: str) -> Point:
         ) from None
 
 
+def standard_errors(point: Point, recipe: Recipe) -> list[float]:
+    """The standard errors of a point's objectives; 0 for costs, which the sampler knows."""
+    return [point.errors.get(name, 0.0) if name in recipe.metric_names else 0.0 for name in recipe.objectives]
+
+
 def trials_csv(studies: Iterable[optuna.Study]) -> str:
     """Every trial of a run as CSV: study, number, state, key, values, violations, subnetwork, traceback."""
     import pandas as pd

@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.fronts.point import Point
+from nas.samplers.trial_history import STANDARD_ERRORS
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
@@ -20,7 +21,7 @@ from nas.studies.sampler import SamplerFactory
 from nas.studies.search_progress import SearchProgress
 from nas.studies.stopping import Stopwatch
 from nas.studies.storage import batched_writes, trial_id
-from nas.studies.study import complete_trials, point_from_trial, study_kind
+from nas.studies.study import complete_trials, point_from_trial, standard_errors, study_kind
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 MAX_FAILURES = 5
@@ -282,6 +283,7 @@ class TrialQueue:
         trial, objectives = evaluation.trial, self.evaluator.recipe.objectives
         self.seconds = self._stopwatch.seconds
         attributes = {"key": point.key, "point": point.to_dict(), "search_s": self.seconds}
+        attributes[STANDARD_ERRORS] = standard_errors(point, self.evaluator.recipe)
         with batched_writes(self.study, durable=True):
             for name, violation in self.evaluator.violations(point.values).items():
                 trial.set_constraint(name, violation)
