@@ -105,11 +105,16 @@ class LayerDraft:
         """Makes linear layers with such an axis low-rank: percent of the break-even rank."""
         self._percents |= dict.fromkeys(axes, percent)
 
+    def keep_rows(self, rows: int) -> None:
+        """Keeps so many rows of the table of token embeddings."""
+        if self.stack is None:
+            self.set_size(("vocab",), rows)
+
     def factorize_embedding(self, percent: int) -> None:
         """Makes the table of token embeddings low-rank."""
         if self.stack is None:
             shapes = self.layout.shapes
-            rank = factor_rank(shapes.size("embedding", self.sizes), self.layout.sizes.vocab_size, percent)
+            rank = factor_rank(shapes.size("embedding", self.sizes), self.sizes["vocab"], percent)
             if rank is not None:
                 self.replace(self.layout.family.embedding, LowRankEmbedding(rank))
 

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
 
 
-Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding"]
+Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding", "vocab"]
 """What one dimension of a weight counts.
 
 ``cross_heads`` are the heads of a decoder's cross-attention. ``qkv_heads`` interleaves query, key and value head by
 head. ``head_biases`` are position biases that all layers share, one per head of the widest layer. ``embedding`` is the
-width of the embeddings where they are projected to the hidden size, else the hidden size itself.
+width of the embeddings where they are projected to the hidden size, else the hidden size itself. ``vocab`` are the
+rows of the table of token embeddings, in families whose `Family.embedding` names it.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]

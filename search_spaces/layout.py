@@ -152,6 +152,7 @@ class Layout:
         module, _, name = parameter.rpartition(".")
         for key in sorted(self.family.outside_layers, key=len, reverse=True):
             axes = self.family.outside_layers[key]
+            axes = ("vocab", *axes[1:]) if key == self.family.embedding else axes
             if f".{parameter}".endswith(f".{key}"):
                 return ParameterLocation(None, None, module, axes)
             if f".{module}".endswith(f".{key}"):
@@ -226,6 +227,7 @@ class Layout:
         """Axis -> units of a layer of each stack of the parent."""
         return tuple(
             {axis: values[name] for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
+            | {"vocab": int(getattr(self.sizes, "vocab_size", 0))}
             for values in self.parent_values
         )
 
@@ -253,13 +255,15 @@ class Layout:
 
     # -- configs ------------------------------------------------------------------------------------------------------
 
-    def depth_config_update(self, subnet: SubnetConfig) -> dict[str, Any]:
-        """Config fields of a subnetwork's layers: their number, and lists with one entry per layer."""
+    def config_update(self, subnet: SubnetConfig) -> dict[str, Any]:
+        """Config fields of what a subnetwork keeps: numbers of layers and pieces, lists with one entry a layer."""
         names = self.family.names_in_config("num_hidden_layers")
         depths = [len(positions) for positions in self.kept_positions(subnet)]
         update: dict[str, Any] = dict(zip(names, depths, strict=True))
         if self.family.cache_depth_field and depths[-1] > depths[0]:
             update[self.family.cache_depth_field] = depths[-1]
+        if self.family.embedding:
+            update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
         for name in self.family.per_layer_fields:
             values = getattr(self.sizes, name, None)
             if values is not None:

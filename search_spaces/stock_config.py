@@ -17,7 +17,7 @@ def stock_config_update(layout: Layout, subnet: SubnetConfig) -> dict[str, Any] 
     It can if all layers of a stack have equal sizes and the same structure, no block is skipped, attention is full, no
     layer is low-rank or quantized, and, where the config has no ``head_dim``, the heads fill the hidden size.
     """
-    family, update = layout.family, layout.depth_config_update(subnet)
+    family, update = layout.family, layout.config_update(subnet)
     for number, positions in enumerate(layout.kept_positions(subnet)):
         layers = [subnet.all_values(position) for position in positions]
         if any(layer != layers[0] for layer in layers) or layout.first_layer_differs(number, subnet):

@@ -22,6 +22,7 @@ from nas.studies.block_search import blocks
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
+from predictors.costs.analytic import AnalyticCosts
 from predictors.measurement.onnx_export import write_onnx
 from search_spaces import InputError, Layout, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
@@ -156,6 +157,14 @@ def test_an_onnx_file_stores_the_codes(form: str, tmp_path: Path) -> None:
     bits = {"FLOAT16": "16", "INT8": "8", "UINT8": "4" if "pq" not in form else form}
     assert difference < 1e-5 and bits[onnx.TensorProto.DataType.Name(stored.data_type)] == form
     assert not [w.name for w in weights if w.data_type == onnx.TensorProto.FLOAT and list(w.dims) == [20, 36]]
+
+
+def test_costs_of_all_forms_are_counted_at_once() -> None:
+    supernet, _ = bert("full")
+    forms = [supernet.parent.with_values(embedding_bits=form) for form in ("full", *FORMS)]
+    sizes = AnalyticCosts.from_model(supernet.model, supernet.layout).count(["size_mb"], forms)["size_mb"]
+    table = [20 * 48 * 4, 20 * 48 * 2, 20 * (48 + 2), 20 * (24 + 2), 20 * 12 + 12 * 10 * 4 * 4]
+    assert np.allclose(1e6 * (sizes[0] - sizes), np.array(table[0]) - table, atol=200), "but for the header"
 
 
 def test_a_codebook_learns_where_a_model_is_trained_on() -> None:

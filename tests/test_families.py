@@ -10,9 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import DAILY_FAMILIES, TOYS, VARIANTS, Toy, logits, sampled
+from conftest import DAILY_FAMILIES, TOYS, VARIANTS, WORDS, Toy, logits, sampled
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -21,6 +22,7 @@ from nas.modeling.elastic import Elastic
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
+from nas.tasks.vocabulary import Vocabulary
 from predictors.costs.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig, tasks
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
@@ -36,13 +38,14 @@ CHOICES: dict[str, list[Any]] = {
     "hidden_size": [24, 36, 48],
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
+    "vocabulary": ["13", "16", "full"],
     "embedding_rank": [40, 80, 100],
     "embedding_bits": ["pq:12", "4", "8", "16", "full"],
     "embedding_dim": [10, 24, 48],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
-TABLE = ("embedding_rank", "embedding_bits")
+TABLE = ("vocabulary", "embedding_rank", "embedding_bits")
 """Dimensions of the table of token embeddings."""
 GROUPED_HEADS = [2, 4, 8]
 SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
@@ -67,8 +70,9 @@ TRAINED = sampled(
 
 
 def calibrated(model: Any, toy: Toy) -> Supernet:
-    """A supernet whose layers may have a rank."""
-    supernet = Supernet(model)
+    """A supernet whose layers may have a rank, and whose vocabulary may have fewer pieces: special tokens stay."""
+    order = [*range(5), *Random(2).sample(range(5, len(WORDS)), len(WORDS) - 5)]
+    supernet = Supernet(model, vocabulary=Vocabulary(np.array(order), 5))
     supernet.calibration = calibrate(supernet, [toy.inputs()])
     return supernet
 
@@ -101,7 +105,8 @@ def dimensions(supernet: Supernet) -> list[str]:
     """The dimensions of a model: a table that a head shares keeps full rank, hidden states that it reads are whole."""
     has_head = supernet.model.base_model is not supernet.model
     of_table = TABLE if supernet.embedding is None else ()
-    fixed = [*of_table, *["embedding_dim"] * has_head]
+    names_pieces = supernet.model.get_output_embeddings() is not None
+    fixed = [*of_table, *["vocabulary"] * names_pieces, *["embedding_dim"] * has_head]
     return [name for name in supernet.family.dimensions if name not in fixed]
 
 
@@ -123,6 +128,15 @@ def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.ones_like(value) if "mask" in name else value for name, value in inputs.items()}
 
 
+def in_vocabulary(inputs: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+    """The same inputs with ids that the vocabulary of a subnetwork has."""
+    if not subnet.changes("vocabulary"):
+        return inputs
+    return {
+        n: value.clamp(max=int(subnet.vocabulary) - 1) if n == "input_ids" else value for n, value in inputs.items()
+    }
+
+
 def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, torch.Tensor]) -> None:
     tolerance = 1e-5
     if subnet.changes("embedding_rank") and {*subnet.bits} & {*ROUNDS_ACTIVATIONS}:
@@ -132,7 +146,8 @@ def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inp
     supernet.activate(subnet)
     extracted = supernet.extract(subnet)
     assert not any(isinstance(module, Elastic) for module in extracted.modules())
-    for batch in (inputs, unpadded(inputs)):
+    own = in_vocabulary(inputs, subnet)
+    for batch in (own, unpadded(own)):
         expected, actual = logits(supernet.model, batch), logits(extracted, batch)
         assert torch.allclose(actual, expected, atol=tolerance), (str(subnet), (actual - expected).abs().max())
 
@@ -288,11 +303,12 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
     length = int(batch["attention_mask"][1].sum())
     for subnet in subnets(supernet):
         supernet.activate(subnet.with_values(bits=()))  # activations are rounded by a scale of the full batch
+        own = in_vocabulary(batch, subnet)
         single = {
-            name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in batch.items()
+            name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in own.items()
         }
         with torch.inference_mode():
-            batched, unbatched = supernet.model(**batch).logits[1], supernet.model(**single).logits[0]
+            batched, unbatched = supernet.model(**own).logits[1], supernet.model(**single).logits[0]
         assert torch.allclose(batched[: len(unbatched)], unbatched, atol=1e-5)
 
 
@@ -318,7 +334,7 @@ def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
         model = supernet.extract(subnet.with_values(bits=(), embedding_bits="full")).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
-            model(**sample)
+            model(**in_vocabulary(sample, subnet))
         assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
         if number in (2, 7, 8):
             supernet.extract(subnet).save_pretrained(folder / str(number))

@@ -26,6 +26,7 @@ from nas.supernets.device import training_device
 from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
+from nas.tasks.vocabulary import Vocabulary
 from predictors import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
@@ -54,8 +55,11 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     require_replaceable(out, folder)
     Workload.from_dict(info["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
-    model = load_export(folder, recipe.task.type)
-    before = score(model.to(training_device()), context.splits.test, recipe.metric_names)
+    model, subnet = load_export(folder, recipe.task.type), SubnetConfig.from_dict(info["subnet"])
+    if (vocabulary := Vocabulary.load(Run(run).supernet)) is not None:
+        context.vocabulary = vocabulary
+    own = context.of(subnet)
+    before = score(model.to(training_device()), own.splits.test, recipe.metric_names)
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
         _prepare_work_folder(
@@ -70,13 +74,15 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         context.splits.task,
         recipe.seed,
         teacher=context.load_model(parent),
+        texts=context.texts_of([subnet.vocabulary], recipe.parent),
+        vocabulary=subnet.vocabulary,
     )
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name, recipe.parent.minutes)
     processes.exit_other_processes()
     model.save_pretrained(work)
-    context.save_processor(work, SubnetConfig.from_dict(info["subnet"]))
-    after = score(model, context.splits.test, recipe.metric_names)
+    context.save_processor(work, subnet)
+    after = score(model, own.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)
     if "parent_width" in info:
         updated["parent_width"] = add_vector_map(work, model, context)

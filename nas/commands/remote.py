@@ -170,13 +170,17 @@ def _write_bundle(
         for number, (key, subnet) in enumerate({**subnets, REFERENCE: supernet.parent}.items(), 1):
             target = out / "models" / key
             target.mkdir(parents=True)
+            own = context.workload_inputs(subnet)
             if not workload.needs_torch:
-                file, feed = runtime.write(supernet.extract(subnet).eval(), inputs, workload, target)
+                file, feed = runtime.write(supernet.extract(subnet).eval(), own, workload, target)
                 np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
                 models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
             else:
                 save_model(supernet.extract(subnet), context, target, weights=weights)
                 models[key], model_inputs[key] = str(target.relative_to(out)), "inputs.npz"
+                if subnet.changes("vocabulary"):
+                    np.savez(target / "inputs.npz", **{name: tensor.numpy() for name, tensor in own.items()})  # type: ignore[arg-type]
+                    model_inputs[key] = str((target / "inputs.npz").relative_to(out))
             report(number, len(subnets) + 1, "")
     untrained = [] if weights or not workload.needs_torch else list(models)
     reference_ms = run.store.reference_ms(workload)

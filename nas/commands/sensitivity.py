@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -112,7 +112,7 @@ def csv_of(rows: Sequence[BlockReplacement]) -> str:
 
 def fully_skippable_space(supernet: Supernet, space: SearchSpace) -> SearchSpace:
     """The same choices per layer at full depth, plus skipping every block that the family can skip."""
-    arguments = space.arguments()
+    arguments: dict[str, Any] = {**space.arguments(), "vocabulary": None}  # other tokens make other batches
     for block in supernet.family.skippable:
         width = BLOCKS[block][0]
         arguments[width] = sorted({0, *arguments[width]})

@@ -87,7 +87,7 @@ def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str,
     working = {
         format_name: path for format_name, path in formats_in(folder).items() if not checks[format_name].failure
     }
-    _score(working, context, checks)
+    _score(working, context.of(SubnetConfig.from_dict(info["subnet"])) if "subnet" in info else context, checks)
     _measure(folder, working, info, run, checks)
     for format_name, path in working.items():
         checks[format_name].values["size_mb"] = size_mb(format_name, path)

@@ -149,7 +149,9 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
     shutil.rmtree(work, ignore_errors=True)
     try:
         save_subnet(supernet, point.subnet, context, work)
-        info = {**provenance(run), **point.to_dict()}
+        own_length = {"sequence_length": context.of(point.subnet).workload.sequence_length}
+        is_trimmed = point.subnet.changes("vocabulary")
+        info = {**provenance(run), **(own_length if is_trimmed else {}), **point.to_dict()}
         if parent_width:
             info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)
@@ -279,7 +281,7 @@ def supernet_outputs(
 
     They are computed on the CPU, as those of a reloaded model, because devices round differently.
     """
-    inputs = padded_inputs(context)
+    inputs = padded_inputs(context.of(subnet))
     supernet.activate(subnet)
     device = supernet.model.device
     with evaluation_mode(supernet.model.cpu()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.runtimes import FORMATS
-from search_spaces import TASKS, InputError
+from search_spaces import TASKS, InputError, SubnetConfig
+from search_spaces.dimensions.vocabulary import FULL
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -131,6 +133,22 @@ def load_export(folder: Path, task: str) -> PreTrainedModel:
 def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
     """Returns random inputs of the workload on which an export was measured."""
     return dummy_inputs(info["task"], config, Workload.from_dict(info["workload"]))
+
+
+def own_inputs(info: ExportInfo, parent: Any) -> dict[str, torch.Tensor]:
+    """Returns the same texts for an export: with fewer pieces in its vocabulary they are of other, and more, tokens.
+
+    Args:
+        info: The content of its subnet.json.
+        parent: Config of its parent.
+    """
+    size = SubnetConfig.from_dict(info["subnet"]).vocabulary if "subnet" in info else FULL
+    if size == FULL:
+        return workload_inputs(info, parent)
+    config, workload = copy.deepcopy(parent), Workload.from_dict(info["workload"])
+    config.update({"vocab_size": int(size)})
+    longer = replace(workload, sequence_length=info.get("sequence_length", workload.sequence_length))
+    return dummy_inputs(info["task"], config, longer)
 
 
 def tracing_inputs(model: PreTrainedModel, info: ExportInfo) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-from nas.exports.formats import formats_in, load_export, workload_inputs
+from nas.exports.formats import formats_in, load_export, own_inputs, workload_inputs
 from nas.exports.model_info import read_export_info
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
@@ -67,12 +67,13 @@ def time_with_parent(
     """
     workload = Workload.from_dict(info["workload"])
     threads = replace(workload, runtime="torch", dtype="float32")  # other runtimes take their threads from PyTorch
-    inputs = workload_inputs(info, load_config(str(parent)))
+    config = load_config(str(parent))
+    inputs = own_inputs(info, config)
     with benchmark_mode(threads):  # some read them when they are loaded
         calls = {
             format_name: _make_call(format_name, path, info, inputs, workload) for format_name, path in files.items()
         }
-    reference = _make_call("torch", parent, info, inputs, workload)
+    reference = _make_call("torch", parent, info, workload_inputs(info, config), workload)
     timed = measure(calls, reference, threads, reference_ms=parent_ms)
     return {name: (t.latency_ms, t.relative_spread * t.latency_ms) for name, t in timed.items()}
 
@@ -88,7 +89,7 @@ def memory_mb(folder: str, format_name: str) -> float | None:
     workload = replace(Workload.from_dict(info["workload"]), **(written.workload if written else {}))
     if format_name == "torch" and workload.runtime not in ("torch", "compile"):
         return None
-    inputs = workload_inputs(info, load_config(folder))
+    inputs = own_inputs(info, load_config(folder))
     import_libraries(workload, folder, TASKS[info["task"]].auto_class)
     for module in written.libraries if written else ():
         import_module(module)

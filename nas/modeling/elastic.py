@@ -76,7 +76,9 @@ class ActiveEmbedding(nn.Embedding):
         """Returns embeddings (..., active channels)."""
         weight = self._parameters["weight"]
         assert weight is not None and self.max_norm is None and not self.scale_grad_by_freq
-        _, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
+        kept, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
+        if isinstance(kept, torch.Tensor):
+            input = kept.to(input.device)[input]
         stop = columns.stop if isinstance(columns, slice) else None
         rows: torch.Tensor = _TruncatedLookup.apply(weight, input, stop, self.padding_idx)
         if isinstance(columns, torch.Tensor):

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from ray import tune
 from nas.runs.files import digest
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome, Scorer, evaluate_safely
 from nas.supernets import low_rank
+from nas.tasks.vocabulary import VOCABULARY_FILE
 
 if TYPE_CHECKING:
     from nas.tasks.evaluation import EvaluationSet
@@ -72,8 +73,10 @@ class WorkerPayload:
     def from_folder(cls, folder: Path, scorer: Scorer) -> WorkerPayload:
         """A payload with the weights in a folder, and the examples and metrics of a scorer."""
         folder = folder.resolve()
-        load = partial(load_scorer, type(scorer.supernet.model), scorer.examples, list(scorer.names))
-        files = [folder / name for name in ("config.json", "model.safetensors", low_rank.STATISTICS_FILE)]
+        model_class, names = type(scorer.supernet.model), list(scorer.names)
+        load = partial(load_scorer, model_class, scorer.examples, scorer.in_other_tokens, names)
+        needed = ("config.json", "model.safetensors", low_rank.STATISTICS_FILE, VOCABULARY_FILE)
+        files = [folder / name for name in needed]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
 
     def with_file_server(self) -> WorkerPayload:
@@ -123,18 +126,26 @@ class FileServer:
             return file.read(CHUNK_BYTES)
 
 
-def load_scorer(model_class: type, examples: EvaluationSet, names: Sequence[str], folder: Path) -> Scorer:
+def load_scorer(
+    model_class: type,
+    examples: EvaluationSet,
+    in_other_tokens: Mapping[str, EvaluationSet],
+    names: Sequence[str],
+    folder: Path,
+) -> Scorer:
     """A scorer whose weights are memory-mapped from the folder: in memory once a node, for any number of workers."""
     import torch
 
     from nas.runs.progress import quiet_libraries
     from nas.supernets.device import training_device
     from nas.supernets.supernet import Supernet
+    from nas.tasks.vocabulary import Vocabulary
 
     quiet_libraries()
     model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
-    supernet = Supernet(model.to(training_device()).eval(), low_rank.CalibrationStatistics.load(folder))
-    return Scorer(supernet, examples, names)
+    calibration, vocabulary = low_rank.CalibrationStatistics.load(folder), Vocabulary.load(folder)
+    supernet = Supernet(model.to(training_device()).eval(), calibration, vocabulary)
+    return Scorer(supernet, examples, names, in_other_tokens)
 
 
 @dataclass(frozen=True)

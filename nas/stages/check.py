@@ -12,7 +12,7 @@ from nas.runs.run import Run, is_run
 from nas.stages.parent_check import check_parent
 from nas.stages.resources import check_resources
 from nas.studies.sampler import check_sampler
-from nas.supernets.space import recipe_choices, resolved_space, search_space
+from nas.supernets.space import recipe_choices, resolved_space, search_space, vocabulary_sizes
 from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
 from nas.tasks.token_table import check_token_table, check_tokens
@@ -100,6 +100,8 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     for reason in recipe_choices(context)[1]:
         print_line(f"space      {reason}")
     space = search_space(context)
+    for size in vocabulary_sizes(space):
+        context.vocabulary.kept(size)  # refuses one with too few pieces
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     _check_costs(context)

@@ -139,6 +139,7 @@ def _train_together(
                 temperature=settings.temperature,
                 args=arguments,
                 train_dataset=examples,
+                texts=context.texts_of((model.subnet.vocabulary for model in models), settings),
             )
             with progress("finish together") as report:
                 log = train(trainer, report, run.logs / "finish", settings.minutes)
@@ -164,7 +165,8 @@ def _train_alone(
     metric, key = context.recipe.primary_metric, finished.subnet.key
     with run.building(finished.folder(run)) as work:
         model.requires_grad_(True)
-        before = score(model, context.splits.search, [metric])[metric]
+        own, size = context.of(finished.subnet), finished.subnet.vocabulary
+        before = score(model, own.splits.search, [metric])[metric]
         trainer = model_trainer(
             model,
             settings,
@@ -174,11 +176,13 @@ def _train_alone(
             context.recipe.seed,
             teacher=context.load_model(run.parent),
             temperature=settings.temperature,
+            texts=context.texts_of([size], settings),
+            vocabulary=size,
         )
         with progress(title) as report:
             log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)
         model.eval()
-        after = score(model, context.splits.search, [metric])[metric]
+        after = score(model, own.splits.search, [metric])[metric]
         _save(model, finished.subnet, context, work)
         write_json(work / "training.json", [*log, {"train_runtime": shared_s}])
     values = " -> ".join(format_value(metric, one.value, one.standard_error) for one in (before, after))

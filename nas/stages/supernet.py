@@ -15,14 +15,15 @@ from nas.stages.profile import fit_predictor
 from nas.stages.training import run_training, save_trained
 from nas.supernets.device import training_device
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
-from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration
+from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration, vocabulary_of
 from nas.supernets.low_rank import CalibrationStatistics
-from nas.supernets.space import search_space
+from nas.supernets.space import search_space, vocabulary_sizes
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, CostFunction, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import train, training_arguments
 from nas.tasks.context import TaskContext
+from nas.tasks.vocabulary import Vocabulary
 from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace
 
@@ -79,6 +80,8 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
             task=context.splits.task,
         )
         save_calibration(supernet, context, work)
+        if (vocabulary := vocabulary_of(context)) is not None:
+            vocabulary.save(work)
         write_json(work / ORDER, order.to_dict())
     if context.recipe.supernet.sampler == "latency_ms" and not run.is_profiled:
         fit_predictor(run, context, *supernet_before_training(run, context))
@@ -88,7 +91,8 @@ def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, 
     """The parent as a supernet in the saved order of importance, and its space with the layers in that order."""
     work = partial_path(run.supernet)
     order = read_json(work / ORDER, parse=ImportanceOrder.from_dict)
-    supernet = Supernet(context.load_model(run.parent).to(training_device()))
+    model, vocabulary = context.load_model(run.parent).to(training_device()), Vocabulary.load(work)
+    supernet = Supernet(model, vocabulary=vocabulary)
     permute(supernet, order.units, order.hidden)
     supernet.calibration = CalibrationStatistics.load(work)
     return supernet, search_space(context, order.layers)
@@ -110,6 +114,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         relation_source=settings.relations_of,
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
+        texts=context.texts_of(vocabulary_sizes(space), settings),
     )
     log = train(trainer, report, run.logs / "supernet", settings.minutes)
     if processes.is_main():

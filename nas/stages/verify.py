@@ -176,13 +176,14 @@ def _score_all(
             model = (
                 _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
             )
-            scores = score(model, context.splits.test, run.recipe.metric_names)
+            test = context.of(subnet).splits.test
+            scores = score(model, test, run.recipe.metric_names)
             counted = counts.count(counts.cost_names, [subnet], run.recipe.workload)
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: metric.value for name, metric in scores.items()}
             errors = {name: metric.standard_error for name, metric in scores.items()}
             if key in inheriting:
-                inherited = score(supernet.extract(subnet), context.splits.test, run.recipe.metric_names)
+                inherited = score(supernet.extract(subnet), test, run.recipe.metric_names)
                 values |= {name + INHERITED_SUFFIX: metric.value for name, metric in inherited.items()}
                 errors |= {name + INHERITED_SUFFIX: metric.standard_error for name, metric in inherited.items()}
             line = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
@@ -194,7 +195,7 @@ def _score_all(
 
 def _measure_all(run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]) -> None:
     """Measures exported models in two passes, each in half of the time; all are measured once whatever the time."""
-    settings, workload, inputs = run.recipe.verify, run.recipe.workload, context.dummy_inputs(run.recipe.workload)
+    settings, workload = run.recipe.verify, run.recipe.workload
     budget = Budget.of_minutes(settings.minutes)
     for number, stage in enumerate(PASSES, 1):
         missing = {key: s for key, s in subnets.items() if run.store.get(key, workload, stage) is None}
@@ -209,7 +210,9 @@ def _measure_all(run: Run, context: TaskContext, supernet: Supernet, subnets: Ma
                 missing,
                 stage,
                 part,
-                load=lambda subnet: prepare(export_and_reload(run, context, supernet, subnet), inputs, workload),
+                load=lambda subnet: prepare(
+                    export_and_reload(run, context, supernet, subnet), context.workload_inputs(subnet), workload
+                ),
                 report=report,
                 enough=lambda timings: not _not_told_apart(timings, run.recipe.profile.precision),
                 note=f"pass {number} of {len(PASSES)}".__str__,

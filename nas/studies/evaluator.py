@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -28,6 +28,7 @@ class Evaluator:
         supernet: The shared weights.
         examples: The search slice.
         predictor: Predicts latencies.
+        in_other_tokens: Size of a smaller vocabulary -> the search slice in its tokens.
         counts: Exact costs.
     """
 
@@ -35,6 +36,7 @@ class Evaluator:
     supernet: Supernet
     examples: EvaluationSet
     predictor: SubnetPredictor
+    in_other_tokens: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout, self.recipe.task.type)
@@ -69,7 +71,7 @@ class Evaluator:
     @property
     def scorer(self) -> Scorer:
         """A function that scores subnetworks on the search slice."""
-        return Scorer(self.supernet, self.examples, self.recipe.metric_names)
+        return Scorer(self.supernet, self.examples, self.recipe.metric_names, self.in_other_tokens)
 
     def early_stopping(self, subnet: SubnetConfig, front: np.ndarray) -> EarlyStopping | None:
         """When to stop the evaluation of a subnetwork, given the front; None if ``search.confidence`` is 1: never."""

@@ -95,20 +95,23 @@ class Scorer:
         supernet: The shared weights.
         examples: The examples to score, in batches of similar length.
         names: The metrics.
+        in_other_tokens: Size of a smaller vocabulary -> the same examples in its tokens.
     """
 
     supernet: Supernet
     examples: EvaluationSet
     names: Sequence[str]
+    in_other_tokens: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """Scores a subnetwork on all examples, or until it cannot reach the front."""
         from nas.tasks.evaluation import score_in_slices
 
         self.supernet.activate(subnet)
-        total = len(self.examples)
+        examples = self.in_other_tokens[subnet.vocabulary] if subnet.changes("vocabulary") else self.examples
+        total = len(examples)
         rungs = [share for share in SHARES if early_stopping and share * total >= MIN_EXAMPLES]
-        for count, scores in score_in_slices(self.supernet.model, self.examples, self.names, rungs):
+        for count, scores in score_in_slices(self.supernet.model, examples, self.names, rungs):
             values = {name: (score.value, score.standard_error) for name, score in scores.items()}
             if early_stopping and count < total and early_stopping.cannot_reach_front(values, count / total):
                 return Outcome(values, count, is_complete=False)

@@ -62,7 +62,7 @@ def measure_subnets(
             "profile RECIPE --export FOLDER` here, measure there, then run `nas profile RECIPE --import FOLDER` here."
         )
     if missing:
-        budget, inputs = budget or Budget(), context.dummy_inputs(workload)
+        budget = budget or Budget()
         with time_progress("profile", budget) as report:
             visit = subnet_visit(
                 context,
@@ -71,7 +71,7 @@ def measure_subnets(
                 {subnet.key: subnet for subnet in missing},
                 "profile",
                 budget,
-                load=lambda subnet: prepare(supernet.extract(subnet), inputs, workload),
+                load=lambda subnet: prepare(supernet.extract(subnet), context.workload_inputs(subnet), workload),
                 report=report,
                 may_set_reference=may_set_reference,
                 **when,
@@ -115,7 +115,7 @@ def subnet_visit(
         note: The number that matters so far, for the progress bar.
         seed: Order of the models.
     """
-    workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
+    workload = context.recipe.workload
 
     def save(timings: Mapping[str, Timing]) -> None:
         if store.reference_ms(workload) is None or may_set_reference:
@@ -129,7 +129,7 @@ def subnet_visit(
 
     def prepared(name: str) -> Call:
         if name == REFERENCE:
-            return prepare(supernet.extract(supernet.parent), inputs, workload)
+            return prepare(supernet.extract(supernet.parent), context.dummy_inputs(workload), workload)
         return load(subnets[name])
 
     visit = Visit(

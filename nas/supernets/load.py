@@ -8,10 +8,11 @@ from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
 from nas.supernets.device import training_device
 from nas.supernets.low_rank import CalibrationStatistics
-from nas.supernets.space import search_space
+from nas.supernets.space import search_space, vocabulary_sizes
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.vocabulary import Vocabulary
 from search_spaces import SearchSpace
 
 CALIBRATION_EXAMPLES = 512
@@ -31,6 +32,11 @@ def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> 
         calibrate(supernet, calibration_set(context).batches).save(folder)
 
 
+def vocabulary_of(context: TaskContext) -> Vocabulary | None:
+    """Returns the pieces of the tokenizer by their use; None where the space keeps all of them."""
+    return context.vocabulary if vocabulary_sizes(search_space(context)) else None
+
+
 def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) -> tuple[Supernet, SearchSpace]:
     """Loads the trained supernet of a run on the training device, and its space with layers by importance.
 
@@ -39,7 +45,10 @@ def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) ->
         context: The context of its recipe.
         folder: Of a supernet that was trained further; default: that of the supernet stage.
     """
-    folder = folder or run.supernet
-    supernet = Supernet(context.load_model(folder).to(training_device()), CalibrationStatistics.load(folder))
+    folder, vocabulary = folder or run.supernet, Vocabulary.load(run.supernet)
+    if vocabulary is not None:
+        context.vocabulary = vocabulary
+    model, calibration = context.load_model(folder).to(training_device()), CalibrationStatistics.load(folder)
+    supernet = Supernet(model, calibration, vocabulary)
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)

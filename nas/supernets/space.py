@@ -12,6 +12,7 @@ from search_spaces import TASKS, InputError, SearchSpace
 from search_spaces.dimension import Facts
 from search_spaces.dimensions import DIMENSIONS
 from search_spaces.dimensions.bits import DTYPES
+from search_spaces.dimensions.vocabulary import FULL, VOCABULARY
 from search_spaces.proposal import Proposal, propose_choices
 from search_spaces.useful_choices import useful_choices
 
@@ -19,6 +20,11 @@ from search_spaces.useful_choices import useful_choices
 def search_space(context: TaskContext, layer_order: Sequence[int] | None = None) -> SearchSpace:
     """The recipe's space over its parent, without choices that do not help."""
     return context.layout.search_space(recipe_choices(context)[0], layer_order)
+
+
+def vocabulary_sizes(space: SearchSpace) -> list[str]:
+    """Numbers of pieces that subnetworks of a space have, without the full vocabulary."""
+    return [size for size in space.choices.get(VOCABULARY.name, ()) if size != FULL]
 
 
 def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:

@@ -26,6 +26,7 @@ from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
+from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
@@ -45,6 +46,8 @@ from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from search_spaces.shapes import Rows
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,19 @@ class Supernet:
     Args:
         model: A model of a supported family; it is changed in place.
         calibration: Statistics from `calibrate`; needed for subnetworks with low-rank layers.
+        vocabulary: The order of the pieces of its tokenizer; needed for subnetworks with fewer of them.
 
     Raises:
         InputError: If the model type is not supported, or its layers are quantized or have adapters.
     """
 
-    def __init__(self, model: PreTrainedModel, calibration: CalibrationStatistics | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        calibration: CalibrationStatistics | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self.model, self.vocabulary = model, vocabulary
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._model_class = type(model)
@@ -184,6 +193,15 @@ class Supernet:
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError if the parent does not contain the subnetwork."""
         check_subnet(self.layout, subnet)
+        if subnet.changes("vocabulary") and (
+            self.vocabulary is None or self.model.get_output_embeddings() is not None
+        ):
+            why = (
+                "no order of its pieces is set" if self.vocabulary is None else "its head has an output for each piece"
+            )
+            raise InputError(
+                f"the vocabulary of {self._model_class.__name__} must stay full, as {why}, but got {subnet}."
+            )
         for path, kinds in self.layout.blueprint(subnet).outside.kinds.items():
             for kind in map(type, kinds):
                 if path not in self._outside_layers.candidates.get(kind, ()):
@@ -213,7 +231,7 @@ class Supernet:
         self._apply(self._outside_layers, blueprint.outside)
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
-        for name, value in self.layout.depth_config_update(subnet).items():
+        for name, value in {**self.layout.config_update(subnet), **self._token_ids(subnet)}.items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
 
@@ -251,8 +269,21 @@ class Supernet:
         def is_full(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
-        active = [(axis, self.layout.shapes.active_rows(axis, sizes, full)) for axis in axes]
+        active = [(axis, self._rows(axis, sizes, full)) for axis in axes]
         return tuple(slice(None) if axis is None or is_full(axis, rows) else as_index(rows) for axis, rows in active)
+
+    def _rows(self, axis: Any, sizes: Mapping[str, int], full: Mapping[str, int]) -> Rows:
+        """Active entries along a dimension of a weight; of the table of tokens, those of the pieces that are kept."""
+        if axis == "vocab" and sizes["vocab"] < full["vocab"]:
+            assert self.vocabulary is not None
+            return self.vocabulary.kept(str(sizes["vocab"]))
+        return self.layout.shapes.active_rows(axis, sizes, full)
+
+    def _token_ids(self, subnet: SubnetConfig) -> dict[str, Any]:
+        """Config fields that hold ids of tokens, as a subnetwork's tokenizer numbers them."""
+        if self.vocabulary is None:
+            return {}
+        return self.vocabulary.token_ids(self.layout.sizes, subnet.vocabulary)
 
     @property
     def linear_layers(self) -> dict[str, nn.Module]:
@@ -269,7 +300,7 @@ class Supernet:
             self.layout.shapes.linear_axes(location) or location.axes,
             self.layout.full_sizes[location.stack or 0],
         )
-        index = self._active_index(axes, sizes, full)
+        index = self._active_index(axes, {**sizes, "vocab": full["vocab"]}, full)
         key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
         if key not in self._bases:
             self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
@@ -319,7 +350,7 @@ class Supernet:
         self.check(subnet)
         config_update = stock_config_update(self.layout, subnet)
         model_class, config = (
-            self._stock_class_and_config(config_update)
+            self._stock_class_and_config({**config_update, **self._token_ids(subnet)})
             if config_update is not None
             else self._custom_class_and_config(subnet)
         )
@@ -396,7 +427,7 @@ class Supernet:
 
     def _custom_class_and_config(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         """Returns class and config of a subnetwork that no stock config describes."""
-        _, config = self._stock_class_and_config(self.layout.depth_config_update(subnet))
+        _, config = self._stock_class_and_config({**self.layout.config_update(subnet), **self._token_ids(subnet)})
         config.update({"nas_arch": edits_of(self.model, self.layout, subnet)})
         nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
         nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)

@@ -21,7 +21,7 @@ from nas.supernets.relation_distillation import (
 )
 from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationTrainer
+from nas.supernets.training import TEXTS, DistillationTrainer, in_tokens_of
 from nas.tasks.batches import model_inputs
 from nas.tasks.losses import LogitsAndLabels
 from search_spaces import InputError, SubnetConfig
@@ -101,10 +101,11 @@ class SupernetTrainer(DistillationTrainer):
         for training_pass in passes:
             self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
-                outputs, outputs_and_states = self._forward(model, inputs, training_pass.subnet)
+                own = in_tokens_of(inputs, training_pass.subnet.vocabulary)
+                outputs, outputs_and_states = self._forward(model, own, training_pass.subnet)
                 losses = [outputs.loss.mean()] if training_pass.uses_labels else []  # one loss per DataParallel device
                 if teacher_outputs is not None:
-                    losses.append(self._divergence(outputs_and_states, teacher_outputs, inputs))
+                    losses.append(self._divergence(outputs_and_states, teacher_outputs, inputs, training_pass.subnet))
                 loss = torch.stack(losses).sum()
             teacher_outputs = teacher_outputs or _detach(outputs_and_states)
             part = loss * share / len(passes)
@@ -125,6 +126,7 @@ class SupernetTrainer(DistillationTrainer):
     def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
         """Runs a model of which ``subnet`` is active; returns all its outputs, and those that are distilled."""
         is_teacher = model is self.teacher
+        inputs = {name: value for name, value in inputs.items() if name != TEXTS}
         batch = model_inputs(inputs) if is_teacher else inputs
         run = partial(self.task.forward, model, batch)
         if not self.relation_weight:
@@ -151,10 +153,10 @@ class SupernetTrainer(DistillationTrainer):
             return self._forward(self.teacher, inputs, parent)[1]
 
     def _divergence(
-        self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any]
+        self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any], subnet: SubnetConfig
     ) -> torch.Tensor:
         loss = self.divergence(student[0], teacher[0])
-        if not self.relation_weight:
+        if not self.relation_weight or subnet.changes("vocabulary"):  # other tokens have no relations in common
             return loss
         return loss + self.relation_weight * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
@@ -18,11 +22,14 @@ from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
+from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
+from nas.tasks.vocabulary import Vocabulary
 from nas.tasks.weights import WEIGHTS, load_weights
 from predictors import Workload
 from search_spaces import TASKS, InputError, Layout, SubnetConfig
+from search_spaces.dimensions.vocabulary import FULL
 from search_spaces.errors import short_error
 from search_spaces.tasks import Task
 
@@ -33,6 +40,10 @@ if TYPE_CHECKING:
 
 UNFOLDED_ERROR = 1e-4
 """Largest difference of the outputs of an export that was filled up with zeros, relative to the largest output."""
+
+
+LENGTH_EXAMPLES = 2000
+"""Training examples from which the growth of texts with fewer pieces is found."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class TaskContext:
     def __init__(self, recipe: Recipe, sample: int | None = None) -> None:
         self.recipe, self.sample = recipe, sample
         self._augmented: dict[str, Dataset] = {}
+        self._of_size: dict[str, TaskContext] = {FULL: self}
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -118,8 +130,46 @@ class TaskContext:
 
     def save_processor(self, folder: Path, subnet: SubnetConfig | None = None) -> None:
         """Writes what the model folder of a subnetwork, by default of the parent, needs beside its weights."""
-        what = self.processor, self.recipe.model, self.layout, subnet or self.layout.parent
+        subnet = subnet or self.layout.parent
+        what = self.of(subnet).processor, self.recipe.model, self.layout, subnet
         self.task_type.save_processor(*what, folder)
+
+    # -- the vocabulary of a subnetwork -------------------------------------------------------------------------------
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The pieces of the tokenizer by their use in the training texts; a run that has stored them sets it."""
+        texts = self.splits.train["input_ids"]
+        counts = np.bincount(np.fromiter((i for text in texts for i in text), dtype=np.int64))
+        return Vocabulary.by_use(self.processor, counts)
+
+    def of(self, subnet: SubnetConfig) -> TaskContext:
+        """The context with the tokenizer of a subnetwork: the same rows in its tokens."""
+        return self.of_size(subnet.vocabulary)
+
+    def of_size(self, size: str) -> TaskContext:
+        """The context with a tokenizer of so many pieces, itself for ``full``."""
+        if size not in self._of_size:
+            kept, config = self.vocabulary.kept(size), copy.deepcopy(self.config)
+            config.update({"vocab_size": len(kept), **self.vocabulary.token_ids(config, size)})
+            other = TaskContext(self.recipe, self.sample)
+            other.__dict__ |= {"config": config, "layout": self.layout, "extends_positions": self.extends_positions}
+            other.__dict__ |= {"processor": trimmed_tokenizer(self.processor, kept), "_of_size": self._of_size}
+            other.__dict__["workload"] = self._longer(other) if self.recipe.workload.sequence_length else self.workload
+            self._of_size[size] = other
+        return self._of_size[size]
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The recipe's workload; with fewer pieces the same texts have more tokens."""
+        return self.recipe.workload
+
+    def texts_of(self, sizes: Iterable[str], settings: Training) -> dict[str, tuple[TaskType, Dataset]]:
+        """The examples of one training in the tokens of smaller vocabularies, row by row those of `training_set`."""
+        contexts = {size: self.of_size(size) for size in sorted({*sizes} - {FULL})}
+        return {size: (each.splits.task, each.training_set(settings)) for size, each in contexts.items()}
+
+    # -- the data -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def splits(self) -> Splits:
@@ -164,6 +214,14 @@ class TaskContext:
         examples = EvaluationSet.from_dataset(task.process(self._sampled(task.test), source), task)
         beside = [] if self.sample is not None else [self._held_out(other, source) for other in task.beside]
         return replace(examples, beside=tuple(beside))
+
+    def _longer(self, other: TaskContext) -> Workload:
+        """The workload with as many more tokens as the training texts have with another tokenizer."""
+        rows = min(LENGTH_EXAMPLES, len(self.splits.train))
+        mine, theirs = (sum(map(len, each.splits.train[:rows]["input_ids"])) for each in (self, other))
+        limit, length = self.layout.inputs.max_sequence_length, self.recipe.workload.sequence_length or 0
+        longer = max(length, math.ceil(length * theirs / max(mine, 1)))
+        return replace(self.recipe.workload, sequence_length=min(longer, limit or longer))
 
     def _sampled(self, dataset: Dataset) -> Dataset:
         return dataset if self.sample is None else dataset.select(range(min(self.sample, len(dataset))))
@@ -305,6 +363,11 @@ class TaskContext:
             if (expected[name] - found[name]).abs().max().item() > UNFOLDED_ERROR * max(scale, 1.0):
                 raise InputError(refusal(source, "its outputs would change (it skips blocks, or is narrower)"))
         return unfolded
+
+    def workload_inputs(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+        """Returns random inputs on which the latency of a subnetwork is measured: the same texts in its tokens."""
+        own = self.of(subnet)
+        return own.dummy_inputs(own.workload)
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Returns random inputs of the workload's shape, without padding.

@@ -23,6 +23,8 @@ WORK_PREFIX = "work:"
 RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
 """Columns per block; ``thin`` means low-rank. Predictors store these names, so they cannot change."""
+PER_TOKEN = ("layers", "widths")
+"""Columns of what takes longer with more tokens."""
 
 
 def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
@@ -38,6 +40,7 @@ def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
         ]
     names += [f"thin table {what}" for what in ("blocks", "products") if "embedding_rank" in space.parameters]
     names += [f"table {bits}" for bits in space.parameters.get("embedding_bits", ())[:-1]]
+    names += [f"vocabulary {n} {what}" for n in space.parameters.get("vocabulary", ())[:-1] for what in PER_TOKEN]
     return tuple(f"{WORK_PREFIX} {name}" for name in names)
 
 
@@ -52,7 +55,17 @@ def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
     if choices := space.parameters.get("embedding_bits"):
         level = batch.category_index("embedding_bits", choices)
         columns += [(level == number).astype(float) for number, _ in enumerate(choices[:-1], 1)]
+    if choices := space.parameters.get("vocabulary"):  # with fewer pieces texts have more tokens
+        level, widths = batch.category_index("vocabulary", choices), _widths(space, batch)
+        for number, _ in enumerate(choices[:-1], 1):
+            columns += [(level == number) * batch.kept.sum(axis=1), (level == number) * widths]
     return np.stack(columns).T
+
+
+def _widths(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
+    """Sum over layers and blocks of the width relative to the parent's: (n,)."""
+    shares = (batch.layer_values[field] / max(getattr(space.parent, field)) for field in RANK_OF)
+    return np.sum([share.sum(axis=1) for share in shares], axis=0)
 
 
 def _stack_columns(space: SearchSpace, batch: SubnetBatch, stack: range) -> Iterator[np.ndarray]:

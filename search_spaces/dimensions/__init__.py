@@ -14,6 +14,7 @@ from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
 from search_spaces.dimensions.hidden import HIDDEN_SIZE
 from search_spaces.dimensions.key_value_heads import NUM_KEY_VALUE_HEADS
 from search_spaces.dimensions.ranks import ATTENTION_RANK, MLP_RANK
+from search_spaces.dimensions.vocabulary import VOCABULARY
 
 DIMENSIONS: dict[str, Dimension] = {
     dimension.name: dimension
@@ -28,6 +29,7 @@ DIMENSIONS: dict[str, Dimension] = {
         MLP_RANK,
         ATTENTION,
         BITS,
+        VOCABULARY,
         EMBEDDING_RANK,
         EMBEDDING_BITS,
         EMBEDDING_DIM,

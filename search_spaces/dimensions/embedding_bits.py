@@ -22,6 +22,9 @@ FULL = "full"
 INTEGERS = ("4", "8", "16")
 """Bits of a value, fewest first; 16 is float16."""
 
+FIRST_PQ = 100
+"""Integers above stand for product quantizations in arrays."""
+
 CENTROIDS = 256
 """Rows of a codebook: a code is one byte."""
 
@@ -58,12 +61,12 @@ class EmbeddingBits(Category):
             draft.compress_embedding(_kind(value, draft.layout))
 
     def encode(self, value: Any) -> int:
-        """The bits of an integer, 0 for the full table, minus the bytes of a product quantization."""
-        return -_bytes(value) if _bytes(value) else 0 if value == FULL else int(value)
+        """The bits of an integer, 0 for the full table, the bytes of a product quantization from `FIRST_PQ` on."""
+        return FIRST_PQ + _bytes(value) if _bytes(value) else 0 if value == FULL else int(value)
 
     def decode(self, code: int) -> str:
         """The text of an integer from `encode`."""
-        return f"pq:{-code}" if code < 0 else str(code) if code else FULL
+        return f"pq:{code - FIRST_PQ}" if code > FIRST_PQ else str(code) if code else FULL
 
     def sort(self, values: Sequence[Any]) -> tuple[str, ...]:
         """Distinct values, the smallest table first."""

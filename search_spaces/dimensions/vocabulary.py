@@ -1,0 +1,140 @@
+"""Vocabulary: how many pieces of the tokenizer are kept, those that the training texts use most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.dimension import Category, Facts
+from search_spaces.errors import InputError
+from search_spaces.proportions import LARGE_TABLE, embedding_share
+
+if TYPE_CHECKING:
+    from search_spaces.blueprint import LayerDraft
+    from search_spaces.family import Family
+    from search_spaces.layout import Layout
+    from search_spaces.subnet import SubnetConfig
+    from search_spaces.tasks import Task
+
+FULL = "full"
+"""The tokenizer of the parent."""
+
+IMPROVES = ("num_parameters", "size_mb")
+"""Costs that fewer pieces improve; texts become longer, so latency does not fall."""
+
+FRACTIONS = (4, 2)
+"""Proposed parts of the parent's pieces: a quarter, half."""
+
+SMALLEST_PROPOSED = 1000
+"""Fewest pieces that are proposed: alphabets and special tokens always stay."""
+
+
+class VocabularySize(Category):
+    """The number of pieces that are kept; special tokens and the alphabet always stay."""
+
+    choice_type = int | str
+
+    def parse(self, value: Any) -> str:
+        """The text of a number of pieces, or ``full``.
+
+        Raises:
+            InputError: If it is neither.
+        """
+        text = str(value)
+        if text != FULL and not (text.isdecimal() and 0 < int(text) < 2**31):
+            raise InputError(
+                f"`{self.name}` must be `full` or a number of pieces above 0, but got `{text}`; write, for example, "
+                "8000."
+            )
+        return text if text == FULL else str(int(text))
+
+    def apply(self, value: Any, draft: LayerDraft) -> None:
+        """Keeps so many rows of the table of token embeddings."""
+        if value != FULL:
+            draft.keep_rows(int(value))
+
+    def encode(self, value: Any) -> int:
+        """The number of pieces; 0 for all."""
+        return 0 if value == FULL else int(value)
+
+    def decode(self, code: int) -> str:
+        """The text of an integer from `encode`."""
+        return str(code) if code else FULL
+
+    def sort(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """Distinct numbers, fewest pieces first."""
+        return tuple(
+            sorted({self.parse(value) for value in values}, key=lambda text: (text == FULL, self.encode(text)))
+        )
+
+    def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
+        """Fewer pieces only where the recipe names a size."""
+        texts = [self.parse(value) for value in values]
+        dropped, why = [text for text in texts if text != FULL], _useless_reason(facts)
+        if not why or not dropped:
+            return texts, []
+        return [FULL], [f"{', '.join(dropped)} dropped: {why}"]
+
+    def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
+        """A quarter and half of the pieces, where the table is a large part of the model."""
+        share = embedding_share(layout)
+        few = f"the embeddings are {share:.0%} of the weights" if share < LARGE_TABLE else ""
+        pieces = [layout.sizes.vocab_size // part for part in FRACTIONS]
+        if not few and pieces[0] < SMALLEST_PROPOSED:
+            few = f"the model has {layout.sizes.vocab_size} pieces only"
+        return _useless_reason(facts) or few or [*pieces, FULL]
+
+    def varies_in(self, family: Family) -> bool:
+        """Whether the family has one table, of tokens."""
+        return bool(family.embedding)
+
+    def fixed_reason(self, family: Family) -> str:
+        """Why it has not."""
+        return family.embedding_fixed_reason
+
+    def fixed_in(self, task: Task) -> str:
+        """Why it may not vary in a task whose outputs belong to tokens or are compared with stored vectors."""
+        if not task.reads_text:
+            return "the model reads no text"
+        if task.labels_tokens:
+            return "its labels belong to tokens, which change with the vocabulary"
+        return "its labels are vectors of the parent's own tokens" if task.gives_vectors else ""
+
+    def check_in(self, layout: Layout, value: Any) -> None:
+        """Raises InputError unless the parent has so many pieces, in a table that can be shortened."""
+        text = self.parse(value)
+        if text == FULL:
+            return
+        if not layout.family.embedding:
+            raise InputError(
+                f"the vocabulary of `{layout.family.model_type}` must be full, but got `{self.name}` {text}."
+            )
+        if int(text) > layout.sizes.vocab_size:
+            raise InputError(
+                f"`{self.name}` must be at most the {layout.sizes.vocab_size} pieces of the parent, but got {text}; "
+                "write `full` to keep them all."
+            )
+
+    def stock_config(self, layout: Layout, subnet: SubnetConfig, stack: int, values: Any) -> dict[str, Any] | None:
+        """Nothing: `Layout.config_update` has it, as it belongs to no layer."""
+        return {}
+
+    def picture_row(self, value: Any) -> tuple[str, str]:
+        """The row of the vocabulary."""
+        return self.label, f"{value} pieces"
+
+
+def _useless_reason(facts: Facts) -> str:
+    """Why fewer pieces are not worthwhile; empty if they are."""
+    if not {*IMPROVES} & facts.value_names:
+        return f"it only reduces {' and '.join(IMPROVES)}, and no objective or constraint names one of them"
+    return ""
+
+
+VOCABULARY = VocabularySize(
+    "vocabulary",
+    label="vocabulary",
+    meaning="Pieces of the tokenizer that are kept, those that the training texts use most: `full` or a number.",
+    scope="subnetwork",
+    neutral=FULL,
+)

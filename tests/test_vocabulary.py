@@ -1,0 +1,339 @@
+"""Vocabulary: tokenizers of every kind with fewer pieces, the rows of the table, training and a run with them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TOYS, WORDS, logits
+from test_rank import assert_features_explain
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+
+from nas.exports.check import check_folder
+from nas.exports.export import export_subnet
+from nas.pipeline import search
+from nas.recipe.schema import Recipe
+from nas.supernets.space import recipe_choices
+from nas.supernets.supernet import Supernet
+from nas.supernets.training import TEXTS, in_tokens_of
+from nas.tasks.trimmed_tokenizer import parents_of, specification, trimmed_tokenizer
+from nas.tasks.vocabulary import Vocabulary
+from search_spaces import InputError, Layout, SearchSpace, SubnetConfig
+from search_spaces.dimension import Facts
+from search_spaces.proposal import propose_choices
+
+PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
+TEXTS_OF_FIVE = [
+    "the quick brown fox jumps over the lazy dog while the other foxes are jumping over lazier dogs",
+    "zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich und die Größe ändert sich täglich",
+    "съешь ещё этих мягких французских булок да выпей чаю съешь ещё этих мягких булок",
+    "今日は天気がいいですね 今日は良い天気です 明日も天気がいいでしょう",
+    "مرحبا بالعالم كيف حالك اليوم مرحبا بكم في العالم الجديد",
+]
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+Make = Callable[[], PreTrainedTokenizerFast]
+
+
+def _fast(backend: Tokenizer, trainer: Any) -> PreTrainedTokenizerFast:
+    backend.train_from_iterator(TEXTS_OF_FIVE * 3, trainer)
+    ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", ends)
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, clean_up_tokenization_spaces=False)
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    """As BERT's, cased."""
+    backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=False)
+    return _fast(backend, trainers.WordPieceTrainer(vocab_size=420, special_tokens=SPECIAL, show_progress=False))
+
+
+def byte_bpe() -> PreTrainedTokenizerFast:
+    """As GPT-2's; the padding token is the last piece."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    backend.add_special_tokens(["<s>"])
+    tokenizer = _fast_with_last(backend, trainer)
+    return tokenizer
+
+
+def _fast_with_last(backend: Tokenizer, trainer: Any) -> PreTrainedTokenizerFast:
+    backend.train_from_iterator(TEXTS_OF_FIVE * 3, trainer)
+    backend.add_special_tokens(["<|endoftext|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def character_bpe() -> PreTrainedTokenizerFast:
+    """As Llama's: characters, bytes for those that it does not know."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(parts)
+    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    return _fast(backend, trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False))
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """As XLM-RoBERTa's."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
+    return _fast(backend, trainer)
+
+
+KINDS: dict[str, Make] = {
+    "WordPiece": word_piece,
+    "byte BPE": byte_bpe,
+    "character BPE": character_bpe,
+    "Unigram": unigram,
+}
+
+
+def by_use(tokenizer: Any, texts: list[str]) -> Vocabulary:
+    ids = np.concatenate([tokenizer(text)["input_ids"] for text in texts])
+    return Vocabulary.by_use(tokenizer, np.bincount(ids, minlength=len(tokenizer)))
+
+
+def trimmed(tokenizer: Any, spare: int) -> tuple[Any, np.ndarray]:
+    """A tokenizer with the pieces that stay and so many more, by their use in the first two texts."""
+    vocabulary = by_use(tokenizer, TEXTS_OF_FIVE[:2])
+    kept = vocabulary.kept(str(vocabulary.stay + spare))
+    return trimmed_tokenizer(tokenizer, kept), kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spare", [0, 20])
+def test_texts_of_five_languages_come_back_and_nothing_becomes_unknown(kind: str, spare: int, tmp_path: Path) -> None:
+    tokenizer = KINDS[kind]()
+    small, kept = trimmed(tokenizer, spare)
+    assert len(small) == len(kept) < len(tokenizer) and type(small) is type(tokenizer)
+    small.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS_OF_FIVE, "foxes größer булок jumpingly über", "dogs' lazily-quick"]:
+        ids, own = tokenizer(text)["input_ids"], small(text)["input_ids"]
+        assert small.decode(own) == tokenizer.decode(ids) and reloaded(text)["input_ids"] == own
+        assert own.count(small.unk_token_id) == ids.count(tokenizer.unk_token_id)
+        pieces = [tokenizer.convert_ids_to_tokens(int(kept[i])) for i in own]
+        assert pieces == small.convert_ids_to_tokens(own), "id k is the k-th of the kept"
+    for name in ("bos_token", "pad_token", "eos_token", "unk_token"):
+        assert getattr(small, name) == getattr(tokenizer, name)
+
+
+def test_pieces_are_kept_by_their_use() -> None:
+    tokenizer = word_piece()
+    counts = np.random.default_rng(0).integers(9, size=len(tokenizer))
+    vocabulary = Vocabulary.by_use(tokenizer, counts)
+    assert sorted(vocabulary.order) == list(range(len(tokenizer)))
+    assert (np.diff(counts[vocabulary.order[vocabulary.stay :]]) <= 0).all()
+    assert set(tokenizer.all_special_ids) <= set(vocabulary.kept(str(vocabulary.stay)))
+
+
+@pytest.mark.parametrize("kind", ["byte BPE", "character BPE"])
+def test_merges_stay_closed_at_every_size(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    vocabulary, parents = by_use(tokenizer, TEXTS_OF_FIVE[:2]), parents_of(specification(tokenizer))
+    place = {tokenizer.convert_ids_to_tokens(int(i)): k for k, i in enumerate(vocabulary.order)}
+    assert len(parents) > 50 and all(place[p] < place[piece] for piece, pair in parents.items() for p in pair)
+    small, _ = trimmed(tokenizer, 30)
+    spec = specification(small)
+    for piece in set(spec["model"]["vocab"]) & parents.keys():
+        assert small.backend_tokenizer.model.tokenize(piece)[0].value == piece, "every piece that is kept is reached"
+
+
+def test_a_piece_with_a_character_that_has_none_of_its_own_stays() -> None:
+    backend = Tokenizer(
+        models.WordPiece({"<unk>": 0, "a": 1, "##a": 2, "b": 3, "##bx": 4, "aa": 5}, unk_token="<unk>")
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    vocabulary = Vocabulary.by_use(tokenizer, np.zeros(6))
+    assert set(vocabulary.order[: vocabulary.stay]) == {0, 1, 2, 3, 4} and vocabulary.order[5] == 5
+    with pytest.raises(InputError, match=r"`vocabulary` must lie between the 5 pieces that always stay .* but got 3"):
+        vocabulary.kept("3")
+    slow = SimpleNamespace()
+    with pytest.raises(InputError, match="needs a fast tokenizer"):
+        specification(slow)
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "roberta", "llama"])
+def test_rows_of_the_table_and_ids_in_the_config_follow_the_tokenizer(family: str) -> None:
+    """The reference is the stock parent on the same pieces under their old ids; GPT-2 pads with its last piece."""
+    last = len(WORDS) - 1
+    toy = TOYS[family]
+    parent = toy.model("text-classification")
+    if family == "gpt2":
+        parent.config.pad_token_id = last
+    vocabulary = Vocabulary(np.array([0, 1, 2, 3, last, *range(17, 6, -1), 5, 6, 4, 18]), 5)
+    supernet = Supernet(copy.deepcopy(parent), vocabulary=vocabulary)
+    subnet, kept = supernet.parent.with_values(vocabulary=12), torch.from_numpy(vocabulary.kept("12"))
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    pad = parent.config.pad_token_id
+    own_pad = int(torch.searchsorted(kept, pad))
+    own = torch.randint(2, 11, (2, 8)).where(mask.bool(), own_pad)
+    old = {"input_ids": kept[own], "attention_mask": mask}
+    supernet.activate(subnet)
+    new = {"input_ids": own, "attention_mask": mask}
+    extracted = supernet.extract(subnet)
+    for model in (supernet.model, extracted):
+        assert model.config.vocab_size == 12 and model.config.pad_token_id == own_pad
+        assert torch.allclose(logits(model, new), logits(parent, old), atol=1e-5)
+    assert extracted.get_input_embeddings().weight.shape[0] == 12 and type(extracted) is type(parent)
+    supernet.activate(supernet.parent)
+    assert supernet.model.config.pad_token_id == pad and torch.equal(logits(supernet.model, old), logits(parent, old))
+
+
+def test_only_the_rows_that_are_kept_learn() -> None:
+    supernet = Supernet(TOYS["bert"].model(), vocabulary=Vocabulary(np.array([0, 1, 2, 3, *range(19, 3, -1)]), 4))
+    supernet.activate(supernet.parent.with_values(vocabulary="8"))
+    supernet.model(input_ids=torch.tensor([[2, 5, 7, 3]]), labels=torch.tensor([1])).loss.backward()
+    gradient = supernet.embedding._parameters["weight"].grad  # type: ignore[union-attr]
+    assert gradient is not None and gradient.abs().sum(1).nonzero()[:, 0].tolist() == [2, 3, 17, 19]
+
+
+def test_a_head_with_an_output_for_each_piece_keeps_the_vocabulary() -> None:
+    order = Vocabulary(np.arange(20), 5)
+    for task, vocabulary, why in (("fill-mask", order, "an output for each piece"), ("", None, "no order")):
+        supernet = Supernet(TOYS["bert"].model(task), vocabulary=vocabulary)
+        with pytest.raises(InputError, match=why):
+            supernet.activate(supernet.parent.with_values(vocabulary="12"))
+
+
+# -- the space --------------------------------------------------------------------------------------------------------
+
+
+def test_values_that_cannot_be_say_so(text_recipe: Path) -> None:
+    def useful(*overrides: str, **task: str) -> tuple[Any, list[str]]:
+        recipe = Recipe.load(text_recipe, ["space.vocabulary=[full, 16, 12]", *overrides])
+        recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=task)})
+        layout = Supernet(TOYS["bert"].model()).layout
+        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe))  # type: ignore[arg-type]
+        return layout.search_space(choices).choices["vocabulary"], reasons
+
+    size = "objectives={accuracy: maximize, size_mb: minimize}"
+    assert useful(size) == (("12", "16", "full"), [])
+    assert useful()[0] == ("full",) and "vocabulary 16, 12 dropped: it only reduces" in useful()[1][0]
+    with pytest.raises(InputError, match=r"`space.vocabulary` must be left out .* labels belong to tokens"):
+        useful(size, type="token-classification")
+    with pytest.raises(InputError, match=r"`vocabulary` must be `full` or a number of pieces above 0, but got `few`"):
+        useful(size, "space.vocabulary=[few]")
+    with pytest.raises(InputError, match=r"at most the 20 pieces of the parent, but got 21"):
+        useful(size, "space.vocabulary=[21]")
+
+
+def test_it_is_one_choice_of_the_subnetwork_and_older_keys_stay() -> None:
+    assert "vocabulary" not in PARENT.to_dict() and "vocabulary" not in str(PARENT)
+    small = PARENT.with_values(vocabulary=8000)
+    assert small.vocabulary == "8000" and "vocabulary 8000" in str(small) and small.key != PARENT.key
+    assert SubnetConfig.from_dict(small.to_dict()) == small
+    space = SearchSpace(PARENT, num_hidden_layers=[1, 2, 3], vocabulary=["full", 8000, 16000])
+    assert space.parameters["vocabulary"] == ("8000", "16000", "full") and space.largest.vocabulary == "full"
+    assert space.parameters.to_subnet(space.parameters.from_subnet(space.smallest)) == space.smallest
+    subnets = [space.sample(Random(k)) for k in range(300)]
+    growth = {"8000": 1.3, "16000": 1.1, "full": 1.0}
+    law = np.array([1 + growth[s.vocabulary] * len(s.layers) for s in subnets])
+    assert_features_explain(space, subnets, law)
+
+
+def test_a_large_table_is_proposed_with_fewer_pieces() -> None:
+    def proposed(vocabulary: int) -> Any:
+        config = copy.deepcopy(TOYS["bert"].model().config)
+        config.vocab_size = vocabulary
+        proposal = propose_choices(Layout(config), Facts(tokens=16, value_names=frozenset({"size_mb"})))
+        return proposal.choices.get("vocabulary") or proposal.left_out["vocabulary"]
+
+    assert proposed(8000) == [2000, 4000, "full"]
+    assert "1000 pieces only" in proposed(1000) and "of the weights" in proposed(20)
+
+
+# -- training and a run -----------------------------------------------------------------------------------------------
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def spelled_recipe(text_recipe: Path) -> Path:
+    """The toy recipe with a tokenizer that can also spell every word, and a space of vocabularies."""
+    from transformers import BertTokenizerFast
+
+    folder = text_recipe.parent
+    pieces = [*WORDS, *LETTERS.replace("a", ""), *(f"##{letter}" for letter in LETTERS)]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": len(pieces)}))
+    recipe = yaml.safe_load(text_recipe.read_text())
+    recipe["space"] = {"num_hidden_layers": [2, 4], "intermediate_size": [24, 96], "vocabulary": [57, 62, "full"]}
+    recipe["space"]["embedding_bits"] = ["full", 8, "pq:12"]
+    recipe |= {"objectives": {"accuracy": "maximize", "size_mb": "minimize"}}
+    recipe["task"]["max_length"] = 48
+    text_recipe.write_text(yaml.safe_dump(recipe))
+    return text_recipe
+
+
+def test_a_context_has_the_same_rows_in_the_tokens_of_each_vocabulary(spelled_recipe: Path) -> None:
+    from nas.supernets.training import model_trainer
+    from nas.tasks.context import TaskContext
+
+    context = TaskContext(Recipe.load(spelled_recipe))
+    own = context.of_size("57")
+    assert own is context.of_size("57") and context.of_size("full") is context and own.config.vocab_size == 57
+    texts = [context.processor.decode(row, skip_special_tokens=True) for row in context.splits.train["input_ids"]]
+    again = [own.processor.decode(row, skip_special_tokens=True) for row in own.splits.train["input_ids"]]
+    assert texts == again and context.splits.train["labels"] == own.splits.train["labels"]
+    longer = own.workload.sequence_length
+    mean = [np.mean([len(row) for row in each.splits.train["input_ids"]]) for each in (context, own)]
+    assert longer == math.ceil(16 * mean[1] / mean[0]) > 32
+    subnet = context.layout.parent.with_values(vocabulary="57")
+    assert context.workload_inputs(subnet)["input_ids"].shape[1] == longer
+
+    settings = context.recipe.finish
+    trainer = model_trainer(
+        context.load_model(),
+        settings,
+        spelled_recipe.parent / "work",
+        context.training_set(settings),
+        context.splits.task,
+        seed=0,
+        texts=context.texts_of(["57", "full"], settings),
+        vocabulary="57",
+    )
+    rows = [trainer.train_dataset[k] for k in (3, 1)]
+    batch = trainer.data_collator(rows)
+    assert batch[TEXTS].keys() == {"57"}
+    for size, each in (("57", own), ("full", context)):
+        ids = in_tokens_of(batch, size)["input_ids"]
+        assert [each.processor.decode(row, skip_special_tokens=True) for row in ids] == [texts[3], texts[1]]
+
+
+@pytest.mark.slow
+def test_a_search_over_vocabularies_end_to_end(spelled_recipe: Path, tmp_path: Path) -> None:
+    overrides = ["search.evaluations=24", "finish.models=2", "space.vocabulary=[57, 62]", "baselines=[layer-drop]"]
+    run = search(Recipe.load(spelled_recipe, overrides), tmp_path / "run")
+    points = [point for point in run.verified_points() if point.subnet.changes("vocabulary")]
+    assert {point.subnet.vocabulary for point in points} <= {"57", "62"} and points
+    assert (run.supernet / "vocabulary.json").is_file() and any(point.finished for point in points)
+    for number, point in enumerate((points[0], next(point for point in points if point.finished))):
+        folder = export_subnet(run, point, tmp_path / f"export{number}", ["onnx"])
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        assert model.config.vocab_size == int(point.subnet.vocabulary) == len(AutoTokenizer.from_pretrained(folder))
+        answer = pipeline("text-classification", str(folder), trust_remote_code=True)("the film is very good")
+        assert answer[0]["score"] > 0
+        size = (folder / "model.safetensors").stat().st_size
+        assert size == round(1e6 * point.values["size_mb"])
+    assert not check_folder(tmp_path / "export1", run)[1]
