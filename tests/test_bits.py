@@ -131,6 +131,7 @@ def test_bits_that_cannot_run_or_help_are_dropped(monkeypatch: pytest.MonkeyPatc
     facts = Facts(64, unsupported_dtypes={"bfloat16": "why", "int4-weight": "-"})
     choices, reasons = useful_choices({"bits": ["float32", "int8", "bfloat16"]}, facts)
     assert choices["bits"] == ["float32", "int8"] and reasons == ["bits bfloat16 dropped: why"]
+    assert useful_choices({"bits": ["full", "int8"]}, facts)[0]["bits"] == ["float32", "int8"], "another name"
     with pytest.raises(InputError, match="did you mean `int8`"):
         useful_choices({"bits": ["int88"]}, facts)
 

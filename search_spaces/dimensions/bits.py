@@ -32,11 +32,13 @@ QUANTIZED_FROM_HIDDEN = 256
 
 
 def check_bits(bits: str) -> str:
-    """Returns a dtype unchanged.
+    """Returns a dtype unchanged; ``full``, the name of what changes nothing, is `FULL_PRECISION`.
 
     Raises:
         InputError: If it is not in `DTYPES`.
     """
+    if bits == "full":
+        return FULL_PRECISION
     if bits not in DTYPES:
         raise InputError(f"`bits` must be a known dtype, but got `{bits}`; {did_you_mean(str(bits), DTYPES)}.")
     return bits
@@ -85,7 +87,7 @@ class Bits(Category):
 BITS = Bits(
     "bits",
     label="bits",
-    meaning="Dtype of the linear layers: `float32`, `bfloat16`, `int8`, `int8-weight` or `int4-weight`.",
+    meaning="Dtype of the linear layers: `float32` (or `full`), `bfloat16`, `int8`, `int8-weight` or `int4-weight`.",
     scope="layer",
     neutral=FULL_PRECISION,
 )
