@@ -336,4 +336,4 @@ def test_a_search_over_vocabularies_end_to_end(spelled_recipe: Path, tmp_path: P
         assert answer[0]["score"] > 0
         size = (folder / "model.safetensors").stat().st_size
         assert size == round(1e6 * point.values["size_mb"])
-    assert not check_folder(tmp_path / "export1", run)[1]
+    assert not check_folder(folder, run)[1], "of a finished model"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from transformers.utils import ModelOutput
 
 from nas.exports.formats import formats_in, load_export, own_inputs, workload_inputs
@@ -89,7 +90,7 @@ def memory_mb(folder: str, format_name: str) -> float | None:
     workload = replace(Workload.from_dict(info["workload"]), **(written.workload if written else {}))
     if format_name == "torch" and workload.runtime not in ("torch", "compile"):
         return None
-    inputs = own_inputs(info, load_config(folder))
+    inputs = own_inputs(info, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     import_libraries(workload, folder, TASKS[info["task"]].auto_class)
     for module in written.libraries if written else ():
         import_module(module)
