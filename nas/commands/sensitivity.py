@@ -33,7 +33,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluation_mode
 from nas.tasks.losses import LogitsAndLabels, divergence
 from search_spaces import SearchSpace
-from search_spaces.dimensions import BLOCKS
+from search_spaces.dimensions import BLOCKS, PER_SUBNET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,7 +128,7 @@ def layer_of(block: Block) -> int | None:
 def describe_change(block: Block) -> tuple[str, str]:
     """The replaced block (of a layer, the layer itself, or the embeddings), and the replacement as text."""
     field = block.name.partition(".")[0]
-    fields_of_block = {**BLOCKS, "embedding": ("embedding_rank", "embedding_bits")}
+    fields_of_block = {**BLOCKS, "embedding": tuple(name for name in PER_SUBNET if name.startswith("embedding"))}
     name = next((name for name, names in fields_of_block.items() if field in names), "layer")
     return name, "skipped" if block.value == 0 else f"{field} {block.value}"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from search_spaces import SearchSpace, SubnetBatch
 from search_spaces.dimension import FULL_RANK
+from search_spaces.dimensions import DIMENSIONS, PER_SUBNET
 from search_spaces.dimensions.attention import FULL
 from search_spaces.dimensions.bits import DTYPES, FULL_PRECISION
 from search_spaces.dimensions.ranks import RANK_FIELDS
@@ -23,8 +24,8 @@ WORK_PREFIX = "work:"
 RANK_OF = {width: rank for rank, width in RANK_FIELDS.items()}
 PER_BLOCK = ("blocks", "thin blocks", "products", "widths", "thin widths", "moved")
 """Columns per block; ``thin`` means low-rank. Predictors store these names, so they cannot change."""
-PER_TOKEN = ("layers", "widths")
-"""Columns of what takes longer with more tokens."""
+PER_CHOICE = ("once", "layers", "widths")
+"""Columns per name of the subnetwork."""
 
 
 def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
@@ -39,8 +40,8 @@ def work_feature_names(space: SearchSpace) -> tuple[str, ...]:
             f"{stack} {p} {what}" for p in space.choices.get("attention", (FULL,)) for what in ("blocks", "heads")
         ]
     names += [f"thin table {what}" for what in ("blocks", "products") if "embedding_rank" in space.parameters]
-    names += [f"table {bits}" for bits in space.parameters.get("embedding_bits", ())[:-1]]
-    names += [f"vocabulary {n} {what}" for n in space.parameters.get("vocabulary", ())[:-1] for what in PER_TOKEN]
+    categories = [(name, choice) for name in _categories(space) for choice in space.parameters[name][:-1]]
+    names += [f"{name} {choice} {what}" for name, choice in categories for what in PER_CHOICE]
     return tuple(f"{WORK_PREFIX} {name}" for name in names)
 
 
@@ -52,14 +53,17 @@ def work_features(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
         percent, hidden = batch.subnet_values["embedding_rank"], batch.subnet_values["hidden_size"]
         low_rank = percent < FULL_RANK
         columns += [low_rank.astype(float), low_rank * percent / FULL_RANK * hidden]
-    if choices := space.parameters.get("embedding_bits"):
-        level = batch.category_index("embedding_bits", choices)
-        columns += [(level == number).astype(float) for number, _ in enumerate(choices[:-1], 1)]
-    if choices := space.parameters.get("vocabulary"):  # with fewer pieces texts have more tokens
-        level, widths = batch.category_index("vocabulary", choices), _widths(space, batch)
-        for number, _ in enumerate(choices[:-1], 1):
-            columns += [(level == number) * batch.kept.sum(axis=1), (level == number) * widths]
+    widths = _widths(space, batch)
+    for name in _categories(space):  # a table takes time once; with fewer pieces every layer has more tokens
+        level = batch.category_index(name, space.parameters[name])
+        for number, _ in enumerate(space.parameters[name][:-1], 1):
+            columns += [(level == number) * factor for factor in (1.0, batch.kept.sum(axis=1), widths)]
     return np.stack(columns).T
+
+
+def _categories(space: SearchSpace) -> list[str]:
+    """Searched names of the subnetwork."""
+    return [name for name in PER_SUBNET if DIMENSIONS[name].is_categorical and name in space.parameters]
 
 
 def _widths(space: SearchSpace, batch: SubnetBatch) -> np.ndarray:
