@@ -164,6 +164,36 @@ def test_a_subnetwork_that_kills_its_worker_is_the_only_one_that_fails(
 
 
 @pytest.mark.slow
+def test_a_killed_search_with_random_failures_and_a_deadly_subnetwork_ends_with_exact_counts(
+    cluster: tuple[str, list[Node]], home: Path, tmp_path: Path
+) -> None:
+    recipe, folder = stand_in_recipe(EVALUATIONS), tmp_path / "run"
+    deadly = stand_in_evaluator(recipe)[0].uniform_scalings()[-1].key
+    faults = ("--deadly", deadly, "--failing", "0.1")
+    process = driver(folder, cluster[0], home, *faults, seconds=0.1)
+    wait_for(lambda: len(lines(folder, "end")) >= 15 and len(lines(folder, "raise")) >= 1, 300, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    recorded = evaluated(folder, recipe)
+    assert 0 < len(recorded["search"]) < EVALUATIONS
+    resumed = driver(folder, cluster[0], home, *faults, seconds=0.01)
+    assert resumed.wait(540) == 0, resumed.communicate()[1]
+
+    studies, points = open_studies(folder / "study.log", recipe), evaluated(folder, recipe)
+    assert len(points["search"]) == len(points["random"]) == EVALUATIONS
+    assert all(points[name][: len(before)] == before for name, before in recorded.items()), "something was lost"
+    failed = [t for s in studies.values() for t in s.get_trials(deepcopy=False) if t.state.name != "COMPLETE"]
+    causes = {(t.user_attrs["key"], t.user_attrs["cause"]) for t in failed}
+    raised = executed(folder, "raise")
+    assert {key for key, cause in causes if cause == "worker"} == {deadly}
+    assert {key for key, cause in causes if cause != "worker"} <= set(raised)
+    assert executed(folder)[deadly] == 0
+    assert {key for each in points.values() for key, _ in each} <= set(executed(folder))
+    twice = sum(count - 1 for count in executed(folder).values())
+    assert twice <= 2, "only what was in flight at the kill may be evaluated again"
+
+
+@pytest.mark.slow
 def test_workers_a_node_and_the_driver_are_killed(cluster: tuple[str, list[Node]], home: Path, tmp_path: Path) -> None:
     address, nodes = cluster
     recipe, folder = stand_in_recipe(EVALUATIONS), tmp_path / "run"

@@ -233,6 +233,21 @@ def test_the_older_of_two_claims_has_priority_and_an_abandoned_one_times_out(
     assert two.claim(trials[1], "k")
 
 
+def test_random_failures_leave_the_numbers_of_evaluations_as_they_are(tmp_path: Path) -> None:
+    stand_in, rng, raised = StandIn(tmp_path / "evaluations.log", 0.0), Random(3), set[str]()
+
+    def flaky(subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
+        if rng.random() < 0.2:
+            raised.add(subnet.key)
+            raise ArithmeticError("it failed at random")
+        return stand_in(subnet, early_stopping)
+
+    studies = run(tmp_path, stand_in_recipe(30, sampler="RandomSampler"), flaky)
+    counts = {name: len(evaluated_points(study)) for name, study in studies.items()}
+    assert raised and counts["search"] == counts["random"] == 30
+    assert set(executed(tmp_path).values()) == {1} and not raised & set(executed(tmp_path))
+
+
 # -- going on with another recipe ---------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 from typing import Any, cast
 
 import numpy as np
@@ -42,11 +42,13 @@ class StandIn:
         log: Where each evaluation is noted.
         seconds: How long one takes.
         deadly: Key of a subnetwork whose evaluation kills its process.
+        failing: Share of the evaluations that raise, at random.
     """
 
     log: Path
     seconds: float
     deadly: str | None = None
+    failing: float = 0.0
 
     def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """The quality of a subnetwork."""
@@ -54,6 +56,9 @@ class StandIn:
         if subnet.key == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
+        if SystemRandom().random() < self.failing:
+            self._write("raise", subnet)
+            raise ArithmeticError("it failed at random")
         size = sum(h**0.5 + (w / 24) ** 0.5 for h, w in zip(*subnet_widths(subnet), strict=True))
         noise = int(hashlib.sha256(subnet.key.encode()).hexdigest()[:4], 16) / 65535
         self._write("end", subnet)
@@ -106,13 +111,14 @@ def stand_in_search(
     *,
     baselines: bool = True,
     deadly: str | None = None,
+    failing: float = 0.0,
 ) -> None:
     """Runs a search with its studies in a folder, in this process or on a Ray cluster."""
     space, evaluator = stand_in_evaluator(recipe)
     driver = None if recipe.search.storage is None else driver_id(folder)
     queues = build_queues(open_studies(folder / "study.log", recipe), recipe, space, evaluator, driver)
     scheduler = EvaluationScheduler(queues if baselines else queues[:1])
-    evaluate = StandIn(folder / "evaluations.log", seconds, deadly)
+    evaluate = StandIn(folder / "evaluations.log", seconds, deadly, failing)
     with graceful_interrupt(scheduler.stop), scheduler.reporting():
         if cluster is None:
             run_locally(scheduler, evaluate)
@@ -144,10 +150,18 @@ if __name__ == "__main__":
     parser.add_argument("--ray", default=None)
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--deadly", default=None, help="key of a subnetwork that kills its process")
+    parser.add_argument("--failing", type=float, default=0.0, help="share of the evaluations that raise, at random")
     arguments = parser.parse_args()
     quiet_libraries()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     recipe = stand_in_recipe(
         arguments.evaluations, sampler=arguments.sampler, storage=arguments.storage, workers=arguments.workers
     )
-    stand_in_search(arguments.folder, recipe, arguments.seconds, arguments.ray, deadly=arguments.deadly)
+    stand_in_search(
+        arguments.folder,
+        recipe,
+        arguments.seconds,
+        arguments.ray,
+        deadly=arguments.deadly,
+        failing=arguments.failing,
+    )

@@ -40,6 +40,8 @@ from nas.studies.study import REPEAT, bind_study, driver_id, earlier_studies, op
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
+MAX_REFILLS = 10
+"""How often random search replaces subnetworks whose evaluation failed by others."""
 POLL_S = 0.2
 """Seconds between two reads of the storage while this driver waits for another one."""
 
@@ -115,8 +117,10 @@ def build_queues(
         print_line(f"search     takes {n_reused} evaluations over, judged by the objectives and constraints of now")
 
     def random(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        if baseline.n_evaluations >= search.n_evaluations:
+            return []
         samples = feasible_samples(space, evaluator, Random(f"{recipe.seed}/random"))
-        return first_distinct(samples, search.n_evaluations)
+        return first_distinct(samples, search.n_evaluations + len(baseline.failures))
 
     def uniform(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         return space.uniform_scalings()
@@ -137,20 +141,18 @@ def build_queues(
     search = searching(studies["search"], recipe.seed)
     repeated = [study for kind, study in studies.items() if kind.startswith(REPEAT)]
     searches = [search, *(searching(study, repeat_seed(recipe, number)) for number, study in enumerate(repeated, 1))]
+    baseline = TrialQueue(
+        studies["random"],
+        *shared,
+        [random] * MAX_REFILLS,
+        None,
+        lambda: search.n_evaluations,
+        drivers,
+        lambda: seconds - sum(each.seconds for each in searches),
+    )
     n_scalings = len(space.uniform_scalings())
-    return [
-        *searches,
-        TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers),
-        TrialQueue(
-            studies["random"],
-            *shared,
-            [random],
-            None,
-            lambda: search.n_evaluations,
-            drivers,
-            lambda: seconds - sum(each.seconds for each in searches),
-        ),
-    ]
+    uniform_queue = TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers)
+    return [*searches, uniform_queue, baseline]
 
 
 def startup_phases(

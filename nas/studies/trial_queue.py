@@ -357,7 +357,7 @@ class TrialQueue:
                     attributes = trial.user_attrs
                     self._remember(trial.number, point, attributes.get("examples"), bool(attributes.get("planned")))
                 elif "failure" in trial.user_attrs:
-                    failure = Failure(trial.user_attrs["cause"], trial.user_attrs["failure"])
+                    failure = Failure(trial.user_attrs.get("cause", "error"), trial.user_attrs["failure"])
                     self.cache.failed.setdefault(trial.user_attrs["key"], failure)
                 self._seen_trials.add(trial.number)
 
