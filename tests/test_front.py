@@ -16,6 +16,7 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 from rich.console import Console
 
+from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.pareto import hypervolume, non_dominated, non_dominated_ranks
 from nas.fronts.point import Point
@@ -290,3 +291,19 @@ def test_every_row_of_the_table_has_every_column() -> None:
     parts = str(column.header).split(" · ")
     rows = [dict(zip(parts, str(cell).split(" · "), strict=True)) for cell in column.cells]
     assert [(row["heads"], row["mlp rank %"], row["hidden"]) for row in rows] == [("2", "50", "16"), ("4", "-", "16")]
+
+
+def test_intervals_of_hypervolumes_are_over_resamples_that_all_models_share() -> None:
+    rng = np.random.default_rng(0)
+    objectives: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
+    reference, noise = {"accuracy": 0.0, "latency_ms": 10.0}, rng.normal(0, 0.05, 200)
+    one, two = point(0.6, 5.0), point(0.5, 5.0, heads=1)
+    groups = {"sampler": [one], "random": [two], "search": [one, two]}
+    resampled = {p.key: {"accuracy": list(p.values["accuracy"] + noise)} for p in (one, two)}
+    intervals = hypervolume_intervals(groups, resampled, reference, objectives)
+    low, high = np.quantile(5 * (0.6 + noise), (0.05, 0.95))
+    assert intervals["sampler"] == pytest.approx([low, high]) == intervals["search"]
+    assert intervals["gain"] == pytest.approx([0.5, 0.5]), "the examples that one finds hard the other finds hard too"
+    infeasible = {"random": [point(0.5, 5.0, heads=1, feasible=False)]}
+    assert hypervolume_intervals(infeasible, resampled, reference, objectives)["random"] == [0.0, 0.0]
+    assert hypervolume_intervals(groups, {one.key: resampled[one.key]}, reference, objectives) == {}

@@ -325,6 +325,9 @@ def test_bounds_in_the_parents_terms_hold_against_its_values_on_each_split(
     run = search(Recipe.load(path, [constraints, "finish.models=0", "search.seeds=2"]), folder)
     assert len(run.results()["seeds"]) == 2 and "of 2 searches, as predicted" in seeds_line(run.results())
     assert '"study":"repeat1"' in run.report.read_text()
+    intervals = run.results()["hypervolume_interval"]
+    assert intervals.keys() == {"search", "uniform", "random", "sampler", "gain"}
+    assert all(low <= high for low, high in intervals.values())
     searched = json.loads(run.parent_values.read_text())
     parent = next(point.values for point in run.verified_points() if point.source == "parent")
     printed = " ".join(capsys.readouterr().out.split())

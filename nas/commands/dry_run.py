@@ -69,7 +69,10 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
         "parent": time.training_s(recipe.parent, train) if context.should_finetune else 0.0,
         "supernet": time.training_s(settings, train, passes),
         "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
-        "search": 2 * recipe.search.evaluations * (search * score_s + SAMPLER_S),
+        "search": min(
+            (1 + recipe.search.seeds) * recipe.search.evaluations * (search * score_s + SAMPLER_S),
+            recipe.search.seconds,
+        ),
         "finish": finish.models * time.training_s(finish, train, SUBNET_SHARE + STEP_OVERHEAD),
         "verify": N_VERIFIED * (test * score_s + EXPORT_S)
         + _within(recipe.verify.minutes, 2 * N_VERIFIED * (EXPORT_S + sample_s)),

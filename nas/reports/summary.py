@@ -53,12 +53,23 @@ def _baseline_errors(errors: Mapping[str, Errors], text: Callable[[Errors], str]
 
 def hypervolume_line(results: dict[str, Any]) -> str:
     """The hypervolumes of the search, of the search without its initial uniform scalings, and of the baselines."""
-    volumes = {name: f"{value:.4g}" for name, value in results["hypervolume"].items()}
+    intervals = results.get("hypervolume_interval", {})
+    volumes = {name: _with_interval(value, intervals.get(name)) for name, value in results["hypervolume"].items()}
     reference = ", ".join(f"{name} {format_value(name, value)}" for name, value in results["reference"].items())
+    gain = intervals.get("gain")
+    note = (
+        ""
+        if gain is None
+        else f"; search minus random {gain[0]:.3g} to {gain[1]:.3g}; [90 % of resamples of the held-out examples]"
+    )
     return (
         f"search {volumes['search']} ({volumes['sampler']} without the uniform scalings it starts from), "
-        f"uniform {volumes['uniform']}, random {volumes['random']}; reference point: {reference}"
+        f"uniform {volumes['uniform']}, random {volumes['random']}{note}; reference point: {reference}"
     )
+
+
+def _with_interval(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.4g}" if interval is None else f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
 def seeds_line(results: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.exports.export import reload_in_process, save_subnet, weights_of
+from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, total_violation
@@ -91,13 +92,17 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds)
-    reference = reference_point([*verified, parent], recipe.objectives)
+    reference, by_study = reference_point([*verified, parent], recipe.objectives), _by_study(verified)
+    resampled = {key: result.get("resampled", {}) for key, result in results.items()}
     compared = [*verified, parent, *parent_in_fastest_runtime(run, context, parent)]
     data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in compared],
         "reference": reference,
-        "hypervolume": _hypervolumes(verified, reference, recipe),
+        "hypervolume": {
+            name: ParetoFront.of(points, recipe.objectives).hypervolume(reference) for name, points in by_study.items()
+        },
+        "hypervolume_interval": hypervolume_intervals(by_study, resampled, reference, recipe.objectives),
         "seeds": _volumes_by_seed(run, studies["search"], recipe),
     }
     write_json(run.front_file, data)
@@ -110,15 +115,15 @@ def _volumes_by_seed(run: Run, search: optuna.Study, recipe: Recipe) -> list[flo
     return [ParetoFront.of(points, recipe.objectives).hypervolume(reference) for points in searches]
 
 
-def _hypervolumes(verified: Sequence[Point], reference: dict[str, float], recipe: Recipe) -> dict[str, float]:
-    """The hypervolume of each study's verified subnetworks.
+def _by_study(verified: Sequence[Point]) -> dict[str, list[Point]]:
+    """The verified subnetworks of each study.
 
     The search evaluates the uniform scalings first, so it includes them; ``sampler`` is the search without them.
     """
     by_study = {name: [p for p in verified if p.source == name] for name in STUDIES}
     uniform = {point.key for point in by_study["uniform"]}
     by_study["sampler"] = [point for point in by_study["search"] if point.key not in uniform]
-    return {name: ParetoFront.of(part, recipe.objectives).hypervolume(reference) for name, part in by_study.items()}
+    return by_study
 
 
 def _verify_all(
@@ -187,6 +192,7 @@ def _score_all(
                 values |= {name + INHERITED_SUFFIX: metric.value for name, metric in inherited.items()}
                 errors |= {name + INHERITED_SUFFIX: metric.standard_error for name, metric in inherited.items()}
             line = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
+            line["resampled"] = {name: [float(f"{v:.6g}") for v in m.resampled] for name, m in scores.items()}
             done[key] = {**line, "finished": is_finished}
             file.append([done[key]])
         report(number)

@@ -39,12 +39,19 @@ class Resample(Mapping[str, np.ndarray]):
 def standard_error(metric: Metric, stats: ExampleStats) -> tuple[float, int]:
     """Computes the bootstrap standard error of a metric over examples.
 
-    All models are resampled alike, so their errors are comparable. Resamples on which the metric is undefined, such as
-    those without one of the classes, are left out, unless these are most: with many rare classes, the metric is that
-    of the classes that occur.
-
     Returns:
-        The standard error, and the number of resamples that were left out.
+        The standard error, and the number of resamples that were left out, see `resampled`.
+    """
+    values = resampled(metric, stats)
+    return float(np.std(values, ddof=1)), SAMPLES - len(values)
+
+
+def resampled(metric: Metric, stats: ExampleStats) -> list[float]:
+    """Computes a metric on resamples of the examples.
+
+    All models are resampled alike, so their values can be compared one by one. Resamples on which the metric is
+    undefined, such as those without one of the classes, are left out, unless these are most: with many rare classes,
+    the metric is that of the classes that occur.
 
     Raises:
         InputError: If the metric is undefined on nearly all resamples.
@@ -60,7 +67,7 @@ def standard_error(metric: Metric, stats: ExampleStats) -> tuple[float, int]:
             f"a metric must be defined on resamples of the examples, but it is on {len(values)} of {SAMPLES}; raise "
             "`task.search_examples` or choose another metric."
         )
-    return float(np.std(values, ddof=1)), SAMPLES - len(values)
+    return values
 
 
 def _values(metric: Metric, stats: ExampleStats, draws: np.ndarray) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from nas.runs.progress import print_line
 from nas.tasks.batches import Row
-from nas.tasks.bootstrap import standard_error
+from nas.tasks.bootstrap import SAMPLES, resampled
 from nas.tasks.slices import fair_batches, slice_ends
 from nas.tasks.types import TaskType
 from search_spaces import InputError
@@ -72,10 +72,17 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Score:
-    """The value of a metric and its standard error."""
+    """The value of a metric and its standard error.
+
+    Attributes:
+        value: On all examples.
+        standard_error: The standard deviation of the resampled values.
+        resampled: Values on resamples of the examples, the same ones for every model.
+    """
 
     value: float
     standard_error: float
+    resampled: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
 
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
@@ -133,9 +140,9 @@ def _scores(task: TaskType, stats: Mapping[str, np.ndarray], names: Sequence[str
     scores = {}
     for name in names:
         value = task.metric(name)(stats)
-        error, left_out = standard_error(task.metric(name), stats)
-        scores[name] = Score(value, error)
-        if left_out:
+        values = resampled(task.metric(name), stats)
+        scores[name] = Score(value, float(np.std(values, ddof=1)), tuple(values))
+        if len(values) < SAMPLES:
             _say_left_out(name)
     return scores
 
