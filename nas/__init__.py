@@ -54,7 +54,9 @@ def _register_before_loading(module: Any) -> None:
 
     @wrapt.patch_function_wrapper(module, "AutoConfig.from_pretrained")
     def from_pretrained(load: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        from nas.modeling.known_layouts import adopt_export
         from nas.modeling.registration import register
 
         register()
+        adopt_export(next(iter(args), kwargs.get("pretrained_model_name_or_path")))
         return load(*args, **kwargs)

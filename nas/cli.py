@@ -485,18 +485,19 @@ def schema() -> None:
 
 
 @app.command()
-def families() -> None:
-    """Print the supported model types, their tasks and what may vary in them."""
-    from rich.table import Table
+def families(
+    model: Annotated[str, typer.Argument(help="A model or a model type; default: all types with a table.")] = "",
+) -> None:
+    """Print the supported model types, their tasks and what may vary in them, or what is known of one."""
+    from nas.commands.families import describe_type, families_table
+    from nas.runs.progress import console, print_line, quiet_libraries
 
-    from nas.runs.progress import console
-    from search_spaces import FAMILIES
-
-    table = Table("model type", "tasks", "dimensions", "may skip", box=None, padding=(0, 2, 0, 0))
-    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
-        cells = (family.tasks, family.dimensions, family.skippable)
-        table.add_row(family.model_type, *("\n".join(cell) for cell in cells))
-    console.print(table)
+    if not model:
+        console.print(families_table())
+        return
+    quiet_libraries()
+    for line in describe_type(model):
+        print_line(line)
 
 
 def default_run(recipe: Path) -> Path:

@@ -89,6 +89,7 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type`` of the stock model.
+        alike: The model type whose table this is, for a type without one of its own; else empty.
         tasks: Its tasks, names in `TASKS`.
         stacks: Its lists of layers: one, or the encoder's and the decoder's.
         outside_layers: Path of a module or raw parameter outside the layers -> axes of its weight, heads of all tasks
@@ -127,6 +128,7 @@ class Family:
     outside_layers: Mapping[str, Axes]
     runs_on: Mapping[str, RunsOn]
     head_dim_in_config: bool
+    alike: str = ""
     config_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     per_layer_fields: tuple[str, ...] = ()
     equal_to_hidden_size: tuple[str, ...] = ()

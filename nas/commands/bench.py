@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 from safetensors import SafetensorError
 
+from nas.modeling.known_layouts import adopt
 from nas.modeling.longer_positions import num_positions
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
@@ -29,7 +30,7 @@ from predictors.measurement.prepare import check_runtime
 from predictors.measurement.rounds import Rounds, by_name
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE, combine_timings, noise_warning
-from search_spaces import FAMILIES, TASKS, InputError
+from search_spaces import TASKS, InputError
 from search_spaces.errors import short_error
 from search_spaces.inputs import Inputs
 
@@ -202,7 +203,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 def _positions(config: PreTrainedConfig) -> int | None:
     """Maximum number of tokens of a model, by its family or its config; None if unlimited or unknown."""
-    family = FAMILIES.get(config.model_type.removeprefix("nas_"))
+    family = adopt(config.model_type.removeprefix("nas_"))
     if family is None:
         return num_positions(config)
     return Inputs(family, getattr(config, family.sub_config) if family.sub_config else config).max_sequence_length

@@ -34,7 +34,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
 from predictors.measurement.rounding import largest_difference
-from search_spaces import FAMILIES, TASKS, InputError, SubnetConfig
+from search_spaces import TASKS, InputError, SubnetConfig, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +95,7 @@ def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class(auto_class)
     stock: Any = type(model.config).__mro__[1]
-    others = [TASKS[task].auto_class for task in FAMILIES[stock.model_type].tasks]
+    others = [TASKS[task].auto_class for task in family_of(stock.model_type).tasks]
     classes = {auto: stock_classes(getattr(transformers, auto), stock) for auto in ("AutoModel", *others)}
     model.config.auto_map = {
         auto: f"modeling_nas.{PREFIX}{found[0].__name__}" for auto, found in classes.items() if auto != auto_class

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from search_spaces import FAMILIES, Layout
+from nas.modeling.known_layouts import adopt
+from search_spaces import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def extend_config(config: PreTrainedConfig, tokens: int) -> PreTrainedConfig:
     """Returns a config with positions for this many tokens; unchanged if it has them, or no learned positions."""
-    family = FAMILIES.get(config.model_type)
+    family = adopt(config.model_type)
     if family is None or not family.learned_positions:
         return config
     limit = Layout(config).inputs.max_sequence_length

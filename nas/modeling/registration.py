@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import FAMILIES, TASKS
+from search_spaces import FAMILIES, TASKS, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 @cache
 def register() -> None:
     """Registers config and models of every family with the auto classes; called before `AutoConfig` loads a config."""
+    for family in FAMILIES.values():
+        register_family(family)
+
+
+def register_family(family: Family) -> None:
+    """Registers the classes of exports of one family: its config, and a model for each of its tasks."""
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
     from nas.modeling import modeling_nas
 
-    for family in FAMILIES.values():
-        stock = CONFIG_MAPPING[family.model_type]
-        config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        config.register_for_auto_class()
-        for auto_class in ("AutoModel", *(TASKS[task].auto_class for task in family.tasks)):
-            auto = getattr(modeling_auto, auto_class)
-            model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
-            auto.register(config, model, exist_ok=True)
-            model.register_for_auto_class(auto_class)
+    stock = CONFIG_MAPPING[family.model_type]
+    config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    config.register_for_auto_class()
+    for auto_class in dict.fromkeys(("AutoModel", *(TASKS[task].auto_class for task in family.tasks))):
+        auto = getattr(modeling_auto, auto_class)
+        model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
+        auto.register(config, model, exist_ok=True)
+        model.register_for_auto_class(auto_class)
 
 
 def stock_classes(auto: Any, config: type) -> tuple[type, ...]:

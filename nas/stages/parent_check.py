@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas.modeling.known_layouts import small_model
 from nas.runs import processes
+from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.batches import model_inputs
@@ -32,6 +34,8 @@ METRIC_EXAMPLES, GENERATED_EXAMPLES = 64, 4
 BATCH_SIZE = 32
 TRAINING_BYTES, TEACHER_BYTES = 16, 4
 """Bytes a weight: it, its gradient and the two averages of the optimizer; the teacher's."""
+MOST_PROVED = 500_000_000
+"""Parameters up to which a model itself is proved; of a larger one, a tiny random model with every dimension open."""
 RUN_BYTES, LEAST_BYTES = 80, 8
 """Bytes a weight on disk: parent, supernet, two checkpoints of a training and some 25 exports of half the size; parent
 and supernet alone."""
@@ -53,7 +57,12 @@ def check_parent(context: TaskContext, folder: str | Path) -> list[str]:
     """
     model = context.load_model()
     check_exact_constraints(context, model)
-    lines = [_model_line(context, model), *_tokenizer_line(context), *data_lines(context)]
+    lines = [
+        _model_line(context, model),
+        *_layout_line(context, model),
+        *_tokenizer_line(context),
+        *data_lines(context),
+    ]
     lines.append(f"metrics    {_metrics_text(context, model)}")
     return [*lines, _memory_line(context, model), _disk_line(model, Path(folder))]
 
@@ -87,6 +96,21 @@ def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
         weights += "; an export, filled up with zeros to layers of equal size"
     cast = "" if stored == "float32" else f"; stored in {stored}, but trained, counted and exported in float32"
     return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
+
+
+def _layout_line(context: TaskContext, model: PreTrainedModel) -> list[str]:
+    """For a type without a table of its own, whose it has, and what was proved of it.
+
+    Raises:
+        InputError: If the model does not keep the laws of slicing.
+    """
+    family, task, space = context.layout.family, context.recipe.task.type, search_space(context)
+    if not family.alike:
+        return []
+    if model.num_parameters() > MOST_PROVED:
+        model = small_model(family, task)
+        space = proposed_space(model)
+    return [f"layout     {alike_text(family)}; {prove_layout(model, task, space)}"]
 
 
 def _tokenizer_line(context: TaskContext) -> list[str]:

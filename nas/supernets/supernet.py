@@ -22,6 +22,7 @@ from nas.modeling.elastic import (
     make_elastic,
     select_active,
 )
+from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
 from nas.supernets.codebook import fit_codebook
@@ -114,6 +115,7 @@ class Supernet:
         vocabulary: Vocabulary | None = None,
     ) -> None:
         self.model, self.vocabulary = model, vocabulary
+        adopt(model.config.model_type)
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._model_class = type(model)

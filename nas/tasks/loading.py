@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.modeling.known_layouts import adopt
 from nas.modeling.unfolded import is_export, unfolded_config
 from nas.tasks.types import TaskType
 from nas.tasks.weights import require_known_weights, require_no_adapter, require_no_quantization
-from search_spaces import FAMILIES, InputError
+from search_spaces import InputError
 from search_spaces.dimensions import DIMENSIONS
 from search_spaces.errors import short_error
 
@@ -44,7 +45,7 @@ def load_config(model: str) -> PreTrainedConfig:
 
 def _require_sizes(config: PreTrainedConfig, model: str) -> None:
     """Raises InputError if the config of a known family gives a size of zero or below."""
-    family = FAMILIES.get(config.model_type)
+    family = adopt(config.model_type)
     sizes = getattr(config, family.sub_config) if family is not None and family.sub_config else config
     for field in (
         (field for name in DIMENSIONS for field in family.names_in_config(name)) if family is not None else ()

@@ -72,15 +72,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+ADOPTED: dict[str, Family] = {}
+"""Families of model types without a table of their own, whose modules are laid out as those of one in `FAMILIES`."""
+
+
 def family_of(model_type: str) -> Family:
     """The family of a Hugging Face model type.
 
     Raises:
         InputError: If the type is not supported; the message names similar ones.
     """
-    if model_type not in FAMILIES:
+    family = FAMILIES.get(model_type) or ADOPTED.get(model_type)
+    if family is None:
         raise InputError(
-            f"model type `{model_type}` is not supported; {did_you_mean(model_type, FAMILIES)}. "
-            "CONTRIBUTING.md shows how to add one."
+            f"model type `{model_type}` is not supported, and its modules are laid out as those of no supported type; "
+            f"{did_you_mean(model_type, FAMILIES)}. CONTRIBUTING.md shows how to add one."
         )
-    return FAMILIES[model_type]
+    return family

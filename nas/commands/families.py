@@ -1,0 +1,44 @@
+"""`nas families`: the supported model types, or what is known of one model's type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from nas.modeling.known_layouts import adopt, small_model
+from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
+from nas.tasks.loading import load_config
+from search_spaces import FAMILIES, Family, family_of
+
+
+def families_table() -> Table:
+    """The types with a table of their own, their tasks and what may vary in them."""
+    table = Table("model type", "tasks", "dimensions", "may skip", box=None, padding=(0, 2, 0, 0))
+    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
+        table.add_row(family.model_type, *("\n".join(cell) for cell in _cells(family)))
+    return table
+
+
+def describe_type(model: str) -> Iterator[str]:
+    """Lines on the type of one model; a type without a table is proved on a tiny random model of it.
+
+    Args:
+        model: Hub id, folder, or a model type.
+
+    Raises:
+        InputError: If the type is not laid out as any that is known, or fails the proof.
+    """
+    family = adopt(model) or family_of(load_config(model).model_type)
+    if family.alike:
+        yield alike_text(family)
+        small = small_model(family, family.tasks[0])
+        yield str(prove_layout(small, family.tasks[0], proposed_space(small)))
+    for name, cell in zip(("tasks", "dimensions", "may skip"), _cells(family), strict=True):
+        yield f"{name}: {', '.join(cell)}"
+    if family.hidden_fixed_reason:
+        yield f"hidden_size is fixed: {family.hidden_fixed_reason}"
+
+
+def _cells(family: Family) -> tuple[tuple[str, ...], list[str], list[str]]:
+    return family.tasks, family.dimensions, family.skippable

@@ -1,0 +1,205 @@
+"""Proof of a layout: the laws of slicing, tested on random subnetworks of a model whose table was another type's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nas.exports.reload import scored_outputs
+from nas.supernets.calibration import calibrate
+from nas.supernets.supernet import Supernet
+from nas.tasks.dummy_inputs import dummy_inputs
+from predictors import Workload
+from search_spaces import TASKS, Family, InputError, Layout, SearchSpace, SubnetConfig
+from search_spaces.dimension import Facts
+from search_spaces.errors import short_error
+from search_spaces.proposal import propose_choices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-4
+"""Largest difference of outputs relative to the largest output, or to one if that is smaller."""
+SAMPLES = 2
+"""Subnetworks of each dimension, and of all together."""
+ATTENTIONS = ("sdpa", "eager")
+NARROWED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+"""Dimensions whose subnetworks equal the stock model with the other units set to zero."""
+
+BATCH = Workload(batch_size=3, sequence_length=12)
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was tested.
+
+    Attributes:
+        dimensions: Dimensions that vary.
+        attentions: Attention implementations of transformers.
+        subnets: Subnetworks that were compared.
+        cached: Whether decoding with a cache was compared too.
+    """
+
+    dimensions: tuple[str, ...]
+    attentions: tuple[str, ...]
+    subnets: int
+    cached: bool
+
+    def __str__(self) -> str:
+        """What was tested, in words."""
+        cached = ", and with a cache" if self.cached else ""
+        return (
+            f"{self.subnets} random subnetworks of {', '.join(self.dimensions)} compute what they should: with "
+            f"padding, in {' and '.join(self.attentions)} attention{cached}"
+        )
+
+
+def alike_text(family: Family) -> str:
+    """That a type has no table of its own, and whose it has."""
+    return f"no table for `{family.model_type}`; its modules are laid out as those of `{family.alike}`"
+
+
+def proposed_space(model: PreTrainedModel) -> SearchSpace:
+    """The space of a model in which every dimension is open that a recipe without a space would open."""
+    layout = Layout(model.config)
+    return layout.search_space(propose_choices(layout, Facts(tokens=BATCH.sequence_length or 1)).choices)
+
+
+def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof:
+    """Tests the laws of slicing on random subnetworks of each dimension that is open in a space, and of all together.
+
+    The extracted model has the outputs of the supernet; narrower layers have those of the stock model with the other
+    heads and neurons set to zero; a decoder has the same outputs with a cache; the parent is as it was.
+
+    Args:
+        model: A stock model of a type in `ADOPTED`; a copy of it is changed.
+        task: Its task.
+        space: What will vary.
+
+    Raises:
+        InputError: If a law does not hold; names the dimension.
+    """
+    names = [name for name, choices in space.choices.items() if len(choices) > 1]
+    batch, tested, n_subnets, cached = _padded_batch(model, task), list[str](), 0, False
+    for attention in ATTENTIONS:
+        stock = copy.deepcopy(model).eval()
+        try:
+            stock.set_attn_implementation(attention)
+        except (ValueError, ImportError):
+            continue
+        tested.append(attention)
+        prover = _Prover(stock, TASKS[task].outputs, batch)
+        for name in [*names, "all together"]:
+            part = space if name == "all together" else _only(space, name)
+            for number in range(SAMPLES):
+                prover.check(part.sample(Random(number)), name)
+                n_subnets += 1
+        cached = prover.decodes
+    return Proof(tuple(names), tuple(tested), n_subnets, cached)
+
+
+def _padded_batch(model: PreTrainedModel, task: str) -> Batch:
+    """Random inputs; texts are padded to different lengths."""
+    inputs = dummy_inputs(task, model.config, BATCH)
+    for name in (name for name in inputs if name.endswith("attention_mask")):
+        for row, padding in enumerate((0, 3, 5)):
+            inputs[name][row, inputs[name].shape[1] - padding :] = 0
+    return inputs
+
+
+def _only(space: SearchSpace, name: str) -> SearchSpace:
+    """The space in which only one dimension varies."""
+    arguments = space.arguments()
+    return SearchSpace(**{key: v for key, v in arguments.items() if key not in space.choices or key == name})
+
+
+class _Prover:
+    """Compares subnetworks of one stock model.
+
+    Args:
+        stock: The model; it is not changed.
+        outputs: Names of its outputs.
+        batch: Its inputs.
+    """
+
+    def __init__(self, stock: PreTrainedModel, outputs: tuple[str, ...], batch: Batch) -> None:
+        self.stock, self.outputs, self.batch = stock, outputs, batch
+        self.supernet = Supernet(copy.deepcopy(stock))
+        self.supernet.calibration = calibrate(self.supernet, [batch])
+        self.decodes = stock.can_generate() and len(self.supernet.layout.depths) == 1
+
+    def check(self, subnet: SubnetConfig, dimension: str) -> None:
+        """Raises InputError if a law does not hold for a subnetwork."""
+        family, what = self.supernet.family, ""
+        try:
+            for law, actual, expected in self._laws(subnet, dimension):
+                difference = _difference(actual, expected)
+                if not difference <= TOLERANCE:
+                    what = f"{law} differs by {difference:.2g}"
+                    break
+        except Exception as error:  # whatever an untried model does with other shapes
+            what = f"it does not run ({short_error(error)})"
+        if what:
+            raise InputError(
+                f"{alike_text(family)}, but with "
+                f"{dimension} of {subnet} {what}; leave {'a dimension' if ' ' in dimension else f'`{dimension}`'} out "
+                "of `space`, or add a table (CONTRIBUTING.md)."
+            )
+
+    def _laws(self, subnet: SubnetConfig, dimension: str) -> Iterator[tuple[str, Batch, Batch]]:
+        supernet = self.supernet
+        supernet.activate(supernet.parent)
+        yield "the whole model", self._run(supernet.model), self._run(self.stock)
+        extracted = supernet.extract(subnet)
+        supernet.activate(subnet)
+        yield "what is extracted", self._run(extracted), (active := self._run(supernet.model))
+        if dimension in NARROWED:
+            yield "what is narrower", active, self._run(zeroed(self.stock, supernet, subnet))
+        if self.decodes:
+            yield "what is cached", _decoded(extracted, self.batch), _at_once(extracted, self.batch)
+
+    def _run(self, model: PreTrainedModel) -> Batch:
+        with torch.inference_mode():
+            return scored_outputs(model(**self.batch), self.outputs, self.batch)
+
+
+def zeroed(stock: PreTrainedModel, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+    """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
+    model, layout = copy.deepcopy(stock), supernet.layout
+    for name, parameter in model.named_parameters():
+        location, dim = layout.locate(name), 0 if layout.family.conv1d else 1
+        if location.stack is None or location.layer is None or parameter.dim() != 2:
+            continue
+        if (axis := location.axes[dim]) in ("heads", "cross_heads", "ffn"):
+            sizes, full = layout.blueprint(subnet).layers[location.layer].sizes, layout.full_sizes[location.stack]
+            mask = torch.zeros(parameter.shape[dim])
+            mask[layout.shapes.active_rows(axis, sizes, full)] = 1
+            parameter.data *= mask[:, None] if dim == 0 else mask
+    return model
+
+
+def _at_once(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Logits of the last token, of complete sequences."""
+    with torch.inference_mode():
+        return {"logits": model(input_ids=batch["input_ids"]).logits[:, -1]}
+
+
+def _decoded(model: PreTrainedModel, batch: Batch) -> Batch:
+    """The same from a cache of all tokens but the last."""
+    ids = batch["input_ids"]
+    with torch.inference_mode():
+        cache: Any = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        return {"logits": model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]}
+
+
+def _difference(actual: Batch, expected: Batch) -> float:
+    """The largest difference relative to the largest output, or to one; NaN where an output is NaN."""
+    ratios = [(actual[n] - expected[n]).abs().max() / expected[n].abs().max().clamp(min=1.0) for n in expected]
+    return float(torch.stack(ratios).max())

@@ -1,0 +1,144 @@
+"""Model types without a table: they get that of a type laid out alike, are proved before anything is written, or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import SIZES, TEXT
+from transformers.models.granite.modeling_granite import GraniteMLP
+from typer.testing import CliRunner
+
+from nas.cli import app
+from nas.modeling.known_layouts import adopt, small_model
+from nas.pipeline import search
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.layout_proof import proposed_space, prove_layout
+from nas.supernets.supernet import Supernet
+from search_spaces import ADOPTED, FAMILIES, Family, InputError
+
+
+def adopted(model_type: str) -> Family:
+    family = adopt(model_type)
+    assert family is not None and ADOPTED[model_type] is family
+    return family
+
+
+@pytest.mark.parametrize(
+    ("model_type", "alike", "dimensions"),
+    [
+        ("camembert", "roberta", {"num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size"}),
+        ("granite", "llama", {"num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size"}),
+        ("blenderbot-small", "bart", {"num_decoder_layers", "hidden_size"}),
+        ("vit_msn", "vit", {"num_hidden_layers", "hidden_size"}),
+    ],
+)
+def test_a_type_that_is_laid_out_alike_gets_the_table_and_is_proved(
+    model_type: str, alike: str, dimensions: set[str]
+) -> None:
+    family = adopted(model_type)
+    assert family.alike == alike and model_type not in FAMILIES
+    model = small_model(family, family.tasks[0])
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    proof = prove_layout(model, family.tasks[0], proposed_space(model))
+    assert dimensions <= {*proof.dimensions} and {"sdpa", "eager"} == {*proof.attentions}
+    assert proof.cached == (model_type == "granite")
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_where_the_table_does_not_know_a_module_outside_the_layers_the_hidden_size_is_fixed() -> None:
+    family = adopted("mbart")
+    assert "layer_norm" in family.hidden_fixed_reason and "hidden_size" not in family.dimensions
+    assert "num_attention_heads" in family.dimensions
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "swin", "mamba", "nonsense"])
+def test_a_type_that_is_laid_out_otherwise_gets_none(model_type: str) -> None:
+    assert adopt(model_type) is None and model_type not in ADOPTED
+
+
+@pytest.mark.parametrize("name", ["gpt-sw3", "bert"])
+def test_a_name_of_a_known_type_is_that_type(name: str) -> None:
+    family = adopt(name)
+    assert family is not None and not family.alike and family is FAMILIES[family.model_type]
+
+
+def test_a_table_that_is_wrong_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that scales its neurons by their number has the same modules, but cannot be sliced."""
+    family = adopted("granite")
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        neurons = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(neurons / neurons.shape[-1] * 96)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(GraniteMLP, "forward", forward)
+    model = small_model(family, "text-generation")
+    with pytest.raises(InputError, match="laid out as those of `llama`, but with intermediate_size.*narrower differs"):
+        prove_layout(model, "text-generation", proposed_space(model))
+
+
+def test_a_model_that_does_not_run_on_other_sizes_fails_the_proof_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = adopted("granite")
+    monkeypatch.setattr(GraniteMLP, "forward", lambda self, x: self.down_proj(self.up_proj(x).view(*x.shape[:-1], 96)))
+    model = small_model(family, "text-generation")
+    with pytest.raises(InputError, match="with intermediate_size.*it does not run.*leave `intermediate_size` out"):
+        prove_layout(model, "text-generation", proposed_space(model))
+
+
+@pytest.fixture
+def camembert_recipe(text_recipe: Path) -> Path:
+    """The recipe of the toy texts with a model of a type without a table."""
+    config = transformers.CamembertConfig(**SIZES, **{**TEXT, "max_position_embeddings": 66}, pad_token_id=0)
+    folder = text_recipe.parent / "camembert"
+    transformers.CamembertModel(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(text_recipe.parent / "model").save_pretrained(folder)
+    data = yaml.safe_load(text_recipe.read_text())
+    text_recipe.write_text(yaml.safe_dump({**data, "model": "camembert"}))
+    return text_recipe
+
+
+def test_a_check_says_whose_table_a_model_has_and_what_was_proved(camembert_recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(camembert_recipe)])
+    assert "no table for `camembert`; its modules are laid out as those of `roberta`" in " ".join(
+        result.output.split()
+    )
+    assert "random subnetworks of num_hidden_layers, num_attention_heads" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_a_search_goes_the_whole_road_with_it(camembert_recipe: Path, tmp_path: Path) -> None:
+    search(Recipe.load(camembert_recipe, ["search.evaluations=4", "finish.models=0"]), tmp_path / "run")
+    (folder,) = Run(tmp_path / "run").exports.iterdir()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    assert "Camembert" in type(model).__name__
+
+
+def test_an_export_loads_in_a_process_that_has_not_seen_its_type(tmp_path: Path) -> None:
+    supernet = Supernet(small_model(adopted("camembert"), "text-classification"))
+    choices = {"num_attention_heads": [1, 2, 4], "scope": "per-layer"}
+    supernet.extract(supernet.layout.search_space(choices).sample(Random(3))).save_pretrained(tmp_path / "small")
+    script = (
+        "import nas, sys, transformers as t; m = t.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{script}; print(type(m).__name__)", str(tmp_path / "small")],
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.stdout.strip() == "NasCamembertForSequenceClassification", loaded.stderr
+
+
+def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["families", "granite"])
+    assert "no table for `granite`; its modules are laid out as those of `llama`" in result.output
+    assert "random subnetworks of" in result.output and "hidden_size" in result.output
+    known = CliRunner().invoke(app, ["families", str(text_recipe.parent / "model")])
+    assert "no table" not in known.output and "text-classification" in known.output
