@@ -1,4 +1,4 @@
-"""Model types without a table: they get that of a type laid out alike, are proved before anything is written, or not."""
+"""Model types without a table: they get that of a type laid out alike, and are proved before anything is written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_table_that_is_wrong_fails_the_proof(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(GraniteMLP, "forward", forward)
     model = small_model(family, "text-generation")
-    with pytest.raises(InputError, match="laid out as those of `llama`, but with intermediate_size.*narrower differs"):
+    with pytest.raises(InputError, match=r"those of `llama`, but with intermediate_size .*narrower differs"):
         prove_layout(model, "text-generation", proposed_space(model))
 
 
@@ -89,7 +89,7 @@ def test_a_model_that_does_not_run_on_other_sizes_fails_the_proof_in_one_line(mo
     family = adopted("granite")
     monkeypatch.setattr(GraniteMLP, "forward", lambda self, x: self.down_proj(self.up_proj(x).view(*x.shape[:-1], 96)))
     model = small_model(family, "text-generation")
-    with pytest.raises(InputError, match="with intermediate_size.*it does not run.*leave `intermediate_size` out"):
+    with pytest.raises(InputError, match=r"with intermediate_size .*it does not run.*leave `intermediate_size` out"):
         prove_layout(model, "text-generation", proposed_space(model))
 
 
