@@ -84,8 +84,8 @@ def families_page() -> str:
         "A type without a table whose modules are laid out as those of one in this list, such as `camembert` or "
         "`granite`, gets that table. Before a run writes anything, random subnetworks of the model prove it: they "
         "compute what they should with padding, in both attention implementations, and with a cache. `nas families "
-        "granite` does so on a tiny random model, and says what may vary. Where the table does not know a module outside the "
-        "layers, the hidden size is fixed.",
+        "granite` does so on a tiny random model, and says what may vary. Where the table does not know a module "
+        "outside the layers, the hidden size is fixed.",
         f"Every family has the dimensions {_codes(shared)}. The table lists the others.",
         _table(("model type", "tasks", "other dimensions", "blocks that may be skipped"), rows),
     ]
