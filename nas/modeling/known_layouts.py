@@ -17,6 +17,7 @@ import torch
 
 from nas.modeling.registration import register_family, stock_classes
 from search_spaces import ADOPTED, FAMILIES, TASKS, Family, InputError, Layout
+from search_spaces.dimensions import DEPTHS, DIMENSIONS
 from search_spaces.family import Stack
 
 if TYPE_CHECKING:
@@ -24,17 +25,11 @@ if TYPE_CHECKING:
 
 COMPARED_LAYERS = 2
 TYPE_PREFIX = "nas_"
-SMALL = {
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_decoder_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "embedding_size": 48,
-}
-"""Sizes of a small model: our fields."""
+SMALL_DEPTH, SMALL_HIDDEN = 4, 48
+SMALL = {"hidden": SMALL_HIDDEN, "heads": 4, "kv_heads": 2, "ffn": 96}
+"""Sizes of a small model: axis of weights -> units."""
 SMALL_OTHERS = {
+    "embedding_size": SMALL_HIDDEN,
     "vocab_size": 100,
     "max_position_embeddings": 64,
     "head_dim": 12,
@@ -96,8 +91,11 @@ def small_model(family: Family, task: str) -> PreTrainedModel:
     config_class = CONFIG_MAPPING[family.model_type]
     default = config_class()
     sizes = getattr(default, family.sub_config) if family.sub_config else default
-    values: dict[str, float] = {f: value for name, value in SMALL.items() for f in family.names_in_config(name)}
-    values |= SMALL_OTHERS | dict.fromkeys(family.equal_to_hidden_size, SMALL["hidden_size"])
+    values: dict[str, float] = {f: SMALL_DEPTH for name in DEPTHS for f in family.names_in_config(name)}
+    for axis, size in SMALL.items():
+        names = [name for name, dimension in DIMENSIONS.items() if dimension.axes[:1] == (axis,)]
+        values |= {field: size for name in names for field in family.names_in_config(name)}
+    values |= SMALL_OTHERS | dict.fromkeys(family.equal_to_hidden_size, SMALL_HIDDEN)
     values |= {name: number for number, name in enumerate(TOKENS) if getattr(sizes, name, None) is not None}
     values = {name: value for name, value in values.items() if getattr(sizes, name, None) is not None}
     values |= {"pad_token_id": 0} if hasattr(sizes, "pad_token_id") else {}

@@ -17,6 +17,7 @@ from nas.tasks.dummy_inputs import dummy_inputs
 from predictors import Workload
 from search_spaces import TASKS, Family, InputError, Layout, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.errors import short_error
 from search_spaces.proposal import propose_choices
 
@@ -28,8 +29,8 @@ TOLERANCE = 1e-4
 SAMPLES = 2
 """Subnetworks of each dimension, and of all together."""
 ATTENTIONS = ("sdpa", "eager")
-NARROWED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-"""Dimensions whose subnetworks equal the stock model with the other units set to zero."""
+UNITS = {"heads", "cross_heads", "ffn"}
+"""Axes: a subnetwork with fewer such units is the stock model that reads zeros from the others."""
 
 BATCH = Workload(batch_size=3, sequence_length=12)
 
@@ -160,14 +161,28 @@ class _Prover:
         extracted = supernet.extract(subnet)
         supernet.activate(subnet)
         yield "what is extracted", self._run(extracted), (active := self._run(supernet.model))
-        if dimension in NARROWED:
+        if dimension in DIMENSIONS and UNITS & {*DIMENSIONS[dimension].axes}:
             yield "what is narrower", active, self._run(zeroed(self.stock, supernet, subnet))
         if self.decodes:
-            yield "what is cached", _decoded(extracted, self.batch), _at_once(extracted, self.batch)
+            yield "what is cached", self._decoded(extracted), self._at_once(extracted)
 
     def _run(self, model: PreTrainedModel) -> Batch:
         with torch.inference_mode():
             return scored_outputs(model(**self.batch), self.outputs, self.batch)
+
+    def _at_once(self, model: PreTrainedModel) -> Batch:
+        """Outputs at the last token of complete sequences."""
+        with torch.inference_mode():
+            outputs = model(input_ids=self.batch["input_ids"])
+        return {name: outputs[name][:, -1] for name in self.outputs}
+
+    def _decoded(self, model: PreTrainedModel) -> Batch:
+        """The same from a cache of all tokens but the last."""
+        ids = self.batch["input_ids"]
+        with torch.inference_mode():
+            cache: Any = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+            outputs = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        return {name: outputs[name][:, -1] for name in self.outputs}
 
 
 def zeroed(stock: PreTrainedModel, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
@@ -177,26 +192,12 @@ def zeroed(stock: PreTrainedModel, supernet: Supernet, subnet: SubnetConfig) -> 
         location, dim = layout.locate(name), 0 if layout.family.conv1d else 1
         if location.stack is None or location.layer is None or parameter.dim() != 2:
             continue
-        if (axis := location.axes[dim]) in ("heads", "cross_heads", "ffn"):
+        if (axis := location.axes[dim]) in UNITS:
             sizes, full = layout.blueprint(subnet).layers[location.layer].sizes, layout.full_sizes[location.stack]
             mask = torch.zeros(parameter.shape[dim])
             mask[layout.shapes.active_rows(axis, sizes, full)] = 1
             parameter.data *= mask[:, None] if dim == 0 else mask
     return model
-
-
-def _at_once(model: PreTrainedModel, batch: Batch) -> Batch:
-    """Logits of the last token, of complete sequences."""
-    with torch.inference_mode():
-        return {"logits": model(input_ids=batch["input_ids"]).logits[:, -1]}
-
-
-def _decoded(model: PreTrainedModel, batch: Batch) -> Batch:
-    """The same from a cache of all tokens but the last."""
-    ids = batch["input_ids"]
-    with torch.inference_mode():
-        cache: Any = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        return {"logits": model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]}
 
 
 def _difference(actual: Batch, expected: Batch) -> float:
