@@ -49,6 +49,20 @@ def prior() -> list[LatencyPredictor]:
     return other_devices()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_noisy_device_is_hardly_worse_predicted_than_another_one_scaled(
+    seed: int, prior: list[LatencyPredictor]
+) -> None:
+    x, unseen, law = rows(10, 20 + seed), rows(400, 8), (1.0, 0.2, 0.3)
+    measured = 3 * device(x, *law) * np.random.default_rng(seed).lognormal(0, 0.08, 10)
+    truth = 3 * device(unseen, *law)
+    fitted = LatencyPredictor.fit(x, measured, prior=prior[0])
+    scaled = np.exp(np.median(np.log(measured / prior[0].predict(x)))) * prior[0].predict(unseen)
+    assert "scaled-prior" in fitted.report.model
+    excess = np.mean(np.abs(fitted.predict(unseen) / scaled - 1))
+    assert excess < 0.02 and errors(truth, fitted.predict(unseen)).mape_percent < 8
+
+
 def test_a_table_of_ones_own_has_no_model_twice() -> None:
     assert "work" not in models_for(NAMES) and {"work", "additive"} <= {*models_for([*NAMES, "work: hidden"])}
 

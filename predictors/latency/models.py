@@ -8,7 +8,7 @@ import numpy as np
 
 from predictors.latency.features import HIDDEN_PREFIX
 from predictors.latency.regressions import LatencyModel, LogGaussianProcess, MLPEnsemble, PolynomialRidge
-from predictors.latency.transfer import SourceDevices, TransferGP
+from predictors.latency.transfer import ScaledPrior, SourceDevices, TransferGP
 from predictors.latency.work_features import WORK_PREFIX
 from search_spaces.space import DEPTHS
 
@@ -112,5 +112,8 @@ def models_for(names: Sequence[str]) -> dict[str, Callable[[Sequence[str]], Late
     return {name: make for name, make in MODELS.items() if has_work or name != "work"}
 
 
-PRIOR_MODELS: dict[str, Callable[[SourceDevices], LatencyModel]] = {"prior-process": TransferGP}
+PRIOR_MODELS: dict[str, Callable[[SourceDevices], LatencyModel]] = {
+    "prior-process": TransferGP,
+    "scaled-prior": ScaledPrior,
+}
 """Name -> function of source devices that returns a model; `LatencyPredictor.fit` adds them if there is a prior."""

@@ -50,6 +50,30 @@ class SourceDevices:
         return log_latency.mean(axis=1), np.log(self.power_law.predict(features))
 
 
+class ScaledPrior:
+    """The geometric mean of the source devices times one factor: the simplest model of a new device.
+
+    Args:
+        sources: The source devices.
+    """
+
+    def __init__(self, sources: SourceDevices) -> None:
+        self.sources, self.log_factor = sources, 0.0
+
+    def fit(self, features: np.ndarray, latency_ms: np.ndarray) -> ScaledPrior:
+        """Fits the factor to (n, d) features and (n,) latencies: the median of the ratios."""
+        self.log_factor = float(np.median(np.log(latency_ms) - self._log_mean(features)))
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n, d) features -> (n,) milliseconds."""
+        return np.exp(self._log_mean(features) + self.log_factor)
+
+    def _log_mean(self, features: np.ndarray) -> np.ndarray:
+        mean: np.ndarray = self.sources.predict_log(features).mean(axis=1)
+        return mean
+
+
 class TransferGP:
     """A Gaussian process on the logarithm of the latency, with a mean and covariance learned from other devices.
 
