@@ -3,12 +3,13 @@
     python experiments/bench/by_hand.py experiments/quickstart/recipe.yaml --run runs/by-hand --seeds 3
 
 For each seed it makes a run of the recipe (what the run holds is not done again), and adds up the CPU seconds of the
-stages after the parent: supernet, profile, search and finish. Each finished model has an equal share of them, and
-each of its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
+stages after the parent: supernet, profile, search and finish. Random search, the baseline, is not counted; the profile
+of the first seed serves all, and counts for each. Each finished model has an equal share of the seconds, and each of
+its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
 and with the most important ones, and the largest uniform scaling below that latency. Rivals are cut from the parent
 and learn from labels and from the parent's outputs, as the finished models do. Then all of them, and the parent, get
-twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split, and measured on the workload
-in the same interleaved rounds.
+twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split. Their architectures are
+measured on the workload at the end, all of a seed in the same rounds; delete `ratios.json` to measure again.
 
 Prints one row per model and seed: how many times as fast as the parent, accuracy with its standard error, and the
 paired difference to the finished model of the same budget with its standard error over the examples. Then the means
@@ -34,7 +35,8 @@ from nas.recipe.schema import Recipe
 from nas.runs.finished import read_finished
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
-from nas.supernets.int8_twin import int8_twin
+from nas.studies.study import open_studies
+from nas.supernets.int8_twin import int8_twin, with_int8
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.supernets.training import model_trainer
@@ -50,6 +52,8 @@ TIMED = ("supernet", "profile", "search", "finish")
 OURS, PARENT = "finished", "parent"
 RIVALS = ("evenly spaced layers", "most important layers", "uniform scaling")
 FLOAT, INT8 = "", " int8"
+STEPS = (*TIMED, "rivals", "measure")
+ROWS = "by_hand.json"
 
 
 @dataclass
@@ -60,17 +64,17 @@ class Row:
         budget: Number of the finished model that it stands beside; the parent has -1.
         name: `OURS`, one of `RIVALS` or `PARENT`.
         precision: `FLOAT` or `INT8`.
-        subnet: Its architecture in words.
+        subnet: Its architecture.
         hits: Whether each held-out example is classified correctly (examples,).
-        ratio: Latency over the parent's; 0 before it is measured.
+        ratio: Latency over the parent's.
     """
 
     budget: int
     name: str
     precision: str
-    subnet: str
+    subnet: dict[str, Any]
     hits: list[bool]
-    ratio: float = 0.0
+    ratio: float = 1.0
 
 
 def main() -> None:
@@ -80,65 +84,94 @@ def main() -> None:
     parser.add_argument("--run", required=True, type=Path, help="Folder; one run for each seed is made in it.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--last", choices=STEPS, default=STEPS[-1], help="What to do last, of every seed.")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     quiet_libraries()
-    seeds: list[list[Row]] = []
-    for seed in range(arguments.seeds):
-        folder = arguments.run / f"seed-{seed}"
-        file = folder / "by_hand.json"
-        if not file.exists():
-            rows = compare(Recipe.load(arguments.recipe, [*overrides, f"seed={seed}"]), folder, arguments.rivals)
-            file.write_text(json.dumps([vars(row) for row in rows]))
-        seeds.append([Row(**row) for row in json.loads(file.read_text())])
-        print_rows(seed, seeds[-1])
-    print_means(seeds)
+    folders = [arguments.run / f"seed-{seed}" for seed in range(arguments.seeds)]
+    for seed, folder in enumerate(folders):
+        earlier = [f"profile.earlier=[{folders[0]}]"] if seed else []
+        recipe = Recipe.load(arguments.recipe, [*overrides, *earlier, f"seed={seed}"])
+        run_timed(recipe, folder, arguments.last)
+        if arguments.last in STEPS[-2:] and not (folder / ROWS).exists():
+            (folder / ROWS).write_text(json.dumps(compare(recipe, folder, arguments.rivals)))
+    if arguments.last == STEPS[-1]:
+        seeds = [measured_rows(folder) for folder in folders]
+        for seed, rows in enumerate(seeds):
+            print_rows(seed, rows)
+        print_means(seeds)
 
 
-def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[Row]:
-    """Makes the run, its rivals and the int8 twins; scores and measures them."""
-    seconds = run_timed(recipe, folder)
-    run, context = Run(folder), TaskContext(recipe)
-    supernet, space = load_supernet(run, context)
-    predict = run.load_predictor().predict
-    chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
-    budget = sum(seconds.values()) / max(len(chosen), 1)
-    print(f"seed {recipe.seed}: {', '.join(f'{name} {s:.0f} s' for name, s in seconds.items())} of CPU time")
-    print(f"each of {len(chosen)} models has {budget:.0f} s", flush=True)
-    teacher = context.load_model(run.parent).eval()
-    models = {(-1, PARENT): (supernet.parent, teacher)}
-    for number, subnet in enumerate(chosen):
-        models[number, OURS] = (subnet, context.load_model(run.finished / subnet.key).eval())
-        ms = float(predict([subnet])[0])
-        for name, rival in rivals(space, run.layer_order, predict, ms):
-            if name in names:
-                model = Supernet(context.load_model(run.parent)).extract(rival)
-                distil(model, teacher, context, budget)
-                models[number, name] = (rival, model)
-    rows, calls = [], {}
-    inputs = context.dummy_inputs(recipe.workload)
-    for (number, name), (subnet, model) in models.items():
-        for precision, each in ((FLOAT, model), (INT8, int8_twin(model, subnet, supernet))):
-            rows.append(Row(number, name, precision, str(subnet), correct(each, context)))
-            calls[str(len(rows) - 1)] = prepare(each, inputs, recipe.workload)
-    timings = measure(calls, calls["0"], recipe.workload, budget=Budget.of_minutes(1.0), seed=recipe.seed)
-    for number, row in enumerate(rows):
-        row.ratio = timings[str(number)].ratio
-    return rows
-
-
-def run_timed(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Runs the missing stages; returns the CPU seconds of those after the parent, kept in the folder."""
+def run_timed(recipe: Recipe, folder: Path, last: str) -> None:
+    """Runs the missing stages, as far as the last one; keeps the CPU seconds of each in the folder."""
     file = folder / "cpu_seconds.json"
     with locked_run(recipe, folder) as (context, run):
         seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-        for stage in STAGES:
-            if stage.name in (PARENT, *TIMED) and not stage.is_done(run):
+        for stage in STAGES[: (*TIMED, *STEPS).index(last) + 2][: 1 + len(TIMED)]:
+            if not stage.is_done(run):
                 start = time.process_time()
                 stage.run(run, context)
                 seconds[stage.name] = time.process_time() - start
                 file.write_text(json.dumps(seconds))
-    return {name: seconds[name] for name in TIMED if name in seconds}
+
+
+def seconds_spent(folder: Path) -> dict[str, float]:
+    """CPU seconds of each stage that counts."""
+    seconds = {name: s for name, s in json.loads((folder / "cpu_seconds.json").read_text()).items() if name in TIMED}
+    first = json.loads((folder.parent / "seed-0" / "cpu_seconds.json").read_text())
+    took = {
+        name: sum(t.duration.total_seconds() for t in study.trials if t.duration is not None)
+        for name, study in open_studies(Run(folder).study, Run(folder).recipe).items()
+    }
+    return {
+        **seconds,
+        "profile": first["profile"],
+        "search": seconds["search"] * (1 - took["random"] / sum(took.values())),
+    }
+
+
+def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Trains the rivals of a run; scores the finished models, the rivals and the int8 twins."""
+    run, context, seconds = Run(folder), TaskContext(recipe), seconds_spent(folder)
+    supernet, space = load_supernet(run, context)
+    predict = run.load_predictor().predict
+    chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
+    budget = sum(seconds.values()) / max(len(chosen), 1)
+    teacher = context.load_model(run.parent).eval()
+    models = {(-1, PARENT): (supernet.parent, teacher)}
+    for number, subnet in enumerate(chosen):
+        models[number, OURS] = (subnet, context.load_model(run.finished / subnet.key).eval())
+        for name, rival in rivals(space, run.layer_order, predict, float(predict([subnet])[0])):
+            if name in names:
+                model = Supernet(context.load_model(run.parent)).extract(rival)
+                distil(model, teacher, context, budget)
+                models[number, name] = (rival, model)
+    rows = []
+    for (number, name), (subnet, model) in models.items():
+        twin = int8_twin(model, subnet, supernet)
+        for precision, shape, each in ((FLOAT, subnet, model), (INT8, with_int8(subnet), twin)):
+            rows.append(Row(number, name, precision, shape.to_dict(), correct(each, context)))
+    return [vars(row) for row in rows]
+
+
+def measured_rows(folder: Path) -> list[Row]:
+    """The rows of a seed with their latencies, which are measured if they are not stored: a minute for all."""
+    rows, file = [Row(**row) for row in json.loads((folder / ROWS).read_text())], folder / "ratios.json"
+    if not file.exists():
+        run = Run(folder)
+        context, workload = TaskContext(run.recipe), run.recipe.workload
+        supernet, inputs = load_supernet(run, context)[0], context.dummy_inputs(workload)
+        calls = [prepare(supernet.extract(SubnetConfig.from_dict(row.subnet)), inputs, workload) for row in rows]
+        named = {str(number): call for number, call in enumerate(calls)}
+        timings = measure(named, calls[0], workload, precision=0.02, budget=Budget.of_minutes(1.0))
+        file.write_text(json.dumps([timings[name].ratio for name in named]))
+    for row, ratio in zip(rows, json.loads(file.read_text()), strict=True):
+        row.ratio = ratio
+    seconds = seconds_spent(folder)
+    print(
+        f"{folder}: {', '.join(f'{name} {s:.0f} s' for name, s in seconds.items())} of CPU time, the same for rivals"
+    )
+    return rows
 
 
 def rivals(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
@@ -186,7 +219,7 @@ def print_rows(seed: int, rows: Sequence[Row]) -> None:
         if row.name in RIVALS:
             difference = ours[row.budget, row.precision] - hits
             text += f"  finished - it {difference.mean():+.4f} ± {error(difference):.4f}"
-        print(f"{text}  {row.subnet}", flush=True)
+        print(f"{text}  {SubnetConfig.from_dict(row.subnet)}", flush=True)
 
 
 def print_means(seeds: Sequence[Sequence[Row]]) -> None:
