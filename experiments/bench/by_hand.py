@@ -107,7 +107,7 @@ def run_timed(recipe: Recipe, folder: Path, last: str) -> None:
     file = folder / "cpu_seconds.json"
     with locked_run(recipe, folder) as (context, run):
         seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-        for stage in STAGES[: (*TIMED, *STEPS).index(last) + 2][: 1 + len(TIMED)]:
+        for stage in STAGES[: STEPS.index(last) + 2][: 1 + len(TIMED)]:
             if not stage.is_done(run):
                 start = time.process_time()
                 stage.run(run, context)
