@@ -118,6 +118,13 @@ class Quantized(Packed):
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ("weight", "down.weight", "up.weight")
     NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales")
+    GROUP: ClassVar[int] = 64
+    """Inputs that share a scale in four bits."""
+
+    @property
+    def form(self) -> str:
+        """The dtype and, after a colon, the inputs that share a scale, if not all do."""
+        return f"{self.dtype}:{self.GROUP}" if self.dtype == "int4-weight" else self.dtype
 
     def packed(self, weight: StoredTensor) -> dict[str, StoredTensor]:
         """See `Packed.packed`; as `nas.modeling.quantized.quantize` makes them."""
@@ -125,7 +132,8 @@ class Quantized(Packed):
         if self.dtype == "bfloat16":
             return {"qweight": ((outputs, inputs), "BF16", 2)}
         columns, dtype = ((inputs + 1) // 2, "U8") if self.dtype == "int4-weight" else (inputs, "I8")
-        return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, 1), "F32", 4)}
+        groups = -(-inputs // self.GROUP) if self.dtype == "int4-weight" else 1
+        return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, groups), "F32", 4)}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from command import Command
 from conftest import TOYS, logits, read_lines
 from safetensors.torch import load_file
 
-from nas.modeling.quantized import QuantizedLinear, fake_quant_linear, quantize, unpack
+from nas.modeling.quantized import QuantizedLinear, dequantize, fake_quant_linear, pack_pairs, quantize, unpack
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.supernets.space import recipe_choices
@@ -34,7 +35,7 @@ from search_spaces.module_kinds import Quantized
 from search_spaces.useful_choices import useful_choices
 
 ROUNDED = [dtype for dtype in DTYPES if dtype != FULL_PRECISION]
-LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 7}
+LARGEST = {"int8-weight": 127, "int8": 127, "int4-weight": 8}
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=96, hidden_size=48)
 
 
@@ -62,7 +63,37 @@ def test_a_weight_is_rounded_to_the_nearest_of_even_steps_and_stored_as_counted(
     steps = weight.abs().amax(1, keepdim=True) / LARGEST[dtype]
     integers = unpack(stored["qweight"], inputs)
     assert integers.shape == weight.shape and integers.abs().max() == LARGEST[dtype] and not integers[2].any()
-    assert ((integers * stored["scales"] - weight).abs() <= steps / 2 + 1e-7).all()
+    largest = steps / (1 if dtype == "int4-weight" else 2)  # in four bits the other end of the range has 7 steps
+    assert ((dequantize(stored["qweight"], stored["scales"], inputs) - weight).abs() <= largest + 1e-7).all()
+
+
+def test_four_bits_have_a_scale_for_each_group_of_inputs_and_files_with_one_a_row_still_load() -> None:
+    weight = torch.randn(5, 200)
+    weight[:, 70] = 40.0
+    stored = quantize(weight, "int4-weight")
+    assert stored["scales"].shape == (5, 4), "64 + 64 + 64 + 8"
+    found = dequantize(stored["qweight"], stored["scales"], 200)
+    assert found[:, 70].allclose(weight[:, 70]), "the largest of a group is exact"
+    errors = (found - weight).abs()
+    assert errors[:, 64:128].mean() > 4 * errors[:, :64].mean() and errors[:, :64].max() < 0.5
+    assert (errors[:, 128:192] <= weight[:, 128:192].abs().amax(1, keepdim=True) / 8 + 1e-6).all()
+    layer, old = torch.nn.Linear(200, 5), {"bias": torch.zeros(5), "scales": torch.rand(5, 1)}
+    old["qweight"] = pack_pairs(torch.randint(-7, 8, (5, 200), dtype=torch.int8))
+    earlier = QuantizedLinear(layer, 200, 5, "int4-weight")
+    earlier.load_state_dict(old)
+    x = torch.randn(3, 200)
+    assert torch.allclose(earlier(x), x @ (unpack(old["qweight"], 200) * old["scales"]).T, atol=1e-4)
+
+
+def test_an_onnx_file_multiplies_groups_of_four_bits_as_they_are(tmp_path: Path) -> None:
+    import onnx
+
+    supernet = Supernet(replace(TOYS["bert"], config={**TOYS["bert"].config, "intermediate_size": 128}).model())
+    layers = supernet.parent.num_hidden_layers
+    model = supernet.extract(supernet.parent.with_values(bits=("int4-weight",) * layers))
+    assert write_onnx(model, TOYS["bert"].inputs(), tmp_path / "model.onnx") < 1e-4
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes.count("MatMulNBits") == layers, "one layer in each has a multiple of 64 inputs"
 
 
 @pytest.mark.parametrize("dtype", ROUNDED)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import embedding
 
-from .quantized import Stored, pack_pairs, unpack
+from .quantized import Stored, in_groups, pack_pairs, unpack
 
 MAX_INTEGER = {8: 127, 4: 7}
 """Bits -> the largest integer."""
@@ -63,12 +63,6 @@ def restore(channels: int, group: int, qweight: Tensor, scales: Tensor | None, c
         return qweight.float()
     groups = in_groups(unpack(qweight, channels).float(), group or channels) * scales[..., None].float()
     return groups.flatten(-2)[..., :channels]
-
-
-def in_groups(rows: Tensor, group: int) -> Tensor:
-    """Splits rows (.., channels) into (.., groups, group), with zeros at the end of the last one."""
-    missing = -rows.shape[-1] % group
-    return (pad(rows, (0, missing)) if missing else rows).unflatten(-1, (-1, group))
 
 
 def nearest(rows: Tensor, codebook: Tensor) -> Tensor:

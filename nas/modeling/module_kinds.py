@@ -150,6 +150,6 @@ KINDS: dict[type[Kind], ElasticKind] = {
         _store_compressed,
         impossible="the embeddings must stay as they are: the output head of {model} shares the embedding table",
     ),
-    Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.dtype, _store_quantized),
+    Quantized: ElasticKind(_quantize, "bits", lambda kind, shapes: kind.form, _store_quantized),
 }
 """Kind -> how it is computed, stored and described."""

@@ -1,7 +1,8 @@
 """Quantized linear layers: how weights are rounded and stored, and how they are multiplied.
 
-Quantization is uniform and symmetric with one scale per output channel (Krishnamoorthi 2018, arXiv 1806.08342). Like
-`modeling_nas`, this file is copied into exports; it needs only torch.
+Quantization is uniform and symmetric with one scale per output channel (Krishnamoorthi 2018, arXiv 1806.08342), in
+four bits with one for a group of inputs (Dettmers & Zettlemoyer 2023, arXiv 2212.09720). Like `modeling_nas`, this
+file is copied into exports; it needs only torch.
 """
 
 import warnings
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-MAX_INTEGER = {"int8": 127, "int8-weight": 127, "int4-weight": 7}
+MAX_INTEGER = {"int8": 127, "int8-weight": 127}
 """Largest integer of a quantized weight."""
+
+GROUP = 64
+"""Inputs that share a scale in four bits; where scales have one column, all inputs do."""
 
 ACTIVATION_STEPS = 127
 """Largest integer of ``int8`` activations: seven bits, so that sums of two products fit in the 16 bits in which
@@ -28,14 +32,39 @@ def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
     inputs is odd, the last byte of a row holds one integer and a zero.
 
     Returns:
-        ``qweight`` and, for integers, ``scales`` (outputs, 1) float32.
+        ``qweight`` and, for integers, ``scales`` (outputs, 1 or groups) float32.
     """
     if bits == "bfloat16":
         return {"qweight": weight.to(torch.bfloat16).contiguous()}
     weight = weight.float()
+    if bits == "int4-weight":
+        return _quantize_groups(weight)
     scales = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / MAX_INTEGER[bits]
     int_weight = (weight / scales).round().to(torch.int8).contiguous()  # as a file holds it: layouts round differently
-    return {"qweight": pack_pairs(int_weight) if bits == "int4-weight" else int_weight, "scales": scales}
+    return {"qweight": int_weight, "scales": scales}
+
+
+def _quantize_groups(weight: Tensor) -> dict[str, Tensor]:
+    """Quantizes groups of inputs to -8 ... 7; the value that is largest in size becomes -8, whatever its sign."""
+    groups = in_groups(weight, GROUP)
+    scales = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
+    scales = torch.where(scales.abs() < torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).tiny, scales)
+    integers = (groups / scales).round().clamp(-8, 7).flatten(1)[:, : weight.shape[1]]
+    return {"qweight": pack_pairs(integers.to(torch.int8)), "scales": scales[..., 0].contiguous()}
+
+
+def dequantize(qweight: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    """Returns the weight (outputs, inputs) of stored integers."""
+    integers = unpack(qweight, inputs)
+    if scales.shape[1] == 1:
+        return integers * scales
+    return (in_groups(integers, GROUP) * scales[..., None]).flatten(1)[:, :inputs]
+
+
+def in_groups(rows: Tensor, group: int) -> Tensor:
+    """Splits rows (.., channels) into (.., groups, group), with zeros at the end of the last one."""
+    missing = -rows.shape[-1] % group
+    return (pad(rows, (0, missing)) if missing else rows).unflatten(-1, (-1, group))
 
 
 def pack_pairs(integers: Tensor) -> Tensor:
@@ -64,7 +93,7 @@ def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, bits: str)
         return quantized_linear(x, bits=bits, bias=bias, **quantize(weight, bits))
     with torch.no_grad():
         stored = quantize(weight, bits)
-        change = (unpack(stored["qweight"], weight.shape[1]) * stored["scales"]).to(weight.dtype) - weight
+        change = dequantize(stored["qweight"], stored["scales"], weight.shape[1]).to(weight.dtype) - weight
     return linear(_straight_through(x) if bits == "int8" else x, weight + change, bias)
 
 
@@ -87,9 +116,11 @@ def quantized_linear(
     if scales is None:
         dtype = x.dtype if torch.onnx.is_in_onnx_export() else torch.bfloat16  # ONNX Runtime has no such products
         return linear(x.to(dtype), qweight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
-    int_weight = unpack(qweight, x.shape[-1])
     if bits != "int8":
-        return linear(x, (int_weight * scales).to(x.dtype), bias)
+        if torch.onnx.is_in_onnx_export() and scales.shape[1] > 1 and x.shape[-1] % GROUP == 0:
+            return _onnx_four_bits(x, qweight, scales, bias)
+        return linear(x, dequantize(qweight, scales, x.shape[-1]).to(x.dtype), bias)
+    int_weight = unpack(qweight, x.shape[-1])
     if torch.onnx.is_in_onnx_export():
         return _onnx_linear(x, int_weight, scales, bias)
     if has_int8_kernels(x):
@@ -157,6 +188,17 @@ def _onnx_linear(x: Tensor, int_weight: Tensor, scales: Tensor, bias: Tensor | N
     return out if bias is None else out + bias
 
 
+def _onnx_four_bits(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Emits ONNX Runtime's product with a weight in groups of four bits: it is never restored as a whole."""
+    outputs, groups = scales.shape
+    blocks = qweight.reshape(outputs, groups, GROUP // 2)
+    sizes: Any = {"K": x.shape[-1], "N": outputs, "bits": 4, "block_size": GROUP}
+    result: Any = {"dtype": x.dtype, "shape": (*x.shape[:-1], outputs), "version": 1}
+    operands = x, blocks, scales.flatten().to(x.dtype)
+    out = torch.onnx.ops.symbolic("com.microsoft::MatMulNBits", operands, sizes, **result)
+    return out if bias is None else out + bias
+
+
 class Stored(nn.Module):
     """Base class of modules whose weight is stored as other tensors: buffers that keep their dtype.
 
@@ -195,6 +237,7 @@ class QuantizedLinear(Stored):
     def __init__(self, original: Any, inputs: int, outputs: int, bits: str) -> None:
         super().__init__()
         device = {"device": original.weight.device}
+        bits, _, group = bits.partition(":")
         self.bits, self.in_features, self.out_features = bits, inputs, outputs
         columns, dtype = {
             "bfloat16": (inputs, torch.bfloat16),
@@ -202,7 +245,8 @@ class QuantizedLinear(Stored):
         }.get(bits, (inputs, torch.int8))
         self.register_buffer("qweight", torch.zeros(outputs, columns, dtype=dtype, **device))
         if bits != "bfloat16":
-            self.register_buffer("scales", torch.ones(outputs, 1, dtype=torch.float32, **device))
+            groups = -(-inputs // int(group)) if group else 1
+            self.register_buffer("scales", torch.ones(outputs, groups, dtype=torch.float32, **device))
         self.bias = (
             None if original.bias is None else nn.Parameter(torch.zeros(outputs, dtype=original.bias.dtype, **device))
         )

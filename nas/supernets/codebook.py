@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nas.modeling.compressed_table import in_groups
+from nas.modeling.quantized import in_groups
 
 ROWS_PER_VECTOR = 64
 """Rows of the table, drawn at random, that k-means sees for each vector of a codebook."""
