@@ -1,6 +1,6 @@
 """Latency predictors on published measurements: HAT (WMT14 en-de) and HW-GPT-Bench.
 
-    python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces|floor]
+    python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces|floor|scaled]
 
 FOLDER holds ``hat_latency/hat_wmt14ende.csv.gz`` and ``hwgptbench/{archs,latency}.parquet``: the latency datasets of
 github.com/mit-han-lab/hardware-aware-transformers (Wang et al., 2020) and github.com/automl/HW-GPT-Bench
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
 
@@ -24,12 +25,26 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from predictors import LatencyPredictor
+from predictors import PRIOR_MODELS, LatencyPredictor
 from predictors.latency.errors import errors
+from predictors.latency.predictor import _cross_val_predict, _weights
+from predictors.latency.regressions import PolynomialRidge, geometric_mean
+from predictors.latency.transfer import SourceDevices
 
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
 """MAPE of the predictors that HAT ships, on all rows, including their training data."""
 DEVICES_ROWS, TEST_ROWS = 2000, 2000
+PAIRS = {
+    "a6000": "v100",
+    "cpu_alldlc": "cpu_mlgpu",
+    "v100": "rtx2080",
+    "a100": "a6000",
+    "rtx2080": "P100",
+    "cpu_mlgpu": "cpu_p100",
+    "P100": "v100",
+    "cpu_p100": "cpu_alldlc",
+}
+"""A new device -> the one that it is predicted from."""
 DRAWS = 4
 """Samples of a new device for each seed."""
 
@@ -187,12 +202,34 @@ def floor(folder: Path, seeds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scaled(folder: Path, seeds: int) -> pd.DataFrame:
+    """Ten samples of a device and another one as a prior: the process, that device times a factor, both averaged."""
+    space, rows = Gpt(folder, "s"), []
+    x = space.features
+    for seed in range(seeds):
+        test, source, samples = space.split(seed, 10)
+        for device, other in PAIRS.items():
+            y, other_ms = (space.latency[name].to_numpy(float) for name in (device, other))
+            known = PolynomialRidge(robust=True).fit(x[source[:100]], other_ms[source[:100]])
+            sources = SourceDevices([known.predict], x[source[:100]])
+            for new in samples:
+                cv, predicted = dict[str, float](), dict[str, np.ndarray]()
+                for name, make in PRIOR_MODELS.items():
+                    unseen = _cross_val_predict(partial(make, sources), x[new], y[new])
+                    cv[name] = float(np.abs(unseen / y[new] - 1).mean())
+                    predicted[name] = make(sources).fit(x[new], y[new]).predict(x[test])
+                predicted["averaged"] = geometric_mean([*predicted.values()], _weights([*cv], cv))
+                rows += [{"case": device, "model": n, **scores(y[test], p)} for n, p in predicted.items()]
+    return pd.DataFrame(rows)
+
+
 PARTS: dict[str, Callable[[Path, int], pd.DataFrame]] = {
     "hat": hat,
     "gpt-10": lambda folder, seeds: gpt(folder, seeds, 10),
     "gpt-100": lambda folder, seeds: gpt(folder, seeds, 100),
     "spaces": spaces,
     "floor": floor,
+    "scaled": scaled,
 }
 
 
