@@ -324,8 +324,8 @@ def forget(run: Path, *names: str) -> None:
 def test_a_run_of_another_recipe(finished: tuple[Path, Path], refused: Refused) -> None:
     recipe, run = finished
     before = contents(run)
-    says = ("another recipe", "supernet.epochs: 9.0, was 4.0", "--run")
-    refused("search", recipe, "supernet.epochs=9", "search.evaluations=25", "--run", run, says=says)
+    says = ("another recipe", "parent.epochs: 9.0, was 4.0", "--run")
+    refused("search", recipe, "parent.epochs=9", "search.evaluations=25", "--run", run, says=says)
     assert contents(run) == before
 
 
