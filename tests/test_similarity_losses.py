@@ -13,6 +13,7 @@ from toy_tasks import SENTENCES, csv, encoder
 from nas.recipe.schema import Recipe
 from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.context import TaskContext
+from nas.tasks.overview import data_lines
 from nas.tasks.similarity_losses import order_loss, ranking_loss
 from search_spaces import InputError
 
@@ -90,3 +91,9 @@ def test_a_pair_without_its_score_is_named(build: Build) -> None:
     rows = [*DATA["scores"], {**DATA["scores"][0], "score": None}]
     with pytest.raises(InputError, match=r"each pair of .* must have a score, but `score` is empty in 1 rows"):
         _ = build(rows).splits
+
+
+def test_lengths_are_those_of_texts_not_of_examples(build: Build) -> None:
+    (line,) = [line for line in data_lines(build(DATA["triplets"])) if line.startswith("lengths")]
+    longest = max(len(sentence.split()) for sentence in SENTENCES)
+    assert f"to {longest} tokens" in line and "may be cut" not in line

@@ -13,6 +13,8 @@ Row = dict[str, Any]
 Batch = Mapping[str, "torch.Tensor"]
 LABEL_NAMES = ("labels", "start_positions", "end_positions", "scores")
 """Entries of a batch that hold labels; a model needs them only to compute its own loss."""
+LENGTHS = "lengths"
+"""Column with the numbers of tokens of the texts of an example, which stand one after another in ``input_ids``."""
 IGNORE_INDEX = -100
 """Label of tokens that losses and metrics ignore, as in PyTorch and Hugging Face."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nas.tasks.batches import LENGTHS
 from nas.tasks.context import TaskContext
 from nas.tasks.images import CHECKED_IMAGES, undecoded
 from nas.tasks.labels import is_list
@@ -113,7 +114,8 @@ def _lengths_text(context: TaskContext) -> str:
     if "input_ids" not in splits.train.column_names:
         return ""
     rows = splits.train.select(range(0, len(splits.train), max(1, len(splits.train) // SAMPLED_LENGTHS)))
-    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    several = LENGTHS in rows.column_names  # a row holds the tokens of several texts
+    lengths = np.array([*chain(*rows[LENGTHS])] if several else [len(ids) for ids in rows["input_ids"]])
     if splits.task.input_columns(splits.task.train) == ("input_ids",):
         return f"blocks of {limit:,} tokens"
     unknown = _unknown_share(rows["input_ids"], context)

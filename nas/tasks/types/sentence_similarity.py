@@ -10,7 +10,7 @@ import numpy as np
 
 from nas.runs.progress import print_line
 from nas.tasks import metrics
-from nas.tasks.batches import Batch, Row
+from nas.tasks.batches import LENGTHS, Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import cosine_similarity, is_among, nearest, partners
@@ -32,7 +32,7 @@ ANSWERS = (("anchor", "positive", "negative"), ("anchor", "positive"), ("query",
 """Columns whose second text belongs to the first one."""
 TEXTS = (*ANSWERS, ("sentence1", "sentence2"), ("text1", "text2"))
 LABELS = ("score", "scores", "similarity_score", "similarity")
-SCORES, LENGTHS = "scores", "lengths"
+SCORES = "scores"
 
 
 class SentenceSimilarity(FeatureExtraction):
