@@ -68,6 +68,15 @@ def test_importance_finds_the_deciding_parameter(studies: dict[str, optuna.Study
     assert importance({"search": study_of("search", 3), "random": study_of("random", 2)}) == {}
 
 
+def test_an_objective_that_is_the_same_in_all_trials_has_no_importance() -> None:
+    flat = optuna.create_study(study_name="random", directions=["maximize", "minimize"])
+    flat.set_metric_names(list(OBJECTIVES))
+    for trial in study_of("random", 40).trials:
+        values = [0.5, trial.values[1]]
+        flat.add_trial(optuna.create_trial(params=trial.params, distributions=DISTRIBUTIONS, values=values))
+    assert importance({"search": flat, "random": flat}).keys() == {"latency_ms"}
+
+
 def test_predictions_are_paired_with_measurements(studies: dict[str, optuna.Study]) -> None:
     chosen = Point.from_dict(studies["search"].trials[0].user_attrs["point"])
     measured = Point(chosen.subnet, {"accuracy": 0.5, "latency_ms": 99.0}, measured=True)

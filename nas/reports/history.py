@@ -72,14 +72,16 @@ def importance(studies: dict[str, optuna.Study]) -> dict[str, dict[str, float]]:
     """Objective -> parameter -> share of the variance it explains (fANOVA: Hutter et al., ICML 2014).
 
     It is computed from the random baseline, which covers the space evenly, or from the search if that has more trials.
+    An objective that is the same in all trials has none.
     """
     study = max((studies[name] for name in ("random", "search")), key=lambda s: min(len(complete_trials(s)), 30))
     trials = complete_trials(study)[:IMPORTANCE_TRIALS]
     varied = {name for trial in trials for name in trial.params}
     if len(trials) < 10 or not varied:
         return {}
-    names = study.metric_names or []
-    return {name: _explained(trials, study.directions, index) for index, name in enumerate(names)}
+    names = enumerate(study.metric_names or [])
+    vary = [(name, index) for index, name in names if len({trial.values[index] for trial in trials}) > 1]
+    return {name: _explained(trials, study.directions, index) for name, index in vary}
 
 
 def _explained(trials: Sequence[Any], directions: Sequence[Any], index: int) -> dict[str, float]:
