@@ -101,7 +101,7 @@ def test_a_head_of_another_group_is_not_borrowed() -> None:
 def test_an_unknown_family_is_refused() -> None:
     from transformers import CTRLConfig, CTRLLMHeadModel
 
-    with pytest.raises(InputError, match=r"`ctrl` is not supported; .*CONTRIBUTING\.md"):
+    with pytest.raises(InputError, match=r"`ctrl` is not supported, and its modules .*CONTRIBUTING\.md"):
         Supernet(CTRLLMHeadModel(CTRLConfig(n_embd=8, n_layer=1, n_head=1, vocab_size=10, dff=8)))
 
 

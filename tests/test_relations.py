@@ -212,7 +212,7 @@ def test_the_parent_has_the_relations_of_a_teacher_with_its_weights(
     inputs = {**text_inputs(), **BATCH}
     teacher_outputs = trainer._forward(trainer.teacher, inputs, parent)[1]
     student_outputs = trainer._forward(trainer.model, inputs, parent)[1]
-    assert trainer._divergence(student_outputs, teacher_outputs, inputs).detach().abs() < 1e-5
+    assert trainer._divergence(student_outputs, teacher_outputs, inputs, parent).detach().abs() < 1e-5
 
 
 @pytest.mark.parametrize("of", ["hidden", "attention"])

@@ -140,7 +140,7 @@ def updated_export_info(info: Mapping[str, Any], new: Mapping[str, Any], recipe:
     """A subnet.json with the values of `measured_export_info`; the previous ones are kept as ``inherited``."""
     counts = {name: value for name, value in info["values"].items() if name in COSTS}
     values = {**counts, **new["values"]}
-    judged = recipe.with_parent((new["parent"] or {}).get("values", {}))
+    judged = recipe.with_parent((new.get("parent") or {}).get("values", {}))
     bounds = {name: bound for name, bound in judged.bounds.items() if name in values}
     feasible = all(bound.violation(values[name]) <= 0 for name, bound in bounds.items())
     rest = {name: value for name, value in info.items() if name != "formats"}
