@@ -313,9 +313,15 @@ def test_constant_and_infinite_values_do_no_harm() -> None:
 
 
 def test_a_long_study_is_represented_by_its_end_and_evenly_before() -> None:
-    assert representative_trials(range(10), 20) == range(10)  # type: ignore[arg-type, comparison-overlap]
-    chosen = representative_trials(range(1000), 100)  # type: ignore[arg-type]
-    assert len(set(chosen)) == 100 and list(chosen[-50:]) == list(range(950, 1000)) and chosen[0] == 0
+    def numbers(count: int, size: int, every: int) -> tuple[list[int], list[int]]:
+        """Those chosen of so many trials, every so many of which have failed: of successes and of failures."""
+        trials: Any = [SimpleNamespace(number=i, key=i, failed=i % every == every - 1) for i in range(count)]
+        chosen = representative_trials(trials, size)
+        return [t.number for t in chosen if not t.failed], [t.number for t in chosen if t.failed]
+
+    assert numbers(10, 20, 5) == ([0, 1, 2, 3, 5, 6, 7, 8], [4, 9])
+    chosen, failed = numbers(1000, 100, 2000)
+    assert len(set(chosen)) == 100 and chosen[-50:] == list(range(950, 1000)) and chosen[0] == 0 and not failed
 
 
 def test_too_few_startup_trials_are_refused() -> None:
