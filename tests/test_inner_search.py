@@ -136,6 +136,6 @@ def test_the_history_is_in_the_order_of_trial_numbers() -> None:
     study.tell(trials[0], [3.0, 4.0])
     study.tell(trials[1], state=optuna.trial.TrialState.FAIL)
     history.read(study)
-    assert [e.number for e in history.finished] == [0, 2, 3] and not history.running
-    assert history.is_taken(history.key(trials[0].params))
-    assert not history.is_taken(history.key(trials[1].params))
+    assert [e.number for e in history.finished] == [0, 1, 2, 3] and not history.running
+    assert [e.number for e in history.finished if e.failed] == [1]
+    assert all(history.is_taken(history.key(trial.params)) for trial in trials)
