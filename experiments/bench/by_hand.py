@@ -119,15 +119,9 @@ def seconds_spent(folder: Path) -> dict[str, float]:
     """CPU seconds of each stage that counts."""
     seconds = {name: s for name, s in json.loads((folder / "cpu_seconds.json").read_text()).items() if name in TIMED}
     first = json.loads((folder.parent / "seed-0" / "cpu_seconds.json").read_text())
-    took = {
-        name: sum(t.duration.total_seconds() for t in study.trials if t.duration is not None)
-        for name, study in open_studies(Run(folder).study, Run(folder).recipe).items()
-    }
-    return {
-        **seconds,
-        "profile": first["profile"],
-        "search": seconds["search"] * (1 - took["random"] / sum(took.values())),
-    }
+    made = {name: len(study.trials) for name, study in open_studies(Run(folder).study, Run(folder).recipe).items()}
+    searched = seconds["search"] * made["search"] / (made["search"] + made["random"])
+    return {**seconds, "profile": first["profile"], "search": searched}
 
 
 def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
