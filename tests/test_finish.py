@@ -23,6 +23,7 @@ from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
 from nas.stages.parent_runtimes import parent_in_fastest_runtime
 from nas.stages.verify import run_verify
+from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.int8_twin import int8_twin, with_int8
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -124,6 +125,8 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
 ) -> None:
     run = Run(finished[1])
     context = again(run, finish={"models": 2})
+    chosen = evaluated_points(open_studies(run.study, run.recipe)["search"])[:2]
+    monkeypatch.setattr("nas.stages.finish.choose_points", lambda *_: chosen)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -81,7 +81,7 @@ def test_it_opens_on_the_knee_and_no_name_becomes_markup(chromium: Any, report: 
 def test_a_click_selects_and_a_hover_describes(chromium: Any, report: Path) -> None:
     page = opened(chromium, report)
     other = page.evaluate(
-        "([knee]) => DATA.series.find(s => s.kind === 'front').points.findIndex(p => p.key !== knee)", [KNEE.key]
+        "([knee]) => DATA.series.find(s => s.kind === 'front').points.findLastIndex(p => p.key !== knee)", [KNEE.key]
     )
     page.mouse.move(*place(page, "parent", 0))
     page.wait_for_selector(".hoverlayer .hovertext")

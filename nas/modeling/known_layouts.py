@@ -56,7 +56,7 @@ def adopt(model_type: str) -> Family | None:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in CONFIG_MAPPING or model_type.startswith(TYPE_PREFIX):
         return None
     config_class = CONFIG_MAPPING[model_type]
     model_type = config_class.model_type  # some names stand for another type
