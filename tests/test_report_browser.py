@@ -81,11 +81,13 @@ def test_it_opens_on_the_knee_and_no_name_becomes_markup(chromium: Any, report: 
 def test_a_click_selects_and_a_hover_describes(chromium: Any, report: Path) -> None:
     page = opened(chromium, report)
     other = page.evaluate(
-        "([knee]) => DATA.series.find(s => s.kind === 'front').points.findLastIndex(p => p.key !== knee)", [KNEE.key]
+        "([knee]) => DATA.series.find(s => s.kind === 'front').points.findIndex(p => p.key !== knee)", [KNEE.key]
     )
     page.mouse.move(*place(page, "parent", 0))
     page.wait_for_selector(".hoverlayer .hovertext")
     assert "MEASURED" in page.locator(".hoverlayer").text_content()
+    page.mouse.move(*place(page, "front", other))
+    page.wait_for_timeout(300)  # the chart looks for what is below the mouse only so often
     page.mouse.click(*place(page, "front", other))
     key = page.evaluate("i => DATA.series.find(s => s.kind === 'front').points[i].key", other)
     assert page.locator("#panel .key").inner_text() == key != KNEE.key
