@@ -9,7 +9,6 @@ from nas.fronts.front import ParetoFront
 from nas.fronts.point import PARENT_RUNTIMES, Point
 from nas.runs.finetuned import front_with_finetuned
 from nas.runs.run import Run
-from nas.studies.study import evaluated_points, observed_studies
 
 KEY = r"[0-9a-f]{10}"
 """A full key of a subnetwork."""
@@ -21,10 +20,8 @@ def front_so_far(run: Run) -> ParetoFront:
     Raises:
         InputError: If nothing is evaluated yet.
     """
-    if not run.front_file.is_file():
-        points = [point for study in observed_studies(run) for point in evaluated_points(study)]
-        if front := ParetoFront.of(points, run.recipe.objectives).points:
-            return ParetoFront(front, run.recipe.objectives)
+    if not run.front_file.is_file() and (front := ParetoFront.of(_evaluated(run), run.recipe.objectives).points):
+        return ParetoFront(front, run.recipe.objectives)
     return front_with_finetuned(run)
 
 
@@ -44,11 +41,18 @@ def pick(run: Run, what: str) -> Point:
     front = run.front() if is_verified else front_so_far(run)
     if re.fullmatch(KEY, what) and what not in {point.key for point in front}:
         verified = run.verified_points() if is_verified else []
-        evaluated = chain(verified, *(evaluated_points(study) for study in observed_studies(run)))
+        points = chain(verified, _evaluated(run))
         match = next(
-            (point for point in evaluated if point.key == what and point.source not in ("parent", *PARENT_RUNTIMES)),
+            (point for point in points if point.key == what and point.source not in ("parent", *PARENT_RUNTIMES)),
             None,
         )
         if match is not None:
             return match
     return front.pick(what)
+
+
+def _evaluated(run: Run) -> list[Point]:
+    """The points of all studies; a verified front needs none, so Optuna is imported here."""
+    from nas.studies.study import evaluated_points, observed_studies
+
+    return [point for study in observed_studies(run) for point in evaluated_points(study)]
