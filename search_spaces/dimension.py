@@ -330,6 +330,14 @@ class Category(Dimension):
         return self.name in space.choices
 
 
+def without_useless(values: Sequence[str], neutral: str, why: str) -> tuple[list[Any], list[str]]:
+    """What `Dimension.useful` returns where, for a reason or "", only the value that changes nothing is useful."""
+    dropped = [value for value in values if value != neutral]
+    if not why or not dropped:
+        return list(values), []
+    return [neutral], [f"{', '.join(dropped)} dropped: {why}"]
+
+
 def fractions_of(size: int, fractions: Sequence[float], multiple: int = 1) -> list[int] | str:
     """Distinct fractions of a size, rounded to a multiple, and the size itself; why not, if that is the only one."""
     rounded = (max(1, round(size * fraction / multiple)) * multiple for fraction in fractions)

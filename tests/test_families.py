@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nas.modeling.elastic import Elastic
+from nas.stages.layout_proof import zeroed
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet
@@ -193,25 +194,6 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
             for batch in (toy.inputs(), unpadded(toy.inputs())):
                 expected, actual = logits(reference, batch), logits(supernet.model, batch)
                 assert torch.allclose(actual, expected, atol=1e-5), (str(subnet), (actual - expected).abs().max())
-
-
-def zeroed(parent: Any, layout: Layout, subnet: SubnetConfig) -> Any:
-    """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
-    model = copy.deepcopy(parent)
-    for name, parameter in model.named_parameters():
-        location = layout.locate(name)
-        if location.stack is not None and location.layer is not None and parameter.dim() == 2:
-            dim = 0 if layout.family.conv1d else 1
-            if location.axes[dim] in ("heads", "cross_heads", "ffn"):
-                rows = layout.shapes.active_rows(
-                    location.axes[dim],
-                    layout.blueprint(subnet).layers[location.layer].sizes,
-                    layout.full_sizes[location.stack],
-                )
-                mask = torch.zeros(parameter.shape[dim])
-                mask[rows] = 1
-                parameter.data *= mask[:, None] if dim == 0 else mask
-    return model
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "attention" in family.dimensions])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.registration import register_family, stock_classes
+from nas.modeling.unfolded import TYPE_PREFIX
 from search_spaces import ADOPTED, FAMILIES, TASKS, Family, InputError, Layout
 from search_spaces.dimensions import DEPTHS, DIMENSIONS
 from search_spaces.family import Stack
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 COMPARED_LAYERS = 2
-TYPE_PREFIX = "nas_"
 SMALL_DEPTH, SMALL_HIDDEN = 4, 48
 SMALL = {"hidden": SMALL_HIDDEN, "heads": 4, "kv_heads": 2, "ffn": 96}
 """Sizes of a small model: axis of weights -> units."""

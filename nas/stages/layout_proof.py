@@ -162,7 +162,7 @@ class _Prover:
         supernet.activate(subnet)
         yield "what is extracted", self._run(extracted), (active := self._run(supernet.model))
         if dimension in DIMENSIONS and UNITS & {*DIMENSIONS[dimension].axes}:
-            yield "what is narrower", active, self._run(zeroed(self.stock, supernet, subnet))
+            yield "what is narrower", active, self._run(zeroed(self.stock, supernet.layout, subnet))
         if self.decodes:
             yield "what is cached", self._decoded(extracted), self._at_once(extracted)
 
@@ -185,9 +185,9 @@ class _Prover:
         return {name: outputs[name][:, -1] for name in self.outputs}
 
 
-def zeroed(stock: PreTrainedModel, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
+def zeroed(stock: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> PreTrainedModel:
     """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
-    model, layout = copy.deepcopy(stock), supernet.layout
+    model = copy.deepcopy(stock)
     for name, parameter in model.named_parameters():
         location, dim = layout.locate(name), 0 if layout.family.conv1d else 1
         if location.stack is None or location.layer is None or parameter.dim() != 2:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Category, Facts
+from search_spaces.dimension import Category, Facts, without_useless
 from search_spaces.errors import InputError
 from search_spaces.module_kinds import CompressedTable
 from search_spaces.proportions import LARGE_TABLE, embedding_share
@@ -80,11 +80,7 @@ class EmbeddingBits(Category):
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
         """Compressed tables only where the table is not shared and the recipe names the size of the file."""
-        texts = [self.parse(value) for value in values]
-        dropped, why = [text for text in texts if text != FULL], _useless_reason(facts)
-        if not why or not dropped:
-            return texts, []
-        return [FULL], [f"{', '.join(dropped)} dropped: {why}"]
+        return without_useless([self.parse(value) for value in values], FULL, _useless_reason(facts))
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Integers, where the table is a large part of the model."""

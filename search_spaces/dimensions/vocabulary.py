@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Category, Facts
+from search_spaces.dimension import Category, Facts, without_useless
 from search_spaces.errors import InputError
 from search_spaces.proportions import LARGE_TABLE, embedding_share
 
@@ -69,11 +69,7 @@ class VocabularySize(Category):
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
         """Fewer pieces only where the recipe names a size."""
-        texts = [self.parse(value) for value in values]
-        dropped, why = [text for text in texts if text != FULL], _useless_reason(facts)
-        if not why or not dropped:
-            return texts, []
-        return [FULL], [f"{', '.join(dropped)} dropped: {why}"]
+        return without_useless([self.parse(value) for value in values], FULL, _useless_reason(facts))
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """A quarter and half of the pieces, where the table is a large part of the model."""
