@@ -330,6 +330,60 @@ class Category(Dimension):
         return self.name in space.choices
 
 
+FULL = "full"
+"""The value of a `Reduced` dimension that changes nothing."""
+
+
+@dataclass(frozen=True)
+class Reduced(Category):
+    """A dimension whose values are whole numbers below the parent's own, or ``full``; they decide what inputs are.
+
+    Attributes:
+        unit: What is counted, in the plural.
+    """
+
+    neutral: Any = FULL
+    unit: str = ""
+
+    choice_type: ClassVar[Any] = int | str
+
+    def parse(self, value: Any) -> str:
+        """The text of a number, or ``full``.
+
+        Raises:
+            InputError: If it is neither.
+        """
+        text = str(value)
+        if text != FULL and not (text.isdecimal() and 0 < int(text) < 2**31):
+            raise InputError(
+                f"`{self.name}` must be `full` or a number of {self.unit} above 0, but got `{text}`; write, for "
+                "example, `full`."
+            )
+        return text if text == FULL else str(int(text))
+
+    def encode(self, value: Any) -> int:
+        """The number; 0 for ``full``."""
+        return 0 if value == FULL else int(value)
+
+    def decode(self, code: int) -> str:
+        """The text of an integer from `encode`."""
+        return str(code) if code else FULL
+
+    def sort(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """Distinct numbers, the smallest first and ``full`` last."""
+        return tuple(
+            sorted({self.parse(value) for value in values}, key=lambda text: (text == FULL, self.encode(text)))
+        )
+
+    def stock_config(self, layout: Layout, subnet: SubnetConfig, stack: int, values: Any) -> dict[str, Any] | None:
+        """Nothing: `Layout.config_update` has it, as it belongs to no layer."""
+        return {}
+
+    def picture_row(self, value: Any) -> tuple[str, str]:
+        """Its row in a picture, with the unit."""
+        return self.label, f"{value} {self.unit}"
+
+
 def without_useless(values: Sequence[str], neutral: str, why: str) -> tuple[list[Any], list[str]]:
     """What `Dimension.useful` returns where, for a reason or "", only the value that changes nothing is useful."""
     dropped = [value for value in values if value != neutral]

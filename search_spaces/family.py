@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
 
 
-Axis = Literal["hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding", "vocab"]
+Axis = Literal[
+    "hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding", "vocab", "positions"
+]
 """What one dimension of a weight counts.
 
 ``cross_heads`` are the heads of a decoder's cross-attention. ``qkv_heads`` interleaves query, key and value head by
 head. ``head_biases`` are position biases that all layers share, one per head of the widest layer. ``embedding`` is the
 width of the embeddings where they are projected to the hidden size, else the hidden size itself. ``vocab`` are the
-rows of the table of token embeddings, in families whose `Family.embedding` names it.
+rows of the table of token embeddings, in families whose `Family.embedding` names it. ``positions`` are the special
+tokens and patches of an image that have learned positions.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
@@ -159,6 +162,11 @@ class Family:
                 for axis in axes:
                     names.update(axis if isinstance(axis, tuple) else [axis] if axis else [])
         return names
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether its tokens are patches of images."""
+        return "patch" in self.runs_on.values()
 
     @property
     def dimensions(self) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The input of one parent; it is the same for all its subnetworks.
+    """The input of one parent, and of its subnetworks.
 
     Attributes:
         family: The table of its type.
@@ -25,7 +25,9 @@ class Inputs:
     family: Family
     sizes: PreTrainedConfig
 
-    def runs_per_sample(self, sequence_length: int | None, *, label_tokens: bool = False) -> dict[RunsOn, int]:
+    def runs_per_sample(
+        self, sequence_length: int | None, *, label_tokens: bool = False, image: int = 0
+    ) -> dict[RunsOn, int]:
         """How often a module runs in one pass over one sample, by what it runs on.
 
         Text has ``sequence_length`` tokens; an image has its patches and the special tokens. The source of an
@@ -34,9 +36,11 @@ class Inputs:
         Args:
             sequence_length: Tokens of one sample, None for images.
             label_tokens: Whether every token gets a label, not the sample.
+            image: Side of an image in pixels; 0: the parent's.
         """
+        patches = self.patches(image)
         special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
-        token = self.num_patches + special if self.num_patches else sequence_length or 0
+        token = patches + special if patches else sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
         label = token if label_tokens else 1
         return {
@@ -44,7 +48,7 @@ class Inputs:
             "label": label,
             "token": token,
             "source": source,
-            "patch": self.num_patches,
+            "patch": patches,
             "frame": 2 * source,
         }
 
@@ -67,6 +71,16 @@ class Inputs:
             return 0
         pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
         return math.prod(image // patch for image, patch in pairs)
+
+    def patches(self, image: int) -> int:
+        """Patches of an image with a side of so many pixels; 0: of the parent's images."""
+        return (image // _pair(self.sizes.patch_size)[0]) ** 2 if image else self.num_patches
+
+    @property
+    def square_grid(self) -> tuple[int, int] | None:
+        """Side of the images and of their patches, in pixels; None if one of them is not square."""
+        image, patch = _pair(self.sizes.image_size), _pair(self.sizes.patch_size)
+        return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 else None
 
 
 def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:

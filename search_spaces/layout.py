@@ -76,7 +76,7 @@ class Layout:
                 )
         self.inputs = Inputs(self.family, self.sizes)
         self.head_dim = self._head_dim()
-        self.shapes = Shapes(self.family, self.sizes, self.head_dim)
+        self.shapes = Shapes(self.family, self.sizes, self.head_dim, self.inputs)
         self.locate = cache(self._locate)
         self.blueprint = lru_cache(1024)(self._blueprint)
         self._layer_blueprint = lru_cache(8192)(self._layer_of)
@@ -224,10 +224,10 @@ class Layout:
 
     @cached_property
     def full_sizes(self) -> tuple[dict[str, int], ...]:
-        """Axis -> units of a layer of each stack of the parent."""
+        """Axis -> units of a layer of each stack of the parent; ``image``: pixels a side, 0 for the parent's own."""
         return tuple(
             {axis: values[name] for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
-            | {"vocab": int(getattr(self.sizes, "vocab_size", 0))}
+            | {"vocab": int(getattr(self.sizes, "vocab_size", 0)), "image": 0}
             for values in self.parent_values
         )
 
@@ -256,7 +256,7 @@ class Layout:
     # -- configs ------------------------------------------------------------------------------------------------------
 
     def config_update(self, subnet: SubnetConfig) -> dict[str, Any]:
-        """Config fields of what a subnetwork keeps: numbers of layers and pieces, lists with one entry a layer."""
+        """Config fields of what a subnetwork keeps: numbers of layers, pieces and pixels, lists a layer."""
         names = self.family.names_in_config("num_hidden_layers")
         depths = [len(positions) for positions in self.kept_positions(subnet)]
         update: dict[str, Any] = dict(zip(names, depths, strict=True))
@@ -264,6 +264,8 @@ class Layout:
             update[self.family.cache_depth_field] = depths[-1]
         if self.family.embedding:
             update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
+        if self.family.reads_images:
+            update["image_size"] = self.blueprint(subnet).outside.sizes["image"] or self.sizes.image_size
         for name in self.family.per_layer_fields:
             values = getattr(self.sizes, name, None)
             if values is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from search_spaces.dimension import Rank
 from search_spaces.dimensions import DIMENSIONS
 from search_spaces.family import Axes, Axis, Family
+from search_spaces.inputs import Inputs
 from search_spaces.module_kinds import CompressedTable, Kind, LowRank, Packed, Quantized, Shape, StoredTensor
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ class Shapes:
         family: The table of the parent's model type.
         sizes: The part of the parent's config that holds the sizes.
         head_dim: Channels of one attention head.
+        inputs: The input of the parent.
     """
 
     family: Family
     sizes: PreTrainedConfig
     head_dim: int
+    inputs: Inputs
 
     # -- sizes --------------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,8 @@ class Shapes:
             return sum(self.size(one, sizes) for one in axis)
         if axis == "embedding":
             return self.embedding_size if self.projects_embeddings else sizes["hidden"]
+        if axis == "positions":
+            return self.inputs.patches(sizes["image"]) + self.family.special_tokens
         return sizes[axis] * self.channels_per_unit(axis)
 
     @property

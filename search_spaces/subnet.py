@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET, WIDTH_OF
+from search_spaces.dimension import FULL
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, OF_INPUTS, PER_LAYER, PER_SUBNET, WIDTH_OF
 from search_spaces.errors import InputError, did_you_mean
 
 FIELDS = tuple(name for name in DIMENSIONS if name in (*PER_LAYER, *PER_SUBNET))
@@ -151,6 +152,11 @@ class SubnetConfig:
     def changes(self, name: str) -> bool:
         """Whether a dimension with a neutral value has another one somewhere."""
         return DIMENSIONS[name].has_neutral and not self._is_neutral(name)
+
+    @property
+    def input_size(self) -> str:
+        """Pieces of its vocabulary or pixels of its images, whichever differs from the parent's; else ``full``."""
+        return next((value for name in OF_INPUTS if (value := self.__dict__[name]) != FULL), FULL)
 
     @cached_property
     def key(self) -> str:

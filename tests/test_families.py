@@ -43,6 +43,7 @@ CHOICES: dict[str, list[Any]] = {
     "embedding_rank": [40, 80, 100],
     "embedding_bits": ["pq:12", "4", "8", "16", "full"],
     "embedding_dim": [10, 24, 48],
+    "image_size": [4, 6, "full"],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
@@ -129,13 +130,16 @@ def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.ones_like(value) if "mask" in name else value for name, value in inputs.items()}
 
 
-def in_vocabulary(inputs: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
-    """The same inputs with ids that the vocabulary of a subnetwork has."""
-    if not subnet.changes("vocabulary"):
+def own_inputs(inputs: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+    """The same inputs with ids that the vocabulary of a subnetwork has, or images of its size."""
+    if subnet.input_size == "full":
         return inputs
-    return {
-        n: value.clamp(max=int(subnet.vocabulary) - 1) if n == "input_ids" else value for n, value in inputs.items()
+    size = int(subnet.input_size)
+    resize = {
+        "input_ids": lambda ids: ids.clamp(max=size - 1),
+        "pixel_values": lambda pixels: pixels[..., :size, :size],
     }
+    return {name: resize[name](value) if name in resize else value for name, value in inputs.items()}
 
 
 def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, torch.Tensor]) -> None:
@@ -147,7 +151,7 @@ def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inp
     supernet.activate(subnet)
     extracted = supernet.extract(subnet)
     assert not any(isinstance(module, Elastic) for module in extracted.modules())
-    own = in_vocabulary(inputs, subnet)
+    own = own_inputs(inputs, subnet)
     for batch in (own, unpadded(own)):
         expected, actual = logits(supernet.model, batch), logits(extracted, batch)
         assert torch.allclose(actual, expected, atol=tolerance), (str(subnet), (actual - expected).abs().max())
@@ -185,7 +189,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
     for attention in toy.attentions:
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
-        others = ("hidden_size", *TABLE, "embedding_dim", "attention", "bits", *DEPTHS, *RANK_FIELDS)
+        others = ("hidden_size", *TABLE, "embedding_dim", "image_size", "attention", "bits", *DEPTHS, *RANK_FIELDS)
         space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = space.sample(Random(k))
@@ -285,7 +289,7 @@ def test_padding_does_not_change_a_subnetwork(family: str) -> None:
     length = int(batch["attention_mask"][1].sum())
     for subnet in subnets(supernet):
         supernet.activate(subnet.with_values(bits=()))  # activations are rounded by a scale of the full batch
-        own = in_vocabulary(batch, subnet)
+        own = own_inputs(batch, subnet)
         single = {
             name: value[1:2] if name.startswith("decoder") else value[1:2, :length] for name, value in own.items()
         }
@@ -316,7 +320,7 @@ def assert_counts_are_exact(toy: Toy, task: str, folder: Path) -> None:
         model = supernet.extract(subnet.with_values(bits=(), embedding_bits="full")).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters()), str(subnet)
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
-            model(**in_vocabulary(sample, subnet))
+            model(**own_inputs(sample, subnet))
         assert costs.macs(subnet, 12) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
         if number in (2, 7, 8):
             supernet.extract(subnet).save_pretrained(folder / str(number))

@@ -26,7 +26,7 @@ from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import TEXTS, in_tokens_of
+from nas.supernets.training import OTHER_SIZES, of_input_size
 from nas.tasks.trimmed_tokenizer import parents_of, specification, trimmed_tokenizer
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SearchSpace, SubnetConfig
@@ -310,14 +310,14 @@ def test_a_context_has_the_same_rows_in_the_tokens_of_each_vocabulary(spelled_re
         context.training_set(settings),
         context.splits.task,
         seed=0,
-        texts=context.texts_of(["57", "full"], settings),
-        vocabulary="57",
+        other_sizes=context.of_sizes(["57", "full"], settings),
+        input_size="57",
     )
     rows = [trainer.train_dataset[k] for k in (3, 1)]
     batch = trainer.data_collator(rows)
-    assert batch[TEXTS].keys() == {"57"}
+    assert batch[OTHER_SIZES].keys() == {"57"}
     for size, each in (("57", own), ("full", context)):
-        ids = in_tokens_of(batch, size)["input_ids"]
+        ids = of_input_size(batch, size)["input_ids"]
         assert [each.processor.decode(row, skip_special_tokens=True) for row in ids] == [texts[3], texts[1]]
 
 

@@ -74,8 +74,8 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         context.splits.task,
         recipe.seed,
         teacher=context.load_model(parent),
-        texts=context.texts_of([subnet.vocabulary], recipe.parent),
-        vocabulary=subnet.vocabulary,
+        other_sizes=context.of_sizes([subnet.input_size], recipe.parent),
+        input_size=subnet.input_size,
     )
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name, recipe.parent.minutes)

@@ -28,6 +28,7 @@ from predictors.measurement.plan import Plan, Result, results_file
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
+from search_spaces.dimension import FULL
 
 BUNDLED_MODULES = {
     "search_spaces": ("dimension", "errors", "module_kinds"),
@@ -178,7 +179,7 @@ def _write_bundle(
             else:
                 save_model(supernet.extract(subnet), context, target, weights=weights)
                 models[key], model_inputs[key] = str(target.relative_to(out)), "inputs.npz"
-                if subnet.changes("vocabulary"):
+                if subnet.input_size != FULL:
                     np.savez(target / "inputs.npz", **{name: tensor.numpy() for name, tensor in own.items()})  # type: ignore[arg-type]
                     model_inputs[key] = str((target / "inputs.npz").relative_to(out))
             report(number, len(subnets) + 1, "")

@@ -33,7 +33,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluation_mode
 from nas.tasks.losses import LogitsAndLabels, divergence
 from search_spaces import SearchSpace
-from search_spaces.dimensions import BLOCKS, PER_SUBNET
+from search_spaces.dimensions import BLOCKS, OF_INPUTS, PER_SUBNET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,7 +112,7 @@ def csv_of(rows: Sequence[BlockReplacement]) -> str:
 
 def fully_skippable_space(supernet: Supernet, space: SearchSpace) -> SearchSpace:
     """The same choices per layer at full depth, plus skipping every block that the family can skip."""
-    arguments: dict[str, Any] = {**space.arguments(), "vocabulary": None}  # other tokens make other batches
+    arguments: dict[str, Any] = {**space.arguments(), **dict.fromkeys(OF_INPUTS)}  # other inputs make other batches
     for block in supernet.family.skippable:
         width = BLOCKS[block][0]
         arguments[width] = sorted({0, *arguments[width]})

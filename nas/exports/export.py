@@ -150,8 +150,7 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
     try:
         save_subnet(supernet, point.subnet, context, work)
         own_length = {"sequence_length": context.of(point.subnet).workload.sequence_length}
-        is_trimmed = point.subnet.changes("vocabulary")
-        info = {**provenance(run), **(own_length if is_trimmed else {}), **point.to_dict()}
+        info = {**provenance(run), **(own_length if point.subnet.changes("vocabulary") else {}), **point.to_dict()}
         if parent_width:
             info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)

@@ -18,11 +18,12 @@ from nas.exports.model_info import ExportInfo, model_info
 from nas.exports.trust import MODELING_FILES
 from nas.supernets.checkpoint import require_all_weights
 from nas.tasks.dummy_inputs import dummy_inputs
+from nas.tasks.images import with_image_size
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
-from search_spaces.dimensions.vocabulary import FULL
+from search_spaces.dimension import FULL
 from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -136,15 +137,17 @@ def workload_inputs(info: ExportInfo, config: Any) -> dict[str, torch.Tensor]:
 
 
 def own_inputs(info: ExportInfo, parent: Any) -> dict[str, torch.Tensor]:
-    """Returns the same texts for an export: with fewer pieces in its vocabulary they are of other, and more, tokens.
+    """Returns the same examples for an export: as smaller images, or with fewer pieces as other, and more, tokens.
 
     Args:
         info: The content of its subnet.json.
         parent: Config of its parent.
     """
-    size = SubnetConfig.from_dict(info["subnet"]).vocabulary if "subnet" in info else FULL
+    size = SubnetConfig.from_dict(info["subnet"]).input_size if "subnet" in info else FULL
     if size == FULL:
         return workload_inputs(info, parent)
+    if not TASKS[info["task"]].reads_text:
+        return workload_inputs(info, with_image_size(parent, int(size)))
     config, workload = copy.deepcopy(parent), Workload.from_dict(info["workload"])
     config.update({"vocab_size": int(size)})
     longer = replace(workload, sequence_length=info.get("sequence_length", workload.sequence_length))

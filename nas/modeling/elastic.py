@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from search_spaces.shapes import Rows
 
 Index = tuple[slice | torch.Tensor, ...]
-"""Active entries of a parameter: a slice or indices for each of its dimensions."""
+"""Active entries of a parameter, for each of its dimensions: a slice, indices (entries,), or weights (entries, full
+entries) of the sums that replace them."""
 
 
 class Elastic(nn.Module):
@@ -77,6 +78,8 @@ class ActiveEmbedding(nn.Embedding):
         weight = self._parameters["weight"]
         assert weight is not None and self.max_norm is None and not self.scale_grad_by_freq
         kept, columns = self.__dict__["active_entries"].get("weight", (slice(None), slice(None)))
+        if isinstance(kept, torch.Tensor) and kept.dim() == 2:
+            return functional.embedding(input[..., : len(kept)], self.weight)  # as many positions as are left
         if isinstance(kept, torch.Tensor):
             input = kept.to(input.device)[input]
         stop = columns.stop if isinstance(columns, slice) else None
@@ -151,7 +154,9 @@ def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     """Returns the active entries of a tensor: a view if they are a prefix, otherwise a copy."""
     tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
     for dim, rows in enumerate(index):
-        if isinstance(rows, torch.Tensor):
+        if isinstance(rows, torch.Tensor) and rows.dim() == 2:
+            tensor = torch.tensordot(rows.to(tensor), tensor, ([1], [dim])).movedim(0, dim)
+        elif isinstance(rows, torch.Tensor):
             tensor = tensor.index_select(dim, rows.to(tensor.device))
     return tensor
 

@@ -74,7 +74,7 @@ class WorkerPayload:
         """A payload with the weights in a folder, and the examples and metrics of a scorer."""
         folder = folder.resolve()
         model_class, names = type(scorer.supernet.model), list(scorer.names)
-        load = partial(load_scorer, model_class, scorer.examples, scorer.in_other_tokens, names)
+        load = partial(load_scorer, model_class, scorer.examples, scorer.in_other_sizes, names)
         needed = ("config.json", "model.safetensors", low_rank.STATISTICS_FILE, VOCABULARY_FILE)
         files = [folder / name for name in needed]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
@@ -129,7 +129,7 @@ class FileServer:
 def load_scorer(
     model_class: type,
     examples: EvaluationSet,
-    in_other_tokens: Mapping[str, EvaluationSet],
+    in_other_sizes: Mapping[str, EvaluationSet],
     names: Sequence[str],
     folder: Path,
 ) -> Scorer:
@@ -145,7 +145,7 @@ def load_scorer(
     model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
     calibration, vocabulary = low_rank.CalibrationStatistics.load(folder), Vocabulary.load(folder)
     supernet = Supernet(model.to(training_device()).eval(), calibration, vocabulary)
-    return Scorer(supernet, examples, names, in_other_tokens)
+    return Scorer(supernet, examples, names, in_other_sizes)
 
 
 @dataclass(frozen=True)

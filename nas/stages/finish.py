@@ -139,7 +139,7 @@ def _train_together(
                 temperature=settings.temperature,
                 args=arguments,
                 train_dataset=examples,
-                texts=context.texts_of((model.subnet.vocabulary for model in models), settings),
+                other_sizes=context.of_sizes((model.subnet.input_size for model in models), settings),
             )
             with progress("finish together") as report:
                 log = train(trainer, report, run.logs / "finish", settings.minutes)
@@ -165,7 +165,7 @@ def _train_alone(
     metric, key = context.recipe.primary_metric, finished.subnet.key
     with run.building(finished.folder(run)) as work:
         model.requires_grad_(True)
-        own, size = context.of(finished.subnet), finished.subnet.vocabulary
+        own, size = context.of(finished.subnet), finished.subnet.input_size
         before = score(model, own.splits.search, [metric])[metric]
         trainer = model_trainer(
             model,
@@ -176,8 +176,8 @@ def _train_alone(
             context.recipe.seed,
             teacher=context.load_model(run.parent),
             temperature=settings.temperature,
-            texts=context.texts_of([size], settings),
-            vocabulary=size,
+            other_sizes=context.of_sizes([size], settings),
+            input_size=size,
         )
         with progress(title) as report:
             log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)

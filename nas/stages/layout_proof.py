@@ -155,20 +155,23 @@ class _Prover:
             )
 
     def _laws(self, subnet: SubnetConfig, dimension: str) -> Iterator[tuple[str, Batch, Batch]]:
-        supernet = self.supernet
+        supernet, side = self.supernet, int(subnet.image_size) if subnet.changes("image_size") else None
         supernet.activate(supernet.parent)
         yield "the whole model", self._run(supernet.model), self._run(self.stock)
         extracted = supernet.extract(subnet)
         supernet.activate(subnet)
-        yield "what is extracted", self._run(extracted), (active := self._run(supernet.model))
+        active = self._run(supernet.model, side)
+        yield "what is extracted", self._run(extracted, side), active
         if dimension in DIMENSIONS and UNITS & {*DIMENSIONS[dimension].axes}:
             yield "what is narrower", active, self._run(zeroed(self.stock, supernet.layout, subnet))
         if self.decodes:
             yield "what is cached", self._decoded(extracted), self._at_once(extracted)
 
-    def _run(self, model: PreTrainedModel) -> Batch:
+    def _run(self, model: PreTrainedModel, side: int | None = None) -> Batch:
+        """Outputs; of images, those of a corner with so many pixels a side."""
+        batch = {n: value[..., :side, :side] if n == "pixel_values" else value for n, value in self.batch.items()}
         with torch.inference_mode():
-            return scored_outputs(model(**self.batch), self.outputs, self.batch)
+            return scored_outputs(model(**batch), self.outputs, batch)
 
     def _at_once(self, model: PreTrainedModel) -> Batch:
         """Outputs at the last token of complete sequences."""

@@ -15,7 +15,7 @@ from nas.studies.racing import Scorer
 from nas.studies.search_loop import EvaluationScheduler, run_locally, run_studies
 from nas.studies.study import write_trials
 from nas.supernets.load import load_supernet
-from nas.supernets.space import vocabulary_sizes
+from nas.supernets.space import input_sizes
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from search_spaces import InputError
@@ -36,8 +36,8 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
     print_line(f"predictor  {predictor_line(predictor)}")
     print_line(f"near       {near_bound_line(predictor)}")
     supernet, space = load_supernet(run, context)
-    in_other_tokens = {size: context.of_size(size).splits.search for size in vocabulary_sizes(space)}
-    evaluator = Evaluator(recipe, supernet, context.splits.search, predictor, in_other_tokens)
+    in_other_sizes = {size: context.of_size(size).splits.search for size in input_sizes(space)}
+    evaluator = Evaluator(recipe, supernet, context.splits.search, predictor, in_other_sizes)
     if recipe.relative_bounds:
         values = _parent_values(run, context, evaluator)
         evaluator = replace(evaluator, recipe=recipe.with_parent(values))

@@ -17,7 +17,7 @@ from nas.supernets.device import training_device
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
 from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration, vocabulary_of
 from nas.supernets.low_rank import CalibrationStatistics
-from nas.supernets.space import search_space, vocabulary_sizes
+from nas.supernets.space import input_sizes, search_space
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, CostFunction, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
@@ -114,7 +114,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         relation_source=settings.relations_of,
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
-        texts=context.texts_of(vocabulary_sizes(space), settings),
+        other_sizes=context.of_sizes(input_sizes(space), settings),
     )
     log = train(trainer, report, run.logs / "supernet", settings.minutes)
     if processes.is_main():

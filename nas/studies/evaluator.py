@@ -28,7 +28,7 @@ class Evaluator:
         supernet: The shared weights.
         examples: The search slice.
         predictor: Predicts latencies.
-        in_other_tokens: Size of a smaller vocabulary -> the search slice in its tokens.
+        in_other_sizes: Size of inputs, `SubnetConfig.input_size` -> the search slice as such inputs.
         counts: Exact costs.
     """
 
@@ -36,7 +36,7 @@ class Evaluator:
     supernet: Supernet
     examples: EvaluationSet
     predictor: SubnetPredictor
-    in_other_tokens: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    in_other_sizes: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout, self.recipe.task.type)
@@ -71,7 +71,7 @@ class Evaluator:
     @property
     def scorer(self) -> Scorer:
         """A function that scores subnetworks on the search slice."""
-        return Scorer(self.supernet, self.examples, self.recipe.metric_names, self.in_other_tokens)
+        return Scorer(self.supernet, self.examples, self.recipe.metric_names, self.in_other_sizes)
 
     def early_stopping(self, subnet: SubnetConfig, front: np.ndarray) -> EarlyStopping | None:
         """When to stop the evaluation of a subnetwork, given the front; None if ``search.confidence`` is 1: never."""

@@ -11,6 +11,7 @@ import numpy as np
 from nas.recipe.objectives import Bound, Direction
 from nas.studies.failures import Failure
 from nas.tasks.slices import SHARES
+from search_spaces.dimension import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,20 +96,20 @@ class Scorer:
         supernet: The shared weights.
         examples: The examples to score, in batches of similar length.
         names: The metrics.
-        in_other_tokens: Size of a smaller vocabulary -> the same examples in its tokens.
+        in_other_sizes: Size of inputs, `SubnetConfig.input_size` -> the same examples as such inputs.
     """
 
     supernet: Supernet
     examples: EvaluationSet
     names: Sequence[str]
-    in_other_tokens: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    in_other_sizes: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """Scores a subnetwork on all examples, or until it cannot reach the front."""
         from nas.tasks.evaluation import score_in_slices
 
         self.supernet.activate(subnet)
-        examples = self.in_other_tokens[subnet.vocabulary] if subnet.changes("vocabulary") else self.examples
+        examples = self.in_other_sizes[subnet.input_size] if subnet.input_size != FULL else self.examples
         total = len(examples)
         rungs = [share for share in SHARES if early_stopping and share * total >= MIN_EXAMPLES]
         for count, scores in score_in_slices(self.supernet.model, examples, self.names, rungs):

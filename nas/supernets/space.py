@@ -9,10 +9,10 @@ from nas.recipe.schema import Space, SpaceBase
 from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import TASKS, InputError, SearchSpace
-from search_spaces.dimension import Facts
-from search_spaces.dimensions import DIMENSIONS
+from search_spaces.dimension import FULL, Facts
+from search_spaces.dimensions import DIMENSIONS, OF_INPUTS
 from search_spaces.dimensions.bits import DTYPES
-from search_spaces.dimensions.vocabulary import FULL, VOCABULARY
+from search_spaces.dimensions.vocabulary import VOCABULARY
 from search_spaces.proposal import Proposal, propose_choices
 from search_spaces.useful_choices import useful_choices
 
@@ -25,6 +25,11 @@ def search_space(context: TaskContext, layer_order: Sequence[int] | None = None)
 def vocabulary_sizes(space: SearchSpace) -> list[str]:
     """Numbers of pieces that subnetworks of a space have, without the full vocabulary."""
     return [size for size in space.choices.get(VOCABULARY.name, ()) if size != FULL]
+
+
+def input_sizes(space: SearchSpace) -> list[str]:
+    """Numbers of pieces, or of pixels, of subnetworks whose inputs differ from the parent's."""
+    return [size for name in OF_INPUTS for size in space.choices.get(name, ()) if size != FULL]
 
 
 def recipe_choices(context: TaskContext) -> tuple[dict[str, Any], list[str]]:

@@ -22,6 +22,7 @@ from nas.modeling.elastic import (
     make_elastic,
     select_active,
 )
+from nas.modeling.grid_positions import interpolation
 from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
@@ -128,6 +129,7 @@ class Supernet:
         self.embedding: nn.Embedding | None = None
         self._find_modules()
         self._cached_indices = lru_cache(4096)(self._compute_indices)
+        self._image_readers = {m: vars(m)["image_size"] for m in model.modules() if "image_size" in vars(m)}
         self.calibration = calibration
         self.active = self.parent
 
@@ -234,9 +236,16 @@ class Supernet:
         self._apply(self._outside_layers, blueprint.outside)
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
+        self._read_images_of(blueprint.outside.sizes["image"])
         for name, value in {**self.layout.config_update(subnet), **self._token_ids(subnet)}.items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
+
+    def _read_images_of(self, side: int) -> None:
+        """Lets the modules that compare images with the size in the config expect this side; 0: their own."""
+        for module, own in self._image_readers.items():
+            smaller = side if isinstance(own, int) else (side, side)
+            module.__dict__["image_size"] = smaller if side else own
 
     def _apply(self, layer: _ElasticLayer, blueprint: LayerBlueprint) -> None:
         """Makes the modules of one layer, or those outside the layers, compute a blueprint."""
@@ -276,10 +285,16 @@ class Supernet:
         return tuple(slice(None) if axis is None or is_full(axis, rows) else as_index(rows) for axis, rows in active)
 
     def _rows(self, axis: Any, sizes: Mapping[str, int], full: Mapping[str, int]) -> Rows:
-        """Active entries along a dimension of a weight; of the table of tokens, those of the pieces that are kept."""
+        """Active entries along a dimension of a weight; of the table of tokens, those of the pieces that are kept.
+
+        Positions of smaller images are sums of the parent's.
+        """
         if axis == "vocab" and sizes["vocab"] < full["vocab"]:
             assert self.vocabulary is not None
             return self.vocabulary.kept(str(sizes["vocab"]))
+        if axis == "positions" and sizes["image"]:
+            patches = (self.layout.inputs.patches(side["image"]) for side in (full, sizes))
+            return interpolation(self.family.special_tokens, *patches)
         return self.layout.shapes.active_rows(axis, sizes, full)
 
     def _token_ids(self, subnet: SubnetConfig) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from nas.supernets.relation_distillation import (
 )
 from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import TEXTS, DistillationTrainer, in_tokens_of
+from nas.supernets.training import OTHER_SIZES, DistillationTrainer, of_input_size
 from nas.tasks.batches import model_inputs
 from nas.tasks.losses import LogitsAndLabels
 from search_spaces import InputError, SubnetConfig
+from search_spaces.dimension import FULL
 
 DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
 """The logits that are scored with their labels, and the states whose relations are distilled."""
@@ -101,7 +102,7 @@ class SupernetTrainer(DistillationTrainer):
         for training_pass in passes:
             self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
-                own = in_tokens_of(inputs, training_pass.subnet.vocabulary)
+                own = of_input_size(inputs, training_pass.subnet.input_size)
                 outputs, outputs_and_states = self._forward(model, own, training_pass.subnet)
                 losses = [outputs.loss.mean()] if training_pass.uses_labels else []  # one loss per DataParallel device
                 if teacher_outputs is not None:
@@ -126,7 +127,7 @@ class SupernetTrainer(DistillationTrainer):
     def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
         """Runs a model of which ``subnet`` is active; returns all its outputs, and those that are distilled."""
         is_teacher = model is self.teacher
-        inputs = {name: value for name, value in inputs.items() if name != TEXTS}
+        inputs = {name: value for name, value in inputs.items() if name != OTHER_SIZES}
         batch = model_inputs(inputs) if is_teacher else inputs
         run = partial(self.task.forward, model, batch)
         if not self.relation_weight:
@@ -156,7 +157,7 @@ class SupernetTrainer(DistillationTrainer):
         self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any], subnet: SubnetConfig
     ) -> torch.Tensor:
         loss = self.divergence(student[0], teacher[0])
-        if not self.relation_weight or subnet.changes("vocabulary"):  # other tokens have no relations in common
+        if not self.relation_weight or subnet.input_size != FULL:  # other tokens have no relations in common
             return loss
         return loss + self.relation_weight * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
 

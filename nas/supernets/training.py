@@ -21,11 +21,11 @@ from nas.runs.progress import ProgressCallback
 from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.device import training_device
 from nas.supernets.trackers import set_log_folder
-from nas.tasks.batches import count_labels, model_inputs
+from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
 from search_spaces import InputError
-from search_spaces.dimensions.vocabulary import FULL
+from search_spaces.dimension import FULL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,23 +37,21 @@ HIGH_RATE = 1e-2
 """Learning rates above are too high for any transformer."""
 TIMED_STEPS = 6
 """Steps from whose times a number of steps is found."""
-ROW_INDEX = "row"
-"""Column of a training set with the index of each example."""
-TEXTS = "texts"
-"""Entry of a batch: size of a vocabulary -> the same examples in its tokens."""
+OTHER_SIZES = "other_sizes"
+"""Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
 
-Texts = Mapping[str, tuple[TaskType, "Dataset"]]
-"""Size of a vocabulary -> the examples of a training in its tokens, row by row, and what collates them."""
+OtherSizes = Mapping[str, tuple[TaskType, "Dataset"]]
+"""Size of inputs -> the examples of a training as such inputs, row by row, and what collates them."""
 
 
-def _collate_with_row_index(task: TaskType, texts: Texts, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collates a batch, with the indices of its rows if they have any, and the same rows in other vocabularies."""
+def _collate_with_row_index(task: TaskType, other_sizes: OtherSizes, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collates a batch, with the indices of its rows if they have any, and the same rows as inputs of other sizes."""
     batch = task.collate([{n: v for n, v in row.items() if n != ROW_INDEX} for row in rows])
     if ROW_INDEX not in rows[0]:
         return dict(batch)
     index = [row[ROW_INDEX] for row in rows]
-    others = {size: dict(each.collate(_rows(dataset, index))) for size, (each, dataset) in texts.items()}
-    return {**batch, ROW_INDEX: torch.tensor(index), **({TEXTS: others} if others else {})}
+    others = {size: dict(each.collate(_rows(dataset, index))) for size, (each, dataset) in other_sizes.items()}
+    return {**batch, ROW_INDEX: torch.tensor(index), **({OTHER_SIZES: others} if others else {})}
 
 
 def _rows(dataset: Dataset, index: list[int]) -> list[dict[str, Any]]:
@@ -73,8 +71,8 @@ class DistillationTrainer(Trainer):
         teacher: Fixed model of the same task; None to train on labels only.
         temperature: Temperature of both distributions.
         train_dataset: Training examples; the teacher's outputs on them are cached if they are small.
-        texts: The same examples in smaller vocabularies that trained models have.
-        vocabulary: The size of the model's own vocabulary; a teacher always has the full one.
+        other_sizes: The same examples as inputs of other sizes that trained models have.
+        input_size: The size of the inputs of the model; a teacher always has the full one.
     """
 
     def __init__(
@@ -84,16 +82,16 @@ class DistillationTrainer(Trainer):
         teacher: PreTrainedModel | None,
         temperature: float = 1.0,
         train_dataset: Dataset | None = None,
-        texts: Texts | None = None,
-        vocabulary: str = FULL,
+        other_sizes: OtherSizes | None = None,
+        input_size: str = FULL,
         **kwargs: Any,
     ) -> None:
-        texts = texts or {}
-        if train_dataset is not None and (teacher is not None or texts):
+        other_sizes = other_sizes or {}
+        if train_dataset is not None and (teacher is not None or other_sizes):
             train_dataset = train_dataset.add_column(ROW_INDEX, list(range(len(train_dataset))))
-        collate = partial(_collate_with_row_index, task, texts)
+        collate = partial(_collate_with_row_index, task, other_sizes)
         super().__init__(data_collator=collate, train_dataset=train_dataset, **kwargs)
-        self.vocabulary = vocabulary
+        self.input_size = input_size
         self.loss_is_scaled_for_ga = True  # by `share_of_batch`
         self.task = task
         self.teacher_cache: list[torch.Tensor] = []
@@ -105,7 +103,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Computes the loss on the labels plus, with a teacher, the divergence from its outputs."""
         inputs, rows = self.pop_row_index(inputs)
-        outputs = self.task.forward(model, in_tokens_of(inputs, self.vocabulary))
+        outputs = self.task.forward(model, of_input_size(inputs, self.input_size))
         loss = outputs.loss
         if self.teacher is not None:
             loss = loss + self.divergence(self.logits_and_labels(outputs, inputs), self.teacher_outputs(inputs, rows))
@@ -178,7 +176,7 @@ class DistillationTrainer(Trainer):
             return [(logits, inputs.get("labels", logits)) for logits in outputs]
         assert self.teacher is not None
         with torch.no_grad():
-            return self.logits_and_labels(self.teacher(**model_inputs(in_tokens_of(inputs, FULL))), inputs)
+            return self.logits_and_labels(self.teacher(**model_inputs(of_input_size(inputs, FULL))), inputs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; caches the teacher's outputs first, if they are one vector per example and needed several times.
@@ -253,11 +251,11 @@ class DistillationTrainer(Trainer):
         return divergence(student, teacher, self.task.activation, self.temperature)
 
 
-def in_tokens_of(inputs: dict[str, Any], vocabulary: str) -> dict[str, Any]:
-    """Returns a batch in the tokens of a vocabulary of some size."""
-    if vocabulary != FULL:
-        return dict(inputs[TEXTS][vocabulary])
-    return {name: value for name, value in inputs.items() if name != TEXTS}
+def of_input_size(inputs: dict[str, Any], size: str) -> dict[str, Any]:
+    """Returns a batch as inputs of some size."""
+    if size != FULL:
+        return dict(inputs[OTHER_SIZES][size])
+    return {name: value for name, value in inputs.items() if name != OTHER_SIZES}
 
 
 def _by_length(dataset: Dataset) -> list[int]:
@@ -393,8 +391,8 @@ def model_trainer(
     seed: int,
     teacher: PreTrainedModel | None = None,
     temperature: float = 1.0,
-    texts: Texts | None = None,
-    vocabulary: str = FULL,
+    other_sizes: OtherSizes | None = None,
+    input_size: str = FULL,
 ) -> DistillationTrainer:
     """Returns a trainer for one model: the parent on labels, or an exported subnetwork with its parent as teacher."""
     return DistillationTrainer(
@@ -404,6 +402,6 @@ def model_trainer(
         temperature=temperature,
         args=training_arguments(settings, folder, seed, by_length="input_ids" in dataset.column_names),
         train_dataset=dataset,
-        texts=texts,
-        vocabulary=vocabulary,
+        other_sizes=other_sizes,
+        input_size=input_size,
     )

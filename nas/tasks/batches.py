@@ -15,8 +15,15 @@ LABEL_NAMES = ("labels", "start_positions", "end_positions", "scores")
 """Entries of a batch that hold labels; a model needs them only to compute its own loss."""
 LENGTHS = "lengths"
 """Column with the numbers of tokens of the texts of an example, which stand one after another in ``input_ids``."""
+ROW_INDEX = "row"
+"""Column of a training set with the number of each example."""
 IGNORE_INDEX = -100
 """Label of tokens that losses and metrics ignore, as in PyTorch and Hugging Face."""
+
+
+def row_numbers(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of rows that are computed when they are read, if a training has numbered them."""
+    return {ROW_INDEX: rows[ROW_INDEX]} if ROW_INDEX in rows else {}
 
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:

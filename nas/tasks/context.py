@@ -20,6 +20,7 @@ from nas.recipe.schema import Recipe, Training
 from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.images import image_shape, resized_processor, with_image_size
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
 from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
@@ -29,7 +30,7 @@ from nas.tasks.vocabulary import Vocabulary
 from nas.tasks.weights import WEIGHTS, load_weights
 from predictors import Workload
 from search_spaces import TASKS, InputError, Layout, SubnetConfig
-from search_spaces.dimensions.vocabulary import FULL
+from search_spaces.dimension import FULL
 from search_spaces.errors import short_error
 from search_spaces.tasks import Task
 
@@ -134,7 +135,7 @@ class TaskContext:
         what = self.of(subnet).processor, self.recipe.model, self.layout, subnet
         self.task_type.save_processor(*what, folder)
 
-    # -- the vocabulary of a subnetwork -------------------------------------------------------------------------------
+    # -- the vocabulary or the images of a subnetwork -----------------------------------------------------------------
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -144,28 +145,38 @@ class TaskContext:
         return Vocabulary.by_use(self.processor, counts)
 
     def of(self, subnet: SubnetConfig) -> TaskContext:
-        """The context with the tokenizer of a subnetwork: the same rows in its tokens."""
-        return self.of_size(subnet.vocabulary)
+        """The context with the tokenizer or the image processor of a subnetwork: the same rows as its inputs."""
+        return self.of_size(subnet.input_size)
 
     def of_size(self, size: str) -> TaskContext:
-        """The context with a tokenizer of so many pieces, itself for ``full``."""
+        """The context with a tokenizer of so many pieces or images of so many pixels, itself for ``full``."""
         if size not in self._of_size:
-            kept, config = self.vocabulary.kept(size), copy.deepcopy(self.config)
-            config.update({"vocab_size": len(kept), **self.vocabulary.token_ids(config, size)})
+            config, processor = self._trimmed(size) if self.task.reads_text else self._resized(int(size))
             other = TaskContext(self.recipe, self.sample)
             other.__dict__ |= {"config": config, "layout": self.layout, "extends_positions": self.extends_positions}
-            other.__dict__ |= {"processor": trimmed_tokenizer(self.processor, kept), "_of_size": self._of_size}
+            other.__dict__ |= {"processor": processor, "_of_size": self._of_size}
             other.__dict__["workload"] = self._longer(other) if self.recipe.workload.sequence_length else self.workload
             self._of_size[size] = other
         return self._of_size[size]
+
+    def _trimmed(self, size: str) -> tuple[PreTrainedConfig, Any]:
+        """Config and tokenizer with so many pieces."""
+        kept, config = self.vocabulary.kept(size), copy.deepcopy(self.config)
+        config.update({"vocab_size": len(kept), **self.vocabulary.token_ids(config, size)})
+        return config, trimmed_tokenizer(self.processor, kept)
+
+    def _resized(self, side: int) -> tuple[PreTrainedConfig, Any]:
+        """Config and image processor for images with a side of so many pixels."""
+        config = with_image_size(self.config, side)
+        return config, resized_processor(self.processor, side / image_shape(self.config)[-1])
 
     @cached_property
     def workload(self) -> Workload:
         """The recipe's workload; with fewer pieces the same texts have more tokens."""
         return self.recipe.workload
 
-    def texts_of(self, sizes: Iterable[str], settings: Training) -> dict[str, tuple[TaskType, Dataset]]:
-        """The examples of one training in the tokens of smaller vocabularies, row by row those of `training_set`."""
+    def of_sizes(self, sizes: Iterable[str], settings: Training) -> dict[str, tuple[TaskType, Dataset]]:
+        """The examples of one training as inputs of other sizes, row by row those of `training_set`."""
         contexts = {size: self.of_size(size) for size in sorted({*sizes} - {FULL})}
         return {size: (each.splits.task, each.training_set(settings)) for size, each in contexts.items()}
 

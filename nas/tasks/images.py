@@ -1,7 +1,8 @@
-"""Decodes images of a data set, and names the file of one that cannot be decoded."""
+"""Images of a data set: decodes them, names one that cannot be decoded, and sets the size that a model reads."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from search_spaces.errors import short_error
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
+    from transformers import PreTrainedConfig
 
 CHECKED_IMAGES = 10_000
 """Images of a split that are decoded before training; of a larger one as many, evenly spaced."""
@@ -93,6 +95,33 @@ def check_images(examples: Dataset, column: str, source: str) -> None:
             lambda row: decode_image(stored[row][column], source, _stored_row(stored, row)) and None, rows.tolist()
         ):
             pass
+
+
+def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Channels, height and width of a model's input images."""
+    sizes = getattr(config, "vision_config", config)
+    size = sizes.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return sizes.num_channels, height, width
+
+
+def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:
+    """A copy of a model's config for images with a side of so many pixels."""
+    resized = copy.deepcopy(config)
+    getattr(resized, "vision_config", resized).image_size = side
+    return resized
+
+
+def resized_processor(processor: Any, share: float) -> Any:
+    """A copy of an image processor whose images are smaller: every length in its sizes is this share."""
+    resized = copy.deepcopy(processor)
+    for name in ("size", "crop_size"):
+        if lengths := getattr(resized, name, None):
+            setattr(
+                resized, name, type(lengths)(**{key: round(value * share) for key, value in dict(lengths).items()})
+            )
+    resized.do_resize = True
+    return resized
 
 
 def _stored_row(examples: Dataset, row: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from nas.runs.files import read_json, write_json
 from nas.tasks.trimmed_tokenizer import parents_of, pieces_that_stay, specification
 from search_spaces import InputError
-from search_spaces.dimensions.vocabulary import FULL
+from search_spaces.dimension import FULL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from predictors.costs.activation_memory import axes_of, count_kv_cache, count_live_activations
 from search_spaces import Layout, SubnetConfig
-from search_spaces.dimensions import BLOCK_OF_AXIS, BLOCKS, PER_SUBNET
+from search_spaces.dimensions import BLOCK_OF_AXIS, BLOCKS, OF_INPUTS, PER_SUBNET
 from search_spaces.family import RunsOn
 from search_spaces.layout import OUTSIDE, ParameterLocation, is_under
 from search_spaces.module_kinds import SparseAttention
@@ -83,7 +83,13 @@ class BlockCosts:
     def in_layer(self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None) -> BlockCost:
         """Costs of the tensors of a kept layer that depend on the fields of these blocks and on the hidden size."""
         fields = [getattr(subnet, field)[position] for block in blocks for field in BLOCKS[block]]
-        key = (sequence_length, blocks, subnet.layers[position], *(getattr(subnet, name) for name in SIZES), *fields)
+        key = (
+            sequence_length,
+            blocks,
+            subnet.layers[position],
+            *(getattr(subnet, n) for n in (*SIZES, *OF_INPUTS)),
+            *fields,
+        )
         return self._cached(key, lambda: self._count_in_layer(subnet, position, blocks, sequence_length))
 
     def _cached(self, key: Any, count: Callable[[], BlockCost]) -> BlockCost:
@@ -92,7 +98,7 @@ class BlockCosts:
         return self._cache[key]
 
     def _count_outside_layers(self, subnet: SubnetConfig, sequence_length: int | None) -> BlockCost:
-        runs, names = self._runs(sequence_length), self._parameter_names[OUTSIDE_LAYERS]
+        runs, names = self._runs(subnet, sequence_length), self._parameter_names[OUTSIDE_LAYERS]
         extracted = extracted_shapes(self.layout, subnet, {name: self.parameters[name] for name in names})
         family = self.layout.family
         runs_on: dict[str, RunsOn] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
@@ -110,7 +116,7 @@ class BlockCosts:
     def _count_in_layer(
         self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None
     ) -> BlockCost:
-        layout, layer, runs = self.layout, subnet.layers[position], self._runs(sequence_length)
+        layout, layer, runs = self.layout, subnet.layers[position], self._runs(subnet, sequence_length)
         names = self._parameter_names.get((layer, blocks), [])
         extracted = extracted_shapes(layout, subnet, {name: self.parameters[name] for name in names})
         macs = weights = traffic = live_activations = kv_cache = 0
@@ -150,8 +156,9 @@ class BlockCosts:
 
     # -- groups of tensors --------------------------------------------------------------------------------------------
 
-    def _runs(self, sequence_length: int | None) -> Mapping[RunsOn, int]:
-        return self.layout.inputs.runs_per_sample(sequence_length, label_tokens=self.label_tokens)
+    def _runs(self, subnet: SubnetConfig, sequence_length: int | None) -> Mapping[RunsOn, int]:
+        image = self.layout.blueprint(subnet).outside.sizes["image"]
+        return self.layout.inputs.runs_per_sample(sequence_length, label_tokens=self.label_tokens, image=image)
 
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:

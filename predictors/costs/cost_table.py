@@ -10,7 +10,7 @@ import numpy as np
 
 from predictors.costs.block_costs import OUTSIDE_LAYERS, BlockCost, BlockCosts, Blocks
 from search_spaces import SubnetBatch
-from search_spaces.dimensions import BLOCKS
+from search_spaces.dimensions import BLOCKS, OF_INPUTS
 from search_spaces.layout import OUTSIDE
 from search_spaces.subnet import SIZES
 
@@ -71,7 +71,7 @@ class CostTable:
             return self._block_costs.in_layer(subnet, subnet.layers.index(layer), blocks, self._length)
 
         widths = [self.batch.layer_values[field][:, layer] for block in blocks for field in BLOCKS[block]]
-        sizes = [self.batch.subnet_values[name] for name in SIZES]
+        sizes = [self.batch.subnet_values[name] for name in (*SIZES, *OF_INPUTS)]
         return self._unique_costs((layer, blocks), [self.batch.kept[:, layer], *sizes, *widths], count)
 
     def _unique_costs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search_spaces.dimension import BLOCK_NAMES, Dimension
+from search_spaces.dimension import BLOCK_NAMES, Dimension, Reduced
 from search_spaces.dimensions.attention import ATTENTION
 from search_spaces.dimensions.bits import BITS
 from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
@@ -12,6 +12,7 @@ from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
 from search_spaces.dimensions.ffn import INTERMEDIATE_SIZE
 from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
 from search_spaces.dimensions.hidden import HIDDEN_SIZE
+from search_spaces.dimensions.image_size import IMAGE_SIZE
 from search_spaces.dimensions.key_value_heads import NUM_KEY_VALUE_HEADS
 from search_spaces.dimensions.ranks import ATTENTION_RANK, MLP_RANK
 from search_spaces.dimensions.vocabulary import VOCABULARY
@@ -33,6 +34,7 @@ DIMENSIONS: dict[str, Dimension] = {
         EMBEDDING_RANK,
         EMBEDDING_BITS,
         EMBEDDING_DIM,
+        IMAGE_SIZE,
     )
 }
 """Name -> dimension, in the order in which a space draws them."""
@@ -66,6 +68,9 @@ WIDTH_OF = {name: names[0] for names in BLOCKS.values() for name in names} | {
     name: DIMENSIONS[name].depends_on for name in PER_SUBNET if DIMENSIONS[name].depends_on
 }
 """Dimension of a block -> the width of that block; of the subnetwork -> the dimension that it depends on."""
+
+OF_INPUTS = tuple(name for name in PER_SUBNET if isinstance(DIMENSIONS[name], Reduced))
+"""Dimensions of the subnetwork that decide how its examples become inputs: in which pieces, of which size."""
 
 COST_DIMENSIONS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.is_cost)
 """Dimensions of the subnetwork whose value is also a cost."""

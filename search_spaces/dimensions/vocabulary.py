@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.dimension import Category, Facts, without_useless
+from search_spaces.dimension import FULL, Facts, Reduced, without_useless
 from search_spaces.errors import InputError
 from search_spaces.proportions import LARGE_TABLE, embedding_share
 
@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from search_spaces.blueprint import LayerDraft
     from search_spaces.family import Family
     from search_spaces.layout import Layout
-    from search_spaces.subnet import SubnetConfig
     from search_spaces.tasks import Task
-
-FULL = "full"
-"""The tokenizer of the parent."""
 
 IMPROVES = ("num_parameters", "size_mb")
 """Costs that fewer pieces improve; texts become longer, so latency does not fall."""
@@ -29,43 +25,13 @@ SMALLEST_PROPOSED = 1000
 """Fewest pieces that are proposed: alphabets and special tokens always stay."""
 
 
-class VocabularySize(Category):
+class VocabularySize(Reduced):
     """The number of pieces that are kept; special tokens and the alphabet always stay."""
-
-    choice_type = int | str
-
-    def parse(self, value: Any) -> str:
-        """The text of a number of pieces, or ``full``.
-
-        Raises:
-            InputError: If it is neither.
-        """
-        text = str(value)
-        if text != FULL and not (text.isdecimal() and 0 < int(text) < 2**31):
-            raise InputError(
-                f"`{self.name}` must be `full` or a number of pieces above 0, but got `{text}`; write, for example, "
-                "8000."
-            )
-        return text if text == FULL else str(int(text))
 
     def apply(self, value: Any, draft: LayerDraft) -> None:
         """Keeps so many rows of the table of token embeddings."""
         if value != FULL:
             draft.keep_rows(int(value))
-
-    def encode(self, value: Any) -> int:
-        """The number of pieces; 0 for all."""
-        return 0 if value == FULL else int(value)
-
-    def decode(self, code: int) -> str:
-        """The text of an integer from `encode`."""
-        return str(code) if code else FULL
-
-    def sort(self, values: Sequence[Any]) -> tuple[str, ...]:
-        """Distinct numbers, fewest pieces first."""
-        return tuple(
-            sorted({self.parse(value) for value in values}, key=lambda text: (text == FULL, self.encode(text)))
-        )
 
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
         """Fewer pieces only where the recipe names a size."""
@@ -111,14 +77,6 @@ class VocabularySize(Category):
                 "write `full` to keep them all."
             )
 
-    def stock_config(self, layout: Layout, subnet: SubnetConfig, stack: int, values: Any) -> dict[str, Any] | None:
-        """Nothing: `Layout.config_update` has it, as it belongs to no layer."""
-        return {}
-
-    def picture_row(self, value: Any) -> tuple[str, str]:
-        """The row of the vocabulary."""
-        return self.label, f"{value} pieces"
-
 
 def _useless_reason(facts: Facts) -> str:
     """Why fewer pieces are not worthwhile; empty if they are."""
@@ -132,5 +90,5 @@ VOCABULARY = VocabularySize(
     label="vocabulary",
     meaning="Pieces of the tokenizer that are kept, those that the training texts use most: `full` or a number.",
     scope="subnetwork",
-    neutral=FULL,
+    unit="pieces",
 )

@@ -33,7 +33,7 @@ CLIP = Family(
     outside_layers={
         "vision_model.embeddings.class_embedding": ("hidden",),
         "vision_model.embeddings.patch_embedding": ("hidden",),
-        "vision_model.embeddings.position_embedding": (None, "hidden"),
+        "vision_model.embeddings.position_embedding": ("positions", "hidden"),
         "vision_model.pre_layrnorm": ("hidden",),
         "vision_model.post_layernorm": ("hidden",),
         "classifier": (None, "hidden"),

@@ -50,7 +50,7 @@ DINOV2 = replace(
     outside_layers={
         "embeddings.cls_token": (None, None, "hidden"),
         "embeddings.mask_token": (None, "hidden"),
-        "embeddings.position_embeddings": (None, None, "hidden"),
+        "embeddings.position_embeddings": (None, "positions", "hidden"),
         "patch_embeddings.projection": ("hidden",),
         "layernorm": ("hidden",),
         "classifier": (None, ("hidden", "hidden")),

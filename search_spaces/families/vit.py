@@ -31,7 +31,7 @@ VIT = Family(
         "embeddings.cls_token": (None, None, "hidden"),
         "embeddings.mask_token": (None, None, "hidden"),
         "embeddings.distillation_token": (None, None, "hidden"),
-        "embeddings.position_embeddings": (None, None, "hidden"),
+        "embeddings.position_embeddings": (None, "positions", "hidden"),
         "patch_embeddings.projection": ("hidden",),
         "layernorm": ("hidden",),
         "pooler.dense": (None, "hidden"),

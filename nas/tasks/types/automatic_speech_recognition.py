@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.batches import Row
+from nas.tasks.batches import Row, row_numbers
 from nas.tasks.data import require_column, require_texts
 from nas.tasks.labels import is_list
 from nas.tasks.types.base import random_tokens
@@ -43,7 +43,12 @@ class AutomaticSpeechRecognition(SequenceToSequence):
             ids = tokenizer(rows[target], truncation=True, max_length=length)["input_ids"]
             labels = [row[1:] if row[0] == start else row for row in ids]
             samples = [self._samples(recording, source) for recording in rows[column]]
-            return {"input_features": self._log_mel_features(samples), "labels": labels, "target": rows[target]}
+            return {
+                "input_features": self._log_mel_features(samples),
+                "labels": labels,
+                "target": rows[target],
+                **row_numbers(rows),
+            }
 
         return _undecoded(examples, column).with_transform(transform)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.batches import Batch, Row
+from nas.tasks.batches import Batch, Row, row_numbers
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, convert_image, decode_image, undecoded
+from nas.tasks.images import check_images, convert_image, decode_image, image_shape, undecoded
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 from search_spaces import InputError
@@ -44,6 +44,7 @@ class ImageClassification(Classification):
             return {
                 "pixel_values": self._pixels(images, source),
                 "labels": targets(rows[label], problem_type, classes),
+                **row_numbers(rows),
             }
 
         return undecoded(examples, column).with_transform(transform)
@@ -88,11 +89,3 @@ class ImageClassification(Classification):
                 "preprocessor_config.json."
             )
         return pixels
-
-
-def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Returns channels, height and width of a model's input images."""
-    sizes = getattr(config, "vision_config", config)
-    size = sizes.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return sizes.num_channels, height, width
