@@ -90,6 +90,7 @@ def test_no_module_hides_a_public_name() -> None:
 
 
 NAMES_MANY_DIMENSIONS = {
+    "nas/modeling/known_layouts.py": "builds a small Hugging Face config, whose fields are called so",
     "nas/modeling/modeling_nas.py": "travels with exports: sections of their configs are called as they were",
     "predictors/latency/work_features.py": "the arithmetic of blocks: products of heads, neurons, channels",
     "search_spaces/layout.py": "reads a parent's Hugging Face config",
