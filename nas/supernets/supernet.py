@@ -22,10 +22,10 @@ from nas.modeling.elastic import (
     make_elastic,
     select_active,
 )
-from nas.modeling.grid_positions import interpolation
 from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
+from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
@@ -129,7 +129,7 @@ class Supernet:
         self.embedding: nn.Embedding | None = None
         self._find_modules()
         self._cached_indices = lru_cache(4096)(self._compute_indices)
-        self._image_readers = {m: vars(m)["image_size"] for m in model.modules() if "image_size" in vars(m)}
+        self._size_checks = SizeChecks(model)
         self.calibration = calibration
         self.active = self.parent
 
@@ -236,16 +236,10 @@ class Supernet:
         self._apply(self._outside_layers, blueprint.outside)
         sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
         sizes.__dict__.pop(self.family.cache_depth_field, None)
-        self._read_images_of(blueprint.outside.sizes["image"])
+        self._size_checks.expect(blueprint.outside.sizes["image"])
         for name, value in {**self.layout.config_update(subnet), **self._token_ids(subnet)}.items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
         self.active = subnet
-
-    def _read_images_of(self, side: int) -> None:
-        """Lets the modules that compare images with the size in the config expect this side; 0: their own."""
-        for module, own in self._image_readers.items():
-            smaller = side if isinstance(own, int) else (side, side)
-            module.__dict__["image_size"] = smaller if side else own
 
     def _apply(self, layer: _ElasticLayer, blueprint: LayerBlueprint) -> None:
         """Makes the modules of one layer, or those outside the layers, compute a blueprint."""
