@@ -1,7 +1,7 @@
 """Smaller images in a supernet: learned positions of their grid of patches, and modules that check their size.
 
-Positions are interpolated bicubically, as transformers does for images of another size than the config's. That is linear
-in the positions, so it is a matrix.
+Positions are interpolated bicubically, as transformers does for images of another size than the config's. That is
+linear in the positions, so it is a matrix.
 """
 
 from __future__ import annotations
