@@ -140,7 +140,7 @@ def test_quantized_weights_are_refused(changed: Callable[..., TaskContext]) -> N
         _ = changed(quantization_config={"quant_method": "gptq", "bits": 4}).config
 
 
-def test_weights_stored_in_half_precision_are_used_in_float32(changed: Callable[..., TaskContext]) -> None:
+def test_weights_stored_in_half_precision_are_trained_in_float32(changed: Callable[..., TaskContext]) -> None:
     context = changed(lambda weights: {n: w.bfloat16() for n, w in weights.items()}, dtype="bfloat16")
     assert {weight.dtype for weight in context.load_model().parameters()} == {torch.float32}
 

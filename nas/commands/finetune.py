@@ -13,6 +13,7 @@ from nas.exports.formats import load_export, require_replaceable, size_mb
 from nas.exports.model_info import read_export_info
 from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.exports.vector_map import add_vector_map
+from nas.modeling.cast import cast_weights
 from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.runs import processes
@@ -58,8 +59,9 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model, subnet = load_export(folder, recipe.task.type), SubnetConfig.from_dict(info["subnet"])
     if (vocabulary := Vocabulary.load(Run(run).supernet)) is not None:
         context.vocabulary = vocabulary
-    own = context.of(subnet)
+    own, dtype = context.of(subnet), model.dtype
     before = score(model.to(training_device()), own.splits.test, recipe.metric_names)
+    model.float()
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
         _prepare_work_folder(
@@ -80,7 +82,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name, recipe.parent.minutes)
     processes.exit_other_processes()
-    model.save_pretrained(work)
+    cast_weights(model, dtype).save_pretrained(work)
     context.save_processor(work, subnet)
     after = score(model, own.splits.test, recipe.metric_names)
     updated = updated_export_info(info, measured_export_info(work, parent, info, after, context), recipe)

@@ -64,7 +64,7 @@ class StepTime:
         import torch
 
         recipe, workload = context.recipe, context.recipe.workload
-        costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type)
+        costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type, context.dtype)
         (batch,) = context.splits.search.labelled_batches(1)
         length = batch["input_ids"].shape[1] if "input_ids" in batch else None
         layers = sum(map(len, search_space(context).stacks))

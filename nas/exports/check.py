@@ -175,6 +175,8 @@ def _allowed(format_name: str, folder: Path, info: Mapping[str, Any], inputs: Ma
     if format_name == "torch":
         return TOLERANCE
     model = load_export(folder, info["task"])
+    if not FORMATS[format_name].keeps_dtype:
+        model.float()
     return allowed_difference(model, [forward_arguments(model, inputs)], int8=FORMATS[format_name].rounds)
 
 

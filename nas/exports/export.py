@@ -24,6 +24,7 @@ from nas.exports.reload import scored_outputs
 from nas.exports.trust import require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
+from nas.modeling.cast import cast_weights
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
 from nas.runs.files import check_place, only_writer, replace_folder, write_json
@@ -79,7 +80,11 @@ def save_subnet(supernet: Weights, subnet: SubnetConfig, context: TaskContext, f
 
 
 def save_model(model: PreTrainedModel, context: TaskContext, folder: Path, *, weights: bool = True) -> None:
-    """Writes a model with its modeling code, unless it is a stock model; without weights if ``weights`` is false."""
+    """Writes a model in the parent's dtype with its modeling code, unless it is a stock model.
+
+    Without weights if ``weights`` is false; the model is cast in place.
+    """
+    cast_weights(model, context.dtype)
     if type(model).__name__.startswith(PREFIX):
         enable_remote_code(model, context.auto_class)
     model.save_pretrained(folder)
@@ -251,16 +256,18 @@ def outputs_in_subprocess(
 def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> PreTrainedModel:
     """Loads a folder in this process, compares its outputs, and returns the model on the supernet's device.
 
+    It has the dtype of its files; its outputs are compared in float32.
+
     Raises:
         InputError: If its outputs differ by more than 1e-5.
     """
-    options = {"trust_remote_code": True, "use_safetensors": True}
+    options = {"trust_remote_code": True, "use_safetensors": True, "dtype": torch.float32}
     model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
     inputs, expected = supernet_outputs(supernet, subnet, context)
     with torch.inference_mode():
         outputs = scored_outputs(model(**inputs), context.task.outputs, inputs)
         check_equal(outputs, expected, subnet)
-    return model.to(supernet.model.device)
+    return cast_weights(model, context.dtype).to(supernet.model.device)
 
 
 def padded_inputs(context: TaskContext) -> dict[str, torch.Tensor]:
@@ -278,15 +285,29 @@ def supernet_outputs(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Returns a small batch, with texts padded to different lengths, and the supernet's outputs on it by name.
 
-    They are computed on the CPU, as those of a reloaded model, because devices round differently.
+    They are computed on the CPU, as those of a reloaded model, because devices round differently. Where files have 16
+    bits, they are those of the extracted model with its weights rounded to them.
+
+    Raises:
+        InputError: If the extracted model has other outputs before its weights are rounded.
     """
     inputs = padded_inputs(context.of(subnet))
     supernet.activate(subnet)
     device = supernet.model.device
-    with evaluation_mode(supernet.model.cpu()):
-        outputs = scored_outputs(supernet.model(**inputs), context.task.outputs, inputs)
+    outputs = _outputs(supernet.model.cpu(), inputs, context)
+    if context.dtype != torch.float32:
+        extracted = supernet.extract(subnet)
+        check_equal(_outputs(extracted, inputs, context), outputs, subnet)
+        outputs = _outputs(cast_weights(extracted, context.dtype).float(), inputs, context)
     supernet.model.to(device)
     return inputs, outputs
+
+
+def _outputs(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], context: TaskContext
+) -> dict[str, torch.Tensor]:
+    with evaluation_mode(model):
+        return scored_outputs(model(**inputs), context.task.outputs, inputs)
 
 
 def check_equal(

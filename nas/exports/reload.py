@@ -23,10 +23,9 @@ def scored_outputs(outputs: Mapping[str, Any], names: Sequence[str], inputs: Ten
 
 
 def run_torch(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
-    """Runs a model folder through its auto class."""
-    model = (
-        getattr(transformers, auto_class).from_pretrained(path, trust_remote_code=True, use_safetensors=True).eval()
-    )
+    """Runs a model folder through its auto class, in float32: in 16 bits processors round differently."""
+    options = {"trust_remote_code": True, "use_safetensors": True, "dtype": torch.float32}
+    model = getattr(transformers, auto_class).from_pretrained(path, **options).eval()
     with torch.inference_mode():
         return dict(model(**inputs))
 
@@ -45,8 +44,11 @@ def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     """Runs a `torch.export` program."""
     import transformers.modeling_outputs  # noqa: F401  (importing it registers the classes of outputs)
 
+    program = torch.export.load(path)
+    dtypes = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.op == "placeholder"}
     with torch.inference_mode():
-        return dict(torch.export.load(path).module()(**inputs))
+        outputs = dict(program.module()(**{name: tensor.to(dtypes[name]) for name, tensor in inputs.items()}))
+    return {name: value.float() for name, value in outputs.items()}
 
 
 def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RuntimeModel(torch.nn.Module):
     def forward(self, **inputs: Any) -> ModelOutput:
         """Returns the outputs of the task by name."""
         outputs = self.run({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
-        return ModelOutput({name: outputs[name] for name in self.outputs})
+        return ModelOutput({name: outputs[name].float() for name in self.outputs})
 
 
 PARENT = REFERENCE

@@ -98,7 +98,7 @@ def _cost(run: Run, context: TaskContext, supernet: Supernet, cost: str, subnet:
     """A cost of a subnetwork; a latency is predicted, as those of the front are."""
     if cost == "latency_ms":
         return float(run.load_predictor().predict([subnet])[0])
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type, supernet.dtype)
     return float(counts.count([cost], [subnet], context.recipe.workload)[cost][0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nas.modeling.cast import cast_weights
 from nas.runs import processes
 from nas.runs.files import partial_path
 from nas.runs.processes import build_in_main
@@ -27,7 +28,7 @@ def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> No
         if context.should_finetune:
             run_training(train_parent, "parent", run, context, cluster)
         elif processes.is_main():
-            save_trained(context.load_model(), [], work)
+            save_trained(cast_weights(context.load_model(), context.dtype), [], work)
         if processes.is_main():
             context.save_processor(work)
     print_line(f"parent     {'fine-tuned' if context.should_finetune else 'used without fine-tuning'}: {run.parent}")
@@ -38,4 +39,5 @@ def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> No
     work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
     model, examples = context.load_model(), context.training_set(settings)
     trainer = model_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
-    save_trained(model, train(trainer, report, run.logs / "parent", settings.minutes), work)
+    log = train(trainer, report, run.logs / "parent", settings.minutes)
+    save_trained(cast_weights(model, context.dtype), log, work)

@@ -69,7 +69,7 @@ def check_parent(context: TaskContext, folder: str | Path) -> list[str]:
 
 def check_exact_constraints(context: TaskContext, model: PreTrainedModel) -> None:
     """Raises InputError for a bound on an exact cost that neither the smallest nor the largest subnetwork meets."""
-    counts = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type)
+    counts = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type, context.dtype)
     space = search_space(context)
     subnets = [space.smallest, space.largest, context.layout.parent]
     costs = counts.count(COST_NAMES, subnets, context.recipe.workload)
@@ -85,7 +85,6 @@ def check_exact_constraints(context: TaskContext, model: PreTrainedModel) -> Non
 
 
 def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
-    stored = str(getattr(context.config, "dtype", None) or "float32").removeprefix("torch.")
     if context.has_no_weights:
         weights = "no weights: they start at random"
     else:
@@ -94,7 +93,8 @@ def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
         )
     if is_filled_up(context.recipe.model):
         weights += "; an export, filled up with zeros to layers of equal size"
-    cast = "" if stored == "float32" else f"; stored in {stored}, but trained, counted and exported in float32"
+    stored = str(context.dtype).removeprefix("torch.")
+    cast = "" if stored == "float32" else f"; in {stored}, trained in float32"
     return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
 
 
@@ -175,7 +175,7 @@ def _memory_line(context: TaskContext, model: PreTrainedModel) -> str:
     settings, layers = context.recipe.supernet, len(context.layout.parent.layers)
     length = context.recipe.task.max_length if context.task.reads_text else None
     batch = Workload(batch_size=settings.batch_size, sequence_length=length)
-    costs = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type)
+    costs = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type, context.dtype)
     activations = float(costs.count(("peak_activation_mb",), [context.layout.parent], batch)["peak_activation_mb"][0])
     kept = activations if settings.activation_checkpointing else activations * layers
     needed = ((TRAINING_BYTES + TEACHER_BYTES) * model.num_parameters() / 1e6 + kept) / 1e3

@@ -59,7 +59,7 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
         space: Its space, with the layers in that order.
     """
     recipe = context.recipe
-    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type, supernet.dtype)
     sampled, selected, measured = _measure_all(run, context, supernet, space)
     subnets = [*sampled, *selected]
     macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]

@@ -92,7 +92,7 @@ def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, 
     work = partial_path(run.supernet)
     order = read_json(work / ORDER, parse=ImportanceOrder.from_dict)
     model, vocabulary = context.load_model(run.parent).to(training_device()), Vocabulary.load(work)
-    supernet = Supernet(model, vocabulary=vocabulary)
+    supernet = Supernet(model, vocabulary=vocabulary, dtype=context.dtype)
     permute(supernet, order.units, order.hidden)
     supernet.calibration = CalibrationStatistics.load(work)
     return supernet, search_space(context, order.layers)
@@ -146,5 +146,5 @@ def make_strategy(
 
 
 def _exact_cost(name: str, supernet: Supernet, task: str | None) -> CostFunction:
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, task)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, task, supernet.dtype)
     return lambda subnets: counts.count([name], subnets)[name]

@@ -13,6 +13,7 @@ from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
+from nas.modeling.cast import cast_weights
 from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, total_violation
 from nas.recipe.schema import Recipe
 from nas.reports.summary import bounds_line
@@ -173,7 +174,7 @@ def _score_all(
     file = verified_file(run)
     inheriting = {model.subnet.key for model in read_finished(run) if model.source == "search"}
     done = dict(file.read())
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type, supernet.dtype)
     for number, (key, subnet) in enumerate(subnets.items(), 1):
         is_finished = (run.finished / key).exists()
         is_current = key in done and done[key].get("finished", False) == is_finished  # else with other weights
@@ -266,7 +267,8 @@ def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet
 
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
     """The parent with its own weights, in their original order."""
-    return context.load_model(run.parent).to(supernet.model.device).eval()
+    model = cast_weights(context.load_model(run.parent), context.dtype)
+    return model.to(supernet.model.device).eval()
 
 
 def _to_point(result: dict[str, Any], source: str, bounds: Mapping[str, Bound]) -> Point:

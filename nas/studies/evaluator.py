@@ -39,7 +39,8 @@ class Evaluator:
     in_other_sizes: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.counts = AnalyticCosts.from_model(self.supernet.model, self.supernet.layout, self.recipe.task.type)
+        net = self.supernet
+        self.counts = AnalyticCosts.from_model(net.model, net.layout, self.recipe.task.type, net.dtype)
         self._costs: dict[str, dict[str, float]] = {}
 
     def known_values(self, names: Iterable[str], subnets: Sequence[SubnetConfig]) -> dict[str, np.ndarray]:

@@ -151,6 +151,6 @@ def subnet_visit(
 def models_at_once(context: TaskContext, supernet: Supernet) -> int:
     """Number of subnetworks that are in memory while they are measured."""
     workload = context.recipe.workload
-    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type)
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type, supernet.dtype)
     size_mb = float(costs.count(("size_mb",), [supernet.parent], workload)["size_mb"][0])
     return group_size(size_mb, memory_mb(workload))

@@ -49,6 +49,6 @@ def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) ->
     if vocabulary is not None:
         context.vocabulary = vocabulary
     model, calibration = context.load_model(folder).to(training_device()), CalibrationStatistics.load(folder)
-    supernet = Supernet(model, calibration, vocabulary)
+    supernet = Supernet(model, calibration, vocabulary, context.dtype)
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)

@@ -104,6 +104,7 @@ class Supernet:
         model: A model of a supported family; it is changed in place.
         calibration: Statistics from `calibrate`; needed for subnetworks with low-rank layers.
         vocabulary: The order of the pieces of its tokenizer; needed for subnetworks with fewer of them.
+        dtype: Of its files; the model may be trained in another.
 
     Raises:
         InputError: If the model type is not supported, or its layers are quantized or have adapters.
@@ -114,8 +115,9 @@ class Supernet:
         model: PreTrainedModel,
         calibration: CalibrationStatistics | None = None,
         vocabulary: Vocabulary | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.model, self.vocabulary = model, vocabulary
+        self.model, self.vocabulary, self.dtype = model, vocabulary, dtype
         adopt(model.config.model_type)
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent

@@ -87,6 +87,12 @@ class TaskContext:
         return extend_config(load_config(self.recipe.model), self._longest_input)
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parent's files and of its exports: one of 16 bits stays, any other is float32."""
+        stored = getattr(load_config(self.recipe.model), "dtype", None)
+        return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
+
+    @cached_property
     def extends_positions(self) -> bool:
         """Whether the learned positions are repeated because the recipe's inputs have more tokens than the model."""
         return num_positions(load_config(self.recipe.model)) != num_positions(self.config)
@@ -330,7 +336,7 @@ class TaskContext:
         import transformers
 
         try:
-            return getattr(transformers, self.auto_class).from_config(self.config)
+            return getattr(transformers, self.auto_class).from_config(self.config, dtype=torch.float32)
         except Exception as error:
             raise InputError(
                 f"the config.json of `{self.recipe.model}` does not define a model: {short_error(error)}."

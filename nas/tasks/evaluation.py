@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from nas.runs.progress import print_line
-from nas.tasks.batches import Row
+from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.bootstrap import SAMPLES, resampled
 from nas.tasks.slices import fair_batches, slice_ends
 from nas.tasks.types import TaskType
+from predictors.measurement.halves import has_halves, in_own_dtype
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequen
     parts = []
     with evaluation_mode(model):
         for batch, rows in zip(examples.batches, examples.rows, strict=True):
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            parts.append(examples.task.example_stats(model, inputs, rows, names))
+            parts.append(examples.task.example_stats(model, _on_model(batch, model), rows, names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -171,11 +171,31 @@ def _num_tokens(example: list[Row]) -> int:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode without gradients, and restores the previous mode on exit."""
+    """Sets evaluation mode without gradients, and restores the previous mode on exit.
+
+    The outputs are in float32 meanwhile, also those of a model in 16 bits: metrics need them.
+    """
     was_training = model.training
     model.eval()
+    handle = model.register_forward_hook(_float_outputs) if has_halves(model) else None
     try:
         with torch.inference_mode():
             yield
     finally:
         model.train(was_training)
+        if handle is not None:
+            handle.remove()
+
+
+def _float_outputs(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    """Casts the floating-point outputs to float32."""
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            outputs[name] = value.float()
+    return outputs
+
+
+def _on_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The batch on the device of a model, its inputs in the model's dtype if that has 16 bits."""
+    moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    return moved | in_own_dtype(model, model_inputs(moved))

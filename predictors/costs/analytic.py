@@ -12,12 +12,14 @@ import numpy as np
 from predictors.costs.block_costs import BlockCosts, Shape
 from predictors.costs.cost_table import CostTable
 from predictors.costs.file_size import FileSizes, ParentTensor
+from predictors.costs.stored_dtype import stored_dtype
 from predictors.measurement.workload import Workload
 from search_spaces import TASKS, Layout, SubnetBatch, SubnetConfig
 from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 from search_spaces.shapes import NAMES_IN_SUBNET, TABLE_NAMES_IN_SUBNET
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 COST_NAMES = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
@@ -49,23 +51,27 @@ class AnalyticCosts:
     task: str
 
     @classmethod
-    def from_model(cls, model: PreTrainedModel, layout: Layout, task: str | None = None) -> AnalyticCosts:
+    def from_model(
+        cls, model: PreTrainedModel, layout: Layout, task: str | None = None, dtype: torch.dtype | None = None
+    ) -> AnalyticCosts:
         """Reads the shapes of a parent model; these are of its full size, whatever subnetwork is active.
 
         Args:
             model: The parent.
             layout: Its layout.
             task: Its task, a name in `TASKS`; default: the first one of its family.
+            dtype: Of its files; default: that of the model, which may be trained in another.
         """
         tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
         not_saved = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
         state = {name: tensor for name, tensor in tensors.items() if name not in not_saved}
         names_of = {name: _possible_names(layout, name) for name in state}
         disk_names = _disk_names(model, {new: tensor for n, tensor in state.items() for new in names_of[n].values()})
+        dtypes = _stored_dtypes(model, state, dtype)
         on_disk = {name: {key: disk_names[new] for key, new in names_of[name].items()} for name in state}
         return cls(
             layout=layout,
-            stored={name: _parent_tensor(tensor, on_disk[name]) for name, tensor in state.items()},
+            stored={name: _parent_tensor(tensor, dtypes[name], on_disk[name]) for name, tensor in state.items()},
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
             matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(".weight")},
             task=task or layout.family.tasks[0],
@@ -173,6 +179,13 @@ def _possible_names(layout: Layout, name: str) -> dict[str, str]:
     return names
 
 
-def _parent_tensor(tensor: object, disk_names: Mapping[str, str]) -> ParentTensor:
-    dtype = str(tensor.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
-    return ParentTensor(tuple(tensor.shape), disk_names, DTYPES[dtype], tensor.element_size())  # type: ignore[attr-defined]
+def _stored_dtypes(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None
+) -> dict[str, torch.dtype]:
+    """Dtype of each tensor in a file, which may be another than that of the model."""
+    of = None if dtype is None else stored_dtype(model, dtype)
+    return {name: t.dtype if of is None or not t.is_floating_point() else of(name) for name, t in state.items()}
+
+
+def _parent_tensor(tensor: torch.Tensor, dtype: torch.dtype, disk_names: Mapping[str, str]) -> ParentTensor:
+    return ParentTensor(tuple(tensor.shape), disk_names, DTYPES[str(dtype).removeprefix("torch.")], dtype.itemsize)

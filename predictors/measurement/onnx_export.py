@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from predictors.measurement.file_errors import file_errors_as_input_errors
+from predictors.measurement.halves import in_float32, store_halves
 from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from search_spaces.errors import InputError, short_error
 
@@ -47,7 +48,8 @@ def write_onnx(
     """Writes a model as one ONNX file that accepts any batch size and sequence length.
 
     The file is run in ONNX Runtime on the inputs and on another batch of half the length, and must agree with PyTorch;
-    where int8 products round, within what this rounding changes (see `rounding.allowed_difference`).
+    where int8 products round, within what this rounding changes (see `rounding.allowed_difference`). It computes in
+    float32, also with weights of 16 bits.
 
     Args:
         model: A Hugging Face model; its device and mode are restored.
@@ -65,16 +67,18 @@ def write_onnx(
     require("onnx", "onnxscript", "onnxruntime", extra="onnx", what="an ONNX file")
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
+    stored, model = model.dtype, in_float32(model)
     with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as folder:
         exported = written = Path(folder) / file.name
         cases = _cases(inputs) if dynamic else [inputs]
-        _save(_trace(model, _at_least_two(inputs) if len(cases) > 1 else inputs, dynamic), exported)
-        difference = _checked(model, cases, exported, int8=False)
+        large = _save(_trace(model, _at_least_two(inputs) if len(cases) > 1 else inputs, dynamic), exported)
         if int8:
             written = Path(folder) / "int8" / file.name
             written.parent.mkdir()
             quantize_onnx(exported, written)
-            difference = _checked(model, cases, written, int8=True)
+        if stored != model.dtype:
+            store_halves(written, stored, large)
+        difference = _checked(model, cases, written, int8=int8)
         _move_files(written.parent, file.parent)
     return difference
 
@@ -195,12 +199,14 @@ def _trace(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> 
         return OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=dynamic)).program
 
 
-def _save(program: onnx_ir.Model, file: Path) -> None:
+def _save(program: onnx_ir.Model, file: Path) -> bool:
+    """Writes a file; returns whether its weights stand in one of their own."""
     import onnx_ir
 
     weights = [value.const_value for value in program.graph.initializers.values()]
     large = sum(weight.nbytes for weight in weights if weight is not None) > ONE_FILE_BYTES
     onnx_ir.save(program, str(file), external_data=f"{file.name}.data" if large else None)
+    return large
 
 
 CACHES = ("past_key_values", "encoder_outputs")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors.measurement.file_errors import file_errors_as_input_errors
+from predictors.measurement.halves import has_halves, in_float32
 from predictors.measurement.onnx_export import quiet_export, require
 from predictors.measurement.runtime import Format, ForwardFunction, Inputs
 
@@ -92,7 +93,8 @@ def _write(change: Change, packages: Sequence[str], model: PreTrainedModel, inpu
     require(*packages, extra="openvino", what="an OpenVINO model")
     import openvino
 
-    openvino.save_model(change(trace(model, inputs, dynamic=True)), file, compress_to_fp16=False)
+    graph = change(trace(in_float32(model), inputs, dynamic=True))
+    openvino.save_model(graph, file, compress_to_fp16=has_halves(model))
 
 
 def _load(file: Path) -> ForwardFunction:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.halves import has_halves, in_float32, in_own_dtype
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def leaf_outputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, torch
 
 
 def _rounding_error(model: nn.Module, inputs: Mapping[str, Any], int8: bool) -> float:
-    """Returns how far int8 layers, and with ``int8`` all others, move the outputs."""
+    """Returns how far 16 bits, or int8 layers, and with ``int8`` all others, move the outputs."""
+    if has_halves(model):
+        found = leaf_outputs(model, in_own_dtype(model, inputs))
+        return largest_difference(found, leaf_outputs(in_float32(model), inputs))
     rounding = [module for module in model.modules() if getattr(module, "bits", "") in ROUNDS_ACTIVATIONS]
     error = 0.0
     if rounding:

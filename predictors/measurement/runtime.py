@@ -44,6 +44,8 @@ class Format:
         call: Returns a call that runs the file on arrays under a workload; None: as `load` does.
         extra: The extra of this package that is needed to write and load it; empty for none.
         rounds: Whether the outputs differ from those of the model because products are rounded.
+        keeps_dtype: Whether a model in 16 bits computes in them; other files store its weights so, and compute in
+            float32.
         is_bounded: Whether the file runs at most the batch size and length that it is traced with.
         libraries: Modules that `load` imports and that do not count as the memory of a model.
     """
@@ -56,6 +58,7 @@ class Format:
     call: Callable[[Path, Mapping[str, torch.Tensor], Workload], Call] | None = None
     extra: str = ""
     rounds: bool = False
+    keeps_dtype: bool = False
     is_bounded: bool = False
     libraries: Sequence[str] = ()
 

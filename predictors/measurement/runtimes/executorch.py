@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors.measurement.file_errors import file_errors_as_input_errors
+from predictors.measurement.halves import in_float32
 from predictors.measurement.onnx_export import half_length, quiet_export, require, require_close
 from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from predictors.measurement.runtime import Format, ForwardFunction, Inputs
@@ -29,6 +30,7 @@ def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
     from torch.export import Dim
     from transformers.exporters import ExecutorchConfig, ExecutorchExporter
 
+    model = in_float32(model)
     tensors = {name: tensor for name, tensor in inputs.items() if not isinstance(tensor, bool)}
     sizes = {name: tensor.shape[: 2 if tensor.ndim == 2 else 1] for name, tensor in tensors.items()}  # batch, length
     bounds = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.halves import has_halves
 from predictors.measurement.onnx_export import onnx_session, write_int8_onnx, write_onnx
 from predictors.measurement.phases import on_device
 from predictors.measurement.runtime import Arrays, Call, Format, ForwardFunction, Inputs, Runtime
@@ -87,7 +88,7 @@ def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
 def _write_int8(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
     """Writes an int8 ONNX file, from the float32 one if it exists, which avoids tracing the model again."""
     plain = file.parent / "model.onnx"
-    if plain.is_file():
+    if plain.is_file() and not has_halves(model):
         write_int8_onnx(model, inputs, plain, file)
     else:
         write_onnx(model, inputs, file, int8=True)

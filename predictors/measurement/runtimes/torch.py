@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors.measurement.file_errors import file_errors_as_input_errors
+from predictors.measurement.halves import in_own_dtype
 from predictors.measurement.onnx_export import quiet_export
 from predictors.measurement.phases import on_device
 from predictors.measurement.runtime import Call, Format, ForwardFunction, Inputs, Runtime
@@ -73,7 +74,7 @@ def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with quiet_export(model, "torch.export"):
-        exported = DynamoExporter().export(model, dict(inputs), DynamoConfig(dynamic=True))
+        exported = DynamoExporter().export(model, in_own_dtype(model, inputs), DynamoConfig(dynamic=True))
         torch.export.save(getattr(exported, "program", exported), file)
 
 
@@ -83,9 +84,10 @@ def _load(file: Path) -> ForwardFunction:
     with file_errors_as_input_errors(file):
         program = torch.export.load(file)
     module, expected = program.module(), program.graph_signature.user_inputs
+    dtypes = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.name in expected}
 
     def run(inputs: Mapping[str, torch.Tensor]) -> Any:
-        return module(**{name: value for name, value in inputs.items() if name in expected})
+        return module(**{name: value.to(dtypes[name]) for name, value in inputs.items() if name in dtypes})
 
     return run
 
@@ -96,6 +98,7 @@ PROGRAM = Format(
     write=_write,
     load=_load,
     workload={"runtime": "torch", "device": "cpu"},
+    keeps_dtype=True,
 )
 
 TORCH = _Torch(

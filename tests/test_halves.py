@@ -1,0 +1,128 @@
+"""A parent in bfloat16 or float16: it is trained in float32, counted and exported in its own dtype."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOYS, bert, sampled
+from safetensors import safe_open
+from test_exports import per_layer
+
+from nas.exports.export import (
+    check_reload,
+    outputs_in_subprocess,
+    reload_in_process,
+    save_subnet,
+    supernet_outputs,
+)
+from nas.exports.formats import convert
+from nas.modeling.cast import cast_weights
+from nas.recipe.schema import Recipe
+from nas.runs.run import Run
+from nas.stages.parent import run_parent
+from nas.supernets.calibration import calibrate
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import TaskContext
+from nas.tasks.evaluation import score
+from predictors import AnalyticCosts
+from predictors.measurement.rounding import largest_difference
+from search_spaces import InputError, SubnetConfig
+
+HALVES = {torch.bfloat16: "BF16", torch.float16: "F16"}
+SUBNET = SubnetConfig((0, 2), (4, 2), (96, 24), 48, bits=("float32", "int8"))
+
+
+def dtypes_in(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+
+
+@pytest.fixture
+def halved(text_recipe: Path, request: pytest.FixtureRequest) -> TaskContext:
+    """A recipe whose model has 16 bits and a trained head."""
+    model = bert(num_labels=2, problem_type="single_label_classification").to(request.param)
+    model.save_pretrained(text_recipe.parent / "model")
+    return TaskContext(Recipe.load(text_recipe, ["parent.epochs=1"]))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("bert", "gpt2", "llama", "t5", "vit")))
+def test_file_sizes_in_16_bits_are_those_of_real_files(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    toy = TOYS[family]
+    supernet = Supernet(toy.model(), dtype=dtype)
+    supernet.calibration = calibrate(supernet, [toy.inputs()])
+    subnets = [supernet.parent, per_layer(supernet.layout)]
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, dtype=supernet.dtype)
+    for subnet, counted in zip(subnets, counts.count(["size_mb"], subnets)["size_mb"], strict=True):
+        model = cast_weights(supernet.extract(subnet), dtype)
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").stat().st_size == round(1e6 * counted)
+        again = type(model).from_pretrained(tmp_path)
+        assert again.dtype == dtype
+        assert {n: t.dtype for n, t in again.state_dict().items()} == {
+            n: t.dtype for n, t in model.state_dict().items()
+        }
+
+
+@pytest.mark.parametrize("halved", HALVES, indirect=True)
+def test_a_parent_in_16_bits_is_trained_in_float32_and_exported_in_16(halved: TaskContext, tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", halved.recipe)
+    run_parent(run, halved)
+    model = halved.load_model(run.parent)
+    assert dtypes_in(run.parent) == {HALVES[halved.dtype]} and model.dtype == torch.float32
+    supernet = Supernet(model.eval(), dtype=halved.dtype)
+    save_subnet(supernet, SUBNET, halved, tmp_path / "small")
+    assert dtypes_in(tmp_path / "small") == {HALVES[halved.dtype], "I8", "F32"}
+    check_reload(tmp_path / "small", supernet, SUBNET, halved)
+    reloaded = reload_in_process(tmp_path / "small", supernet, SUBNET, halved)
+    assert reloaded.dtype == halved.dtype
+    exact = score(supernet.extract(SUBNET), halved.splits.test, ["loss"])["loss"].value
+    assert score(reloaded, halved.splits.test, ["loss"])["loss"].value == pytest.approx(exact, rel=0.05)
+
+
+def test_a_float32_parent_whose_config_names_no_dtype_stays_in_it(text_recipe: Path) -> None:
+    config = text_recipe.parent / "model" / "config.json"
+    config.write_text(json.dumps({n: v for n, v in json.loads(config.read_text()).items() if n != "dtype"}))
+    assert TaskContext(Recipe.load(text_recipe)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("halved", HALVES, indirect=True)
+def test_an_export_whose_weights_were_not_rounded_is_refused(halved: TaskContext, tmp_path: Path) -> None:
+    supernet = Supernet(halved.load_model().eval(), dtype=halved.dtype)
+    save_subnet(supernet, SUBNET, halved, tmp_path)
+    with torch.no_grad():
+        supernet.model.classifier.weight += 0.01
+    with pytest.raises(InputError, match="must agree"):
+        reload_in_process(tmp_path, supernet, SUBNET, halved)
+
+
+FILES = [
+    pytest.param(dtype, name, marks=[] if (dtype, name) == (torch.bfloat16, "onnx") else pytest.mark.slow)
+    for dtype in HALVES
+    for name in ("onnx", "int8", "program")
+]
+
+
+@pytest.mark.parametrize(("halved", "name"), FILES, indirect=["halved"])
+def test_files_of_other_runtimes_hold_16_bits_and_agree(name: str, halved: TaskContext, tmp_path: Path) -> None:
+    import onnx
+
+    supernet = Supernet(halved.load_model().eval(), dtype=halved.dtype)
+    save_subnet(supernet, supernet.parent, halved, tmp_path)
+    info = {"task": "text-classification", "workload": halved.recipe.workload.to_dict(), "max_length": 16}
+    full = {"subnet": supernet.parent.to_dict(), "key": "0", "name": "", "device": "", "split": "", "measured": False}
+    (tmp_path / "subnet.json").write_text(json.dumps({**info, **full, "values": {}, "errors": {}}))
+    file = convert(tmp_path, [name])[name]
+    inputs, expected = supernet_outputs(supernet, supernet.parent, halved)
+    found = outputs_in_subprocess(name, file, "text-classification", inputs)
+    assert largest_difference(found, expected) < {"onnx": 1e-4}.get(name, 0.1)
+    if name != "program":
+        kinds = {len(t.raw_data): t.data_type for t in onnx.load(file).graph.initializer}
+        large = {kind for size, kind in kinds.items() if size >= 2 * 48 * 48}
+        assert large <= {getattr(onnx.TensorProto, str(halved.dtype)[6:].upper()), onnx.TensorProto.INT8}
+    else:
+        weights = torch.export.load(file).state_dict.values()
+        assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {halved.dtype}
