@@ -109,7 +109,7 @@ def test_a_teacher_gets_decoder_inputs_and_padding_is_ignored(tmp_path: Path) ->
     context = seq2seq_context(tmp_path)
     task, batch = context.splits.task, context.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
-    trainer.task, trainer.teacher, trainer.temperature, trainer.teacher_cache = task, model, 2.0, []
+    trainer.task, trainer.teacher, trainer.temperature, trainer.kept = task, model, 2.0, None
     teacher_outputs, student_outputs = (
         trainer.teacher_outputs(dict(batch), torch.zeros(0)),
         trainer.logits_and_labels(model(**batch), dict(batch)),

@@ -210,7 +210,7 @@ def test_a_teacher_runs_each_example_once(context: TaskContext, tmp_path: Path) 
             lambda module, inputs, outputs, sizes=batch_sizes: sizes.append(len(outputs.logits))
         )
         if not caches:
-            trainer._cache_teacher = list  # type: ignore[method-assign]
+            trainer.kept = None
         trainer.train()
         logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         teacher_examples.append(sum(batch_sizes))

@@ -58,12 +58,13 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
         args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", disable_tqdm=True),
     )
     update = torch.optim.AdamW(supernet.model.parameters())
-    cached = [torch.randn(len(batch["labels"]), 2)]
+    kept, rows = KeptOutputs(len(batch["labels"])), torch.arange(len(batch["labels"]))
+    kept.put(rows, [torch.randn(len(rows), 2)])
 
     def step(number: int, runs_teacher: bool) -> None:
         trainer.state.global_step, trainer.state.max_steps = number, 1000
-        trainer.teacher_cache = [] if runs_teacher else cached
-        trainer.training_step(supernet.model, {**batch, "row": torch.arange(len(batch["labels"]))})
+        trainer.kept = None if runs_teacher else kept
+        trainer.training_step(supernet.model, {**batch, "row": rows})
         update.step()
         update.zero_grad()
 

@@ -47,6 +47,7 @@ class Run:
         self.recipe = self._load_recipe()
         read_json(self.folder / "environment.json")  # a damaged one is said at once
         self.parent = self.folder / "parent"
+        self.teacher_outputs = self.folder / "teacher_outputs.safetensors"
         self.supernet = self.folder / "supernet"
         self.measurements = self.folder / "measurements.jsonl"
         self.predictor = self.folder / "predictor"
@@ -65,7 +66,14 @@ class Run:
         self.logs = self.folder / "logs"
         self.trained_folders = (self.parent, self.supernet)
         searched = (self.study, self.trials, self.finished, self.verified, self.front_file, self.report, self.exports)
-        self.depends_on_weights = (*self.trained_folders, *searched, self.finetuned, self.parent_values)
+        self.depends_on_weights = (
+            self.parent,
+            self.teacher_outputs,
+            self.supernet,
+            *searched,
+            self.finetuned,
+            self.parent_values,
+        )
         self._files = (self.parent_values, self.trials, self.front_file, self.report, self.finetuned, self.sensitivity)
 
     def _load_recipe(self) -> Recipe:

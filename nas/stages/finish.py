@@ -15,6 +15,7 @@ from nas.runs.finished import Finished, read_finished_before, write_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
+from nas.stages.training import shared_outputs
 from nas.studies.expected_front import expected_front
 from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
@@ -65,6 +66,7 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     models += _baselines(run, context, supernet, models, cost)
     models += _int8_twins(run, context, supernet, models)
     delete(run.finished / TOGETHER)
+    delete(run.teacher_outputs)
     keys = {model.subnet.key for model in models}
     write_finished(run, [*models, *(before for before in read_finished_before(run) if before.subnet.key not in keys)])
 
@@ -137,6 +139,7 @@ def _train_together(
                 teacher=context.load_model(run.parent),
                 strategy=Chosen([model.subnet for model in models]),
                 temperature=settings.temperature,
+                kept=shared_outputs(run, context, settings),
                 args=arguments,
                 train_dataset=examples,
                 other_sizes=context.of_sizes((model.subnet.input_size for model in models), settings),
@@ -176,6 +179,7 @@ def _train_alone(
             context.recipe.seed,
             teacher=context.load_model(run.parent),
             temperature=settings.temperature,
+            kept=shared_outputs(run, context, settings),
             other_sizes=context.of_sizes([size], settings),
             input_size=size,
         )

@@ -12,7 +12,7 @@ from nas.runs.processes import build_in_main
 from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.stages.profile import fit_predictor
-from nas.stages.training import run_training, save_trained
+from nas.stages.training import run_training, save_trained, shared_outputs
 from nas.supernets.device import training_device
 from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
 from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration, vocabulary_of
@@ -110,6 +110,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         teacher=context.load_model(run.parent) if settings.teacher == "parent" else None,
         strategy=make_strategy(settings, supernet, space, latency_ms, context.recipe.task.type),
         temperature=settings.temperature,
+        kept=shared_outputs(run, context, settings),
         relation_weight=settings.relations,
         relation_source=settings.relations_of,
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas.recipe.schema import Training
 from nas.runs import processes
 from nas.runs.files import write_json
 from nas.runs.progress import ProgressCallback, progress
 from nas.runs.run import Run
 from nas.stages.resources import check_processes
 from nas.tasks.context import TaskContext
+from nas.tasks.kept_outputs import KeptOutputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,3 +52,10 @@ def save_trained(model: PreTrainedModel, log: list[dict[str, float]], work: Path
     if processes.is_main():
         model.save_pretrained(work)
         write_json(work / "training.json", log)
+
+
+def shared_outputs(run: Run, context: TaskContext, settings: Training) -> KeptOutputs | None:
+    """What keeps the parent's outputs for all trainings of a run on the same examples; None for augmented ones."""
+    if settings.augment is not None:
+        return None
+    return KeptOutputs(run.teacher_outputs, len(context.training_set(settings)))

@@ -22,6 +22,7 @@ from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.device import training_device
 from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
+from nas.tasks.kept_outputs import KeptOutputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
 from search_spaces import InputError
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-TEACHER_BATCH_SIZE = 64
-"""Examples per forward pass of the teacher when its outputs are cached."""
 HIGH_RATE = 1e-2
 """Learning rates above are too high for any transformer."""
 TIMED_STEPS = 6
 """Steps from whose times a number of steps is found."""
+TEACHER_OUTPUTS = "teacher_outputs.safetensors"
+"""File beside the checkpoints with the teacher's outputs so far."""
 OTHER_SIZES = "other_sizes"
 """Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
 
@@ -70,7 +71,9 @@ class DistillationTrainer(Trainer):
         task: Collates batches and selects the logits that are scored.
         teacher: Fixed model of the same task; None to train on labels only.
         temperature: Temperature of both distributions.
-        train_dataset: Training examples; the teacher's outputs on them are cached if they are small.
+        train_dataset: Training examples.
+        kept: Keeps the teacher's outputs on them, if they are one vector per example; trainings on the same examples
+            may share it. Default: beside the checkpoints.
         other_sizes: The same examples as inputs of other sizes that trained models have.
         input_size: The size of the inputs of the model; a teacher always has the full one.
     """
@@ -82,6 +85,7 @@ class DistillationTrainer(Trainer):
         teacher: PreTrainedModel | None,
         temperature: float = 1.0,
         train_dataset: Dataset | None = None,
+        kept: KeptOutputs | None = None,
         other_sizes: OtherSizes | None = None,
         input_size: str = FULL,
         **kwargs: Any,
@@ -94,7 +98,11 @@ class DistillationTrainer(Trainer):
         self.input_size = input_size
         self.loss_is_scaled_for_ga = True  # by `share_of_batch`
         self.task = task
-        self.teacher_cache: list[torch.Tensor] = []
+        self.kept = kept
+        if kept is None and train_dataset is not None:
+            self.kept = KeptOutputs(Path(self.args.output_dir, TEACHER_OUTPUTS), len(train_dataset))
+        if teacher is None or task.labels_tokens:
+            self.kept = None
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
 
@@ -120,6 +128,11 @@ class DistillationTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Returns the number of labels in the parts of an accumulated batch, in this process."""
         return sum(self._count_labels(part) for part in batch_samples)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.kept is not None:
+            self.kept.save()
+        super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
@@ -170,46 +183,34 @@ class DistillationTrainer(Trainer):
         return self.task.logits_and_labels(outputs, inputs)
 
     def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[LogitsAndLabels]:
-        """Returns the teacher's logits on the same inputs, from the cache if it has them."""
-        if self.teacher_cache and len(rows):
-            outputs = [logits[rows].to(self.args.device) for logits in self.teacher_cache]
-            return [(logits, inputs.get("labels", logits)) for logits in outputs]
+        """Returns the teacher's outputs on the same inputs: those that are kept, if all are known."""
+        outputs = self.kept.get(rows) if self.kept is not None and len(rows) else None
+        if outputs is not None:
+            outputs = [each.to(self.args.device) for each in outputs]
+            return [(each, inputs.get("labels", each)) for each in outputs]
         assert self.teacher is not None
         with torch.no_grad():
-            return self.logits_and_labels(self.teacher(**model_inputs(of_input_size(inputs, FULL))), inputs)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; caches the teacher's outputs first, if they are one vector per example and needed several times.
-
-        The order of the examples is fixed, so that a resumed training computes the same outputs.
-        """
-        epochs = self.args.num_train_epochs if self.args.max_steps <= 0 else self.args.max_steps / self._epoch_steps
-        self._cache_teacher_if(epochs > 1)
-        return super().train(*args, **kwargs)
-
-    def _cache_teacher_if(self, is_needed_again: bool) -> None:
-        """Caches the teacher's outputs, if they are one vector per example and each is needed several times."""
-        if self.teacher is not None and not self.task.labels_tokens and is_needed_again and not self.teacher_cache:
-            self.teacher_cache = self._cache_teacher()
+            computed = self.logits_and_labels(self.teacher(**model_inputs(of_input_size(inputs, FULL))), inputs)
+        if self.kept is not None and len(rows):
+            self.kept.put(rows, [each for each, _ in computed])
+        return computed
 
     def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long on this machine, at least one; weights stay as they are.
 
-        Times steps on batches of short to long examples, first with the teacher, then, in a single process with time
-        for more than an epoch, with its outputs cached, which counts.
+        Times steps on batches of short to long examples twice: first the teacher may run, then its outputs are kept.
+        Trainings of one seed see the examples in the same order, so what is kept comes first. The timing counts.
 
         Args:
             seconds: The time.
             clock: Returns seconds.
         """
         start, parts = clock(), self.args.gradient_accumulation_steps
-        step_s = parts * self._step_seconds(clock)
-        may_cache = self.teacher is not None and self.args.world_size == 1  # processes must time the same steps
-        if may_cache and seconds / step_s > self._epoch_steps:
-            self._cache_teacher_if(True)
-            step_s = parts * self._step_seconds(clock)
-        left = seconds - (clock() - start)
-        return max(1, int(left / step_s))
+        n_kept = 0 if self.kept is None else self.kept.n_known
+        first_s, again_s = (parts * self._step_seconds(clock) for _ in range(2))
+        left, epoch = seconds - (clock() - start), self._epoch_steps
+        kept_steps = epoch * n_kept / len(cast("Dataset", self.train_dataset))
+        return max(1, int(_steps_within(left, again_s, first_s, kept_steps, epoch)))
 
     @property
     def _epoch_steps(self) -> float:
@@ -235,20 +236,19 @@ class DistillationTrainer(Trainer):
                 seconds.append(clock() - begin)
         return sum(seconds[1:]) / TIMED_STEPS
 
-    def _cache_teacher(self) -> list[torch.Tensor]:
-        """Returns the teacher's logits of each row, from batches of similar length."""
-        dataset, batches = cast("Dataset", self.train_dataset), list[list[torch.Tensor]]()
-        order = torch.tensor(_by_length(dataset))
-        for rows in order.split(TEACHER_BATCH_SIZE):
-            inputs, _ = self.pop_row_index(
-                self._prepare_inputs(self.data_collator(list(dataset.select(rows.tolist()))))
-            )
-            batches.append([each.float().cpu() for each, _ in self.teacher_outputs(inputs, torch.zeros(0))])
-        return [torch.cat(each)[order.argsort()] for each in zip(*batches, strict=True)]
-
     def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
         """Returns the divergence of a student from the teacher over the scored labels."""
         return divergence(student, teacher, self.task.activation, self.temperature)
+
+
+def _steps_within(seconds: float, step_s: float, first_s: float, kept: float, epoch: float) -> float:
+    """Steps that take so long, where those between ``kept`` and ``epoch`` take ``first_s`` each, others ``step_s``."""
+    before, during = kept * step_s, (epoch - kept) * first_s
+    if seconds <= before:
+        return seconds / step_s
+    if seconds <= before + during:
+        return kept + (seconds - before) / first_s
+    return epoch + (seconds - before - during) / step_s
 
 
 def of_input_size(inputs: dict[str, Any], size: str) -> dict[str, Any]:
@@ -327,6 +327,8 @@ def train(
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.require_finite()
+    if trainer.kept is not None:
+        trainer.kept.save()
     return [entry for entry in trainer.state.log_history if "loss" in entry or "train_runtime" in entry]
 
 
@@ -335,6 +337,8 @@ def _stored_steps(trainer: DistillationTrainer, minutes: float) -> int:
     file = Path(trainer.args.output_dir, "steps.json")
     if not file.exists():
         steps = trainer.steps_within(60 * minutes)
+        if trainer.kept is not None:
+            trainer.kept.save()
         if processes.is_main():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, steps)
@@ -391,6 +395,7 @@ def model_trainer(
     seed: int,
     teacher: PreTrainedModel | None = None,
     temperature: float = 1.0,
+        kept: KeptOutputs | None = None,
     other_sizes: OtherSizes | None = None,
     input_size: str = FULL,
 ) -> DistillationTrainer:
@@ -402,6 +407,7 @@ def model_trainer(
         temperature=temperature,
         args=training_arguments(settings, folder, seed, by_length="input_ids" in dataset.column_names),
         train_dataset=dataset,
+        kept=kept,
         other_sizes=other_sizes,
         input_size=input_size,
     )

@@ -78,7 +78,7 @@ class TaskContext:
 
     def __init__(self, recipe: Recipe, sample: int | None = None) -> None:
         self.recipe, self.sample = recipe, sample
-        self._augmented: dict[str, Dataset] = {}
+        self._training_sets: dict[str | None, Dataset] = {}
         self._of_size: dict[str, TaskContext] = {FULL: self}
 
     @cached_property
@@ -270,14 +270,17 @@ class TaskContext:
             InputError: If the augmentation fails, or returns examples with other columns.
         """
         source = settings.augment
+        if source not in self._training_sets:
+            self._training_sets[source] = self._augmented(source).flatten_indices()  # once, else in every training
+        return self._training_sets[source]
+
+    def _augmented(self, source: str | None) -> Dataset:
         if source is None:
             return self.splits.train
-        if source not in self._augmented:
-            from transformers import set_seed
+        from transformers import set_seed
 
-            set_seed(self.recipe.seed)
-            self._augmented[source] = self.splits.task.process(augment(self.splits.raw_train, source), source)
-        return self._augmented[source]
+        set_seed(self.recipe.seed)
+        return self.splits.task.process(augment(self.splits.raw_train, source), source)
 
     @cached_property
     def has_head(self) -> bool:
