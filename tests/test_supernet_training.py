@@ -30,6 +30,7 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import last_complete_checkpoint, train, training_arguments
 from nas.tasks.context import TaskContext
+from nas.tasks.kept_outputs import KeptOutputs
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace
 
@@ -217,6 +218,19 @@ def test_a_teacher_runs_each_example_once(context: TaskContext, tmp_path: Path) 
     examples = len(context.splits.train)
     assert teacher_examples == [examples, 3 * examples]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+
+
+def test_trainings_on_the_same_examples_share_the_outputs_of_their_teacher(
+    context: TaskContext, tmp_path: Path
+) -> None:
+    examples, file = len(context.splits.train), tmp_path / "outputs.safetensors"
+    for runs in (examples, 0):
+        trainer = make_trainer(context, tmp_path / str(runs), settings={"epochs": 1.0})
+        trainer.kept, batch_sizes = KeptOutputs(file, examples), list[int]()
+        assert trainer.teacher is not None
+        trainer.teacher.register_forward_hook(lambda *call, sizes=batch_sizes: sizes.append(len(call[-1].logits)))
+        train(trainer, lambda *_: None, tmp_path / "logs")
+        assert sum(batch_sizes) == runs
 
 
 def test_bfloat16_trains_without_a_gpu_too(text_recipe: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
+from nas.tasks.kept_outputs import KeptOutputs
 from search_spaces import SearchSpace
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -58,7 +59,8 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
         args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", disable_tqdm=True),
     )
     update = torch.optim.AdamW(supernet.model.parameters())
-    kept, rows = KeptOutputs(len(batch["labels"])), torch.arange(len(batch["labels"]))
+    rows = torch.arange(len(batch["labels"]))
+    kept = KeptOutputs(Path(folder, "outputs.safetensors"), len(rows))
     kept.put(rows, [torch.randn(len(rows), 2)])
 
     def step(number: int, runs_teacher: bool) -> None:
