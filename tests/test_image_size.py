@@ -195,7 +195,7 @@ def test_a_batch_has_the_same_rows_in_every_size(recipe: Recipe, tmp_path: Path)
     inputs, rows = trainer.pop_row_index(batch)
     assert len(rows) == len(batch["labels"])
     (cached, _), *_ = trainer.teacher_outputs(inputs, rows)
-    trainer.teacher_cache = []
+    trainer.kept = None
     (computed, _), *_ = trainer.teacher_outputs(inputs, rows)
     assert torch.allclose(cached, computed, atol=1e-5)
 

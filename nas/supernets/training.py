@@ -395,7 +395,7 @@ def model_trainer(
     seed: int,
     teacher: PreTrainedModel | None = None,
     temperature: float = 1.0,
-        kept: KeptOutputs | None = None,
+    kept: KeptOutputs | None = None,
     other_sizes: OtherSizes | None = None,
     input_size: str = FULL,
 ) -> DistillationTrainer:
