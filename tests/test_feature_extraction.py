@@ -52,6 +52,15 @@ def test_each_line_is_a_text_and_the_labels_are_the_vectors_of_the_model(context
     assert pickle.loads(pickle.dumps(splits.search)).batches[0].keys() == batch.keys()
 
 
+def test_texts_are_embedded_by_the_model_when_they_are_first_scored(context: TaskContext) -> None:
+    splits = context.splits
+    assert not any("labels" in batch for examples in (splits.search, splits.test) for batch in examples.collated)
+    score(context.load_model(), splits.search.take(1), ["cosine_similarity"])
+    first, *others = splits.search.collated
+    assert not first["labels"].is_inference() and not any("labels" in batch for batch in others)
+    assert not any("labels" in batch for batch in splits.test.collated)
+
+
 def test_metrics_fall_with_the_distance_from_the_model(context: TaskContext) -> None:
     names = ["cosine_similarity", "top10_agreement"]
     supernet, space = supernet_of(context)

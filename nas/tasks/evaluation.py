@@ -31,14 +31,15 @@ class EvaluationSet:
 
     Attributes:
         task: Computes the statistics of each example.
-        batches: Model inputs with labels.
+        collated: Model inputs with the labels of the data; labels that the recipe's model gives come when `batches` is
+            first read.
         rows: For each batch, the rows of each of its examples (a long example may have several). They keep only the
             columns that predictions are compared with.
         beside: Sets of other tasks that are scored too; a metric that one of them has is computed on it.
     """
 
     task: TaskType
-    batches: tuple[Mapping[str, torch.Tensor], ...]
+    collated: tuple[dict[str, torch.Tensor], ...]
     rows: tuple[Sequence[list[Row]], ...]
     beside: tuple[EvaluationSet, ...] = ()
 
@@ -50,21 +51,32 @@ class EvaluationSet:
         """
         size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
         lengths, read = _examples(dataset, task)
-        batches, rows = list[Mapping[str, torch.Tensor]](), list[Sequence[list[Row]]]()
+        batches, rows = list[dict[str, torch.Tensor]](), list[Sequence[list[Row]]]()
         for numbers in fair_batches(lengths, size):
             group = [read(number) for number in numbers]
-            batches.append(collate([row for example in group for row in example]))
+            batches.append(dict(collate([row for example in group for row in example])))
             rows.append([_reference_rows(example, task) for example in group])
         return cls(task, tuple(batches), tuple(rows))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
 
+    @property
+    def batches(self) -> tuple[Mapping[str, torch.Tensor], ...]:
+        """Model inputs with labels."""
+        with torch.inference_mode(False), torch.no_grad():  # training reads them too
+            self.task.add_labels(self.collated)
+        return self.collated
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Has all labels: a process that only scores does not load the recipe's model."""
+        return {**self.__dict__, "collated": self.batches}
+
     def take(self, examples: int) -> EvaluationSet:
         """Returns the first batches with about this many examples, at least one batch."""
         sizes = np.cumsum([len(group) for group in self.rows])
         count = max(1, int(np.abs(sizes - examples).argmin()) + 1)
-        return replace(self, batches=self.batches[:count], rows=self.rows[:count])
+        return replace(self, collated=self.collated[:count], rows=self.rows[:count])
 
     def labelled_batches(self, examples: int) -> list[dict[str, torch.Tensor]]:
         """Returns the batches of `take` as dicts."""
@@ -117,11 +129,11 @@ def score_in_slices(
         The number of examples in the slice, and the scores on them.
     """
     parts: list[dict[str, np.ndarray]] = []
-    count, start = len(examples.batches), 0
+    count, start = len(examples.collated), 0
     if examples.task.whole_set_metrics & {*names}:
         fractions = ()
     for end in slice_ends(count, fractions):
-        chunk = replace(examples, batches=examples.batches[start:end], rows=examples.rows[start:end])
+        chunk = replace(examples, collated=examples.collated[start:end], rows=examples.rows[start:end])
         parts.append(collect_stats(model, chunk, names))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         stats = examples.task.compare_examples(joined, names)

@@ -28,7 +28,7 @@ def check_token_table(context: TaskContext) -> None:
 
 def check_tokens(context: TaskContext) -> None:
     """Raises InputError if an example has a token, or a token type, that the model has no row for."""
-    for batch in (*context.splits.search.batches, *context.splits.test.batches):
+    for batch in (*context.splits.search.collated, *context.splits.test.collated):
         for name, field in TABLES.items():
             rows = getattr(context.config, field, None)
             highest = int(batch[name].max()) if name in batch and rows is not None else 0

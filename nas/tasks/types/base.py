@@ -94,6 +94,7 @@ class TaskType(ABC):
         self.config = inputs.config
         self.processor = inputs.processor
         self.names = []
+        self.load_parent = inputs.load_parent
         self.train, self.test = train, test
 
     @property
@@ -201,6 +202,20 @@ class TaskType(ABC):
     def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
         """Returns the collator of evaluation sets, which gives the same batch on every call."""
         return self.collate
+
+    def add_labels(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Adds the labels that the recipe's model gives to those batches of an evaluation set that lack them.
+
+        It takes as long as scoring this model, so it is done when the batches are first scored.
+        """
+        return  # most have their labels in the data
+
+    def parent(self) -> PreTrainedModel:
+        """Loads the recipe's model to label examples with."""
+        import torch
+
+        assert self.load_parent is not None
+        return self.load_parent().eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def group_by_example(self, rows: Iterable[Row]) -> list[list[Row]]:
         """Groups rows by example."""

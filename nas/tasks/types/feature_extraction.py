@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class FeatureExtraction(TextTask):
         super().__init__(inputs, train, test)
         self.modules = SentenceModules.read(inputs.model)
         self.length = min(self.task.max_length, self.modules.max_length or self.task.max_length)
-        self.seed, self.load_parent = inputs.seed, inputs.load_parent
+        self.seed = inputs.seed
         self.prepare(train, test)
 
     def prepare(self, train: Dataset, test: Dataset) -> None:
@@ -70,21 +70,15 @@ class FeatureExtraction(TextTask):
         """Pads the tokens to the longest text."""
         return self.pad_inputs(rows)
 
-    def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
-        """Returns a collator that adds the vectors of the recipe's model as labels."""
-        import torch
-
-        if self.load_parent is None:
-            return self.collate
-        parent = self.load_parent().eval().to("cuda" if torch.cuda.is_available() else "cpu")
-
-        def collate(rows: list[Row]) -> Batch:
-            batch = self.collate(rows)
+    def add_labels(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Adds the vectors of the recipe's model."""
+        unlabelled = [batch for batch in batches if "labels" not in batch]
+        if not unlabelled or self.load_parent is None:
+            return
+        parent = self.parent()
+        for batch in unlabelled:
             inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
-            with torch.no_grad():
-                return {**batch, "labels": self.embeddings(parent(**inputs), inputs).cpu()}
-
-        return collate
+            batch["labels"] = self.embeddings(parent(**inputs), inputs).cpu()
 
     def pooled(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Returns the pooled hidden states of the texts (texts, channels) in float32."""

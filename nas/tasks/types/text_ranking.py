@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from nas.tasks.types.base import EVALUATION_BATCH_SIZE, TaskInputs, TextTask
 from search_spaces import InputError
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -54,7 +55,7 @@ class TextRanking(TextTask):
             )
         super().__init__(inputs, train, test)
         self.train, self.test = self._by_query(train, self.task.train), self._by_query(test, self.task.test)
-        self.names, self.load_parent = inputs.head_names or ["LABEL_0"], inputs.load_parent
+        self.names = inputs.head_names or ["LABEL_0"]
         grades = [grade for split in (self.train, self.test) for row in split[RELEVANCE] for grade in row]
         self.highest = float(np.nanmax([1.0, *grades]))
         if np.nanmin([0.0, *grades]) < 0:
@@ -144,25 +145,16 @@ class TextRanking(TextTask):
 
         return {**self.pad_inputs(rows), "labels": torch.tensor([row[RELEVANCE] for row in rows])}
 
-    def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
-        """Returns a collator that puts the parent's scores, as probabilities, in the place of unknown labels."""
-        import torch
-
-        parent = None
-
-        def collate(rows: list[Row]) -> Batch:
-            nonlocal parent
-            batch = self.collate(rows)
-            unknown = batch["labels"].isnan()
-            if not unknown.any() or self.load_parent is None:
-                return batch
-            parent = parent or self.load_parent().eval().to("cuda" if torch.cuda.is_available() else "cpu")
-            with torch.no_grad():
-                inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
-                scores = parent(**inputs).logits[:, 0].float().cpu()
-            return {**batch, "labels": torch.where(unknown, torch.sigmoid(scores), batch["labels"])}
-
-        return collate
+    def add_labels(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Puts the parent's scores, as probabilities, in the place of unknown labels."""
+        unlabelled = [batch for batch in batches if batch["labels"].isnan().any()]
+        if not unlabelled or self.load_parent is None:
+            return
+        parent = self.parent()
+        for batch in unlabelled:
+            inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
+            scores, labels = parent(**inputs).logits[:, 0].float().cpu(), batch["labels"]
+            batch["labels"] = labels.where(~labels.isnan(), scores.sigmoid())
 
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
         """Runs a model; its loss is the binary cross-entropy to labels as probabilities, 0 where there are none."""
