@@ -19,6 +19,7 @@ from nas.tasks.evaluation import score, score_in_slices
 from nas.tasks.retrieval import RETRIEVAL_METRICS, RetrievalSet, ranking_quality
 from nas.tasks.sentence_modules import SETTINGS as SETTINGS_FILE
 from nas.tasks.sentence_modules import SentenceModules
+from predictors.measurement import onnx_export
 from search_spaces import InputError, SubnetConfig
 
 SMALL = SubnetConfig.uniform((1, 3), num_attention_heads=2, intermediate_size=24, hidden_size=48)
@@ -127,9 +128,18 @@ def test_without_labels_the_neighbours_of_the_parent_are_relevant(build: Callabl
 
 
 def test_ranking_quality_by_hand() -> None:
-    hits = np.zeros((3, 10), bool)
-    hits[0, [0, 2]] = hits[1, 3] = True
-    found = ranking_quality(hits, np.array([2, 1, 40]))
+    ranked = np.tile(np.arange(10), (3, 1))
+    found = ranking_quality(ranked, [{0, 2}, {3}, {*range(10, 50)}])
     gain = 1 / np.log2(np.arange(2, 12))
     assert found["ndcg10"] == pytest.approx([(gain[0] + gain[2]) / (gain[0] + gain[1]), gain[3] / gain[0], 0.0])
     assert found["mrr10"] == pytest.approx([1.0, 0.25, 0.0]) and found["recall10"] == pytest.approx([1.0, 1.0, 0.0])
+    assert ranking_quality(ranked[:, :1], [{0}] * 3)["ndcg10"].tolist() == [1.0] * 3, "a corpus of one text"
+
+
+def test_metrics_of_retrieval_need_sentence_transformers(
+    build: Callable[..., TaskContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'`ndcg10` needs sentence_transformers.*"paretoformer\[embeddings\]"'):
+        _ = build().splits
+    assert len(build(objectives={"spearman": "maximize", "latency_ms": "minimize"}).splits.test)

@@ -128,6 +128,19 @@ def test_an_export_is_loaded_by_sentence_transformers_with_equal_vectors(build: 
     assert np.abs(parent - expected).max() > 1e-3
 
 
+def test_spearman_is_that_of_the_evaluator(build: Build, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+    context = build(ROWS)
+    save_subnet(Supernet(context.load_model()), SMALL, context, tmp_path / "small")
+    loaded = library.SentenceTransformer(str(tmp_path / "small"), device="cpu", trust_remote_code=True)
+    columns = [[row[name] for row in ROWS] for name in ("sentence1", "sentence2", "score")]
+    expected = EmbeddingSimilarityEvaluator(*columns)(loaded)["spearman_cosine"]
+    found = score(model_of(context), context.splits.test, ["spearman"])["spearman"]
+    assert found.value == pytest.approx(expected, abs=1e-4) and 0 < found.standard_error < 0.3
+
+
 def test_the_card_loads_it_with_sentence_transformers(tmp_path: Path) -> None:
     SentenceModules().write(tmp_path, 48, 64)
     info = {

@@ -123,6 +123,27 @@ def test_an_export_is_a_cross_encoder(build: Build, tmp_path: Path) -> None:
     assert np.allclose(encoder.predict(pairs), expected, atol=1e-5)
 
 
+def test_metrics_are_those_of_the_evaluator(build: Build, tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
+
+    context = build(PAIRS)
+    supernet = Supernet(context.load_model().eval())
+    save_subnet(supernet, supernet.parent, context, tmp_path / "small")
+    encoder = CrossEncoder(str(tmp_path / "small"), device="cpu", activation_fn=torch.nn.Identity())
+    samples = [
+        {"query": query, **{
+            name: [row["passage"] for row in PAIRS if row["query"] == query and bool(row["label"]) == is_relevant]
+            for name, is_relevant in (("positive", True), ("negative", False))
+        }}
+        for query in dict.fromkeys(row["query"] for row in PAIRS)
+    ]  # fmt: skip
+    expected = CrossEncoderRerankingEvaluator(samples)(encoder)
+    found = score(supernet.model.eval(), context.splits.test, ["ndcg10", "mrr10"])
+    assert found["ndcg10"].value == pytest.approx(expected["ndcg@10"], abs=1e-6)
+    assert found["mrr10"].value == pytest.approx(expected["mrr@10"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

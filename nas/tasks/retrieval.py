@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOP = 10
 RETRIEVAL_METRICS = ("ndcg10", "mrr10", "recall10")
+QUERY = "query"
 ID, TITLE, TEXT = ("_id", "id"), "title", "text"
 QUERY_ID, TEXT_ID, GRADE = ("query-id", "query_id"), ("corpus-id", "corpus_id"), ("score", "relevance")
 """Names of columns in BEIR's files and in its data sets on the hub."""
@@ -66,20 +67,25 @@ class RetrievalSet:
         return cls([queries[q] for q in relevant], list(corpus.values()), [*map(frozenset, relevant.values())])
 
 
-def ranking_quality(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
-    """NDCG, reciprocal rank and recall at 10 of each query, as `InformationRetrievalEvaluator` defines them.
+def ranking_quality(ranked: np.ndarray, relevant: Sequence[Set[int]]) -> dict[str, np.ndarray]:
+    """NDCG, reciprocal rank and recall at 10 of each query, by sentence-transformers' `InformationRetrievalEvaluator`.
+
+    It gives means over queries, so it is asked for one query at a time.
 
     Args:
-        hits: Whether the texts that are ranked first are relevant (queries, up to 10 ranks).
-        relevant: Number of relevant texts of each query, at least 1 (queries,).
+        ranked: Indices of the texts of each query, the best first (queries, up to 10 ranks).
+        relevant: Indices of the relevant texts of each query, at least one.
     """
-    discounts = 1.0 / np.log2(np.arange(2, TOP + 2))
-    ideal = np.cumsum(discounts)[np.minimum(relevant, TOP) - 1]
-    return {
-        "ndcg10": hits @ discounts[: hits.shape[1]] / ideal,
-        "mrr10": hits.any(1) / (1.0 + hits.argmax(1)),
-        "recall10": hits.sum(1) / relevant,
-    }
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator as Evaluator
+
+    found, ranks, no_ranks = [], [TOP], list[int]()
+    for texts, of in zip(ranked.tolist(), relevant, strict=True):
+        wanted = {QUERY: {*map(str, of)}}
+        evaluator = Evaluator({QUERY: ""}, {}, wanted, 1, ranks, ranks, no_ranks, ranks, no_ranks)
+        hits = [{"corpus_id": str(text), "score": -rank} for rank, text in enumerate(texts)]
+        found.append(evaluator.compute_metrics([hits]))
+    names = dict(zip(RETRIEVAL_METRICS, ("ndcg@k", "mrr@k", "recall@k"), strict=True))
+    return {name: np.array([float(of[theirs][TOP]) for of in found]) for name, theirs in names.items()}
 
 
 def _load(folder: str, name: str) -> Dataset:

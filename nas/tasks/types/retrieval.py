@@ -16,8 +16,7 @@ from nas.tasks.retrieval import RETRIEVAL_METRICS, TOP, RetrievalSet, ranking_qu
 from nas.tasks.types.feature_extraction import FeatureExtraction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    import torch
     from datasets import Dataset
 
 NUMBER = "number"
@@ -53,9 +52,8 @@ class Retrieval(FeatureExtraction):
 
         return examples.map(rows, batched=True, remove_columns=["text"])
 
-    def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
-        """Returns the collator: what is relevant is known, so the parent's vectors are not needed."""
-        return self.collate
+    def add_labels(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Adds none: which texts are relevant is known."""
 
     def example_stats(
         self, model: Any, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
@@ -70,5 +68,4 @@ class Retrieval(FeatureExtraction):
         """Returns the metrics of each query."""
         vectors, n_queries = stats["vectors"][np.argsort(stats[NUMBER])], len(self.set.queries)
         ranked = nearest(vectors[:n_queries], min(TOP, len(self.set.corpus)), vectors[n_queries:])
-        hits = [[text in of for text in texts] for texts, of in zip(ranked.tolist(), self.set.relevant, strict=True)]
-        return ranking_quality(np.array(hits), np.array([len(of) for of in self.set.relevant]))
+        return ranking_quality(ranked, self.set.relevant)

@@ -13,12 +13,13 @@ from nas.tasks import metrics
 from nas.tasks.batches import LENGTHS, Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns
 from nas.tasks.metrics import Metric
-from nas.tasks.neighbours import cosine_similarity, is_among, nearest, partners
+from nas.tasks.neighbours import cosine_similarity, nearest, partners
 from nas.tasks.retrieval import RETRIEVAL_METRICS, TOP, ranking_quality
 from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskType
 from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.retrieval import Retrieval
+from predictors.measurement.onnx_export import require
 from search_spaces import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class SentenceSimilarity(FeatureExtraction):
     def beside(self) -> Sequence[TaskType]:
         """The retrieval set of the recipe."""
         return [] if self.retrieval is None else [self.retrieval]
+
+    def metric(self, name: str) -> Metric:
+        """Returns a metric by name; those of retrieval are computed by sentence-transformers."""
+        if name in RETRIEVAL_METRICS:
+            require("sentence_transformers", extra="embeddings", what=f"`{name}`")
+        return super().metric(name)
 
     def prepare(self, train: Dataset, test: Dataset) -> None:
         """Finds the columns of both splits, and what training learns from besides the parent."""
@@ -182,8 +189,8 @@ def _as_retrieval(vectors: Mapping[str, np.ndarray], metric_names: Sequence[str]
     count = min(TOP, len(vectors["labels"]) - 1)
     if count < 1 or not {*RETRIEVAL_METRICS} & {*metric_names}:
         return {}
-    relevant = nearest(vectors["labels"], count)
-    return ranking_quality(is_among(nearest(vectors["predictions"], count), relevant), np.full(len(relevant), count))
+    relevant = [{*texts} for texts in nearest(vectors["labels"], count).tolist()]
+    return ranking_quality(nearest(vectors["predictions"], count), relevant)
 
 
 def _split(row: Row) -> list[Row]:
