@@ -208,7 +208,7 @@ class Dimension:
 
     def fixed_reason(self, family: Family) -> str:
         """Why it cannot vary in a family; empty if it can, or if there is nothing to say."""
-        return ""
+        return family.fixed_reasons.get(self.name, "")
 
     def fixed_in(self, task: Task) -> str:
         """Why it may not vary in a task; empty if it may."""
@@ -221,7 +221,13 @@ class Dimension:
         return int(getattr(layout.sizes, layout.family.names_in_config(self.name)[stack]))
 
     def check_in(self, layout: Layout, value: Any) -> None:
-        """Raises InputError unless a parent allows a value, be it a choice or a subnetwork's."""
+        """Raises InputError unless a parent allows a value, be it a choice or a subnetwork's.
+
+        Here: one that a family fixes stays as in a stack of the parent.
+        """
+        reason = layout.family.fixed_reasons.get(self.name)
+        if reason and value not in [values[self.name] for values in layout.parent_values]:
+            raise InputError(f"`{self.name}` of `{layout.family.model_type}` is fixed: {reason}.")
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from search_spaces.dimensions import DIMENSIONS
+from search_spaces.dimensions import BLOCKS, DIMENSIONS
+from search_spaces.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -48,6 +49,7 @@ Skip = Literal[
     "zeros, None, None",
     "zeros, position_bias, None",
     "residual",
+    "residual, None",
     "identity",
 ]
 """What a skipped module returns: its input, zeros of its shape, or its second argument (the residual). An attention
@@ -103,12 +105,13 @@ class Family:
         per_layer_fields: Config fields that hold a list with one entry per layer.
         equal_to_hidden_size: Config fields that must equal hidden_size in a stock model.
         ffn_from_ratio: Config, hidden size, ratio -> FFN neurons, for a config that holds an integer ratio instead.
+        kv_heads_of: Config -> key and value heads, for a config that states them in other ways.
         cache_depth_field: Config field to add where the decoder is deeper than the encoder; without it, generation
             prepares a cache for too few layers.
         required_values: Config field -> the only value for which this table is right.
         unused_modules: Module outside the layers that no task uses -> attribute of its parent and field of the config
             to set to False when it is removed.
-        hidden_fixed_reason: Why the hidden size cannot vary; empty where it can.
+        fixed_reasons: Dimension -> why it cannot vary, although the layers have it.
         embedding: Path, in ``outside_layers``, of the table of token embeddings, if it may be factorized.
         embedding_fixed_reason: Why it may not be factorized; empty where the reason is not specific to the family.
         shared_layers: Whether all layers are one set of weights, applied again and again.
@@ -136,10 +139,11 @@ class Family:
     per_layer_fields: tuple[str, ...] = ()
     equal_to_hidden_size: tuple[str, ...] = ()
     ffn_from_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
+    kv_heads_of: Callable[[PreTrainedConfig], int] | None = None
     cache_depth_field: str = ""
     required_values: Mapping[str, Any] = field(default_factory=dict)
     unused_modules: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    hidden_fixed_reason: str = ""
+    fixed_reasons: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
     embedding_fixed_reason: str = ""
     shared_layers: bool = False
@@ -175,8 +179,14 @@ class Family:
 
     @property
     def skippable(self) -> list[str]:
-        """Blocks that may be skipped in every stack: ``attention``, ``mlp``."""
-        return [block for block in ("attention", "mlp") if all(block in stack.skips for stack in self.stacks)]
+        """Blocks that may be skipped in every stack, as width 0: ``attention``, ``mlp``."""
+        open_blocks = [block for block, (width, *_) in BLOCKS.items() if width not in self.fixed_reasons]
+        return [block for block in open_blocks if all(block in stack.skips for stack in self.stacks)]
+
+    @property
+    def runs(self) -> bool:
+        """Whether a recipe can name one of its tasks."""
+        return any(TASKS[task].default_metric for task in self.tasks)
 
     @property
     def generates(self) -> bool:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from nas.exports.reload import scored_outputs
-from search_spaces import FAMILIES, TASKS
+from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -59,7 +59,9 @@ def pytest_collection_finish() -> None:
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
 SIZES |= {"initializer_range": 0.1}  # so that attention changes the outputs visibly
+WITHOUT_FFN = {name: size for name, size in SIZES.items() if name != "intermediate_size"}
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
+PROJECTED = {"input_embedding_size": 24, "output_embedding_size": 32}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
@@ -74,6 +76,7 @@ DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pos
 DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
 LLAMA = {**SIZES, **TEXT, **GROUPED}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.67}
 FULL, SLIDING = "full_attention", "sliding_attention"
 MIXED = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": 5, "use_sliding_window": True}
 
@@ -151,9 +154,18 @@ TOYS: dict[str, Toy] = {
         Toy("mpnet", {**SIZES, **TEXT}, attentions=("eager",)),
         Toy("modernbert", {**SIZES, **TEXT, **MODERN}),
         Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
+        Toy("rembert", {**SIZES, **TEXT, **PROJECTED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
+        Toy("gptj", {**SIZES, **TEXT, "n_inner": 96, "rotary_dim": 4, "pad_token_id": 0}, attentions=("eager",)),
+        Toy("bloom", {**WITHOUT_FFN, **TEXT, "pad_token_id": 0}, attentions=("eager",)),
+        Toy("falcon", {**SIZES, **TEXT, "ffn_hidden_size": 96, "pad_token_id": 0}),
         Toy("t5", {**T5, **START, "vocab_size": len(WORDS)}, translation_inputs),
+        Toy("mt5", {**T5, **START, "vocab_size": len(WORDS), "initializer_factor": 0.5}, translation_inputs),
+        Toy("umt5", {**T5, **START, "vocab_size": len(WORDS)}, translation_inputs),
         Toy("bart", {**SCALED, **TEXT}, translation_inputs),
+        Toy("mbart", {**SCALED, **TEXT}, translation_inputs),
+        Toy("m2m_100", {**SCALED, **TEXT}, translation_inputs),
+        Toy("pegasus", {**SCALED, **TEXT}, translation_inputs),
         Toy("marian", {**SCALED, **TEXT}, translation_inputs),
         Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
         Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 36, "pad_token_id": 0}),
@@ -166,6 +178,10 @@ TOYS: dict[str, Toy] = {
         Toy("gemma2", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}, attentions=("eager",)),
         Toy("gemma3_text", {**LLAMA, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8}),
         Toy("phi3", LLAMA),
+        Toy("starcoder2", {**LLAMA, "sliding_window": 5}),
+        Toy("stablelm", {**LLAMA, "rope_parameters": HALF_ROTARY, "qk_layernorm": False}),
+        Toy("cohere2", {**LLAMA, **MIXED}),
+        Toy("olmo2", LLAMA),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
         Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),
@@ -175,6 +191,13 @@ TOYS: dict[str, Toy] = {
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
+
+LAYOUTS = [
+    name
+    for number, (name, family) in enumerate(FAMILIES.items())
+    if all(replace(one, model_type=name, tasks=family.tasks) != family for one in [*FAMILIES.values()][:number])
+]
+"""Families whose table is not that of an earlier one under another name; the others get the marker ``full``."""
 
 HEADLESS = {name for name, family in FAMILIES.items() if family.tasks[0] == "image-feature-extraction"}
 """Families without a head in transformers: they have outputs, but no loss."""
@@ -207,6 +230,17 @@ DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
 """One family of each kind: encoder, fused projections, grouped heads, two stacks, images."""
 
 
+def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
+    """A subnetwork with the parent's heads where its family fixes them, and neurons in proportion to the parent's."""
+    neurons = tuple(layout.parent.intermediate_size[0] * size // 96 for size in subnet.intermediate_size)
+    subnet = subnet.with_values(intermediate_size=neurons)
+    if "num_attention_heads" not in layout.family.fixed_reasons:
+        return subnet
+    names, depth = ("num_attention_heads", "num_key_value_heads"), len(subnet.layers)
+    heads = {name: getattr(layout.parent, name)[:1] * depth for name in names}
+    return subnet.with_values(**heads, attention_rank=tuple(rank or 100 for rank in subnet.attention_rank))
+
+
 def sampled(cases: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
     """Parameters of a test over a product: what is not everyday gets the marker ``full``."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
@@ -231,6 +265,8 @@ VARIANTS: dict[str, Toy] = {
     "opt-post-norm": variant("opt", do_layer_norm_before=False, enable_bias=False),
     "gpt_neox-serial": variant("gpt_neox", use_parallel_residual=False, tie_word_embeddings=True),
     "llama-biased": variant("llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=10),
+    "falcon-grouped": variant("falcon", new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-alibi": variant("falcon", alibi=True, multi_query=False, parallel_attn=False, bias=True),
     "gemma2-untied": variant("gemma2", tie_word_embeddings=False, attention_bias=True),
     "gemma3-untied": variant("gemma3_text", tie_word_embeddings=False, final_logit_softcapping=5.0),
     "phi3-sliding": variant("phi3", sliding_window=5, partial_rotary_factor=0.67, tie_word_embeddings=True),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import DAILY_FAMILIES, TOYS, sampled
+from conftest import DAILY_FAMILIES, TOYS, as_fixed, sampled
 from toy_tasks import causal
 
 import nas  # noqa: F401  exports load without the trust flag
@@ -61,14 +61,15 @@ def subnet(supernet: Supernet, case: str) -> SubnetConfig:
         layers += [sum(layout.depths[:number]) + layer for layer in kept]
         assert depth == 4
     heads = [g * p for g, p in zip(groups, per_group, strict=True)] if "kv_heads" in layout.family.axes else groups
-    return SubnetConfig(
+    subnet = SubnetConfig(
         tuple(layers),
         tuple(heads) * stacks,
         neurons * stacks,
-        supernet.parent.hidden_size if supernet.family.hidden_fixed_reason else hidden,
+        supernet.parent.hidden_size if "hidden_size" in supernet.family.fixed_reasons else hidden,
         num_key_value_heads=groups * stacks,
         attention=patterns(supernet, case) * stacks,
     )
+    return as_fixed(layout, subnet)
 
 
 def patterns(supernet: Supernet, case: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from nas.modeling.known_layouts import adopt, small_model
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.layout_proof import proposed_space, prove_layout
+from nas.stages.layout_proof import proposed_space, prove_layout, prove_what_holds
 from nas.supernets.supernet import Supernet
 from search_spaces import ADOPTED, FAMILIES, Family, InputError
 
@@ -54,13 +54,34 @@ def test_a_type_that_is_laid_out_alike_gets_the_table_and_is_proved(
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_where_the_table_does_not_know_a_module_outside_the_layers_the_hidden_size_is_fixed() -> None:
-    family = adopted("mbart")
-    assert "layer_norm" in family.hidden_fixed_reason and "hidden_size" not in family.dimensions
-    assert "num_attention_heads" in family.dimensions
+def test_the_text_model_of_a_type_with_several_parts_is_found_without_what_its_projector_reads() -> None:
+    family = adopted("llava")
+    assert family.alike == "llama" and family.sub_config == "text_config" and "feature-extraction" in family.tasks
+    assert [stack.layers for stack in family.stacks] == ["language_model.layers"]
+    assert "projector" in family.fixed_reasons["hidden_size"] and "hidden_size" not in family.dimensions
+    model = small_model(family, "feature-extraction")
+    assert model.num_parameters() < 1_000_000
+    proof = prove_layout(model, "feature-extraction", proposed_space(model))
+    assert "num_attention_heads" in proof.dimensions
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "swin", "mamba", "nonsense"])
+def test_layers_of_a_part_are_a_table_of_their_own_on_their_own() -> None:
+    """CLIP's table is of the part of a model; here the part is the model."""
+    family = adopted("clip_vision_model")
+    assert family.alike == "clip" and not family.sub_config and family.stacks[0].layers == "encoder.layers"
+    model = small_model(family, "image-feature-extraction")
+    assert "hidden_size" in prove_layout(model, "image-feature-extraction", proposed_space(model)).dimensions
+
+
+def test_a_dimension_that_breaks_a_law_is_left_out() -> None:
+    """BigBird reshapes by a number of heads that the table does not know."""
+    family = adopted("big_bird")
+    proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])
+    assert [*broken] == ["num_attention_heads"] and "does not run" in broken["num_attention_heads"]
+    assert {"num_hidden_layers", "intermediate_size"} <= {*proof.dimensions}
+
+
+@pytest.mark.parametrize("model_type", ["ctrl", "swin", "mamba", "nonsense"])
 def test_a_type_that_is_laid_out_otherwise_gets_none(model_type: str) -> None:
     assert adopt(model_type) is None and model_type not in ADOPTED
 

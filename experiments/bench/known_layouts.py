@@ -17,7 +17,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from nas.modeling.known_layouts import adopt, small_model
-from nas.stages.layout_proof import proposed_space, prove_layout
+from nas.stages.layout_proof import prove_what_holds
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -50,7 +50,9 @@ def verdict(model_type: str) -> tuple[str, str]:
     except Exception as error:
         return "no small model", f"{family.alike}: {short_error(error)}"
     try:
-        return "passes", f"{family.alike}: {prove_layout(model, family.tasks[0], proposed_space(model))}"
+        proof, broken = prove_what_holds(model, family.tasks[0])
+        without = f" without {', '.join(broken)}" if broken else ""
+        return "passes", f"{family.alike}{without} ({family.tasks[0]}): {proof}"
     except InputError as error:
         return "fails", str(error)
     except Exception as error:

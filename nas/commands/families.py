@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from nas.modeling.known_layouts import adopt, small_model
-from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
+from nas.stages.layout_proof import alike_text, prove_what_holds
 from nas.tasks.loading import load_config
 from search_spaces import FAMILIES, Family, family_of
 
@@ -32,12 +32,12 @@ def describe_type(model: str) -> Iterator[str]:
     family = adopt(model) or family_of(load_config(model).model_type)
     if family.alike:
         yield alike_text(family)
-        small = small_model(family, family.tasks[0])
-        yield str(prove_layout(small, family.tasks[0], proposed_space(small)))
+        proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])
+        yield str(proof)
+        yield from broken.values()
     for name, cell in zip(("tasks", "dimensions", "may skip"), _cells(family), strict=True):
         yield f"{name}: {', '.join(cell)}"
-    if family.hidden_fixed_reason:
-        yield f"hidden_size is fixed: {family.hidden_fixed_reason}"
+    yield from (f"{name} is fixed: {why}" for name, why in family.fixed_reasons.items())
 
 
 def _cells(family: Family) -> tuple[tuple[str, ...], list[str], list[str]]:

@@ -7,9 +7,9 @@ slicing can say: `nas.stages.layout_proof` tests them before anything is trained
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,28 +25,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 COMPARED_LAYERS = 2
-SMALL_DEPTH, SMALL_HIDDEN = 4, 48
+SMALL_DEPTH, SMALL_HIDDEN = 4, 64
 SMALL = {"hidden": SMALL_HIDDEN, "heads": 4, "kv_heads": 2, "ffn": 96}
 """Sizes of a small model: axis of weights -> units."""
 SMALL_OTHERS = {
     "embedding_size": SMALL_HIDDEN,
     "vocab_size": 100,
     "max_position_embeddings": 64,
-    "head_dim": 12,
+    "head_dim": SMALL_HIDDEN // SMALL["heads"],
     "image_size": 16,
     "patch_size": 4,
     "sliding_window": 5,
+    "mlp_ratio": 2,
     "initializer_range": 0.1,
 }
 """Sizes of a small model: fields of Hugging Face. Large weights make attention visible in the outputs."""
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+SMALL_SECTIONS = [2, 3, 3]
+"""Pairs of channels of a head with rotary positions in time, height and width, in a model that reads images too."""
+BODY_TASKS = {True: ("feature-extraction", "sentence-similarity"), False: ("image-feature-extraction",)}
+"""Whether a model reads text -> the tasks of a model without a head."""
 
 
 @cache
 def adopt(model_type: str) -> Family | None:
     """The family of a model type; one without a table gets that of the family that it is laid out as.
 
-    If several are, the one whose table knows most of its modules, for most tasks.
+    If several are, one for tasks of a recipe, whose table knows most of its modules, for most tasks.
 
     Args:
         model_type: Of a stock model.
@@ -65,7 +70,7 @@ def adopt(model_type: str) -> Family | None:
     candidates = [found for family in FAMILIES.values() if (found := _laid_out_as(family, config_class)) is not None]
     if not candidates:
         return None
-    best = min(candidates, key=lambda family: (bool(family.hidden_fixed_reason), -len(family.tasks)))
+    best = min(candidates, key=lambda each: (not each.runs, len(each.fixed_reasons), -len(each.tasks)))
     ADOPTED[model_type] = best
     register_family(best)
     return best
@@ -84,79 +89,194 @@ def adopt_export(folder: Any) -> None:
 
 
 def small_model(family: Family, task: str) -> PreTrainedModel:
-    """A tiny random model of a family: four layers, four heads, hidden size 48."""
+    """A tiny random model of a family: four layers, four heads, hidden size 64, and so are the parts that it lacks."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config_class = CONFIG_MAPPING[family.model_type]
-    default = config_class()
-    sizes = getattr(default, family.sub_config) if family.sub_config else default
-    values: dict[str, float] = {f: SMALL_DEPTH for name in DEPTHS for f in family.names_in_config(name)}
-    for axis, size in SMALL.items():
-        names = [name for name, dimension in DIMENSIONS.items() if dimension.axes[:1] == (axis,)]
-        values |= {field: size for name in names for field in family.names_in_config(name)}
-    values |= SMALL_OTHERS | dict.fromkeys(family.equal_to_hidden_size, SMALL_HIDDEN)
-    values |= {name: number for number, name in enumerate(TOKENS) if getattr(sizes, name, None) is not None}
-    values = {name: value for name, value in values.items() if getattr(sizes, name, None) is not None}
-    values |= {"pad_token_id": 0} if hasattr(sizes, "pad_token_id") else {}
-    config = config_class(**({family.sub_config: values} if family.sub_config else values))
+    config = CONFIG_MAPPING[family.model_type](**_small_values(CONFIG_MAPPING[family.model_type](), family))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = getattr(transformers, TASKS[task].auto_class).from_config(config)
     return model.eval()
 
 
+def _small_values(default: PreTrainedConfig, family: Family) -> dict[str, Any]:
+    """Arguments that make a config small, those of its parts included."""
+    values: dict[str, Any] = dict.fromkeys(_names((family, *FAMILIES.values()), DEPTHS), SMALL_DEPTH)
+    for axis, size in SMALL.items():
+        names = [name for name, dimension in DIMENSIONS.items() if dimension.axes[:1] == (axis,)]
+        values |= dict.fromkeys(_names((family, *FAMILIES.values()), names), size)
+    values |= SMALL_OTHERS | dict.fromkeys(family.equal_to_hidden_size, SMALL_HIDDEN)
+    values |= {name: number for number, name in enumerate(TOKENS)}
+    before = {name: getattr(default, name, None) for name in values}
+    values = {name: type(old)(values[name]) for name, old in before.items() if isinstance(old, int | float)}
+    rope = getattr(default, "rope_parameters", None) or {}
+    values |= {"rope_parameters": {**rope, "mrope_section": SMALL_SECTIONS}} if "rope_type" in rope else {}
+    values |= {"pad_token_id": 0} if hasattr(default, "pad_token_id") else {}
+    for name, part in _parts(default).items():
+        values[name] = {**_small_values(part, family), "model_type": part.model_type}
+    return values
+
+
+def _names(families: Iterable[Family], dimensions: Iterable[str]) -> list[str]:
+    """What configs call dimensions."""
+    return [field for family in families for name in dimensions for field in family.names_in_config(name)]
+
+
+def _parts(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """Field of a config -> the config of a part of the model."""
+    found = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {name: part for name, part in found.items() if hasattr(part, "model_type")}
+
+
 def _laid_out_as(family: Family, config_class: type[PreTrainedConfig]) -> Family | None:
-    """The table of a family for another config, with the tasks for which the modules are as in the table."""
+    """The table of a family for another config, with the tasks for which the modules are as in the table.
+
+    They are in the whole model or, if its config has parts, in one of them.
+    """
+    config = _shallow(config_class)
+    if config is None:
+        return None
+    alone = _alone(family)
+    parts = [(alone, part) for part in _parts(config)] if len(family.stacks) == 1 else []
+    tables = [(family, ""), *([(alone, "")] if family.sub_config else []), *parts]
+    return next((found for found in (_in_part(table, config, part) for table, part in tables) if found), None)
+
+
+def _alone(family: Family) -> Family:
+    """The table of a family that is a part of a model, as one of that part on its own."""
+    if not family.sub_config:
+        return family
+    start = family.stacks[0].layers.partition(".")[0] + "."
+
+    def without(paths: Mapping[str, Any]) -> dict[str, Any]:
+        return {path.removeprefix(start): value for path, value in paths.items()}
+
+    return replace(
+        family,
+        sub_config="",
+        stacks=tuple(replace(stack, layers=stack.layers.removeprefix(start)) for stack in family.stacks),
+        outside_layers=without(family.outside_layers),
+        runs_on=without(family.runs_on),
+        unused_modules={},
+    )
+
+
+def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | None:
+    """The table of a family for one part of a model, by its field in the config; "": for the whole one."""
     from transformers.models.auto import modeling_auto
 
-    model_type: str = config_class.model_type
-    autos = {task: getattr(modeling_auto, TASKS[task].auto_class) for task in family.tasks}
-    config = _shallow(family, config_class)
-    if config is None or not stock_classes(modeling_auto.AutoModel, config_class):
+    config_class, sub_config = type(config), part or family.sub_config
+    sizes = getattr(config, sub_config, None) if sub_config else config
+    has_sizes = all(hasattr(sizes, name) for name in family.names_in_config("num_hidden_layers"))
+    if not has_sizes or not stock_classes(modeling_auto.AutoModel, config_class):
         return None
-    candidate = replace(family, model_type=model_type, alike=family.model_type)
-    ADOPTED[model_type] = candidate
+    candidate = replace(family, model_type=config.model_type, alike=family.model_type, sub_config=sub_config)
     try:
+        body = _empty_model(modeling_auto.AutoModel, config_class)
+        candidate = _below(candidate, body, part) if part else candidate
+        ADOPTED[config.model_type] = candidate
         layout = Layout(config)
-        models = {
-            task: _empty_model(auto, config) for task, auto in autos.items() if stock_classes(auto, config_class)
-        }
+        autos = _autos(family, config_class, part) if _fits(layout, body) else {}
+        models = {task: _empty_model(auto, config_class) for task, auto in autos.items()}
         fitting = {task: model for task, model in models.items() if _fits(layout, model)}
         unknown = sorted(set[str]().union(*(_unknown_outside(layout, model) for model in fitting.values())))
     except (InputError, AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ImportError):
         return None  # the config or its model is another
     finally:
-        del ADOPTED[model_type]
-    stacks = tuple(_with_own_attention(stack, next(iter(fitting.values()), None)) for stack in family.stacks)
-    why = f"the table of `{family.model_type}` does not know `{unknown[0]}`" if unknown else family.hidden_fixed_reason
-    return replace(candidate, tasks=tuple(fitting), stacks=stacks, hidden_fixed_reason=why) if fitting else None
+        ADOPTED.pop(config.model_type, None)
+    if not fitting:
+        return None
+    stacks = tuple(_with_own_attention(stack, body) for stack in candidate.stacks)
+    why = {"hidden_size": f"the table of `{family.model_type}` does not know `{unknown[0]}`"} if unknown else {}
+    fixed = {**family.fixed_reasons, **why}
+    return replace(candidate, tasks=tuple(fitting), stacks=stacks, fixed_reasons=fixed)
 
 
-def _shallow(family: Family, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
-    """A default config with two layers; None if it lacks a name by which the family finds its layers."""
+def _autos(family: Family, config_class: type[PreTrainedConfig], part: str) -> dict[str, Any]:
+    """Tasks that a type may have with the table of a family -> their auto classes, if these have a model of it.
+
+    A whole model without a head may have the tasks of its kind of inputs; one with several parts those of text.
+    """
+    from transformers.models.auto import modeling_auto
+
+    config = _shallow(config_class)
+    sizes = getattr(config, part) if part else config
+    reads_text = hasattr(sizes, "vocab_size")
+    tasks = [task for task in family.tasks if TASKS[task].reads_text == reads_text]
+    if len(family.stacks) == 1 and (reads_text or (not part and hasattr(sizes, "image_size"))):
+        tasks += [task for task in BODY_TASKS[reads_text] if task not in tasks]
+    autos = {task: getattr(modeling_auto, TASKS[task].auto_class) for task in tasks}
+    return {task: auto for task, auto in autos.items() if stock_classes(auto, config_class)}
+
+
+def _below(family: Family, model: PreTrainedModel, part: str) -> Family:
+    """The table of a family with the paths that it has in one part of a model.
+
+    Raises:
+        AttributeError: If the part has no layers where the family has them.
+    """
+    kind = type(getattr(model.config, part))
+    roots = [path for path, module in model.named_modules() if path and type(getattr(module, "config", None)) is kind]
+    root = next((path for path in roots if _has_module(model.get_submodule(path), family.stacks[0].layers)), "-")
+    inside = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
+    stacks = tuple(replace(stack, layers=f"{root}.{stack.layers}") for stack in family.stacks)
+
+    def placed(paths: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in paths.items():
+            full = [path for path in inside if f".{path}".endswith(f".{key}")]
+            found |= dict.fromkeys([path for path in full if path.startswith(f"{root}.")] if full else [key], value)
+        return found
+
+    outside = placed(family.outside_layers)
+    embedding = next(iter(placed({family.embedding: ()})), "") if family.embedding else ""
+    return replace(family, stacks=stacks, outside_layers=outside, runs_on=placed(family.runs_on), embedding=embedding)
+
+
+def _has_module(root: Any, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+@lru_cache(16)
+def _shallow(config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    """A default config with two layers in each stack; None if there is no default."""
     try:
         config = config_class()
-        sizes = getattr(config, family.sub_config) if family.sub_config else config
-        for name in family.names_in_config("num_hidden_layers"):
-            getattr(sizes, name)
-            setattr(sizes, name, COMPARED_LAYERS)
-        for name in family.per_layer_fields:
-            if isinstance(values := getattr(sizes, name, None), list):
-                setattr(sizes, name, values[:COMPARED_LAYERS])
+        for each in (config, *_parts(config).values()):
+            _make_shallow(each)
     except Exception:  # a config may compute anything from its defaults, and fail
         return None
     return config
 
 
-def _empty_model(auto: Any, config: PreTrainedConfig) -> PreTrainedModel:
+def _make_shallow(config: PreTrainedConfig) -> None:
+    """Leaves a config two layers of each stack."""
+    depths = {name for name in _names(FAMILIES.values(), ("num_hidden_layers",)) if getattr(config, name, None)}
+    for name in depths:
+        setattr(config, name, COMPARED_LAYERS)
+    for name in {name for family in FAMILIES.values() for name in family.per_layer_fields}:
+        if isinstance(values := getattr(config, name, None), list):
+            setattr(config, name, values[:COMPARED_LAYERS])
+
+
+@lru_cache(16)
+def _empty_model(auto: Any, config_class: type[PreTrainedConfig]) -> PreTrainedModel:
+    """A model without storage of a shallow default config."""
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config)
+        model: PreTrainedModel = auto.from_config(_shallow(config_class))
     return model
 
 
 def _fits(layout: Layout, model: PreTrainedModel) -> bool:
-    """Whether the layers have what the table needs, and each parameter that it knows has the shape that it says."""
+    """Whether the layers have what the table needs, and each parameter has the shape that it says.
+
+    A parameter of a layer that the table does not know must have none of the sizes that may vary.
+    """
     if any(not _has_modules(model.base_model.get_submodule(s.layers), s) for s in layout.family.stacks):
         return False
     for name, parameter in model.named_parameters():
@@ -164,14 +284,20 @@ def _fits(layout: Layout, model: PreTrainedModel) -> bool:
         sizes = layout.full_sizes[location.stack or 0]
         if location.axes and layout.shapes.shape(location.axes, sizes, shape) != shape:
             return False
-        if not location.axes and location.stack is not None:
+        if not location.axes and location.stack is not None and {*shape} & _widths(layout, location.stack):
             return False
     return True
 
 
-def _with_own_attention(stack: Stack, model: PreTrainedModel | None) -> Stack:
+def _widths(layout: Layout, stack: int) -> set[int]:
+    """Sizes of a layer that may vary: a parameter without them is the same in every subnetwork."""
+    sizes = {axis: n for axis, n in layout.full_sizes[stack].items() if axis in layout.family.axes}
+    return {*sizes.values(), *(layout.shapes.size(axis, sizes) for axis in sizes)}  # type: ignore[arg-type]
+
+
+def _with_own_attention(stack: Stack, model: PreTrainedModel) -> Stack:
     """The stack without sparse attention, if its attention does not use transformers' attention interface."""
-    if model is None or not stack.attention_module:
+    if not stack.attention_module:
         return stack
     attention = model.base_model.get_submodule(f"{stack.layers}.0.{stack.attention_module}")
     return stack if hasattr(attention, "config") else replace(stack, attention_module="")
@@ -205,8 +331,4 @@ def _needed(stack: Stack) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _exists(layer: Any, path: str, attributes: tuple[str, ...]) -> bool:
-    try:
-        module = layer.get_submodule(path)
-    except AttributeError:
-        return False
-    return all(hasattr(module, name) for name in attributes)
+    return _has_module(layer, path) and all(hasattr(layer.get_submodule(path), name) for name in attributes)

@@ -42,7 +42,8 @@ def skip_output(returns: str, layer_idx: int | None, *args: Any, **kwargs: Any) 
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
     if cache is not None and layer_idx is not None:
-        _store_tokens(cache, layer_idx, hidden, kwargs.get("key_value_states"))
+        source = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+        _store_tokens(cache, layer_idx, hidden, source)
     kind, *others = returns.split(", ")
     output = args[1] if kind == "residual" else torch.zeros_like(hidden) if kind == "zeros" else hidden
     return (output, *(kwargs.get(name) for name in others)) if others else output
@@ -459,7 +460,7 @@ def class_by_name(name: str) -> Any:
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in globals():
-        is_config = hasattr(stock, "model_type")
+        is_config = issubclass(stock, transformers.PreTrainedConfig)
         globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
         if not is_config:
             _register_weight_renamings(stock, globals()[name])

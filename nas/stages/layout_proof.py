@@ -14,10 +14,11 @@ from nas.exports.reload import scored_outputs
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from nas.tasks.dummy_inputs import dummy_inputs
+from nas.tasks.types import TASK_TYPES
 from predictors import Workload
 from search_spaces import TASKS, Family, InputError, Layout, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
-from search_spaces.dimensions import DIMENSIONS
+from search_spaces.dimensions import DEPTHS, DIMENSIONS
 from search_spaces.errors import short_error
 from search_spaces.proposal import propose_choices
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest difference of outputs relative to the largest output, or to one if that is smaller."""
-SAMPLES = 2
-"""Subnetworks of each dimension, and of all together."""
 ATTENTIONS = ("sdpa", "eager")
 UNITS = {"heads", "cross_heads", "ffn"}
 """Axes: a subnetwork with fewer such units is the stock model that reads zeros from the others."""
@@ -99,8 +98,8 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
         prover = _Prover(stock, TASKS[task].outputs, batch)
         for name in [*names, "all together"]:
             part = space if name == "all together" else _only(space, name)
-            for number in range(SAMPLES):
-                prover.check(part.sample(Random(number)), name)
+            for subnet in (part.smallest, part.sample(Random(0))):
+                prover.check(subnet, name)
                 n_subnets += 1
         cached = prover.decodes
     return Proof(tuple(names), tuple(tested), n_subnets, cached)
@@ -108,7 +107,7 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
 
 def _padded_batch(model: PreTrainedModel, task: str) -> Batch:
     """Random inputs; texts are padded to different lengths."""
-    inputs = dummy_inputs(task, model.config, BATCH)
+    inputs = dummy_inputs(task if task in TASK_TYPES else "image-classification", model.config, BATCH)
     for name in (name for name in inputs if name.endswith("attention_mask")):
         for row, padding in enumerate((0, 3, 5)):
             inputs[name][row, inputs[name].shape[1] - padding :] = 0
@@ -119,6 +118,48 @@ def _only(space: SearchSpace, name: str) -> SearchSpace:
     """The space in which only one dimension varies."""
     arguments = space.arguments()
     return SearchSpace(**{key: v for key, v in arguments.items() if key not in space.choices or key == name})
+
+
+class LayoutFailure(InputError):
+    """A law of slicing does not hold.
+
+    Attributes:
+        dimension: The dimension that varied; empty if all did.
+    """
+
+    def __init__(self, message: str, dimension: str) -> None:
+        super().__init__(message)
+        self.dimension = dimension
+
+
+def prove_what_holds(model: PreTrainedModel, task: str) -> tuple[Proof, dict[str, str]]:
+    """Tests the laws of slicing in the space that a recipe without one would get, without dimensions that break them.
+
+    Args:
+        model: As in `prove_layout`.
+        task: Its task.
+
+    Returns:
+        What was tested, and dimension -> what is wrong with it.
+
+    Raises:
+        InputError: If no dimension is left, or a law does not hold in all of those that are left together.
+    """
+    space, broken = proposed_space(model), dict[str, str]()
+    while True:
+        try:
+            return prove_layout(model, task, space), broken
+        except LayoutFailure as failure:
+            if not failure.dimension or failure.dimension in DEPTHS:
+                raise
+            broken[failure.dimension] = str(failure)
+            space = _without(space, failure.dimension)
+
+
+def _without(space: SearchSpace, name: str) -> SearchSpace:
+    """The space in which a dimension, and what follows it, stays as in the parent."""
+    closed = {name, *(key for key, dimension in DIMENSIONS.items() if dimension.depends_on == name)}
+    return SearchSpace(**{key: v for key, v in space.arguments().items() if key not in closed})
 
 
 class _Prover:
@@ -148,10 +189,11 @@ class _Prover:
         except Exception as error:  # whatever an untried model does with other shapes
             what = f"it does not run ({short_error(error)})"
         if what:
-            raise InputError(
-                f"{alike_text(family)}, but with "
-                f"{dimension} of {subnet} {what}; leave {'a dimension' if ' ' in dimension else f'`{dimension}`'} out "
-                "of `space`, or add a table (CONTRIBUTING.md)."
+            together = dimension not in DIMENSIONS
+            raise LayoutFailure(
+                f"{alike_text(family)}, but with {dimension} of {subnet} {what}; leave "
+                f"{'a dimension' if together else f'`{dimension}`'} out of `space`, or add a table (CONTRIBUTING.md).",
+                "" if together else dimension,
             )
 
     def _laws(self, subnet: SubnetConfig, dimension: str) -> Iterator[tuple[str, Batch, Batch]]:

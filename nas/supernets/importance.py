@@ -19,7 +19,7 @@ from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.evaluation import evaluation_mode
 from nas.tasks.types import TaskType
 from search_spaces import InputError, SubnetConfig
-from search_spaces.dimensions import PER_LAYER
+from search_spaces.dimensions import DIMENSIONS, PER_LAYER
 from search_spaces.family import Axis
 
 Batch = Mapping[str, torch.Tensor]
@@ -79,7 +79,7 @@ def order_by_importance(
         return ImportanceOrder(supernet.parent.layers, {}, [])
     scores = gradient_scores(supernet, batches, task) if by == "gradient" else activation_scores(supernet, batches)
     units = unit_orders(supernet, scores)
-    keeps_channels = supernet.family.hidden_fixed_reason or (task is not None and task.keeps_channels)
+    keeps_channels = "hidden_size" in supernet.family.fixed_reasons or (task is not None and task.keeps_channels)
     hidden = [] if keeps_channels else _argsort_descending(hidden_scores(supernet, batches))
     permute(supernet, units, hidden)
     layers = layer_order(supernet, batches if layer_batches is None else layer_batches, task)
@@ -231,9 +231,16 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
             [group * s.shape[1] + head for group in groups for head in _argsort_descending(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
-    if any("qkv_heads" in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
-        orders["qkv_heads"] = orders["heads"]
-    return orders
+    for axis in ("qkv_heads", "head_biases"):
+        if any(axis in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
+            orders[axis] = orders["heads"]
+    fixed = {
+        axis
+        for dimension in DIMENSIONS.values()
+        if {dimension.name, dimension.depends_on} & supernet.family.fixed_reasons.keys()
+        for axis in dimension.axes
+    }
+    return {axis: order for axis, order in orders.items() if axis not in fixed}
 
 
 def layer_order(supernet: Supernet, batches: Sequence[Batch], task: TaskType | None = None) -> tuple[int, ...]:

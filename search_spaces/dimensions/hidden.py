@@ -9,7 +9,6 @@ from search_spaces.dimension import Dimension, Facts, fractions_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
-    from search_spaces.family import Family
     from search_spaces.layout import Layout
     from search_spaces.subnet import SubnetConfig
 
@@ -29,16 +28,6 @@ class Hidden(Dimension):
         """Fractions of the parent's, in steps that grow with it."""
         hidden = layout.parent.hidden_size
         return fractions_of(hidden, FRACTIONS, multiple=64 if hidden >= 512 else 32 if hidden >= 256 else 8)
-
-    def fixed_reason(self, family: Family) -> str:
-        """Why a family cannot have a narrower one."""
-        return family.hidden_fixed_reason
-
-    def check_in(self, layout: Layout, value: Any) -> None:
-        """Raises InputError for a narrower one where the family's is fixed."""
-        family = layout.family
-        if family.hidden_fixed_reason and value != layout.parent.hidden_size:
-            raise InputError(f"`{self.name}` of `{family.model_type}` is fixed: {family.hidden_fixed_reason}.")
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

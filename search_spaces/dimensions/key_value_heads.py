@@ -59,12 +59,14 @@ class KeyValueHeads(Dimension):
         return [1] if groups == 1 < heads else f"they go with `{HEADS}`, in whole groups"
 
     def varies_in(self, family: Family) -> bool:
-        """Whether the family has grouped attention."""
-        return "kv_heads" in family.axes
+        """Whether the family has grouped attention, and its heads may vary."""
+        return "kv_heads" in family.axes and HEADS not in family.fixed_reasons
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """The parent's number; that of its attention heads where it has no groups."""
-        name = self.name if self.varies_in(layout.family) else HEADS
+        if layout.family.kv_heads_of is not None:
+            return layout.family.kv_heads_of(layout.sizes)
+        name = self.name if "kv_heads" in layout.family.axes else HEADS
         return int(getattr(layout.sizes, layout.family.names_in_config(name)[stack]))
 
 

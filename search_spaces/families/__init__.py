@@ -6,30 +6,43 @@ from search_spaces.errors import InputError, did_you_mean
 from search_spaces.families.albert import ALBERT
 from search_spaces.families.bart import BART
 from search_spaces.families.bert import BERT
+from search_spaces.families.bloom import BLOOM
 from search_spaces.families.clip import CLIP
+from search_spaces.families.cohere2 import COHERE2
 from search_spaces.families.deberta_v2 import DEBERTA_V2
 from search_spaces.families.deit import DEIT
 from search_spaces.families.dinov2 import DINOV2
 from search_spaces.families.dinov3 import DINOV3
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
+from search_spaces.families.falcon import FALCON
 from search_spaces.families.gemma2 import GEMMA2
 from search_spaces.families.gemma3 import GEMMA3
 from search_spaces.families.gpt2 import GPT2
 from search_spaces.families.gpt_neox import GPT_NEOX
+from search_spaces.families.gptj import GPTJ
 from search_spaces.families.llama import LLAMA
+from search_spaces.families.m2m_100 import M2M_100
 from search_spaces.families.marian import MARIAN
+from search_spaces.families.mbart import MBART
 from search_spaces.families.mistral import MISTRAL
 from search_spaces.families.modernbert import MODERNBERT
 from search_spaces.families.mpnet import MPNET
+from search_spaces.families.mt5 import MT5
+from search_spaces.families.olmo2 import OLMO2
 from search_spaces.families.opt import OPT
+from search_spaces.families.pegasus import PEGASUS
 from search_spaces.families.phi3 import PHI3
 from search_spaces.families.qwen2 import QWEN2
 from search_spaces.families.qwen3 import QWEN3
+from search_spaces.families.rembert import REMBERT
 from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.siglip import SIGLIP
 from search_spaces.families.smollm3 import SMOLLM3
+from search_spaces.families.stablelm import STABLELM
+from search_spaces.families.starcoder2 import STARCODER2
 from search_spaces.families.t5 import T5
+from search_spaces.families.umt5 import UMT5
 from search_spaces.families.vit import VIT
 from search_spaces.families.whisper import WHISPER
 from search_spaces.families.xlm_roberta import XLM_ROBERTA
@@ -47,9 +60,13 @@ FAMILIES: dict[str, Family] = {
         MPNET,
         MODERNBERT,
         DEBERTA_V2,
+        REMBERT,
         GPT2,
         OPT,
         GPT_NEOX,
+        GPTJ,
+        BLOOM,
+        FALCON,
         LLAMA,
         MISTRAL,
         QWEN2,
@@ -58,8 +75,17 @@ FAMILIES: dict[str, Family] = {
         GEMMA2,
         GEMMA3,
         PHI3,
+        STARCODER2,
+        STABLELM,
+        COHERE2,
+        OLMO2,
         T5,
+        MT5,
+        UMT5,
         BART,
+        MBART,
+        M2M_100,
+        PEGASUS,
         MARIAN,
         WHISPER,
         VIT,

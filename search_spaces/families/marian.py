@@ -9,6 +9,8 @@ MARIAN = replace(
     model_type="marian",
     learned_positions="",
     outside_layers={"shared": (None, "hidden"), "embed_tokens": (None, "hidden"), "lm_head": (None, "hidden")},
-    hidden_fixed_reason="its sinusoidal positions are not stored but computed for each channel when a model is loaded",
+    fixed_reasons={
+        "hidden_size": "its sinusoidal positions are not stored but computed for each channel when a model is loaded"
+    },
     has_stock_config=None,
 )

@@ -45,7 +45,7 @@ def feed_forward(path: str) -> dict[str, Axes]:
 
 def rescaled_final_norm(config: PreTrainedConfig, hidden_size: int) -> Mapping[str, tuple[float, float]]:
     """A factor for the last norm: a stock model divides the input of the tied head by the root of its hidden size."""
-    factor = (hidden_size / config.d_model) ** 0.5 if config.scale_decoder_outputs else 1.0
+    factor = (hidden_size / config.d_model) ** 0.5 if getattr(config, "scale_decoder_outputs", True) else 1.0
     return {"decoder.final_layer_norm.weight": (factor, 0.0)}
 
 

@@ -259,7 +259,8 @@ def random_tokens(config: PreTrainedConfig, workload: Workload, generator: torch
 
     assert workload.sequence_length is not None
     shape = (workload.batch_size, workload.sequence_length)
-    return torch.randint(0, config.vocab_size, shape, generator=generator)
+    pieces = getattr(config, "vocab_size", None) or config.get_text_config().vocab_size  # of a part that reads text
+    return torch.randint(0, pieces, shape, generator=generator)
 
 
 class TextTask(TaskType):
