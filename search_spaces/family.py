@@ -49,7 +49,6 @@ Skip = Literal[
     "zeros, None, None",
     "zeros, position_bias, None",
     "residual",
-    "residual, None",
     "identity",
 ]
 """What a skipped module returns: its input, zeros of its shape, or its second argument (the residual). An attention

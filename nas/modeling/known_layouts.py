@@ -129,7 +129,7 @@ def _parts(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
     return {name: part for name, part in found.items() if hasattr(part, "model_type")}
 
 
-def _laid_out_as(family: Family, config_class: type[PreTrainedConfig]) -> Family | None:
+def _laid_out_as(family: Family, config_class: Any) -> Family | None:
     """The table of a family for another config, with the tasks for which the modules are as in the table.
 
     They are in the whole model or, if its config has parts, in one of them.
@@ -166,7 +166,8 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
     """The table of a family for one part of a model, by its field in the config; "": for the whole one."""
     from transformers.models.auto import modeling_auto
 
-    config_class, sub_config = type(config), part or family.sub_config
+    sub_config = part or family.sub_config
+    config_class: Any = type(config)
     sizes = getattr(config, sub_config, None) if sub_config else config
     has_sizes = all(hasattr(sizes, name) for name in family.names_in_config("num_hidden_layers"))
     if not has_sizes or not stock_classes(modeling_auto.AutoModel, config_class):
@@ -193,7 +194,7 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
     return replace(candidate, tasks=tuple(fitting), stacks=stacks, fixed_reasons=fixed)
 
 
-def _autos(family: Family, config_class: type[PreTrainedConfig], part: str) -> dict[str, Any]:
+def _autos(family: Family, config_class: Any, part: str) -> dict[str, Any]:
     """Tasks that a type may have with the table of a family -> their auto classes, if these have a model of it.
 
     A whole model without a head may have the tasks of its kind of inputs; one with several parts those of text.
@@ -243,7 +244,7 @@ def _has_module(root: Any, path: str) -> bool:
 
 
 @lru_cache(16)
-def _shallow(config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+def _shallow(config_class: Any) -> PreTrainedConfig | None:
     """A default config with two layers in each stack; None if there is no default."""
     try:
         config = config_class()
@@ -265,7 +266,7 @@ def _make_shallow(config: PreTrainedConfig) -> None:
 
 
 @lru_cache(16)
-def _empty_model(auto: Any, config_class: type[PreTrainedConfig]) -> PreTrainedModel:
+def _empty_model(auto: Any, config_class: Any) -> PreTrainedModel:
     """A model without storage of a shallow default config."""
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(_shallow(config_class))
