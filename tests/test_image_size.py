@@ -191,9 +191,9 @@ def test_a_batch_has_the_same_rows_in_every_size(recipe: Recipe, tmp_path: Path)
     for size in ("4", "8"):
         own = of_input_size(batch, size)
         assert own["pixel_values"].shape[-1] == int(size) and torch.equal(own["labels"], batch["labels"])
-    trainer._cache_teacher_if(True)
     inputs, rows = trainer.pop_row_index(batch)
     assert len(rows) == len(batch["labels"])
+    trainer.teacher_outputs(inputs, rows)
     (cached, _), *_ = trainer.teacher_outputs(inputs, rows)
     trainer.kept = None
     (computed, _), *_ = trainer.teacher_outputs(inputs, rows)
