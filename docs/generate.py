@@ -136,6 +136,8 @@ def _type(prop: Mapping[str, Any]) -> str:
     """A JSON schema type in words."""
     if "anyOf" in prop:
         return " or ".join(_type(option) for option in prop["anyOf"] if option.get("type") != "null")
+    if "$ref" in prop:
+        return f"keys of `{prop['$ref'].rpartition('/')[2].lower()}`"
     if "enum" in prop:
         return _codes(prop["enum"])
     if "const" in prop:

@@ -176,8 +176,9 @@ def profile(
     import_folder: Annotated[
         Path | None, typer.Option("--import", help="Import the results of such a folder into the run.", parser=path)
     ] = None,
+    workload: Annotated[str, typer.Option(help="With --export: which of several workloads.")] = "",
 ) -> None:
-    """Fit the latency predictor of this device and print its held-out error.
+    """Fit the latency predictor of each workload and print its held-out error.
 
     To measure on another device: --export FOLDER here, `python measure.py` in the folder there, --import FOLDER here.
     All latencies of the run then come from that device. After `nas search`, the same steps measure the front there;
@@ -186,8 +187,8 @@ def profile(
     from nas.commands.remote import export_plan, import_results
     from nas.pipeline import profile as run_profile
     from nas.recipe.schema import Recipe
-    from nas.reports.summary import workload_line
-    from nas.runs.progress import console, print_line
+    from nas.reports.summary import print_profile
+    from nas.runs.progress import print_line
     from nas.runs.run import Run
 
     loaded, folder = Recipe.load(recipe, overrides or []), run or default_run(recipe)
@@ -196,19 +197,17 @@ def profile(
             "`--export` and `--import` must be two commands, but got both; the device measures in between."
         )
     if export is not None:
-        print_line(export_plan(loaded, folder, export))
+        print_line(export_plan(loaded, folder, export, workload))
         return
+    if workload:
+        raise InputError(f"`--workload` is for --export, but got `{workload}` without it; leave it out.")
     if import_folder is not None:
-        predictor = import_results(loaded, folder, import_folder)
+        import_results(loaded, folder, import_folder)
     else:
-        predictor = run_profile(loaded, folder)
-    console.print(predictor.report.table())
-    for n_fitted, errors in predictor.latency.learning_curve().items():
-        console.print(f"{n_fitted:4} fitted: MAPE {errors.mape_percent:.1f} %, Kendall tau {errors.kendall_tau:.3f}")
-    report = predictor.report
-    print_line(f"workload   {workload_line(Run(folder))}")
-    print_line(f"measured   {report.n_train + report.n_test} subnetworks, each extracted")
-    print_line(f"interval   90 % of measurements lie within ±{report.residual_bound:.1%} of the prediction")
+        run_profile(loaded, folder)
+    for target in Run(folder).targets:
+        if target.has_predictor:
+            print_profile(target)
 
 
 @app.command()
@@ -396,14 +395,15 @@ def finetune(
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
     from nas.commands.finetune import finetune as finetune_folder
-    from nas.recipe.objectives import format_value
+    from nas.recipe.objectives import base_name, format_value
     from nas.recipe.schema import Recipe
     from nas.runs.progress import print_line, quiet_libraries
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
     before, after = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
-    for name in (*before, "latency_ms", "size_mb"):
+    costs = [name for name in after["values"] if base_name(name) in ("latency_ms", "size_mb")]
+    for name in (*before, *costs):
         previous = f"{before[name].value:.4f} -> " if name in before else ""
         print_line(f"{name}  {previous}{format_value(name, after['values'][name], after['errors'].get(name))}")
     print_line(f"{target}")
@@ -425,8 +425,8 @@ def bench(
         float | None, typer.Option(help="Upper bound on the time to measure latencies; default: by the precision.")
     ] = None,
 ) -> None:
-    """Measure any Hugging Face models side by side on a recipe's workload: time, throughput, memory, energy."""
-    from nas.commands.bench import PRECISION, bench_noise_warning, bench_rows, bench_table, write_csv
+    """Measure any Hugging Face models side by side on a recipe's workloads: time, throughput, memory, energy."""
+    from nas.commands.bench import PRECISION, BenchRow, bench_noise_warning, bench_rows, bench_table, write_csv
     from nas.recipe.schema import Recipe
     from nas.runs.progress import console, print_line, quiet_libraries
 
@@ -437,11 +437,15 @@ def bench(
         raise InputError(f"`--minutes` must be above 0, but got {minutes:g}.")
     if csv is not None:
         _check_file("--csv", csv)
-    rows = bench_rows(models, Recipe.load(workload), precision or PRECISION, minutes)
-    console.print(bench_table(rows))
+    recipe, rows, warnings = Recipe.load(workload), list[BenchRow](), list[str]()
+    for each in recipe.named_workloads.values():
+        under = recipe.model_copy(update={"workload": each, "workloads": {}})
+        rows += (own := bench_rows(models, under, precision or PRECISION, minutes))
+        console.print(bench_table(own))
+        warnings += filter(None, [bench_noise_warning(own, precision or PRECISION)])
     if csv is not None:
         write_csv(rows, csv)
-    warning = bench_noise_warning(rows, precision or PRECISION)
+    warning = "; ".join(warnings)
     if warning and precision is not None:
         raise InputError(
             f"`--precision {precision:g}` must be reached, but is not: {warning}. Stop other work, raise the value or "

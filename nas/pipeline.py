@@ -62,7 +62,7 @@ STAGES = (
     Stage(
         "profile",
         "Measure sampled subnetworks and fit the latency predictor.",
-        lambda run: run.is_profiled,
+        lambda run: all(target.is_profiled for target in run.targets),
         "nas.stages.profile:run_profile",
     ),
     Stage(
@@ -123,7 +123,9 @@ def search(recipe: Recipe, folder: str | Path, *, cluster: str | None = None) ->
 
 
 def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
-    """Runs the stages up to the latency predictor of this device, and returns it.
+    """Runs the stages up to the latency predictors of this device, and returns that of the first workload.
+
+    Those of other workloads: ``target.load_predictor()`` for each of the ``targets`` of the `Run`.
 
     Raises:
         InputError: If the recipe does not fit the model, the data, this device or the folder; nothing is changed.
@@ -133,7 +135,7 @@ def profile(recipe: Recipe, folder: str | Path) -> SubnetPredictor:
     quiet_libraries()
     with locked_run(recipe, folder) as (context, run):
         run_stages(run, context, last="profile")
-        return run.load_predictor()
+        return run.target.load_predictor()
 
 
 def run_stages(run: Run, context: TaskContext, cluster: str | None = None, *, last: str = "export") -> None:

@@ -20,9 +20,9 @@ def test_measurements_are_reused_and_other_workloads_are_a_prior(text_recipe: Pa
     overrides = [*QUICK, f"profile.earlier=[{first}]"]
     same = profile(Recipe.load(text_recipe, overrides), again)
     workload = Recipe.load(text_recipe).workload
-    rows = [Run(run).store.rows(workload, "profile") for run in (first, again)]
+    rows = [Run(run).target.store.rows(workload, "profile") for run in (first, again)]
     assert rows[1] == rows[0] and len(rows[0]) == 12 and not same.latency.prior
-    assert Run(first).store.reference_ms(workload) == Run(again).store.reference_ms(workload)
+    assert Run(first).target.reference_ms == Run(again).target.reference_ms
     other_workload = profile(
         Recipe.load(text_recipe, [*overrides, "workload.batch_size=2", "profile.samples=10"]), other
     )

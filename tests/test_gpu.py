@@ -134,5 +134,5 @@ def test_memory_and_energy_are_those_of_the_gpu() -> None:
 @pytest.mark.parametrize("changes", [[], ["supernet.bf16=true", "workload.dtype=bfloat16"]])
 def test_a_search_ends_in_a_front_measured_on_the_gpu(changes: list[str], text_recipe: Path, tmp_path: Path) -> None:
     run = search(Recipe.load(text_recipe, ["workload.device=cuda", *changes]), tmp_path / "run")
-    assert run.device == torch.cuda.get_device_name()
+    assert run.target.device == torch.cuda.get_device_name()
     assert all(point.measured and point.values["latency_ms"] > 0 for point in run.front())

@@ -32,15 +32,15 @@ def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Pa
     recipe, folder = Recipe.load(text_recipe, QUICK), tmp_path / "run"
     profile(recipe, folder)
     run = Run(folder)
-    undisturbed_ms = run.store.reference_ms(recipe.workload)
+    undisturbed_ms = run.target.reference_ms
     rows = [row for row in read_lines(run.measurements) if row["stage"] == "profile"][:8]
     reference = next(row for row in read_lines(run.measurements) if row["stage"] == "anchor")
     slow = [row | {name: 4 * row[name] for name in row if name.startswith("latency_ms")} for row in (reference, *rows)]
     run.measurements.write_text("".join(json.dumps(row) + "\n" for row in slow))
     delete(run.predictor)
     predictor = profile(recipe, folder)
-    assert run.store.reference_ms(recipe.workload) < 2 * undisturbed_ms
-    predicted, measured = predictor.predict(predictor.subnets), run.store.rows(recipe.workload, "profile")
+    assert run.target.reference_ms < 2 * undisturbed_ms
+    predicted, measured = predictor.predict(predictor.subnets), run.target.store.rows(recipe.workload, "profile")
     assert predicted.max() < 2 * max(m.timing.latency_ms for m in measured) < 4 * undisturbed_ms
 
 
@@ -79,7 +79,7 @@ def test_the_median_anchor_is_the_scale(
 ) -> None:
     run, context, supernet, subnets = toy
     machine = Machine(monkeypatch, [16.0, 10.0, 8.0])
-    timed = latency.measure_subnets(run, context, supernet, subnets, enough=lambda timings: True)
+    timed = latency.measure_subnets(run.target, context, supernet, subnets, enough=lambda timings: True)
     assert [t.latency_ms for t in timed.values()] == [5.0] * 24 and not machine.left
 
 
@@ -97,10 +97,10 @@ def test_a_bar_is_only_shown_where_something_is_measured(
 
     monkeypatch.setattr(latency, "time_progress", time_progress)
     options: dict[str, Any] = {"budget": Budget(600), "enough": lambda timings: True}
-    timed = latency.measure_subnets(run, context, supernet, subnets[:8], **options)
+    timed = latency.measure_subnets(run.target, context, supernet, subnets[:8], **options)
     assert shown[0] == "profile: loading 1 of 8 models" and shown[-1] == "profile: round 6 of 8 models"
     shown.clear()
-    assert latency.measure_subnets(run, context, supernet, subnets[:8]) == timed and not shown
+    assert latency.measure_subnets(run.target, context, supernet, subnets[:8]) == timed and not shown
 
 
 def test_a_closed_scale_does_not_move(
@@ -108,10 +108,10 @@ def test_a_closed_scale_does_not_move(
 ) -> None:
     run, context, supernet, subnets = toy
     Machine(monkeypatch, [16.0])
-    latency.measure_subnets(run, context, supernet, subnets[:8], enough=lambda timings: True)
+    latency.measure_subnets(run.target, context, supernet, subnets[:8], enough=lambda timings: True)
     Machine(monkeypatch, [10.0, 8.0])
     options: dict[str, Any] = {"may_set_reference": False, "enough": lambda timings: True}
-    timed = latency.measure_subnets(run, context, supernet, subnets, **options)
+    timed = latency.measure_subnets(run.target, context, supernet, subnets, **options)
     assert [t.latency_ms for t in timed.values()] == [8.0] * 24
 
 

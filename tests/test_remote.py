@@ -98,7 +98,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
         search(recipe, folder)
     import_results(recipe, folder, device)
     run = search(recipe, folder)
-    assert run.device == "abacus" and run.is_remote
+    assert run.target.device == "abacus" and run.target.is_remote
     assert all(point.predicted and point.measured for point in run.front())
     stages = {row["stage"] for row in map(json.loads, run.measurements.read_text().splitlines())}
     assert stages == {"anchor", "profile"}
@@ -106,7 +106,7 @@ def test_a_search_takes_only_the_latencies_of_its_device(exported: tuple[Recipe,
     export_plan(recipe, folder, tmp_path / "front")
     plan = Plan.read(tmp_path / "front")
     assert plan.precision == recipe.profile.precision == 0.5
-    assert plan.passes == 2 and plan.reference_ms == run.store.reference_ms(recipe.workload) and not plan.untrained
+    assert plan.passes == 2 and plan.reference_ms == run.target.reference_ms and not plan.untrained
     measured_by("abacus", tmp_path / "front")
     import_results(recipe, folder, tmp_path / "front")
     results = {(r.name, r.number): r.timing.latency_ms for r in results_file(tmp_path / "front").read()}
@@ -282,7 +282,7 @@ def test_an_import_whose_fit_fails_leaves_the_run_as_it_was(
     def fail(*arguments: object, **options: object) -> None:
         raise InputError("the predictor cannot be fitted")
 
-    monkeypatch.setattr("nas.commands.remote.run_stages", fail)
+    monkeypatch.setattr("nas.commands.remote.fit_predictor", fail)
     with pytest.raises(InputError, match="cannot be fitted"):
         import_results(recipe, folder, device)
     assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
@@ -310,10 +310,11 @@ def test_a_second_device_is_refused(exported: tuple[Recipe, Path, Path]) -> None
 
 
 def test_a_run_of_this_device_is_not_exported(exported: tuple[Recipe, Path, Path], tmp_path: Path) -> None:
-    recipe, folder, _ = exported
+    recipe, folder, device = exported
+    rename(device, device_name(recipe.workload))
+    import_results(recipe, folder, device)
     environment = json.loads((folder / "environment.json").read_text())
-    here = {"elsewhere": False, "device": device_name(recipe.workload)}
-    write_json(folder / "environment.json", {**environment, **here})
+    write_json(folder / "environment.json", {**environment, "elsewhere": False})
     with pytest.raises(InputError, match=r"measured on this device.*--run"):
         export_plan(recipe, folder, tmp_path / "new")
     with pytest.raises(InputError, match="exists"):

@@ -52,6 +52,33 @@ def write(path: Path, evaluated: int = 50) -> Path:
     return path
 
 
+def write_two_workloads(path: Path) -> Path:
+    """A report of two workloads that order the models differently, with an earlier front."""
+    objectives: dict[str, Direction] = {"accuracy": "maximize"}
+    objectives |= {"latency_ms@phone": "minimize", "latency_ms@server": "minimize"}
+
+    def named(one: Point) -> Point:
+        ms = one.values["latency_ms"]
+        values = {"accuracy": one.values["accuracy"], "latency_ms@phone": ms, "latency_ms@server": 9 / ms}
+        return replace(one, values=values, errors={})
+
+    points = [named(point(n, 8)) for n in (3, 4, 5)]
+    write_report(
+        path,
+        title="two workloads",
+        front=ParetoFront.of(points, objectives),
+        verified=[*points, replace(points[-1], source="parent")],
+        evaluated=[],
+        constraints={},
+        facts={"seed": "0"},
+        notes=[],
+        export_command="{key}",
+        workloads={name: {"Workload": f"torch of the {name}"} for name in ("phone", "server")},
+        earlier=points[:2],
+    )
+    return path
+
+
 def scripts(page: str) -> list[str]:
     """The contents of the three script elements: data, plotly, the page's own."""
     return re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
@@ -159,3 +186,11 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="disk full"):
         write(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_each_workload_has_its_facts_and_the_earlier_front_is_drawn(tmp_path: Path) -> None:
+    page = write_two_workloads(tmp_path / "report.html").read_text(encoding="utf-8")
+    data = json.loads(scripts(page)[0])
+    assert data["workloads"] == ["phone", "server"]
+    assert '<div data-workload="phone"><dt>Workload · phone</dt><dd>torch of the phone</dd></div>' in page
+    assert {s["kind"]: len(s["points"]) for s in data["series"]} == {"earlier": 2, "front": 3, "parent": 1}

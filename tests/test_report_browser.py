@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_report import OBJECTIVES, point, write
+from test_report import OBJECTIVES, point, write, write_two_workloads
 
 from nas.fronts.front import ParetoFront
 
@@ -133,3 +133,15 @@ def test_thousands_of_evaluations_are_drawn(chromium: Any, report: Path, tmp_pat
     assert page.evaluate("DATA.series[0].points.length") == 5000 and page.errors == []
     page.locator("#parallel").scroll_into_view_if_needed()
     page.wait_for_selector("#parallel[data-drawn=true] canvas", timeout=60_000)
+
+
+def test_the_page_switches_between_workloads(chromium: Any, tmp_path: Path) -> None:
+    page = opened(chromium, write_two_workloads(tmp_path / "report.html"))
+    assert page.locator("#x").input_value() == "latency_ms@phone"
+    assert page.locator("#headline").inner_text().count("latency_ms@phone") == 1
+    page.locator("#workload").select_option("server")
+    assert page.locator("#x").input_value() == "latency_ms@server"
+    assert "latency_ms@phone" not in page.locator("#headline").inner_text() + page.locator("#panel").inner_text()
+    assert page.locator("th:visible").all_inner_texts().count("latency_ms@phone") == 0
+    assert page.locator("[data-workload=phone]").is_hidden() and page.locator("[data-workload=server]").is_visible()
+    assert "under the workload server" in page.locator("#summary").inner_text() and not page.errors

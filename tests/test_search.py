@@ -26,7 +26,7 @@ def evaluator(text_recipe: Path, *overrides: str) -> Evaluator:
     subnets = first_distinct(iter(space.sample(rng) for _ in range(40)), 30)
     latency = [1.0 + sum(s.num_attention_heads) + sum(s.intermediate_size) / 24 for s in subnets]
     predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
-    return Evaluator(recipe, Supernet(context.load_model()), context.splits.search, predictor)
+    return Evaluator(recipe, Supernet(context.load_model()), context.splits.search, {"latency_ms": predictor})
 
 
 def test_startup_subnets_meet_a_bound_that_only_the_smallest_meets(text_recipe: Path) -> None:

@@ -114,7 +114,7 @@ def test_latencies_are_predicted_before_the_training_that_samples_by_them(
     run_parent(run, context)
     run_supernet(run, context)
     measured = run.measurements.read_bytes()
-    predictor, (_, space) = run.load_predictor(), load_supernet(run, context)
+    predictor, (_, space) = run.target.load_predictor(), load_supernet(run, context)
     subnets = profile_sample(space, recipe.profile.samples, recipe.seed)
     assert run.measurements.read_bytes() == measured
     assert [subnet.key for subnet in predictor.subnets] == [subnet.key for subnet in subnets]

@@ -54,14 +54,14 @@ def space_and_evaluator(recipe: Recipe) -> tuple[SearchSpace, Evaluator]:
     if not CACHED:
         CACHED["space"] = stand_in_evaluator(recipe, layers=4)
     space, cached = CACHED["space"]
-    return space, Evaluator(recipe, cached.supernet, cached.examples, cached.predictor)
+    return space, Evaluator(recipe, cached.supernet, cached.examples, cached.predictors)
 
 
 def new_scheduler(folder: Path, recipe: Recipe, driver: str | None = None) -> EvaluationScheduler:
     folder.mkdir(exist_ok=True)
     (space, evaluator), file = space_and_evaluator(recipe), folder / "study.log"
     studies = open_studies(file, recipe) | open_repeats(file, recipe)
-    fingerprint = study_fingerprint(recipe, space, ())
+    fingerprint = study_fingerprint(recipe, space, {})
     for study in studies.values():
         bind_study(study, fingerprint)
     earlier = earlier_studies(studies, fingerprint)

@@ -300,7 +300,7 @@ def test_a_context_has_the_same_rows_in_the_tokens_of_each_vocabulary(spelled_re
     mean = [np.mean([len(row) for row in each.splits.train["input_ids"]]) for each in (context, own)]
     assert longer == math.ceil(16 * mean[1] / mean[0]) > 32
     subnet = context.layout.parent.with_values(vocabulary="57")
-    assert context.workload_inputs(subnet)["input_ids"].shape[1] == longer
+    assert context.workload_inputs(subnet, context.recipe.workload)["input_ids"].shape[1] == longer
 
     settings = context.recipe.finish
     trainer = model_trainer(

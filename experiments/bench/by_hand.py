@@ -128,7 +128,7 @@ def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[dict[str
     """Trains the rivals of a run; scores the finished models, the rivals and the int8 twins."""
     run, context, seconds = Run(folder), TaskContext(recipe), seconds_spent(folder)
     supernet, space = load_supernet(run, context)
-    predict = run.load_predictor().predict
+    predict = run.target.load_predictor().predict
     chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
     budget = sum(seconds.values()) / max(len(chosen), 1)
     teacher = context.load_model(run.parent).eval()

@@ -42,7 +42,7 @@ def main() -> None:
     run = Run(arguments.run)
     context = TaskContext(run.recipe)
     metric, teacher = run.recipe.primary_metric, context.load_model(run.parent).eval()
-    parent_ms = float(run.load_predictor().predict([load_supernet(run, context)[0].parent])[0])
+    parent_ms = float(run.target.load_predictor().predict([load_supernet(run, context)[0].parent])[0])
     points = [p for study in open_studies(run.study, run.recipe).values() for p in evaluated_points(study)]
     taus = []
     for speedup in SPEEDUPS:

@@ -110,7 +110,7 @@ def predictor_error(folder: Path, minutes: float) -> float:
     """Mean error of a run's predictor in percent, against a longer measurement of the subnetworks it was fitted on."""
     quiet_libraries()
     run = Run(folder)
-    context, predictor = TaskContext(run.recipe), run.load_predictor()
+    context, predictor = TaskContext(run.recipe), run.target.load_predictor()
     supernet, _ = load_supernet(run, context)
     workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
     subnets, timings = {subnet.key: subnet for subnet in predictor.subnets}, dict[str, Timing]()
@@ -119,7 +119,7 @@ def predictor_error(folder: Path, minutes: float) -> float:
         workload,
         Budget(60 * minutes),
         timings.update,
-        lambda: run.store.reference_ms(workload),
+        lambda: run.target.store.reference_ms(workload),
         models_at_once(context, supernet),
         least=len(subnets),
     )

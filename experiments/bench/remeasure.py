@@ -31,7 +31,7 @@ def measure_again(folder: Path, seed: int, minutes: float) -> dict[str, dict[str
     """Key -> latency in milliseconds, on the scale of the run and uncorrected."""
     quiet_libraries()
     run = Run(folder)
-    context, store = TaskContext(run.recipe), run.store
+    context, store = TaskContext(run.recipe), run.target.store
     workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
     supernet, _ = load_supernet(run, context)
     latencies: dict[str, dict[str, float]] = {}

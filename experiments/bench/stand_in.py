@@ -100,7 +100,7 @@ def stand_in_evaluator(recipe: Recipe, layers: int = 6) -> tuple[SearchSpace, Ev
     latency = [1.0 + sum(map(sum, subnet_widths(s))) / 50 for s in subnets]
     predictor = SubnetPredictor.fit(space, subnets, latency, Workload(), macs=latency)
     examples = EvaluationSet(cast(Any, None), (), ([[{}]] * 100,))
-    return space, Evaluator(recipe, supernet, examples, predictor)
+    return space, Evaluator(recipe, supernet, examples, {"latency_ms": predictor})
 
 
 def stand_in_search(

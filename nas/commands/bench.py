@@ -82,7 +82,7 @@ def bench_rows(
 
     Args:
         models: Folders or hub ids that the task's auto class loads.
-        recipe: Gives the task and the workload.
+        recipe: Gives the task and its ``workload``.
         precision: Wanted half-width of the confidence interval of each ratio, relative; see `bench_noise_warning`.
         minutes: Upper bound on the time to measure latencies; None: none, but 60 rounds of each of two loadings.
 

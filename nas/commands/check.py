@@ -33,13 +33,16 @@ def check(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> lis
     check_resources(recipe, folder, cluster)
     context = check_recipe(recipe)
     lines = check_parent(context, folder)
-    workload, storage = context.recipe.workload, recipe.search.storage
+    storage = recipe.search.storage
     minutes = estimated_minutes(context)
     stages = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items() if value >= 0.05)
     return [
         *lines,
         f"space      {search_space(context).size:,} subnetworks",
-        f"workload   {workload} on {device_name(workload)}",
+        *(
+            f"{f'workload {name}'.strip():<10} {workload} on {device_name(workload)}"
+            for name, workload in context.recipe.named_workloads.items()
+        ),
         f"storage    {'a file in the run' if storage is None else 'the database answers'}",
         f"cluster    {'none: this machine computes' if cluster is None else f'{cluster} answers'}",
         f"time       about {sum(minutes.values()):.0f} minutes: {stages}",

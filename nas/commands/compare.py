@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.fronts.front import ParetoFront, reference_point
-from nas.recipe.objectives import COSTS, format_value
+from nas.recipe.objectives import format_value, is_cost
 from nas.recipe.text import split_source
 from nas.runs.files import digest, write_text
 from nas.runs.run import Run
@@ -40,8 +40,8 @@ def _check(runs: Sequence[Run]) -> None:
     first = runs[0]
     same = {
         "objectives": lambda run: run.recipe.objectives,
-        "workload": lambda run: run.recipe.workload,
-        "device": lambda run: run.device,
+        "workload": lambda run: ", ".join(f"{target.name} {target.workload}".strip() for target in run.targets),
+        "device": lambda run: ", ".join(f"{target.name} {target.device}".strip() for target in run.targets),
         "task.test": lambda run: _examples(run.recipe.task.test),
         "task.retrieval": lambda run: _files(run.recipe.task.retrieval),
     }
@@ -89,13 +89,14 @@ def hypervolume_table(fronts: Mapping[str, ParetoFront]) -> Table:
 
 
 def attainment(front: ParetoFront, metric: str, cost: str, level: float) -> float:
-    """The lowest cost at which a front attains a level of a metric; infinity if it does not.
+    """The lowest cost (of a throughput, the highest) at which a front attains a level of a metric; else infinity.
 
     All levels together are the attainment surface of the front (Fonseca & Fleming, PPSN 1996).
     """
     sign = 1 if front.objectives[metric] == "maximize" else -1
     costs = [point.values[cost] for point in front if sign * point.values[metric] >= sign * level]
-    return min(costs, default=float("inf"))
+    best = max if front.objectives.get(cost) == "maximize" else min
+    return best(costs, default=float("inf"))
 
 
 def attainment_table(fronts: Mapping[str, ParetoFront]) -> Table:
@@ -118,7 +119,7 @@ def attainment_table(fronts: Mapping[str, ParetoFront]) -> Table:
 def first_cost(front: ParetoFront) -> str:
     """The first objective that is a cost, else the first that is not the primary metric."""
     others = [name for name in front.objectives if name != front.primary_metric]
-    return next((name for name in others if name in COSTS), next(iter(others), front.primary_metric))
+    return next((name for name in others if is_cost(name)), next(iter(others), front.primary_metric))
 
 
 def plot(fronts: Mapping[str, ParetoFront]) -> str:

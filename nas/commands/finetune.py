@@ -10,11 +10,11 @@ from typing import Any
 
 from nas.exports.card import write_card
 from nas.exports.formats import load_export, require_replaceable, size_mb
-from nas.exports.model_info import read_export_info
+from nas.exports.model_info import by_workload, read_export_info
 from nas.exports.runtime_model import PARENT, time_with_parent
 from nas.exports.vector_map import add_vector_map
 from nas.modeling.cast import cast_weights
-from nas.recipe.objectives import COSTS
+from nas.recipe.objectives import cost_name, is_cost
 from nas.recipe.schema import Recipe
 from nas.runs import processes
 from nas.runs.files import check_place, delete, digest, read_json, replace_folder, write_json
@@ -54,7 +54,8 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     check_place(out, "--out")
     info = read_export_info(folder)
     require_replaceable(out, folder)
-    Workload.from_dict(info["workload"]).check_available()
+    for measured_under in by_workload(info).values():
+        Workload.from_dict(measured_under["workload"]).check_available()
     context, parent = check_recipe(recipe), Run(run).parent
     model, subnet = load_export(folder, recipe.task.type), SubnetConfig.from_dict(info["subnet"])
     if (vocabulary := Vocabulary.load(Run(run).supernet)) is not None:
@@ -112,35 +113,38 @@ def _record_in_run(run: Run, recipe: Recipe, export: Finetuned) -> None:
 def measured_export_info(
     folder: Path, parent: Path, info: Mapping[str, Any], scores: Mapping[str, Score], context: TaskContext
 ) -> dict[str, Any]:
-    """The values of a subnet.json that change by fine-tuning: metrics, latency, size.
+    """The values of a subnet.json that change by fine-tuning: metrics, latencies, size.
 
     If this is another device than that of ``info``, the parent's latency is measured here too.
     """
-    device = device_name(Workload.from_dict(info["workload"]))
     reported = info["parent"] or {"values": {}, "errors": {}}
-    reported_ms = reported["values"].get("latency_ms") if device == info["device"] else None
-    timed = time_with_parent(parent, {"torch": folder}, info, reported_ms)
-    (latency_ms, spread), (parent_ms, parent_spread) = timed["torch"], timed[PARENT]
-    values = {"latency_ms": latency_ms, "size_mb": size_mb("torch", folder)}
-    measured_here = {
-        "values": {**reported["values"], "latency_ms": parent_ms},
-        "errors": {**reported["errors"], "latency_ms": parent_spread},
-    }
+    values, errors = values_of(scores) | {"size_mb": size_mb("torch", folder)}, errors_of(scores)
+    parent_values, parent_errors, devices = dict(reported["values"]), dict(reported["errors"]), dict[str, str]()
+    for workload, own in by_workload(info).items():
+        name = cost_name("latency_ms", workload)
+        devices[workload] = device_name(Workload.from_dict(own["workload"]))
+        reported_ms = reported["values"].get(name) if devices[workload] == own["device"] else None
+        timed = time_with_parent(parent, {"torch": folder}, own, reported_ms)
+        values[name], errors[name] = timed["torch"]
+        if reported_ms is None:
+            parent_values[name], parent_errors[name] = timed[PARENT]
+    named = {name: {**own, "device": devices[name]} for name, own in info.get("workloads", {}).items()}
     return {
-        "values": values | values_of(scores),
-        "errors": {"latency_ms": spread} | errors_of(scores),
+        "values": values,
+        "errors": errors,
         "measured": True,
         "predicted": False,
-        "device": device,
+        "device": next(iter(devices.values())),
+        **({"workloads": named} if named else {}),
         "split": Path(context.recipe.task.test).name,
         "max_length": context.recipe.task.max_length,
-        "parent": measured_here if reported_ms is None else reported,
+        "parent": {"values": parent_values, "errors": parent_errors},
     }
 
 
 def updated_export_info(info: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A subnet.json with the values of `measured_export_info`; the previous ones are kept as ``inherited``."""
-    counts = {name: value for name, value in info["values"].items() if name in COSTS}
+    counts = {name: value for name, value in info["values"].items() if is_cost(name)}
     values = {**counts, **new["values"]}
     judged = recipe.with_parent((new.get("parent") or {}).get("values", {}))
     bounds = {name: bound for name, bound in judged.bounds.items() if name in values}

@@ -17,8 +17,9 @@ from nas.recipe.schema import Recipe
 from nas.runs.files import check_place, delete, write_text
 from nas.runs.progress import progress, quiet_libraries
 from nas.runs.run import Run
+from nas.runs.target import Target
 from nas.stages.check import open_run
-from nas.stages.profile import profile_sample
+from nas.stages.profile import fit_predictor, profile_sample
 from nas.stages.verify import PASSES, run_verify
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
@@ -61,7 +62,7 @@ main(FOLDER)
 '''
 
 
-def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
+def export_plan(recipe: Recipe, folder: str | Path, out: Path, workload: str = "") -> str:
     """Writes a folder with what a run needs measured next: sampled subnetworks, or verified ones after the search.
 
     Models for PyTorch are model folders; sampled ones have no weights, as latency does not depend on them. Models for
@@ -71,6 +72,7 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
         recipe: The recipe.
         folder: The run; it is created if it does not exist.
         out: The folder to write.
+        workload: Name of one of several workloads.
 
     Returns:
         What to do next, in one line.
@@ -87,26 +89,37 @@ def export_plan(recipe: Recipe, folder: str | Path, out: Path) -> str:
             "`supernet.sampler` must not be `latency_ms`, as another device measures latencies after the training; "
             "choose `macs`."
         )
-    context, run = open_run(recipe, folder, remote=True)
-    if not run.is_remote:
+    _check_name(recipe, workload)
+    context, run = open_run(recipe, folder, remote=[workload])
+    target = next(target for target in run.targets if target.name == workload)
+    if not target.is_remote and target.reference_ms is not None:
         raise InputError(
-            f"all latencies of a run must come from one device, but `{run.folder}` is measured on this device "
-            f"({run.device}); choose another folder with --run."
+            f"all latencies{target.label} of a run must come from one device, but `{run.folder}` is measured on this "
+            f"device ({target.device}); choose another folder with --run."
         )
     with run.locked():
+        if not target.is_remote:
+            target.measure_elsewhere()
         run_stages(run, context, last="supernet")
         supernet, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
-        if all(run.store.get(key, recipe.workload, stage) for key in subnets for stage in stages):
+        if all(target.store.get(key, target.workload, stage) for key in subnets for stage in stages):
             raise InputError(f"`{run.folder}` has every measurement it needs now; continue with `nas search`.")
         work = out.with_name(f".{out.name}.partial")
         delete(work)
-        _write_bundle(run, context, supernet, subnets, stages, work)
+        _write_bundle(target, context, supernet, subnets, stages, work)
         work.rename(out)
     return (
         f"{len(subnets)} models in {out}: copy it to the device, run `python measure.py` in it, copy it back, run "
         f"`nas profile RECIPE --import {out}`"
     )
+
+
+def _check_name(recipe: Recipe, workload: str) -> None:
+    """Raises InputError unless a recipe has a workload of this name."""
+    if workload not in recipe.named_workloads:
+        names = ", ".join(recipe.workloads) or "none: the recipe has one `workload`"
+        raise InputError(f"`--workload` must name one of the `workloads` ({names}), but got `{workload}`.")
 
 
 def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPredictor:
@@ -127,21 +140,24 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
     Run(folder)
     context, run = open_run(recipe, folder)
     with run.locked():
-        _, space = load_supernet(run, context)
+        supernet, space = load_supernet(run, context)
         subnets, stages = pending_measurements(run, space)
         plan = Plan.read(source)
+        _check_name(recipe, plan.workload_name)
+        target = next(target for target in run.targets if target.name == plan.workload_name)
         results = _distinct(source, plan, results_file(source).read())
-        _check_results(source, plan, results, run, subnets, len(stages))
+        _check_results(source, plan, results, target, subnets, len(stages))
         with _all_or_nothing(run):
-            run.device = results[0].device_name
-            _store_results(run.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
-            run_stages(run, context, last="profile")
+            target.set_device(results[0].device_name)
+            _store_results(target.store, results, {**subnets, REFERENCE: context.layout.parent}, stages)
+            if not target.has_predictor:
+                fit_predictor(target, context, supernet, space)
         if run.front_file.exists():
             run_verify(run, context)
             delete(run.report)
             delete(run.exports / run.front().knee().key)
             run_stages(run, context)
-    return run.load_predictor()
+    return target.load_predictor()
 
 
 def pending_measurements(run: Run, space: SearchSpace) -> tuple[dict[str, SubnetConfig], tuple[MeasurementStage, ...]]:
@@ -153,7 +169,7 @@ def pending_measurements(run: Run, space: SearchSpace) -> tuple[dict[str, Subnet
 
 
 def _write_bundle(
-    run: Run,
+    target: Target,
     context: TaskContext,
     supernet: Supernet,
     subnets: Mapping[str, SubnetConfig],
@@ -161,7 +177,7 @@ def _write_bundle(
     out: Path,
 ) -> None:
     """Writes the models, the plan, the script and the modules that the script needs."""
-    workload, inputs = run.recipe.workload, context.dummy_inputs(run.recipe.workload)
+    recipe, workload, inputs = context.recipe, target.workload, context.dummy_inputs(target.workload)
     runtime = RUNTIMES[workload.runtime]
     models, model_inputs = {}, {}
     weights = stages == PASSES
@@ -169,22 +185,21 @@ def _write_bundle(
     np.savez(out / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
     with progress("export") as report:
         for number, (key, subnet) in enumerate({**subnets, REFERENCE: supernet.parent}.items(), 1):
-            target = out / "models" / key
-            target.mkdir(parents=True)
-            own = context.workload_inputs(subnet)
+            place = out / "models" / key
+            place.mkdir(parents=True)
+            own = context.workload_inputs(subnet, workload)
             if not workload.needs_torch:
-                file, feed = runtime.write(supernet.extract(subnet).eval(), own, workload, target)
-                np.savez(target / "inputs.npz", **feed)  # type: ignore[arg-type]
-                models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, target / "inputs.npz"))
+                file, feed = runtime.write(supernet.extract(subnet).eval(), own, workload, place)
+                np.savez(place / "inputs.npz", **feed)  # type: ignore[arg-type]
+                models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, place / "inputs.npz"))
             else:
-                save_model(supernet.extract(subnet), context, target, weights=weights)
-                models[key], model_inputs[key] = str(target.relative_to(out)), "inputs.npz"
+                save_model(supernet.extract(subnet), context, place, weights=weights)
+                models[key], model_inputs[key] = str(place.relative_to(out)), "inputs.npz"
                 if subnet.input_size != FULL:
-                    np.savez(target / "inputs.npz", **{name: tensor.numpy() for name, tensor in own.items()})  # type: ignore[arg-type]
-                    model_inputs[key] = str((target / "inputs.npz").relative_to(out))
+                    np.savez(place / "inputs.npz", **{name: tensor.numpy() for name, tensor in own.items()})  # type: ignore[arg-type]
+                    model_inputs[key] = str((place / "inputs.npz").relative_to(out))
             report(number, len(subnets) + 1, "")
     untrained = [] if weights or not workload.needs_torch else list(models)
-    reference_ms = run.store.reference_ms(workload)
     Plan(
         workload,
         context.auto_class,
@@ -192,11 +207,12 @@ def _write_bundle(
         model_inputs,
         REFERENCE,
         passes=len(stages),
-        precision=run.recipe.profile.precision,
-        reference_ms=reference_ms,
+        precision=recipe.profile.precision,
+        reference_ms=target.reference_ms,
         remote_code=True,
         untrained=untrained,
-        minutes=run.recipe.verify.minutes if stages == PASSES else run.recipe.profile.minutes,
+        minutes=recipe.verify.minutes if stages == PASSES else recipe.profile.minutes,
+        workload_name=target.name,
     ).write(out)
     (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.needs(workload))))
     _copy_modules(out / "lib")
@@ -260,12 +276,12 @@ def _check_results(
     source: Path,
     plan: Plan,
     results: Sequence[Result],
-    run: Run,
+    target: Target,
     subnets: Mapping[str, SubnetConfig],
     passes: int,
 ) -> None:
     """Raises InputError unless the results are complete, of this run, and of one workload and one device."""
-    workload = run.recipe.workload
+    workload = target.workload
     for other in [plan.workload, *(result.workload for result in results)]:
         if other != workload:
             raise InputError(
@@ -284,11 +300,12 @@ def _check_results(
             "export and measure again."
         )
     devices = {result.device_name for result in results}
-    known = run.store.reference(workload) and {run.device}
+    known = target.reference_ms and {target.device}
     if len(devices) > 1 or (devices and known and devices != known):
         raise InputError(
-            f"all latencies of a run must come from one device, but `{source}` was measured on "
-            f"{' and '.join(sorted(devices))}{f', and the run on {run.device}' if known else ''}; measure all on one."
+            f"all latencies{target.label} of a run must come from one device, but `{source}` was measured on "
+            f"{' and '.join(sorted(devices))}{f', and the run on {target.device}' if known else ''}; measure all on "
+            "one."
         )
     expected = {(name, number) for name in subnets for number in range(plan.passes)}
     expected |= set() if plan.reference_ms else {(REFERENCE, 0)}

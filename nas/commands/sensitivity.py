@@ -145,7 +145,7 @@ def _saved_ms(
 ) -> dict[tuple[int, str, object], tuple[float, float]]:
     """Timing group -> milliseconds saved, and percent."""
     first = {timing_group(space, block): block.subnet for block in reversed(candidates)}
-    timed = measure_subnets(run, context, supernet, [space.largest, *first.values()])
+    timed = measure_subnets(run.target, context, supernet, [space.largest, *first.values()])
     largest_ms = timed[space.largest.key].latency_ms
     saved = {group: largest_ms - timed[subnet.key].latency_ms for group, subnet in first.items()}
     return {group: (ms, 100 * ms / largest_ms) for group, ms in saved.items()}

@@ -12,7 +12,7 @@ from nas.recipe.schema import Training
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
-from predictors import AnalyticCosts
+from predictors import AnalyticCosts, Workload
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class StepTime:
         train_s: Forward and backward of one example.
         optimizer_s: Step of the optimizer.
         score_s: Forward of one example of the search split, in a batch.
-        workload_s: One call of the recipe's workload.
+        workload_s: One call under each of the recipe's workloads.
     """
 
     train_s: float
@@ -63,7 +63,7 @@ class StepTime:
         """Times one transformer layer with as many multiply-accumulates as an average layer of the parent."""
         import torch
 
-        recipe, workload = context.recipe, context.recipe.workload
+        recipe = context.recipe
         costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type, context.dtype)
         (batch,) = context.splits.search.labelled_batches(1)
         length = batch["input_ids"].shape[1] if "input_ids" in batch else None
@@ -77,19 +77,26 @@ class StepTime:
         )
         with torch.inference_mode():
             score_s = _fastest_s(trained.forward, device)
-            called = _Layer(context, costs, workload.sequence_length, layers, workload.batch_size, workload.device)
-            threads = torch.get_num_threads()
-            torch.set_num_threads(workload.threads)
-            try:
-                workload_s = _fastest_s(called.forward, workload.device)
-            finally:
-                torch.set_num_threads(threads)
+            each_s = [_call_s(context, costs, layers, workload) for workload in recipe.named_workloads.values()]
         return cls(
             train_s=train_s * trained.scale,
             optimizer_s=optimizer_s,
             score_s=score_s * trained.scale,
-            workload_s=workload_s * called.scale * workload.batch_size,
+            workload_s=sum(each_s),
         )
+
+
+def _call_s(context: TaskContext, costs: AnalyticCosts, layers: int, workload: Workload) -> float:
+    """Seconds of one call of the parent under a workload."""
+    import torch
+
+    called = _Layer(context, costs, workload.sequence_length, layers, workload.batch_size, workload.device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(workload.threads)
+    try:
+        return _fastest_s(called.forward, workload.device) * called.scale * workload.batch_size
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Layer:

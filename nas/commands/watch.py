@@ -59,7 +59,8 @@ def _progress(run: Run, name: str) -> str:
     if name in ("parent", "supernet"):
         return _training_progress(run.folder / name)
     if name == "profile" and run.measurements.exists():
-        return f"{len(run.store.rows(run.recipe.workload, 'profile'))} measured"
+        measured = [len(target.store.rows(target.workload, "profile")) for target in run.targets]
+        return f"{' + '.join(map(str, measured))} measured"
     if name == "search" and run.study.exists():
         return "started"
     if name == "verify" and run.verified.exists():

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.recipe.objectives import COSTS, format_value
+from nas.exports.model_info import by_workload
+from nas.recipe.objectives import base_name, format_value, is_cost
 from nas.runs.files import write_text
 from nas.tasks.sentence_modules import MODULES
 from predictors import Workload
@@ -83,13 +84,16 @@ def _metrics_table(info: Mapping[str, Any]) -> str:
         parent_value = parent["values"].get(name)
         parent_cell = "" if parent_value is None else format_value(name, parent_value, parent["errors"].get(name))
         lines.append(f"| {name} | {cell} | {parent_cell} |")
-    workload = Workload.from_dict(info["workload"])
+    under = [
+        f"{f'{name}: ' if name else ''}{Workload.from_dict(own['workload'])}, {own['device']}"
+        for name, own in by_workload(info).items()
+    ]
     latency_source = (
         "measured on this exported model" if info["measured"] and not info.get("predicted") else "predicted"
     )
     split = info["split"] if info["measured"] else f"a slice of the training data, not on {info['split']}"
     return "\n".join(lines) + (
-        f"\n\nMetrics ± their standard error on `{split}`. Latency {latency_source}: {workload}, {info['device']}; "
+        f"\n\nMetrics ± their standard error on `{split}`. Latency {latency_source}: {'; '.join(under)}; "
         "90 % of repetitions in a new process lie within ±."
     )
 
@@ -104,8 +108,12 @@ def _width(mapped: Mapping[str, Any], name: str) -> str:
 
 def _formats_table(info: Mapping[str, Any]) -> str:
     formats = info["formats"]
-    metrics = [name for name in info["values"] if name not in COSTS]
-    columns = [n for n in (*metrics, *COLUMNS) if any(n in results["values"] for results in formats.values())]
+    metrics = [name for name in info["values"] if not is_cost(name)]
+    known = {name for results in formats.values() for name in results["values"]}
+    costs = sorted(
+        (name for name in known if base_name(name) in COLUMNS), key=lambda name: COLUMNS.index(base_name(name))
+    )
+    columns = [*(name for name in metrics if name in known), *costs]
     lines = ["| format | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for format_name, results in formats.items():
         cells = [

@@ -22,10 +22,10 @@ from nas.exports.export import (
     weights_of,
 )
 from nas.exports.formats import formats_in, forward_arguments, load_export, size_mb
-from nas.exports.model_info import info_of_recipe, read_export_info
+from nas.exports.model_info import by_workload, info_of_recipe, read_export_info
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.exports.trust import require_trusted_folder, require_trusted_recipe
-from nas.recipe.objectives import format_value
+from nas.recipe.objectives import base_name, cost_name, format_value
 from nas.runs.files import write_json
 from nas.runs.isolated import run_in_subprocess
 from nas.runs.run import Run
@@ -136,6 +136,7 @@ def is_within_tolerance(name: str, stated: float, measured: float, error: float)
     """
     if not math.isfinite(measured):
         return False
+    name = base_name(name)
     if name == "latency_ms":
         return measured <= LATENCY_TOLERANCE * (stated + error)
     if name == "size_mb":
@@ -196,22 +197,26 @@ def _score(working: Mapping[str, Path], context: TaskContext, checks: dict[str, 
 def _measure(
     folder: Path, working: Mapping[str, Path], info: Mapping[str, Any], run: Run, checks: dict[str, FormatCheck]
 ) -> None:
-    """Measures memory and latency of each format, unless the stated latencies come from another device.
+    """Measures memory and latency of each format under each workload, unless another device has measured it.
 
     Latencies are measured together with the parent's and scaled to its stated latency.
     """
-    if run.is_remote:
-        return
-    for format_name in working if "subnet" in info else ():
-        memory_mb = run_in_subprocess(
-            "nas.exports.runtime_model", "memory_mb", str(folder), format_name, what=f"{folder} ({format_name})"
-        )
-        if memory_mb is not None:
-            checks[format_name].values["memory_mb"] = memory_mb
-    stated = (info.get("parent") or {"values": {}})["values"].get("latency_ms")
-    for format_name, (latency_ms, error) in time_with_parent(run.parent, working, info, stated).items():
-        if format_name in checks:
-            checks[format_name].values["latency_ms"], checks[format_name].errors["latency_ms"] = latency_ms, error
+    remote = {target.name for target in run.targets if target.is_remote}
+    for workload, own in by_workload(info).items():
+        if workload in remote:
+            continue
+        for format_name in working if "subnet" in info else ():
+            memory_mb = run_in_subprocess(
+                *("nas.exports.runtime_model", "memory_mb", str(folder), format_name, workload),
+                what=f"{folder} ({format_name})",
+            )
+            if memory_mb is not None:
+                checks[format_name].values[cost_name("memory_mb", workload)] = memory_mb
+        name = cost_name("latency_ms", workload)
+        stated = (info.get("parent") or {"values": {}})["values"].get(name)
+        for format_name, (latency_ms, error) in time_with_parent(run.parent, working, own, stated).items():
+            if format_name in checks:
+                checks[format_name].values[name], checks[format_name].errors[name] = latency_ms, error
 
 
 def _add_to_card(folder: Path, info: dict[str, Any], checks: Mapping[str, FormatCheck]) -> None:

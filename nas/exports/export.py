@@ -29,6 +29,7 @@ from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.registration import stock_classes
 from nas.runs.files import check_place, only_writer, replace_folder, write_json
 from nas.runs.run import Run
+from nas.runs.target import Target
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
@@ -154,8 +155,8 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
     shutil.rmtree(work, ignore_errors=True)
     try:
         save_subnet(supernet, point.subnet, context, work)
-        own_length = {"sequence_length": context.of(point.subnet).workload.sequence_length}
-        info = {**provenance(run), **(own_length if point.subnet.changes("vocabulary") else {}), **point.to_dict()}
+        own = context.of(point.subnet) if point.subnet.changes("vocabulary") else None
+        info = {**provenance(run, own), **point.to_dict()}
         if parent_width:
             info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)
@@ -174,8 +175,13 @@ def context_of(run: Run) -> TaskContext:
     return TaskContext(run.recipe.model_copy(update={"model": str(run.parent)}))
 
 
-def provenance(run: Run) -> dict[str, Any]:
-    """Returns where an export comes from and how its values were measured; a local model is named without its path."""
+def provenance(run: Run, own: TaskContext | None = None) -> dict[str, Any]:
+    """Returns where an export comes from and how its values were measured; a local model is named without its path.
+
+    Args:
+        run: Its run.
+        own: The context with a tokenizer of its own, if it has one: its inputs have as many more tokens.
+    """
     recipe = run.recipe
     verified = run.verified_points() if run.front_file.is_file() else []
     parent = next((point for point in verified if point.source == "parent"), None)
@@ -186,10 +192,16 @@ def provenance(run: Run) -> dict[str, Any]:
         "task": recipe.task.type,
         "split": Path(recipe.task.test).name,
         "max_length": recipe.task.max_length,
-        "workload": recipe.workload.to_dict(),
-        "device": run.device,
+        **_measured_under(run.target, own),
+        **({"workloads": {each.name: _measured_under(each, own) for each in run.targets}} if run.target.name else {}),
         "parent": None if parent is None else {"values": parent.values, "errors": parent.errors},
     }
+
+
+def _measured_under(target: Target, own: TaskContext | None) -> dict[str, Any]:
+    """The workload and the device of a latency, and the tokens of inputs if there is a tokenizer of its own."""
+    length = {} if own is None else {"sequence_length": own.in_own_tokens(target.workload).sequence_length}
+    return {"workload": target.workload.to_dict(), "device": target.device, **length}
 
 
 def is_local(model: str) -> bool:

@@ -50,7 +50,14 @@ def model_info(folder: Path) -> ExportInfo:
 def info_of_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says of the models of its run."""
     task = recipe.task
-    return {"task": task.type, "workload": recipe.workload.to_dict(), "max_length": task.max_length}
+    info = {"task": task.type, "workload": recipe.workload.to_dict(), "max_length": task.max_length}
+    named = {name: {"workload": each.to_dict()} for name, each in recipe.workloads.items()}
+    return {**info, "workloads": named} if named else info
+
+
+def by_workload(info: ExportInfo) -> dict[str, ExportInfo]:
+    """Name of a workload -> the info with that ``workload`` and its ``device``; an only one has an empty name."""
+    return {name: {**info, **own} for name, own in info.get("workloads", {"": {}}).items()}
 
 
 def read_export_info(folder: Path) -> dict[str, Any]:
@@ -67,7 +74,9 @@ def read_export_info(folder: Path) -> dict[str, Any]:
 def _checked_info(data: Any) -> dict[str, Any]:
     """The content of subnet.json; raises what is in `DAMAGE` unless it is what an export says of itself."""
     SubnetConfig.from_dict(data["subnet"])
-    Workload.from_dict(data["workload"])
+    for name, own in by_workload(data).items():
+        require_numbers("workloads", {name or "workload": 0})
+        Workload.from_dict(own["workload"])
     for stated in (data, data.get("parent"), *data.get("formats", {}).values()):
         for name in ("values", "errors") if stated is not None else ():
             require_numbers(name, stated[name])

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.utils import ModelOutput
 
 from nas.exports.formats import formats_in, load_export, own_inputs, workload_inputs
-from nas.exports.model_info import read_export_info
+from nas.exports.model_info import by_workload, read_export_info
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
@@ -55,12 +55,12 @@ PARENT = REFERENCE
 def time_with_parent(
     parent: Path, files: Mapping[str, Path], info: Mapping[str, Any], parent_ms: float | None
 ) -> dict[str, tuple[float, float]]:
-    """Measures the latencies of an export's formats on its workload, in rounds together with its parent.
+    """Measures the latencies of an export's formats on a workload, in rounds together with its parent.
 
     Args:
         parent: Model folder of the parent.
         files: Format -> its file, as returned by `nas.exports.formats.formats_in`.
-        info: The content of the export's subnet.json.
+        info: The content of the export's subnet.json, under one workload.
         parent_ms: Stated latency of the parent on this device, which sets the scale; None to use that of now.
 
     Returns:
@@ -79,13 +79,13 @@ def time_with_parent(
     return {name: (t.latency_ms, t.relative_spread * t.latency_ms) for name, t in timed.items()}
 
 
-def memory_mb(folder: str, format_name: str) -> float | None:
+def memory_mb(folder: str, format_name: str, workload_name: str) -> float | None:
     """Measures the peak memory that loading and running a format adds to this process, in MB, without libraries.
 
     The process must do nothing else. Returns None if `peak_memory_mb` has no counter, or if the workload would convert
     the model first.
     """
-    info, path = read_export_info(Path(folder)), formats_in(Path(folder))[format_name]
+    info, path = by_workload(read_export_info(Path(folder)))[workload_name], formats_in(Path(folder))[format_name]
     written = FORMATS.get(format_name)
     workload = replace(Workload.from_dict(info["workload"]), **(written.workload if written else {}))
     if format_name == "torch" and workload.runtime not in ("torch", "compile"):

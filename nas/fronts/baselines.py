@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nas.fronts.front import ParetoFront
 from nas.fronts.point import PARENT_RUNTIMES, Point, Source
-from nas.recipe.objectives import COSTS
+from nas.recipe.objectives import is_cost
 
 REFERENCES: tuple[Source, ...] = ("parent", *PARENT_RUNTIMES, "parent-int8", "layer-drop")
 """Sources of which every point is a row."""
@@ -30,8 +30,9 @@ def baseline_rows(front: ParetoFront, verified: Sequence[Point]) -> list[Point]:
 
 
 def _as_cheap_as_the_knee(own: ParetoFront, front: ParetoFront) -> Point:
-    cost = next((name for name in front.objectives if name in COSTS), None)
+    cost = next((name for name in front.objectives if is_cost(name)), None)
     if cost is None or not len(front):
         return own.best(own.primary_metric)
-    affordable = own.where(f"{cost} <= {front.knee().values[cost]!r}")
+    limit = ">=" if front.objectives[cost] == "maximize" else "<="
+    affordable = own.where(f"{cost} {limit} {front.knee().values[cost]!r}")
     return affordable.best(own.primary_metric) if len(affordable) else own.best(cost)

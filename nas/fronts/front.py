@@ -20,12 +20,13 @@ from nas.fronts.pareto import Array, hypervolume, non_dominated
 from nas.fronts.point import Point
 from nas.fronts.table import html_table, rich_table
 from nas.recipe.objectives import (
-    COSTS,
     FINETUNED_SUFFIX,
     OPERATORS,
     Bound,
     Direction,
     against_bounds,
+    base_name,
+    is_cost,
     parse_condition,
     total_violation,
 )
@@ -126,7 +127,7 @@ class ParetoFront:
     @property
     def primary_metric(self) -> str:
         """The first objective that is a metric, such as accuracy or loss; else the first objective."""
-        return next((name for name in self.objectives if name not in COSTS), next(iter(self.objectives)))
+        return next((name for name in self.objectives if not is_cost(name)), next(iter(self.objectives)))
 
     def best(self, name: str) -> Point:
         """The best point in one objective.
@@ -171,8 +172,9 @@ class ParetoFront:
         """One point of the front.
 
         Args:
-            what: ``knee``; ``fastest`` (lowest ``latency_ms``); ``best`` (best primary metric); a key or a unique
-                prefix of one; or a condition as in `where`: the best primary metric that satisfies it.
+            what: ``knee``; ``fastest`` (lowest ``latency_ms``; under one of several workloads, ``fastest@name``);
+                ``best`` (best primary metric); a key or a unique prefix of one; or a condition as in `where`: the best
+                primary metric that satisfies it.
 
         Raises:
             InputError: If no point fits; for a condition, with the values of the closest point.
@@ -185,8 +187,8 @@ class ParetoFront:
             return self.knee()
         if what == "best":
             return self.best(self.primary_metric)
-        if what == "fastest":
-            return self._fastest()
+        if base_name(what) == "fastest":
+            return self._fastest(what.replace("fastest", "latency_ms", 1))
         return self._by_key(what)
 
     def hypervolume(self, reference: dict[str, float]) -> float:
@@ -229,10 +231,14 @@ class ParetoFront:
     def _repr_html_(self) -> str:
         return html_table(self)
 
-    def _fastest(self) -> Point:
-        if "latency_ms" not in self.value_names:
-            raise InputError(f"`fastest` needs `latency_ms`, but the front has {', '.join(self.value_names)} only.")
-        return min(self.points, key=lambda point: point.values.get("latency_ms", math.inf))
+    def _fastest(self, latency: str) -> Point:
+        if latency not in self.value_names:
+            known = [name for name in self.value_names if base_name(name) == "latency_ms"]
+            hint = f"try `{known[0].replace('latency_ms', 'fastest')}`" if known else "choose another pick"
+            raise InputError(
+                f"`fastest` needs `{latency}`, but the front has {', '.join(self.value_names)} only; {hint}."
+            )
+        return min(self.points, key=lambda point: point.values.get(latency, math.inf))
 
     def _by_key(self, prefix: str) -> Point:
         matching = {point.key: point for point in self.points[::-1] if prefix and point.key.startswith(prefix)}

@@ -79,5 +79,5 @@ def require_numbers(name: str, values: Any) -> None:
     """Raises TypeError unless these are numbers by name; NaN and infinities are numbers."""
     if not (isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())):
         raise TypeError(f"`{name}` must be numbers by name, but are {str(values)[:60]}")
-    if wrong := [key for key in values if not re.fullmatch(r"[A-Za-z_][\w./-]*", key)]:
+    if wrong := [key for key in values if not re.fullmatch(r"[A-Za-z_][\w./@-]*", key)]:
         raise ValueError(f"`{name}` must have names of metrics and costs, but has {wrong[0][:60]!r}")

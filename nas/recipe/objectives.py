@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,12 @@ Direction = Literal["maximize", "minimize"]
 Verdict = Literal["holds", "misses", "undecided"]
 """What a measured value says about a bound; ``undecided``: it cannot be told apart from the bound in this noise."""
 
-COSTS = ("latency_ms", "num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
+FOOTPRINTS = ("memory_mb", "energy_mj")
+"""Costs that a process of its own measures: peak memory in addition to libraries, energy of one pass."""
+COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
+COSTS = ("latency_ms", *COUNTED, "samples_per_second", *FOOTPRINTS)
+OF_WORKLOAD = frozenset(("latency_ms", "samples_per_second", *FOOTPRINTS, "macs", "peak_activation_mb", "kv_cache_mb"))
+"""Costs that differ between workloads."""
 METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
     "f1": "maximize",
@@ -55,13 +60,49 @@ RANGES: dict[str, tuple[float, float]] = {
 """Metric -> the least and the greatest value that it can have."""
 LEAST_COST = 1e-6
 """No cost is less, in its unit."""
-DIRECTIONS: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
+DIRECTIONS: dict[str, Direction] = {
+    **METRICS,
+    **dict.fromkeys(COSTS, "minimize"),
+    "samples_per_second": "maximize",
+}
 """Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""
 
 FINETUNED_SUFFIX = "_finetuned"
 """Suffix of a metric after fine-tuning; without it, the metric is that of the weights that the run verified."""
 INHERITED_SUFFIX = "_inherited"
 """Suffix of a metric of a finished model with the weights that it inherited from the supernet."""
+
+GROWS_WITH = {"samples_per_second": "latency_ms", "energy_mj": "latency_ms", "memory_mb": "size_mb"}
+"""Measured cost -> the cost whose reduction improves it too."""
+AT = "@"
+"""Between a cost and the name of its workload, as in ``latency_ms@phone``; a run's only workload has no name."""
+
+
+def cost_name(cost: str, workload: str = "") -> str:
+    """The name of a cost under a workload: ``latency_ms@phone``; without a name, or if it does not differ, its own."""
+    return f"{cost}{AT}{workload}" if workload and cost in OF_WORKLOAD else cost
+
+
+def base_name(name: str) -> str:
+    """A metric or cost without the name of a workload."""
+    return name.partition(AT)[0]
+
+
+def workload_of(name: str) -> str:
+    """The workload that the name of a cost has behind its @; empty without one."""
+    return name.partition(AT)[2]
+
+
+def reduced_costs(names: Iterable[str]) -> frozenset[str]:
+    """What reduces these costs: their own names without workloads, and the costs that they grow with."""
+    own = frozenset(map(base_name, names))
+    return own | {GROWS_WITH[name] for name in own & GROWS_WITH.keys()}
+
+
+def is_cost(name: str) -> bool:
+    """Whether a name is that of a cost, under any workload."""
+    return base_name(name) in COSTS
+
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -145,7 +186,7 @@ class Bound:
         """
         if self.is_relative:
             return True
-        least, greatest = RANGES.get(name, (LEAST_COST if name in COSTS else -INF, INF))
+        least, greatest = RANGES.get(name, (LEAST_COST if is_cost(name) else -INF, INF))
         limits = [part.value for part in self.parts]
         nearest = [least, greatest, *limits, sum(limits) / len(limits)]
         return any(least <= value <= greatest and self.violation(value) <= 0 for value in nearest)
@@ -207,7 +248,7 @@ def parse_condition(text: str) -> tuple[str, Bound]:
     Raises:
         InputError: If the text is not a name, an operator and a number.
     """
-    match = re.fullmatch(rf"\s*([A-Za-z_][\w./-]*){_BOUND}", text)
+    match = re.fullmatch(rf"\s*([A-Za-z_][\w./@-]*){_BOUND}", text)
     if not match or not math.isfinite(float(match[3])):
         raise InputError(
             f"A condition must be a metric or cost, one of {' '.join(OPERATORS)} and a number, but got `{text}`: "
@@ -219,10 +260,11 @@ def parse_condition(text: str) -> tuple[str, Bound]:
 def format_value(name: str, value: float, error: float | None = None) -> str:
     """A metric or cost as text, without its unit, followed by ``± error`` if an error is given.
 
-    Times (``*_ms``) and sizes (``*_mb``) have three significant digits, sizes at least one decimal. Counts
-    (``num_*``, ``macs``) have a K, M, G or B suffix, values of dimensions are integers. Everything else has four
-    decimals.
+    Times (``*_ms``), energies (``*_mj``), rates (``*_per_second``) and sizes (``*_mb``) have three significant digits,
+    sizes at least one decimal. Counts (``num_*``, ``macs``) have a K, M, G or B suffix, values of dimensions are
+    integers. Everything else has four decimals.
     """
+    name = base_name(name)
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     if name in COST_DIMENSIONS:
@@ -234,7 +276,7 @@ def format_value(name: str, value: float, error: float | None = None) -> str:
                 return f"{value / unit:.2f}{suffix}"
         return f"{value:g}"
     decimals = 4
-    if name.endswith(("_ms", "_mb")):
+    if name.endswith(("_ms", "_mb", "_mj", "_per_second")):
         least = int(name.endswith("_mb"))
         decimals = max(least, 2 - math.floor(math.log10(abs(value)))) if value else least
     return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")

@@ -21,7 +21,17 @@ from pydantic import (
 )
 
 from nas.recipe import strict_yaml
-from nas.recipe.objectives import COSTS, DIRECTIONS, METRICS, RANGES, Bound, Direction
+from nas.recipe.objectives import (
+    COSTS,
+    DIRECTIONS,
+    METRICS,
+    OF_WORKLOAD,
+    RANGES,
+    Bound,
+    Direction,
+    cost_name,
+    is_cost,
+)
 from nas.recipe.text import boolean_keys, check_values, first_error, is_moved, is_path, read_recipe, shortened
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
@@ -360,9 +370,15 @@ class Recipe(_Section):
         "auto", description="`auto` (the default): proposed from the model's config and the workload."
     )
     workload: Workload = Field(default_factory=Workload)
+    workloads: dict[str, Workload] = Field(
+        default_factory=dict,
+        description="Several workloads, in place of `workload`: name -> the same keys. Costs name theirs, such as "
+        "`latency_ms@phone`.",
+    )
     objectives: dict[str, Direction] = Field(
         default_factory=dict,
-        description="Metric or cost -> direction; default: the task's default metric, and `latency_ms`.",
+        description="Metric or cost -> direction; default: the task's default metric, and `latency_ms` of each "
+        "workload.",
     )
     constraints: dict[str, str] = Field(
         default_factory=dict,
@@ -422,13 +438,20 @@ class Recipe(_Section):
         if recipe.task.type not in TASK_TYPES:
             hint = did_you_mean(recipe.task.type, TASK_TYPES)
             raise InputError(f"`task.type` must be a supported task, but got `{recipe.task.type}`; {hint}.")
+        recipe._check_workloads()
         recipe = recipe._with_defaults()
         recipe._check()
         return recipe
 
     def to_yaml(self) -> str:
         """The resolved recipe, with every default."""
-        return strict_yaml.dump(self.model_dump(mode="json"))
+        excluded = {"workload" if self.workloads else "workloads"}
+        return strict_yaml.dump(self.model_dump(mode="json", exclude=excluded))
+
+    @property
+    def named_workloads(self) -> dict[str, Workload]:
+        """The workloads by name; a single one that was given as ``workload`` has an empty name."""
+        return self.workloads or {"": self.workload}
 
     @property
     def bounds(self) -> dict[str, Bound]:
@@ -458,12 +481,12 @@ class Recipe(_Section):
     @property
     def metric_names(self) -> list[str]:
         """The metrics that the objectives and constraints name."""
-        return [name for name in self.value_names if name not in COSTS]
+        return [name for name in self.value_names if not is_cost(name)]
 
     @property
     def primary_metric(self) -> str:
         """The first metric among the objectives."""
-        return next(name for name in self.objectives if name not in COSTS)
+        return next(name for name in self.objectives if not is_cost(name))
 
     def differences(self, other: Recipe) -> dict[str, str]:
         """Dotted keys in which an older recipe differs -> both values; not those that may change on resuming.
@@ -492,19 +515,34 @@ class Recipe(_Section):
         update: dict[str, Any] = {}
         if not self.objectives:
             assert task.default_metric is not None
-            update["objectives"] = {task.default_metric: METRICS[task.default_metric], "latency_ms": "minimize"}
+            latencies = dict.fromkeys((cost_name("latency_ms", name) for name in self.named_workloads), "minimize")
+            update["objectives"] = {task.default_metric: METRICS[task.default_metric], **latencies}
         if self.minutes is not None:
             shares = {"supernet": SUPERNET_SHARE, "finish": 1 - SUPERNET_SHARE}
             for section, share in shares.items():
                 settings = getattr(self, section)
                 minutes = settings.minutes or share * self.minutes
                 update[section] = settings.model_copy(update={"minutes": minutes})
+        workloads = self.named_workloads
         if not task.reads_text:
-            update["workload"] = replace(self.workload, sequence_length=None)
+            workloads = {name: replace(each, sequence_length=None) for name, each in workloads.items()}
+        update |= {"workload": next(iter(workloads.values())), "workloads": workloads if self.workloads else {}}
         return self.model_copy(update=update)
 
+    @property
+    def _cost_directions(self) -> dict[str, Direction]:
+        """Every cost under every workload -> the direction that improves it."""
+        return {cost_name(cost, name): DIRECTIONS[cost] for name in self.named_workloads for cost in COSTS}
+
+    def _check_workloads(self) -> None:
+        if self.workloads and "workload" in self.model_fields_set:
+            raise InputError("`workload` is the short form of one of `workloads`, but both are given; leave one out.")
+        for name in self.workloads:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise InputError(f"`workloads` must have identifiers as names, but got `{name[:40]}`; rename it.")
+
     def _check(self) -> None:
-        known = {**DIRECTIONS, **dict.fromkeys(self.task.metrics)}
+        known = {**METRICS, **self._cost_directions, **dict.fromkeys(self.task.metrics)}
         if self.task.retrieval is not None and self.task.type != "sentence-similarity":
             raise InputError(
                 f"`task.retrieval` is for sentence-similarity, but `task.type` is {self.task.type}; leave it out."
@@ -516,12 +554,15 @@ class Recipe(_Section):
                 )
         for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
             for name in names:
+                if name in OF_WORKLOAD and name not in known:
+                    choices = ", ".join(f"`{cost_name(name, workload)}`" for workload in self.workloads)
+                    raise InputError(f"`{section}.{name}` must name one of several workloads; choose {choices}.")
                 if name not in known:
                     raise InputError(f"`{section}.{name}` is not a metric or a cost; {did_you_mean(name, known)}.")
         for name, direction in self.objectives.items():
             if direction != (known[name] or direction):
                 raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")
-        if not (self.objectives.keys() - set(COSTS) and self.objectives.keys() & set(COSTS)):
+        if len({is_cost(name) for name in self.objectives}) < 2:
             raise InputError(
                 f"`objectives` must hold a metric ({', '.join(METRICS)}) and a cost ({', '.join(COSTS)}), "
                 f"but got {list(self.objectives)}."
@@ -541,6 +582,11 @@ class Recipe(_Section):
             raise InputError(
                 "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
                 f"`{self.search.sampler}`; {did_you_mean(self.search.sampler, SAMPLERS)}."
+            )
+        minimized = [name for name, direction in self.objectives.items() if is_cost(name) and direction == "minimize"]
+        if self.search.sampler == "BlockSearch" and not minimized:
+            raise InputError(
+                f"`search.sampler: BlockSearch` needs a cost to minimize, but got {list(self.objectives)}; add one."
             )
         if self.search.minutes is not None and self.search.hours is not None:
             raise InputError(

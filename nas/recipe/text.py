@@ -141,7 +141,8 @@ def first_error(error: ValidationError, recipe: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"`{dotted}` is required, but the recipe does not have it."
     if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
-        return str(cause)
+        is_named = location[:1] == ["workloads"] and len(location) > 1
+        return str(cause).replace("`workload.", f"`workloads.{location[1]}.", 1) if is_named else str(cause)
     return f"`{dotted}`: {first['msg'].removeprefix('Value error, ')} (got {shortened(repr(first['input']))})."
 
 
@@ -189,6 +190,9 @@ def _known_keys(recipe: type[BaseModel], sections: Sequence[str]) -> list[str]:
     """Keys of a section, from the types of the recipe's fields."""
     model: Any = recipe
     for section in sections:
+        if not hasattr(model, "model_fields"):  # a mapping of names that are free
+            model = get_args(model)[-1]
+            continue
         model = model.model_fields[section].annotation
         model = next((arg for arg in get_args(model) if hasattr(arg, "model_fields")), model)
     return list(model.model_fields) if hasattr(model, "model_fields") else [field.name for field in fields(model)]

@@ -23,12 +23,12 @@ IMPORTANCE_TRIALS = 300
 TREES = 32
 
 
-def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> dict[str, Any]:
+def history(run: Run, verified: Sequence[Point]) -> dict[str, Any]:
     """The history of a run as plain values, for the report.
 
     Returns:
         ``growth``: see `growth`; ``importance``: see `importance`; ``training``: stage -> see `losses`; ``predictor``:
-        see `predicted_vs_measured`.
+        name of a workload -> see `predicted_vs_measured`.
     """
     studies = open_studies(run.study, run.recipe)
     logs = {stage.name: stage / "training.json" for stage in run.trained_folders}
@@ -36,7 +36,12 @@ def history(run: Run, predictor: SubnetPredictor, verified: Sequence[Point]) -> 
         "growth": growth(run, [*studies.values(), *open_repeats(run.study, run.recipe).values()]),
         "importance": importance(studies),
         "training": {name: read_json(file, parse=losses) for name, file in logs.items() if file.is_file()},
-        "predictor": predicted_vs_measured(studies.values(), predictor, verified),
+        "predictor": {
+            target.name: predicted_vs_measured(
+                studies.values(), target.load_predictor(), verified, target.cost_name("latency_ms")
+            )
+            for target in run.targets
+        },
     }
 
 
@@ -107,23 +112,29 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def predicted_vs_measured(
-    studies: Iterable[optuna.Study], predictor: SubnetPredictor, verified: Sequence[Point]
+    studies: Iterable[optuna.Study], predictor: SubnetPredictor, verified: Sequence[Point], latency: str = "latency_ms"
 ) -> dict[str, Any]:
-    """The predictor's held-out errors, and predicted and measured latencies of the verified subnetworks.
+    """A predictor's held-out errors, and predicted and measured latencies of the verified subnetworks.
+
+    Args:
+        studies: With the predicted latencies.
+        predictor: Predicts them.
+        verified: With the measured ones.
+        latency: Its name, that under the workload of the predictor.
 
     Returns:
         ``model``; ``mape_percent``: model or baseline -> held-out error; ``key``, ``predicted_ms``, ``measured_ms``:
         one value per verified subnetwork.
     """
-    measured = {p.key: p.values["latency_ms"] for p in verified if p.source in STUDIES and "latency_ms" in p.values}
+    measured = {p.key: p.values[latency] for p in verified if p.source in STUDIES and latency in p.values}
     trials = [trial for study in studies for trial in complete_trials(study) if "point" in trial.user_attrs]
     points = {point.key: point for point in (point_from_trial(trial, "search") for trial in trials)}
-    keys = [key for key in measured if "latency_ms" in getattr(points.get(key), "values", {})]
+    keys = [key for key in measured if latency in getattr(points.get(key), "values", {})]
     report = predictor.report
     return {
         "model": report.model,
         "mape_percent": {name: errors.mape_percent for name, errors in report.held_out.items()},
         "key": keys,
-        "predicted_ms": [points[key].values["latency_ms"] for key in keys],
+        "predicted_ms": [points[key].values[latency] for key in keys],
         "measured_ms": [measured[key] for key in keys],
     }

@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ def write_report(
     facts: dict[str, str],
     notes: Sequence[str],
     export_command: str,
+    workloads: Mapping[str, Mapping[str, str]] | None = None,
+    earlier: Sequence[Point] = (),
     history: dict[str, Any] | None = None,
 ) -> None:
     """Writes the report atomically.
@@ -45,18 +47,22 @@ def write_report(
         verified: Measured points of every source (search, baselines, parent), with or without those on the front.
         evaluated: Predicted points of every source; a page with 5,000 still opens quickly.
         constraints: Metric or cost -> bound, drawn as a dashed line.
-        facts: Name -> text, such as workload, splits, seed, predictor error, hypervolumes.
+        facts: Name -> text, such as splits, seed, hypervolumes.
         notes: Sentences below the table, e.g. warnings of the run.
         export_command: The command that exports a point, with ``{key}`` in place of its key.
+        workloads: Name of a workload -> facts about it. The page switches between several; an only one has no name.
+        earlier: The front from before the run went on with another recipe.
         history: See `nas.reports.history.history`; None leaves out its sections.
     """
+    workloads = workloads or {}
+    data = _data(front, verified, evaluated, constraints, export_command, earlier)
     parts = {
         "title": html.escape(title),
-        "facts": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()),
+        "facts": "".join(_facts_html(own, name) for name, own in workloads.items()) + _facts_html(facts),
         "constraints": _constraints_html(constraints),
         "table": front._repr_html_() + html_baselines(baseline_rows(front, verified), front.value_names),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
-        "data": _embed({**_data(front, verified, evaluated, constraints, export_command), "history": history or {}}),
+        "data": _embed({**data, "workloads": list(workloads) or [""], "history": history or {}}),
         "plotly": _page(CHARTS),
         "style": _page("report.css"),
         "script": _page("report.js") + _page("report_history.js"),
@@ -76,9 +82,10 @@ def _data(
     evaluated: Sequence[Point],
     constraints: dict[str, Bound],
     export_command: str,
+    earlier: Sequence[Point],
 ) -> dict[str, Any]:
     """The data that the script of the page reads."""
-    points = [*front, *verified, *evaluated]
+    points = [*front, *verified, *evaluated, *earlier]
     known = {name for point in points for name in point.values} - set(front.objectives)
     on_front = {point.key for point in front}
     series = {
@@ -91,6 +98,7 @@ def _data(
             "int8 twins, parent in another runtime",
             [p for p in verified if p.source in ("int8", "parent-int8", *PARENT_RUNTIMES)],
         ),
+        "earlier": ("earlier front", list(earlier)),
         "front": ("front", list(front)),
         "parent": ("parent", _of_source("parent", verified, evaluated)[:1]),
     }
@@ -155,6 +163,16 @@ def _finite(data: Any) -> Any:
     if isinstance(data, float):
         return float(f"{data:.7g}") if math.isfinite(data) else None
     return data
+
+
+def _facts_html(facts: Mapping[str, str], workload: str = "") -> str:
+    """Facts as a list of terms; those about one of several workloads carry its name."""
+    tag = f' data-workload="{html.escape(workload)}"' if workload else ""
+    ending = f" · {workload}" if workload else ""
+    return "".join(
+        f"<div{tag}><dt>{html.escape(f'{name}{ending}')}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in facts.items()
+    )
 
 
 def _constraints_html(constraints: dict[str, Bound]) -> str:

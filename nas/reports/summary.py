@@ -16,6 +16,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.finetuned import load_finetuned
 from nas.runs.progress import console, print_line
 from nas.runs.run import Run
+from nas.runs.target import Target
 from predictors import Errors, SubnetPredictor
 
 BASELINES = ("depth-only", "macs", "linear", "roofline")
@@ -109,9 +110,16 @@ def bounds_line(recipe: Recipe, parent: Mapping[str, float]) -> str:
     )
 
 
-def workload_line(run: Run) -> str:
-    """The workload and the device of a run's latencies."""
-    return f"{run.recipe.workload} · {run.device}"
+def print_profile(target: Target) -> None:
+    """Prints the errors of the latency predictor of a workload."""
+    predictor = target.load_predictor()
+    report = predictor.report
+    console.print(report.table())
+    for n_fitted, errors in predictor.latency.learning_curve().items():
+        console.print(f"{n_fitted:4} fitted: MAPE {errors.mape_percent:.1f} %, Kendall tau {errors.kendall_tau:.3f}")
+    print_line(f"workload{target.label}   {target}")
+    print_line(f"measured   {report.n_train + report.n_test} subnetworks, each extracted")
+    print_line(f"interval   90 % of measurements lie within ±{report.residual_bound:.1%} of the prediction")
 
 
 def print_summary(run: Run, front: ParetoFront) -> None:
@@ -131,7 +139,8 @@ def print_summary(run: Run, front: ParetoFront) -> None:
         names = [name for name in front.value_names if name in point.values]
         shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
         print_line(f"{point.source:<12} {' · '.join(shown)}")
-    print_line(f"workload     {workload_line(run)}")
+    for target in run.targets:
+        print_line(f"workload{target.label}     {target}")
     print_line(f"hypervolume  {hypervolume_line(results)}")
     if line := seeds_line(results):
         print_line(f"seeds        {line}")

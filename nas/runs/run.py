@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from nas.fronts.point import Point, require_numbers
 from nas.recipe.schema import Recipe
 from nas.runs.files import check_place, delete, partial_path, read_json, write_json, write_text
 from nas.runs.progress import print_line
-from predictors import MeasurementStore, SubnetPredictor, device_name
+from nas.runs.target import Target
+from predictors import Workload, device_name
 from search_spaces import InputError
 
 VOLUMES = ("search", "sampler", "uniform", "random")
 """What front.json has hypervolumes of."""
+EARLIER_FRONT = "front-{}.json"
+"""The front of a run before it went on with another recipe, numbered from 1."""
 IDENTITY = ("recipe.yaml", "environment.json")
 """Files that make a folder a run."""
 PACKAGES = ("torch", "transformers", "optuna", "datasets", "scikit-learn", "accelerate", "numpy")
@@ -50,6 +53,7 @@ class Run:
         self.teacher_outputs = self.folder / "teacher_outputs.safetensors"
         self.supernet = self.folder / "supernet"
         self.measurements = self.folder / "measurements.jsonl"
+        self.footprints = self.folder / "footprints.jsonl"
         self.predictor = self.folder / "predictor"
         self.study = self.folder / "study.log"
         self.trials = self.folder / "trials.csv"
@@ -83,13 +87,13 @@ class Run:
             raise InputError(f"the recipe of the run `{self.folder}` cannot be used: {error}") from None
 
     @classmethod
-    def open(cls, folder: str | Path, recipe: Recipe, *, remote: bool = False) -> Run:
+    def open(cls, folder: str | Path, recipe: Recipe, *, remote: Collection[str] = ()) -> Run:
         """Creates the folder of a run, or opens an existing one.
 
         Args:
             folder: The run.
             recipe: Its recipe.
-            remote: Whether the latencies of a new run are measured on another device (see `nas.commands.remote`).
+            remote: Names of the workloads of a new run that another device measures (see `nas.commands.remote`).
 
         Raises:
             InputError: If the folder holds a run of another recipe, or files that are no run; none is touched. A run
@@ -112,7 +116,7 @@ class Run:
         check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            write_json(folder / "environment.json", environment(None if remote else device_name(recipe.workload)))
+            write_json(folder / "environment.json", environment(recipe.named_workloads, remote))
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         except BaseException:
             (folder / "environment.json").unlink(missing_ok=True)
@@ -136,7 +140,7 @@ class Run:
         with self.locked():
             kept = "what it trained, measured and scored stays"
             if self.front_file.exists():
-                front = self._unused("front-{}.json")
+                front = self._unused(EARLIER_FRONT)
                 os.replace(self.front_file, front)
                 kept += f"; the earlier front is {front.name}"
             if is_retrained:
@@ -226,51 +230,33 @@ class Run:
         return list(read_json(file, self.supernet, lambda data: [int(layer) for layer in data["layers"]]))
 
     @property
-    def device(self) -> str:
-        """The CPU or GPU on which every latency of this run is measured."""
-        name = str(self._environment.get("device") or "another device, not measured yet")
-        return "".join(character for character in name if character.isprintable())
+    def targets(self) -> list[Target]:
+        """Its workloads, each on the device where it is measured, in the order of the recipe."""
+        return [Target(self, name, workload) for name, workload in self.recipe.named_workloads.items()]
 
-    @device.setter
-    def device(self, name: str) -> None:
-        write_json(self.folder / "environment.json", {**self._environment, "device": name})
+    @property
+    def target(self) -> Target:
+        """The first of its workloads, for what needs one."""
+        return self.targets[0]
 
     @property
     def threads(self) -> int | None:
         """CPU threads of its trainings and evaluations; None before its first command."""
-        number = self._environment.get("threads")
+        number = self.environment.get("threads")
         return None if number is None else int(number)
 
     @threads.setter
     def threads(self, number: int) -> None:
-        write_json(self.folder / "environment.json", {**self._environment, "threads": number})
+        self.update_environment({"threads": number})
 
     @property
-    def is_remote(self) -> bool:
-        """Whether latencies are measured on another device and imported."""
-        return bool(self._environment.get("elsewhere", False))
-
-    @property
-    def store(self) -> MeasurementStore:
-        """The latencies measured on the run's device."""
-        return MeasurementStore(self.measurements, self.device)
-
-    @property
-    def is_profiled(self) -> bool:
-        """Whether the latency predictor is fitted."""
-        return any(self.predictor.glob("*"))
-
-    def load_predictor(self) -> SubnetPredictor:
-        """The latency predictor of the run's workload, fitted by the profile stage.
-
-        Raises:
-            InputError: If it is missing, truncated or of another workload.
-        """
-        return SubnetPredictor.load(self.predictor, self.recipe.workload)
-
-    @property
-    def _environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
+        """What its results depend on besides the recipe: devices, versions."""
         return dict(read_json(self.folder / "environment.json"))
+
+    def update_environment(self, changes: Mapping[str, Any]) -> None:
+        """Stores other values of what its results depend on."""
+        write_json(self.folder / "environment.json", {**self.environment, **changes})
 
     def results(self) -> dict[str, Any]:
         """The verified results, as stored in front.json.
@@ -285,6 +271,12 @@ class Run:
     def front(self) -> ParetoFront:
         """The verified front."""
         return ParetoFront.from_dict(self.results()["front"])
+
+    def earlier_front(self) -> tuple[Point, ...]:
+        """The verified front from before the run last went on with another recipe; empty if it never did."""
+        numbered = (self.folder / EARLIER_FRONT.format(number) for number in count(1))
+        kept = list(takewhile(Path.is_file, numbered))
+        return ParetoFront.from_dict(read_json(kept[-1], parse=_checked_results)["front"]).points if kept else ()
 
     def verified_points(self) -> list[Point]:
         """Every subnetwork that was exported, measured and scored on the held-out split, with baselines and parent."""
@@ -325,11 +317,18 @@ def _is_ours(path: Path) -> bool:
     return any(path.match(f".{name}.*.tmp") for name in IDENTITY)
 
 
-def environment(device: str | None) -> dict[str, Any]:
-    """What a run's results depend on besides its recipe; without ``device``, another device measures latencies."""
+def environment(workloads: Mapping[str, Workload], remote: Collection[str] = ()) -> dict[str, Any]:
+    """What a run's results depend on besides its recipe; several workloads have a device each.
+
+    Args:
+        workloads: The workloads by name; an only one has an empty name.
+        remote: Names of those that another device measures.
+    """
+    devices = {name: None if name in remote else device_name(workload) for name, workload in workloads.items()}
+    elsewhere = {name: name in remote for name in workloads}
     return {
-        "device": device,
-        "elsewhere": device is None,
+        "device": devices.get("", devices),
+        "elsewhere": elsewhere.get("", elsewhere),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from nas.modeling.registration import stock_classes
+from nas.recipe.objectives import FOOTPRINTS, base_name, cost_name
 from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line
 from nas.runs.run import Run, is_run
@@ -16,7 +18,8 @@ from nas.supernets.space import recipe_choices, resolved_space, search_space, vo
 from nas.supernets.trackers import check_trackers
 from nas.tasks.context import TaskContext
 from nas.tasks.token_table import check_token_table, check_tokens
-from predictors import device_name
+from predictors import Workload, device_name
+from predictors.measurement.energy import counter
 from predictors.measurement.memory import memory_mb
 from predictors.measurement.prepare import check_runtime
 from predictors.measurement.workload import device_errors_as_input_errors
@@ -25,7 +28,7 @@ from search_spaces.dimensions import COST_DIMENSIONS, DIMENSIONS
 
 
 def open_run(
-    recipe: Recipe, folder: str | Path, *, remote: bool = False, cluster: str | None = None
+    recipe: Recipe, folder: str | Path, *, remote: Collection[str] = (), cluster: str | None = None
 ) -> tuple[TaskContext, Run]:
     """Checks a recipe and opens its run; a new one is created only if the weights of the model load too.
 
@@ -34,7 +37,8 @@ def open_run(
     Args:
         recipe: The recipe.
         folder: The run.
-        remote: Whether the latencies of a new run are measured on another device; an existing run has this stored.
+        remote: Names of the workloads that another device measures, besides those of which an existing run has this
+            stored.
         cluster: Address of a Ray cluster that the run uses; None for none.
 
     Raises:
@@ -43,7 +47,7 @@ def open_run(
     check_stages(recipe)
     check_resources(recipe, folder, cluster)
     existing = Run(folder) if is_run(Path(folder)) else None
-    remote = existing.is_remote if existing else remote
+    remote = {*remote, *(target.name for target in (existing.targets if existing else ()) if target.is_remote)}
     if existing and recipe.space == "auto":
         recipe = recipe.model_copy(update={"space": existing.recipe.space})
     context = check_recipe(recipe, remote=remote)
@@ -51,12 +55,12 @@ def open_run(
         for line in check_parent(context, folder):
             print_line(line)
     run = Run.open(folder, context.recipe, remote=remote)
-    device = run.device if remote else device_name(recipe.workload)
-    if device != run.device:
-        raise InputError(
-            f"all latencies of a run must come from one device, but `{folder}` was started on {run.device}, and this "
-            f"is {device}; choose another folder with --run."
-        )
+    for target in run.targets:
+        if target.name not in remote and (device := device_name(target.workload)) != target.device:
+            raise InputError(
+                f"all latencies{target.label} of a run must come from one device, but `{folder}` was started on "
+                f"{target.device}, and this is {device}; choose another folder with --run."
+            )
     return context, run
 
 
@@ -69,12 +73,12 @@ def check_stages(recipe: Recipe) -> None:
         )
 
 
-def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = None) -> TaskContext:
+def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | None = None) -> TaskContext:
     """Loads the model and the data of a recipe and checks that everything fits together; writes nothing.
 
     Args:
         recipe: The recipe.
-        remote: Whether another device measures latencies; its workload is then not checked on this machine.
+        remote: Names of the workloads that another device measures; these are not checked on this machine.
         sample: Examples of each split that are processed; default: all.
 
     Returns:
@@ -83,9 +87,10 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     Raises:
         InputError: With the first thing that does not fit.
     """
-    if not remote:
-        recipe.workload.check_available()
-        check_runtime(recipe.workload)
+    here = [workload for name, workload in recipe.named_workloads.items() if name not in remote]
+    for workload in here:
+        workload.check_available()
+        check_runtime(workload)
     check_sampler(recipe)
     context = TaskContext(recipe, sample)
     if recipe.space == "auto":
@@ -105,20 +110,24 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     _check_costs(context)
+    for name in recipe.named_workloads:
+        _check_footprints(recipe, name, name in remote)
     if not context.task.has_labels:
         _check_needs_no_labels(context)
     for folder in (*recipe.profile.earlier, *recipe.search.earlier):
         Run(folder)
     limit = context.layout.inputs.max_sequence_length
-    lengths = {"task.max_length": recipe.task.max_length, "workload.sequence_length": recipe.workload.sequence_length}
+    lengths: dict[str, int | None] = {"task.max_length": recipe.task.max_length}
+    for name, workload in recipe.named_workloads.items():
+        lengths[f"{workload_key(name)}.sequence_length"] = workload.sequence_length
+        _check_phase(context, workload_key(name), workload)
     for key, length in lengths.items():
         if limit is not None and (length is None or length > limit):
             raise InputError(
                 f"`{key}` must be at most the {limit} positions of the model, but got {length}; lower it."
             )
-    _check_phase(context)
-    if not remote:
-        _check_memory(context)
+    for workload in here:
+        _check_memory(context, workload)
     if recipe.finish.workers is not None:
         raise InputError(
             f"`finish.workers` must be left out, because one process trains each subnetwork, but got "
@@ -136,13 +145,28 @@ def check_recipe(recipe: Recipe, *, remote: bool = False, sample: int | None = N
 def _check_costs(context: TaskContext) -> None:
     """Raises InputError if an objective or a constraint names a cost that the model or the task does not have."""
     recipe = context.recipe
-    if "kv_cache_mb" in recipe.value_names and not context.layout.family.generates:
+    if "kv_cache_mb" in map(base_name, recipe.value_names) and not context.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."
         )
     for name in COST_DIMENSIONS:
         if name in recipe.value_names and (why := DIMENSIONS[name].fixed_in(context.task)):
             raise InputError(f"`{name}` is no cost of {recipe.task.type}, because {why}; leave it out.")
+
+
+def _check_footprints(recipe: Recipe, name: str, is_remote: bool) -> None:
+    """Raises InputError if an objective or a constraint names memory or energy that cannot be measured."""
+    workload = recipe.named_workloads[name]
+    for cost in (cost for cost in FOOTPRINTS if cost_name(cost, name) in recipe.value_names):
+        if is_remote:
+            why = "another device measures latencies only"
+        elif cost == "energy_mj" and counter(workload) is None:
+            why = "no counter of energy can be read: RAPL below /sys/class/powercap, or NVML with pynvml"
+        elif cost == "memory_mb" and workload.on_cuda and not workload.needs_torch:
+            why = f"{workload.runtime} has no counter of memory on a GPU"
+        else:
+            continue
+        raise InputError(f"`{cost_name(cost, name)}` must be measured on this device, but {why}; leave it out.")
 
 
 def _check_needs_no_labels(context: TaskContext) -> None:
@@ -157,24 +181,29 @@ def _check_needs_no_labels(context: TaskContext) -> None:
         )
 
 
-def _check_phase(context: TaskContext) -> None:
+def workload_key(name: str) -> str:
+    """The key of a recipe that holds the workload of this name."""
+    return f"workloads.{name}" if name else "workload"
+
+
+def _check_phase(context: TaskContext, key: str, workload: Workload) -> None:
     """Raises InputError if a workload fills or reads a cache, and the model of the task has none."""
     import transformers
 
-    phase = context.recipe.workload.phase
+    phase = workload.phase
     classes: tuple[Any, ...] = stock_classes(getattr(transformers, context.auto_class), type(context.config))
     if phase != "encode" and not any(each.can_generate() for each in classes):
         raise InputError(
-            f"`workload.phase={phase}` is for models that generate, but that of {context.recipe.task.type} does not; "
-            "set `workload.phase=encode`."
+            f"`{key}.phase={phase}` is for models that generate, but that of {context.recipe.task.type} does not; "
+            f"set `{key}.phase=encode`."
         )
-    if phase == "decode" and context.recipe.workload.sequence_length == 1:
-        raise InputError("`workload.sequence_length` must be at least 2 to decode after a cache, but got 1.")
+    if phase == "decode" and workload.sequence_length == 1:
+        raise InputError(f"`{key}.sequence_length` must be at least 2 to decode after a cache, but got 1.")
 
 
-def _check_memory(context: TaskContext) -> None:
+def _check_memory(context: TaskContext, workload: Workload) -> None:
     """Raises InputError if even the hidden states of one layer do not fit into memory."""
-    workload, layout = context.recipe.workload, context.layout
+    layout = context.layout
     tokens = workload.batch_size * layout.inputs.longest_sequence(workload.sequence_length)
     with device_errors_as_input_errors(workload):
         if tokens * layout.parent.hidden_size * workload.activation_bytes / 1e6 > memory_mb(workload):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nas.exports.export import save_model
 from nas.fronts.point import Point
-from nas.recipe.objectives import COSTS, format_value
+from nas.recipe.objectives import format_value, is_cost
 from nas.recipe.schema import Finish, Recipe
 from nas.runs.files import delete, read_json, write_json
 from nas.runs.finished import Finished, read_finished_before, write_finished
@@ -18,6 +18,7 @@ from nas.runs.run import Run
 from nas.stages.training import shared_outputs
 from nas.studies.expected_front import expected_front
 from nas.studies.study import evaluated_points, open_studies
+from nas.supernets.counted_costs import count_costs
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
 from nas.supernets.load import load_supernet, save_calibration
 from nas.supernets.space import search_space
@@ -58,7 +59,8 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     supernet, space = load_supernet(run, context)
     study = open_studies(run.study, context.recipe)["search"]
     front = expected_front(evaluated_points(study), context.recipe, space)
-    cost = next(name for name in context.recipe.objectives if name in COSTS)
+    cost = next(name for name in context.recipe.objectives if is_cost(name))
+    cost = cost.replace("samples_per_second", "latency_ms")  # of these, the first are the last of those
     recipe = context.recipe.with_parent(read_parent_values(run))
     points = choose_points(front.points, recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
     models = [Finished(point.subnet, "search") for point in points]
@@ -98,10 +100,11 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
 
 def _cost(run: Run, context: TaskContext, supernet: Supernet, cost: str, subnet: SubnetConfig) -> float:
     """A cost of a subnetwork; a latency is predicted, as those of the front are."""
-    if cost == "latency_ms":
-        return float(run.load_predictor().predict([subnet])[0])
     counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type, supernet.dtype)
-    return float(counts.count([cost], [subnet], context.recipe.workload)[cost][0])
+    predictors = {name: each for target in run.targets for name, each in target.load_predictors(counts).items()}
+    if cost in predictors:
+        return float(predictors[cost].predict([subnet])[0])
+    return float(count_costs(counts, context.recipe, [subnet], [cost])[cost][0])
 
 
 def _part(settings: Finish, share: float, models: int) -> Finish:
@@ -243,7 +246,7 @@ def _int8_twins(run: Run, context: TaskContext, supernet: Supernet, models: Sequ
     """The parent and the finished models with int8 layers, where that pays; their latency must be measured here."""
     twins: dict[SubnetConfig, Finished] = {}
     sources = {supernet.parent: run.parent, **{model.subnet: model.folder(run) for model in models}}
-    for subnet, folder in sources.items() if int8_pays(context) and not run.is_remote else ():
+    for subnet, folder in sources.items() if int8_pays(run, context) else ():
         twin = Finished(with_int8(subnet), "parent-int8" if folder == run.parent else "int8")
         if twin.subnet not in sources:
             twins[twin.subnet] = twin

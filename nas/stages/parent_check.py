@@ -12,6 +12,7 @@ import numpy as np
 from nas.modeling.known_layouts import small_model
 from nas.runs import processes
 from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
+from nas.supernets.counted_costs import count_costs
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.batches import model_inputs
@@ -21,7 +22,6 @@ from nas.tasks.loading import is_filled_up
 from nas.tasks.overview import data_lines
 from nas.tasks.token_table import text_tokenizer
 from predictors import AnalyticCosts, Workload
-from predictors.costs.analytic import COST_NAMES
 from predictors.measurement.memory import memory_mb
 from search_spaces import InputError
 from search_spaces.errors import short_error
@@ -72,10 +72,10 @@ def check_exact_constraints(context: TaskContext, model: PreTrainedModel) -> Non
     counts = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type, context.dtype)
     space = search_space(context)
     subnets = [space.smallest, space.largest, context.layout.parent]
-    costs = counts.count(COST_NAMES, subnets, context.recipe.workload)
+    costs = count_costs(counts, context.recipe, subnets)
     parent = {name: float(column[-1]) for name, column in costs.items()}
     for name, bound in context.recipe.with_parent(parent).bounds.items():
-        if name in COST_NAMES:
+        if name in costs:
             ends = costs[name][:2].tolist()
             if all(bound.violation(value) > 0 for value in ends):
                 raise InputError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from nas.fronts.point import PARENT_RUNTIMES, Point
+from nas.fronts.point import PARENT_RUNTIMES, ParentRuntime, Point
+from nas.recipe.objectives import FOOTPRINTS, base_name
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
+from nas.runs.target import Target
 from nas.tasks.context import TaskContext
-from predictors import measure
+from predictors import Timing, measure
 from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
@@ -16,40 +19,57 @@ from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError
 
+OF_RUNTIME = ("latency_ms", "samples_per_second", *FOOTPRINTS)
+"""Costs that differ between runtimes; only the latency is measured in others."""
 
-def parent_in_fastest_runtime(run: Run, context: TaskContext, parent: Point) -> list[Point]:
-    """The parent in the fastest of the other runtimes, if the recipe asks for it, a runtime is installed and faster.
 
-    All are measured in rounds together with the parent in the runtime of the workload, and have its metrics.
+def parent_in_fastest_runtimes(run: Run, context: TaskContext, parent: Point) -> list[Point]:
+    """The parent in the fastest of the other runtimes of each workload, if the recipe asks for it and it is faster.
+
+    The points have the metrics of the parent, and latencies under all workloads of this device that they can run.
 
     Args:
         run: The run; latencies of another device are not measured.
         context: The context of its recipe.
-        parent: Its values on the workload.
-
-    Returns:
-        The point, or none.
+        parent: Its values.
     """
-    if "runtimes" not in context.recipe.baselines or run.is_remote:
+    if "runtimes" not in context.recipe.baselines:
         return []
-    workload, inputs = context.recipe.workload, context.dummy_inputs(context.recipe.workload)
+    timed = {t.cost_name("latency_ms"): _timed(t, context, parent) for t in run.targets if not t.is_remote}
+    fastest = {min(own, key=lambda source: own[source].latency_ms) for own in timed.values() if own}
+    return [_point(parent, source, timed) for source in PARENT_RUNTIMES if source in fastest]
+
+
+def _point(parent: Point, source: ParentRuntime, timed: Mapping[str, Mapping[str, Timing]]) -> Point:
+    """The parent with its latencies in another runtime: those under each workload are known by name and source."""
+    known = {name: own[source] for name, own in timed.items() if source in own}
+    kept = {name for name in parent.values if base_name(name) not in OF_RUNTIME}
+    values = {name: value for name, value in parent.values.items() if name in kept}
+    errors = {name: error for name, error in parent.errors.items() if name in kept}
+    values |= {name: timing.latency_ms for name, timing in known.items()}
+    errors |= {name: timing.relative_spread * timing.latency_ms for name, timing in known.items()}
+    return replace(parent, values=values, errors=errors, source=source)
+
+
+def _timed(target: Target, context: TaskContext, parent: Point) -> dict[str, Timing]:
+    """Source of a point -> latency of the parent in that runtime, in rounds with the workload's own.
+
+    The workload's own runtime comes first, as ``parent`` and under its name.
+    """
+    workload, inputs = target.workload, context.dummy_inputs(target.workload)
     threads = replace(workload, runtime="torch", dtype="float32")  # other runtimes take their threads from PyTorch
     calls: dict[str, Call] = {}
-    with progress("runtimes") as report, benchmark_mode(threads):
+    with progress(f"runtimes{target.label}") as report, benchmark_mode(threads):
         for number, name in enumerate(RUNTIMES, 1):
             try:
                 if name != workload.runtime:
                     other = replace(workload, runtime=name)
-                    calls[f"parent-{name}"] = prepare(context.load_model(run.parent), inputs, other)
+                    calls[f"parent-{name}"] = prepare(context.load_model(target.run.parent), inputs, other)
             except InputError as error:
                 print_line(f"runtimes   {name} is left out: {error}")
             report(number, len(RUNTIMES), name)
-        reference = prepare(context.load_model(run.parent), inputs, workload)
-        timed = measure(calls, reference, threads, reference_ms=parent.values["latency_ms"]) if calls else {}
-    sources = [source for source in PARENT_RUNTIMES if source in timed]
-    fastest = min(sources, key=lambda source: timed[source].latency_ms, default=None)
-    if fastest is None or timed[fastest].latency_ms >= timed[REFERENCE].latency_ms:
-        return []
-    timing = timed[fastest]
-    errors = {**parent.errors, "latency_ms": timing.relative_spread * timing.latency_ms}
-    return [replace(parent, values={**parent.values, "latency_ms": timing.latency_ms}, errors=errors, source=fastest)]
+        reference = prepare(context.load_model(target.run.parent), inputs, workload)
+        reference_ms = parent.values[target.cost_name("latency_ms")]
+        timed = measure(calls, reference, threads, reference_ms=reference_ms) if calls else {}
+    own = dict.fromkeys(("parent", f"parent-{workload.runtime}"), timed[REFERENCE]) if timed else {}
+    return own | {source: timed[source] for source in PARENT_RUNTIMES if source in timed}

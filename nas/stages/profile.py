@@ -12,11 +12,13 @@ import numpy as np
 from nas.recipe.schema import Profile
 from nas.runs.progress import print_line
 from nas.runs.run import Run
+from nas.runs.target import Target
+from nas.stages.footprints import measure_footprints
 from nas.supernets.latency import Enough, measure_subnets
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors import AnalyticCosts, DevicePeak, MeasurementStore, SubnetPredictor, Timing, roofline_ms
+from predictors import AnalyticCosts, DevicePeak, SubnetPredictor, Timing, roofline_ms
 from predictors.latency.active_learning import most_uncertain
 from predictors.latency.features import feature_names, features
 from predictors.latency.predictor import MIN_MEASUREMENTS, quick_error
@@ -25,6 +27,8 @@ from search_spaces import SearchSpace, SubnetConfig
 
 N_CANDIDATES, GROUP_SIZE = 512, 8
 """Sampled subnetworks from which active learning selects, and how many it selects at once."""
+FOOTPRINTS_MEASURED = 12
+"""Subnetworks whose memory and energy are measured, if the recipe names one of them: the first of the profile."""
 MIN_FALL = 0.05
 """The predictor's error has stopped falling when further rounds reduce it by less than this share."""
 MIN_TO_STOP = 24
@@ -32,7 +36,7 @@ MIN_TO_STOP = 24
 
 
 def run_profile(run: Run, context: TaskContext, cluster: str | None = None) -> None:
-    """Measures subnetworks of the trained supernet and saves the latency predictor in ``run.predictor``.
+    """Measures subnetworks of the trained supernet and saves the latency predictor of each workload.
 
     Args:
         run: The run, with its supernet.
@@ -42,10 +46,15 @@ def run_profile(run: Run, context: TaskContext, cluster: str | None = None) -> N
     Raises:
         InputError: If the latencies come from another device and are not imported yet.
     """
-    fit_predictor(run, context, *load_supernet(run, context))
+    supernet, space = load_supernet(run, context)
+    for target in sorted(run.targets, key=lambda target: target.is_remote):
+        if not target.has_predictor:
+            fit_predictor(target, context, supernet, space)
+        sample = target.load_predictor().subnets[:FOOTPRINTS_MEASURED]
+        measure_footprints(target, context, supernet, sample)
 
 
-def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace) -> None:
+def fit_predictor(target: Target, context: TaskContext, supernet: Supernet, space: SearchSpace) -> None:
     """Measures extracted subnetworks, fits the latency predictor on them and saves it.
 
     If the latency has a bound and is measured here, half of the subnetworks are sampled. The others are selected in
@@ -53,42 +62,42 @@ def fit_predictor(run: Run, context: TaskContext, supernet: Supernet, space: Sea
     active learning over all latencies was no better than sampling (experiments/bench).
 
     Args:
-        run: The run.
-        context: The context of its recipe.
+        target: The workload on its device.
+        context: The context of the run's recipe.
         supernet: A supernet in order of importance, trained or not: latency does not depend on the weights.
         space: Its space, with the layers in that order.
     """
-    recipe = context.recipe
+    recipe, workload = context.recipe, target.workload
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type, supernet.dtype)
-    sampled, selected, measured = _measure_all(run, context, supernet, space)
+    sampled, selected, measured = _measure_all(target, context, supernet, space)
     subnets = [*sampled, *selected]
-    macs = [float(costs.macs(subnet, recipe.workload.sequence_length)) for subnet in subnets]
+    macs = [float(costs.macs(subnet, workload.sequence_length)) for subnet in subnets]
     latency_ms = [measured[subnet.key].latency_ms for subnet in subnets]
-    peak = None if run.is_remote else DevicePeak.measure(recipe.workload)
+    peak = None if target.is_remote else DevicePeak.measure(workload)
     predictor = SubnetPredictor.fit(
         space,
         subnets,
         latency_ms,
-        recipe.workload,
+        workload,
         macs=macs,
-        baselines={"roofline": roofline_ms(costs, subnets, recipe.workload, peak)} if peak else {},
-        prior=prior_predictors(run),
-        bound_ms=_bound_ms(run),
+        baselines={"roofline": roofline_ms(costs, subnets, workload, peak)} if peak else {},
+        prior=prior_predictors(target),
+        bound_ms=_bound_ms(target),
         n_active=len(selected),
         seed=recipe.seed,
     )
-    with run.building(run.predictor) as work:
+    with target.run.building(target.predictor) as work:
         predictor.save(work)
 
 
-def _bound_ms(run: Run) -> float | None:
+def _bound_ms(target: Target) -> float | None:
     """The bound on the latency, near which the predictor should be good; None if there is none.
 
     The reference model is the parent: what is relative to the parent's latency is known once that is measured.
     """
-    reference_ms = run.store.reference_ms(run.recipe.workload)
-    parent = {} if reference_ms is None else {"latency_ms": reference_ms}
-    bound = run.recipe.with_parent(parent).bounds.get("latency_ms")
+    reference_ms, name = target.reference_ms, target.cost_name("latency_ms")
+    parent = {} if reference_ms is None else {name: reference_ms}
+    bound = target.run.recipe.with_parent(parent).bounds.get(name)
     return None if bound is None else bound.upper if math.isfinite(bound.upper) else bound.value
 
 
@@ -99,17 +108,17 @@ class Accuracy:
     every latency is precise enough.
 
     Args:
-        run: The run, with earlier measurements.
-        space: Its space.
+        target: The workload, with earlier measurements.
+        space: The space of the run.
         subnets: All subnetworks that may be measured.
 
     Attributes:
         error: The cross-validated error, relative; None before the first check.
     """
 
-    def __init__(self, run: Run, space: SearchSpace, subnets: Sequence[SubnetConfig]) -> None:
-        self.settings, self.names = run.recipe.profile, feature_names(space)
-        self._store, self._workload = run.store, run.recipe.workload
+    def __init__(self, target: Target, space: SearchSpace, subnets: Sequence[SubnetConfig]) -> None:
+        self.settings, self.names = target.run.recipe.profile, feature_names(space)
+        self._store, self._workload = target.store, target.workload
         self._features = dict(zip([s.key for s in subnets], features(space, subnets), strict=True))
         self.error: float | None = None
         self._models = 0
@@ -144,25 +153,25 @@ class Accuracy:
 
 
 def _measure_all(
-    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace
+    target: Target, context: TaskContext, supernet: Supernet, space: SearchSpace
 ) -> tuple[list[SubnetConfig], list[SubnetConfig], dict[str, Timing]]:
     """Sampled subnetworks, actively selected ones, and the latencies of all of them by key."""
     settings, seed = context.recipe.profile, context.recipe.seed
-    known, selected = reusable_measurements(run, space)
-    active = "latency_ms" in context.recipe.constraints and not run.is_remote
+    known, selected = reusable_measurements(target, space)
+    active = target.cost_name("latency_ms") in context.recipe.constraints and not target.is_remote
     share = 0.5 if active else 1.0
     sampled = profile_sample(space, math.ceil(settings.samples * share), seed, known, selected)
-    accuracy, budget = Accuracy(run, space, sampled), Budget.of_minutes(settings.minutes)
+    accuracy, budget = Accuracy(target, space, sampled), Budget.of_minutes(settings.minutes)
     least = max(MIN_MEASUREMENTS - len(known) - len(selected), 0)
     when: dict[str, Any] = {"enough": accuracy, "is_done": lambda: accuracy.is_reached, "note": lambda: accuracy.note}
     part = Budget(None if budget.seconds is None else share * budget.seconds)
-    measured = measure_subnets(run, context, supernet, [*sampled, *selected], budget=part, least=least, **when)
+    measured = measure_subnets(target, context, supernet, [*sampled, *selected], budget=part, least=least, **when)
     sampled, selected = ([s for s in subnets if s.key in measured] for subnets in (sampled, selected))
     if measured:
         accuracy(measured)
     if budget.seconds is None and part.seconds is not None:
         budget.propose(part.seconds / share)
-    bound_ms = _bound_ms(run)
+    bound_ms = _bound_ms(target)
     while bound_ms is not None and active and len(measured) < settings.samples and not budget.is_over:
         count = min(GROUP_SIZE, settings.samples - len(measured))
         group = next_subnets(space, [*sampled, *selected], measured, count, bound_ms, seed)
@@ -170,11 +179,11 @@ def _measure_all(
             break
         part = budget.share(count / (settings.samples - len(measured)))
         options: dict[str, Any] = {"budget": part, "may_set_reference": False, "enough": _are_precise(settings)}
-        measured |= measure_subnets(run, context, supernet, group, **options)
+        measured |= measure_subnets(target, context, supernet, group, **options)
         selected += group
-    if not run.is_remote:
+    if not target.is_remote:
         wanted = max(min(settings.samples, space.size), len(measured))
-        print_line(f"profile    {_summary(settings, len(measured), wanted, accuracy, budget)}")
+        print_line(f"profile{target.label}    {_summary(settings, len(measured), wanted, accuracy, budget)}")
     return sampled, selected, measured
 
 
@@ -241,7 +250,7 @@ def next_subnets(
     return [pool[k] for k in most_uncertain(*table, min(count, len(pool)), bound_ms=bound_ms)]
 
 
-def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
+def reusable_measurements(target: Target, space: SearchSpace) -> tuple[list[SubnetConfig], list[SubnetConfig]]:
     """Subnetworks of the space that previous runs measured under the same conditions; copies their latencies.
 
     A previous run counts only if it has the same reference model: every latency is a multiple of the reference's.
@@ -249,14 +258,14 @@ def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConf
     Returns:
         Subnetworks that were sampled at random, and those that active learning selected (see `fit_predictor`).
     """
-    workload, store = run.recipe.workload, run.store
+    workload, store = target.workload, target.store
     reusable, selected = dict[str, SubnetConfig](), set[str]()
-    for previous in _previous_runs(run):
-        if not _same_conditions(previous, run):
+    for previous in _previous_targets(target):
+        if not _same_conditions(previous, target):
             continue
-        theirs = MeasurementStore(previous.measurements, run.device)
-        if previous.is_profiled:
-            predictor = SubnetPredictor.load(previous.predictor)
+        theirs = previous.store
+        if previous.has_predictor:
+            predictor = previous.load_predictor()
             n_sampled = len(predictor.subnets) - predictor.report.n_active
             selected |= {subnet.key for subnet in predictor.subnets[n_sampled:]}
         reference = theirs.reference(workload)
@@ -273,22 +282,20 @@ def reusable_measurements(run: Run, space: SearchSpace) -> tuple[list[SubnetConf
     return [s for s in subnets if s.key not in selected], [s for s in subnets if s.key in selected]
 
 
-def prior_predictors(run: Run) -> list[SubnetPredictor]:
+def prior_predictors(target: Target) -> list[SubnetPredictor]:
     """Predictors of previous runs on other devices or workloads.
 
     Raises:
         InputError: If a folder is not a run, or has no predictor.
     """
     return [
-        SubnetPredictor.load(previous.predictor)
-        for previous in _previous_runs(run)
-        if not _same_conditions(previous, run)
+        previous.load_predictor() for previous in _previous_targets(target) if not _same_conditions(previous, target)
     ]
 
 
-def _previous_runs(run: Run) -> list[Run]:
-    return [Run(folder) for folder in run.recipe.profile.earlier]
+def _previous_targets(target: Target) -> list[Target]:
+    return [previous for folder in target.run.recipe.profile.earlier for previous in Run(folder).targets]
 
 
-def _same_conditions(previous: Run, run: Run) -> bool:
-    return (previous.device, previous.recipe.workload) == (run.device, run.recipe.workload)
+def _same_conditions(previous: Target, target: Target) -> bool:
+    return (previous.device, previous.workload) == (target.device, target.workload)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from nas.reports.history import history
 from nas.reports.html import write_report
-from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, seeds_line, workload_line
+from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, seeds_line
 from nas.runs.files import read_json
 from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
+from nas.runs.target import Target
 from nas.studies.study import evaluated_points, open_studies
 from nas.tasks.context import TaskContext
 
@@ -22,7 +23,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         context: Not used; the report reads the run.
         cluster: Not used; this stage runs in this process.
     """
-    recipe, results, finetuned, predictor = run.recipe, run.results(), load_finetuned(run), run.load_predictor()
+    recipe, results, finetuned = run.recipe, run.results(), load_finetuned(run)
     searched = Path(recipe.task.validation or recipe.task.train)
     parent = next(point for point in run.verified_points() if point.source == "parent")
     studies = {name: evaluated_points(study) for name, study in open_studies(run.study, recipe).items()}
@@ -36,9 +37,6 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
         evaluated=[point for points in studies.values() for point in points],
         constraints=recipe.with_parent(parent.values).bounds,
         facts={
-            "Workload": workload_line(run),
-            "Latency predictor": predictor_line(predictor),
-            "Near the bound": near_bound_line(predictor),
             "Hypervolume": hypervolume_line(results),
             **({"Seeds": line} if (line := seeds_line(results)) else {}),
             "Searched on": f"{recipe.task.search_examples} examples of {searched.name}",
@@ -56,6 +54,18 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
             "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
             *(f"Fine-tuned: {export}." for export in finetuned.values()),
         ],
+        workloads={target.name: _facts(target) for target in run.targets},
+        earlier=run.earlier_front(),
         export_command=f"nas export {run.folder} --pick {{key}} --out {{key}}",
-        history=history(run, predictor, run.verified_points()),
+        history=history(run, run.verified_points()),
     )
+
+
+def _facts(target: Target) -> dict[str, str]:
+    """What the report says of one workload."""
+    predictor = target.load_predictor()
+    return {
+        "Workload": str(target),
+        "Latency predictor": predictor_line(predictor),
+        "Near the bound": near_bound_line(predictor),
+    }

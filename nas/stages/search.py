@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from nas.recipe.objectives import COSTS
+from nas.recipe.objectives import is_cost
 from nas.reports.summary import bounds_line, near_bound_line, predictor_line
 from nas.runs.parent_values import read_parent_values, write_parent_values
 from nas.runs.progress import print_line
@@ -18,6 +18,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.space import input_sizes
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from predictors import AnalyticCosts
 from search_spaces import InputError
 
 
@@ -32,12 +33,16 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
     Raises:
         InputError: If the search cannot continue; trials.csv then has the trials so far.
     """
-    recipe, predictor = context.recipe, run.load_predictor()
-    print_line(f"predictor  {predictor_line(predictor)}")
-    print_line(f"near       {near_bound_line(predictor)}")
+    recipe = context.recipe
+    for target in run.targets:
+        predictor = target.load_predictor()
+        print_line(f"predictor{target.label}  {predictor_line(predictor)}")
+        print_line(f"near{target.label}       {near_bound_line(predictor)}")
     supernet, space = load_supernet(run, context)
+    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, recipe.task.type, supernet.dtype)
+    predictors = {name: each for target in run.targets for name, each in target.load_predictors(counts).items()}
     in_other_sizes = {size: context.of_size(size).splits.search for size in input_sizes(space)}
-    evaluator = Evaluator(recipe, supernet, context.splits.search, predictor, in_other_sizes)
+    evaluator = Evaluator(recipe, supernet, context.splits.search, predictors, in_other_sizes)
     if recipe.relative_bounds:
         values = _parent_values(run, context, evaluator)
         evaluator = replace(evaluator, recipe=recipe.with_parent(values))
@@ -66,7 +71,7 @@ def _parent_values(run: Run, context: TaskContext, evaluator: Evaluator) -> dict
     known, names = read_parent_values(run), context.recipe.relative_bounds
     if not names.keys() <= known.keys():
         costs = evaluator.costs(evaluator.supernet.parent)
-        metrics = [name for name in names if name not in COSTS]
+        metrics = [name for name in names if not is_cost(name)]
         model = context.load_model(run.parent).to(evaluator.supernet.model.device).eval()
         scores = score(model, context.splits.search, metrics) if metrics else {}
         known |= {**costs, **{name: each.value for name, each in scores.items()}}

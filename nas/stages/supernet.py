@@ -64,7 +64,7 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
     Raises:
         InputError: If subnetworks are sampled by latency, but another device measures it after the training.
     """
-    if context.recipe.supernet.sampler == "latency_ms" and run.is_remote:
+    if context.recipe.supernet.sampler == "latency_ms" and run.target.is_remote:
         raise InputError(
             f"`supernet.sampler` must not be `latency_ms`, as another device measures latencies of `{run.folder}` "
             "after the training; choose `macs`."
@@ -83,8 +83,8 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
         if (vocabulary := vocabulary_of(context)) is not None:
             vocabulary.save(work)
         write_json(work / ORDER, order.to_dict())
-    if context.recipe.supernet.sampler == "latency_ms" and not run.is_profiled:
-        fit_predictor(run, context, *supernet_before_training(run, context))
+    if context.recipe.supernet.sampler == "latency_ms" and not run.target.has_predictor:
+        fit_predictor(run.target, context, *supernet_before_training(run, context))
 
 
 def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
@@ -102,7 +102,7 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
     """Trains the supernet in the order saved by `_order_and_profile`; saves it in the work folder of the stage."""
     work, settings = partial_path(run.supernet), context.recipe.supernet
     supernet, space = supernet_before_training(run, context)
-    latency_ms = run.load_predictor().predict if settings.sampler == "latency_ms" else None
+    latency_ms = run.target.load_predictor().predict if settings.sampler == "latency_ms" else None
     examples, checkpoints = context.training_set(settings), work / "checkpoints"
     trainer = SupernetTrainer(
         supernet=supernet,

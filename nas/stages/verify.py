@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.modeling.cast import cast_weights
-from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, total_violation
+from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, base_name, total_violation
 from nas.recipe.schema import Recipe
 from nas.reports.summary import bounds_line
 from nas.runs.files import write_json
@@ -22,15 +24,19 @@ from nas.runs.finished import read_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
-from nas.stages.parent_runtimes import parent_in_fastest_runtime
+from nas.runs.target import Target
+from nas.stages.footprints import measure_footprints
+from nas.stages.parent_runtimes import parent_in_fastest_runtimes
 from nas.studies.expected_front import expected_front
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
+from nas.supernets.counted_costs import count_costs
 from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
+from predictors.latency.throughput import samples_per_second
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import shuffled
 from predictors.measurement.json_lines import JsonLines
@@ -88,14 +94,15 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         if key in results
     ]
     parent = _to_point(results[PARENT], PARENT, bounds)
-    if not run.is_remote:
-        print_line(f"verify     {_summary(run, verified)}")
+    for target in run.targets:
+        if not target.is_remote:
+            print_line(f"verify{target.label}     {_summary(target, verified)}")
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds)
     reference, by_study = reference_point([*verified, parent], recipe.objectives), _by_study(verified)
     resampled = {key: result.get("resampled", {}) for key, result in results.items()}
-    compared = [*verified, parent, *parent_in_fastest_runtime(run, context, parent)]
+    compared = [*verified, parent, *parent_in_fastest_runtimes(run, context, parent)]
     data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in compared],
@@ -137,25 +144,45 @@ def _verify_all(
     scored = {**subnets, PARENT: supernet.parent}
     with progress("verify") as report:
         results = _score_all(run, context, supernet, scored, lambda done: report(done, len(scored), "scored"))
-    if not run.is_remote:
-        _measure_all(run, context, supernet, {subnet.key: subnet for subnet in scored.values()})
-    predictor = run.load_predictor()
+    for target in run.targets:
+        if not target.is_remote:
+            _measure_all(target, context, supernet, {subnet.key: subnet for subnet in scored.values()})
+            measure_footprints(target, context, supernet, list(scored.values()))
+        _add_latencies(target, results)
+        _add_footprints(target, results)
+    return results
+
+
+def _add_latencies(target: Target, results: Mapping[str, dict[str, Any]]) -> None:
+    """Adds the latency of a workload to the results by key; ``predicted``: whether one of its latencies is."""
+    name, predictor = target.cost_name("latency_ms"), target.load_predictor()
     for key, result in results.items():
         subnet = SubnetConfig.from_dict(result["subnet"])
-        measured_ms = run.store.reported_latency(subnet.key, run.recipe.workload)
-        latency = measured_ms or (_reference_latency(run) if key == PARENT else _predicted(predictor, subnet))
-        result["values"]["latency_ms"], result["errors"]["latency_ms"] = latency.latency_ms, latency.error_ms
-        result["predicted"] = measured_ms is None
-    return results
+        measured_ms = target.store.reported_latency(subnet.key, target.workload)
+        latency = measured_ms or (_reference_latency(target) if key == PARENT else _predicted(predictor, subnet))
+        result["values"][name], result["errors"][name] = latency.latency_ms, latency.error_ms
+        result["predicted"] = result.get("predicted", False) or measured_ms is None
+        if target.names("samples_per_second"):
+            rate = target.cost_name("samples_per_second")
+            result["values"][rate] = float(samples_per_second(target.workload, np.array(latency.latency_ms)))
+            result["errors"][rate] = result["values"][rate] * latency.error_ms / latency.latency_ms
+
+
+def _add_footprints(target: Target, results: Mapping[str, dict[str, Any]]) -> None:
+    """Adds memory and energy to the results by key, as far as the recipe names them."""
+    measured = target.footprints() if target.footprint_names else {}
+    for result in results.values() if measured else ():
+        own = measured[SubnetConfig.from_dict(result["subnet"]).key]
+        result["values"] |= {target.cost_name(cost): own[cost] for cost in target.footprint_names}
 
 
 def _predicted(predictor: SubnetPredictor, subnet: SubnetConfig) -> ReportedLatency:
     return ReportedLatency(float(predictor.predict([subnet])[0]), float(predictor.spread_ms([subnet])[0]))
 
 
-def _reference_latency(run: Run) -> ReportedLatency:
+def _reference_latency(target: Target) -> ReportedLatency:
     """The parent's latency as the reference model."""
-    timing = run.store.reference(run.recipe.workload)
+    timing = target.store.reference(target.workload)
     assert timing is not None
     return reported_latency(timing, None, [])
 
@@ -184,7 +211,7 @@ def _score_all(
             )
             test = context.of(subnet).splits.test
             scores = score(model, test, run.recipe.metric_names)
-            counted = counts.count(counts.cost_names, [subnet], run.recipe.workload)
+            counted = count_costs(counts, run.recipe, [subnet])
             values = {name: float(value[0]) for name, value in counted.items()}
             values |= {name: metric.value for name, metric in scores.items()}
             errors = {name: metric.standard_error for name, metric in scores.items()}
@@ -200,25 +227,29 @@ def _score_all(
     return {key: done[key] for key in subnets}
 
 
-def _measure_all(run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]) -> None:
+def _measure_all(
+    target: Target, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]
+) -> None:
     """Measures exported models in two passes, each in half of the time; all are measured once whatever the time."""
-    settings, workload = run.recipe.verify, run.recipe.workload
-    budget = Budget.of_minutes(settings.minutes)
+    run, workload = target.run, target.workload
+    budget = Budget.of_minutes(run.recipe.verify.minutes)
     for number, stage in enumerate(PASSES, 1):
-        missing = {key: s for key, s in subnets.items() if run.store.get(key, workload, stage) is None}
+        missing = {key: s for key, s in subnets.items() if target.store.get(key, workload, stage) is None}
         if not missing:
             continue
         part = budget.share(1 / (len(PASSES) + 1 - number))
-        with time_progress("verify", part) as report:
+        with time_progress(f"verify{target.label}", part) as report:
             visit = subnet_visit(
+                target,
                 context,
                 supernet,
-                run.store,
                 missing,
                 stage,
                 part,
                 load=lambda subnet: prepare(
-                    export_and_reload(run, context, supernet, subnet), context.workload_inputs(subnet), workload
+                    export_and_reload(run, context, supernet, subnet),
+                    context.workload_inputs(subnet, workload),
+                    workload,
                 ),
                 report=report,
                 enough=lambda timings: not _not_told_apart(timings, run.recipe.profile.precision),
@@ -240,20 +271,20 @@ def _not_told_apart(timings: Mapping[str, Timing], precision: float) -> list[tup
     ]
 
 
-def _summary(run: Run, points: Sequence[Point]) -> str:
+def _summary(target: Target, points: Sequence[Point]) -> str:
     """How sure the measured latencies are, and what could not be told apart, with the way out."""
-    workload, precision = run.recipe.workload, run.recipe.profile.precision
+    recipe, store, latency = target.run.recipe, target.store, target.cost_name("latency_ms")
     keys = {point.key for point in points}
-    timings = {m.subnet.key: m.timing for m in run.store.rows(workload, "export") if m.subnet.key in keys}
-    repeated = sum(run.store.get(key, workload, "repeat") is not None for key in keys)
-    widest = max((point.errors["latency_ms"] / point.values["latency_ms"] for point in points), default=0.0)
+    timings = {m.subnet.key: m.timing for m in store.rows(target.workload, "export") if m.subnet.key in keys}
+    repeated = sum(store.get(key, target.workload, "repeat") is not None for key in keys)
+    widest = max((point.errors[latency] / point.values[latency] for point in points), default=0.0)
     parts = [f"{len(keys)} measured, {repeated} of them twice; latencies within ±{widest:.1%}"]
-    if overlapping := len(_not_told_apart(timings, precision)):
+    if overlapping := len(_not_told_apart(timings, recipe.profile.precision)):
         parts.append(f"{overlapping} of {len(timings) - 1} neighbours in latency cannot be told apart in this noise")
-    if undecided := len({point.key for point in points if point.undecided}):
+    if undecided := len({point.key for point in points if latency in point.undecided}):
         parts.append(f"{undecided} cannot be told apart from a bound")
-    if (overlapping or repeated < len(keys)) and run.recipe.verify.minutes is not None:
-        parts.append(f"more time: `verify.minutes={2 * run.recipe.verify.minutes:g}`")
+    if (overlapping or repeated < len(keys)) and recipe.verify.minutes is not None:
+        parts.append(f"more time: `verify.minutes={2 * recipe.verify.minutes:g}`")
     return "; ".join(parts)
 
 
@@ -273,11 +304,11 @@ def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedMod
 
 def _to_point(result: dict[str, Any], source: str, bounds: Mapping[str, Bound]) -> Point:
     feasible = all(bound.violation(result["values"][name]) <= 0 for name, bound in bounds.items())
-    latency = result["values"]["latency_ms"], result["errors"]["latency_ms"]
-    undecided = "latency_ms" in bounds and bounds["latency_ms"].verdict(*latency) == "undecided"
+    latencies = {name: bound for name, bound in bounds.items() if base_name(name) == "latency_ms"}
+    verdicts = {n: bound.verdict(result["values"][n], result["errors"][n]) for n, bound in latencies.items()}
     subnet = SubnetConfig.from_dict(result["subnet"])
     state = {"measured": True, "feasible": feasible, "predicted": result["predicted"]}
-    state["undecided"] = ("latency_ms",) if undecided else ()
+    state["undecided"] = tuple(name for name, verdict in verdicts.items() if verdict == "undecided")
     return Point(subnet, result["values"], result["errors"], source, **state)  # type: ignore[arg-type]
 
 

@@ -9,13 +9,14 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.fronts.point import Point
-from nas.recipe.objectives import COSTS
 from nas.recipe.schema import Recipe
 from nas.studies.racing import EarlyStopping, Outcome, Scorer
+from nas.supernets.counted_costs import count_costs
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.slices import SHARES
-from predictors import AnalyticCosts, SubnetPredictor
+from predictors import AnalyticCosts
+from predictors.latency.throughput import CostPredictor
 from search_spaces import SubnetConfig
 
 
@@ -24,10 +25,10 @@ class Evaluator:
     """Values of any subnetwork of a run: metrics on the search slice, predicted latency, exact counts.
 
     Attributes:
-        recipe: Objectives, constraints and workload.
+        recipe: Objectives, constraints and workloads.
         supernet: The shared weights.
         examples: The search slice.
-        predictor: Predicts latencies.
+        predictors: Name of a cost that is not counted, such as ``latency_ms`` -> what predicts it.
         in_other_sizes: Size of inputs, `SubnetConfig.input_size` -> the search slice as such inputs.
         counts: Exact costs.
     """
@@ -35,7 +36,7 @@ class Evaluator:
     recipe: Recipe
     supernet: Supernet
     examples: EvaluationSet
-    predictor: SubnetPredictor
+    predictors: Mapping[str, CostPredictor]
     in_other_sizes: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,9 +46,9 @@ class Evaluator:
 
     def known_values(self, names: Iterable[str], subnets: Sequence[SubnetConfig]) -> dict[str, np.ndarray]:
         """The costs among some metrics and costs: name -> (n,), known without running the subnetworks."""
-        costs = [name for name in COSTS if name in names]
-        values = self.counts.count([n for n in costs if n != "latency_ms"], subnets, self.recipe.workload)
-        return values | ({"latency_ms": self.predictor.predict(subnets)} if "latency_ms" in costs else {})
+        wanted = set(names)
+        counted = count_costs(self.counts, self.recipe, subnets, wanted)
+        return counted | {n: each.predict(subnets) for n, each in self.predictors.items() if n in wanted}
 
     def cost(self, name: str, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """One cost of many subnetworks (n,)."""
@@ -56,7 +57,8 @@ class Evaluator:
     def costs(self, subnet: SubnetConfig) -> dict[str, float]:
         """Every cost of one subnetwork."""
         if subnet.key not in self._costs:
-            values = self.known_values(("latency_ms", *self.counts.cost_names), [subnet])
+            values = count_costs(self.counts, self.recipe, [subnet])
+            values |= {name: predictor.predict([subnet]) for name, predictor in self.predictors.items()}
             self._costs[subnet.key] = {name: float(column[0]) for name, column in values.items()}
         return self._costs[subnet.key]
 
@@ -86,6 +88,6 @@ class Evaluator:
         """All values of an evaluated subnetwork."""
         values = {**{name: value for name, (value, _) in outcome.scores.items()}, **self.costs(subnet)}
         errors = {name: error for name, (_, error) in outcome.scores.items()}
-        errors["latency_ms"] = float(self.predictor.spread_ms([subnet])[0])
+        errors |= {name: each.residual_bound * values[name] for name, each in self.predictors.items()}
         feasible = all(v <= 0 for v in self.violations(values).values())
         return Point(subnet, values, errors, "search", measured=False, feasible=feasible)

@@ -54,13 +54,17 @@ def reuse_trials(
 
 
 def _known(study: optuna.Study, evaluator: Evaluator) -> Iterable[tuple[FrozenTrial, Point]]:
-    """The trials of an earlier study that have every value that the recipe names, and their points, judged by it."""
-    names = set(evaluator.recipe.value_names)
+    """The trials of an earlier study that have every metric that the recipe names, and their points, judged by it.
+
+    Costs that it names and they lack are known without an evaluation.
+    """
+    names = set(evaluator.recipe.metric_names)
     for trial in complete_trials(study):
         if "point" in trial.user_attrs and names <= trial.user_attrs["point"]["values"].keys():
             point = point_from_trial(trial, study_kind(study))
-            feasible = all(value <= 0 for value in evaluator.violations(point.values).values())
-            yield trial, replace(point, feasible=feasible)
+            values = evaluator.costs(point.subnet) | point.values
+            feasible = all(value <= 0 for value in evaluator.violations(values).values())
+            yield trial, replace(point, values=values, feasible=feasible)
 
 
 def _add(

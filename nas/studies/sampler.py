@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
 
-from nas.recipe.objectives import COSTS, total_violation
+from nas.recipe.objectives import is_cost, total_violation
 from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
 from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates
@@ -123,7 +123,7 @@ class SubnetProblem:
         self.parameters = space.parameters
         self.evaluator = evaluator
         self.encoding = Encoding(self.parameters.distributions())
-        self.known_constraints = frozenset(evaluator.recipe.constraints) & frozenset(COSTS)
+        self.known_constraints = frozenset(name for name in evaluator.recipe.constraints if is_cost(name))
 
     def keys(self, vectors: np.ndarray) -> list[bytes]:
         """A key for each subnetwork (n, D); the parameters of dropped layers do not change it."""

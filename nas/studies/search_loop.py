@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from nas.fronts.point import Point
-from nas.recipe.objectives import COSTS
+from nas.recipe.objectives import is_cost
 from nas.recipe.schema import Recipe
 from nas.runs.files import digest
 from nas.runs.progress import print_line, progress
@@ -68,7 +68,8 @@ def run_studies(
         KeyboardInterrupt: After Ctrl-C, once the evaluations in flight are finished.
     """
     studies = open_studies(run.study, recipe) | open_repeats(run.study, recipe)
-    files = (run.supernet / "model.safetensors", run.predictor / "predictor.json")
+    files = {"supernet": run.supernet / "model.safetensors"}
+    files |= {f"predictor{target.label}": target.predictor / "predictor.json" for target in run.targets}
     fingerprint = study_fingerprint(recipe, space, files)
     for study in studies.values():
         bind_study(study, fingerprint)
@@ -79,7 +80,7 @@ def run_studies(
         execute(scheduler, evaluator.scorer)
 
 
-def study_fingerprint(recipe: Recipe, space: SearchSpace, files: Sequence[Path]) -> dict[str, Any]:
+def study_fingerprint(recipe: Recipe, space: SearchSpace, files: Mapping[str, Path]) -> dict[str, Any]:
     """What the values in a study depend on: parts of the recipe, the space, and the hash of each file that exists."""
     distributions = {name: str(distribution) for name, distribution in space.parameters.distributions().items()}
     text = json.dumps([distributions, space.layer_order], sort_keys=True)
@@ -89,7 +90,7 @@ def study_fingerprint(recipe: Recipe, space: SearchSpace, files: Sequence[Path])
         "seed": recipe.seed,
         "space": hashlib.sha256(text.encode()).hexdigest()[:10],
     }
-    return fingerprint | {file.parent.name: digest(file) for file in files if file.exists()}
+    return fingerprint | {name: digest(file) for name, file in files.items() if file.exists()}
 
 
 def build_queues(
@@ -180,8 +181,8 @@ def startup_phases(
 
     def solutions(complete: Mapping[str, Point]) -> list[SubnetConfig]:
         losses = {key: sign * point.values[recipe.primary_metric] for key, point in complete.items()}
-        costs = [name for name in recipe.objectives if name in COSTS]
-        bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
+        costs = [name for name, way in recipe.objectives.items() if is_cost(name) and way == "minimize"]
+        bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if is_cost(name)}
         limit = max(1, (budget - len(blocks(complete))) // 2)
         return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=limit)
 

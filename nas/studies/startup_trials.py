@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from nas.recipe.objectives import COSTS, against_bounds, total_violation
+from nas.recipe.objectives import against_bounds, is_cost, total_violation
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
@@ -94,7 +94,7 @@ def extreme_subnets(space: SearchSpace) -> list[SubnetConfig]:
 
 
 def _raise_infeasible(subnets: Sequence[SubnetConfig], evaluator: Evaluator) -> None:
-    bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if name in COSTS}
+    bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if is_cost(name)}
     closest = min(subnets, key=lambda subnet: total_violation(evaluator.costs(subnet), bounds))
     raise InputError(
         f"none of {MAX_REJECTED} random subnetworks meets the constraints, nor does the largest, the smallest or a "

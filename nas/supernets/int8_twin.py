@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nas.modeling.quantized import quantize
+from nas.recipe.objectives import reduced_costs
+from nas.runs.run import Run
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
@@ -17,15 +19,16 @@ if TYPE_CHECKING:
 INT8 = "int8"
 
 
-def int8_pays(context: TaskContext) -> bool:
-    """Whether the workload runs int8 layers, and the model is large enough for them to be faster.
+def int8_pays(run: Run, context: TaskContext) -> bool:
+    """Whether every workload runs int8 layers on this device, and the model is large enough for them to be faster.
 
     Not for families whose stock models fold constants into weights: their twins would need them unfolded.
     """
     recipe, family = context.recipe, context.layout.family
-    reason = unsupported_reason(INT8, recipe.workload, recipe.value_names)
+    names = reduced_costs(recipe.value_names)
+    runs = not any(target.is_remote or unsupported_reason(INT8, target.workload, names) for target in run.targets)
     wide = context.layout.parent.hidden_size >= QUANTIZED_FROM_HIDDEN
-    return not reason and wide and family.rescale_constants is None
+    return runs and wide and family.rescale_constants is None
 
 
 def with_int8(subnet: SubnetConfig) -> SubnetConfig:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nas.runs.progress import TimeReport, time_progress
-from nas.runs.run import Run
+from nas.runs.target import Target
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from predictors import AnalyticCosts, MeasurementStage, MeasurementStore, Timing
+from predictors import AnalyticCosts, MeasurementStage, Timing, Workload
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import Visit, group_size
 from predictors.measurement.memory import memory_mb
@@ -23,7 +23,7 @@ Enough = Callable[[Mapping[str, Timing]], bool]
 
 
 def measure_subnets(
-    run: Run,
+    target: Target,
     context: TaskContext,
     supernet: Supernet,
     subnets: Sequence[SubnetConfig],
@@ -33,13 +33,13 @@ def measure_subnets(
     may_set_reference: bool = True,
     **when: Any,
 ) -> dict[str, Timing]:
-    """Measures the subnetworks that the run has not measured yet, in rounds together with the parent.
+    """Measures the subnetworks that are not measured yet under a workload, in rounds together with the parent.
 
     Until a predictor is fitted, the median latency of the parent over all groups is the reference of all latencies.
 
     Args:
-        run: The run.
-        context: The context of its recipe.
+        target: The workload on its device.
+        context: The context of the run's recipe.
         supernet: What is extracted from.
         subnets: What to measure.
         budget: Time limit; default: one proposed from the speed of the models.
@@ -51,27 +51,30 @@ def measure_subnets(
         Key of a subnetwork -> its latency, for those that time sufficed for.
 
     Raises:
-        InputError: If the latencies of the run come from another device and some are missing.
+        InputError: If the latencies come from another device and some are missing.
     """
-    workload, store = context.recipe.workload, run.store
-    may_set_reference &= not run.is_profiled
+    workload, store = target.workload, target.store
+    may_set_reference &= not target.has_predictor
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
-    if missing and run.is_remote:
+    if missing and target.is_remote:
         raise InputError(
-            f"the latencies of `{run.folder}` come from another device, and {len(missing)} are missing; run `nas "
-            "profile RECIPE --export FOLDER` here, measure there, then run `nas profile RECIPE --import FOLDER` here."
+            f"the latencies{target.label} of `{target.run.folder}` come from another device, and {len(missing)} are "
+            f"missing; run `nas profile RECIPE --export FOLDER{_option(target)}` here, measure there, then run `nas "
+            "profile RECIPE --import FOLDER` here."
         )
     if missing:
         budget = budget or Budget()
-        with time_progress("profile", budget) as report:
+        with time_progress(f"profile{target.label}", budget) as report:
             visit = subnet_visit(
+                target,
                 context,
                 supernet,
-                store,
                 {subnet.key: subnet for subnet in missing},
                 "profile",
                 budget,
-                load=lambda subnet: prepare(supernet.extract(subnet), context.workload_inputs(subnet), workload),
+                load=lambda subnet: prepare(
+                    supernet.extract(subnet), context.workload_inputs(subnet, workload), workload
+                ),
                 report=report,
                 may_set_reference=may_set_reference,
                 **when,
@@ -82,10 +85,15 @@ def measure_subnets(
     return {subnet.key: timings[subnet.key] for subnet in subnets if subnet.key in timings}
 
 
+def _option(target: Target) -> str:
+    """The option of `nas profile` that names one of several workloads."""
+    return f" --workload {target.name}" if target.name else ""
+
+
 def subnet_visit(
+    target: Target,
     context: TaskContext,
     supernet: Supernet,
-    store: MeasurementStore,
     subnets: Mapping[str, SubnetConfig],
     stage: MeasurementStage,
     budget: Budget,
@@ -101,9 +109,9 @@ def subnet_visit(
     """A visit that measures subnetworks together with the parent's architecture, and stores their timings.
 
     Args:
+        target: The workload on its device, whose store keeps the measurements.
         context: The context of the run's recipe.
         supernet: What the parent's architecture is extracted from.
-        store: Keeps the measurements.
         subnets: Key -> subnetwork.
         stage: Stage under which timings are stored.
         budget: Time limit.
@@ -115,7 +123,7 @@ def subnet_visit(
         note: The number that matters so far, for the progress bar.
         seed: Order of the models.
     """
-    workload = context.recipe.workload
+    workload, store = target.workload, target.store
 
     def save(timings: Mapping[str, Timing]) -> None:
         if store.reference_ms(workload) is None or may_set_reference:
@@ -138,7 +146,7 @@ def subnet_visit(
         budget=budget,
         store=save,
         reference_ms=lambda: store.reference_ms(workload),
-        size=models_at_once(context, supernet),
+        size=models_at_once(context, supernet, workload),
         enough=enough,
         is_done=is_done,
         on_progress=on_progress,
@@ -148,9 +156,8 @@ def subnet_visit(
     return visit
 
 
-def models_at_once(context: TaskContext, supernet: Supernet) -> int:
+def models_at_once(context: TaskContext, supernet: Supernet, workload: Workload) -> int:
     """Number of subnetworks that are in memory while they are measured."""
-    workload = context.recipe.workload
     costs = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type, supernet.dtype)
     size_mb = float(costs.count(("size_mb",), [supernet.parent], workload)["size_mb"][0])
     return group_size(size_mb, memory_mb(workload))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from nas.recipe.objectives import reduced_costs
 from nas.recipe.schema import Space, SpaceBase
 from nas.tasks.context import TaskContext
+from predictors import Workload
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import TASKS, InputError, SearchSpace
 from search_spaces.dimension import FULL, Facts
@@ -63,13 +65,19 @@ def propose_space(context: TaskContext) -> Proposal:
 
 
 def _facts(context: TaskContext) -> Facts:
-    workload, value_names = context.recipe.workload, context.recipe.value_names
+    value_names = reduced_costs(context.recipe.value_names)
+    workloads = list(context.recipe.named_workloads.values())
     kept = dict.fromkeys(TASKS[context.recipe.task.type].kept, "the outputs of the task keep their width")
     return Facts(
-        tokens=context.layout.inputs.longest_sequence(workload.sequence_length),
-        value_names=frozenset(value_names),
-        unsupported_dtypes={d: why for d in DTYPES if (why := unsupported_reason(d, workload, value_names))},
+        tokens=max(context.layout.inputs.longest_sequence(each.sequence_length) for each in workloads),
+        value_names=value_names,
+        unsupported_dtypes={d: why for d in DTYPES if (why := _unsupported_reason(d, workloads, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
-        is_decoding=workload.phase == "decode",
+        is_decoding=all(workload.phase == "decode" for workload in workloads),
         kept={**kept, **_fixed_in_task(context)},
     )
+
+
+def _unsupported_reason(dtype: str, workloads: Sequence[Workload], names: Collection[str]) -> str:
+    """Why one of the workloads cannot run a dtype, or does not profit from it; empty if all do."""
+    return next(filter(None, (unsupported_reason(dtype, workload, names) for workload in workloads)), "")

@@ -80,6 +80,7 @@ class TaskContext:
         self.recipe, self.sample = recipe, sample
         self._training_sets: dict[str | None, Dataset] = {}
         self._of_size: dict[str, TaskContext] = {FULL: self}
+        self._tokens = 1, 1
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -99,7 +100,8 @@ class TaskContext:
 
     @property
     def _longest_input(self) -> int:
-        return max(self.recipe.task.max_length, self.recipe.workload.sequence_length or 0)
+        lengths = (workload.sequence_length or 0 for workload in self.recipe.named_workloads.values())
+        return max(self.recipe.task.max_length, *lengths)
 
     @cached_property
     def layout(self) -> Layout:
@@ -161,7 +163,7 @@ class TaskContext:
             other = TaskContext(self.recipe, self.sample)
             other.__dict__ |= {"config": config, "layout": self.layout, "extends_positions": self.extends_positions}
             other.__dict__ |= {"processor": processor, "_of_size": self._of_size}
-            other.__dict__["workload"] = self._longer(other) if self.recipe.workload.sequence_length else self.workload
+            other._tokens = self._tokens_beside(other) if self.task.reads_text else (1, 1)
             self._of_size[size] = other
         return self._of_size[size]
 
@@ -176,10 +178,14 @@ class TaskContext:
         config = with_image_size(self.config, side)
         return config, resized_processor(self.processor, side / image_shape(self.config)[-1])
 
-    @cached_property
-    def workload(self) -> Workload:
-        """The recipe's workload; with fewer pieces the same texts have more tokens."""
-        return self.recipe.workload
+    def in_own_tokens(self, workload: Workload) -> Workload:
+        """A workload of the recipe; with fewer pieces the same texts have more tokens."""
+        limit, length = self.layout.inputs.max_sequence_length, workload.sequence_length
+        if length is None:
+            return workload
+        parents, own = self._tokens
+        longer = max(length, math.ceil(length * own / max(parents, 1)))
+        return replace(workload, sequence_length=min(longer, limit or longer))
 
     def of_sizes(self, sizes: Iterable[str], settings: Training) -> dict[str, tuple[TaskType, Dataset]]:
         """The examples of one training as inputs of other sizes, row by row those of `training_set`."""
@@ -232,13 +238,11 @@ class TaskContext:
         beside = [] if self.sample is not None else [self._held_out(other, source) for other in task.beside]
         return replace(examples, beside=tuple(beside))
 
-    def _longer(self, other: TaskContext) -> Workload:
-        """The workload with as many more tokens as the training texts have with another tokenizer."""
+    def _tokens_beside(self, other: TaskContext) -> tuple[int, int]:
+        """How many tokens the same training texts have with this tokenizer and with another."""
         rows = min(LENGTH_EXAMPLES, len(self.splits.train))
         mine, theirs = (sum(map(len, each.splits.train[:rows]["input_ids"])) for each in (self, other))
-        limit, length = self.layout.inputs.max_sequence_length, self.recipe.workload.sequence_length or 0
-        longer = max(length, math.ceil(length * theirs / max(mine, 1)))
-        return replace(self.recipe.workload, sequence_length=min(longer, limit or longer))
+        return mine, theirs
 
     def _sampled(self, dataset: Dataset) -> Dataset:
         return dataset if self.sample is None else dataset.select(range(min(self.sample, len(dataset))))
@@ -384,10 +388,10 @@ class TaskContext:
                 raise InputError(refusal(source, "its outputs would change (it skips blocks, or is narrower)"))
         return unfolded
 
-    def workload_inputs(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
+    def workload_inputs(self, subnet: SubnetConfig, workload: Workload) -> dict[str, torch.Tensor]:
         """Returns random inputs on which the latency of a subnetwork is measured: the same texts in its tokens."""
         own = self.of(subnet)
-        return own.dummy_inputs(own.workload)
+        return own.dummy_inputs(own.in_own_tokens(workload))
 
     def dummy_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
         """Returns random inputs of the workload's shape, without padding.

@@ -93,6 +93,11 @@ class SubnetPredictor:
         return self.latency.report
 
     @property
+    def residual_bound(self) -> float:
+        """Half the width of an interval that holds 90 % of measurements, relative to a prediction."""
+        return self.latency.report.residual_bound
+
+    @property
     def latency_ms(self) -> np.ndarray:
         """Latency of each measured subnetwork: (len(subnets),) milliseconds."""
         return self.latency.latency_ms
@@ -105,7 +110,7 @@ class SubnetPredictor:
 
     def spread_ms(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Half the width of an interval that contains 90 % of measurements: (len(subnets),) milliseconds."""
-        return self.predict(subnets) * self.latency.report.residual_bound
+        return self.predict(subnets) * self.residual_bound
 
     def save(self, folder: str | Path) -> None:
         """Writes ``predictor.json``: the measurements, the chosen models' names and the report; no pickled code."""

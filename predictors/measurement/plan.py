@@ -56,6 +56,7 @@ class Plan:
         remote_code: Whether the modelling files in the folders may run.
         untrained: Models whose folders have no weights; random weights give the same latency.
         minutes: Time limit of a visit to the device; None: proposed from the speed of the models.
+        workload_name: Name of the workload in the run; empty for its only one.
     """
 
     workload: Workload
@@ -69,6 +70,7 @@ class Plan:
     remote_code: bool = False
     untrained: Sequence[str] = ()
     minutes: float | None = None
+    workload_name: str = ""
 
     def source(self, folder: Path, name: str) -> str:
         """The path or hub id of a model."""
@@ -108,6 +110,8 @@ class Plan:
                 raise ValueError(f"`{name}` must be paths by name")
         if self.reference not in self.models or self.models.keys() != self.inputs.keys():
             raise ValueError("every model, and the reference, must have a path and inputs")
+        if not isinstance(self.workload_name, str):
+            raise ValueError(f"`workload_name` must be a text, but got {self.workload_name!r}")
         if type(self.passes) is not int or not 1 <= self.passes <= MAX_PASSES:
             raise ValueError(f"`passes` must be a whole number from 1 to {MAX_PASSES}, but got {self.passes!r}")
         for name in ("precision", "minutes", "reference_ms"):

@@ -2,11 +2,16 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SYMBOL = {
   evaluated: "circle", off: "circle-open", uniform: "square", random: "diamond", front: "circle", parent: "star",
-  "layer-drop": "triangle-up", int8: "x",
+  "layer-drop": "triangle-up", int8: "x", earlier: "circle",
 };
-const DASH = {front: "solid", uniform: "dash", random: "dot"};
+const DASH = {front: "solid", uniform: "dash", random: "dot", earlier: "dashdot"};
 const hidden = new Set();
 let selected = null;
+
+/* One of several workloads is shown: its costs end in @ and its name. */
+let workload = DATA.workloads[0];
+const inView = name => !name.includes("@") || name.endsWith("@" + workload);
+const ofWorkload = cost => workload ? cost + "@" + workload : cost;
 
 const byId = id => document.getElementById(id);
 const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -30,7 +35,7 @@ function hover(point) {
   const subnet = Object.entries(point.subnet).map(([name, value]) =>
     name === "layers" ? `${value.length} of ${DATA.layers} layers kept: ${value.join(", ")}`
       : `${name}: ${Array.isArray(value) ? compact(value) : value}`);
-  const values = Object.entries(point.text).map(([name, text]) => `${name}: ${text}`);
+  const values = Object.entries(point.text).filter(([name]) => inView(name)).map(([name, text]) => `${name}: ${text}`);
   const state = (point.measured && !point.predicted ? "MEASURED" : "PREDICTED") + " · " + point.source
     + (point.feasible ? "" : " · violates a constraint");
   return `<b>${safe(point.key)}</b> · ${safe(state)}<br>` + [...values, ...subnet].map(safe).join("<br>");
@@ -82,7 +87,7 @@ function traces(series, x, y, z) {
     const line = {shape, color: paint, width: kind === "front" ? 2 : 1.2, dash: DASH[kind]};
     lines.push({...base, ...place(staircase(points, x, y)), type: "scatter", mode: "lines", line, hoverinfo: "skip"});
   }
-  const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8, "layer-drop": 9, int8: 8}[kind];
+  const size = {evaluated: 4, off: 8, parent: 14, front: 10, uniform: 7, random: 8, "layer-drop": 9, int8: 8, earlier: 7}[kind];
   return [...lines, {
     ...base, ...place(points), mode: "markers", customdata: points.map(p => p.key), meta: kind,
     type: scatter(points),
@@ -152,6 +157,7 @@ function swatch(kind) {
     random: '<path d="M0 8H24" stroke="C" stroke-dasharray="1 2"/><path d="M12 4l4 4-4 4-4-4z" fill="C"/>',
     "layer-drop": '<path d="M12 3l5 10H7z" fill="C"/>',
     int8: '<path d="M8 4l8 8M16 4l-8 8" stroke="C" stroke-width="2.5"/>',
+    earlier: '<path d="M0 8H24" stroke="C" stroke-dasharray="6 2 1 2"/><circle cx="12" cy="8" r="3.5" fill="C"/>',
     front: '<path d="M0 8H24" stroke="C" stroke-width="2"/><circle cx="12" cy="8" r="4.5" fill="C"/>',
     parent: '<path d="M12 0l2.3 5.3 5.7.5-4.3 3.8 1.3 5.6-5-3-5 3 1.3-5.6L4 5.8l5.7-.5z" fill="C"/>',
   }[kind];
@@ -228,7 +234,7 @@ function exportCommand(point) {
 function show(point) {
   selected = point;
   const measured = point.measured && !point.predicted;
-  const values = Object.entries(point.text).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
+  const values = Object.entries(point.text).filter(([n]) => inView(n)).flatMap(([n, t]) => [element("dt", {}, n), element("dd", {}, t)]);
   const scalars = Object.entries(point.subnet).filter(([, v]) => !Array.isArray(v))
     .flatMap(([n, v]) => [element("dt", {}, n), element("dd", {}, String(v))]);
   const knee = point.key === DATA.selected ? " · knee of the front" : "";
@@ -255,26 +261,47 @@ for (const {p} of POINTS)
 /* The metric of the knee and that of the parent. */
 function metricNote(knee, parent) {
   const metric = byId("y").value, [ofKnee, ofParent] = [knee, parent].map(p => p.text[metric]?.split(" ± ")[0]);
-  return ofKnee && ofParent && metric !== "latency_ms" ? `, with ${metric} ${ofKnee} instead of ${ofParent}` : "";
+  return ofKnee && ofParent && !metric.startsWith("latency_ms") ? `, with ${metric} ${ofKnee} instead of ${ofParent}` : "";
 }
 
 /* The knee compared with its parent: values in the headline, speed-up in one sentence. */
 function summary() {
   const knee = DATA.selected && find(DATA.selected, "front"), parent = POINTS.find(e => e.kind === "parent")?.p;
+  byId("headline").replaceChildren();
+  byId("summary").replaceChildren();
   if (!knee) return;
   for (const name of DATA.value_names) {
-    if (knee.text[name] == null) continue;
+    if (knee.text[name] == null || !inView(name)) continue;
     const [value, error] = knee.text[name].split(" ± ");
     const reference = parent?.text[name] ? `parent ${parent.text[name].split(" ± ")[0]}` : "";
     const note = [error && "± " + error, reference].filter(Boolean).join(" · ");
     byId("headline").append(element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, note))));
   }
-  if (parent && knee.values.latency_ms && parent.values.latency_ms) {
-    const times = parent.values.latency_ms / knee.values.latency_ms;
+  const latency = ofWorkload("latency_ms");
+  if (parent && knee.values[latency] && parent.values[latency]) {
+    const times = parent.values[latency] / knee.values[latency];
     byId("summary").append("The knee of the front, ", element("b", {class: "key"}, knee.key), ", is ",
       element("b", {}, times >= 1 ? times.toFixed(1) + " times faster" : (1 / times).toFixed(1) + " times slower"),
-      ` than its parent, both measured${metricNote(knee, parent)}.`);
+      ` than its parent${workload ? " under the workload " + workload : ""}, both measured${metricNote(knee, parent)}.`);
   }
+}
+
+/* Shows what belongs to one workload: its costs on the axes, in the tables and the panel, and its facts. */
+function switchWorkload(name) {
+  workload = name;
+  for (const id of ["x", "y", "z"]) {
+    const other = ofWorkload(byId(id).value.split("@")[0]);
+    if (!inView(byId(id).value) && DATA.value_names.includes(other)) byId(id).value = other;
+  }
+  for (const fact of document.querySelectorAll("[data-workload]")) fact.hidden = fact.dataset.workload !== name;
+  for (const table of document.querySelectorAll(".scroll table")) {
+    const shown = [...table.querySelectorAll("th")].map(cell => inView(cell.textContent));
+    for (const row of table.rows) [...row.cells].forEach((cell, i) => { cell.hidden = !shown[i]; });
+  }
+  for (const {p} of POINTS) delete p.hover;
+  summary();
+  if (selected) show(selected); else draw();
+  if (byId("predicted")?.dataset.drawn) CHARTS.predicted();
 }
 
 for (const id of ["x", "y", "z"]) {
@@ -286,9 +313,13 @@ byId("x").value = names.find(n => DATA.objectives[n] === "minimize") || names[0]
 byId("y").value = names.find(n => n !== byId("x").value && DATA.objectives[n] === "maximize")
   || names.find(n => n !== byId("x").value) || DATA.value_names.find(n => n !== byId("x").value) || names[0];
 byId("z").value = names.find(n => n !== byId("x").value && n !== byId("y").value) || "";
+for (const name of DATA.workloads) byId("workload").append(element("option", {value: name}, name));
+byId("workload").addEventListener("change", () => switchWorkload(byId("workload").value));
+byId("switch").hidden = DATA.workloads.length < 2;
 legend();
 summary();
 if (DATA.selected) show(find(DATA.selected, "front"));
+if (DATA.workloads.length > 1) switchWorkload(workload);
 for (const row of document.querySelectorAll("tr[data-key]")) {
   const open = () => { show(find(row.dataset.key, "front")); byId("panel").scrollIntoView({block: "nearest"}); };
   row.tabIndex = 0;

@@ -70,15 +70,23 @@ function growth() {
 }
 
 function predicted() {
-  const {predicted_ms, measured_ms, key} = HISTORY.predictor, all = [...predicted_ms, ...measured_ms];
+  const {predicted_ms, measured_ms, key} = HISTORY.predictor[workload], all = [...predicted_ms, ...measured_ms];
   const ends = [Math.min(...all), Math.max(...all)];
   const layout = {...frame("measured latency_ms", "predicted latency_ms")};
   layout.margin.t = 12;
+  heldOut(HISTORY.predictor[workload]);
   Plotly.react("predicted", [
     {type: "scatter", mode: "lines", x: ends, y: ends, line: {color: color("rule"), width: 1.5}, hoverinfo: "skip"},
     {type: "scatter", mode: "markers", x: measured_ms, y: predicted_ms, text: key, marker: {color: color("front"), size: 7},
       hovertemplate: "%{text}<br>measured %{x:.3g} ms<br>predicted %{y:.3g} ms<extra></extra>"},
   ], layout, CONFIG);
+}
+
+/* The error of a predictor on held-out measurements beside those of its baselines. */
+function heldOut({model, mape_percent}) {
+  const errors = Object.entries(mape_percent).map(([name, error]) =>
+    element("span", {}, name === model ? element("b", {}, name) : name, ` ${error.toFixed(1)} %`));
+  byId("mape")?.replaceChildren(element("span", {}, "Held-out error"), ...errors);
 }
 
 function losses(stage) {
@@ -91,7 +99,7 @@ function losses(stage) {
 
 const CHARTS = {parallel, growth, predicted, supernet: () => losses("supernet"), parent: () => losses("parent")};
 const available = {
-  growth: HISTORY.growth?.curves.length, predicted: HISTORY.predictor?.key.length,
+  growth: HISTORY.growth?.curves.length, predicted: HISTORY.predictor?.[workload]?.key.length,
   supernet: HISTORY.training?.supernet?.step.length, parent: HISTORY.training?.parent?.step.length, parallel: POINTS.length,
 };
 for (const [name, known] of Object.entries(available))
@@ -101,9 +109,7 @@ if (HISTORY.growth && byId("reference")) {
   const corner = Object.entries(HISTORY.growth.reference).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`);
   byId("reference").textContent = `Of evaluated points, with predicted latency. Reference point: ${corner.join(", ")}.`;
 }
-if (HISTORY.predictor) for (const [name, error] of Object.entries(HISTORY.predictor.mape_percent))
-  byId("mape")?.append(element("span", {}, name === HISTORY.predictor.model ? element("b", {}, name) : name, ` ${error.toFixed(1)} %`));
-if (byId("mape")) byId("mape").prepend(element("span", {}, "Held-out error"));
+if (HISTORY.predictor?.[workload]) heldOut(HISTORY.predictor[workload]);
 if (Object.keys(HISTORY.importance || {}).length) {
   for (const name of Object.keys(HISTORY.importance)) byId("objective").append(element("option", {value: name}, name));
   byId("objective").addEventListener("change", importance);

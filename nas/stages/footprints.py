@@ -1,0 +1,71 @@
+"""Footprints: peak memory and energy of subnetworks, each measured in a process of its own and stored in the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nas.exports.export import save_model
+from nas.runs.isolated import run_in_subprocess
+from nas.runs.progress import progress
+from nas.runs.target import Target
+from nas.supernets.supernet import Supernet
+from nas.tasks.context import TaskContext
+from predictors.measurement.plan import Plan
+from predictors.measurement.runtimes import RUNTIMES
+from search_spaces import SubnetConfig
+
+
+def measure_footprints(
+    target: Target, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig]
+) -> None:
+    """Measures the peak memory and the energy of subnetworks, as far as the recipe names one and they are missing.
+
+    They hardly depend on the weights: those of the supernet are taken, and a finished model has the same.
+
+    Args:
+        target: The workload, on this device.
+        context: The context of the run's recipe.
+        supernet: What is extracted from.
+        subnets: What to measure.
+
+    Raises:
+        InputError: If a process fails.
+    """
+    missing = {subnet.key: subnet for subnet in subnets if subnet.key not in target.footprints()}
+    if not target.footprint_names or not missing:
+        return
+    with progress(f"footprint{target.label}") as report:
+        for number, subnet in enumerate(missing.values(), 1):
+            with tempfile.TemporaryDirectory(dir=target.run.folder, prefix=".verify-") as folder:
+                _write(target, context, supernet, subnet, Path(folder))
+                call = ("predictors.measurement.plan", "footprint", folder, subnet.key)
+                target.add_footprint(subnet, run_in_subprocess(*call, what=f"footprint of {subnet.key}"))
+            report(number, len(missing), subnet.key)
+
+
+def _write(target: Target, context: TaskContext, supernet: Supernet, subnet: SubnetConfig, folder: Path) -> None:
+    """Writes one subnetwork with its inputs and a plan that names it."""
+    workload, inputs = target.workload, context.workload_inputs(subnet, target.workload)
+    model, feed = supernet.extract(subnet).eval(), {name: tensor.numpy() for name, tensor in inputs.items()}
+    path = folder / "model"
+    path.mkdir()
+    if workload.needs_torch:
+        save_model(model, context, path)
+    else:
+        path, feed = RUNTIMES[workload.runtime].write(model, inputs, workload, path)
+    np.savez(folder / "inputs.npz", **feed)  # type: ignore[arg-type]
+    plan = Plan(
+        workload,
+        context.auto_class,
+        {subnet.key: str(path.relative_to(folder))},
+        {subnet.key: "inputs.npz"},
+        subnet.key,
+        passes=1,
+        precision=context.recipe.profile.precision,
+        remote_code=True,
+    )
+    plan.write(folder)
