@@ -120,7 +120,7 @@ def predictor_error(folder: Path, minutes: float) -> float:
         Budget(60 * minutes),
         timings.update,
         lambda: run.target.store.reference_ms(workload),
-        models_at_once(context, supernet),
+        models_at_once(context, supernet, workload),
         least=len(subnets),
     )
     visit.measure(shuffled(list(subnets), 1))

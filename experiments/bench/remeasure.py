@@ -49,7 +49,7 @@ def measure_again(folder: Path, seed: int, minutes: float) -> dict[str, dict[str
         drift = timings[REFERENCE].drift
         print(f"{len(latencies)} measured, reference model at {1 + drift:.2f} of its latency", file=sys.stderr)
 
-    budget, size = Budget(60 * minutes), models_at_once(context, supernet)
+    budget, size = Budget(60 * minutes), models_at_once(context, supernet, workload)
     visit = Visit(load, workload, budget, add, lambda: store.reference_ms(workload), size, least=len(subnets))
     visit.measure(shuffled(list(subnets), seed))
     return latencies
