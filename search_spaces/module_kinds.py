@@ -117,23 +117,24 @@ class Quantized(Packed):
     dtype: str
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ("weight", "down.weight", "up.weight")
-    NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales")
-    GROUP: ClassVar[int] = 64
-    """Inputs that share a scale in four bits."""
+    NAMES: ClassVar[tuple[str, ...]] = ("qweight", "scales", "offsets")
+    GROUP: ClassVar[int] = 32
+    """Inputs that share a scale and an offset in four bits."""
 
     @property
     def form(self) -> str:
-        """The dtype and, after a colon, the inputs that share a scale, if not all do."""
-        return f"{self.dtype}:{self.GROUP}" if self.dtype == "int4-weight" else self.dtype
+        """The dtype and, in four bits, the inputs that share a scale, and that they share an offset too."""
+        return f"{self.dtype}:{self.GROUP}:offsets" if self.dtype == "int4-weight" else self.dtype
 
     def packed(self, weight: StoredTensor) -> dict[str, StoredTensor]:
         """See `Packed.packed`; as `nas.modeling.quantized.quantize` makes them."""
         outputs, inputs = weight[0]
         if self.dtype == "bfloat16":
             return {"qweight": ((outputs, inputs), "BF16", 2)}
-        columns, dtype = ((inputs + 1) // 2, "U8") if self.dtype == "int4-weight" else (inputs, "I8")
-        groups = -(-inputs // self.GROUP) if self.dtype == "int4-weight" else 1
-        return {"qweight": ((outputs, columns), dtype, 1), "scales": ((outputs, groups), "F32", 4)}
+        if self.dtype == "int4-weight":
+            of_groups = ((outputs, -(-inputs // self.GROUP)), "BF16", 2)
+            return {"qweight": ((outputs, (inputs + 1) // 2), "U8", 1), "scales": of_groups, "offsets": of_groups}
+        return {"qweight": ((outputs, inputs), "I8", 1), "scales": ((outputs, 1), "F32", 4)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nas.modeling.compressed_table import compress, of_channels, restore
 from nas.modeling.modeling_nas import SHAPE_ATTRIBUTES, skip_output
-from nas.modeling.quantized import fake_quant_linear
+from nas.modeling.quantized import fake_quant_linear, quantize, quantized_linear
 from search_spaces.dimensions.bits import FULL_PRECISION
 from search_spaces.module_kinds import CompressedTable
 
@@ -39,6 +39,7 @@ class Elastic(nn.Module):
         basis: Orthonormal basis (outputs, rank) of the outputs of a low-rank linear layer or embedding, else None.
         table: How the rows of an embedding are stored, and the codebook of a product quantization; else None.
         bits: Dtype in which a linear layer is stored and multiplied.
+        quantized: Part of the layer -> version of the weight, and what is stored of it, as long as the same is active.
     """
 
     active_entries: dict[str, Index]
@@ -46,6 +47,7 @@ class Elastic(nn.Module):
     basis: torch.Tensor | None
     table: tuple[CompressedTable, torch.Tensor | None] | None
     bits: str
+    quantized: dict[str, tuple[tuple[int, int], dict[str, torch.Tensor]]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the stock module on its active entries, or skips it."""
@@ -53,15 +55,26 @@ class Elastic(nn.Module):
             return skip_output(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
         if self.basis is not None and not isinstance(self, nn.Embedding):
             up, down = low_rank_factors(linear_weight(self), self.basis)
-            return self._linear(self._linear(args[0], down, None), up, self.bias)
+            return self._linear("up", self._linear("down", args[0], down, None), up, self.bias)
         if self.bits != FULL_PRECISION:
-            return self._linear(args[0], linear_weight(self), self.bias)
+            return self._linear("whole", args[0], linear_weight(self), self.bias)
         return super().forward(*args, **kwargs)
 
-    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _linear(self, part: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.bits == FULL_PRECISION:
             return functional.linear(x, weight, bias)
-        return fake_quant_linear(x, weight, bias, self.bits)
+        if torch.is_grad_enabled():
+            return fake_quant_linear(x, weight, bias, self.bits)
+        return quantized_linear(x, bias=bias, bits=self.bits, **self._quantized(part, weight))
+
+    def _quantized(self, part: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is stored of a part; it is computed again after the weight changed."""
+        parameter: Any = self._parameters["weight"]
+        version = parameter._version, parameter.data_ptr()
+        found = self.quantized.get(part)
+        if found is None or found[0] != version:
+            found = self.quantized[part] = version, quantize(weight, self.bits)
+        return found[1]
 
     def __getattr__(self, name: str) -> Any:
         """Returns the active entries of a parameter, to the module itself and to others."""
@@ -224,6 +237,6 @@ def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Replaces the class of a module by its elastic subclass; all entries are active."""
     if not isinstance(module, Elastic):
         module.active_entries, module.skip, module.basis, module.table = {}, None, None, None  # type: ignore[assignment]
-        module.bits = FULL_PRECISION  # type: ignore[assignment]
+        module.bits, module.quantized = FULL_PRECISION, {}  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

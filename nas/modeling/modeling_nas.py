@@ -360,7 +360,7 @@ instead. ``wrap``: a name in `WRAPPERS`. ``low_rank``: inputs, outputs and rank 
 ``embedding``: outputs and rank of the two in place of the table of tokens. ``shapes``, ``head_shapes``: shape of a
 parameter. ``table``: bits, channels of a code, number of codes and channels of a scale of the table of tokens, or of
 the first of the two in its place. ``bits``: the dtype of a linear layer, or of each of the two in its place;
-after a colon the inputs that share a scale.
+after colons the inputs that share a scale, and whether they have offsets.
 ``attributes``: values of attributes of a module, or of the config that it reads. ``attention``: its graph of tokens.
 ``output``: the number of leading channels of its hidden states that a model without a head returns.
 ``attention_weights``: by the name of an output, whether each of a list of layers has weights to output.

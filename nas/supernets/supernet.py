@@ -251,7 +251,7 @@ class Supernet:
         index = self._cached_indices(stack, tuple(blueprint.sizes.items()))
         for path, parameters in layer.axes.items():
             active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
-            layer.modules[path].__dict__["active_entries"] = active_entries
+            layer.modules[path].__dict__ |= {"active_entries": active_entries, "quantized": {}}
         changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
         for kind, paths in layer.candidates.items() if changed is None or changed else ():
             for here, path in paths.items():
