@@ -23,7 +23,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.layout_proof import proposed_space, prove_layout, prove_what_holds
 from nas.supernets.supernet import Supernet
-from search_spaces import ADOPTED, FAMILIES, Family, InputError
+from search_spaces import ADOPTED, FAMILIES, Family, InputError, SearchSpace
 
 
 def adopted(model_type: str) -> Family:
@@ -71,6 +71,22 @@ def test_layers_of_a_part_are_a_table_of_their_own_on_their_own() -> None:
     assert family.alike == "clip" and not family.sub_config and family.stacks[0].layers == "encoder.layers"
     model = small_model(family, "image-feature-extraction")
     assert "hidden_size" in prove_layout(model, "image-feature-extraction", proposed_space(model)).dimensions
+
+
+def test_layers_that_do_not_run_on_the_inputs_are_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done to them changes nothing, so that every law would hold."""
+    family = adopted("granite")
+    model = small_model(family, "text-generation")
+    layers = model.base_model.layers
+    monkeypatch.setattr(type(layers[0]), "forward", lambda self, hidden_states, **kwargs: hidden_states)
+    with pytest.raises(InputError, match="do not run on such inputs"):
+        prove_layout(model, "text-generation", _depths_and_neurons(proposed_space(model)))
+
+
+def _depths_and_neurons(space: SearchSpace) -> SearchSpace:
+    """A space in which these vary and nothing else."""
+    kept = {"parent", "scope", "layer_order", "depths", "num_hidden_layers", "intermediate_size"}
+    return SearchSpace(**{key: value for key, value in space.arguments().items() if key in kept})
 
 
 def test_a_dimension_that_breaks_a_law_is_left_out() -> None:

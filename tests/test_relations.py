@@ -41,6 +41,7 @@ def narrowed(supernet: Supernet) -> SubnetConfig:
         "intermediate_size": [48],
     }
     narrow |= {"num_key_value_heads": [groups]} if "kv_heads" in supernet.family.axes else {}
+    narrow = {name: sizes for name, sizes in narrow.items() if name in supernet.family.dimensions}
     depths = {"num_hidden_layers": [3], **({"num_decoder_layers": [3]} if len(supernet.stacks) > 1 else {})}
     space = supernet.layout.search_space({**narrow, **depths, **scope}, layer_order=order(supernet))
     return space.largest
@@ -87,6 +88,10 @@ ROTATED = (
     "smollm3",
     "gemma3_text",
     "phi3",
+    "starcoder2",
+    "stablelm",
+    "cohere2",
+    "olmo2",
     "gpt_neox",
     "dinov3_vit",
 )

@@ -203,7 +203,7 @@ def _autos(family: Family, config_class: Any, part: str) -> dict[str, Any]:
 
     config = _shallow(config_class)
     sizes = getattr(config, part) if part else config
-    reads_text = hasattr(sizes, "vocab_size")
+    reads_text = hasattr(sizes, "vocab_size") and not hasattr(sizes, "patch_size")
     tasks = [task for task in family.tasks if TASKS[task].reads_text == reads_text]
     if len(family.stacks) == 1 and (reads_text or (not part and hasattr(sizes, "image_size"))):
         tasks += [task for task in BODY_TASKS[reads_text] if task not in tasks]

@@ -101,6 +101,7 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
             for subnet in (part.smallest, part.sample(Random(0))):
                 prover.check(subnet, name)
                 n_subnets += 1
+        prover.require_use(space.smallest)
         cached = prover.decodes
     return Proof(tuple(names), tuple(tested), n_subnets, cached)
 
@@ -195,6 +196,13 @@ class _Prover:
                 f"{'a dimension' if together else f'`{dimension}`'} out of `space`, or add a table (CONTRIBUTING.md).",
                 "" if together else dimension,
             )
+
+    def require_use(self, subnet: SubnetConfig) -> None:
+        """Raises InputError if the smallest subnetwork computes what the whole model does: its layers are not run."""
+        self.supernet.activate(subnet)
+        if _difference(self._run(self.supernet.model), self._run(self.stock)) <= TOLERANCE:
+            why = "but the layers that the table describes do not run on such inputs; add a table (CONTRIBUTING.md)."
+            raise LayoutFailure(f"{alike_text(self.supernet.family)}, {why}", "")
 
     def _laws(self, subnet: SubnetConfig, dimension: str) -> Iterator[tuple[str, Batch, Batch]]:
         supernet, side = self.supernet, int(subnet.image_size) if subnet.changes("image_size") else None
