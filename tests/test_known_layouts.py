@@ -38,6 +38,7 @@ def adopted(model_type: str) -> Family:
         ("camembert", "roberta", {"num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size"}),
         ("granite", "llama", {"num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size"}),
         ("blenderbot-small", "bart", {"num_decoder_layers", "hidden_size"}),
+        ("qwen2_vl_text", "llama", {"num_attention_heads", "hidden_size"}),  # its config cannot set head_dim
         ("vit_msn", "vit", {"num_hidden_layers", "hidden_size"}),
     ],
 )

@@ -6,6 +6,7 @@ slicing can say: `nas.stages.layout_proof` tests them before anything is trained
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -188,10 +189,28 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
         ADOPTED.pop(config.model_type, None)
     if not fitting:
         return None
+    if candidate.head_dim_in_config and not _sets_head_dim(candidate, config, layout.head_dim):
+        candidate = replace(candidate, head_dim_in_config=False)
     stacks = tuple(_with_own_attention(stack, body) for stack in candidate.stacks)
     why = {"hidden_size": f"the table of `{family.model_type}` does not know `{unknown[0]}`"} if unknown else {}
     fixed = {**family.fixed_reasons, **why}
     return replace(candidate, tasks=tuple(fitting), stacks=stacks, fixed_reasons=fixed)
+
+
+def _sets_head_dim(family: Family, config: PreTrainedConfig, head_dim: int) -> bool:
+    """Whether a config of this type can set the channels of a head: the modules have the shapes of other ones too."""
+    from transformers.models.auto import modeling_auto
+
+    other = copy.deepcopy(config)
+    (getattr(other, family.sub_config) if family.sub_config else other).head_dim = 2 * head_dim
+    ADOPTED[config.model_type] = family
+    try:
+        with torch.device("meta"):
+            return _fits(Layout(other), modeling_auto.AutoModel.from_config(other))
+    except (InputError, ValueError, RuntimeError, AttributeError):
+        return False
+    finally:
+        del ADOPTED[config.model_type]
 
 
 def _autos(family: Family, config_class: Any, part: str) -> dict[str, Any]:

@@ -198,8 +198,9 @@ class _Prover:
             )
 
     def require_use(self, subnet: SubnetConfig) -> None:
-        """Raises InputError if the smallest subnetwork computes what the whole model does: its layers are not run."""
-        self.supernet.activate(subnet)
+        """Raises InputError if the smallest layers compute what those of the whole model do: they are not run."""
+        parent = self.supernet.parent
+        self.supernet.activate(subnet.with_values(hidden_size=parent.hidden_size, image_size=parent.image_size))
         if _difference(self._run(self.supernet.model), self._run(self.stock)) <= TOLERANCE:
             why = "but the layers that the table describes do not run on such inputs; add a table (CONTRIBUTING.md)."
             raise LayoutFailure(f"{alike_text(self.supernet.family)}, {why}", "")
