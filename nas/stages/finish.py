@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SPEEDUPS = (2.0, 3.0, 5.0, 8.0, 1.5)
-"""Parts of the parent's cost at which subnetworks are chosen, in this order: a half, a third, a fifth."""
+"""Parts of the parent's cost, or of a bound below them, at which subnetworks are chosen: a half, a third, a fifth."""
 TOGETHER = "together"
 TOGETHER_SHARE = 0.6
 """Share of the training in which the chosen subnetworks still share their weights."""
@@ -77,7 +77,8 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
     """The points of a front that are trained on.
 
     If the cost has an upper bound, the best point within it comes first. Then the best point at a half, a third and a
-    fifth of the parent's cost follow. Points that are left fill the number, the cheapest last.
+    fifth of the parent's cost follow, or of the bound where all of these exceed it. Points that are left fill the
+    number, the cheapest last.
 
     Args:
         points: The front of the search.
@@ -88,7 +89,8 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
     bound, metric = recipe.bounds.get(cost), recipe.primary_metric
     sign = 1.0 if recipe.objectives[metric] == "maximize" else -1.0
     limit = float("inf") if bound is None else bound.upper
-    budgets = [*([limit] if limit < float("inf") else []), *(parent_cost / speedup for speedup in SPEEDUPS)]
+    whole = limit if parent_cost / max(SPEEDUPS) > limit else parent_cost
+    budgets = [*([limit] if limit < float("inf") else []), *(whole / speedup for speedup in SPEEDUPS)]
     by_quality = sorted(points, key=lambda point: -sign * point.values[metric])
     chosen: dict[str, Point] = {}
     for budget in [*budgets, *([float("inf")] * len(points))]:

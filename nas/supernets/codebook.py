@@ -17,7 +17,7 @@ def fit_codebook(table: torch.Tensor, part: int, vectors: int) -> torch.Tensor:
     """Fits a codebook for each part of the rows of a table.
 
     Args:
-        table: (rows, channels), at least as many rows as vectors.
+        table: (rows, channels); with fewer rows than vectors, some vectors are equal.
         part: Channels of a part; the last one is filled up with zeros.
         vectors: Vectors of each codebook.
 
@@ -32,7 +32,7 @@ def fit_codebook(table: torch.Tensor, part: int, vectors: int) -> torch.Tensor:
 
 def _k_means(points: torch.Tensor, vectors: int) -> torch.Tensor:
     """Means (vectors, channels) of points (n, channels) in random order; one without points stays where it is."""
-    means = points[:vectors].clone()
+    means = points[torch.arange(vectors, device=points.device) % len(points)]
     for _ in range(STEPS):
         nearest = (means.square().sum(1) - 2 * points @ means.T).argmin(1)
         counts = torch.bincount(nearest, minlength=vectors)[:, None]

@@ -335,7 +335,7 @@ class Supernet:
         )
 
     def _codebook(self, name: str, blueprint: LayerBlueprint, kind: CompressedTable) -> torch.Tensor:
-        """Codebook (parts, vectors, channels of a part) of the table of tokens, or of its first factor.
+        """Codebook (parts, vectors, channels of a part) of the rows of tokens that are kept, or of their first factor.
 
         All widths and ranks share it: a narrower row is the first channels of a wider one. It is cached until the
         calibration changes.
@@ -343,9 +343,10 @@ class Supernet:
         assert self.embedding is not None
         is_low_rank = blueprint.kind(self.family.embedding, LowRankEmbedding) is not None
         width = self.layout.shapes.size("embedding", blueprint.sizes) if is_low_rank else None
-        key = (name, kind, width)
+        key = (name, kind, width, blueprint.sizes["vocab"])
         if key not in self._bases:
-            rows = cast(torch.Tensor, self.embedding._parameters["weight"]).detach()
+            table = cast(torch.Tensor, self.embedding._parameters["weight"]).detach()
+            rows = select_active(table, (as_index(self._rows("vocab", blueprint.sizes, self.layout.full_sizes[0])),))
             if width is not None:
                 largest = _largest_rank(width, self.layout.sizes.vocab_size)
                 rows = rows[:, :width] @ self._basis(name, blueprint.sizes, largest)
