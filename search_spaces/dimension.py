@@ -49,6 +49,7 @@ class Facts:
         ties_embedding: Whether the output head shares the table of token embeddings.
         is_decoding: Whether the workload computes one token at a time.
         kept: Dimension -> why it is not proposed in the task.
+        fewest_pieces: Pieces of the tokenizer that always stay.
     """
 
     tokens: int
@@ -57,6 +58,7 @@ class Facts:
     ties_embedding: bool = False
     is_decoding: bool = False
     kept: Mapping[str, str] = field(default_factory=dict)
+    fewest_pieces: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ Axis = Literal[
 ``cross_heads`` are the heads of a decoder's cross-attention. ``qkv_heads`` interleaves query, key and value head by
 head. ``head_biases`` are position biases that all layers share, one per head of the widest layer. ``embedding`` is the
 width of the embeddings where they are projected to the hidden size, else the hidden size itself. ``vocab`` are the
-rows of the table of token embeddings, in families whose `Family.embedding` names it. ``positions`` are the special
-tokens and patches of an image that have learned positions.
+pieces of the tokenizer: rows of the table of token embeddings and of heads with an output for each. ``positions`` are
+the special tokens and patches of an image that have learned positions.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
@@ -170,6 +170,11 @@ class Family:
     def reads_images(self) -> bool:
         """Whether its tokens are patches of images."""
         return "patch" in self.runs_on.values()
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether its table says which weights have an entry for each piece of the tokenizer."""
+        return any("vocab" in axes for axes in self.outside_layers.values())
 
     @property
     def dimensions(self) -> list[str]:

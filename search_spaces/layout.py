@@ -152,7 +152,6 @@ class Layout:
         module, _, name = parameter.rpartition(".")
         for key in sorted(self.family.outside_layers, key=len, reverse=True):
             axes = self.family.outside_layers[key]
-            axes = ("vocab", *axes[1:]) if key == self.family.embedding else axes
             if f".{parameter}".endswith(f".{key}"):
                 return ParameterLocation(None, None, module, axes)
             if f".{module}".endswith(f".{key}"):
@@ -262,7 +261,7 @@ class Layout:
         update: dict[str, Any] = dict(zip(names, depths, strict=True))
         if self.family.cache_depth_field and depths[-1] > depths[0]:
             update[self.family.cache_depth_field] = depths[-1]
-        if self.family.embedding:
+        if self.family.has_vocabulary:
             update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
         if self.family.reads_images:
             update["image_size"] = self.blueprint(subnet).outside.sizes["image"] or self.sizes.image_size

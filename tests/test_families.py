@@ -47,8 +47,8 @@ CHOICES: dict[str, list[Any]] = {
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
-TABLE = ("vocabulary", "embedding_rank", "embedding_bits")
-"""Dimensions of the table of token embeddings."""
+TABLE = ("embedding_rank", "embedding_bits")
+"""Dimensions of a table of token embeddings that no head shares."""
 GROUPED_HEADS = [2, 4, 8]
 SKIPS = {"attention": ("num_attention_heads", [0, 4]), "mlp": ("intermediate_size", [0, 96])}
 DIMENSIONS = [
@@ -107,8 +107,7 @@ def dimensions(supernet: Supernet) -> list[str]:
     """The dimensions of a model: a table that a head shares keeps full rank, hidden states that it reads are whole."""
     has_head = supernet.model.base_model is not supernet.model
     of_table = TABLE if supernet.embedding is None else ()
-    names_pieces = supernet.model.get_output_embeddings() is not None
-    fixed = [*of_table, *["vocabulary"] * names_pieces, *["embedding_dim"] * has_head]
+    fixed = [*of_table, *["embedding_dim"] * has_head]
     return [name for name in supernet.family.dimensions if name not in fixed]
 
 
@@ -136,7 +135,7 @@ def own_inputs(inputs: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[st
         return inputs
     size = int(subnet.input_size)
     resize = {
-        "input_ids": lambda ids: ids.clamp(max=size - 1),
+        **dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), lambda ids: ids.clamp(max=size - 1)),
         "pixel_values": lambda pixels: pixels[..., :size, :size],
     }
     return {name: resize[name](value) if name in resize else value for name, value in inputs.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TOYS, WORDS, logits
+from conftest import TOYS, VARIANTS, WORDS, sampled
 from test_rank import assert_features_explain
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models
+from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE, word_piece
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from nas.exports.check import check_folder
@@ -29,78 +29,14 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.training import OTHER_SIZES, of_input_size
 from nas.tasks.trimmed_tokenizer import parents_of, specification, trimmed_tokenizer
 from nas.tasks.vocabulary import Vocabulary
-from search_spaces import InputError, Layout, SearchSpace, SubnetConfig
+from predictors import AnalyticCosts
+from search_spaces import FAMILIES, TASKS, InputError, Layout, SearchSpace, SubnetConfig
 from search_spaces.dimension import Facts
 from search_spaces.proposal import propose_choices
 
+HAVE_PIECES = ("text-generation", "text2text-generation", "fill-mask")
+"""Tasks whose logits have one entry for each piece."""
 PARENT = SubnetConfig.uniform((0, 1, 2), num_attention_heads=4, intermediate_size=16, hidden_size=24)
-TEXTS_OF_FIVE = [
-    "the quick brown fox jumps over the lazy dog while the other foxes are jumping over lazier dogs",
-    "zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich und die Größe ändert sich täglich",
-    "съешь ещё этих мягких французских булок да выпей чаю съешь ещё этих мягких булок",
-    "今日は天気がいいですね 今日は良い天気です 明日も天気がいいでしょう",
-    "مرحبا بالعالم كيف حالك اليوم مرحبا بكم في العالم الجديد",
-]
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-Make = Callable[[], PreTrainedTokenizerFast]
-
-
-def _fast(backend: Tokenizer, trainer: Any) -> PreTrainedTokenizerFast:
-    backend.train_from_iterator(TEXTS_OF_FIVE * 3, trainer)
-    ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
-    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", ends)
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, clean_up_tokenization_spaces=False)
-
-
-def word_piece() -> PreTrainedTokenizerFast:
-    """As BERT's, cased."""
-    backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=False)
-    return _fast(backend, trainers.WordPieceTrainer(vocab_size=420, special_tokens=SPECIAL, show_progress=False))
-
-
-def byte_bpe() -> PreTrainedTokenizerFast:
-    """As GPT-2's; the padding token is the last piece."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    backend.add_special_tokens(["<s>"])
-    tokenizer = _fast_with_last(backend, trainer)
-    return tokenizer
-
-
-def _fast_with_last(backend: Tokenizer, trainer: Any) -> PreTrainedTokenizerFast:
-    backend.train_from_iterator(TEXTS_OF_FIVE * 3, trainer)
-    backend.add_special_tokens(["<|endoftext|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-
-
-def character_bpe() -> PreTrainedTokenizerFast:
-    """As Llama's: characters, bytes for those that it does not know."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(parts)
-    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    return _fast(backend, trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False))
-
-
-def unigram() -> PreTrainedTokenizerFast:
-    """As XLM-RoBERTa's."""
-    backend = Tokenizer(models.Unigram())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    return _fast(backend, trainer)
-
-
-KINDS: dict[str, Make] = {
-    "WordPiece": word_piece,
-    "byte BPE": byte_bpe,
-    "character BPE": character_bpe,
-    "Unigram": unigram,
-}
 
 
 def by_use(tokenizer: Any, texts: list[str]) -> Vocabulary:
@@ -171,31 +107,72 @@ def test_a_piece_with_a_character_that_has_none_of_its_own_stays() -> None:
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "roberta", "llama"])
-def test_rows_of_the_table_and_ids_in_the_config_follow_the_tokenizer(family: str) -> None:
-    """The reference is the stock parent on the same pieces under their old ids; GPT-2 pads with its last piece."""
-    last = len(WORDS) - 1
-    toy = TOYS[family]
-    parent = toy.model("text-classification")
-    if family == "gpt2":
-        parent.config.pad_token_id = last
-    vocabulary = Vocabulary(np.array([0, 1, 2, 3, last, *range(17, 6, -1), 5, 6, 4, 18]), 5)
-    supernet = Supernet(copy.deepcopy(parent), vocabulary=vocabulary)
-    subnet, kept = supernet.parent.with_values(vocabulary=12), torch.from_numpy(vocabulary.kept("12"))
-    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
-    pad = parent.config.pad_token_id
-    own_pad = int(torch.searchsorted(kept, pad))
-    own = torch.randint(2, 11, (2, 8)).where(mask.bool(), own_pad)
-    old = {"input_ids": kept[own], "attention_mask": mask}
+WITH_PIECES = [name for name, family in FAMILIES.items() if family.has_vocabulary]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    sampled(
+        [
+            *((name, task) for name in WITH_PIECES for task in FAMILIES[name].tasks),
+            *(
+                (name, FAMILIES[toy.model_type].tasks[0])
+                for name, toy in VARIANTS.items()
+                if toy.model_type in WITH_PIECES
+            ),
+        ],
+        lambda name, task: task in ("text-generation", "text2text-generation", "fill-mask") or name == "bert",
+    ),
+)
+@pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 2, "num_decoder_layers": 3, "hidden_size": 24}])
+def test_rows_of_the_table_and_of_the_head_follow_the_tokenizer(
+    name: str, task: str, changes: dict[str, int], tmp_path: Path
+) -> None:
+    """The reference is the supernet with all pieces, on the same pieces under their old ids."""
+    toy = {**TOYS, **VARIANTS}[name]
+    model = toy.model(task)
+    vocabulary = Vocabulary(np.array([0, 1, 2, 3, 4, 18, *range(17, 6, -1), 5, 6]), 5)
+    supernet = Supernet(model, vocabulary=vocabulary)
+    choices = {key: [value] for key, value in changes.items() if key in supernet.family.dimensions}
+    full = supernet.layout.search_space({"scope": "uniform", **choices}).largest
+    subnet, kept = full.with_values(vocabulary=12), torch.from_numpy(vocabulary.kept("12"))
+    new = {n: ids.clamp(max=11) if n.endswith("input_ids") else ids for n, ids in toy.inputs().items()}
+    old = {n: kept[ids] if n.endswith("input_ids") else ids for n, ids in new.items()}
+    supernet.activate(full)
+    with torch.inference_mode():
+        expected = supernet.model(**old)
     supernet.activate(subnet)
-    new = {"input_ids": own, "attention_mask": mask}
     extracted = supernet.extract(subnet)
-    for model in (supernet.model, extracted):
-        assert model.config.vocab_size == 12 and model.config.pad_token_id == own_pad
-        assert torch.allclose(logits(model, new), logits(parent, old), atol=1e-5)
-    assert extracted.get_input_embeddings().weight.shape[0] == 12 and type(extracted) is type(parent)
+    extracted.save_pretrained(tmp_path)
+    for other in (supernet.model, extracted):
+        with torch.inference_mode():
+            found = other(**new)
+        for output in TASKS[task].outputs:
+            target = expected[output][..., kept] if task in HAVE_PIECES else expected[output]
+            assert torch.allclose(found[output], target, atol=1e-5)
+        assert other.config.vocab_size == 12
+    costs = AnalyticCosts.from_model(supernet.model, supernet.layout, task).count(
+        ["size_mb", "num_parameters"], [subnet]
+    )
+    assert round(1e6 * costs["size_mb"][0]) == (tmp_path / "model.safetensors").stat().st_size
+    assert costs["num_parameters"][0] == extracted.num_parameters()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_ids_in_the_configs_follow_the_tokenizer(family: str) -> None:
+    """GPT-2 pads with its last piece."""
+    model = TOYS[family].model("text-generation")
+    last = len(WORDS) - 1
+    model.config.pad_token_id = last
+    model.generation_config.update(eos_token_id=[2, last], pad_token_id=last, suppress_tokens=None)
+    supernet = Supernet(model, vocabulary=Vocabulary(np.array([0, 1, 2, 3, last, *range(17, 3, -1), 18]), 5))
+    subnet = supernet.parent.with_values(vocabulary=12)
+    extracted = supernet.extract(subnet)
+    assert extracted.config.pad_token_id == 11 and extracted.generation_config.eos_token_id == [2, 11]
+    supernet.activate(subnet)
+    assert supernet.model.generation_config.pad_token_id == supernet.model.config.pad_token_id == 11
     supernet.activate(supernet.parent)
-    assert supernet.model.config.pad_token_id == pad and torch.equal(logits(supernet.model, old), logits(parent, old))
+    assert supernet.model.generation_config.eos_token_id == [2, last] and supernet.model.config.pad_token_id == last
 
 
 def test_only_the_rows_that_are_kept_learn() -> None:
@@ -206,12 +183,10 @@ def test_only_the_rows_that_are_kept_learn() -> None:
     assert gradient is not None and gradient.abs().sum(1).nonzero()[:, 0].tolist() == [2, 3, 17, 19]
 
 
-def test_a_head_with_an_output_for_each_piece_keeps_the_vocabulary() -> None:
-    order = Vocabulary(np.arange(20), 5)
-    for task, vocabulary, why in (("fill-mask", order, "an output for each piece"), ("", None, "no order")):
-        supernet = Supernet(TOYS["bert"].model(task), vocabulary=vocabulary)
-        with pytest.raises(InputError, match=why):
-            supernet.activate(supernet.parent.with_values(vocabulary="12"))
+def test_fewer_pieces_need_an_order() -> None:
+    supernet = Supernet(TOYS["bert"].model())
+    with pytest.raises(InputError, match="no order"):
+        supernet.activate(supernet.parent.with_values(vocabulary="12"))
 
 
 # -- the space --------------------------------------------------------------------------------------------------------
@@ -228,8 +203,6 @@ def test_values_that_cannot_be_say_so(text_recipe: Path) -> None:
     size = "objectives={accuracy: maximize, size_mb: minimize}"
     assert useful(size) == (("12", "16", "full"), [])
     assert useful()[0] == ("full",) and "vocabulary 16, 12 dropped: it only reduces" in useful()[1][0]
-    with pytest.raises(InputError, match=r"`space.vocabulary` must be left out .* labels belong to tokens"):
-        useful(size, type="token-classification")
     with pytest.raises(InputError, match=r"`vocabulary` must be `full` or a number of pieces above 0, but got `few`"):
         useful(size, "space.vocabulary=[few]")
     with pytest.raises(InputError, match=r"at most the 20 pieces of the parent, but got 21"):
@@ -251,14 +224,16 @@ def test_it_is_one_choice_of_the_subnetwork_and_older_keys_stay() -> None:
 
 
 def test_a_large_table_is_proposed_with_fewer_pieces() -> None:
-    def proposed(vocabulary: int) -> Any:
+    def proposed(vocabulary: int, fewest: int = 0) -> Any:
         config = copy.deepcopy(TOYS["bert"].model().config)
         config.vocab_size = vocabulary
-        proposal = propose_choices(Layout(config), Facts(tokens=16, value_names=frozenset({"size_mb"})))
+        facts = Facts(tokens=16, value_names=frozenset({"size_mb"}), fewest_pieces=fewest)
+        proposal = propose_choices(Layout(config), facts)
         return proposal.choices.get("vocabulary") or proposal.left_out["vocabulary"]
 
     assert proposed(8000) == [2000, 4000, "full"]
-    assert "1000 pieces only" in proposed(1000) and "of the weights" in proposed(20)
+    assert proposed(8000, 3000) == [4000, "full"] and proposed(2400) == [1200, "full"]
+    assert proposed(1000) == "of its 1000 pieces 1000 must stay" and "of the weights" in proposed(20)
 
 
 # -- training and a run -----------------------------------------------------------------------------------------------

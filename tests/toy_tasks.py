@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 from conftest import TOYS, WORDS
 
+from nas.recipe.objectives import METRICS
 from nas.recipe.schema import Recipe
 from nas.tasks.context import TaskContext
 
@@ -220,7 +221,7 @@ def builder(text_folder: Path) -> Make:
             "model": str(text_folder / "model"),
             "task": {"type": task_type, **sources, "max_length": 16, "search_examples": examples, **task},
             "space": {"num_hidden_layers": [1, 2], "num_attention_heads": [1, 2], "intermediate_size": [16]},
-            "objectives": {metric or default_metric: "maximize", "latency_ms": "minimize"},
+            "objectives": {metric or default_metric: METRICS[metric or default_metric], "latency_ms": "minimize"},
             "workload": {"sequence_length": 16},
             "parent": quick,
             "supernet": {**quick, "epochs": 1, "sampled_subnets": 1},

@@ -107,6 +107,7 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
     space = search_space(context)
     for size in vocabulary_sizes(space):
         context.vocabulary.kept(size)  # refuses one with too few pieces
+        _require_comparable(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     _check_costs(context)
@@ -140,6 +141,15 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
     for name in recipe.task.metrics:  # also those that no objective names
         context.splits.task.metric(name)
     return context
+
+
+def _require_comparable(context: TaskContext) -> None:
+    """Raises InputError if a value of the recipe does not compare between vocabularies."""
+    if names := context.per_token_values:
+        raise InputError(
+            f"`space.vocabulary` must be left out where `objectives` or `constraints` name `{names[0]}`, a mean over "
+            "tokens, which change with the vocabulary; take `bits_per_byte` in its place."
+        )
 
 
 def _check_costs(context: TaskContext) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nas.recipe.objectives import reduced_costs
 from nas.recipe.schema import Space, SpaceBase
 from nas.tasks.context import TaskContext
+from nas.tasks.trimmed_tokenizer import MODELS, pieces_that_stay, specification
 from predictors import Workload
 from predictors.measurement.precision import unsupported_reason
 from search_spaces import TASKS, InputError, SearchSpace
@@ -61,7 +63,22 @@ def _fixed_in_task(context: TaskContext) -> dict[str, str]:
 
 def propose_space(context: TaskContext) -> Proposal:
     """Proposes a space for the recipe's model, with the dimensions that can help on its workload."""
-    return propose_choices(context.layout, _facts(context))
+    facts = _facts(context)
+    if VOCABULARY.name in context.layout.family.dimensions and VOCABULARY.name not in facts.kept:
+        facts = _with_pieces(facts, context)
+    return propose_choices(context.layout, facts)
+
+
+def _with_pieces(facts: Facts, context: TaskContext) -> Facts:
+    """Adds how few pieces the tokenizer may have, or why it must have all."""
+    if names := context.per_token_values:
+        why = f"`{names[0]}` is a mean over tokens, which change with it; `bits_per_byte` is none"
+        return replace(facts, kept={**facts.kept, VOCABULARY.name: why})
+    try:
+        fewest = len(pieces_that_stay(specification(context.processor)))
+    except InputError:
+        return replace(facts, kept={**facts.kept, VOCABULARY.name: f"its tokenizer is none of {', '.join(MODELS)}"})
+    return replace(facts, fewest_pieces=fewest)
 
 
 def _facts(context: TaskContext) -> Facts:

@@ -122,6 +122,7 @@ class Supernet:
         self.layout = Layout(model.config)
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._model_class = type(model)
+        self._generation_ids = copy.deepcopy(vars(model.generation_config)) if model.can_generate() else {}
         for path, (attribute, _) in self.family.unused_modules.items():
             setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
@@ -200,14 +201,10 @@ class Supernet:
     def check(self, subnet: SubnetConfig) -> None:
         """Raises InputError if the parent does not contain the subnetwork."""
         check_subnet(self.layout, subnet)
-        if subnet.changes("vocabulary") and (
-            self.vocabulary is None or self.model.get_output_embeddings() is not None
-        ):
-            why = (
-                "no order of its pieces is set" if self.vocabulary is None else "its head has an output for each piece"
-            )
+        if subnet.changes("vocabulary") and self.vocabulary is None:
             raise InputError(
-                f"the vocabulary of {self._model_class.__name__} must stay full, as {why}, but got {subnet}."
+                f"the vocabulary of {self._model_class.__name__} must stay full, as no order of its pieces is set, "
+                f"but got {subnet}."
             )
         for path, kinds in self.layout.blueprint(subnet).outside.kinds.items():
             for kind in map(type, kinds):
@@ -241,6 +238,8 @@ class Supernet:
         self._size_checks.expect(blueprint.outside.sizes["image"])
         for name, value in {**self.layout.config_update(subnet), **self._token_ids(subnet)}.items():
             sizes.__dict__[sizes.attribute_map.get(name, name)] = value
+        if self._generation_ids:
+            self.model.generation_config.update(**self._generation_token_ids(subnet))
         self.active = subnet
 
     def _apply(self, layer: _ElasticLayer, blueprint: LayerBlueprint) -> None:
@@ -297,7 +296,11 @@ class Supernet:
         """Config fields that hold ids of tokens, as a subnetwork's tokenizer numbers them."""
         if self.vocabulary is None:
             return {}
-        return self.vocabulary.token_ids(self.layout.sizes, subnet.vocabulary)
+        return self.vocabulary.token_ids(vars(self.layout.sizes), subnet.vocabulary)
+
+    def _generation_token_ids(self, subnet: SubnetConfig) -> dict[str, Any]:
+        """The same of the settings with which the model generates."""
+        return {} if self.vocabulary is None else self.vocabulary.token_ids(self._generation_ids, subnet.vocabulary)
 
     @property
     def linear_layers(self) -> dict[str, nn.Module]:
@@ -386,6 +389,7 @@ class Supernet:
         ``alignment_heads`` lists pairs of a decoder layer and one of its cross-attention heads.
         """
         settings = copy.deepcopy(self.model.generation_config)
+        settings.update(**self._generation_token_ids(subnet))
         if getattr(settings, "alignment_heads", None) is None:
             return settings
         blueprint, shapes, kept = self.layout.blueprint(subnet), self.layout.shapes, {}

@@ -100,13 +100,14 @@ class SupernetTrainer(DistillationTrainer):
         teacher_outputs = self._teacher_forward(model, inputs, rows, passes)
         total = torch.zeros((), device=self.args.device)
         for training_pass in passes:
+            teacher = self._teacher_of(model, inputs, training_pass.subnet, teacher_outputs)
             self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
                 own = of_input_size(inputs, training_pass.subnet.input_size)
                 outputs, outputs_and_states = self._forward(model, own, training_pass.subnet)
                 losses = [outputs.loss.mean()] if training_pass.uses_labels else []  # one loss per DataParallel device
-                if teacher_outputs is not None:
-                    losses.append(self._divergence(outputs_and_states, teacher_outputs, inputs, training_pass.subnet))
+                if teacher is not None:
+                    losses.append(self._divergence(outputs_and_states, teacher, inputs, training_pass.subnet))
                 loss = torch.stack(losses).sum()
             teacher_outputs = teacher_outputs or _detach(outputs_and_states)
             part = loss * share / len(passes)
@@ -152,6 +153,16 @@ class SupernetTrainer(DistillationTrainer):
             return self.teacher_outputs(inputs, rows), {}
         with torch.no_grad():
             return self._forward(self.teacher, inputs, parent)[1]
+
+    def _teacher_of(
+        self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig, outputs: DistillationOutputs | None
+    ) -> DistillationOutputs | None:
+        """Returns the teacher's outputs that those of a subnetwork are compared with: of tokens, on the same ones."""
+        if outputs is None or not (subnet.changes("vocabulary") and self.task.labels_tokens):
+            return outputs
+        if self.teacher is None:
+            self.supernet.activate(self.supernet.parent)
+        return self.teacher_on_pieces(inputs, subnet.vocabulary, self.teacher or model), {}
 
     def _divergence(
         self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any], subnet: SubnetConfig

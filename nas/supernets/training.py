@@ -22,6 +22,7 @@ from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.device import training_device
 from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
+from nas.tasks.context import OtherSizes
 from nas.tasks.kept_outputs import KeptOutputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
@@ -40,24 +41,21 @@ TEACHER_OUTPUTS = "teacher_outputs.safetensors"
 """File beside the checkpoints with the teacher's outputs so far."""
 OTHER_SIZES = "other_sizes"
 """Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
-
-OtherSizes = Mapping[str, tuple[TaskType, "Dataset"]]
-"""Size of inputs -> the examples of a training as such inputs, row by row, and what collates them."""
+TOKEN_IDS = ("input_ids", "decoder_input_ids")
+"""Entries of a batch with ids of tokens that a model reads."""
 
 
 def _collate_with_row_index(task: TaskType, other_sizes: OtherSizes, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collates a batch, with the indices of its rows if they have any, and the same rows as inputs of other sizes."""
+    """Collates a batch, with the indices of its rows if they have any, and the same rows as inputs of other sizes.
+
+    A task that cuts texts in windows may have other numbers of rows in them; rows of the same texts are then near.
+    """
     batch = task.collate([{n: v for n, v in row.items() if n != ROW_INDEX} for row in rows])
     if ROW_INDEX not in rows[0]:
         return dict(batch)
     index = [row[ROW_INDEX] for row in rows]
-    others = {size: dict(each.collate(_rows(dataset, index))) for size, (each, dataset) in other_sizes.items()}
+    others = {size: dict(each.task.collate(each.rows(index))) for size, each in other_sizes.items()}
     return {**batch, ROW_INDEX: torch.tensor(index), **({OTHER_SIZES: others} if others else {})}
-
-
-def _rows(dataset: Dataset, index: list[int]) -> list[dict[str, Any]]:
-    columns = dataset[index]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 class DistillationTrainer(Trainer):
@@ -75,7 +73,8 @@ class DistillationTrainer(Trainer):
         kept: Keeps the teacher's outputs on them, if they are one vector per example; trainings on the same examples
             may share it. Default: beside the checkpoints.
         other_sizes: The same examples as inputs of other sizes that trained models have.
-        input_size: The size of the inputs of the model; a teacher always has the full one.
+        input_size: The size of the inputs of the model; a teacher always has the full one, and reads the pieces of a
+            smaller vocabulary where outputs belong to tokens.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class DistillationTrainer(Trainer):
             train_dataset = train_dataset.add_column(ROW_INDEX, list(range(len(train_dataset))))
         collate = partial(_collate_with_row_index, task, other_sizes)
         super().__init__(data_collator=collate, train_dataset=train_dataset, **kwargs)
-        self.input_size = input_size
+        self.other_sizes, self.input_size = other_sizes, input_size
         self.loss_is_scaled_for_ga = True  # by `share_of_batch`
         self.task = task
         self.kept = kept
@@ -111,10 +110,17 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Computes the loss on the labels plus, with a teacher, the divergence from its outputs."""
         inputs, rows = self.pop_row_index(inputs)
-        outputs = self.task.forward(model, of_input_size(inputs, self.input_size))
+        own = of_input_size(inputs, self.input_size)
+        outputs = self.task.forward(model, own)
         loss = outputs.loss
         if self.teacher is not None:
-            loss = loss + self.divergence(self.logits_and_labels(outputs, inputs), self.teacher_outputs(inputs, rows))
+            is_piecewise = self.input_size != FULL and self.task.labels_tokens
+            teacher = (
+                self.teacher_on_pieces(inputs, self.input_size, self.teacher)
+                if is_piecewise
+                else self.teacher_outputs(inputs, rows)
+            )
+            loss = loss + self.divergence(self.logits_and_labels(outputs, own), teacher)
         loss = loss * self.share_of_batch(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -194,6 +200,20 @@ class DistillationTrainer(Trainer):
         if self.kept is not None and len(rows):
             self.kept.put(rows, [each for each, _ in computed])
         return computed
+
+    def teacher_on_pieces(self, inputs: dict[str, Any], size: str, teacher: PreTrainedModel) -> list[LogitsAndLabels]:
+        """Returns a teacher's logits on the tokens of a smaller vocabulary, under the ids that it knows them by.
+
+        Outputs of tokens compare on the same tokens only. Of logits with an entry for each piece, those that the
+        smaller vocabulary has are compared.
+        """
+        own, kept = of_input_size(inputs, size), self.other_sizes[size].kept
+        ids = {name: kept.to(own[name].device)[own[name]] for name in TOKEN_IDS if name in own}
+        with torch.no_grad():
+            found = self.logits_and_labels(teacher(**{**model_inputs(own), **ids}), own)
+        if not self.task.has_vocabulary_logits:
+            return found
+        return [(logits[..., kept.to(logits.device)], labels) for logits, labels in found]
 
     def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long on this machine, at least one; weights stay as they are.

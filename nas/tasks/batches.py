@@ -13,6 +13,10 @@ Row = dict[str, Any]
 Batch = Mapping[str, "torch.Tensor"]
 LABEL_NAMES = ("labels", "start_positions", "end_positions", "scores")
 """Entries of a batch that hold labels; a model needs them only to compute its own loss."""
+PARENT = "parent_"
+"""Start of the names of entries of a batch that only the parent reads, where a smaller vocabulary has other tokens."""
+PARENT_TOKENS = f"{PARENT}tokens"
+"""Column with the texts of an example in the parent's own tokens."""
 LENGTHS = "lengths"
 """Column with the numbers of tokens of the texts of an example, which stand one after another in ``input_ids``."""
 ROW_INDEX = "row"
@@ -28,7 +32,9 @@ def row_numbers(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """Returns the batch without its labels."""
-    return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
+    return {
+        name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES and not name.startswith(PARENT)
+    }
 
 
 def count_labels(batch: Batch, *, shifted: bool) -> int:

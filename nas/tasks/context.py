@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -66,6 +66,30 @@ class Splits:
     n_search: int
     search: EvaluationSet
     test: EvaluationSet
+
+
+@dataclass(frozen=True)
+class SizedExamples:
+    """The examples of a training as inputs of another size: a smaller vocabulary, or smaller images.
+
+    Attributes:
+        task: Collates them.
+        dataset: Rows of the same examples, in the same order.
+        kept: Of a vocabulary, the id of each of its pieces in the full one (pieces,).
+    """
+
+    task: TaskType
+    dataset: Dataset
+    kept: torch.Tensor | None
+
+    def rows(self, index: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows by their index; from the first on again where there are fewer."""
+        columns = self.dataset[[number % len(self.dataset) for number in index]]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+OtherSizes = Mapping[str, SizedExamples]
+"""Size of inputs -> the examples of a training as such inputs."""
 
 
 class TaskContext:
@@ -170,7 +194,7 @@ class TaskContext:
     def _trimmed(self, size: str) -> tuple[PreTrainedConfig, Any]:
         """Config and tokenizer with so many pieces."""
         kept, config = self.vocabulary.kept(size), copy.deepcopy(self.config)
-        config.update({"vocab_size": len(kept), **self.vocabulary.token_ids(config, size)})
+        config.update({"vocab_size": len(kept), **self.vocabulary.token_ids(vars(config), size)})
         return config, trimmed_tokenizer(self.processor, kept)
 
     def _resized(self, side: int) -> tuple[PreTrainedConfig, Any]:
@@ -187,10 +211,19 @@ class TaskContext:
         longer = max(length, math.ceil(length * own / max(parents, 1)))
         return replace(workload, sequence_length=min(longer, limit or longer))
 
-    def of_sizes(self, sizes: Iterable[str], settings: Training) -> dict[str, tuple[TaskType, Dataset]]:
+    @property
+    def per_token_values(self) -> list[str]:
+        """Metrics of the recipe that do not compare between vocabularies."""
+        return sorted(self.task_type.per_token_metrics & {*self.recipe.value_names} - {*self.recipe.task.metrics})
+
+    def of_sizes(self, sizes: Iterable[str], settings: Training) -> OtherSizes:
         """The examples of one training as inputs of other sizes, row by row those of `training_set`."""
         contexts = {size: self.of_size(size) for size in sorted({*sizes} - {FULL})}
-        return {size: (each.splits.task, each.training_set(settings)) for size, each in contexts.items()}
+        return {size: self._sized(size, each, settings) for size, each in contexts.items()}
+
+    def _sized(self, size: str, other: TaskContext, settings: Training) -> SizedExamples:
+        kept = torch.from_numpy(self.vocabulary.kept(size)) if self.task.reads_text else None
+        return SizedExamples(other.splits.task, other.training_set(settings), kept)
 
     # -- the data -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +296,8 @@ class TaskContext:
     def _task_inputs(self) -> TaskInputs:
         settings, model, seed = self.recipe.task, self.recipe.model, self.recipe.seed
         load_parent = partial(self._from_pretrained, None, {}) if self.sample is None else None
-        return TaskInputs(settings, self.config, self.processor, model, seed, self.head_names, load_parent)
+        parents = self._of_size[FULL].processor
+        return TaskInputs(settings, self.config, self.processor, parents, model, seed, self.head_names, load_parent)
 
     def training_set(self, settings: Training) -> Dataset:
         """Returns the examples of one training, augmented if its section has ``augment``.

@@ -40,6 +40,12 @@ def perplexity(stats: ExampleStats) -> float:
     return math.exp(min(ratio_of_sums("loss", "n_scored")(stats), 700.0))
 
 
+def bits_per_byte(stats: ExampleStats) -> float:
+    """Bits that a model needs for a byte of text, from its mean loss per token: it compares between tokenizers."""
+    tokens_per_byte = ratio_of_sums("n_tokens", "n_bytes")(stats)
+    return ratio_of_sums("loss", "n_scored")(stats) * tokens_per_byte / math.log(2)
+
+
 def f1_of_counts(correct: str, predicted: str, actual: str) -> Metric:
     """Returns the F1 over all decisions, from three statistics that count them in each example."""
 

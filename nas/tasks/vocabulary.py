@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from nas.runs.files import read_json, write_json
 from nas.tasks.trimmed_tokenizer import parents_of, pieces_that_stay, specification
 from search_spaces import InputError
 from search_spaces.dimension import FULL
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 VOCABULARY_FILE = "vocabulary.json"
 
@@ -66,9 +63,9 @@ class Vocabulary:
             )
         return np.sort(self.order[:pieces])
 
-    def token_ids(self, config: PreTrainedConfig, size: str) -> dict[str, Any]:
+    def token_ids(self, config: Mapping[str, Any], size: str) -> dict[str, Any]:
         """Fields of a config that hold ids of tokens -> their values in a smaller vocabulary."""
-        fields = {name: value for name, value in vars(config).items() if name.endswith("_token_id")}
+        fields = {name: value for name, value in config.items() if name.endswith("_token_id")}
         if size == FULL:
             return fields
         kept = self.kept(size)

@@ -22,7 +22,7 @@ FRACTIONS = (4, 2)
 """Proposed parts of the parent's pieces: a quarter, half."""
 
 SMALLEST_PROPOSED = 1000
-"""Fewest pieces that are proposed: alphabets and special tokens always stay."""
+"""Fewest pieces that are proposed."""
 
 
 class VocabularySize(Reduced):
@@ -41,33 +41,30 @@ class VocabularySize(Reduced):
         """A quarter and half of the pieces, where the table is a large part of the model."""
         share = embedding_share(layout)
         few = f"the embeddings are {share:.0%} of the weights" if share < LARGE_TABLE else ""
-        pieces = [layout.sizes.vocab_size // part for part in FRACTIONS]
-        if not few and pieces[0] < SMALLEST_PROPOSED:
-            few = f"the model has {layout.sizes.vocab_size} pieces only"
+        all_pieces, fewest = layout.sizes.vocab_size, max(SMALLEST_PROPOSED, facts.fewest_pieces)
+        pieces = [all_pieces // part for part in FRACTIONS if all_pieces // part >= fewest]
+        if not few and not pieces:
+            few = f"of its {all_pieces} pieces {fewest} must stay"
         return _useless_reason(facts) or few or [*pieces, FULL]
 
     def varies_in(self, family: Family) -> bool:
-        """Whether the family has one table, of tokens."""
-        return bool(family.embedding)
+        """Whether the family's table says which weights have an entry for each piece."""
+        return family.has_vocabulary
 
     def fixed_reason(self, family: Family) -> str:
-        """Why it has not."""
-        return family.embedding_fixed_reason
+        """Why it does not."""
+        return "" if family.embedding else family.embedding_fixed_reason
 
     def fixed_in(self, task: Task) -> str:
-        """Why it may not vary in a task whose outputs belong to tokens or are compared with stored vectors."""
-        if not task.reads_text:
-            return "the model reads no text"
-        if task.labels_tokens:
-            return "its labels belong to tokens, which change with the vocabulary"
-        return "its labels are vectors of the parent's own tokens" if task.gives_vectors else ""
+        """Why it may not vary in a task whose model reads no text."""
+        return "" if task.reads_text else "the model reads no text"
 
     def check_in(self, layout: Layout, value: Any) -> None:
         """Raises InputError unless the parent has so many pieces, in a table that can be shortened."""
         text = self.parse(value)
         if text == FULL:
             return
-        if not layout.family.embedding:
+        if not layout.family.has_vocabulary:
             raise InputError(
                 f"the vocabulary of `{layout.family.model_type}` must be full, but got `{self.name}` {text}."
             )

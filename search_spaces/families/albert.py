@@ -28,11 +28,14 @@ ALBERT = Family(
         ),
     ),
     outside_layers={
+        "embeddings.word_embeddings": ("vocab", None),
         "embedding_hidden_mapping_in": ("hidden", None),
         "pooler": ("hidden", "hidden"),
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
         "predictions.dense": (None, "hidden"),
+        "predictions.decoder": ("vocab", None),
+        "predictions.bias": ("vocab",),
     },
     runs_on={
         "embedding_hidden_mapping_in": "token",

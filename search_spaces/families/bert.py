@@ -25,7 +25,7 @@ BERT = Family(
     tasks=TEXT_ENCODER_TASKS,
     stacks=(BERT_LAYERS,),
     outside_layers={
-        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.word_embeddings": ("vocab", "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.token_type_embeddings": (None, "hidden"),
         "embeddings.LayerNorm": ("hidden",),
@@ -34,7 +34,8 @@ BERT = Family(
         "qa_outputs": (None, "hidden"),
         "transform.dense": ("hidden", "hidden"),
         "transform.LayerNorm": ("hidden",),
-        "predictions.decoder": (None, "hidden"),
+        "predictions.decoder": ("vocab", "hidden"),
+        "predictions.bias": ("vocab",),
     },
     runs_on={
         "pooler.dense": "once",

@@ -61,7 +61,7 @@ DEBERTA_V2 = replace(
         ),
     ),
     outside_layers={
-        "embeddings.word_embeddings": (None, "embedding"),
+        "embeddings.word_embeddings": ("vocab", "embedding"),
         "embeddings.position_embeddings": (None, "embedding"),
         "embeddings.token_type_embeddings": (None, "embedding"),
         "embeddings.embed_proj": ("hidden", "embedding"),
@@ -75,7 +75,8 @@ DEBERTA_V2 = replace(
         "qa_outputs": (None, "hidden"),
         "transform.dense": ("embedding", "hidden"),
         "transform.LayerNorm": ("embedding",),
-        "predictions.decoder": (None, "embedding"),
+        "predictions.decoder": ("vocab", "embedding"),
+        "predictions.bias": ("vocab",),
     },
     runs_on={**BERT.runs_on, "embeddings.embed_proj": "token", "encoder.conv.conv": "token"},
     config_names={"embedding_size": ("embedding_size",)},

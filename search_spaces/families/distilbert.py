@@ -28,7 +28,7 @@ DISTILBERT = Family(
         ),
     ),
     outside_layers={
-        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.word_embeddings": ("vocab", "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.LayerNorm": ("hidden",),
         "pre_classifier": ("hidden", "hidden"),
@@ -36,7 +36,7 @@ DISTILBERT = Family(
         "qa_outputs": (None, "hidden"),
         "vocab_transform": ("hidden", "hidden"),
         "vocab_layer_norm": ("hidden",),
-        "vocab_projector": (None, "hidden"),
+        "vocab_projector": ("vocab", "hidden"),
     },
     runs_on={
         "pre_classifier": "once",

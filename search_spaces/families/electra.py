@@ -8,7 +8,7 @@ ELECTRA = replace(
     BERT,
     model_type="electra",
     outside_layers={
-        "embeddings.word_embeddings": (None, "embedding"),
+        "embeddings.word_embeddings": ("vocab", "embedding"),
         "embeddings.position_embeddings": (None, "embedding"),
         "embeddings.token_type_embeddings": (None, "embedding"),
         "embeddings.LayerNorm": ("embedding",),
@@ -19,7 +19,7 @@ ELECTRA = replace(
         "qa_outputs": (None, "hidden"),
         "generator_predictions.dense": ("embedding", "hidden"),
         "generator_predictions.LayerNorm": ("embedding",),
-        "generator_lm_head": (None, "embedding"),
+        "generator_lm_head": ("vocab", "embedding"),
     },
     runs_on={
         "embeddings_project": "token",

@@ -26,10 +26,10 @@ GPT2 = Family(
         ),
     ),
     outside_layers={
-        "wte": (None, "hidden"),
+        "wte": ("vocab", "hidden"),
         "wpe": (None, "hidden"),
         "ln_f": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
         "score": (None, "hidden"),
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),

@@ -26,9 +26,9 @@ GPT_NEOX = Family(
         ),
     ),
     outside_layers={
-        "embed_in": (None, "hidden"),
+        "embed_in": ("vocab", "hidden"),
         "final_layer_norm": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
         "score": (None, "hidden"),
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),

@@ -29,9 +29,9 @@ LLAMA = Family(
     tasks=DECODER_TASKS,
     stacks=(LLAMA_LAYERS,),
     outside_layers={
-        "embed_tokens": (None, "hidden"),
+        "embed_tokens": ("vocab", "hidden"),
         "norm": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
         "score": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
     },

@@ -8,7 +8,7 @@ ROBERTA = replace(
     BERT,
     model_type="roberta",
     outside_layers={
-        "embeddings.word_embeddings": (None, "hidden"),
+        "embeddings.word_embeddings": ("vocab", "hidden"),
         "embeddings.position_embeddings": (None, "hidden"),
         "embeddings.token_type_embeddings": (None, "hidden"),
         "embeddings.LayerNorm": ("hidden",),
@@ -19,7 +19,8 @@ ROBERTA = replace(
         "qa_outputs": (None, "hidden"),
         "lm_head.dense": ("hidden", "hidden"),
         "lm_head.layer_norm": ("hidden",),
-        "lm_head.decoder": (None, "hidden"),
+        "lm_head.decoder": ("vocab", "hidden"),
+        "lm_head.bias": ("vocab",),
     },
     runs_on={
         "pooler.dense": "once",

@@ -86,10 +86,10 @@ T5 = Family(
         ),
     ),
     outside_layers={
-        "shared": (None, "hidden"),
-        "embed_tokens": (None, "hidden"),
+        "shared": ("vocab", "hidden"),
+        "embed_tokens": ("vocab", "hidden"),
         "final_layer_norm": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
     },
     runs_on={"lm_head": "token"},
     embedding_fixed_reason="its encoder, decoder and output head share one table",

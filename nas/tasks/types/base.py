@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas.tasks.batches import Batch, Row
+from nas.tasks.batches import PARENT, PARENT_TOKENS, Batch, Row, model_inputs
 from nas.tasks.metrics import Metric
 from nas.tasks.own_metrics import load_metric
 from search_spaces import TASKS, InputError, Layout, SubnetConfig
@@ -38,6 +38,7 @@ class TaskInputs:
         settings: The section ``task`` of the recipe.
         config: The model's Hugging Face config.
         processor: The tokenizer, image processor or speech processor.
+        parent_processor: That of the model itself; another one than ``processor`` where this has fewer pieces.
         model: Hub id or folder of the model, for errors.
         seed: The recipe's seed.
         head_names: Class names of a trained head by output; None without a trained head.
@@ -47,6 +48,7 @@ class TaskInputs:
     settings: TaskSettings
     config: PreTrainedConfig
     processor: Any
+    parent_processor: Any
     model: str
     seed: int
     head_names: list[str] | None
@@ -62,6 +64,7 @@ class TaskType(ABC):
         folder_builder: Builder of `datasets` that reads a folder of data.
         has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
         reads_lines: Whether each line of a plain text file is an example.
+        per_token_metrics: Metrics that do not compare between vocabularies, because they are means over tokens.
         whole_set_metrics: Metrics that compare the examples with each other, so that they have no value on a slice.
         reference_columns: Columns of a row that `example_stats` reads in addition to the batch, such as an answer.
         names: Class names by id; empty if the task has no classes.
@@ -77,6 +80,7 @@ class TaskType(ABC):
     folder_builder: ClassVar[str] = "imagefolder"
     has_vocabulary_logits: ClassVar[bool] = False
     reads_lines: ClassVar[bool] = False
+    per_token_metrics: ClassVar[frozenset[str]] = frozenset()
     whole_set_metrics: ClassVar[frozenset[str]] = frozenset()
     reference_columns: ClassVar[tuple[str, ...]] = ()
     names: list[str]
@@ -92,7 +96,7 @@ class TaskType(ABC):
         """
         self.task = inputs.settings
         self.config = inputs.config
-        self.processor = inputs.processor
+        self.processor, self.parent_processor = inputs.processor, inputs.parent_processor
         self.names = []
         self.load_parent = inputs.load_parent
         self.train, self.test = train, test
@@ -279,6 +283,34 @@ class TextTask(TaskType):
             length = ids.shape[1]
             inputs["token_type_ids"] = (torch.arange(length) >= (length + 1) // 2).long().repeat(len(ids), 1)
         return inputs
+
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether the tokenizer has fewer pieces than the parent's."""
+        return self.processor is not self.parent_processor
+
+    def parent_tokens(self, tokens: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+        """Rows of what the parent's tokenizer returned for texts, for the column `PARENT_TOKENS`."""
+        return [dict(zip(tokens, values, strict=True)) for values in zip(*tokens.values(), strict=True)]
+
+    def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
+        """Returns the collator of evaluation sets, which also has the texts as the parent reads them."""
+        if not self.is_trimmed:
+            return self.collate
+
+        def collate(rows: list[Row]) -> Batch:
+            texts = [text for row in rows for text in row.get(PARENT_TOKENS, ())]
+            tokens = self.parent_processor.pad(texts, return_tensors="pt") if texts else {}
+            return {**self.collate(rows), **{PARENT + name: tensor for name, tensor in tokens.items()}}
+
+        return collate
+
+    def parent_inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The texts of a batch of an evaluation set as the parent reads them; they are taken out of the batch."""
+        if not self.is_trimmed:
+            return model_inputs(batch)
+        names = [name for name in batch if name.startswith(PARENT)]
+        return {name.removeprefix(PARENT): batch.pop(name) for name in names}
 
     def pad_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Pads the tokenizer's outputs in the rows to the longest one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.tasks import metrics
-from nas.tasks.batches import Batch, Row, model_inputs
+from nas.tasks.batches import PARENT_TOKENS, Batch, Row, model_inputs
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import neighbour_agreement
@@ -60,11 +60,21 @@ class FeatureExtraction(TextTask):
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Tokenizes the texts."""
         column = text_column(examples, self.column, source)
-        return map_examples(examples, lambda rows: self.tokenize(rows[column]))
+
+        def rows(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            parents = {PARENT_TOKENS: [[text] for text in self.as_parent(batch[column])]} if self.is_trimmed else {}
+            return {**self.tokenize(batch[column]), **parents}
+
+        return map_examples(examples, rows)
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> dict[str, Any]:
         """Returns the tokens of texts, after a prompt, by default the model's default one, truncated."""
         return dict(self.processor(self.modules.prepared(texts, prompt), truncation=True, max_length=self.length))
+
+    def as_parent(self, texts: Sequence[str]) -> list[Row]:
+        """Returns the parent's own tokens of texts."""
+        prepared = self.modules.prepared(texts, None)
+        return self.parent_tokens(self.parent_processor(prepared, truncation=True, max_length=self.length))
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads the tokens to the longest text."""
@@ -77,7 +87,7 @@ class FeatureExtraction(TextTask):
             return
         parent = self.parent()
         for batch in unlabelled:
-            inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
+            inputs = {name: tensor.to(parent.device) for name, tensor in self.parent_inputs(batch).items()}
             batch["labels"] = self.embeddings(parent(**inputs), inputs).cpu()
 
     def pooled(self, outputs: Any, batch: Batch) -> torch.Tensor:

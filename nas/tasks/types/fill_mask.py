@@ -31,16 +31,20 @@ class FillMask(LanguageModeling):
 
     def collate(self, rows: list[Row]) -> Batch:
         """Masks random tokens of the blocks; the labels of all other tokens are ignored."""
-        return dict(self.mask_tokens(rows))
+        return dict(self.mask_tokens(_ids(rows)))
 
     def evaluation_collator(self) -> Callable[[list[Row]], Batch]:
         """Returns a collator whose masks depend only on the seed."""
         mask = _masking_collator(self.processor, self.seed)
-        return lambda rows: dict(mask(rows))
+        return lambda rows: dict(mask(_ids(rows)))
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, tokens, vocabulary) and labels; only masked tokens have a label."""
         return [(outputs.logits, batch["labels"])]
+
+
+def _ids(rows: list[Row]) -> list[Row]:
+    return [{"input_ids": row["input_ids"]} for row in rows]
 
 
 def _masking_collator(tokenizer: Any, seed: int | None) -> Callable[[list[Row]], Any]:

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
+from nas.tasks.blocks import Tokens
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric, object_array
 from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask
-from search_spaces import InputError
+from search_spaces import InputError, Layout
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
+BITS_PER_BYTE = "bits_per_byte"
+TOKENS, BYTES = "tokens", "bytes"
+"""Columns with the tokens of a block after its first one, and the bytes of their text."""
+
 
 class LanguageModeling(TextTask):
     """Texts are joined and cut into blocks of exactly ``task.max_length`` tokens; the remainder is dropped.
 
-    Blocks are cut before the search slice is drawn, so they keep the order of the text. Loss, perplexity and accuracy
-    are means over tokens; their standard errors are over blocks.
+    Blocks are cut before the search slice is drawn, so they keep the order of the text. A tokenizer with fewer pieces
+    has the same texts in its blocks, in more tokens. Loss, perplexity and accuracy are means over tokens; their
+    standard errors are over blocks. Bits per byte count the bytes of the text, so they compare between tokenizers;
+    those of a masked model are its loss on masked tokens for all tokens.
     """
 
     has_vocabulary_logits = True
+    per_token_metrics = frozenset({"loss", "perplexity", "accuracy"})
+    reference_columns = (TOKENS, BYTES)
     metrics: Mapping[str, Metric] = {
         "loss": metrics.ratio_of_sums("loss", "n_scored"),
         "perplexity": metrics.perplexity,
         "accuracy": metrics.ratio_of_sums("correct", "n_scored"),
+        BITS_PER_BYTE: metrics.bits_per_byte,
     }
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
@@ -44,6 +53,15 @@ class LanguageModeling(TextTask):
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The tokens of a block."""
         return ("input_ids",)
+
+    def metric(self, name: str) -> Metric:
+        """Returns a metric by name; InputError if it needs bytes, which only a fast tokenizer knows."""
+        if name == BITS_PER_BYTE and name not in self.task.metrics and not self.processor.is_fast:
+            raise InputError(
+                f"`{name}` needs a fast tokenizer, which knows the bytes of its tokens, but the model has a "
+                f"{type(self.processor).__name__}; take `loss`."
+            )
+        return super().metric(name)
 
     def process(self, examples: Dataset, source: str) -> Dataset:
         """Returns the blocks unchanged: they are rows of model inputs."""
@@ -62,6 +80,8 @@ class LanguageModeling(TextTask):
         return {
             "loss": loss.double().cpu().numpy(),
             "n_scored": count.cpu().numpy(),
+            "n_tokens": np.array([row[TOKENS] for (row,) in rows]),
+            "n_bytes": np.array([row[BYTES] for (row,) in rows]),
             "correct": ((labels == predictions) & has_label).sum(1),
             "labels": object_array([t[k] for t, k in zip(labels, has_label, strict=True)]),
             "predictions": object_array([g[k] for g, k in zip(predictions, has_label, strict=True)]),
@@ -69,11 +89,17 @@ class LanguageModeling(TextTask):
 
     def _cut_blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
         """Tokenizes texts, joins them a thousand at a time, and cuts the tokens into blocks (``input_ids``)."""
-        tokenizer, length = self.processor, self.task.max_length
+        length, longest = self.task.max_length, Layout(self.config).inputs.max_sequence_length
 
-        def cut(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-            ids = list(chain.from_iterable(tokenizer(rows[column], verbose=False)["input_ids"]))
-            return {"input_ids": [ids[k : k + length] for k in range(0, len(ids) - length + 1, length)]}
+        def cut(rows: dict[str, list[str]]) -> dict[str, Any]:
+            parents = Tokens.of(self.parent_processor, rows[column])
+            own, blocks = parents, parents.blocks(length)
+            if self.is_trimmed:
+                own = Tokens.of(self.processor, rows[column])
+                blocks = own.same_text(parents, blocks, longest)
+            ids = [own.ids[block].tolist() for block in blocks]
+            counts = {TOKENS: [len(row) - 1 for row in ids], BYTES: [own.bytes_after_first(block) for block in blocks]}
+            return {"input_ids": ids, **counts}
 
         blocks = map_examples(texts, cut)
         if not len(blocks):

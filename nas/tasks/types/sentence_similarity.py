@@ -10,7 +10,7 @@ import numpy as np
 
 from nas.runs.progress import print_line
 from nas.tasks import metrics
-from nas.tasks.batches import LENGTHS, Batch, Row
+from nas.tasks.batches import LENGTHS, PARENT_TOKENS, Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import cosine_similarity, nearest, partners
@@ -90,6 +90,10 @@ class SentenceSimilarity(FeatureExtraction):
             joined = [{name: [*chain(*(text[name] for text in of))] for name in of[0]} for of in by_example]
             lengths = [[len(text["input_ids"]) for text in of] for of in by_example]
             columns = {name: [row[name] for row in joined] for name in joined[0]}
+            if self.is_trimmed:
+                columns[PARENT_TOKENS] = [
+                    *map(list, zip(*(self.as_parent(batch[name]) for name in texts), strict=True))
+                ]
             return {**columns, LENGTHS: lengths, SCORES: [float(value) for value in scores]}
 
         return map_examples(examples, rows)
@@ -196,7 +200,7 @@ def _as_retrieval(vectors: Mapping[str, np.ndarray], metric_names: Sequence[str]
 def _split(row: Row) -> list[Row]:
     """The tokens of each text of an example."""
     ends = np.cumsum(row[LENGTHS])
-    tokens = {name: values for name, values in row.items() if name not in (LENGTHS, SCORES)}
+    tokens = {name: values for name, values in row.items() if name not in (LENGTHS, SCORES, PARENT_TOKENS)}
     return [
         {name: values[end - length : end] for name, values in tokens.items()}
         for length, end in zip(row[LENGTHS], ends, strict=True)

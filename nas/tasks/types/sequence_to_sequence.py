@@ -32,6 +32,7 @@ class SequenceToSequence(TaskType):
 
     reference_columns = ("target",)
     has_vocabulary_logits = True
+    per_token_metrics = frozenset({"loss", "perplexity", "accuracy"})
     metrics: Mapping[str, Metric] = {
         "loss": metrics.ratio_of_sums("loss", "n_scored"),
         "perplexity": metrics.perplexity,

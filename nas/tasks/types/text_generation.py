@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.batches import Batch, Row
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row
 from nas.tasks.types.language_modeling import LanguageModeling
 
 if TYPE_CHECKING:
@@ -15,11 +15,13 @@ class TextGeneration(LanguageModeling):
     """Every token of a block except the first is predicted from the tokens before it."""
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Stacks blocks of one length; the model itself shifts the labels."""
+        """Pads blocks to the longest one; the model itself shifts the labels, and no token sees those after it."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        ids = torch.tensor([row["input_ids"] for row in rows])
-        return {"input_ids": ids, "labels": ids}
+        blocks = [torch.tensor(row["input_ids"]) for row in rows]
+        ids, labels = (pad_sequence(blocks, True, value) for value in (self.processor.pad_token_id, IGNORE_INDEX))
+        return {"input_ids": ids, "labels": labels}
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, tokens - 1, vocabulary) and the labels of the next tokens."""

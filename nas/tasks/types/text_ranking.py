@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.runs.progress import print_line
 from nas.tasks import metrics
-from nas.tasks.batches import Batch, Row, model_inputs
+from nas.tasks.batches import PARENT_TOKENS, Batch, Row, model_inputs
 from nas.tasks.data import require_column, require_texts
 from nas.tasks.metrics import Metric
 from nas.tasks.types.base import EVALUATION_BATCH_SIZE, TaskInputs, TextTask
@@ -122,7 +122,11 @@ class TextRanking(TextTask):
 
         def rows(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
             pairs = [(q, d) for q, texts in zip(batch[QUERY], batch["documents"], strict=True) for d in texts]
-            tokens = self.processor(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=length)
+            both = [*map(list, zip(*pairs, strict=True))]
+            tokens = dict(self.processor(*both, truncation=True, max_length=length))
+            if self.is_trimmed:
+                parents = self.parent_tokens(self.parent_processor(*both, truncation=True, max_length=length))
+                tokens[PARENT_TOKENS] = [[pair] for pair in parents]
             numbers = [index for index, texts in zip(indices, batch["documents"], strict=True) for _ in texts]
             return {**tokens, "number": numbers, RELEVANCE: [grade for grades in batch[RELEVANCE] for grade in grades]}
 
@@ -152,7 +156,7 @@ class TextRanking(TextTask):
             return
         parent = self.parent()
         for batch in unlabelled:
-            inputs = {name: tensor.to(parent.device) for name, tensor in model_inputs(batch).items()}
+            inputs = {name: tensor.to(parent.device) for name, tensor in self.parent_inputs(batch).items()}
             scores, labels = parent(**inputs).logits[:, 0].float().cpu(), batch["labels"]
             batch["labels"] = labels.where(~labels.isnan(), scores.sigmoid())
 
