@@ -23,7 +23,7 @@ from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationTrainer, in_tokens_of, training_arguments
+from nas.supernets.training import DistillationTrainer, of_input_size, training_arguments
 from nas.tasks.blocks import Tokens
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
@@ -90,8 +90,8 @@ def trainer_on(context: TaskContext, size: str, folder: Path, teacher: Any) -> D
         teacher=teacher,
         args=training_arguments(settings, folder, 0, by_length=False),
         train_dataset=context.training_set(settings),
-        texts=context.texts_of([size], settings),
-        vocabulary=size,
+        other_sizes=context.of_sizes([size], settings),
+        input_size=size,
     )
 
 
@@ -106,8 +106,8 @@ def test_a_model_with_fewer_pieces_learns_and_is_scored_on_its_own_tokens(
     trainer = trainer_on(context, size, tmp_path / "work", context.load_model())
     batch = trainer.data_collator([trainer.train_dataset[k] for k in (0, 1, 2)])
     inputs, _ = trainer.pop_row_index(batch)
-    own = in_tokens_of(inputs, size)
-    assert own["input_ids"].shape[1] > in_tokens_of(inputs, "full")["input_ids"].shape[1]
+    own = of_input_size(inputs, size)
+    assert own["input_ids"].shape[1] > of_input_size(inputs, "full")["input_ids"].shape[1]
     supernet.activate(supernet.parent.with_values(vocabulary=size))
     with torch.no_grad():
         outputs = trainer.task.forward(model, own)

@@ -208,6 +208,7 @@ class DistillationTrainer(Trainer):
         smaller vocabulary has are compared.
         """
         own, kept = of_input_size(inputs, size), self.other_sizes[size].kept
+        assert kept is not None
         ids = {name: kept.to(own[name].device)[own[name]] for name in TOKEN_IDS if name in own}
         with torch.no_grad():
             found = self.logits_and_labels(teacher(**{**model_inputs(own), **ids}), own)

@@ -17,6 +17,8 @@ PARENT = "parent_"
 """Start of the names of entries of a batch that only the parent reads, where a smaller vocabulary has other tokens."""
 PARENT_TOKENS = f"{PARENT}tokens"
 """Column with the texts of an example in the parent's own tokens."""
+BYTES = "bytes"
+"""Column with the bytes of the text that a language model predicts."""
 LENGTHS = "lengths"
 """Column with the numbers of tokens of the texts of an example, which stand one after another in ``input_ids``."""
 ROW_INDEX = "row"
@@ -32,9 +34,7 @@ def row_numbers(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """Returns the batch without its labels."""
-    return {
-        name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES and not name.startswith(PARENT)
-    }
+    return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES and not name.startswith(PARENT)}
 
 
 def count_labels(batch: Batch, *, shifted: bool) -> int:

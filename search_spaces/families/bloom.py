@@ -35,10 +35,10 @@ BLOOM = Family(
         ),
     ),
     outside_layers={
-        "word_embeddings": (None, "hidden"),
+        "word_embeddings": ("vocab", "hidden"),
         "word_embeddings_layernorm": ("hidden",),
         "ln_f": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
         "score": (None, "hidden"),
         "classifier": (None, "hidden"),
         "qa_outputs": (None, "hidden"),

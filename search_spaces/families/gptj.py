@@ -23,9 +23,9 @@ GPTJ = Family(
         ),
     ),
     outside_layers={
-        "wte": (None, "hidden"),
+        "wte": ("vocab", "hidden"),
         "ln_f": ("hidden",),
-        "lm_head": (None, "hidden"),
+        "lm_head": ("vocab", "hidden"),
         "score": (None, "hidden"),
         "qa_outputs": (None, "hidden"),
     },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.tasks import metrics
-from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
+from nas.tasks.batches import BYTES, IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.blocks import Tokens
 from nas.tasks.data import text_column
 from nas.tasks.metrics import Metric, object_array
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BITS_PER_BYTE = "bits_per_byte"
-TOKENS, BYTES = "tokens", "bytes"
-"""Columns with the tokens of a block after its first one, and the bytes of their text."""
+TOKENS = "tokens"
+"""Column with the number of tokens of a block after its first one; `BYTES` are those of their text."""
 
 
 class LanguageModeling(TextTask):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class SequenceToSequence(TaskType):
     with a text that the model generates greedily, of at most ``task.max_length`` tokens.
     """
 
-    reference_columns = ("target",)
+    reference_columns: ClassVar[tuple[str, ...]] = ("target",)
     has_vocabulary_logits = True
     per_token_metrics = frozenset({"loss", "perplexity", "accuracy"})
     metrics: Mapping[str, Metric] = {

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nas.runs.progress import print_line
-from nas.tasks.batches import Row
+from nas.tasks import metrics
+from nas.tasks.batches import BYTES, Batch, Row
 from nas.tasks.data import require_column, require_texts, string_columns, text_column
+from nas.tasks.metrics import Metric
 from nas.tasks.rows import map_examples
 from nas.tasks.types.base import TaskInputs, TextTask, random_tokens
 from nas.tasks.types.sequence_to_sequence import SequenceToSequence
@@ -15,13 +20,19 @@ from search_spaces import InputError
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from predictors import Workload
 
 
 class Text2TextGeneration(SequenceToSequence, TextTask):
-    """Source and target texts, both truncated to ``task.max_length`` tokens."""
+    """Source and target texts, both truncated to ``task.max_length`` tokens.
+
+    Bits per byte count the bytes of the target, as far as it is not cut off, so they compare between tokenizers.
+    """
+
+    reference_columns = (*SequenceToSequence.reference_columns, BYTES)
+    metrics: Mapping[str, Metric] = {**SequenceToSequence.metrics, "bits_per_byte": metrics.bits_per_byte}
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
@@ -58,9 +69,23 @@ class Text2TextGeneration(SequenceToSequence, TextTask):
         def tokenize(rows: dict[str, Any]) -> dict[str, Any]:
             tokens = tokenizer(rows[text], truncation=True, max_length=length)
             labels = tokenizer(text_target=rows[target], truncation=True, max_length=length)["input_ids"]
-            return {**tokens, "labels": labels, "target": rows[target]}
+            written = tokenizer.batch_decode(labels, skip_special_tokens=True)
+            return {
+                **tokens,
+                "labels": labels,
+                "target": rows[target],
+                BYTES: [len(each.encode()) for each in written],
+            }
 
         return map_examples(examples, tokenize)
+
+    def example_stats(
+        self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Also returns the number of tokens of each target and of its bytes."""
+        stats = super().example_stats(model, batch, rows, metric_names)
+        n_bytes = np.array([row[BYTES] for (row,) in rows])
+        return {**stats, "n_tokens": stats["n_scored"], "n_bytes": n_bytes}
 
     def encoder_inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Pads the tokens to the longest text."""
