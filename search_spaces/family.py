@@ -36,10 +36,10 @@ the special tokens and patches of an image that have learned positions.
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 """One entry per dimension of a weight, output first: an axis, several axes fused in one dimension, or None."""
 
-RunsOn = Literal["once", "label", "token", "source", "patch", "frame"]
-"""What a module outside the layers runs on: once per sample; on what gets a label (the sample, or each token); on
-every token (of the decoder, where there is one), every source token of an encoder-decoder, every patch of an image, or
-every frame of a sound."""
+RunsOn = str
+"""What a module outside the layers runs on: ``once`` per sample; on what gets a ``label`` (the sample, or each token);
+on every ``token`` (of the decoder, where there is one), every ``source`` token of an encoder-decoder, every ``patch``
+of an image, or every ``frame`` of a sound. ``convolution K``: on every output of the K-th convolution of a wave."""
 
 Skip = Literal[
     "input",
@@ -169,7 +169,7 @@ class Family:
     @property
     def reads_images(self) -> bool:
         """Whether its tokens are patches of images."""
-        return "patch" in self.runs_on.values()
+        return any(task.startswith("image") for task in self.tasks)
 
     @property
     def has_vocabulary(self) -> bool:

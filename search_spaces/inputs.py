@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.family import Family, RunsOn
 
@@ -50,6 +50,7 @@ class Inputs:
             "source": source,
             "patch": patches,
             "frame": 2 * source,
+            **{f"convolution {k}": count for k, count in enumerate(convolved(self.sizes, token)[1:])},
         }
 
     def longest_sequence(self, sequence_length: int | None) -> int:
@@ -66,9 +67,15 @@ class Inputs:
 
     @cached_property
     def num_patches(self) -> int:
-        """Patches of one image, 0 if the model reads no images."""
+        """Patches of one image or spectrogram, 0 if the model reads none."""
         if not hasattr(self.sizes, "patch_size"):
             return 0
+        if hasattr(self.sizes, "frequency_stride"):
+            lengths = (
+                (self.sizes.num_mel_bins, self.sizes.frequency_stride),
+                (self.sizes.max_length, self.sizes.time_stride),
+            )
+            return math.prod((length - self.sizes.patch_size) // stride + 1 for length, stride in lengths)
         pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
         return math.prod(image // patch for image, patch in pairs)
 
@@ -81,6 +88,23 @@ class Inputs:
         """Side of the images and of their patches, in pixels; None if one of them is not square."""
         image, patch = _pair(self.sizes.image_size), _pair(self.sizes.patch_size)
         return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 else None
+
+
+def convolved(sizes: Any, frames: int) -> list[int]:
+    """Fewest samples of a wave that give so many frames, then the outputs of each convolution; empty without any."""
+    if not hasattr(sizes, "conv_stride"):
+        return []
+    counts = [frames]
+    for kernel, stride in reversed(list(zip(sizes.conv_kernel, sizes.conv_stride, strict=True))):
+        counts.insert(0, (counts[0] - 1) * stride + kernel)
+    return counts
+
+
+def frames_of(sizes: Any, samples: Any) -> Any:
+    """Frames that the convolutions make of a wave, or of waves, of so many samples."""
+    for kernel, stride in zip(sizes.conv_kernel, sizes.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:

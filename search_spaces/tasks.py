@@ -12,13 +12,15 @@ class Task:
     Attributes:
         auto_class: Name of the transformers auto class that loads a model for it.
         default_metric: The metric of a recipe without objectives; None if a recipe cannot use the task.
-        reads_text: Whether the model reads sequences of tokens, so that a workload needs a sequence length.
+        reads_text: Whether the model reads sequences of tokens, or of frames of a sound, so that a workload needs a
+            sequence length.
         outputs: Names of the model's outputs that are scored, distilled, and compared after an export.
         labels_tokens: Whether the outputs have a row for every token, not one vector for every example.
         shares_embedding: Whether its output head may share the table of token embeddings.
         has_labels: Whether its data has labels. Without, the model is used as it is, and is what subnetworks are
             trained on and compared with.
         kept: Dimensions that set the size of the outputs: they vary only where a recipe gives choices.
+        pipeline: Name of its Hugging Face pipeline, if it is not the task's.
     """
 
     auto_class: str
@@ -29,6 +31,7 @@ class Task:
     shares_embedding: bool = False
     has_labels: bool = True
     kept: tuple[str, ...] = ()
+    pipeline: str = ""
 
     @property
     def gives_vectors(self) -> bool:
@@ -57,6 +60,10 @@ TASKS: dict[str, Task] = {
     "text-generation": Task("AutoModelForCausalLM", "loss", labels_tokens=True, shares_embedding=True),
     "text2text-generation": Task("AutoModelForSeq2SeqLM", "loss", labels_tokens=True),
     "automatic-speech-recognition": Task("AutoModelForSpeechSeq2Seq", "loss", labels_tokens=True),
+    "automatic-speech-recognition-ctc": Task(
+        "AutoModelForCTC", "wer", labels_tokens=True, pipeline="automatic-speech-recognition"
+    ),
+    "audio-classification": Task("AutoModelForAudioClassification", "accuracy"),
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
     "image-feature-extraction": Task(
         "AutoModel", None, reads_text=False, outputs=("last_hidden_state",), has_labels=False
@@ -74,6 +81,7 @@ TEXT_ENCODER_TASKS = (
     "text-ranking",
 )
 DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
+SPEECH_ENCODER_TASKS = ("automatic-speech-recognition-ctc", "audio-classification")
 IMAGE_ENCODER_TASKS = ("image-classification",)
 TRANSLATION_TASKS = ("text2text-generation",)
 """The tasks of families of one kind, the most common first."""

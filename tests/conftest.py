@@ -75,6 +75,10 @@ MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bo
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
+WAVE = {"conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
+WAVE |= {"feat_extract_norm": "layer", "num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 4}
+WAVE |= {"vocab_size": len(WORDS), "mask_time_prob": 0.0, "classifier_proj_size": 32, "layerdrop": 0.0}
+SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 3, "time_stride": 3}
 LLAMA = {**SIZES, **TEXT, **GROUPED}
 HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.67}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -113,6 +117,17 @@ def sound_inputs() -> dict[str, torch.Tensor]:
     return {"input_features": torch.randn(3, 8, 20), "decoder_input_ids": torch.randint(5, len(WORDS), (3, 12))}
 
 
+def wave_inputs() -> dict[str, torch.Tensor]:
+    """Three waves of different lengths, padded to the 130 samples of twelve frames."""
+    mask = torch.tensor([[1] * 130, [1] * 90 + [0] * 40, [1] * 110 + [0] * 20])
+    return {"input_values": torch.randn(3, 130) * mask, "attention_mask": mask}
+
+
+def spectrogram_inputs() -> dict[str, torch.Tensor]:
+    """Three spectrograms of twelve frames."""
+    return {"input_values": torch.randn(3, 12, 8)}
+
+
 @dataclass(frozen=True)
 class Toy:
     """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
@@ -133,10 +148,12 @@ class Toy:
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
         inputs, task = self.inputs(), task or FAMILIES[self.model_type].tasks[0]
-        if task in ("text-classification", "image-classification", "image-feature-extraction"):
+        if task in ("text-classification", "image-classification", "audio-classification", "image-feature-extraction"):
             return {**inputs, "labels": torch.tensor([0, 1, 1])}
         if task == "question-answering":
             return {**inputs, "start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 4, 5])}
+        if task == "automatic-speech-recognition-ctc":
+            return {**inputs, "labels": torch.randint(5, len(WORDS), (3, 4))}
         targets = inputs.get("decoder_input_ids", inputs.get("input_ids"))
         assert targets is not None
         return {**inputs, "labels": targets % 2 if task == "token-classification" else targets}
@@ -168,6 +185,9 @@ TOYS: dict[str, Toy] = {
         Toy("pegasus", {**SCALED, **TEXT}, translation_inputs),
         Toy("marian", {**SCALED, **TEXT}, translation_inputs),
         Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
+        Toy("wav2vec2", {**SIZES, **WAVE}, wave_inputs),
+        Toy("hubert", {**SIZES, **WAVE, "do_stable_layer_norm": True}, wave_inputs),
+        Toy("audio-spectrogram-transformer", {**SIZES, **SPECTROGRAM, "num_labels": 3}, spectrogram_inputs),
         Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 36, "pad_token_id": 0}),
         Toy("gpt_neox", {**SIZES, **TEXT, "rotary_pct": 0.5, "pad_token_id": 0}),
         Toy("llama", LLAMA),
@@ -261,6 +281,8 @@ VARIANTS: dict[str, Toy] = {
     "deit-teacher": variant("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
     "dinov2-gated": variant("dinov2", use_swiglu_ffn=True, mlp_ratio=3, use_mask_token=False),
     "dinov3-gated": variant("dinov3_vit", use_gated_mlp=True, num_register_tokens=0, key_bias=True),
+    "wav2vec2-grouped": variant("wav2vec2", feat_extract_norm="group", conv_bias=True),
+    "hubert-post-norm": variant("hubert", feat_proj_layer_norm=False, conv_pos_batch_norm=True),
     "opt-unprojected": variant("opt", word_embed_proj_dim=48),
     "opt-post-norm": variant("opt", do_layer_norm_before=False, enable_bias=False),
     "gpt_neox-serial": variant("gpt_neox", use_parallel_residual=False, tie_word_embeddings=True),

@@ -28,6 +28,7 @@ from predictors.costs.analytic import AnalyticCosts
 from search_spaces import FAMILIES, Layout, SearchSpace, SubnetConfig, tasks
 from search_spaces.dimensions.bits import ROUNDS_ACTIVATIONS
 from search_spaces.dimensions.ranks import RANK_FIELDS
+from search_spaces.inputs import frames_of
 from search_spaces.space import DEPTHS
 
 CHOICES: dict[str, list[Any]] = {
@@ -217,6 +218,9 @@ def of_real_tokens(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Outputs of a model for its samples, or for their tokens that are not padding."""
     outputs = logits(model, batch)
     real = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    if real is not None and "input_values" in batch:
+        frames = frames_of(model.config, real.sum(1))
+        real = (torch.arange(int(frames_of(model.config, real.shape[1]))) < frames[:, None]).long()
     if real is None or outputs.numel() % real.numel():
         return outputs
     return outputs.view(*real.shape, -1) * real[..., None]

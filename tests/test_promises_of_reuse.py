@@ -28,8 +28,8 @@ from search_spaces import FAMILIES, TASKS, SubnetConfig
 
 NARROWED = ("intermediate_size", "hidden_size", "embedding_rank", "everything")
 DAILY = ("bert", "llama", "gpt2")
-TEXT = [name for name, toy in TOYS.items() if "vocab_size" in toy.config]
-SPEECH = ("automatic-speech-recognition",)
+TEXT = [name for name, toy in TOYS.items() if "vocab_size" in toy.config and "conv_dim" not in toy.config]
+SPEECH = ("automatic-speech-recognition", "audio-classification")
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
 

@@ -46,7 +46,7 @@ ONE_THREAD_UP_TO = 50e6
 DEFAULT_LENGTH = 128
 MOST_NAMED = 8
 """Columns that a comment names at most."""
-CLASSIFICATIONS = ("text-classification", "image-classification")
+CLASSIFICATIONS = ("text-classification", "image-classification", "audio-classification")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _length_keys(
     task: str, columns: TaskColumns, examples: Dataset, layout: Layout
 ) -> tuple[dict[str, int], dict[str, str], int]:
     """The length of texts, its comment, and the number of training examples."""
-    if not TASKS[task].reads_text:
+    if not TASKS[task].reads_text or TASK_TYPES[task].processor_class == "AutoFeatureExtractor":
         return {}, {}, len(examples)
     processor = load_processor(TASK_TYPES[task], layout.config.name_or_path)
     tokenizer = getattr(processor, "tokenizer", processor)

@@ -36,7 +36,7 @@ def write_card(folder: Path, info: Mapping[str, Any]) -> None:
         library_name="sentence-transformers" if _sentence_class(folder, info["task"]) else "transformers",
         license=info.get("license"),
         base_model=info["base_model"],
-        pipeline_tag=info["task"],
+        pipeline_tag=TASKS[info["task"]].pipeline or info["task"],
         tags=["paretoformer", "neural-architecture-search"],
     )
     parts = [

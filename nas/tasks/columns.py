@@ -97,6 +97,12 @@ def _speech_columns(dataset: Dataset) -> TaskColumns | None:
     return {"audio": audio, "label": _named(texts, TRANSCRIPTS) or texts[0]} if audio and texts else None
 
 
+def _labelled_sound_columns(dataset: Dataset) -> TaskColumns | None:
+    audio = next((name for name, feature in dataset.features.items() if _is_audio(feature)), None)
+    label = _label_column(dataset, [audio]) if audio else None
+    return {"audio": audio, "label": label} if audio and label else None
+
+
 def _is_audio(feature: Any) -> bool:
     from datasets import Audio
 
@@ -153,7 +159,9 @@ def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
 
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "image-classification": _image_columns,
+    "audio-classification": _labelled_sound_columns,
     "automatic-speech-recognition": _speech_columns,
+    "automatic-speech-recognition-ctc": _speech_columns,
     "question-answering": _answer_columns,
     "token-classification": _tag_columns,
     "text-ranking": _ranking_columns,
@@ -170,7 +178,10 @@ LANGUAGE_MODELING = ("text-generation", "fill-mask")
 UNLABELLED = (*LANGUAGE_MODELING, "feature-extraction", "sentence-similarity")
 NEEDED = {
     "image-classification": "a column of images and one of labels",
-    "automatic-speech-recognition": "a column of recordings and one of texts",
+    **dict.fromkeys(
+        ("automatic-speech-recognition", "automatic-speech-recognition-ctc"), "a column of recordings and one of texts"
+    ),
+    "audio-classification": "a column of recordings and one of labels",
     "question-answering": "columns `question`, `context` and `answers`",
     "token-classification": "a column of lists of words and one of lists of tags",
     "text2text-generation": "two columns of texts",

@@ -67,24 +67,36 @@ def _bleu(stats: ExampleStats) -> float:
     return float(BLEU.compute_bleu(ngrams[:4], ngrams[4:], system_length, reference_length, smooth_method="exp").score)
 
 
-def _count_word_errors(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
-    from jiwer import process_words
+def edits(reference: Sequence[str], other: Sequence[str]) -> int:
+    """Fewest substitutions, deletions and insertions that make one sequence of the other (Levenshtein 1966)."""
+    columns = np.arange(len(other) + 1)
+    distances, items = columns, np.array(other, dtype=object)
+    for number, item in enumerate(reference, 1):
+        kept = np.minimum(distances[1:] + 1, distances[:-1] + (items != item))
+        distances = np.minimum.accumulate(np.concatenate([[number], kept]) - columns) + columns
+    return int(distances[-1])
 
-    alignments = [process_words(a, b) for a, b in zip(labels, predictions, strict=True)]
-    words = [alignment.hits + alignment.substitutions + alignment.deletions for alignment in alignments]
-    return {
-        "word_errors": np.array(
-            [alignment.substitutions + alignment.deletions + alignment.insertions for alignment in alignments]
-        ),
-        "n_words": np.array(words),
-    }
+
+def _error_counter(errors: str, count: str, split: Callable[[str], Sequence[str]]) -> CountFunction:
+    """A function that counts the errors in each text, and the items of its reference."""
+
+    def counts(labels: Sequence[str], predictions: Sequence[str]) -> ExampleStats:
+        pairs = [(split(a), split(b)) for a, b in zip(labels, predictions, strict=True)]
+        return {errors: np.array([edits(a, b) for a, b in pairs]), count: np.array([len(a) for a, _ in pairs])}
+
+    return counts
+
+
+_count_word_errors = _error_counter("word_errors", "n_words", str.split)
+_count_character_errors = _error_counter("character_errors", "n_characters", lambda text: list(text.strip()))
 
 
 GENERATION_METRICS: dict[str, GenerationMetric] = {
     "exact_match": GenerationMetric(_count_exact, ratio_of_sums("exact", "n_examples")),
     "rougeL": GenerationMetric(_count_rouge, ratio_of_sums("rougeL", "n_examples"), "rouge-score", "rouge_score"),
     "sacrebleu": GenerationMetric(_count_ngrams, _bleu, "sacrebleu", "sacrebleu"),
-    "wer": GenerationMetric(_count_word_errors, ratio_of_sums("word_errors", "n_words"), "jiwer", "jiwer"),
+    "wer": GenerationMetric(_count_word_errors, ratio_of_sums("word_errors", "n_words")),
+    "cer": GenerationMetric(_count_character_errors, ratio_of_sums("character_errors", "n_characters")),
 }
 """Name -> metric of generated texts: share of exact matches, ROUGE-L (Lin 2004), corpus BLEU from 0 to 100 (Papineni
-et al. 2002, as sacreBLEU computes it), word error rate."""
+et al. 2002, as sacreBLEU computes it), word error rate, character error rate."""

@@ -92,7 +92,7 @@ def _example_text(context: TaskContext) -> str:
 
 
 def _label_text(row: Dataset, label: str, names: Sequence[str]) -> str:
-    feature, value = row.features[label], row[0][label]
+    feature, value = row.features[label], row[label][0]
     is_class = names and hasattr(feature.feature if is_list(feature) else feature, "names")
     named = value if not is_class else [names[k] for k in value] if is_list(feature) else names[value]
     return str(named)[:SHOWN_CHARACTERS]

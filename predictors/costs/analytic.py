@@ -28,6 +28,9 @@ COST_NAMES = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cac
 CHUNK_SIZE = 2**16
 """Subnetworks that are counted at once; a million would fill the memory."""
 
+MULTIPLIED = (".weight", ".weight.original1")
+"""Ends of the names of weights that multiply; the second is the direction of a weight-normed convolution."""
+
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 """Name of a torch dtype -> its name in a safetensors header."""
 
@@ -73,7 +76,7 @@ class AnalyticCosts:
             layout=layout,
             stored={name: _parent_tensor(tensor, dtypes[name], on_disk[name]) for name, tensor in state.items()},
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
-            matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(".weight")},
+            matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(MULTIPLIED)},
             task=task or layout.family.tasks[0],
         )
 

@@ -104,7 +104,8 @@ class BlockCosts:
         runs_on: dict[str, RunsOn] = dict.fromkeys([family.embedding] * bool(family.embedding), "token")
         macs = weights = traffic = largest = 0
         for name, shapes in self._matmul_shapes(subnet, OUTSIDE_LAYERS):
-            module, elements = name.removesuffix(".weight"), sum(map(math.prod, shapes))
+            module = name.removesuffix(".parametrizations.weight.original1").removesuffix(".weight")
+            elements = sum(map(math.prod, shapes))
             for path, position in {**family.runs_on, **runs_on}.items():
                 if f".{module}".endswith(f".{path}"):
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))

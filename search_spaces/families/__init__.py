@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.families.albert import ALBERT
+from search_spaces.families.ast import AST
 from search_spaces.families.bart import BART
 from search_spaces.families.bert import BERT
 from search_spaces.families.bloom import BLOOM
@@ -21,6 +22,7 @@ from search_spaces.families.gemma3 import GEMMA3
 from search_spaces.families.gpt2 import GPT2
 from search_spaces.families.gpt_neox import GPT_NEOX
 from search_spaces.families.gptj import GPTJ
+from search_spaces.families.hubert import HUBERT
 from search_spaces.families.llama import LLAMA
 from search_spaces.families.m2m_100 import M2M_100
 from search_spaces.families.marian import MARIAN
@@ -44,6 +46,7 @@ from search_spaces.families.starcoder2 import STARCODER2
 from search_spaces.families.t5 import T5
 from search_spaces.families.umt5 import UMT5
 from search_spaces.families.vit import VIT
+from search_spaces.families.wav2vec2 import WAV2VEC2
 from search_spaces.families.whisper import WHISPER
 from search_spaces.families.xlm_roberta import XLM_ROBERTA
 from search_spaces.family import Family
@@ -88,6 +91,9 @@ FAMILIES: dict[str, Family] = {
         PEGASUS,
         MARIAN,
         WHISPER,
+        WAV2VEC2,
+        HUBERT,
+        AST,
         VIT,
         DEIT,
         DINOV2,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from nas.tasks.types.audio_classification import AudioClassification
 from nas.tasks.types.automatic_speech_recognition import AutomaticSpeechRecognition
+from nas.tasks.types.automatic_speech_recognition_ctc import AutomaticSpeechRecognitionCtc
 from nas.tasks.types.base import TaskType
 from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.fill_mask import FillMask
@@ -26,5 +28,7 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "text-generation": TextGeneration,
     "text2text-generation": Text2TextGeneration,
     "automatic-speech-recognition": AutomaticSpeechRecognition,
+    "automatic-speech-recognition-ctc": AutomaticSpeechRecognitionCtc,
+    "audio-classification": AudioClassification,
     "image-classification": ImageClassification,
 }
