@@ -18,6 +18,7 @@ from nas.cli import app
 from nas.pipeline import STAGES
 from nas.recipe.json_schema import recipe_json_schema
 from search_spaces import FAMILIES
+from search_spaces.families.checked import checked_types
 
 REFERENCE = Path(__file__).parent / "reference"
 SCHEMA = REFERENCE / "recipe.schema.json"
@@ -69,7 +70,7 @@ def _stage_table() -> str:
 
 def families_page() -> str:
     """Every family, its tasks and dimensions, from the tables in `search_spaces/families/`."""
-    families = sorted(FAMILIES.values(), key=lambda family: family.model_type)
+    families, checked = sorted(FAMILIES.values(), key=lambda family: family.model_type), checked_types()
     shared = [name for name in families[0].dimensions if all(name in family.dimensions for family in families)]
     rows = []
     for family in families:
@@ -88,6 +89,26 @@ def families_page() -> str:
         "outside the layers, the hidden size is fixed.",
         f"Every family has the dimensions {_codes(shared)}. The table lists the others.",
         _table(("model type", "tasks", "other dimensions", "blocks that may be skipped"), rows),
+        "## Types that were proved with another's table",
+        f"{len(checked.passed)} more types keep every law of slicing on a tiny random model, as found by "
+        "`experiments/bench/known_layouts.py`. The last column names dimensions of the table that break a law in "
+        "this type: a recipe's `space` must leave them out. `image-feature-extraction` is no task of a recipe: such a "
+        "type is sliced and exported from Python.",
+        _table(
+            ("model type", "laid out as", "tasks", "dimensions", "left out"),
+            [
+                (
+                    f"`{name}`",
+                    f"`{one.alike}`",
+                    *(_codes(names) or "–" for names in (one.tasks, one.dimensions, one.broken)),
+                )
+                for name, one in checked.passed.items()
+            ],
+        ),
+        "## Types that are not supported",
+        f"{len(checked.failed)} types are laid out as a known one, but break a law, or need inputs that no task of "
+        f"that one gives: {_codes(checked.failed)}.",
+        f"{len(checked.unknown)} types are laid out as none: {_codes(checked.unknown)}.",
     ]
     return "\n\n".join(parts) + "\n"
 

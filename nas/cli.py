@@ -490,14 +490,18 @@ def schema() -> None:
 
 @app.command()
 def families(
-    model: Annotated[str, typer.Argument(help="A model or a model type; default: all types with a table.")] = "",
+    model: Annotated[str, typer.Argument(help="A model or a model type; default: all types.")] = "",
 ) -> None:
-    """Print the supported model types, their tasks and what may vary in them, or what is known of one."""
-    from nas.commands.families import describe_type, families_table
+    """Print the model types, their tasks and what may vary in them, or what is known of one.
+
+    First those with a table, then those that were proved with the table of another, then those that are not supported.
+    """
+    from nas.commands.families import checked_table, describe_type, families_table, other_types
     from nas.runs.progress import console, print_line, quiet_libraries
 
     if not model:
-        console.print(families_table())
+        for part in (families_table(), checked_table(), *other_types()):
+            console.print(part, end="\n\n")
         return
     quiet_libraries()
     for line in describe_type(model):

@@ -24,6 +24,7 @@ from nas.runs.run import Run
 from nas.stages.layout_proof import proposed_space, prove_layout, prove_what_holds
 from nas.supernets.supernet import Supernet
 from search_spaces import ADOPTED, FAMILIES, Family, InputError, SearchSpace
+from search_spaces.families.checked import checked_types
 
 
 def adopted(model_type: str) -> Family:
@@ -172,6 +173,16 @@ def test_an_export_loads_in_a_process_that_has_not_seen_its_type(tmp_path: Path)
         text=True,
     )
     assert loaded.stdout.strip() == "NasCamembertForSequenceClassification", loaded.stderr
+
+
+def test_families_lists_types_with_a_table_types_that_were_checked_and_those_that_are_not_supported() -> None:
+    output = CliRunner().invoke(app, ["families"]).output
+    (row,) = [line for line in output.splitlines() if line.startswith("granite ")]
+    assert "llama" in row and "text-generation" in row
+    assert "laid out as none of these" in output and "mamba" in output.rpartition("laid out as none")[2]
+    checked = checked_types()
+    assert not FAMILIES.keys() & {*checked.passed, *checked.failed, *checked.unknown}
+    assert len(checked.passed) > 50 and all(one.alike in FAMILIES for one in checked.passed.values())
 
 
 def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:

@@ -10,6 +10,7 @@ from nas.modeling.known_layouts import adopt, small_model
 from nas.stages.layout_proof import alike_text, prove_what_holds
 from nas.tasks.loading import load_config
 from search_spaces import FAMILIES, Family, family_of
+from search_spaces.families.checked import checked_types
 
 
 def families_table() -> Table:
@@ -18,6 +19,21 @@ def families_table() -> Table:
     for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
         table.add_row(family.model_type, *("\n".join(cell) for cell in _cells(family)))
     return table
+
+
+def checked_table() -> Table:
+    """The types that were proved with the table of another: whose, their tasks, and what may vary in them."""
+    table = Table("model type", "laid out as", "tasks", "dimensions", box=None, padding=(0, 2, 0, 0))
+    for name, one in checked_types().passed.items():
+        table.add_row(name, one.alike, "\n".join(one.tasks), "\n".join(one.dimensions))
+    return table
+
+
+def other_types() -> Iterator[str]:
+    """Lines on the types that are not supported."""
+    found = checked_types()
+    yield f"laid out alike, but not supported ({len(found.failed)}): {', '.join(found.failed)}"
+    yield f"laid out as none of these ({len(found.unknown)}): {', '.join(found.unknown)}"
 
 
 def describe_type(model: str) -> Iterator[str]:

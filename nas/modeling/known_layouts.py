@@ -41,6 +41,8 @@ SMALL_OTHERS = {
     "initializer_range": 0.1,
 }
 """Sizes of a small model: fields of Hugging Face. Large weights make attention visible in the outputs."""
+MOST_SMALL = 50_000_000
+"""Parameters of the largest small model: some parts have sizes that are not named as others'."""
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 SMALL_SECTIONS = [2, 3, 3]
 """Pairs of channels of a head with rotary positions in time, height and width, in a model that reads images too."""
@@ -90,14 +92,25 @@ def adopt_export(folder: Any) -> None:
 
 
 def small_model(family: Family, task: str) -> PreTrainedModel:
-    """A tiny random model of a family: four layers, four heads, hidden size 64, and so are the parts that it lacks."""
+    """A tiny random model of a family: four layers, four heads, hidden size 64, and so are the parts that it lacks.
+
+    Raises:
+        InputError: If its config does not make it small.
+    """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[family.model_type](**_small_values(CONFIG_MAPPING[family.model_type](), family))
+    auto: Any = getattr(transformers, TASKS[task].auto_class)
+    with torch.device("meta"):
+        parameters = auto.from_config(config).num_parameters()
+    if parameters > MOST_SMALL:
+        raise InputError(
+            f"no tiny model of `{family.model_type}` could be made: it still has {parameters:,} parameters."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = getattr(transformers, TASKS[task].auto_class).from_config(config)
+        model: PreTrainedModel = auto.from_config(config)
     return model.eval()
 
 
