@@ -34,9 +34,9 @@ def settings(size: int, group: str | None = None) -> Any:
 @pytest.mark.parametrize(("size", "counts"), [(10, {0: 7, 1: 2, 2: 1}), (50, {0: 35, 1: 10, 2: 5}), (3, {0: 2, 1: 1})])
 def test_each_class_has_its_share(size: int, counts: dict[int, int], seed: int) -> None:
     task = data([0] * 70 + [1] * 20 + [2] * 10)
-    train, search = split_training_data(task, settings(size), seed)
+    train, search, more = split_training_data(task, settings(size), seed)
     assert Counter(search["label"][:]) == counts
-    assert sorted([*train["row"], *search["row"]]) == list(range(100)), "each row is in one of both"
+    assert sorted([*train["row"], *search["row"], *more["row"]]) == list(range(100)), "each row is in one of them"
     assert search["row"][:] == split_training_data(task, settings(size), seed)[1]["row"][:]
     assert size < 10 or search["row"][:] != sorted(search["row"][:]), "growing slices must be random samples"
 
@@ -44,7 +44,7 @@ def test_each_class_has_its_share(size: int, counts: dict[int, int], seed: int) 
 @pytest.mark.parametrize("size", [1, 7, 25, 60])
 def test_groups_are_not_split(size: int) -> None:
     groups = [row // 4 % 19 for row in range(100)]
-    train, search = split_training_data(data([0, 1] * 50, patient=groups), settings(size, "patient"), 0)
+    train, search, _ = split_training_data(data([0, 1] * 50, patient=groups), settings(size, "patient"), 0)
     assert len(search) == size and not set(train["patient"]) & set(search["patient"])
     whole = Counter(groups)
     assert all(count == whole[group] for group, count in Counter(train["patient"]).items())

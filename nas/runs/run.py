@@ -57,6 +57,7 @@ class Run:
         self.predictor = self.folder / "predictor"
         self.study = self.folder / "study.log"
         self.trials = self.folder / "trials.csv"
+        self.near_ties = self.folder / "near_ties.jsonl"
         self.verified = self.folder / "verified.jsonl"
         self.front_file = self.folder / "front.json"
         self.parent_values = self.folder / "parent.json"
@@ -69,7 +70,16 @@ class Run:
         self.sensitivity = self.folder / "sensitivity.csv"
         self.logs = self.folder / "logs"
         self.trained_folders = (self.parent, self.supernet)
-        searched = (self.study, self.trials, self.finished, self.verified, self.front_file, self.report, self.exports)
+        searched = (
+            self.study,
+            self.trials,
+            self.near_ties,
+            self.finished,
+            self.verified,
+            self.front_file,
+            self.report,
+            self.exports,
+        )
         self.depends_on_weights = (
             self.parent,
             self.teacher_outputs,

@@ -16,8 +16,8 @@ from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.stages.training import shared_outputs
-from nas.studies.expected_front import expected_front
-from nas.studies.study import evaluated_points, open_studies
+from nas.studies.near_ties import offered_front
+from nas.studies.study import open_studies
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
 from nas.supernets.load import load_supernet, save_calibration
@@ -58,7 +58,7 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     """
     supernet, space = load_supernet(run, context)
     study = open_studies(run.study, context.recipe)["search"]
-    front = expected_front(evaluated_points(study), context.recipe, space)
+    front = offered_front(run, study, context.recipe, space)
     cost = next(name for name in context.recipe.objectives if is_cost(name))
     cost = cost.replace("samples_per_second", "latency_ms")  # of these, the first are the last of those
     recipe = context.recipe.with_parent(read_parent_values(run))

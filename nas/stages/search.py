@@ -8,18 +8,21 @@ from dataclasses import replace
 from nas.recipe.objectives import is_cost
 from nas.reports.summary import bounds_line, near_bound_line, predictor_line
 from nas.runs.parent_values import read_parent_values, write_parent_values
-from nas.runs.progress import print_line
+from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.evaluator import Evaluator
+from nas.studies.near_ties import add_scores_on_more, near_ties, scores_on_more
 from nas.studies.racing import Scorer
 from nas.studies.search_loop import EvaluationScheduler, run_locally, run_studies
-from nas.studies.study import write_trials
+from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies, search_seconds, write_trials
 from nas.supernets.load import load_supernet
 from nas.supernets.space import input_sizes
+from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
-from search_spaces import InputError
+from predictors.measurement.budget import Budget
+from search_spaces import InputError, SearchSpace
 
 
 def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> None:
@@ -64,6 +67,32 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
             write_trials(run.trials, run.study, recipe)
         raise
     write_trials(run.trials, run.study, recipe)
+    _score_near_ties(run, context, supernet, space)
+
+
+def _score_near_ties(run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace) -> None:
+    """Scores what may be on the front on further examples, where there are some and `search.minutes` has time left."""
+    recipe, more = context.recipe, context.splits.more
+    studies = {**open_studies(run.study, recipe), **open_repeats(run.study, recipe)}
+    budget = Budget(recipe.search.seconds - sum(map(search_seconds, studies.values())))
+    if more is None:
+        return
+    known, names = scores_on_more(run), recipe.metric_names
+    ties = {t.key: t for name in STUDIES for t in near_ties(evaluated_points(studies[name]), recipe, space)}
+    missing = [tie for key, tie in ties.items() if not known.get(key, {}).keys() >= {*names}]
+    if not missing:
+        return
+    with progress("near ties") as report:
+        for number, tie in enumerate(missing, 1):
+            if budget.is_over:
+                break
+            supernet.activate(tie.subnet)
+            own = context.of(tie.subnet).splits.more
+            assert own is not None
+            scores = score(supernet.model, own, names)
+            add_scores_on_more(run, tie.key, {name: (s.value, s.standard_error) for name, s in scores.items()})
+            report(number, len(missing), tie.key)
+    print_line(f"near ties  {len(ties)} subnetworks that noise may keep off the front, on {len(more)} more examples")
 
 
 def _parent_values(run: Run, context: TaskContext, evaluator: Evaluator) -> dict[str, float]:

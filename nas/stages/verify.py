@@ -27,7 +27,7 @@ from nas.runs.run import Run
 from nas.runs.target import Target
 from nas.stages.footprints import measure_footprints
 from nas.stages.parent_runtimes import parent_in_fastest_runtimes
-from nas.studies.expected_front import expected_front
+from nas.studies.near_ties import offered_front
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.latency import subnet_visit
@@ -73,9 +73,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     recipe = run.recipe
     supernet, space = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
-    candidates = {
-        name: expected_front(evaluated_points(study), recipe, space).points for name, study in studies.items()
-    }
+    candidates = {name: offered_front(run, study, recipe, space).points for name, study in studies.items()}
     if not candidates["search"]:
         predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds
         _raise_infeasible(evaluated_points(studies["search"]), predicted_bounds)

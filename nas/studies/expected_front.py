@@ -22,8 +22,13 @@ def expected_front(points: Sequence[Point], recipe: Recipe, space: SearchSpace) 
         recipe: Its metrics and objectives.
         space: Which subnetworks are similar.
     """
+    return ParetoFront.of(expected_points(points, recipe, space), recipe.objectives)
+
+
+def expected_points(points: Sequence[Point], recipe: Recipe, space: SearchSpace) -> list[Point]:
+    """The points with their metrics' posterior means, see `expected_front`."""
     if not points:
-        return ParetoFront.of(points, recipe.objectives)
+        return []
     features = space.parameters.encode([point.subnet for point in points])
     means = {
         name: posterior_means(
@@ -33,8 +38,7 @@ def expected_front(points: Sequence[Point], recipe: Recipe, space: SearchSpace) 
         ).tolist()
         for name in recipe.metric_names
     }
-    expected = [
+    return [
         replace(point, values=point.values | {name: column[i] for name, column in means.items()})
         for i, point in enumerate(points)
     ]
-    return ParetoFront.of(expected, recipe.objectives)

@@ -157,6 +157,11 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
+def search_seconds(study: optuna.Study) -> float:
+    """Seconds that a study has taken so far, over all commands of the run."""
+    return max((float(trial.user_attrs.get("search_s", 0.0)) for trial in complete_trials(study)), default=0.0)
+
+
 def evaluated_points(study: optuna.Study, source: str | None = None) -> list[Point]:
     """The points that a study has evaluated, oldest first, each subnetwork once."""
     points: dict[str, Point] = {}

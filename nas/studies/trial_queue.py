@@ -21,7 +21,7 @@ from nas.studies.sampler import SamplerFactory
 from nas.studies.search_progress import SearchProgress
 from nas.studies.stopping import Stopwatch
 from nas.studies.storage import batched_writes, trial_id
-from nas.studies.study import complete_trials, point_from_trial, standard_errors, study_kind
+from nas.studies.study import point_from_trial, search_seconds, standard_errors, study_kind
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 MAX_FAILURES = 5
@@ -84,8 +84,7 @@ class TrialQueue:
         if drivers is not None:
             drivers.queues.append(self)
         self._resumed = self._resume()
-        times = (trial.user_attrs.get("search_s", 0.0) for trial in complete_trials(study))
-        self.seconds = max(times, default=0.0)
+        self.seconds = search_seconds(study)
         self._stopwatch = Stopwatch(self.seconds)
 
     # -- ask ------------------------------------------------------------------------------------------------------

@@ -55,8 +55,9 @@ class Splits:
         task: The task; it collates batches and selects the outputs that are scored.
         raw_train: Training examples of the parent and the supernet, before processing.
         train: The same examples as model inputs with labels.
-        n_search: Examples of the search slice, before processing.
+        n_search: Examples of the search slice and of ``more``, before processing.
         search: Slice on which the search scores subnetworks: of the training data, or of ``task.validation``.
+        more: As many further examples, on which near ties are scored; None where too few are left for the training.
         test: Held-out split on which results are reported.
     """
 
@@ -65,6 +66,7 @@ class Splits:
     train: Dataset
     n_search: int
     search: EvaluationSet
+    more: EvaluationSet | None
     test: EvaluationSet
 
 
@@ -239,17 +241,21 @@ class TaskContext:
         apart = [(task.train, "task.train"), (task.test, "task.test"), (validation, "task.validation")]
         require_groups_apart(settings, [(examples, key) for examples, key in apart if examples is not None])
         if validation is None:
-            train, search = split_training_data(task, settings, seed)
+            train, search, more = split_training_data(task, settings, seed)
         else:
-            train, search = task.train.shuffle(seed=seed), draw(task, validation, settings.search_examples, seed)
+            train = task.train.shuffle(seed=seed)
+            search, more = draw(task, validation, settings.search_examples, seed)
         train = train.select(range(min(settings.train_examples or len(train), len(train))))
-        searched = task.process(self._sampled(search), settings.validation or settings.train)
+        source = settings.validation or settings.train
+        searched = task.process(self._sampled(search), source)
+        further = task.process(self._sampled(more), source) if len(more) else more
         return Splits(
             task=task,
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
-            n_search=len(search),
+            n_search=len(search) + len(more),
             search=EvaluationSet.from_dataset(searched, task),
+            more=EvaluationSet.from_dataset(further, task) if len(further) else None,
             test=self._held_out(task, settings.test),
         )
 
@@ -289,7 +295,8 @@ class TaskContext:
             "search": splits.n_search,
             "test": len(splits.task.test),
         }
-        processed = {"train": len(splits.train), "search": len(splits.search), "test": len(splits.test)}
+        searched = len(splits.search) + len(splits.more or ())
+        processed = {"train": len(splits.train), "search": searched, "test": len(splits.test)}
         return {name: processed[name] * raw[name] / min(raw[name], self.sample or raw[name]) for name in raw}
 
     @property

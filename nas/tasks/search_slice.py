@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from nas.tasks.types import TaskType
 
 
-def split_training_data(task: TaskType, settings: TaskSettings, seed: int) -> tuple[Dataset, Dataset]:
-    """Sets the search slice of the training data apart.
+MORE = 10
+"""As many examples as the search slice has are kept for near ties, if so many times as many stay to train on."""
+
+
+def split_training_data(task: TaskType, settings: TaskSettings, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+    """Sets the search slice of the training data apart, and as many examples for near ties where there are plenty.
 
     Its classes have the shares that they have in the training data. With ``task.group`` it holds whole groups instead.
 
@@ -30,7 +34,7 @@ def split_training_data(task: TaskType, settings: TaskSettings, seed: int) -> tu
         seed: The same seed gives the same examples.
 
     Returns:
-        The training examples and the search slice, both in random order.
+        The training examples, the search slice and those for near ties, which may be none; all in random order.
 
     Raises:
         InputError: If too few examples are left to train on.
@@ -40,27 +44,45 @@ def split_training_data(task: TaskType, settings: TaskSettings, seed: int) -> tu
         raise InputError(
             f"`task.search_examples` must be below the {len(shuffled)} training examples, but got {size}."
         )
-    if settings.group is not None:
-        taken, left = _by_group(shuffled[settings.group][:], size)
-    elif _has_classes(shuffled, task.label):
-        taken, left = _by_class(np.asarray(shuffled[task.label][:]), size)
-    else:
-        taken, left = np.arange(size), np.arange(size, len(shuffled))
+    taken, left = _parted(task, settings, shuffled, size)
     if not len(left):
         raise InputError(
             f"`task.search_examples` must leave some groups of `{settings.group}` to train on, but {size} examples "
             "are in all of them; lower it."
         )
-    return shuffled.select(left), shuffled.select(taken)
+    rest, search = shuffled.select(left), shuffled.select(taken)
+    more, train = _parted(task, settings, rest, size if len(rest) >= (MORE + 1) * size else 0)
+    return rest.select(train), search, rest.select(more)
 
 
-def draw(task: TaskType, examples: Dataset, size: int, seed: int) -> Dataset:
-    """Draws the search slice from a validation set: all of it, or so many examples with its shares of classes."""
+def _parted(
+    task: TaskType, settings: TaskSettings, examples: Dataset, size: int
+) -> tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]:
+    """The numbers of so many examples, by group or by class where there are some, and those of the others."""
+    if size == 0:
+        return [], range(len(examples))
+    if settings.group is not None:
+        return _by_group(examples[settings.group][:], size)
+    if _has_classes(examples, task.label):
+        return _by_class(np.asarray(examples[task.label][:]), size)
+    return np.arange(size), np.arange(size, len(examples))
+
+
+def draw(task: TaskType, examples: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Draws the search slice from a validation set: all of it, or so many examples with its shares of classes.
+
+    Returns:
+        The slice, and of the others as many for near ties as there are, at most that many again.
+    """
     shuffled = examples.shuffle(seed=seed)
     if len(shuffled) <= size:
-        return shuffled
+        return shuffled, shuffled.select([])
     is_labelled = _has_classes(shuffled, task.label)
-    return shuffled.select(_by_class(np.asarray(shuffled[task.label][:]), size)[0] if is_labelled else range(size))
+    everything = np.arange(len(shuffled))
+    taken, left = (
+        _by_class(np.asarray(shuffled[task.label][:]), size) if is_labelled else (everything[:size], everything[size:])
+    )
+    return shuffled.select(taken), shuffled.select(left[:size])
 
 
 def require_groups_apart(settings: TaskSettings, splits: Sequence[tuple[Dataset, str]]) -> None:
