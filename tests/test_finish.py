@@ -21,7 +21,7 @@ from nas.reports.summary import int8_line
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
-from nas.stages.parent_runtimes import parent_in_fastest_runtime
+from nas.stages.parent_runtimes import parent_in_fastest_runtimes
 from nas.stages.verify import run_verify
 from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.int8_twin import int8_twin, with_int8
@@ -226,11 +226,11 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
 
     monkeypatch.setattr("nas.stages.parent_runtimes.prepare", prepare)
     monkeypatch.setattr("nas.stages.parent_runtimes.measure", measure)
-    (fastest,) = parent_in_fastest_runtime(run, context, parent)
+    (fastest,) = parent_in_fastest_runtimes(run, context, parent)
     assert (
         fastest.source == "parent-openvino" and "compile is left out: it is not installed" in capsys.readouterr().out
     )
     assert fastest.values == {**parent.values, "latency_ms": 0.5 * parent.values["latency_ms"]}
     latencies.update({"parent-onnxruntime": 1.1, "parent-openvino": 1.2})
-    assert parent_in_fastest_runtime(run, context, parent) == [], "nothing is gained"
-    assert parent_in_fastest_runtime(run, TaskContext(run.recipe), parent) == [], "the recipe does not ask for it"
+    assert parent_in_fastest_runtimes(run, context, parent) == [], "nothing is gained"
+    assert parent_in_fastest_runtimes(run, TaskContext(run.recipe), parent) == [], "the recipe does not ask for it"
