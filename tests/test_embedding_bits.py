@@ -22,6 +22,7 @@ from nas.studies.block_search import blocks
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
+from nas.tasks.vocabulary import Vocabulary
 from predictors.costs.analytic import AnalyticCosts
 from predictors.measurement.onnx_export import write_onnx
 from search_spaces import InputError, Layout, SearchSpace, SubnetConfig
@@ -165,6 +166,16 @@ def test_costs_of_all_forms_are_counted_at_once() -> None:
     sizes = AnalyticCosts.from_model(supernet.model, supernet.layout).count(["size_mb"], forms)["size_mb"]
     table = [20 * 48 * 4, 20 * 48 * 2, 20 * (48 + 2), 20 * (24 + 2), 20 * 12 + 12 * 10 * 4 * 4]
     assert np.allclose(1e6 * (sizes[0] - sizes), np.array(table[0]) - table, atol=200), "but for the header"
+
+
+def test_a_codebook_is_that_of_the_rows_that_are_kept() -> None:
+    order = np.array([0, 1, 2, 3, 4, *range(19, 4, -1)])
+    supernet = Supernet(TOYS["bert"].model(), vocabulary=Vocabulary(order, 5))
+    subnet = supernet.parent.with_values(vocabulary=12, embedding_bits="pq:12")
+    (codebook,) = (t for name, t in supernet.state_dict(subnet).items() if name.endswith("codebook"))
+    rows = supernet.model.get_input_embeddings()._parameters["weight"][np.sort(order[:12])]
+    assert torch.equal(codebook, fit_codebook(rows.detach(), 4, codebook.shape[1]))
+    assert fit_codebook(rows[:3].detach(), 4, 8).shape == (12, 8, 4), "more vectors than rows"
 
 
 def test_a_codebook_learns_where_a_model_is_trained_on() -> None:

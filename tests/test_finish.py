@@ -65,6 +65,11 @@ def test_points_near_the_bound_and_at_fractions_of_the_parent_are_chosen(
     assert [point.values["latency_ms"] for point in chosen][:3] == latencies[:3] and len(chosen) == len(latencies)
 
 
+def test_a_bound_far_below_the_parent_is_divided_as_the_parent_is() -> None:
+    chosen = choose_points(front(), recipe(3, latency_ms="<= 8"), "latency_ms", 100.0)
+    assert [point.values["latency_ms"] for point in chosen] == [7.0, 3.2, 2.5], "8 ms, a half, a third"
+
+
 def test_a_finished_subnetwork_is_what_is_scored_exported_and_resumed(finished: tuple[Path, Path]) -> None:
     path, folder = finished
     run = Run(folder)
