@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from search_spaces import TASKS
 
+Rows = list[dict[str, Any]]
 TRAINED = {"epochs": 12, "learning_rate": 3e-3, "batch_size": 8}
 QUICK = {"profile": {"samples": 12, "precision": 0.5}, "search": {"evaluations": 12}, "finish": {"models": 0}}
 
 
-def searched(family: str, task: str, data: str, folder: Path, **settings: Any) -> str:
+def searched(family: str, task: str, write: Callable[..., str], rows: Rows, folder: Path) -> str:
     """Trains a toy on its data, searches it, and gives the folder of the export."""
+    sources = {"train": write(folder / "train", rows), "test": write(folder / "test", rows[::3])}
     config = transformers.AutoConfig.for_model(
         family, **{**TOYS[family].config, "vocab_size": len(WORDS) + 2, "eos_token_id": len(WORDS) + 1}
     )
@@ -28,7 +31,7 @@ def searched(family: str, task: str, data: str, folder: Path, **settings: Any) -
     tokenizer(folder / "model", pad_token="[PAD]")
     recipe = {
         "model": str(folder / "model"),
-        "task": {"type": task, "train": data, "test": data, "max_length": 16, "search_examples": 24, **settings},
+        "task": {"type": task, **sources, "max_length": 16, "search_examples": 24},
         "workload": {"sequence_length": 16},
         "parent": TRAINED,
         "supernet": {**TRAINED, "sampled_subnets": 1},
@@ -42,7 +45,7 @@ def searched(family: str, task: str, data: str, folder: Path, **settings: Any) -
 @pytest.mark.slow
 def test_an_mt5_that_names_the_last_word_still_does_when_it_is_smaller(tmp_path: Path) -> None:
     rows = [{"input": sentence, "output": sentence.split()[-1]} for sentence in SENTENCES]
-    folder = searched("mt5", "text2text-generation", jsonl(tmp_path / "pairs", rows), tmp_path)
+    folder = searched("mt5", "text2text-generation", jsonl, rows, tmp_path)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     words = transformers.AutoTokenizer.from_pretrained(folder)
     assert model.num_parameters() <= TOYS["mt5"].model().num_parameters() + 1000
@@ -54,8 +57,15 @@ def test_an_mt5_that_names_the_last_word_still_does_when_it_is_smaller(tmp_path:
 
 
 @pytest.mark.slow
-def test_an_olmo2_goes_on_with_a_text_in_its_pipeline(tmp_path: Path) -> None:
-    folder = searched("olmo2", "text-generation", txt(tmp_path / "text", [{"text": s} for s in SENTENCES]), tmp_path)
+def test_an_olmo2_writes_in_its_pipeline_what_its_export_generates(tmp_path: Path) -> None:
+    folder = searched("olmo2", "text-generation", txt, [{"text": sentence} for sentence in SENTENCES], tmp_path)
     write = transformers.pipeline("text-generation", model=folder)
-    (written,) = write("the film", max_new_tokens=1, do_sample=False)
-    assert written["generated_text"].split()[2] in ("is", "was")
+    (written,) = write("the film", max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    prompt = words("the film", return_tensors="pt")
+    (tokens,) = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    generated = words.decode(tokens, skip_special_tokens=True)
+    assert len(tokens) == 6 and written["generated_text"].replace(" ", "") == generated.replace(" ", "")
+    assert {"film", "was"} <= {*generated.split()}, "it has learnt nothing"
+    assert model.num_parameters() < TOYS["olmo2"].model().num_parameters()
