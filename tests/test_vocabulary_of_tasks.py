@@ -18,7 +18,7 @@ from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE
 from toy_tasks import SENTENCES
 from transformers import AutoTokenizer, pipeline
 
-from nas.exports.export import export_subnet
+from nas.exports.export import export_subnet, save_model
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
@@ -135,6 +135,26 @@ def test_labels_from_the_parent_are_those_of_its_own_tokens(case: str, spelled: 
     assert longest[1] > longest[0]
     norms = [each.norm(dim=1).sort().values for each in labels]
     assert torch.allclose(*norms, atol=1e-5) and norms[0].std() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_with_fewer_pieces_loads_everywhere(kind: str, spelled: Make, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    context = spelled("vectors", kind)
+    supernet = Supernet(context.load_model().eval(), vocabulary=context.vocabulary)
+    subnet = supernet.parent.with_values(vocabulary=smaller(context, 2))
+    save_model(supernet.extract(subnet), context, tmp_path)
+    context.save_processor(tmp_path, subnet)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == int(subnet.vocabulary) and type(tokenizer) is type(context.of(subnet).processor)
+    for text in TEXTS_OF_FIVE:
+        same = context.processor.decode(context.processor(text)["input_ids"], skip_special_tokens=True)
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == same
+    (tokens,) = pipeline("feature-extraction", str(tmp_path), trust_remote_code=True)(SENTENCES[0])
+    vector = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True).encode(SENTENCES[0])
+    assert len(tokens) == len(tokenizer(SENTENCES[0])["input_ids"])
+    assert np.allclose(np.mean(tokens, 0), vector, atol=1e-4), "the mean over tokens"
 
 
 # -- language models --------------------------------------------------------------------------------------------------
