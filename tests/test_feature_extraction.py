@@ -42,7 +42,8 @@ def without_parent_epochs(context: TaskContext, **sections: dict[str, Any]) -> R
 
 def test_each_line_is_a_text_and_the_labels_are_the_vectors_of_the_model(context: TaskContext) -> None:
     splits, model = context.splits, context.load_model().eval()
-    assert len(splits.train) + len(splits.search) == len(SENTENCES)
+    assert splits.more is not None
+    assert len(splits.train) + len(splits.search) + len(splits.more) == len(SENTENCES)
     batch = splits.search.batches[0]
     with torch.no_grad():
         hidden = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).last_hidden_state
