@@ -80,7 +80,7 @@ WAVE |= {"feat_extract_norm": "layer", "num_conv_pos_embeddings": 5, "num_conv_p
 WAVE |= {"vocab_size": len(WORDS), "mask_time_prob": 0.0, "classifier_proj_size": 32, "layerdrop": 0.0}
 SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 3, "time_stride": 3}
 LLAMA = {**SIZES, **TEXT, **GROUPED}
-HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.67}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
 FULL, SLIDING = "full_attention", "sliding_attention"
 MIXED = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": 5, "use_sliding_window": True}
 
