@@ -11,6 +11,7 @@ import pytest
 from predictors import LatencyPredictor
 from predictors.latency.errors import errors
 from predictors.latency.models import models_for
+from predictors.latency.predictor import without_unproven
 from predictors.latency.regressions import LogGaussianProcess, PowerLaw
 from predictors.latency.robust import NORMAL_DF
 from predictors.latency.transfer import SourceDevices, TransferGP
@@ -222,3 +223,15 @@ def test_a_prior_of_other_features_is_refused_and_four_measurements_suffice_with
         LatencyPredictor.fit(x[:, :2], device(x, 1, 1, 1), prior=prior)
     with pytest.raises(InputError, match="at least 4"):
         LatencyPredictor.fit(x[:3], np.ones(3), prior=prior)
+
+
+def test_a_model_with_a_prior_must_prove_to_be_better_than_that_device_scaled() -> None:
+    measured = np.full(10, 2.0)
+    exact, noisy = measured.copy(), measured * np.tile([1.02, 0.98], 5)
+    lucky = noisy.copy()
+    lucky[:2] = 2.0, 2.0 * (1 - 0.035)  # 2 % better in one row, 1.5 % worse in another
+    names = ["prior-process", "scaled-prior"]
+    assert without_unproven(names, {"prior-process": exact, "scaled-prior": noisy}, measured) == names
+    worse = measured * 1.05
+    assert without_unproven(names, {"prior-process": worse, "scaled-prior": noisy}, measured) == ["scaled-prior"]
+    assert without_unproven(names, {"prior-process": lucky, "scaled-prior": noisy}, measured) == ["scaled-prior"]

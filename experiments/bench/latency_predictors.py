@@ -27,7 +27,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from predictors import PRIOR_MODELS, LatencyPredictor
 from predictors.latency.errors import errors
-from predictors.latency.predictor import _cross_val_predict, _weights
+from predictors.latency.predictor import _cross_val_predict, _weights, without_unproven
 from predictors.latency.regressions import PolynomialRidge, geometric_mean
 from predictors.latency.transfer import SourceDevices
 
@@ -203,7 +203,7 @@ def floor(folder: Path, seeds: int) -> pd.DataFrame:
 
 
 def scaled(folder: Path, seeds: int) -> pd.DataFrame:
-    """Ten samples of a device and another one as a prior: the process, that device times a factor, both averaged."""
+    """Ten samples of a device and another one as a prior: the process, that device times a factor, ours of both."""
     space, rows = Gpt(folder, "s"), []
     x = space.features
     for seed in range(seeds):
@@ -213,12 +213,13 @@ def scaled(folder: Path, seeds: int) -> pd.DataFrame:
             known = PolynomialRidge(robust=True).fit(x[source[:100]], other_ms[source[:100]])
             sources = SourceDevices([known.predict], x[source[:100]])
             for new in samples:
-                cv, predicted = dict[str, float](), dict[str, np.ndarray]()
+                cv, unseen, predicted = dict[str, float](), dict[str, np.ndarray](), dict[str, np.ndarray]()
                 for name, make in PRIOR_MODELS.items():
-                    unseen = _cross_val_predict(partial(make, sources), x[new], y[new])
-                    cv[name] = float(np.abs(unseen / y[new] - 1).mean())
+                    unseen[name] = _cross_val_predict(partial(make, sources), x[new], y[new])
+                    cv[name] = float(np.abs(unseen[name] / y[new] - 1).mean())
                     predicted[name] = make(sources).fit(x[new], y[new]).predict(x[test])
-                predicted["averaged"] = geometric_mean([*predicted.values()], _weights([*cv], cv))
+                kept = without_unproven([*cv], unseen, y[new])
+                predicted["ours"] = geometric_mean([predicted[name] for name in kept], _weights(kept, cv))
                 rows += [{"case": device, "model": n, **scores(y[test], p)} for n, p in predicted.items()]
     return pd.DataFrame(rows)
 

@@ -24,6 +24,10 @@ only models that use it are then eligible, since so few measurements cannot tell
 MAX_PRIOR_ERROR_RATIO = 4.0
 """Models that use a prior are not preferred if their cross-validated error is this many times that of the best model:
 the devices of the prior are then too different."""
+SIMPLEST_WITH_PRIOR = "scaled-prior"
+"""The model that few measurements must prove others to be better than, if there is a prior."""
+PROOF = 1.5
+"""Standard errors of the difference of two models' errors that prove one to be better (experiments/bench)."""
 MAX_ENSEMBLE, WEIGHT_EXPONENT = 3, 4
 """Maximum number of averaged models; the weight of each is its cross-validated error to the power of -4."""
 COVERAGE = 0.9
@@ -281,7 +285,7 @@ def _report(
     ranked = sorted(cv, key=lambda name: cv[name])
     with_prior = [name for name in ranked if name in PRIOR_MODELS]
     if len(train) <= SMALL_SAMPLE and with_prior and cv[with_prior[0]] < MAX_PRIOR_ERROR_RATIO * cv[ranked[0]]:
-        ranked = with_prior
+        ranked = without_unproven(with_prior, unseen, latency_ms[train])
     best = ranked[: MAX_ENSEMBLE if len(train) <= SMALL_SAMPLE else 1]
     name, weights = "+".join(best), _weights(best, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in factories.items()}
@@ -305,6 +309,24 @@ def _report(
         n_near_bound=count_near_bound(measured, bound_ms),
         near_bound={model: errors_near_bound(measured, p, bound_ms) for model, p in of_all.items()},
     )
+
+
+def without_unproven(names: Sequence[str], unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> list[str]:
+    """Models that use a prior, without those that few measurements do not prove to be better than the simplest.
+
+    The simplest stays: the devices of the prior times one factor. Others must err less than it by `PROOF` standard
+    errors of the difference (cf. the one-standard-error rule, Breiman et al. 1984, Classification and Regression
+    Trees).
+
+    Args:
+        names: The models, best first.
+        unseen: Name -> cross-validated predictions (n,).
+        latency_ms: (n,) measured.
+    """
+    error = {name: np.abs(unseen[name] / latency_ms - 1) for name in names}
+    gains = {name: error[SIMPLEST_WITH_PRIOR] - error[name] for name in names}
+    spread = {name: float(gain.std(ddof=1)) / len(gain) ** 0.5 for name, gain in gains.items()}
+    return [name for name in names if name == SIMPLEST_WITH_PRIOR or gains[name].mean() > PROOF * spread[name]]
 
 
 def _cross_val_predict(make: ModelFactory, x: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
