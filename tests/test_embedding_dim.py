@@ -242,7 +242,7 @@ def test_short_vectors_are_for_tasks_of_vectors_and_where_something_asks_for_the
         "embedding_dim 12, 24 dropped: no objective or constraint names `embedding_dim`"
     )
     check_recipe(with_recipe(context, space=space, objectives=SHORT))
-    proposed = propose_space(SimpleNamespace(layout=context.layout, recipe=with_recipe(context, objectives=SHORT)))  # type: ignore[arg-type]
+    proposed = propose_space(TaskContext(with_recipe(context, objectives=SHORT)))
     assert proposed.choices["embedding_dim"] == [16, 24, 48]
     assert "no objective" in propose_space(context).left_out["embedding_dim"]
     labelled = make("single label")
