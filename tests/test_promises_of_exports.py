@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOYS, WORDS, labelled_outputs, sampled
-from test_families import calibrated, everything, make_space, unpadded
+from test_families import calibrated, everything, make_space, own_inputs, unpadded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nas.modeling import quantized
@@ -93,7 +93,7 @@ def test_what_an_export_computes_has_the_gradients_of_the_supernet(family: str, 
 def test_gradients_pass_every_dimension(family: str) -> None:
     for seed in range(2):
         supernet, subnet = everything_open(family, seed)
-        assert_equal_gradients(supernet, subnet, TOYS[family].labelled())
+        assert_equal_gradients(supernet, subnet, own_inputs(TOYS[family].labelled(), subnet))
 
 
 # -- moves ------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_what_was_made_on_a_gpu_follows_a_model_to_the_cpu(family: str, monkeypa
         supernet.activate(subnet)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         replace_tensors(supernet.model, mode.from_tensor)
-        inputs = {name: mode.from_tensor(value) for name, value in TOYS[family].inputs().items()}
+        inputs = {name: mode.from_tensor(value) for name, value in own_inputs(TOYS[family].inputs(), subnet).items()}
         with mode, torch.no_grad():
             for module in supernet.model.modules():
                 for name in [name for name in vars(module) if not name.startswith("_")]:  # what ``.to`` does not move
@@ -173,7 +173,7 @@ def test_a_model_computes_in_the_dtype_to_which_it_is_moved(family: str) -> None
         supernet.activate(subnet)
         for model in (supernet.model, extracted):
             for dtype in (torch.float64, torch.bfloat16, torch.float32):
-                inputs = TOYS[family].inputs()
+                inputs = own_inputs(TOYS[family].inputs(), subnet)
                 inputs = unpadded(inputs) if dtype == torch.float64 else inputs  # stock code masks below float32
                 inputs |= {name: value.to(dtype) for name, value in inputs.items() if value.is_floating_point()}
                 with torch.no_grad():
@@ -196,11 +196,11 @@ def test_an_activation_in_inference_mode_does_not_poison_training(family: str) -
     supernet, subnet = everything_open(family)
     with torch.inference_mode():
         supernet.activate(subnet)
-        supernet.model(**TOYS[family].inputs())
+        supernet.model(**own_inputs(TOYS[family].inputs(), subnet))
     supernet.activate(supernet.parent)
     supernet.activate(subnet)
     for model in (supernet.model, supernet.extract(subnet)):
-        labelled_outputs(model, TOYS[family].labelled()).loss.backward()
+        labelled_outputs(model, own_inputs(TOYS[family].labelled(), subnet)).loss.backward()
 
 
 def test_a_nan_stays_a_nan_in_every_kind_of_layer() -> None:

@@ -37,7 +37,8 @@ def narrow(supernet: Supernet, narrowed: str) -> SubnetConfig:
     """A subnetwork in which one dimension or all are narrowed, the hidden size among them if it may change."""
     if narrowed != "everything":
         return make_space(supernet, [narrowed]).smallest
-    space = make_space(supernet, [name for name in everything(supernet) if name != "vocabulary"])  # other tokens
+    other_inputs = ("vocabulary", "image_size")
+    space = make_space(supernet, [name for name in everything(supernet) if name not in other_inputs])
     samples = (space.sample(Random(seed)) for seed in count())
     fixed = space.smallest.hidden_size == supernet.parent.hidden_size
     return next(each for each in samples if fixed or each.hidden_size < supernet.parent.hidden_size)
