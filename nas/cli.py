@@ -317,6 +317,7 @@ def export(
         bool,
         typer.Option("--parent-width", help="Map narrower vectors to the width of the parent's, for its index."),
     ] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default: that of the parent.")] = "",
     whole_front: Annotated[bool, typer.Option("--all", help="The whole front, each in a folder of its key.")] = False,
     trust: Trust = False,
 ) -> None:
@@ -338,7 +339,7 @@ def export(
     )
     for folder, point in chosen.items():
         print_line(f"{point.subnet}")
-        written = export_subnet(opened, point, folder, formats, parent_width=parent_width, trust=trust)
+        written = export_subnet(opened, point, folder, formats, parent_width=parent_width, dtype=dtype, trust=trust)
         print_line(f"{written} reloads with equal outputs")
 
 

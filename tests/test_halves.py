@@ -11,8 +11,10 @@ from conftest import TOYS, bert, sampled
 from safetensors import safe_open
 from test_exports import per_layer
 
+from nas.exports.check import check_folder
 from nas.exports.export import (
     check_reload,
+    export_subnet,
     outputs_in_subprocess,
     reload_in_process,
     save_subnet,
@@ -23,6 +25,7 @@ from nas.modeling.cast import cast_weights
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
+from nas.studies.pick import pick
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
@@ -126,3 +129,18 @@ def test_files_of_other_runtimes_hold_16_bits_and_agree(name: str, halved: TaskC
     else:
         weights = torch.export.load(file).state_dict.values()
         assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {halved.dtype}
+
+
+def test_an_export_of_a_float32_parent_can_have_16_bits(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    run = Run(finished[1])
+    point = pick(run, "knee")
+    export_subnet(run, point, tmp_path / "small", dtype="float16")
+    info = json.loads((tmp_path / "small" / "subnet.json").read_text())
+    assert "F16" in dtypes_in(tmp_path / "small") and info["dtype"] == "float16"
+    assert info["values"]["size_mb"] == (tmp_path / "small" / "model.safetensors").stat().st_size / 1e6
+    assert info["values"]["size_mb"] < 0.9 * point.values["size_mb"]
+    assert "stored in float16" in (tmp_path / "small" / "README.md").read_text()
+    checks, failures = check_folder(tmp_path / "small", run, trust=True)
+    assert not failures and checks["torch"].difference is not None and checks["torch"].difference < 1e-5
+    with pytest.raises(InputError, match="--dtype must be one of float32, bfloat16, float16, but got `half`"):
+        export_subnet(run, point, tmp_path / "other", dtype="half")

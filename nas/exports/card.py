@@ -91,10 +91,11 @@ def _metrics_table(info: Mapping[str, Any]) -> str:
     latency_source = (
         "measured on this exported model" if info["measured"] and not info.get("predicted") else "predicted"
     )
+    stored = f" Its weights are stored in {info['dtype']}; `nas verify` measures them so." if "dtype" in info else ""
     split = info["split"] if info["measured"] else f"a slice of the training data, not on {info['split']}"
     return "\n".join(lines) + (
         f"\n\nMetrics ± their standard error on `{split}`. Latency {latency_source}: {'; '.join(under)}; "
-        "90 % of repetitions in a new process lie within ±."
+        f"90 % of repetitions in a new process lie within ±.{stored}"
     )
 
 

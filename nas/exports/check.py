@@ -79,6 +79,8 @@ def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str,
         InputError: If the folder is not a model, or holds code that is not trusted.
     """
     info, context = _info(folder, run), TaskContext(run.recipe)
+    if "dtype" in info:
+        context.dtype = getattr(torch, info["dtype"])
     if not trust:
         require_trusted_folder(folder)
         require_trusted_recipe(run.folder, run.recipe)

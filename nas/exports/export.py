@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from nas.exports.card import licence_of, write_card
-from nas.exports.formats import convert, require_replaceable
+from nas.exports.formats import convert, require_replaceable, size_mb
 from nas.exports.reload import scored_outputs
 from nas.exports.trust import require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
@@ -37,11 +37,14 @@ from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
 from predictors.measurement.rounding import largest_difference
 from search_spaces import TASKS, InputError, SubnetConfig, family_of
+from search_spaces.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
+DTYPES = ("float32", "bfloat16", "float16")
+"""Dtypes that the weights of an export may have."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def export_subnet(
     formats: Sequence[str] = (),
     *,
     parent_width: bool = False,
+    dtype: str = "",
     trust: bool = False,
 ) -> Path:
     """Exports one subnetwork of a run.
@@ -128,28 +132,35 @@ def export_subnet(
         out: The folder to write; an existing folder must be an earlier export.
         formats: Names in `nas.exports.formats.FORMATS` that are written into the folder too.
         parent_width: Whether narrower vectors get a linear map to the width of the parent's, fitted on the data.
+        dtype: One of `DTYPES`, of its weights; default: that of the parent.
         trust: Whether functions that the recipe of the run names for its data may run; without the map none is used.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If the folder holds something else, the reloaded model differs, a format cannot be written, or
-            there are no narrower vectors to map.
+        InputError: If the folder holds something else, the reloaded model differs, a format cannot be written, the
+            dtype is unknown, or there are no narrower vectors to map.
     """
     out = Path(out)
+    if dtype and dtype not in DTYPES:
+        raise InputError(
+            f"--dtype must be one of {', '.join(DTYPES)}, but got `{dtype}`; {did_you_mean(dtype, DTYPES)}."
+        )
     if os.path.lexists(out) and not (out / "subnet.json").is_file():
         raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
     check_place(out, "--out")
     with only_writer(out):
         if parent_width and not trust:
             require_trusted_recipe(run.folder, run.recipe)
-        return _export(run, point, out, formats, parent_width)
+        return _export(run, point, out, formats, parent_width, dtype)
 
 
-def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_width: bool) -> Path:
+def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_width: bool, dtype: str) -> Path:
     """Writes an export; see `export_subnet`."""
     context = context_of(run)
+    if dtype:
+        context.dtype = getattr(torch, dtype)
     supernet = weights_of(run, load_supernet(run, context)[0], point.subnet, context)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -157,6 +168,8 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
         save_subnet(supernet, point.subnet, context, work)
         own = context.of(point.subnet) if point.subnet.changes("vocabulary") else None
         info = {**provenance(run, own), **point.to_dict()}
+        if dtype:
+            info |= {"dtype": dtype, "values": {**point.values, "size_mb": size_mb("torch", work)}}
         if parent_width:
             info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)

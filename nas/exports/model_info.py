@@ -83,6 +83,8 @@ def _checked_info(data: Any) -> dict[str, Any]:
     texts = [data[name] for name in ("task", "key", "name", "device", "split")]
     if data["task"] not in TASKS or not all(isinstance(text, str) for text in texts):
         raise TypeError("`task`, `key`, `name`, `device` and `split` must be texts, `task` a known one")
+    if data.get("dtype", "float32") not in ("float32", "bfloat16", "float16"):
+        raise ValueError("`dtype` must be float32, bfloat16 or float16")
     if type(data["measured"]) is not bool or type(data.get("max_length", 1)) is not int:
         raise TypeError("`measured` must be true or false, `max_length` a whole number")
     return dict(data)
