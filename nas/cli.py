@@ -501,6 +501,7 @@ def families(
     from nas.runs.progress import console, print_line, quiet_libraries
 
     if not model:
+        console.width = max(console.width, 120)  # no name is cut in a narrow terminal
         for part in (families_table(), checked_table(), *other_types()):
             console.print(part, end="\n\n")
         return
