@@ -161,14 +161,14 @@ def test_an_export_runs_in_a_clean_process(process: Any, tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_memory_is_that_of_the_workload_without_libraries(tmp_path: Path) -> None:
     info = exported(tmp_path)
-    result = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
+    result = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", "", what="torch")
     assert result < 40  # of a toy; the libraries that run it take hundreds
     info["workload"]["batch_size"] = 4096
     (tmp_path / "subnet.json").write_text(json.dumps(info))
-    large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", what="torch")
+    large = run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "torch", "", what="torch")
     assert large > result + 20  # 4,096 x 12 tokens of some 100 numbers
     with pytest.raises(InputError, match="`it` failed in a separate process"):
-        run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", what="it")
+        run_in_subprocess("nas.exports.runtime_model", "memory_mb", str(tmp_path), "onnx", "", what="it")
 
 
 @pytest.mark.parametrize("kind", SUBNETS)

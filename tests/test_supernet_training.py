@@ -223,10 +223,10 @@ def test_a_teacher_runs_each_example_once(context: TaskContext, tmp_path: Path) 
 def test_trainings_on_the_same_examples_share_the_outputs_of_their_teacher(
     context: TaskContext, tmp_path: Path
 ) -> None:
-    examples, file = len(context.splits.train), tmp_path / "outputs.safetensors"
+    examples, folder = len(context.splits.train), tmp_path / "outputs"
     for runs in (examples, 0):
         trainer = make_trainer(context, tmp_path / str(runs), settings={"epochs": 1.0})
-        trainer.kept, batch_sizes = KeptOutputs(file, examples), list[int]()
+        trainer.kept, batch_sizes = KeptOutputs(folder, examples), list[int]()
         assert trainer.teacher is not None
         trainer.teacher.register_forward_hook(lambda *call, sizes=batch_sizes: sizes.append(len(call[-1].logits)))
         train(trainer, lambda *_: None, tmp_path / "logs")

@@ -60,7 +60,7 @@ def stepper(space: SearchSpace, supernet: Supernet, strategy: str, folder: str, 
     )
     update = torch.optim.AdamW(supernet.model.parameters())
     rows = torch.arange(len(batch["labels"]))
-    kept = KeptOutputs(Path(folder, "outputs.safetensors"), len(rows))
+    kept = KeptOutputs(Path(folder), len(rows))
     kept.put(rows, [torch.randn(len(rows), 2)])
 
     def step(number: int, runs_teacher: bool) -> None:

@@ -31,9 +31,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def rank() -> int:
+    """Number of this process, from 0."""
+    return 0 if world_size() == 1 else int(os.environ["RANK"])
+
+
 def is_main() -> bool:
     """Whether this is the main process, the one that writes and prints."""
-    return world_size() == 1 or int(os.environ["RANK"]) == 0
+    return rank() == 0
 
 
 def barrier() -> None:

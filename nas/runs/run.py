@@ -50,7 +50,7 @@ class Run:
         self.recipe = self._load_recipe()
         read_json(self.folder / "environment.json")  # a damaged one is said at once
         self.parent = self.folder / "parent"
-        self.teacher_outputs = self.folder / "teacher_outputs.safetensors"
+        self.teacher_outputs = self.folder / "teacher_outputs"
         self.supernet = self.folder / "supernet"
         self.measurements = self.folder / "measurements.jsonl"
         self.footprints = self.folder / "footprints.jsonl"

@@ -37,8 +37,8 @@ HIGH_RATE = 1e-2
 """Learning rates above are too high for any transformer."""
 TIMED_STEPS = 6
 """Steps from whose times a number of steps is found."""
-TEACHER_OUTPUTS = "teacher_outputs.safetensors"
-"""File beside the checkpoints with the teacher's outputs so far."""
+TEACHER_OUTPUTS = "teacher_outputs"
+"""Folder beside the checkpoints with the teacher's outputs so far."""
 OTHER_SIZES = "other_sizes"
 """Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
 TOKEN_IDS = ("input_ids", "decoder_input_ids")

@@ -17,21 +17,19 @@ MAX_BYTES = 1 << 30
 class KeptOutputs:
     """Outputs of a fixed teacher on the examples of a training set: one vector per example, kept once computed.
 
-    They are stored beside each checkpoint, so that a resumed training learns from the same outputs. Processes that
-    train together keep theirs in memory only.
+    They are stored with each checkpoint, so that a resumed training learns from the same outputs.
 
     Args:
-        file: Where they are stored.
+        folder: Where they are stored, in a file for each process that trains.
         n_examples: Number of examples of the training set.
     """
 
-    def __init__(self, file: Path, n_examples: int) -> None:
-        self.file = file
+    def __init__(self, folder: Path, n_examples: int) -> None:
+        self.file = folder / f"{processes.rank()}.safetensors"
         self._is_known = torch.zeros(n_examples, dtype=torch.bool)
         self._outputs: list[torch.Tensor] = []
         self._is_stored = True
-        if processes.world_size() == 1:
-            self._load()
+        self._load()
 
     @property
     def n_known(self) -> int:
@@ -58,7 +56,7 @@ class KeptOutputs:
         """Stores what is new."""
         from safetensors.torch import save_file
 
-        if self._is_stored or processes.world_size() > 1:
+        if self._is_stored:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"is_known": self._is_known, **{f"outputs.{k}": each for k, each in enumerate(self._outputs)}}
