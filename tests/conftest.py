@@ -187,6 +187,7 @@ TOYS: dict[str, Toy] = {
         Toy("whisper", {**BART, **SOUND, "vocab_size": len(WORDS)}, sound_inputs),
         Toy("wav2vec2", {**SIZES, **WAVE}, wave_inputs),
         Toy("hubert", {**SIZES, **WAVE, "do_stable_layer_norm": True}, wave_inputs),
+        Toy("wavlm", {**SIZES, **WAVE, "num_buckets": 8, "max_bucket_distance": 16}, wave_inputs, ("eager",)),
         Toy("audio-spectrogram-transformer", {**SIZES, **SPECTROGRAM, "num_labels": 3}, spectrogram_inputs),
         Toy("opt", {**SIZES, **TEXT, "ffn_dim": 96, "word_embed_proj_dim": 36, "pad_token_id": 0}),
         Toy("gpt_neox", {**SIZES, **TEXT, "rotary_pct": 0.5, "pad_token_id": 0}),
@@ -251,7 +252,9 @@ DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
 
 
 def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
-    """A subnetwork with the parent's heads where its family fixes them, and neurons in proportion to the parent's."""
+    """A subnetwork with the parent's heads and ranks where its family fixes them, and neurons in proportion."""
+    if "attention_rank" in layout.family.fixed_reasons:
+        subnet = subnet.with_values(attention_rank=(100,) * len(subnet.layers))
     neurons = tuple(layout.parent.intermediate_size[0] * size // 96 for size in subnet.intermediate_size)
     subnet = subnet.with_values(intermediate_size=neurons)
     if "num_attention_heads" not in layout.family.fixed_reasons:

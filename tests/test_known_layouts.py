@@ -17,6 +17,7 @@ from transformers.models.granite.modeling_granite import GraniteMLP
 from typer.testing import CliRunner
 
 from nas.cli import app
+from nas.commands.families import describe_type
 from nas.modeling.known_layouts import adopt, small_model
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
@@ -191,3 +192,11 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
     assert "random subnetworks of" in result.output and "hidden_size" in result.output
     known = CliRunner().invoke(app, ["families", str(text_recipe.parent / "model")])
     assert "no table" not in known.output and "text-classification" in known.output
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text"), [("beit", "nearest to those of `vit`, .* know `lambda_1`"), ("whisper_typo", "no model")]
+)
+def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table(model_type: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        list(describe_type(model_type))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from nas.modeling.known_layouts import adopt, small_model
+from nas.modeling.known_layouts import adopt, is_model_type, nearest_layout, small_model
 from nas.stages.layout_proof import alike_text, prove_what_holds
 from nas.tasks.loading import load_config
-from search_spaces import FAMILIES, Family, family_of
+from search_spaces import FAMILIES, Family, InputError, family_of
 from search_spaces.families.checked import checked_types
 
 
@@ -45,7 +45,12 @@ def describe_type(model: str) -> Iterator[str]:
     Raises:
         InputError: If the type is not laid out as any that is known, or fails the proof.
     """
-    family = adopt(model) or family_of(load_config(model).model_type)
+    family = adopt(model)
+    if family is None and is_model_type(model):
+        raise InputError(
+            f"model type `{model}` is not supported: {nearest_layout(model)}. CONTRIBUTING.md shows how to add one."
+        )
+    family = family or family_of(load_config(model).model_type)
     if family.alike:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])

@@ -20,6 +20,7 @@ from nas.modeling.registration import register_family, stock_classes
 from nas.modeling.unfolded import TYPE_PREFIX
 from search_spaces import ADOPTED, FAMILIES, TASKS, Family, InputError, Layout
 from search_spaces.dimensions import DEPTHS, DIMENSIONS
+from search_spaces.errors import short_error
 from search_spaces.family import Stack
 
 if TYPE_CHECKING:
@@ -77,6 +78,35 @@ def adopt(model_type: str) -> Family | None:
     ADOPTED[model_type] = best
     register_family(best)
     return best
+
+
+def is_model_type(name: str) -> bool:
+    """Whether a name is a model type of transformers, not a model."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return name in CONFIG_MAPPING and not name.startswith(TYPE_PREFIX)
+
+
+def nearest_layout(model_type: str) -> str:
+    """Which table is nearest to a type that is laid out as none, and what of its layers that table does not know."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        model = _empty_model(modeling_auto.AutoModel, CONFIG_MAPPING[model_type])
+    except Exception as error:  # a config or model of transformers that does not build
+        return f"no model is built from its default config ({short_error(error)})"
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+    layers = [{name.rpartition(".")[0] or name for name, _ in each[-1].named_parameters()} for each in lists]
+    if not any(layers):
+        return "it has no list of layers"
+    tables = [(name, {*stack.modules}) for name, family in FAMILIES.items() for stack in family.stacks]
+    pairs = (
+        (len(found & table) / len(found | table), name, found - table) for found in layers for name, table in tables
+    )
+    _, nearest, unknown = max(pairs, key=lambda pair: (pair[0], -len(pair[1])))
+    lacks = f"does not know {', '.join(f'`{path}`' for path in sorted(unknown)[:4])}" if unknown else "expects more"
+    return f"its layers are nearest to those of `{nearest}`, whose table {lacks}"
 
 
 def adopt_export(folder: Any) -> None:

@@ -47,6 +47,7 @@ from search_spaces.families.t5 import T5
 from search_spaces.families.umt5 import UMT5
 from search_spaces.families.vit import VIT
 from search_spaces.families.wav2vec2 import WAV2VEC2
+from search_spaces.families.wavlm import WAVLM
 from search_spaces.families.whisper import WHISPER
 from search_spaces.families.xlm_roberta import XLM_ROBERTA
 from search_spaces.family import Family
@@ -93,6 +94,7 @@ FAMILIES: dict[str, Family] = {
         WHISPER,
         WAV2VEC2,
         HUBERT,
+        WAVLM,
         AST,
         VIT,
         DEIT,
