@@ -143,6 +143,11 @@ class SearchSpace:
         return any(DIMENSIONS[name].needs_calibration(values) for name, values in self.choices.items())
 
     @property
+    def fewest_layers(self) -> tuple[int, ...]:
+        """The smallest depth of each stack."""
+        return tuple(min(self.choices[name]) for name in self.depth_names)
+
+    @property
     def depth_names(self) -> tuple[str, ...]:
         """Names of the depths of its stacks."""
         return DEPTHS[: len(self.depths)]

@@ -77,6 +77,23 @@ def test_layer_order_removes_the_least_harmful_layer_first() -> None:
     assert order[-1] == min(without, key=lambda i: without[i])
 
 
+def test_layers_are_ordered_in_twice_as_many_passes_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, tried = Supernet(TOYS["bert"].model()), list[SubnetConfig]()
+    missed = {0: 4.0, 1: 1.0, 2: 3.0, 3: 2.0}
+
+    def loss(_: Supernet, subnet: SubnetConfig, *__: Any) -> float:
+        """What is missed of each dropped layer; without layer 1, layer 3 is missed more than layer 2."""
+        tried.append(subnet)
+        kept = set(subnet.layers)
+        return sum(missed[i] for i in {0, 1, 2, 3} - kept) + 2.0 * (not kept & {1, 3})
+
+    monkeypatch.setattr("nas.supernets.importance.mean_loss", loss)
+    assert layer_order(supernet, [], fewest=[1]) == (0, 3, 2, 1)
+    assert len(tried) <= 1 + 2 * 4
+    tried.clear()
+    assert layer_order(supernet, [], fewest=[4]) == (0, 1, 2, 3) and not tried
+
+
 def test_a_subnet_that_does_not_fit_is_refused() -> None:
     supernet = Supernet(TOYS["bert"].model())
     for layers, heads, ffn, hidden in (((0, 1), 5, 96, 48), ((0, 4), 4, 96, 48), ((0,), 4, 97, 48), ((0,), 4, 96, 49)):

@@ -59,15 +59,17 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
     recipe, settings = context.recipe, context.recipe.supernet
     train, search, test = (context.num_examples[name] for name in ("train", "search", "test"))
     space = search_space(context)
-    strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
-    passes = STEP_OVERHEAD + SUBNET_SHARE * len(strategy.passes(0.0, Random(0)))
+    passes = STEP_OVERHEAD
+    if settings.is_trained:
+        strategy = STRATEGIES[settings.strategy](space, space.sample_mixed, settings.sampled_subnets)
+        passes += SUBNET_SHARE * len(strategy.passes(0.0, Random(0)))
     score_s = time.score_s * SUBNET_SHARE
     latency_s = time.workload_s * (1 + SUBNET_SHARE) / 2
     sample_s = ROUNDS * CALLS * latency_s
     samples, finish = min(recipe.profile.samples, space.size), recipe.finish
     return {
         "parent": time.training_s(recipe.parent, train) if context.should_finetune else 0.0,
-        "supernet": time.training_s(settings, train, passes),
+        "supernet": time.training_s(settings, train, passes) if settings.is_trained else 0.0,
         "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
         "search": min(
             (1 + recipe.search.seeds) * recipe.search.evaluations * (search * score_s + SAMPLER_S),

@@ -7,6 +7,7 @@ ties and optimizer state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,33 @@ from search_spaces.module_kinds import CompressedTable
 if TYPE_CHECKING:
     from search_spaces.shapes import Rows
 
-Index = tuple[slice | torch.Tensor, ...]
-"""Active entries of a parameter, for each of its dimensions: a slice, indices (entries,), or weights (entries, full
-entries) of the sums that replace them."""
+
+@dataclass(frozen=True, eq=False)
+class Compensated:
+    """Entries along one dimension of which the active ones take over shares of the others.
+
+    Attributes:
+        kept: The active entries: a slice or indices.
+        dropped: Indices of the others (dropped,).
+        shares: What each active entry takes over of each other one (kept, dropped).
+    """
+
+    kept: slice | torch.Tensor
+    dropped: torch.Tensor
+    shares: torch.Tensor
+
+    def select(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """Returns the active entries with their shares."""
+        before = (slice(None),) * dim
+        kept, dropped = tensor[(*before, self.kept)], tensor.index_select(dim, self.dropped.to(tensor.device))
+        return kept + torch.tensordot(self.shares.to(tensor), dropped, ([1], [dim])).movedim(0, dim)
+
+
+Entries = slice | torch.Tensor | Compensated
+"""Active entries along one dimension: a slice, indices (entries,), weights (entries, full entries) of the sums that
+replace them, or entries that take over shares of the others."""
+Index = tuple[Entries, ...]
+"""Active entries of a parameter, for each of its dimensions."""
 
 
 class Elastic(nn.Module):
@@ -167,7 +192,9 @@ def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     """Returns the active entries of a tensor: a view if they are a prefix, otherwise a copy."""
     tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
     for dim, rows in enumerate(index):
-        if isinstance(rows, torch.Tensor) and rows.dim() == 2:
+        if isinstance(rows, Compensated):
+            tensor = rows.select(tensor, dim)
+        elif isinstance(rows, torch.Tensor) and rows.dim() == 2:
             tensor = torch.tensordot(rows.to(tensor), tensor, ([1], [dim])).movedim(0, dim)
         elif isinstance(rows, torch.Tensor):
             tensor = tensor.index_select(dim, rows.to(tensor.device))

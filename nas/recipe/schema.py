@@ -233,8 +233,10 @@ class SupernetTraining(Training):
         1.0, gt=0, le=1e6, description="Epochs: enough to rank subnetworks; the finish does the rest."
     )
     order: ImportanceScore = Field("gradient", description="Importance score that orders weights before training.")
-    strategy: Literal["sandwich", "single-path", "granularity", "progressive"] = Field(
-        "sandwich", description="Which subnetworks are trained in a step."
+    strategy: Literal["sandwich", "single-path", "granularity", "progressive", "none"] = Field(
+        "sandwich",
+        description="Which subnetworks are trained in a step. `none`: no training; what remains of a narrower layer "
+        "takes over what is left out, by least squares on training data.",
     )
     sampler: Literal["mixed", "uniform", "num_parameters", "macs", "latency_ms"] = Field(
         "mixed", description="Distribution of sampled subnetworks; a cost: uniform over it, latency as predicted."
@@ -247,6 +249,11 @@ class SupernetTraining(Training):
         "last",
         description="Relations of the last hidden states, of each kept layer's, or of its queries, keys, values.",
     )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a training; without one, subnetworks are slices of the parent that compensate."""
+        return self.strategy != "none"
 
 
 class Finish(Training):

@@ -1,4 +1,7 @@
-"""The supernet stage: orders layers, heads, neurons and channels by importance, then trains all subnetworks."""
+"""The supernet stage: orders layers, heads, neurons and channels by importance, then trains all subnetworks.
+
+Without a training (``supernet.strategy: none``), slices of the parent compensate what they leave out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace
 
 LAYER_EXAMPLES = 128
-"""Examples on which layers are ordered; fewer than for heads and neurons, as this takes about L*L/2 passes."""
+"""Examples on which layers are ordered; fewer than for heads and neurons, as this takes up to 2 L passes."""
 ORDER = "importance.json"
 
 
@@ -48,8 +51,10 @@ def run_supernet(run: Run, context: TaskContext, cluster: str | None = None) -> 
         if processes.is_main():
             _order_and_profile(run, context, work)
         processes.barrier()
-        run_training(train_supernet, "supernet", run, context, cluster)
-    print_line(f"supernet   trained: {run.supernet}; {_order_line(context.recipe.supernet, run.layer_order)}")
+        if context.recipe.supernet.is_trained:
+            run_training(train_supernet, "supernet", run, context, cluster)
+    made = "trained" if context.recipe.supernet.is_trained else "not trained, slices compensate"
+    print_line(f"supernet   {made}: {run.supernet}; {_order_line(context.recipe.supernet, run.layer_order)}")
 
 
 def _order_line(settings: SupernetTraining, layers: Sequence[int]) -> str:
@@ -61,10 +66,14 @@ def _order_line(settings: SupernetTraining, layers: Sequence[int]) -> str:
 def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
     """Saves the order of importance and, if subnetworks are sampled by latency, the latency predictor.
 
+    Without a training, this is the supernet: its weights in that order are saved too.
+
     Raises:
         InputError: If subnetworks are sampled by latency, but another device measures it after the training.
     """
-    if context.recipe.supernet.sampler == "latency_ms" and run.target.is_remote:
+    settings = context.recipe.supernet
+    samples_by_latency = settings.is_trained and settings.sampler == "latency_ms"
+    if samples_by_latency and run.target.is_remote:
         raise InputError(
             f"`supernet.sampler` must not be `latency_ms`, as another device measures latencies of `{run.folder}` "
             "after the training; choose `macs`."
@@ -76,14 +85,17 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
             supernet,
             examples.labelled_batches(CALIBRATION_EXAMPLES),
             examples.labelled_batches(LAYER_EXAMPLES),
-            by=context.recipe.supernet.order,
+            by=settings.order,
             task=context.splits.task,
+            fewest=search_space(context).fewest_layers,
         )
         save_calibration(supernet, context, work)
         if (vocabulary := vocabulary_of(context)) is not None:
             vocabulary.save(work)
+        if not settings.is_trained:
+            save_trained(supernet.model, [], work)
         write_json(work / ORDER, order.to_dict())
-    if context.recipe.supernet.sampler == "latency_ms" and not run.target.has_predictor:
+    if samples_by_latency and not run.target.has_predictor:
         fit_predictor(run.target, context, *supernet_before_training(run, context))
 
 

@@ -9,28 +9,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.elastic import linear_weight
+from nas.supernets.compensation import is_compensated
+from nas.supernets.low_rank import CalibrationStatistics, embedding_moment
 from nas.tasks.batches import model_inputs
 
 if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
-from nas.supernets.low_rank import CalibrationStatistics, embedding_moment
 
 Batch = Mapping[str, torch.Tensor]
 
 
-def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatistics:
+def calibrate(
+    supernet: Supernet, batches: Sequence[Batch], *, ranks: bool = True, compensates: bool = False
+) -> CalibrationStatistics:
     """Runs the parent on batches and averages the second moments of its linear layers' inputs, without padding.
 
     Args:
         supernet: The parent is active afterwards.
         batches: Model inputs, a few hundred examples of the training data.
+        ranks: Whether low-rank bases are computed from them; otherwise only layers that compensate are looked at.
+        compensates: Whether what remains of a narrower layer takes over what is left out.
 
     Returns:
-        The moments from which low-rank bases are computed.
+        The moments from which low-rank bases, and what slices compensate, are computed.
     """
     supernet.activate(supernet.parent)
     layout, model = supernet.layout, supernet.model
-    linear = supernet.linear_layers
+    linear = {n: m for n, m in supernet.linear_layers.items() if ranks or is_compensated(layout, n)}
     totals: dict[str, Any] = {}
     counts: dict[str, int] = {}
     masks: dict[str, torch.Tensor | None] = {}
@@ -46,7 +51,7 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatis
         return add
 
     hooks = {module: accumulator(name) for name, module in linear.items()}
-    table, looked_up = supernet.embedding, list[torch.Tensor]()
+    table, looked_up = supernet.embedding if ranks else None, list[torch.Tensor]()
     if table is not None:
         hooks[table] = lambda module, inputs: looked_up.append(
             _unpadded_rows(inputs[0][..., None], masks["token"])[:, 0].cpu()
@@ -60,10 +65,9 @@ def calibrate(supernet: Supernet, batches: Sequence[Batch]) -> CalibrationStatis
             model(**model_inputs(inputs))
         model.train(was_training)
     moments = {name: totals[name] / counts[name] for name in linear if name in totals}
-    weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments}
-    return CalibrationStatistics(
-        moments, weights, None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
-    )
+    weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments} if ranks else {}
+    embedding = None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
+    return CalibrationStatistics(moments, weights, embedding, compensates)
 
 
 def _unpadded_rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

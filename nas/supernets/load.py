@@ -27,9 +27,16 @@ def calibration_set(context: TaskContext) -> EvaluationSet:
 
 
 def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:
-    """Stores the calibration statistics, if the space has low ranks."""
-    if search_space(context).needs_calibration:
-        calibrate(supernet, calibration_set(context).batches).save(folder)
+    """Stores the calibration statistics, if the space has low ranks or slices compensate.
+
+    What slices compensate stays as it was while they train on: their weights have adapted to it.
+    """
+    if supernet.calibration is not None and supernet.calibration.compensates:
+        return supernet.calibration.save(folder)
+    ranks, compensates = search_space(context).needs_calibration, not context.recipe.supernet.is_trained
+    if ranks or compensates:
+        batches = calibration_set(context).batches
+        calibrate(supernet, batches, ranks=ranks, compensates=compensates).save(folder)
 
 
 def vocabulary_of(context: TaskContext) -> Vocabulary | None:

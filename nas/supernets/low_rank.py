@@ -32,11 +32,13 @@ class CalibrationStatistics:
         weights: Name of a weight -> a copy of it (outputs, inputs).
         embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None if the embedding
             has no elastic rank.
+        compensates: Whether what remains of a narrower layer takes over what is left out (see `compensation`).
     """
 
     moments: Mapping[str, torch.Tensor]
     weights: Mapping[str, torch.Tensor]
     embedding: torch.Tensor | None = None
+    compensates: bool = False
 
     def save(self, folder: Path) -> None:
         """Writes `STATISTICS_FILE`: the upper triangle of each symmetric moment in float32; equal moments once.
@@ -55,7 +57,8 @@ class CalibrationStatistics:
         tensors |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
         if self.embedding is not None:
             tensors["embedding:"] = _upper_triangle(self.embedding)
-        save_file(tensors, folder / STATISTICS_FILE, metadata={"moments": json.dumps(stored_under)})
+        metadata = {"moments": json.dumps(stored_under), "compensates": json.dumps(self.compensates)}
+        save_file(tensors, folder / STATISTICS_FILE, metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path) -> CalibrationStatistics | None:
@@ -66,16 +69,18 @@ class CalibrationStatistics:
             return None
         groups: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
         with safe_open(folder / STATISTICS_FILE, "pt") as stored:
-            stored_under = json.loads((stored.metadata() or {}).get("moments", "{}"))
+            metadata = stored.metadata() or {}
             for name in stored.keys():  # noqa: SIM118
                 group, _, weight = name.partition(":")
                 groups[group][weight] = stored.get_tensor(name)
         matrices = {name: _from_upper_triangle(triangle) for name, triangle in groups["halves"].items()}
+        stored_under = json.loads(metadata.get("moments", "{}"))
         moments = groups["moments"] | {name: matrices[first] for name, first in stored_under.items()}
         return cls(
             moments,
             groups["weights"],
             next((_from_upper_triangle(triangle) for triangle in groups["embedding"].values()), None),
+            json.loads(metadata.get("compensates", "false")),
         )
 
 

@@ -27,6 +27,7 @@ from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
+from nas.supernets.compensation import Compensation
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SubnetConfig
@@ -138,13 +139,17 @@ class Supernet:
 
     @property
     def calibration(self) -> CalibrationStatistics | None:
-        """The statistics from which low-rank bases are computed."""
+        """The statistics from which low-rank bases, and what slices compensate, are computed."""
         return self._calibration
 
     @calibration.setter
     def calibration(self, calibration: CalibrationStatistics | None) -> None:
         self._calibration = calibration
         self._bases: dict[tuple[Any, ...], torch.Tensor] = {}
+        moments = calibration.moments if calibration is not None and calibration.compensates else {}
+        self._compensation = Compensation(self.layout, moments)
+        for layer in self._layers:
+            layer.blueprint = None
 
     def layer(self, index: int) -> nn.Module:
         """Returns the module of a parent layer, active or not; indices run through all stacks."""
@@ -250,6 +255,11 @@ class Supernet:
         index = self._cached_indices(stack, tuple(blueprint.sizes.items()))
         for path, parameters in layer.axes.items():
             active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
+            if path in layer.linear_weights and "weight" in active_entries:
+                tensor = cast(torch.Tensor, layer.modules[path]._parameters["weight"])
+                active_entries["weight"] = self._compensation.of(
+                    layer.linear_weights[path], active_entries["weight"], tensor
+                )
             layer.modules[path].__dict__ |= {"active_entries": active_entries, "quantized": {}}
         changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
         for kind, paths in layer.candidates.items() if changed is None or changed else ():
@@ -272,7 +282,9 @@ class Supernet:
         indices = {axes: self._active_index(axes, sizes, full) for axes in distinct}
         return {axes: index for axes, index in indices.items() if any(rows != slice(None) for rows in index)}
 
-    def _active_index(self, axes: Axes, sizes: Mapping[str, int], full: Mapping[str, int]) -> Index:
+    def _active_index(
+        self, axes: Axes, sizes: Mapping[str, int], full: Mapping[str, int]
+    ) -> tuple[slice | torch.Tensor, ...]:
         def is_full(axis: Any, rows: Any) -> bool:
             return isinstance(rows, slice) and rows.stop == self.layout.shapes.size(axis, full)
 
@@ -332,7 +344,8 @@ class Supernet:
             return top_eigenvectors(moment, _largest_rank(len(moment), self.layout.sizes.vocab_size))
         if calibration is None or name not in calibration.moments:
             raise InputError(f"`{name}` must be calibrated to have a rank; set `calibration` to `calibrate(...)`.")
-        weight = select_active(calibration.weights[name], index)
+        stored = calibration.weights[name]
+        weight = select_active(stored, (index[0], self._compensation.of_inputs(name, index[1], stored)))
         return output_basis(
             weight, select_active(calibration.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
         )
@@ -412,6 +425,7 @@ class Supernet:
             if blueprint is None:
                 continue
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
+            index = self._compensation.of(name, index, tensor)
             new_name, active = self.layout.name_in_subnet(subnet, name), select_active(tensor, index)
             parameter = new_name.rpartition(".")[2]
             kinds, fitted = self.layout.shapes.kinds(location, blueprint), _Fitted(self, name, blueprint)

@@ -1,0 +1,69 @@
+"""Compensation: what remains of a narrower layer takes over what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOYS, logits
+
+from nas.pipeline import locked_run, run_stages
+from nas.recipe.schema import Recipe
+from nas.supernets.calibration import calibrate
+from nas.supernets.compensation import DAMPING, compensated
+from nas.supernets.load import load_supernet
+from nas.supernets.low_rank import CalibrationStatistics
+from nas.supernets.supernet import Supernet
+
+
+@pytest.mark.parametrize("kept", [slice(5), torch.tensor([0, 2, 6])])
+def test_the_shares_are_those_of_a_ridge_regression(kept: slice | torch.Tensor) -> None:
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(200, 8) @ torch.randn(8, 8), torch.randn(3, 8)
+    moment = inputs.T @ inputs / 200
+    damping = (200 * DAMPING * moment.diagonal().mean()).sqrt() * torch.eye(8)[kept][:, kept]
+    others = torch.ones(8, dtype=torch.bool)
+    others[kept] = False
+    targets = torch.cat([inputs[:, others] @ weight[:, others].T, torch.zeros(len(damping), 3)])
+    expected = torch.linalg.lstsq(torch.cat([inputs[:, kept], damping]), targets).solution.T
+    found = compensated(moment, kept, weight)
+    assert found is not None
+    torch.testing.assert_close(found.select(weight, 1), weight[:, kept] + expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_slice_that_compensates_is_closer_to_the_parent(family: str) -> None:
+    """Random weights: neurons and heads have little in common, but some."""
+    toy = TOYS[family]
+    supernet, inputs = Supernet(toy.model()), toy.inputs()
+    parent, statistics = logits(supernet.model, inputs), calibrate(supernet, [inputs], ranks=False, compensates=True)
+    heads = supernet.parent.num_attention_heads[0] // 2
+    for sizes in ({"intermediate_size": 48}, {"num_attention_heads": heads, "num_key_value_heads": 2}):
+        subnet = supernet.parent.with_values(**{name: (size,) * 4 for name, size in sizes.items()})
+        errors = []
+        for supernet.calibration in (None, statistics):
+            supernet.activate(subnet)
+            errors.append(float((logits(supernet.model, inputs) - parent).norm()))
+        assert errors[1] < 0.9 * errors[0], (sizes, errors)
+
+
+def test_statistics_without_ranks_hold_what_compensates_only(tmp_path: Path) -> None:
+    supernet = Supernet(TOYS["llama"].model())
+    calibrate(supernet, [TOYS["llama"].inputs()], ranks=False, compensates=True).save(tmp_path)
+    restored = CalibrationStatistics.load(tmp_path)
+    assert restored is not None and restored.compensates and not restored.weights and restored.embedding is None
+    assert {name.split(".")[-2] for name in restored.moments} == {"o_proj", "down_proj"}
+
+
+def test_a_supernet_without_a_training_is_the_parent_in_order(text_recipe: Path, tmp_path: Path) -> None:
+    overrides = ["parent.epochs=0.1", "supernet.strategy=none", "space.num_hidden_layers=[3, 4]"]
+    with locked_run(Recipe.load(text_recipe, overrides), tmp_path / "run") as (context, run):
+        run_stages(run, context, last="supernet")
+        supernet, space = load_supernet(run, context)
+        parent = context.load_model(run.parent).eval()
+    batch = {name: values for name, values in context.splits.test.batches[0].items() if name != "labels"}
+    torch.testing.assert_close(logits(supernet.model, batch), logits(parent, batch))
+    assert supernet.calibration is not None and supernet.calibration.compensates
+    supernet.activate(space.smallest)
+    torch.testing.assert_close(logits(supernet.model, batch), logits(supernet.extract(space.smallest), batch))
