@@ -425,8 +425,8 @@ class Supernet:
             if blueprint is None:
                 continue
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
-            index = self._compensation.of(name, index, tensor)
-            new_name, active = self.layout.name_in_subnet(subnet, name), select_active(tensor, index)
+            new_name = self.layout.name_in_subnet(subnet, name)
+            active = select_active(tensor, self._compensation.of(name, index, tensor))
             parameter = new_name.rpartition(".")[2]
             kinds, fitted = self.layout.shapes.kinds(location, blueprint), _Fitted(self, name, blueprint)
             is_conv1d = self.family.conv1d and parameter == "weight" and self.layout.shapes.linear_axes(location)
