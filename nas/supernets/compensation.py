@@ -18,8 +18,8 @@ from nas.modeling.elastic import Compensated, Entries, Index
 from search_spaces import Layout
 
 DAMPING = 0.1
-"""Added to the diagonal of a moment, relative to its mean: calibration data are few. The best of 0.0001 to 0.1 for three
-quarters of the neurons of SmolLM2-135M-Instruct, calibrated on 7,000 tokens."""
+"""Added to the diagonal of a moment, relative to its mean: calibration data are few. Of 0.0001 to 0.1, the best for
+three quarters of the neurons of SmolLM2-135M-Instruct, calibrated on 7,000 tokens."""
 CACHED_BYTES = 2**30
 """Shares that are kept for subnetworks to come; the oldest make room."""
 COMPENSATED_AXES = ("heads", "cross_heads", "ffn")
