@@ -19,9 +19,11 @@ from conftest import TOYS, logits, read_lines
 from safetensors.torch import load_file
 
 from nas.modeling import elastic, quantized
+from nas.modeling.calibrated import quantize_on
 from nas.modeling.quantized import QuantizedLinear, dequantize, fake_quant_linear, pack_pairs, quantize, unpack
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.calibration import calibrate
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
 from predictors import Workload
@@ -90,7 +92,7 @@ def test_scales_are_refitted_to_the_integers(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_weight_is_quantized_once_until_it_or_what_is_active_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     supernet, subnet = bert_in("int4-weight")
     calls, batch = [], TOYS["bert"].inputs()
-    monkeypatch.setattr(elastic, "quantize", lambda weight, bits: calls.append(bits) or quantize(weight, bits))
+    monkeypatch.setattr(elastic, "quantize_on", lambda *args: calls.append(args) or quantize_on(*args))
     first = logits(supernet.model, batch)
     made = len(calls)
     assert torch.equal(logits(supernet.model, batch), first) and len(calls) == made == 6 * len(subnet.layers)
@@ -100,6 +102,40 @@ def test_a_weight_is_quantized_once_until_it_or_what_is_active_changes(monkeypat
     supernet.activate(subnet.with_values(intermediate_size=(48,) * len(subnet.layers)))
     narrow = supernet.extract(supernet.active)
     assert torch.allclose(logits(supernet.model, batch), logits(narrow, batch), atol=1e-5)
+
+
+def test_four_bits_on_activations_change_outputs_less_and_do_not_depend_on_the_layout_of_the_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, mixing = (torch.randn(size, 100, generator=generator) for size in (48, 100))
+    x = torch.randn(500, 100, generator=generator) @ (mixing / 10 + torch.logspace(-2, 0, 100).diag())
+    moment = x.T.double() @ x.double() / len(x)
+    moment[7] = moment[:, 7] = 0.0  # an input that is never active
+
+    def error(stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        change = (dequantize(inputs=100, **stored) - weight).double()
+        return (change @ moment * change).sum()
+
+    nearest, calibrated = quantize(weight, "int4-weight"), quantize_on(weight, "int4-weight", moment)
+    assert {name: (t.shape, t.dtype) for name, t in nearest.items()} == {
+        name: (t.shape, t.dtype) for name, t in calibrated.items()
+    }
+    assert 0 < error(calibrated) < 0.7 * error(nearest)
+    other = quantize_on(weight.T.contiguous().T, "int4-weight", moment)
+    assert all(torch.equal(other[name], calibrated[name]) for name in other)
+
+
+@pytest.mark.parametrize("changes", [{}, {"intermediate_size": 48, "attention_rank": 50}])
+def test_a_supernet_rounds_four_bits_on_its_calibration_data_as_an_export_stores_them(changes: dict[str, int]) -> None:
+    supernet, subnet = bert_in("int4-weight")
+    nearest, batch = supernet.extract(subnet), TOYS["bert"].inputs()
+    parent = logits(supernet.extract(supernet.parent), batch)
+    supernet.calibration = calibrate(supernet, [batch])
+    supernet.activate(subnet)
+    calibrated, active = supernet.extract(subnet), logits(supernet.model, batch)
+    assert torch.equal(logits(calibrated, batch), active)
+    assert (active - parent).square().mean() < (logits(nearest, batch) - parent).square().mean()
+    supernet.activate(narrow := subnet.with_values(**{n: (v,) * len(subnet.layers) for n, v in changes.items()}))
+    assert torch.allclose(logits(supernet.extract(narrow), batch), logits(supernet.model, batch), atol=1e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -347,6 +347,12 @@ def test_the_choices_follow_from_the_config_and_the_workload() -> None:
     assert {"bits", "mlp_rank"} <= proposal(layout_of("bert", hidden_size=192), 128).left_out.keys()
 
 
+def test_activations_of_a_decoder_are_not_proposed_to_be_integers() -> None:
+    assert proposal(layout_of("llama"), 128).choices["bits"] == ["int8-weight", "float32"]
+    slow = proposal(layout_of("llama"), 128, unsupported_dtypes={"int8-weight": "no size", "bfloat16": "no kernels"})
+    assert slow.left_out["bits"] == "int8-weight: no size"
+
+
 def test_heads_go_in_whole_groups() -> None:
     grouped = proposal(layout_of("llama", num_attention_heads=32, num_key_value_heads=8), 128).choices
     assert grouped["num_attention_heads"] == [8, 16, 24, 32] and "num_key_value_heads" not in grouped

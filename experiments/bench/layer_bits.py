@@ -1,10 +1,12 @@
 """What fewer bits of linear layers cost a language model: perplexity and bits per byte of a text, without training.
 
     python experiments/bench/layer_bits.py MODEL TEXT [--tokens 2048] [--window 256] [--permute]
+        [--calibrate TEXT]
 
 ``--permute`` puts channels and neurons in another order first, which changes no output of the model. A model that was
 stored in groups of four bits before has its weights on the grid of these groups; in another order it has not. A search
-puts them in the order of their importance.
+puts them in the order of their importance. ``--calibrate`` fits four bits to the activations of the first tokens of
+another text, as a search does on its training data.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nas.supernets.calibration import calibrate
 from nas.supernets.importance import permute
 from nas.supernets.supernet import Supernet
 from predictors import AnalyticCosts
@@ -33,12 +36,17 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--permute", action="store_true")
+    parser.add_argument("--calibrate", type=Path)
+    parser.add_argument("--calibration-tokens", type=int, default=8192)
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     windows, size = read(options.model, options.text, options.tokens, options.window)
     supernet = Supernet(model)
     if options.permute:
         shuffle(supernet)
+    if options.calibrate:
+        texts, _ = read(options.model, options.calibrate, options.calibration_tokens, options.window)
+        supernet.calibration = calibrate(supernet, [{"input_ids": some} for some in texts.split(4)])
     costs = AnalyticCosts.from_model(model, supernet.layout)
     print(f"{windows.numel():,} tokens, {size:,} bytes", flush=True)
     for bits in options.bits:

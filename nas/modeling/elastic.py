@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from nas.modeling.calibrated import quantize_on
 from nas.modeling.compressed_table import compress, of_channels, restore
 from nas.modeling.modeling_nas import SHAPE_ATTRIBUTES, skip_output
-from nas.modeling.quantized import fake_quant_linear, quantize, quantized_linear
+from nas.modeling.quantized import fake_quant_linear, quantized_linear
 from search_spaces.dimensions.bits import FULL_PRECISION
 from search_spaces.module_kinds import CompressedTable
 
@@ -64,6 +65,7 @@ class Elastic(nn.Module):
         basis: Orthonormal basis (outputs, rank) of the outputs of a low-rank linear layer or embedding, else None.
         table: How the rows of an embedding are stored, and the codebook of a product quantization; else None.
         bits: Dtype in which a linear layer is stored and multiplied.
+        moment: Mean of x x^T over its active inputs x, on which it is rounded to four bits; None if it is unknown.
         quantized: Part of the layer -> version of the weight, and what is stored of it, as long as the same is active.
     """
 
@@ -72,6 +74,7 @@ class Elastic(nn.Module):
     basis: torch.Tensor | None
     table: tuple[CompressedTable, torch.Tensor | None] | None
     bits: str
+    moment: torch.Tensor | None
     quantized: dict[str, tuple[tuple[int, int], dict[str, torch.Tensor]]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +101,8 @@ class Elastic(nn.Module):
         version = parameter._version, parameter.data_ptr()
         found = self.quantized.get(part)
         if found is None or found[0] != version:
-            found = self.quantized[part] = version, quantize(weight, self.bits)
+            moment = None if part == "up" else self.moment
+            found = self.quantized[part] = version, quantize_on(weight, self.bits, moment)
         return found[1]
 
     def __getattr__(self, name: str) -> Any:
@@ -264,6 +268,6 @@ def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Replaces the class of a module by its elastic subclass; all entries are active."""
     if not isinstance(module, Elastic):
         module.active_entries, module.skip, module.basis, module.table = {}, None, None, None  # type: ignore[assignment]
-        module.bits, module.quantized = FULL_PRECISION, {}  # type: ignore[assignment]
+        module.bits, module.moment, module.quantized = FULL_PRECISION, None, {}  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from nas.modeling.calibrated import quantize_on
 from nas.modeling.compressed_table import compress, of_channels
 from nas.modeling.elastic import low_rank_factors
 from nas.modeling.modeling_nas import set_output_size, set_sparse_attention
-from nas.modeling.quantized import quantize
-from search_spaces.dimensions.bits import FULL_PRECISION
+from search_spaces.dimensions.bits import CALIBRATED, FULL_PRECISION
 from search_spaces.module_kinds import (
     CompressedTable,
     Kind,
@@ -37,6 +37,9 @@ class Fitted(Protocol):
 
     def basis(self, rank: int) -> torch.Tensor:
         """Returns orthonormal directions (outputs, rank) that the module's outputs keep."""
+
+    def moment(self) -> torch.Tensor | None:
+        """Returns the mean of x x^T over the module's inputs x (inputs, inputs); None if it was not calibrated."""
 
     def codebook(self, kind: CompressedTable) -> torch.Tensor:
         """Returns the codebook (parts, vectors, channels of a part) of the module's rows."""
@@ -96,11 +99,15 @@ def _store_table(kind: LowRankEmbedding, name: str, tensor: torch.Tensor, fitted
 
 def _quantize(module: nn.Module, kind: Quantized | None, fitted: Fitted) -> None:
     module.__dict__["bits"] = FULL_PRECISION if kind is None else kind.dtype
+    module.__dict__["moment"] = fitted.moment() if kind is not None and kind.dtype == CALIBRATED else None
 
 
 def _store_quantized(kind: Quantized, name: str, tensor: torch.Tensor, fitted: Fitted) -> Tensors:
     start, is_weight, _ = name.partition("weight")
-    return {start + end: t for end, t in quantize(tensor, kind.dtype).items()} if is_weight else {name: tensor}
+    if not is_weight:
+        return {name: tensor}
+    moment = fitted.moment() if kind.dtype == CALIBRATED and start != "up." else None
+    return {start + end: stored for end, stored in quantize_on(tensor, kind.dtype, moment).items()}
 
 
 def _compress(module: nn.Module, kind: CompressedTable | None, fitted: Fitted) -> None:

@@ -53,7 +53,14 @@ def quantize(weight: Tensor, bits: str) -> dict[str, Tensor]:
 
 
 def _quantize_groups(weight: Tensor) -> dict[str, Tensor]:
-    """Quantizes groups of inputs to -8 ... 7 times a scale plus an offset.
+    """Quantizes groups of inputs to -8 ... 7 times a scale plus an offset."""
+    scales, offsets = group_scales(weight)
+    integers = _rounded(in_groups(weight, GROUP), scales[..., None], offsets[..., None])
+    return stored_groups(integers.flatten(1)[:, : weight.shape[1]], scales, offsets)
+
+
+def group_scales(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns scales and offsets (outputs, groups) of a weight in float32, with the values that a file holds.
 
     They span the range of the group first. Then rounding and the regression of the group on its integers take turns,
     each of which lowers the squared error (Lloyd 1982, doi 10.1109/TIT.1982.1056489).
@@ -64,8 +71,12 @@ def _quantize_groups(weight: Tensor) -> dict[str, Tensor]:
     offsets = ((low + high + scales) / 2).bfloat16().float()
     for _ in range(REFITS):
         scales, offsets = _regression(_rounded(groups, scales, offsets), groups)
-    integers = _rounded(groups, scales, offsets).flatten(1)[:, : weight.shape[1]]
-    stored = {"scales": scales[..., 0].bfloat16(), "offsets": offsets[..., 0].bfloat16()}
+    return scales[..., 0], offsets[..., 0]
+
+
+def stored_groups(integers: Tensor, scales: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+    """Returns the tensors that are stored for integers (outputs, inputs) from -8 to 7."""
+    stored = {"scales": scales.bfloat16(), "offsets": offsets.bfloat16()}
     return {"qweight": pack_pairs(integers.to(torch.int8)), **stored}
 
 

@@ -66,6 +66,10 @@ class _Fitted:
         """See `nas.modeling.module_kinds.Fitted`."""
         return self.supernet._basis(self.name, self.blueprint.sizes, rank)
 
+    def moment(self) -> torch.Tensor | None:
+        """See `nas.modeling.module_kinds.Fitted`."""
+        return self.supernet._moment(self.name, self.blueprint.sizes)
+
     def codebook(self, kind: CompressedTable) -> torch.Tensor:
         """See `nas.modeling.module_kinds.Fitted`."""
         return self.supernet._codebook(self.name, self.blueprint, kind)
@@ -324,16 +328,27 @@ class Supernet:
 
         The basis is computed from the active entries only, and cached until the calibration changes.
         """
+        index = self._linear_index(name, sizes)
+        key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
+        if key not in self._bases:
+            self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
+        return self._bases[key][:, :rank]
+
+    def _linear_index(self, name: str, sizes: Mapping[str, int]) -> Index:
+        """Active outputs and inputs of a linear layer, or tokens and channels of the table, all tokens active."""
         location = self.layout.locate(name)
         axes, full = (
             self.layout.shapes.linear_axes(location) or location.axes,
             self.layout.full_sizes[location.stack or 0],
         )
-        index = self._active_index(axes, {**sizes, "vocab": full["vocab"]}, full)
-        key = (name, *(i.stop if isinstance(i, slice) else tuple(i.tolist()) for i in index))
-        if key not in self._bases:
-            self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
-        return self._bases[key][:, :rank]
+        return self._active_index(axes, {**sizes, "vocab": full["vocab"]}, full)
+
+    def _moment(self, name: str, sizes: Mapping[str, int]) -> torch.Tensor | None:
+        """Second moment (inputs, inputs) of the active inputs of a linear layer; None if it was not calibrated."""
+        if self._calibration is None or name not in self._calibration.moments:
+            return None
+        _, inputs = self._linear_index(name, sizes)
+        return select_active(self._calibration.moments[name], (inputs, inputs))
 
     def _compute_basis(self, name: str, index: Index) -> torch.Tensor:
         """Computes the basis of the active entries of a module, for its largest rank below break-even."""

@@ -24,9 +24,13 @@ dequantized before they are multiplied."""
 ROUNDS_ACTIVATIONS = ("bfloat16", "int8")
 """Dtypes that also round activations; runtimes differ slightly in how they round."""
 
+CALIBRATED = "int4-weight"
+"""The dtype whose integers are fitted to activations: with eight bits nothing is left to gain."""
 
 PROPOSED = ("int8", "bfloat16", "int8-weight")
 """Dtypes that are proposed: the first that is useful."""
+PROPOSED_IN_DECODERS = ("int8-weight", "bfloat16")
+"""The same in decoders: a few of their activations are huge, and ``int8`` has one range for those of all tokens."""
 QUANTIZED_FROM_HIDDEN = 256
 """Hidden size from which they are proposed: quantizing the inputs of small products takes longer than it saves."""
 
@@ -68,6 +72,10 @@ class Bits(Category):
         """Distinct dtypes, least precise first, so that the parent's is last."""
         return tuple(sorted(set(map(check_bits, values)), key=DTYPES.index, reverse=True))
 
+    def needs_calibration(self, choices: Sequence[Any]) -> bool:
+        """Whether one has four bits: their integers come from activations."""
+        return CALIBRATED in choices
+
     def useful(self, values: Sequence[Any], facts: Facts) -> tuple[list[Any], list[str]]:
         """Dtypes that the workload can run and that are worthwhile there."""
         dtypes = [check_bits(dtype) for dtype in values]
@@ -80,8 +88,9 @@ class Bits(Category):
         if layout.parent.hidden_size < QUANTIZED_FROM_HIDDEN:
             return f"a hidden size below {QUANTIZED_FROM_HIDDEN} has little to gain"
         unsupported = facts.unsupported_dtypes or {}
-        useful = next((dtype for dtype in PROPOSED if dtype not in unsupported), None)
-        return [useful, FULL_PRECISION] if useful else f"{PROPOSED[0]}: {unsupported[PROPOSED[0]]}"
+        proposed = PROPOSED_IN_DECODERS if layout.family.is_causal(0) else PROPOSED
+        useful = next((dtype for dtype in proposed if dtype not in unsupported), None)
+        return [useful, FULL_PRECISION] if useful else f"{proposed[0]}: {unsupported[proposed[0]]}"
 
 
 BITS = Bits(
