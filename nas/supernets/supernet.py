@@ -334,7 +334,7 @@ class Supernet:
             self._bases[key] = self._compute_basis(name, index).to(self.model.device, self.model.dtype)
         return self._bases[key][:, :rank]
 
-    def _linear_index(self, name: str, sizes: Mapping[str, int]) -> Index:
+    def _linear_index(self, name: str, sizes: Mapping[str, int]) -> tuple[slice | torch.Tensor, ...]:
         """Active outputs and inputs of a linear layer, or tokens and channels of the table, all tokens active."""
         location = self.layout.locate(name)
         axes, full = (
