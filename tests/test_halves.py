@@ -31,7 +31,9 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
+from predictors.measurement import openvino_export
 from predictors.measurement.rounding import largest_difference
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import InputError, SubnetConfig
 
 HALVES = {torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -129,6 +131,25 @@ def test_files_of_other_runtimes_hold_16_bits_and_agree(name: str, halved: TaskC
     else:
         weights = torch.export.load(file).state_dict.values()
         assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {halved.dtype}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_an_openvino_file_of_16_bits_is_compared_with_the_model_before_it_is_kept(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    model, inputs, file = (
+        bert(num_hidden_layers=1).to(dtype).eval(),
+        dict(TOYS["bert"].inputs()),
+        tmp_path / "model.xml",
+    )
+    FORMATS["openvino"].write(model, inputs, file)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert file.with_suffix(".bin").stat().st_size < 1.1 * weights, "it stores 16 bits too"
+    other, trace = bert(num_hidden_layers=1), openvino_export.trace
+    monkeypatch.setattr(openvino_export, "trace", lambda model, inputs, dynamic: trace(other, inputs, dynamic=dynamic))
+    with pytest.raises(InputError, match="an OpenVINO model must give the outputs of the model"):
+        FORMATS["openvino"].write(model, inputs, file)
 
 
 def test_an_export_of_a_float32_parent_can_have_16_bits(finished: tuple[Path, Path], tmp_path: Path) -> None:

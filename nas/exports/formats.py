@@ -48,7 +48,7 @@ def parse_formats(text: str) -> list[str]:
 def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     """Writes the Hugging Face model of a folder in other formats into the same folder.
 
-    ONNX and ExecuTorch files are run and compared with the model at once; `nas verify` compares all formats.
+    ONNX, OpenVINO and ExecuTorch files are run and compared with the model at once; `nas verify` compares all formats.
 
     Returns:
         Format -> its file.

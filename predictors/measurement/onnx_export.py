@@ -70,7 +70,7 @@ def write_onnx(
     stored, model = model.dtype, in_float32(model)
     with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as folder:
         exported = written = Path(folder) / file.name
-        cases = _cases(inputs) if dynamic else [inputs]
+        cases = cases_of(inputs) if dynamic else [inputs]
         large = _save(_trace(model, _at_least_two(inputs) if len(cases) > 1 else inputs, dynamic), exported)
         if int8:
             written = Path(folder) / "int8" / file.name
@@ -88,7 +88,7 @@ def write_int8_onnx(model: PreTrainedModel, inputs: Mapping[str, Any], source: P
     with _on_cpu(model), tempfile.TemporaryDirectory(dir=file.parent, prefix=".int8-") as folder:
         quantized = Path(folder) / file.name
         quantize_onnx(source, quantized)
-        difference = _checked(model, _cases(inputs), quantized, int8=True)
+        difference = _checked(model, cases_of(inputs), quantized, int8=True)
         _move_files(quantized.parent, file.parent)
     return difference
 
@@ -234,7 +234,7 @@ def _map_tensors(inputs: Mapping[str, Any], change: Callable[[torch.Tensor], tor
     return {name: value if isinstance(value, bool) else change(value) for name, value in inputs.items()}
 
 
-def _cases(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def cases_of(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Inputs on which a file with dynamic axes is checked: the given ones and, without a cache, another shape."""
     return [inputs] if any(name in inputs for name in CACHES) else [inputs, _other_shape(inputs)]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.halves import has_halves, in_float32
-from predictors.measurement.onnx_export import quiet_export, require
+from predictors.measurement.onnx_export import cases_of, quiet_export, require, require_close
+from predictors.measurement.rounding import allowed_difference, largest_difference, leaf_outputs
 from predictors.measurement.runtime import Format, ForwardFunction, Inputs
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def openvino_format(
     return OpenVinoFormat(
         name=name,
         file=file,
-        write=partial(_write, change, ("openvino", *packages)),
+        write=partial(_write, change, ("openvino", *packages), rounds),
         load=_load,
         workload={"runtime": "openvino", "device": "cpu"},
         extra="openvino",
@@ -89,12 +90,22 @@ def compiled(graph: Any, dtype: str, threads: int, **hints: Any) -> Any:
     return openvino.Core().compile_model(graph, "CPU", hints)
 
 
-def _write(change: Change, packages: Sequence[str], model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+def _write(
+    change: Change, packages: Sequence[str], rounds: bool, model: PreTrainedModel, inputs: Inputs, file: Path
+) -> None:
+    """Writes a file and compares its outputs with the model's, on the inputs and on a batch of another shape."""
     require(*packages, extra="openvino", what="an OpenVINO model")
     import openvino
 
-    graph = change(trace(in_float32(model), inputs, dynamic=True))
-    openvino.save_model(graph, file, compress_to_fp16=has_halves(model))
+    is_half, model, cases = has_halves(model), in_float32(model), cases_of(inputs)
+    openvino.save_model(change(trace(model, inputs, dynamic=True)), file, compress_to_fp16=is_half)
+    run = _load(file)
+    difference = max(_difference(run(case), leaf_outputs(model, case)) for case in cases)
+    require_close(difference, allowed_difference(model, cases, int8=rounds), "an OpenVINO model")
+
+
+def _difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    return largest_difference(found, {name: tensor for name, tensor in expected.items() if name in found})
 
 
 def _load(file: Path) -> ForwardFunction:
