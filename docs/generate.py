@@ -74,8 +74,8 @@ def families_page() -> str:
     shared = [name for name in families[0].dimensions if all(name in family.dimensions for family in families)]
     rows = []
     for family in families:
-        others = [name for name in family.dimensions if name not in shared]
-        cells = (family.tasks, others, family.skippable)
+        others = [name for name in family.all_dimensions if name not in shared]
+        cells = (family.all_tasks, others, family.skippable)
         rows.append((f"`{family.model_type}`", *(_codes(names) or "–" for names in cells)))
     parts = [
         "# Families",

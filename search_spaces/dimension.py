@@ -194,9 +194,9 @@ class Dimension:
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Choices for a recipe that gives none, or why the dimension should stay as in the parent.
 
-        Here: quarters of the parent's size; in an encoder-decoder, of the stack where it is smaller.
+        Here: quarters of the parent's size; with two stacks, of the wider one.
         """
-        return fractions_of(min(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS)
+        return fractions_of(max(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS)
 
     def needs_calibration(self, choices: Sequence[Any]) -> bool:
         """Whether a choice needs statistics of activations on calibration data."""
@@ -220,7 +220,7 @@ class Dimension:
         """The parent's own value in a stack."""
         if self.neutral is not None:
             return self.neutral
-        return int(getattr(layout.sizes, layout.family.names_in_config(self.name)[stack]))
+        return int(layout.field(layout.family.names_in_config(self.name)[stack]))
 
     def check_in(self, layout: Layout, value: Any) -> None:
         """Raises InputError unless a parent allows a value, be it a choice or a subnetwork's.

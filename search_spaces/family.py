@@ -22,15 +22,26 @@ if TYPE_CHECKING:
 
 
 Axis = Literal[
-    "hidden", "heads", "cross_heads", "kv_heads", "qkv_heads", "head_biases", "ffn", "embedding", "vocab", "positions"
+    "hidden",
+    "text_hidden",
+    "heads",
+    "cross_heads",
+    "kv_heads",
+    "qkv_heads",
+    "head_biases",
+    "ffn",
+    "embedding",
+    "vocab",
+    "positions",
 ]
 """What one dimension of a weight counts.
 
-``cross_heads`` are the heads of a decoder's cross-attention. ``qkv_heads`` interleaves query, key and value head by
-head. ``head_biases`` are position biases that all layers share, one per head of the widest layer. ``embedding`` is the
-width of the embeddings where they are projected to the hidden size, else the hidden size itself. ``vocab`` are the
-pieces of the tokenizer: rows of the table of token embeddings and of heads with an output for each. ``positions`` are
-the special tokens and patches of an image that have learned positions.
+``text_hidden`` is the hidden size of a text tower beside an image tower. ``cross_heads`` are the heads of a decoder's
+cross-attention. ``qkv_heads`` interleaves query, key and value head by head. ``head_biases`` are position biases that
+all layers share, one per head of the widest layer. ``embedding`` is the width of the embeddings where they are
+projected to the hidden size, else the hidden size itself. ``vocab`` are the pieces of the tokenizer: rows of the table
+of token embeddings and of heads with an output for each. ``positions`` are the special tokens and patches of an image
+that have learned positions.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
@@ -39,7 +50,8 @@ Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 RunsOn = str
 """What a module outside the layers runs on: ``once`` per sample; on what gets a ``label`` (the sample, or each token);
 on every ``token`` (of the decoder, where there is one), every ``source`` token of an encoder-decoder, every ``patch``
-of an image, or every ``frame`` of a sound. ``convolution K``: on every output of the K-th convolution of a wave."""
+of an image, or every ``frame`` of a sound. ``convolution K``: on every output of the K-th convolution of a wave. On
+every token of a ``text``, in a model with two towers: texts are read beforehand, so a pass over an image runs none."""
 
 Skip = Literal[
     "input",
@@ -57,7 +69,7 @@ module returns a tuple: the output, then the position bias it was given or None 
 
 @dataclass(frozen=True)
 class Stack:
-    """One list of layers: the encoder, or the decoder.
+    """One list of layers: the encoder, the decoder, or a tower.
 
     Attributes:
         layers: Path of the layer list, below the base model.
@@ -95,12 +107,13 @@ class Family:
         model_type: ``config.model_type`` of the stock model.
         alike: The model type whose table this is, for a type without one of its own; else empty.
         tasks: Its tasks, names in `TASKS`.
-        stacks: Its lists of layers: one, or the encoder's and the decoder's.
+        stacks: Its lists of layers: one, the encoder's and the decoder's, or the image tower's and the text tower's.
         outside_layers: Path of a module or raw parameter outside the layers -> axes of its weight, heads of all tasks
             included. Paths are matched from the end.
         runs_on: Module outside the layers that multiplies -> what it runs on.
         head_dim_in_config: Whether a stock config can set the channels of a head apart from hidden_size / heads.
-        config_names: Our field -> its name in the config: one name for all stacks, or one per stack.
+        config_names: Our field -> its name in the config: one name for all stacks, or one per stack. A name with a dot
+            is one in another part of the config than ``sub_config``.
         per_layer_fields: Config fields that hold a list with one entry per layer.
         equal_to_hidden_size: Config fields that must equal hidden_size in a stock model.
         ffn_from_ratio: Config, hidden size, ratio -> FFN neurons, for a config that holds an integer ratio instead.
@@ -120,6 +133,7 @@ class Family:
         position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
+        with_text_tower: The table of its models that have a text tower too, where this one is of the image tower only.
         has_stock_config: Layout, subnetwork -> whether a stock config can describe it, for limits beyond its sizes.
         rescale_constants: Config, new hidden size -> parameter path -> (factor, offset). A stock model of another
             hidden size takes ``(weight + offset) * factor - offset``: constants computed from that size then cancel.
@@ -152,6 +166,7 @@ class Family:
     position_offset: int = 0
     learned_positions: str = ""
     sub_config: str = ""
+    with_text_tower: Family | None = None
     has_stock_config: Callable[[Layout, SubnetConfig], bool] | None = None
     rescale_constants: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
     extra_macs: Callable[[Layout, LayerBlueprint, int], int] | None = None
@@ -169,7 +184,26 @@ class Family:
     @property
     def reads_images(self) -> bool:
         """Whether its tokens are patches of images."""
-        return any(task.startswith("image") for task in self.tasks)
+        return any("image" in task for task in self.tasks)
+
+    @property
+    def has_towers(self) -> bool:
+        """Whether its stacks are a tower for images and one for texts, each with a residual stream of its own."""
+        return "text_hidden" in self.axes
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Its tasks, and those of its models with a text tower."""
+        return (*self.tasks, *(self.with_text_tower.tasks if self.with_text_tower is not None else ()))
+
+    def for_task(self, task: str) -> Family:
+        """The table of its models of a task: that with the text tower where the task needs it."""
+        whole = self.with_text_tower
+        return whole if whole is not None and task in whole.tasks else self
+
+    def hidden_axis(self, stack: int) -> Axis:
+        """The axis of the residual stream of a stack."""
+        return "text_hidden" if self.has_towers and stack else "hidden"
 
     @property
     def has_vocabulary(self) -> bool:
@@ -180,6 +214,12 @@ class Family:
     def dimensions(self) -> list[str]:
         """Recipe keys of the dimensions that may vary."""
         return [name for name, dimension in DIMENSIONS.items() if dimension.varies_in(self)]
+
+    @property
+    def all_dimensions(self) -> list[str]:
+        """Its dimensions, and those of its models with a text tower."""
+        whole = self.with_text_tower.dimensions if self.with_text_tower is not None else []
+        return list(dict.fromkeys([*self.dimensions, *whole]))
 
     @property
     def skippable(self) -> list[str]:
@@ -195,7 +235,7 @@ class Family:
     @property
     def generates(self) -> bool:
         """Whether its last stack is a decoder."""
-        return len(self.stacks) > 1 or "text-generation" in self.tasks
+        return (len(self.stacks) > 1 and not self.has_towers) or "text-generation" in self.tasks
 
     def is_causal(self, stack: int) -> bool:
         """Whether no token of a stack attends to a later one."""
@@ -203,6 +243,8 @@ class Family:
 
     def stack_runs_on(self, stack: int) -> RunsOn:
         """What the layers of a stack run on."""
+        if self.has_towers:
+            return "text" if stack else "token"
         return "source" if stack < len(self.stacks) - 1 else "token"
 
     def names_in_config(self, field: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class Inputs:
         """How often a module runs in one pass over one sample, by what it runs on.
 
         Text has ``sequence_length`` tokens; an image has its patches and the special tokens. The source of an
-        encoder-decoder is as long as its target, or as the encoded sound.
+        encoder-decoder is as long as its target, or as the encoded sound. Texts beside an image are read beforehand.
 
         Args:
             sequence_length: Tokens of one sample, None for images.
@@ -50,6 +50,7 @@ class Inputs:
             "source": source,
             "patch": patches,
             "frame": 2 * source,
+            "text": 0,
             **{f"convolution {k}": count for k, count in enumerate(convolved(self.sizes, token)[1:])},
         }
 

@@ -51,6 +51,7 @@ class Layout:
 
     Args:
         config: The parent's Hugging Face config.
+        task: Its task, which decides whether it has a text tower beside the image tower.
 
     Attributes:
         family: The table of its type.
@@ -64,8 +65,8 @@ class Layout:
         InputError: If the model type is not supported, or the family's table does not cover the config.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        self.family: Family = family_of(config.model_type)
+    def __init__(self, config: PreTrainedConfig, task: str = "") -> None:
+        self.family: Family = family_of(config.model_type).for_task(task)
         self.config = copy.deepcopy(config)
         self.sizes = getattr(self.config, self.family.sub_config) if self.family.sub_config else self.config
         for name, value in self.family.required_values.items():
@@ -87,27 +88,41 @@ class Layout:
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """Layers of each stack."""
-        return tuple(int(getattr(self.sizes, name)) for name in self.family.names_in_config("num_hidden_layers"))
+        return tuple(int(self.field(name)) for name in self.family.names_in_config("num_hidden_layers"))
+
+    def field(self, name: str, *default: Any) -> Any:
+        """A field of the config, of the part that holds the sizes, or of another part: ``text_config.hidden_size``."""
+        part, _, last = name.rpartition(".")
+        return getattr(getattr(self.config, part) if part else self.sizes, last, *default)
+
+    def hidden_size(self, subnet: SubnetConfig, stack: int) -> int:
+        """Channels of the residual stream of a stack in a subnetwork."""
+        return self.blueprint(subnet).outside.sizes[self.family.hidden_axis(stack)]
 
     def _head_dim(self) -> int:
         """Channels of one attention head.
 
         Raises:
-            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``, or an encoder
-                and its decoder differ in them.
+            InputError: If the heads do not divide the hidden size and the config gives no ``head_dim``, or two stacks
+                differ in the channels of a head.
         """
-        of_stack = [DIMENSIONS["num_attention_heads"].parent_value(self, number) for number in range(len(self.depths))]
-        hidden, heads = self.sizes.hidden_size, of_stack[0]
+        stacks = range(len(self.depths))
+        of_stack = [DIMENSIONS["num_attention_heads"].parent_value(self, number) for number in stacks]
+        widths = [self.sizes.hidden_size for _ in stacks]
+        if self.family.has_towers:
+            widths[1] = DIMENSIONS["text_hidden_size"].parent_value(self, 1)
+        hidden, heads = widths[0], of_stack[0]
         head_dim = getattr(self.sizes, "head_dim", None) if self.family.head_dim_in_config else None
         if head_dim is None and hidden % heads:
             raise InputError(
                 f"`num_attention_heads` must divide `hidden_size`, but got {heads} and {hidden}; "
                 "change the model's config."
             )
-        if head_dim is None and len(set(of_stack)) > 1:
+        if head_dim is None and any(hidden * n != width * heads for n, width in zip(of_stack, widths, strict=True)):
+            names = ("image tower", "text tower") if self.family.has_towers else ("encoder", "decoder")
             raise InputError(
-                f"the encoder and the decoder must have as many heads, but got {of_stack[0]} and {of_stack[1]}; "
-                "choose another model."
+                f"the {names[0]} and the {names[1]} must have heads of as many channels, but got {of_stack[0]} heads "
+                f"for {widths[0]} and {of_stack[1]} for {widths[1]}; choose another model."
             )
         return head_dim or hidden // heads
 
@@ -296,6 +311,20 @@ class Layout:
         """
         check_choices(self, choices)
         return SearchSpace(self.parent, **choices, layer_order=layer_order, depths=self.depths)
+
+
+def config_part(config: PreTrainedConfig, family: Family, name: str) -> tuple[PreTrainedConfig, str]:
+    """The part of a config that has a field, and the field's name there; ``name`` is as `Layout.field` takes it."""
+    part, _, last = name.rpartition(".")
+    section = part or family.sub_config
+    return (getattr(config, section) if section else config), last
+
+
+def update_config(config: PreTrainedConfig, family: Family, fields: Mapping[str, Any]) -> None:
+    """Sets fields of a config, named as `Layout.field` takes them."""
+    for name, value in fields.items():
+        part, last = config_part(config, family, name)
+        part.update({last: value})
 
 
 def is_under(path: str, modules: Iterable[str]) -> bool:

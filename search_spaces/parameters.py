@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_spaces.dimensions import BLOCKS, DIMENSIONS, PER_LAYER, PER_SUBNET, WIDTH_OF
-from search_spaces.subnet import SubnetConfig
+from search_spaces.subnet import NUMERIC, SubnetConfig
 from search_spaces.subnet_batch import SubnetBatch
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
         values: dict[str, Any] = {name: getattr(subnet, name) for name in PER_SUBNET}
         if space.scope == "uniform":
             values |= dict(zip(space.depth_names, space.stack_depths(subnet), strict=True))
-            values |= {field: getattr(subnet, field)[0] for field in space.layer_fields}
+            values |= {field: self._choice(field, getattr(subnet, field)) for field in space.layer_fields}
         else:
             position = {layer: k for k, layer in enumerate(subnet.layers)}
             values |= {f"layers.{i}": i in position for i in space.parent.layers}
@@ -96,8 +96,12 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
                 choices = space.choices[field]
                 for i in space.parent.layers:
                     value = getattr(subnet, field)[position[i]] if i in position else choices[-1]
-                    values[f"{field}.{i}"] = value if value in choices else choices[-1]
+                    values[f"{field}.{i}"] = space.choice_at(field, value)
         return {name: values[name] for name in self._searched}
+
+    def _choice(self, field: str, values: Sequence[Any]) -> Any:
+        """The choice of a uniform subnetwork whose layers have these values; a narrow stack has lower ones."""
+        return self.space.choice_at(field, values[0] if DIMENSIONS[field].is_categorical else max(values))
 
     # -- vectors ------------------------------------------------------------------------------------------------------
 
@@ -161,7 +165,8 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
             rows = self._width_rows(width, values)
             for field in others:
                 values[field] = self._fitted(field, values[field], rows)
-        return values
+        most = {} if self.space.parent.is_uniform else {name: getattr(self.space.parent, name) for name in NUMERIC}
+        return values | {name: np.minimum(values[name], of) for name, of in most.items()}
 
     def _width_rows(self, field: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """The index, among its choices, of the width that a dimension goes with."""

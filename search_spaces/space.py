@@ -12,7 +12,7 @@ from typing import Any, Literal
 from search_spaces.dimensions import BLOCKS, DEPTHS, DIMENSIONS, NO_BLOCK, PER_LAYER, PER_SUBNET, WIDTH_OF
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.parameters import Parameters
-from search_spaces.subnet import SubnetConfig
+from search_spaces.subnet import NUMERIC, SubnetConfig
 
 Scope = Literal["uniform", "per-layer"]
 
@@ -22,7 +22,8 @@ class SearchSpace:
 
     With scope ``uniform``, all kept layers have the same values and the most important layers stay. With scope
     ``per-layer``, each layer has its own values, the set of kept layers is searched too, and a choice of 0 heads or 0
-    neurons skips that block.
+    neurons skips that block. Both stacks of a parent have the same choices; a layer of the narrower one that would be
+    wider than the parent's is as wide as that.
 
     Args:
         parent: The full model as a subnetwork.
@@ -82,13 +83,44 @@ class SearchSpace:
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
-    def block_choices(self, block: str) -> list[tuple[Any, ...]]:
-        """Every choice for one block of a layer: values of its fields, in the order of `BLOCKS`."""
+    def block_choices(self, block: str, layer: int | None = None) -> list[tuple[Any, ...]]:
+        """Every choice for one block of a layer: values of its fields, in the order of `BLOCKS`.
+
+        Args:
+            block: ``attention`` or ``mlp``.
+            layer: A parent layer; default: one as wide as the widest.
+        """
         width, *others = BLOCKS[block]
         choices: list[tuple[Any, ...]] = []
         for value in self.choices[width]:
             choices += product([value], *(DIMENSIONS[name].choices_for(value, self) for name in others))
-        return choices
+        if layer is None or self._has_equal_layers:
+            return choices
+        most = [getattr(self.parent, name)[layer] for name in BLOCKS[block]]
+        return list(dict.fromkeys(tuple(map(_at_most, values, most)) for values in choices))
+
+    @cached_property
+    def _has_equal_layers(self) -> bool:
+        """Whether all layers of the parent are as wide; the two stacks of a parent may differ."""
+        return self.parent.is_uniform
+
+    def within_parent(self, subnet: SubnetConfig) -> SubnetConfig:
+        """The subnetwork in which a layer that would be wider than the parent's is as wide as that."""
+        if self._has_equal_layers:
+            return subnet
+        most = {name: getattr(self.parent, name) for name in NUMERIC}
+        widths = {
+            name: tuple(min(value, of[k]) for value, k in zip(getattr(subnet, name), subnet.layers, strict=True))
+            for name, of in most.items()
+        }
+        return subnet.with_values(**widths)
+
+    def choice_at(self, name: str, value: Any) -> Any:
+        """The choice that gives a layer a value: the value, or the next wider one where the parent's layer ends."""
+        choices = self.choices[name]
+        if value in choices or DIMENSIONS[name].is_categorical:
+            return value if value in choices else choices[-1]
+        return next((choice for choice in choices if choice >= value), choices[-1])
 
     @property
     def layer_choices(self) -> list[tuple[Any, ...]]:
@@ -117,15 +149,19 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of distinct subnetworks, exact."""
-        choices = [self.block_choices(block) for block in BLOCKS]
-        per_layer = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
-        per_layer *= math.prod(len(self.choices_of(name)) for name in NO_BLOCK)
         total = len(self._subnet_values(PER_SUBNET))
         if self.scope == "uniform":
-            return total * per_layer * math.prod(len(self.choices[name]) for name in self.depth_names)
+            return total * self._layer_size() * math.prod(len(self.choices[name]) for name in self.depth_names)
         for name, layers in zip(self.depth_names, self.stacks, strict=True):
+            per_layer = self._layer_size(layers[0])
             total *= sum(math.comb(len(layers), depth) * per_layer**depth for depth in self.choices[name])
         return total
+
+    def _layer_size(self, layer: int | None = None) -> int:
+        """Number of distinct layers, at the place of a parent layer."""
+        choices = [self.block_choices(block, layer) for block in BLOCKS]
+        per_layer = math.prod(map(len, choices)) - all(values[0][0] == 0 for values in choices)
+        return per_layer * math.prod(len(self.choices_of(name)) for name in NO_BLOCK)
 
     @property
     def subnet_fields(self) -> list[str]:
@@ -161,13 +197,24 @@ class SearchSpace:
         if any(n not in self.choices[name] for n, name in zip(depths, self.depth_names, strict=True)):
             return False
         for block, fields in BLOCKS.items():
-            if not set(zip(*(getattr(subnet, field) for field in fields), strict=True)) <= set(
-                self.block_choices(block)
-            ):
-                return False
+            of_layers = zip(
+                subnet.layers, zip(*(getattr(subnet, field) for field in fields), strict=True), strict=True
+            )
+            found = list(of_layers)
+            for stack in self.stacks:
+                if not {values for layer, values in found if layer in stack} <= set(
+                    self.block_choices(block, stack[0])
+                ):
+                    return False
         if any(not set(getattr(subnet, name)) <= set(self.choices_of(name)) for name in NO_BLOCK):
             return False
-        return self.scope == "per-layer" or (subnet.is_uniform and subnet.layers == self.most_important_layers(depths))
+        if self.scope == "per-layer":
+            return True
+        params = self.parameters
+        is_uniform = (
+            subnet.is_uniform if self._has_equal_layers else params.to_subnet(params.from_subnet(subnet)) == subnet
+        )
+        return is_uniform and subnet.layers == self.most_important_layers(depths)
 
     def with_largest(self, share: float) -> SearchSpace:
         """The space in which each dimension keeps only a share of its choices: its largest ones, at least one."""
@@ -212,7 +259,8 @@ class SearchSpace:
         complete = {name: values.get(name, self.choices_of(name)[-1]) for name in (*PER_LAYER, *PER_SUBNET)}
         for name, width in WIDTH_OF.items():
             complete[name] = DIMENSIONS[name].repaired(complete[name], complete[width], self)
-        return SubnetConfig.uniform(self.most_important_layers([values[n] for n in self.depth_names]), **complete)
+        layers = self.most_important_layers([values[n] for n in self.depth_names])
+        return self.within_parent(SubnetConfig.uniform(layers, **complete))
 
     @property
     def _without_skips(self) -> dict[str, tuple[Any, ...]]:
@@ -275,7 +323,7 @@ class SearchSpace:
         subnet_values: dict[str, Any] = {}
         for name in self.subnet_fields:
             subnet_values[name] = rng.choice(self._choices_with(name, subnet_values))
-        return SubnetConfig(tuple(layers), **subnet_values, **layer_values)
+        return self.within_parent(SubnetConfig(tuple(layers), **subnet_values, **layer_values))
 
     def _sample_layer(self, rng: Random) -> dict[str, Any]:
         while True:
@@ -307,3 +355,8 @@ class SearchSpace:
 def _at_fraction(values: Sequence[int], step: int, steps: int) -> int:
     """The choice at the same fraction of ``values`` as ``step`` is of ``steps``."""
     return values[round(step * (len(values) - 1) / max(steps - 1, 1))]
+
+
+def _at_most(value: Any, most: Any) -> Any:
+    """A size that is not above another; a name is as it is."""
+    return min(value, most) if isinstance(value, int) else value

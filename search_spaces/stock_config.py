@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.dimensions import DIMENSIONS, PER_LAYER, PER_SUBNET
-from search_spaces.layout import Layout
+from search_spaces.layout import Layout, update_config
 from search_spaces.subnet import SubnetConfig
 
 
@@ -35,8 +35,7 @@ def _is_valid(layout: Layout, update: Mapping[str, Any]) -> bool:
     from huggingface_hub.errors import StrictDataclassError
 
     config = copy.deepcopy(layout.config)
-    sizes = getattr(config, layout.family.sub_config) if layout.family.sub_config else config
-    sizes.update(dict(update))
+    update_config(config, layout.family, update)
     try:
         config.validate()
     except StrictDataclassError:

@@ -39,6 +39,9 @@ class Task:
         return self.reads_text and self.outputs == ("last_hidden_state",)
 
 
+TOWERS_TASK = "zero-shot-image-classification"
+"""The task of models with a tower for images and one for texts."""
+
 TASKS: dict[str, Task] = {
     "text-classification": Task("AutoModelForSequenceClassification", "accuracy"),
     "token-classification": Task("AutoModelForTokenClassification", "f1", labels_tokens=True),
@@ -65,6 +68,9 @@ TASKS: dict[str, Task] = {
     ),
     "audio-classification": Task("AutoModelForAudioClassification", "accuracy"),
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
+    TOWERS_TASK: Task(
+        "AutoModelForZeroShotImageClassification", "accuracy", reads_text=False, outputs=("logits_per_image",)
+    ),
     "image-feature-extraction": Task(
         "AutoModel", None, reads_text=False, outputs=("last_hidden_state",), has_labels=False
     ),

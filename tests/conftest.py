@@ -102,8 +102,13 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = model(**inputs)
     if "last_hidden_state" in outputs and "attention_mask" in inputs and not model.can_generate():
         return scored_outputs(outputs, ["last_hidden_state"], inputs)["last_hidden_state"].flatten()
-    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
+    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output", "logits_per_image") if n in outputs]
     return torch.cat([outputs[name].flatten() for name in names])
+
+
+def towers_inputs() -> dict[str, torch.Tensor]:
+    """Two random images and three texts of different lengths."""
+    return {"pixel_values": torch.randn(2, 3, 8, 8), **text_inputs()}
 
 
 def translation_inputs() -> dict[str, torch.Tensor]:
@@ -237,6 +242,12 @@ def labelled_outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
     outputs.loss, outputs.logits = feature_loss(outputs, batch["labels"]), outputs.pooler_output
     return outputs
 
+
+UNLIKE = {"vision_config": {**TWO_TOWERS["vision_config"], "num_attention_heads": 4}, "projection_dim": 20}
+UNLIKE |= {"text_config": {**SIZES, **TEXT, "hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 64}}
+UNLIKE["text_config"] |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+TOWERS = Toy("clip", UNLIKE, towers_inputs)
+"""A toy with an image tower and a narrower text tower, for zero-shot image classification."""
 
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}

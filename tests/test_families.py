@@ -45,6 +45,7 @@ CHOICES: dict[str, list[Any]] = {
     "embedding_bits": ["pq:12", "4", "8", "16", "full"],
     "embedding_dim": [10, 24, 48],
     "image_size": [4, 6, "full"],
+    "text_hidden_size": [12, 24, 36],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }

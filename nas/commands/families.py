@@ -62,4 +62,4 @@ def describe_type(model: str) -> Iterator[str]:
 
 
 def _cells(family: Family) -> tuple[tuple[str, ...], list[str], list[str]]:
-    return family.tasks, family.dimensions, family.skippable
+    return family.all_tasks, family.all_dimensions, family.skippable

@@ -89,11 +89,11 @@ def propose_recipe(
     if task is not None and task not in TASK_NAMES:
         raise InputError(f"`--task` must be a supported task, but got `{task}`; {did_you_mean(task, TASK_NAMES)}.")
     model = absolute_source(model, Path())
-    layout = Layout(load_config(model))
+    layout = Layout(load_config(model), task or "")
     if task is not None and task not in layout.family.tasks:
         raise InputError(
-            f"`--task` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.tasks)}), but got "
-            f"`{task}`."
+            f"`--task` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.all_tasks)}), but "
+            f"got `{task}`."
         )
     data: dict[str, Any] = {"model": model, "task": {**PLACEHOLDERS, **given}, "space": "auto"}
     comments: dict[str, str] = {}

@@ -25,6 +25,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStage, MeasurementStore, SubnetPredictor
+from predictors.measurement.image_tower import image_tower
 from predictors.measurement.plan import Plan, Result, results_file
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
@@ -189,7 +190,7 @@ def _write_bundle(
             place.mkdir(parents=True)
             own = context.workload_inputs(subnet, workload)
             if not workload.needs_torch:
-                file, feed = runtime.write(supernet.extract(subnet).eval(), own, workload, place)
+                file, feed = runtime.write(*image_tower(supernet.extract(subnet).eval(), own), workload, place)
                 np.savez(place / "inputs.npz", **feed)  # type: ignore[arg-type]
                 models[key], model_inputs[key] = (str(path.relative_to(out)) for path in (file, place / "inputs.npz"))
             else:

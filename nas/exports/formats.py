@@ -25,6 +25,7 @@ from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
 from search_spaces.dimension import FULL
 from search_spaces.errors import did_you_mean
+from search_spaces.tasks import TOWERS_TASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,6 +60,11 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     info = model_info(folder)
     if not formats:
         return {}
+    if info["task"] == TOWERS_TASK:
+        raise InputError(
+            f"`{folder}` has two towers, which are exported as a Hugging Face model only, but got "
+            f"{', '.join(formats)}; leave out `--to`."
+        )
     model = load_export(folder, info["task"])
     written = {}
     for name in formats:

@@ -216,7 +216,9 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
     has_sizes = all(hasattr(sizes, name) for name in family.names_in_config("num_hidden_layers"))
     if not has_sizes or not stock_classes(modeling_auto.AutoModel, config_class):
         return None
-    candidate = replace(family, model_type=config.model_type, alike=family.model_type, sub_config=sub_config)
+    candidate = replace(
+        family, model_type=config.model_type, alike=family.model_type, sub_config=sub_config, with_text_tower=None
+    )
     try:
         body = _empty_model(modeling_auto.AutoModel, config_class)
         candidate = _below(candidate, body, part) if part else candidate

@@ -31,7 +31,7 @@ def register_family(family: Family) -> None:
     config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
     AutoConfig.register(config.model_type, config, exist_ok=True)
     config.register_for_auto_class()
-    for auto_class in dict.fromkeys(("AutoModel", *(TASKS[task].auto_class for task in family.tasks))):
+    for auto_class in dict.fromkeys(("AutoModel", *(TASKS[task].auto_class for task in family.all_tasks))):
         auto = getattr(modeling_auto, auto_class)
         model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
         auto.register(config, model, exist_ok=True)

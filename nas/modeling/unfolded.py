@@ -13,6 +13,7 @@ import torch
 
 from nas.modeling.modeling_nas import PREFIX
 from search_spaces import InputError, Layout, SubnetConfig
+from search_spaces.layout import update_config
 from search_spaces.shapes import Rows
 from search_spaces.stock_config import stock_config_update
 from search_spaces.subnet import NUMERIC, SIZES
@@ -42,6 +43,8 @@ def unfolded_config(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
         InputError: If the subnet.json is missing, or no stock model has the outputs of such a subnetwork.
     """
     full = _stock_config(config)
+    if "CLIPModel" in full.architectures:
+        raise InputError(refusal(folder, "it has two towers"))
     layout, subnet = Layout(full), _subnet(folder, len(Layout(full).parent.layers))
     if subnet != SubnetConfig(subnet.layers, **_sizes(subnet)):
         raise InputError(refusal(folder, "its layers compute in another way (integers or sparse attention)"))
@@ -132,8 +135,7 @@ def _updated(
 ) -> PreTrainedConfig | None:
     """The config with these sizes; None if its model does not contain the subnetwork."""
     config = copy.deepcopy(full)
-    sizes = getattr(config, layout.family.sub_config) if layout.family.sub_config else config
-    sizes.update(dict(update))
+    update_config(config, layout.family, update)
     try:
         check_subnet(Layout(config), subnet)
     except InputError:

@@ -120,6 +120,10 @@ class TaskSettings(_Section):
         None,
         description="Label column, or a column of 0 and 1 for each class; default: by the task type, such as `label`.",
     )
+    hypothesis_template: str = Field(
+        "This is a photo of {}.",
+        description="Text of a class in zero-shot image classification; its name takes the place of {}.",
+    )
     problem_type: ProblemType | None = Field(None, description="Type of a classification; default: by the labels.")
     max_length: int = Field(
         128,
@@ -147,6 +151,15 @@ class TaskSettings(_Section):
     group: str | None = Field(
         None, description="Column whose equal values stand in one split, such as that of a patient or a document."
     )
+
+    @field_validator("hypothesis_template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        if template.count("{}") != 1 or "{" in template.replace("{}", ""):
+            raise InputError(
+                f"`task.hypothesis_template` must have one {{}} for the name of a class, but got `{template[:40]}`."
+            )
+        return template
 
     @field_validator("text", mode="before")
     @classmethod

@@ -76,10 +76,11 @@ def _unpadded_rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def _token_masks(inputs: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor | None]:
-    """Returns the masks of real tokens by the sequence that a module runs on: ``token`` or ``source``."""
+    """Returns the masks of real tokens by the sequence that a module runs on."""
     token = inputs.get("attention_mask" if stacks == 1 else "decoder_attention_mask")
     source = inputs.get("attention_mask")
-    return {name: None if mask is None else mask.bool() for name, mask in {"token": token, "source": source}.items()}
+    masks = {"token": token, "source": source, "text": source}
+    return {name: None if mask is None else mask.bool() for name, mask in masks.items()}
 
 
 @contextmanager

@@ -83,6 +83,9 @@ def order_by_importance(
     units = unit_orders(supernet, scores)
     keeps_channels = "hidden_size" in supernet.family.fixed_reasons or (task is not None and task.keeps_channels)
     hidden = [] if keeps_channels else _argsort_descending(hidden_scores(supernet, batches))
+    if "text_hidden_size" in supernet.family.dimensions:
+        texts = _argsort_descending(hidden_scores(supernet, batches, "text_hidden"))
+        units["text_hidden"] = [texts] * len(supernet.parent.layers)
     permute(supernet, units, hidden)
     layers = layer_order(supernet, batches if layer_batches is None else layer_batches, task, fewest)
     return ImportanceOrder(layers, units, hidden)
@@ -137,8 +140,8 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
 
 
-def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
-    """Importance of each channel of the residual stream by the magnitude of its normalized activations.
+def hidden_scores(supernet: Supernet, batches: Sequence[Batch], axis: Axis = "hidden") -> torch.Tensor:
+    """Importance of each channel of a residual stream by the magnitude of its normalized activations.
 
     Absolute outputs of every norm in the layers, mean over tokens, L2 norm over samples, summed over norms
     (Muralidharan et al. 2024, arXiv 2407.14679, section 2.1).
@@ -146,7 +149,7 @@ def hidden_scores(supernet: Supernet, batches: Sequence[Batch]) -> torch.Tensor:
     Returns:
         (hidden_size,) float64.
     """
-    stacks = _norms(supernet)
+    stacks = _norms(supernet, axis)
     modules_by_key = {norm: [norm] for norm in stacks}
     norms = _activation_norms(supernet, batches, modules_by_key, stacks, lambda inputs, output: output)
     return torch.stack([*norms.values()]).sum(0)
@@ -175,7 +178,9 @@ def _activation_norms(
 
     def add(key: Key, _: torch.nn.Module, inputs: Any, output: Any) -> None:
         values = activations(inputs, output).detach().double().abs()
-        per_sample = _mean_over_tokens(values.reshape(samples, -1, values.shape[-1]), masks[stacks[key]]).cpu()
+        mask = masks[stacks[key]]
+        rows = values.reshape(samples if mask is None else len(mask), -1, values.shape[-1])
+        per_sample = _mean_over_tokens(rows, mask).cpu()
         squares[key] = squares.get(key, torch.zeros(1)) + (per_sample**2).sum(0)
 
     handles = [
@@ -185,18 +190,20 @@ def _activation_norms(
     ]
     with evaluation_mode(supernet.model):
         for batch in batches:
-            samples, masks = len(next(iter(batch.values()))), _token_masks(batch, len(supernet.stacks))
+            samples, masks = len(next(iter(batch.values()))), _token_masks(batch, supernet)
             supernet.model(**model_inputs(_to_device(batch, supernet.model.device)))
     for handle in handles:
         handle.remove()
     return {key: total.sqrt() for key, total in squares.items()}
 
 
-def _token_masks(batch: Batch, stacks: int) -> list[torch.Tensor | None]:
+def _token_masks(batch: Batch, supernet: Supernet) -> list[torch.Tensor | None]:
     """Returns for each stack of layers which tokens (samples, tokens) are no padding; None for all."""
     encoder = batch.get("attention_mask")
-    if stacks == 1:
+    if len(supernet.stacks) == 1:
         return [encoder]
+    if supernet.family.has_towers:
+        return [None, torch.ones_like(batch["input_ids"]) if encoder is None else encoder]
     decoder, labels = batch.get("decoder_attention_mask"), batch.get("labels")
     return [encoder, (None if labels is None else labels != IGNORE_INDEX) if decoder is None else decoder]
 
@@ -411,14 +418,14 @@ def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Modu
     return [modules[path] for path, axes in table.items() if len(axes) == 2 and axes[1] == axis and path in modules]
 
 
-def _norms(supernet: Supernet) -> dict[torch.nn.Module, int]:
-    """Returns the norms on the residual stream of all layers, with the stack of each."""
+def _norms(supernet: Supernet, axis: Axis) -> dict[torch.nn.Module, int]:
+    """Returns the norms on a residual stream of all layers, with the stack of each."""
     norms: dict[torch.nn.Module, int] = {}
     for layer in supernet.parent.layers:
         modules = dict(supernet.layer(layer).named_modules())
         stack, _ = supernet.layout.stack_of(layer)
         table = supernet.family.stacks[stack].modules
-        norms |= {modules[path]: stack for path, axes in table.items() if axes == ("hidden",) and path in modules}
+        norms |= {modules[path]: stack for path, axes in table.items() if axes == (axis,) and path in modules}
     return norms
 
 

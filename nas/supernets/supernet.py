@@ -30,12 +30,14 @@ from nas.supernets.codebook import fit_codebook
 from nas.supernets.compensation import Compensation
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
+from predictors.measurement.image_tower import has_towers
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
 from search_spaces.dimensions import DEPTHS
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
+from search_spaces.layout import config_part, update_config
 from search_spaces.module_kinds import (
     CompressedTable,
     Kind,
@@ -46,6 +48,7 @@ from search_spaces.module_kinds import (
     SparseAttention,
 )
 from search_spaces.stock_config import stock_config_update
+from search_spaces.tasks import TOWERS_TASK
 from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
@@ -124,7 +127,7 @@ class Supernet:
     ) -> None:
         self.model, self.vocabulary, self.dtype = model, vocabulary, dtype
         adopt(model.config.model_type)
-        self.layout = Layout(model.config)
+        self.layout = Layout(model.config, TOWERS_TASK if has_towers(model) else "")
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._model_class = type(model)
         self._generation_ids = copy.deepcopy(vars(model.generation_config)) if model.can_generate() else {}
@@ -242,11 +245,12 @@ class Supernet:
                 for module in layer.cached_modules:
                     module.__dict__["layer_idx"] = number  # the place in the cache
         self._apply(self._outside_layers, blueprint.outside)
-        sizes = getattr(self.model.config, self.family.sub_config) if self.family.sub_config else self.model.config
+        sizes, _ = config_part(self.model.config, self.family, "")
         sizes.__dict__.pop(self.family.cache_depth_field, None)
         self._size_checks.expect(blueprint.outside.sizes["image"])
         for name, value in {**self.layout.config_update(subnet), **self._token_ids(subnet)}.items():
-            sizes.__dict__[sizes.attribute_map.get(name, name)] = value
+            part, last = config_part(self.model.config, self.family, name)
+            part.__dict__[part.attribute_map.get(last, last)] = value
         if self._generation_ids:
             self.model.generation_config.update(**self._generation_token_ids(subnet))
         self.active = subnet
@@ -466,12 +470,16 @@ class Supernet:
     def _stock_class_and_config(self, config_update: dict[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         config = copy.deepcopy(self.config)
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
-        sizes.update({**config_update, **{name: False for _, name in self.family.unused_modules.values()}})
+        update_config(config, self.family, {**config_update, **dict.fromkeys(self._unused_fields, False)})
         if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names one stage per layer
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(getattr(sizes, DEPTHS[0])))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
         return self._model_class, config
+
+    @property
+    def _unused_fields(self) -> list[str]:
+        return [name for _, name in self.family.unused_modules.values()]
 
     def _custom_class_and_config(self, subnet: SubnetConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         """Returns class and config of a subnetwork that no stock config describes."""

@@ -159,6 +159,7 @@ def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
 
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "image-classification": _image_columns,
+    "zero-shot-image-classification": _image_columns,
     "audio-classification": _labelled_sound_columns,
     "automatic-speech-recognition": _speech_columns,
     "automatic-speech-recognition-ctc": _speech_columns,
@@ -177,7 +178,9 @@ COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
 LANGUAGE_MODELING = ("text-generation", "fill-mask")
 UNLABELLED = (*LANGUAGE_MODELING, "feature-extraction", "sentence-similarity")
 NEEDED = {
-    "image-classification": "a column of images and one of labels",
+    **dict.fromkeys(
+        ("image-classification", "zero-shot-image-classification"), "a column of images and one of labels"
+    ),
     **dict.fromkeys(
         ("automatic-speech-recognition", "automatic-speech-recognition-ctc"), "a column of recordings and one of texts"
     ),

@@ -132,11 +132,11 @@ class TaskContext:
     @cached_property
     def layout(self) -> Layout:
         """The elastic dimensions of the parent; InputError if its family does not support the task."""
-        layout, task = Layout(self.config), self.recipe.task.type
+        layout, task = Layout(self.config, self.recipe.task.type), self.recipe.task.type
         if task not in layout.family.tasks:
             raise InputError(
                 f"`task.type` must be a task that `{layout.family.model_type}` supports "
-                f"({', '.join(layout.family.tasks)}), but got `{task}`."
+                f"({', '.join(layout.family.all_tasks)}), but got `{task}`."
             )
         return layout
 

@@ -113,14 +113,14 @@ def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:
 
 
 def resized_processor(processor: Any, share: float) -> Any:
-    """A copy of an image processor whose images are smaller: every length in its sizes is this share."""
+    """A copy of an image processor, alone or beside a tokenizer, whose images are smaller by this share of a side."""
     resized = copy.deepcopy(processor)
+    images = getattr(resized, "image_processor", resized)
     for name in ("size", "crop_size"):
-        if lengths := getattr(resized, name, None):
-            setattr(
-                resized, name, type(lengths)(**{key: round(value * share) for key, value in dict(lengths).items()})
-            )
-    resized.do_resize = True
+        if lengths := getattr(images, name, None):
+            smaller = {key: round(value * share) for key, value in dict(lengths).items()}
+            setattr(images, name, type(lengths)(**smaller))
+    images.do_resize = True
     return resized
 
 

@@ -107,7 +107,7 @@ class BlockCosts:
             module = name.removesuffix(".parametrizations.weight.original1").removesuffix(".weight")
             elements = sum(map(math.prod, shapes))
             for path, position in {**family.runs_on, **runs_on}.items():
-                if f".{module}".endswith(f".{path}"):
+                if f".{module}".endswith(f".{path}") and runs[position]:
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
                     macs, weights, traffic = macs + runs[position] * elements, weights + elements, traffic + flow
                     largest = max(largest, flow)
@@ -125,7 +125,7 @@ class BlockCosts:
             location = layout.locate(name)
             if len(location.axes) == 2 and None not in location.axes:
                 times, elements = runs[layout.runs_on(location)], sum(map(math.prod, shapes))
-                macs, weights = macs + times * elements, weights + elements
+                macs, weights = macs + times * elements, weights + elements * bool(times)
                 traffic += times * sum(map(_inputs_and_outputs, shapes))
         if len(blocks) == 1 and getattr(subnet, BLOCKS[blocks[0]][0])[position]:
             live_activations = count_live_activations(layout, subnet, position, blocks[0], runs, self._modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from predictors.measurement.image_tower import image_tower
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.workload import Workload, device_errors_as_input_errors
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def prepare(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], workload: Workload) -> Call:
     """Returns a call that runs a model once under a workload; the first calls may compile it.
 
-    In phase ``decode`` a cache is filled with all tokens but the last, and every call processes the last token.
+    Of a model with two towers the image tower runs, as texts are read beforehand. In phase ``decode`` a cache is
+    filled with all tokens but the last, and every call processes the last token.
 
     Args:
         model: A Hugging Face model; PyTorch runtimes move it to the workload's device and dtype.
@@ -32,7 +34,7 @@ def prepare(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], workload
     check_runtime(workload)
     import torch
 
-    model = model.eval()
+    model, inputs = image_tower(model.eval(), inputs)
     with device_errors_as_input_errors(workload), torch.inference_mode():
         return RUNTIMES[workload.runtime].prepare(model, inputs, workload)
 

@@ -15,6 +15,7 @@ from search_spaces.dimensions.hidden import HIDDEN_SIZE
 from search_spaces.dimensions.image_size import IMAGE_SIZE
 from search_spaces.dimensions.key_value_heads import NUM_KEY_VALUE_HEADS
 from search_spaces.dimensions.ranks import ATTENTION_RANK, MLP_RANK
+from search_spaces.dimensions.text_hidden import TEXT_HIDDEN_SIZE
 from search_spaces.dimensions.vocabulary import VOCABULARY
 
 DIMENSIONS: dict[str, Dimension] = {
@@ -35,12 +36,13 @@ DIMENSIONS: dict[str, Dimension] = {
         EMBEDDING_BITS,
         EMBEDDING_DIM,
         IMAGE_SIZE,
+        TEXT_HIDDEN_SIZE,
     )
 }
 """Name -> dimension, in the order in which a space draws them."""
 
 DEPTHS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "stack")
-"""Depth of each stack: the only one, or the encoder's and the decoder's."""
+"""Depth of each stack: the only one, the encoder's and the decoder's, or the image tower's and the text tower's."""
 
 BLOCKS: dict[str, tuple[str, ...]] = {
     block: tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == block) for block in BLOCK_NAMES

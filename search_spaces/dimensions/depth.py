@@ -41,13 +41,13 @@ class DecoderDepth(Depth):
 NUM_HIDDEN_LAYERS = Depth(
     "num_hidden_layers",
     label="layers",
-    meaning="How many layers are kept; of the encoder in an encoder-decoder.",
+    meaning="How many layers are kept; of the encoder in an encoder-decoder, of the image tower beside a text tower.",
     scope="stack",
 )
 NUM_DECODER_LAYERS = DecoderDepth(
     "num_decoder_layers",
     label="decoder layers",
-    meaning="How many layers of the decoder are kept.",
+    meaning="How many layers of the decoder are kept, or of the text tower beside an image tower.",
     scope="stack",
     stack=1,
 )

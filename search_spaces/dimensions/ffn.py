@@ -17,14 +17,14 @@ class FeedForward(Dimension):
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """The parent's own width; four times the hidden size where the config leaves it open, as GPT-2's may."""
-        value: Any = getattr(layout.sizes, layout.family.names_in_config(self.name)[stack], None)
+        value: Any = layout.field(layout.family.names_in_config(self.name)[stack], None)
         if layout.family.ffn_from_ratio is not None:
             value = layout.family.ffn_from_ratio(layout.sizes, layout.sizes.hidden_size, value)
         return 4 * layout.sizes.hidden_size if value is None else int(value)
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
-        """Quarters of the smaller stack's width, in steps of 8."""
-        return fractions_of(min(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS, multiple=8)
+        """Quarters of the wider stack's width, in steps of 8."""
+        return fractions_of(max(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS, multiple=8)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

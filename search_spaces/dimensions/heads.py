@@ -28,7 +28,7 @@ class Heads(Dimension):
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """The number of heads, and ``head_dim`` where the config has it; else the heads must fill the hidden size."""
-        heads, hidden = values[self.name], subnet.hidden_size
+        heads, hidden = values[self.name], layout.hidden_size(subnet, stack)
         config = super().stock_config(layout, subnet, stack, values)
         if config is None or (not layout.family.head_dim_in_config and heads * layout.head_dim != hidden):
             return None

@@ -17,7 +17,7 @@ FRACTIONS = (2 / 3, 5 / 6, 1)
 
 
 class Hidden(Dimension):
-    """The hidden size, one for all layers."""
+    """The hidden size, one for all layers of a model or a tower."""
 
     def check(self, where: str, values: Mapping[str, Any]) -> None:
         """Raises InputError unless there is a channel."""
@@ -26,8 +26,7 @@ class Hidden(Dimension):
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Fractions of the parent's, in steps that grow with it."""
-        hidden = layout.parent.hidden_size
-        return fractions_of(hidden, FRACTIONS, multiple=64 if hidden >= 512 else 32 if hidden >= 256 else 8)
+        return hidden_choices(layout.parent.hidden_size)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]
@@ -43,10 +42,15 @@ class Hidden(Dimension):
         return config | dict.fromkeys(family.equal_to_hidden_size, size)
 
 
+def hidden_choices(hidden: int) -> list[int] | str:
+    """Fractions of a hidden size, in steps that grow with it; why not, if there is none."""
+    return fractions_of(hidden, FRACTIONS, multiple=64 if hidden >= 512 else 32 if hidden >= 256 else 8)
+
+
 HIDDEN_SIZE = Hidden(
     "hidden_size",
     label="hidden",
-    meaning="Width of the residual stream.",
+    meaning="Width of the residual stream; of the image tower in a model with two towers.",
     scope="subnetwork",
     axes=("hidden",),
 )

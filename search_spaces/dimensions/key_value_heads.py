@@ -67,12 +67,12 @@ class KeyValueHeads(Dimension):
         if layout.family.kv_heads_of is not None:
             return layout.family.kv_heads_of(layout.sizes)
         name = self.name if "kv_heads" in layout.family.axes else HEADS
-        return int(getattr(layout.sizes, layout.family.names_in_config(name)[stack]))
+        return int(layout.field(layout.family.names_in_config(name)[stack]))
 
 
 def parent_groups(layout: Layout) -> tuple[int, int]:
-    """Attention heads, and key and value heads of the parent; in an encoder-decoder, of the stack with fewer."""
-    heads, groups = (min(values[name] for values in layout.parent_values) for name in (HEADS, "num_key_value_heads"))
+    """Attention heads, and key and value heads of the parent; with two stacks, of the one with more."""
+    heads, groups = (max(values[name] for values in layout.parent_values) for name in (HEADS, "num_key_value_heads"))
     return heads, groups
 
 

@@ -1,12 +1,14 @@
-"""CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020): pre-norm encoder over patches and a class token.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): a pre-norm encoder over patches and a class token, and one over texts.
 
-Sizes are those of ``vision_config``; an image classifier has no text tower.
+An image classifier has the image tower only. Sizes are those of ``vision_config`` and ``text_config``.
 """
 
-from search_spaces.family import Family, Stack
-from search_spaces.tasks import IMAGE_ENCODER_TASKS
+from dataclasses import replace
 
-CLIP = Family(
+from search_spaces.family import Family, Stack
+from search_spaces.tasks import IMAGE_ENCODER_TASKS, TOWERS_TASK
+
+IMAGE_TOWER = Family(
     model_type="clip",
     tasks=IMAGE_ENCODER_TASKS,
     stacks=(
@@ -42,3 +44,36 @@ CLIP = Family(
     head_dim_in_config=False,
     sub_config="vision_config",
 )
+
+TEXT_TOWER = replace(
+    IMAGE_TOWER.stacks[0],
+    layers="text_model.encoder.layers",
+    attention_module="",
+    modules={
+        path: tuple("text_hidden" if axis == "hidden" else axis for axis in axes)
+        for path, axes in IMAGE_TOWER.stacks[0].modules.items()
+    },
+)
+SIZES_OF_LAYERS = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+TOWERS = replace(
+    IMAGE_TOWER,
+    tasks=(TOWERS_TASK,),
+    stacks=(IMAGE_TOWER.stacks[0], TEXT_TOWER),
+    outside_layers={
+        **{path: axes for path, axes in IMAGE_TOWER.outside_layers.items() if path != "classifier"},
+        "visual_projection": (None, "hidden"),
+        "text_model.embeddings.token_embedding": (None, "text_hidden"),
+        "text_model.embeddings.position_embedding": (None, "text_hidden"),
+        "text_model.final_layer_norm": ("text_hidden",),
+        "text_projection": (None, "text_hidden"),
+    },
+    runs_on={
+        "vision_model.embeddings.patch_embedding": "patch",
+        "visual_projection": "once",
+        "text_projection": "text",
+    },
+    config_names={name: (name, f"text_config.{name}") for name in SIZES_OF_LAYERS},
+)
+
+CLIP = replace(IMAGE_TOWER, with_text_tower=TOWERS)

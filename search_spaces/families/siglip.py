@@ -5,10 +5,10 @@ Its attention-pooling head is left out: an image classifier averages the patches
 
 from dataclasses import replace
 
-from search_spaces.families.clip import CLIP
+from search_spaces.families.clip import IMAGE_TOWER
 
 SIGLIP = replace(
-    CLIP,
+    IMAGE_TOWER,
     model_type="siglip",
     unused_modules={"vision_model.head": ("use_head", "vision_use_head")},
     special_tokens=0,

@@ -16,6 +16,7 @@ from nas.tasks.types.text_classification import TextClassification
 from nas.tasks.types.text_generation import TextGeneration
 from nas.tasks.types.text_ranking import TextRanking
 from nas.tasks.types.token_classification import TokenClassification
+from nas.tasks.types.zero_shot_image_classification import ZeroShotImageClassification
 
 TASK_TYPES: dict[str, type[TaskType]] = {
     "text-classification": TextClassification,
@@ -31,4 +32,5 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "automatic-speech-recognition-ctc": AutomaticSpeechRecognitionCtc,
     "audio-classification": AudioClassification,
     "image-classification": ImageClassification,
+    "zero-shot-image-classification": ZeroShotImageClassification,
 }

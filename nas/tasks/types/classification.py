@@ -31,6 +31,7 @@ from nas.tasks.types.base import TaskInputs, TaskType
 from search_spaces import InputError
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel
 
@@ -98,10 +99,15 @@ class Classification(TaskType):
         is_binary = self.problem_type == "single_label_classification" and len(self.names) == 2
         return {**table, "f1": metrics.binary_f1} if is_binary else table
 
+    def logits(self, outputs: Any) -> torch.Tensor:
+        """The logits (examples, classes), or (examples, 1) for a regression."""
+        logits: torch.Tensor = outputs.logits
+        return logits
+
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
-        """Returns the logits (examples, classes), or (examples, 1) for a regression, and the labels."""
+        """Returns the logits and the labels."""
         labels = batch["labels"]
-        return [(outputs.logits, labels[:, None] if self.problem_type == "regression" else labels)]
+        return [(self.logits(outputs), labels[:, None] if self.problem_type == "regression" else labels)]
 
     def example_stats(
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
@@ -111,7 +117,7 @@ class Classification(TaskType):
 
         outputs = model(**model_inputs(batch))
         loss, n_scored = loss_by_example(self.logits_and_labels(outputs, batch), self.activation)
-        logits, labels = outputs.logits.double().cpu().numpy(), batch["labels"].cpu().numpy()
+        logits, labels = self.logits(outputs).double().cpu().numpy(), batch["labels"].cpu().numpy()
         common = {
             "labels": labels,
             "loss": loss.double().cpu().numpy(),
