@@ -85,7 +85,8 @@ class GradientBoosting:
         from sklearn.ensemble import BaggingRegressor, GradientBoostingRegressor
 
         estimator = GradientBoostingRegressor(n_estimators=40, learning_rate=0.2, max_features=0.5, random_state=0)
-        self._model = BaggingRegressor(estimator, 3, max_samples=0.8, bootstrap=False, random_state=0)
+        subset = max(1, 4 * len(values) // 5)  # a share would be one of the sum of the weights
+        self._model = BaggingRegressor(estimator, 3, max_samples=subset, bootstrap=False, random_state=0)
         self._model.fit(features, values, sample_weight=_weights(errors))
         return self
 

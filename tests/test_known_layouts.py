@@ -96,7 +96,7 @@ def test_a_dimension_that_breaks_a_law_is_left_out() -> None:
     """BigBird reshapes by a number of heads that the table does not know."""
     family = adopted("big_bird")
     proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])
-    assert [*broken] == ["num_attention_heads"] and "does not run" in broken["num_attention_heads"]
+    assert [*broken] == ["num_attention_heads"] and "does not run" in broken["num_attention_heads"].what
     assert {"num_hidden_layers", "intermediate_size"} <= {*proof.dimensions}
 
 
@@ -151,6 +151,19 @@ def test_a_check_says_whose_table_a_model_has_and_what_was_proved(camembert_reci
         result.output.split()
     )
     assert "random subnetworks of num_hidden_layers, num_attention_heads" in " ".join(result.output.split())
+
+
+def test_a_proposed_space_leaves_out_what_breaks_a_law_and_says_so(text_recipe: Path) -> None:
+    config = transformers.BigBirdConfig(**SIZES, **TEXT, pad_token_id=0, attention_type="original_full")
+    transformers.BigBirdModel(config).save_pretrained(text_recipe.parent / "bird")
+    transformers.AutoTokenizer.from_pretrained(text_recipe.parent / "model").save_pretrained(
+        text_recipe.parent / "bird"
+    )
+    recipe = yaml.safe_load(text_recipe.read_text()) | {"model": "bird"}
+    text_recipe.write_text(yaml.safe_dump(recipe | {"space": "auto"}))
+    output = " ".join(CliRunner().invoke(app, ["check", str(text_recipe)]).output.split())
+    assert "space num_attention_heads stays as in the parent: with layers" in output
+    assert "random subnetworks of num_hidden_layers, intermediate_size" in output
 
 
 @pytest.mark.slow

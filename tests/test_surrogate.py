@@ -116,6 +116,13 @@ def test_values_with_large_errors_count_less(name: str) -> None:
     assert error(SURROGATES[name]().fit(X, values, errors)) < 0.75 * error(SURROGATES[name]().fit(X, values))
 
 
+@pytest.mark.parametrize("name", SURROGATES)
+def test_values_of_which_many_have_hardly_an_error_are_learned(name: str) -> None:
+    errors = np.where(np.arange(80) < 39, 1e-3, 0.1)
+    mean, _ = SURROGATES[name]().fit(X, LINE, errors).predict(X)
+    assert np.corrcoef(mean, LINE)[0, 1] > 0.9
+
+
 def test_the_lucky_are_drawn_back_to_what_is_likely() -> None:
     errors = np.full(80, 0.3)
     values = LINE + np.random.default_rng(1).normal(0, errors)

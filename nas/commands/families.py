@@ -55,7 +55,7 @@ def describe_type(model: str) -> Iterator[str]:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])
         yield str(proof)
-        yield from broken.values()
+        yield from map(str, broken.values())
     for name, cell in zip(("tasks", "dimensions", "may skip"), _cells(family), strict=True):
         yield f"{name}: {', '.join(cell)}"
     yield from (f"{name} is fixed: {why}" for name, why in family.fixed_reasons.items())

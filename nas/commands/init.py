@@ -17,6 +17,7 @@ from nas.recipe.schema import Recipe
 from nas.recipe.text import absolute_source, apply_overrides, split_source
 from nas.runs.files import write_text
 from nas.stages.check import check_recipe
+from nas.stages.layout_proof import broken_dimensions
 from nas.stages.parent_check import check_exact_constraints
 from nas.supernets.space import propose_space
 from nas.tasks.columns import TaskColumns, guess_columns, guess_task
@@ -298,7 +299,9 @@ def _objectives(task: dict[str, Any], layout: Layout, examples: Dataset | None) 
 def _with_space(proposed: ProposedRecipe) -> ProposedRecipe:
     """The recipe with the proposed space in place of ``auto``, and why dimensions are left out."""
     context = TaskContext(Recipe.parse(proposed.data))
-    proposal, family = propose_space(context), context.layout.family
+    family = context.layout.family
+    context.broken_dimensions = broken_dimensions(family, context.recipe.task.type)
+    proposal = propose_space(context)
     comments = {f"space.{name}": f"left out: {why}" for name, why in proposal.left_out.items()}
     comments["space"] = "a dimension left out keeps the model's value"
     skippable = {width: block for block, (width, *_) in BLOCKS.items()}

@@ -11,6 +11,7 @@ from nas.recipe.objectives import FOOTPRINTS, base_name, cost_name
 from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line
 from nas.runs.run import Run, is_run
+from nas.stages.layout_proof import broken_dimensions
 from nas.stages.parent_check import check_parent
 from nas.stages.resources import check_resources
 from nas.studies.sampler import check_sampler
@@ -94,6 +95,9 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
     check_sampler(recipe)
     context = TaskContext(recipe, sample)
     if recipe.space == "auto":
+        context.broken_dimensions = broken_dimensions(context.layout.family, recipe.task.type)
+        for name, why in context.broken_dimensions.items():
+            print_line(f"space      {name} stays as in the parent: {why}")
         proposed = resolved_space(context)
         context.recipe = recipe = recipe.model_copy(update={"space": proposed})
         print_line(f"space      proposed: {', '.join(proposed.model_dump(exclude={'scope'}, exclude_none=True))}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.exports.reload import scored_outputs
+from nas.modeling.known_layouts import small_model
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from nas.tasks.dummy_inputs import dummy_inputs
@@ -126,14 +127,15 @@ class LayoutFailure(InputError):
 
     Attributes:
         dimension: The dimension that varied; empty if all did.
+        what: What is wrong with it.
     """
 
-    def __init__(self, message: str, dimension: str) -> None:
+    def __init__(self, message: str, dimension: str, what: str = "") -> None:
         super().__init__(message)
-        self.dimension = dimension
+        self.dimension, self.what = dimension, what
 
 
-def prove_what_holds(model: PreTrainedModel, task: str) -> tuple[Proof, dict[str, str]]:
+def prove_what_holds(model: PreTrainedModel, task: str) -> tuple[Proof, dict[str, LayoutFailure]]:
     """Tests the laws of slicing in the space that a recipe without one would get, without dimensions that break them.
 
     Args:
@@ -146,15 +148,26 @@ def prove_what_holds(model: PreTrainedModel, task: str) -> tuple[Proof, dict[str
     Raises:
         InputError: If no dimension is left, or a law does not hold in all of those that are left together.
     """
-    space, broken = proposed_space(model), dict[str, str]()
+    space, broken = proposed_space(model), dict[str, LayoutFailure]()
     while True:
         try:
             return prove_layout(model, task, space), broken
         except LayoutFailure as failure:
             if not failure.dimension or failure.dimension in DEPTHS:
                 raise
-            broken[failure.dimension] = str(failure)
+            broken[failure.dimension] = failure
             space = _without(space, failure.dimension)
+
+
+def broken_dimensions(family: Family, task: str) -> dict[str, str]:
+    """Dimensions that break a law in a type without a table of its own -> what is wrong; on a tiny random model."""
+    if not family.alike:
+        return {}
+    try:
+        model = small_model(family, task)
+    except InputError:  # the model itself is proved later
+        return {}
+    return {name: failure.what for name, failure in prove_what_holds(model, task)[1].items()}
 
 
 def _without(space: SearchSpace, name: str) -> SearchSpace:
@@ -195,6 +208,7 @@ class _Prover:
                 f"{alike_text(family)}, but with {dimension} of {subnet} {what}; leave "
                 f"{'a dimension' if together else f'`{dimension}`'} out of `space`, or add a table (CONTRIBUTING.md).",
                 "" if together else dimension,
+                f"with {subnet} {what}",
             )
 
     def require_use(self, subnet: SubnetConfig) -> None:

@@ -91,7 +91,7 @@ def _facts(context: TaskContext) -> Facts:
         unsupported_dtypes={d: why for d in DTYPES if (why := _unsupported_reason(d, workloads, value_names))},
         ties_embedding=context.layout.ties_embedding(context.recipe.task.type),
         is_decoding=all(workload.phase == "decode" for workload in workloads),
-        kept={**kept, **_fixed_in_task(context)},
+        kept={**kept, **_fixed_in_task(context), **context.broken_dimensions},
     )
 
 

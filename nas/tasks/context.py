@@ -100,6 +100,10 @@ class TaskContext:
     Args:
         recipe: The recipe.
         sample: Examples of each split that are processed, enough for an estimate; None: all.
+
+    Attributes:
+        broken_dimensions: Dimensions that a proposed space leaves out, as they break a law in a model whose table is
+            another type's -> what is wrong with them.
     """
 
     def __init__(self, recipe: Recipe, sample: int | None = None) -> None:
@@ -107,6 +111,7 @@ class TaskContext:
         self._training_sets: dict[str | None, Dataset] = {}
         self._of_size: dict[str, TaskContext] = {FULL: self}
         self._tokens = 1, 1
+        self.broken_dimensions: Mapping[str, str] = {}
 
     @cached_property
     def config(self) -> PreTrainedConfig:
