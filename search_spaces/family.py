@@ -133,7 +133,7 @@ class Family:
         position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
-        with_text_tower: The table of its models that have a text tower too, where this one is of the image tower only.
+        of_task: Task -> the table of its models of this task, which have other stacks than this one says.
         has_stock_config: Layout, subnetwork -> whether a stock config can describe it, for limits beyond its sizes.
         rescale_constants: Config, new hidden size -> parameter path -> (factor, offset). A stock model of another
             hidden size takes ``(weight + offset) * factor - offset``: constants computed from that size then cancel.
@@ -166,7 +166,7 @@ class Family:
     position_offset: int = 0
     learned_positions: str = ""
     sub_config: str = ""
-    with_text_tower: Family | None = None
+    of_task: Mapping[str, Family] = field(default_factory=dict)
     has_stock_config: Callable[[Layout, SubnetConfig], bool] | None = None
     rescale_constants: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
     extra_macs: Callable[[Layout, LayerBlueprint, int], int] | None = None
@@ -193,13 +193,12 @@ class Family:
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
-        """Its tasks, and those of its models with a text tower."""
-        return (*self.tasks, *(self.with_text_tower.tasks if self.with_text_tower is not None else ()))
+        """Its tasks, and those of its models with other stacks."""
+        return (*self.tasks, *self.of_task)
 
     def for_task(self, task: str) -> Family:
-        """The table of its models of a task: that with the text tower where the task needs it."""
-        whole = self.with_text_tower
-        return whole if whole is not None and task in whole.tasks else self
+        """The table of its models of a task."""
+        return self.of_task.get(task, self)
 
     def hidden_axis(self, stack: int) -> Axis:
         """The axis of the residual stream of a stack."""
@@ -217,9 +216,9 @@ class Family:
 
     @property
     def all_dimensions(self) -> list[str]:
-        """Its dimensions, and those of its models with a text tower."""
-        whole = self.with_text_tower.dimensions if self.with_text_tower is not None else []
-        return list(dict.fromkeys([*self.dimensions, *whole]))
+        """Its dimensions, and those of its models with other stacks."""
+        others = [name for family in self.of_task.values() for name in family.dimensions]
+        return list(dict.fromkeys([*self.dimensions, *others]))
 
     @property
     def skippable(self) -> list[str]:

@@ -40,7 +40,7 @@ class Inputs:
         """
         patches = self.patches(image)
         special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
-        token = patches + special if patches else sequence_length or 0
+        token = patches + special if patches else self.encoded_frames or sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
         label = token if label_tokens else 1
         return {
@@ -62,9 +62,16 @@ class Inputs:
     @property
     def max_sequence_length(self) -> int | None:
         """Most tokens that the position embeddings allow, None if they set no limit."""
+        if self.encoded_frames:
+            return None
         written = getattr(self.sizes, "max_target_positions", None)
         positions = getattr(self.sizes, "max_position_embeddings", written)
         return None if positions is None or self.num_patches else positions - self.family.position_offset
+
+    @property
+    def encoded_frames(self) -> int:
+        """Frames that an encoder of sounds of one length gives, without a decoder; 0 for any other model."""
+        return 0 if len(self.family.stacks) > 1 else getattr(self.sizes, "max_source_positions", 0)
 
     @cached_property
     def num_patches(self) -> int:

@@ -243,6 +243,13 @@ def labelled_outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
     return outputs
 
 
+WHISPER_ENCODER = replace(
+    TOYS["whisper"],
+    config={**TOYS["whisper"].config, "classifier_proj_size": 32, "num_labels": 3},
+    inputs=lambda: {"input_features": torch.randn(3, 8, 20)},
+)
+"""A toy of Whisper's encoder with a head for classes of sounds."""
+
 UNLIKE = {"vision_config": {**TWO_TOWERS["vision_config"], "num_attention_heads": 4}, "projection_dim": 20}
 UNLIKE |= {"text_config": {**SIZES, **TEXT, "hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 64}}
 UNLIKE["text_config"] |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}

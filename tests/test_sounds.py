@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import WHISPER_ENCODER
+from test_families import assert_counts_are_exact, assert_extracted_equals_active, calibrated, subnets
 
 from nas.exports.export import export_subnet
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.importance import order_by_importance
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from nas.tasks.generation_metrics import GENERATION_METRICS, edits
@@ -82,6 +86,32 @@ def spectrogram_model(folder: Path) -> None:
     frames = {"max_length": 32, "num_mel_bins": 16}
     transformers.ASTConfig(**sizes, **frames, patch_size=8, frequency_stride=8, time_stride=8).save_pretrained(folder)
     transformers.ASTFeatureExtractor(sampling_rate=RATE, **frames).save_pretrained(folder)
+
+
+def whisper_model(folder: Path) -> None:
+    """A tiny Whisper for one second, and its feature extractor."""
+    import transformers
+
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 2,
+    }
+    frames = {"num_mel_bins": 16, "max_source_positions": 10}
+    transformers.WhisperConfig(
+        **sizes, **frames, vocab_size=20, pad_token_id=0, bos_token_id=2, eos_token_id=3
+    ).save_pretrained(folder)
+    lengths = {"chunk_length": 1, "hop_length": RATE // 20, "n_fft": RATE // 10}
+    transformers.WhisperFeatureExtractor(16, sampling_rate=RATE, **lengths).save_pretrained(folder)
+
+
+CLASSIFIERS: dict[str, Callable[[Path], None]] = {
+    "wav2vec2": wave_model,
+    "audio-spectrogram-transformer": spectrogram_model,
+    "whisper": whisper_model,
+}
 
 
 def recipe(folder: Path, task: str, **sections: Any) -> Recipe:
@@ -219,9 +249,22 @@ def test_speech_recognition_of_waves_names_its_task(tmp_path: Path) -> None:
         _ = TaskContext(recipe(tmp_path, "automatic-speech-recognition")).layout
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "audio-spectrogram-transformer"])
+def test_whispers_encoder_with_a_head_keeps_every_law(tmp_path: Path) -> None:
+    task, toy = "audio-classification", WHISPER_ENCODER
+    for attention in toy.attentions:
+        supernet = calibrated(toy.model(task, attention), toy)
+        assert supernet.layout.depths == (4,)
+        for subnet in subnets(supernet):
+            assert_extracted_equals_active(supernet, subnet, toy.inputs())
+    assert_counts_are_exact(toy, task, tmp_path)
+    supernet.activate(supernet.parent)
+    order = order_by_importance(supernet, [toy.labelled(task)])
+    assert sorted(order.layers) == [0, 1, 2, 3] and order.hidden
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_sounds_are_classified(family: str, tmp_path: Path) -> None:
-    spectrogram_model(tmp_path / "model") if family.startswith("audio") else wave_model(tmp_path / "model")
+    CLASSIFIERS[family](tmp_path / "model")
     context = TaskContext(recipe(tmp_path, "audio-classification"))
     model = context.load_model().eval()
     batch = context.splits.test.batches[0]
@@ -254,11 +297,11 @@ def test_a_search_for_speech_recognition_end_to_end(family: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wav2vec2", "audio-spectrogram-transformer"])
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_a_search_for_audio_classification_end_to_end(family: str, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    spectrogram_model(tmp_path / "model") if family.startswith("audio") else wave_model(tmp_path / "model")
+    CLASSIFIERS[family](tmp_path / "model")
     run = search(recipe(tmp_path, "audio-classification"), tmp_path / "run")
     best = max(run.verified_points(), key=lambda point: point.values["accuracy"])
     folder = export_subnet(run, best, tmp_path / "small")

@@ -217,7 +217,7 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
     if not has_sizes or not stock_classes(modeling_auto.AutoModel, config_class):
         return None
     candidate = replace(
-        family, model_type=config.model_type, alike=family.model_type, sub_config=sub_config, with_text_tower=None
+        family, model_type=config.model_type, alike=family.model_type, sub_config=sub_config, of_task={}
     )
     try:
         body = _empty_model(modeling_auto.AutoModel, config_class)

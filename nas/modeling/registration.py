@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import FAMILIES, TASKS, Family
+from search_spaces import FAMILIES, TASKS, Family, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @cache
@@ -44,6 +44,17 @@ def stock_classes(auto: Any, config: type) -> tuple[type, ...]:
         return ()
     classes = auto._model_mapping[config]
     return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+
+
+def task_with_own_stacks(model: PreTrainedModel) -> str:
+    """The task whose models have other stacks than the table of their type says, if this is one; else empty."""
+    from transformers.models.auto import modeling_auto
+
+    for task in family_of(model.config.model_type).of_task:
+        classes = stock_classes(getattr(modeling_auto, TASKS[task].auto_class), type(model.config))
+        if isinstance(model, classes):
+            return task
+    return ""
 
 
 def head_task(config: PreTrainedConfig, tasks: Iterable[str]) -> str | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.modeling_nas import PREFIX
-from search_spaces import InputError, Layout, SubnetConfig
+from nas.modeling.registration import head_task
+from search_spaces import InputError, Layout, SubnetConfig, family_of
 from search_spaces.layout import update_config
 from search_spaces.shapes import Rows
 from search_spaces.stock_config import stock_config_update
@@ -45,7 +46,8 @@ def unfolded_config(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
     full = _stock_config(config)
     if "CLIPModel" in full.architectures:
         raise InputError(refusal(folder, "it has two towers"))
-    layout, subnet = Layout(full), _subnet(folder, len(Layout(full).parent.layers))
+    layout = _layout(full)
+    subnet = _subnet(folder, len(layout.parent.layers))
     if subnet != SubnetConfig(subnet.layers, **_sizes(subnet)):
         raise InputError(refusal(folder, "its layers compute in another way (integers or sparse attention)"))
     for wide in _uniform(layout, subnet):
@@ -71,7 +73,7 @@ def unfold(model: PreTrainedModel, config: PreTrainedConfig, folder: str) -> Pre
     own.update(labels)
     with torch.random.fork_rng(devices=[]):
         unfolded = stock(own)
-    layout = Layout(config)
+    layout = _layout(config)
     subnet, given = _subnet(folder, len(layout.parent.layers)), model.state_dict()
     parameters = {name for name, _ in unfolded.named_parameters(remove_duplicate=False)}
     state = {
@@ -85,6 +87,11 @@ def unfold(model: PreTrainedModel, config: PreTrainedConfig, folder: str) -> Pre
     if model.can_generate():
         unfolded.generation_config = copy.deepcopy(model.generation_config)
     return unfolded.train(model.training)
+
+
+def _layout(config: PreTrainedConfig) -> Layout:
+    """The layout of a stock model with the head that its config names."""
+    return Layout(config, head_task(config, family_of(config.model_type).of_task) or "")
 
 
 def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -137,7 +144,7 @@ def _updated(
     config = copy.deepcopy(full)
     update_config(config, layout.family, update)
     try:
-        check_subnet(Layout(config), subnet)
+        check_subnet(_layout(config), subnet)
     except InputError:
         return None
     return config

@@ -25,12 +25,12 @@ from nas.modeling.elastic import (
 from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
+from nas.modeling.registration import task_with_own_stacks
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.compensation import Compensation
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
-from predictors.measurement.image_tower import has_towers
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
@@ -48,7 +48,6 @@ from search_spaces.module_kinds import (
     SparseAttention,
 )
 from search_spaces.stock_config import stock_config_update
-from search_spaces.tasks import TOWERS_TASK
 from search_spaces.validation import check_subnet
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Supernet:
     ) -> None:
         self.model, self.vocabulary, self.dtype = model, vocabulary, dtype
         adopt(model.config.model_type)
-        self.layout = Layout(model.config, TOWERS_TASK if has_towers(model) else "")
+        self.layout = Layout(model.config, task_with_own_stacks(model))
         self.family, self.config, self.parent = self.layout.family, self.layout.config, self.layout.parent
         self._model_class = type(model)
         self._generation_ids = copy.deepcopy(vars(model.generation_config)) if model.can_generate() else {}

@@ -25,6 +25,9 @@ def random_sounds(config: PreTrainedConfig, workload: Workload, generator: torch
     """Random waves of as many frames as the workload has tokens; of a model of spectrograms, random ones."""
     import torch
 
+    if hasattr(config, "max_source_positions"):
+        spectrograms = (workload.batch_size, config.num_mel_bins, 2 * config.max_source_positions)
+        return {"input_features": torch.randn(spectrograms, generator=generator)}
     if hasattr(config, "frequency_stride"):
         shape: tuple[int, ...] = (config.max_length, config.num_mel_bins)
     else:

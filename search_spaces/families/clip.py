@@ -76,4 +76,4 @@ TOWERS = replace(
     config_names={name: (name, f"text_config.{name}") for name in SIZES_OF_LAYERS},
 )
 
-CLIP = replace(IMAGE_TOWER, with_text_tower=TOWERS)
+CLIP = replace(IMAGE_TOWER, of_task={TOWERS_TASK: TOWERS})
