@@ -60,6 +60,7 @@ def test_a_supernet_without_a_training_is_the_parent_in_order(text_recipe: Path,
     overrides = ["parent.epochs=0.1", "supernet.strategy=none", "space.num_hidden_layers=[3, 4]"]
     with locked_run(Recipe.load(text_recipe, overrides), tmp_path / "run") as (context, run):
         run_stages(run, context, last="supernet")
+        assert run.recipe.supernet.order == "activation"
         supernet, space = load_supernet(run, context)
         parent = context.load_model(run.parent).eval()
     batch = {name: values for name, values in context.splits.test.batches[0].items() if name != "labels"}

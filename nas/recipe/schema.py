@@ -18,6 +18,7 @@ from pydantic import (
     ValidationInfo,
     create_model,
     field_validator,
+    model_validator,
 )
 
 from nas.recipe import strict_yaml
@@ -245,7 +246,11 @@ class SupernetTraining(Training):
     epochs: float = Field(
         1.0, gt=0, le=1e6, description="Epochs: enough to rank subnetworks; the finish does the rest."
     )
-    order: ImportanceScore = Field("gradient", description="Importance score that orders weights before training.")
+    order: ImportanceScore = Field(
+        "gradient",
+        description="Importance score that orders weights; without a training `activation` by default, which keeps no "
+        "gradients.",
+    )
     strategy: Literal["sandwich", "single-path", "granularity", "progressive", "none"] = Field(
         "sandwich",
         description="Which subnetworks are trained in a step. `none`: no training; what remains of a narrower layer "
@@ -262,6 +267,13 @@ class SupernetTraining(Training):
         "last",
         description="Relations of the last hidden states, of each kept layer's, or of its queries, keys, values.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_without_training(cls, values: Any) -> Any:
+        """Orders by activations by default, where nothing is trained."""
+        is_untrained = isinstance(values, dict) and values.get("strategy") == "none"
+        return {"order": "activation", **values} if is_untrained else values
 
     @property
     def is_trained(self) -> bool:
