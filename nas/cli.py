@@ -127,6 +127,7 @@ def search(
 def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     from nas.commands.dry_run import estimate
     from nas.recipe.secrets import without_secrets
+    from nas.stages.needs import available_gb
     from nas.stages.resources import check_resources
 
     check_resources(recipe, folder, cluster)
@@ -137,6 +138,11 @@ def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     meanings = {stage.name: stage.meaning for stage in STAGES}
     for name, minutes in result["minutes"].items():
         typer.echo(f"#   {name:<8} {minutes:6.1f}   {meanings[name]}")
+    available = available_gb()
+    typer.echo(f"# estimated GB of memory, of {available:.1f}, and of disk:")
+    for name, needs in result["needs"].items():
+        hint = "   does not fit" if needs.memory_gb > available else ""
+        typer.echo(f"#   {name:<8} {needs.memory_gb:6.2f} {needs.disk_gb:6.2f}{hint}")
 
 
 @app.command()

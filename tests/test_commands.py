@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import bert
 
 from nas import cli
 from nas.commands.dry_run import estimate
 from nas.exports.model_info import model_info
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
+from nas.stages.needs import Needs, meta_model, stage_needs
+from nas.stages.parent_check import _memory_line
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
 
@@ -94,6 +97,7 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(
     nas(monkeypatch, "search", text_recipe, "search.evaluations=7", "--dry-run")
     printed = capsys.readouterr().out
     assert "evaluations: 7" in printed and "# space: 2,400 subnetworks" in printed and "# estimated minutes" in printed
+    assert "# estimated GB of memory" in printed
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -104,6 +108,23 @@ def test_a_dry_run_keeps_the_budgets_and_counts_all_examples(text_recipe: Path) 
     assert sampled.num_examples == whole.num_examples and len(sampled.splits.train) == 5
     minutes = estimate(recipe)["minutes"]
     assert minutes["profile"] <= 0.02 and set(minutes) >= {"parent", "supernet", "search", "verify", "export"}
+
+
+def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(
+    text_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs(*overrides: str) -> dict[str, Needs]:
+        context = TaskContext(Recipe.load(text_recipe, overrides), sample=5)
+        return stage_needs(context, meta_model(context))
+
+    trained, small = needs(), needs("supernet.strategy=none", "finish.models=0", "supernet.batch_size=16")
+    parameters = sum(parameter.numel() for parameter in bert().parameters()) / 1e9
+    assert trained["supernet"].memory_gb > 20 * parameters > small["supernet"].memory_gb > 4 * parameters
+    assert trained["finish"].disk_gb > 36 * parameters and small["finish"] == Needs(0.0, 0.0)
+    context = TaskContext(Recipe.load(text_recipe))
+    monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda: 15 * parameters)
+    line = _memory_line(context, meta_model(context))
+    assert "supernet" in line and "finish" in line.partition("will not fit")[0] and "search" not in line
 
 
 def test_the_whole_front_is_exported_at_once(

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_context, tokenizer, whisper
 
 from nas.recipe.schema import Recipe
+from nas.stages.check import _check_stride
 from nas.supernets.training import DistillationTrainer
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import collect_stats, score
 from predictors import Workload
+from search_spaces import InputError
 
 
 def lm_context(folder: Path, kind: str, text: str, model: str = "lm", **task: Any) -> TaskContext:
@@ -55,6 +58,45 @@ def test_a_causal_model_is_scored_on_the_next_token(tmp_path: Path) -> None:
     assert scores["perplexity"].value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert scores["accuracy"].value == pytest.approx(np.mean(correct))
     assert scores["loss"].standard_error == pytest.approx(np.std(losses) / math.sqrt(len(losses)), rel=0.5)
+
+
+def test_windows_with_a_stride_score_every_token_once_with_the_most_context(tmp_path: Path) -> None:
+    """The reference asks for each token alone, after the tokens of its window before it."""
+    words, model = tokenizer(tmp_path / "lm"), causal(tmp_path / "lm")
+    splits = lm_context(tmp_path, "text-generation", TEXT_OF_LINES, stride=3).splits
+    assert len(splits.test) > 2 * len(splits.task.train)
+    ids = torch.tensor(words(TEXT_OF_LINES)["input_ids"])
+    end, losses = 8 + (len(ids) - 8) // 3 * 3, []
+    with torch.inference_mode():
+        for place in range(1, end):
+            start = 0 if place < 8 else (place - 8) // 3 * 3 + 3
+            logits = model(ids[None, start:place]).logits[0, -1]
+            losses.append(float(F.cross_entropy(logits, ids[place])))
+    scores = score(model, splits.test, ["perplexity", "bits_per_byte"])
+    assert scores["perplexity"].value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    offsets = words(TEXT_OF_LINES, return_offsets_mapping=True)["offset_mapping"]
+    n_bytes = offsets[end - 1][1] - offsets[0][1]
+    assert scores["bits_per_byte"].value == pytest.approx(sum(losses) / n_bytes / math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["task.stride=64", "task.max_length=64"], "below the 64 tokens"),
+        (
+            ["task.stride=4", "space.vocabulary=[20, full]", "objectives={bits_per_byte: minimize, size_mb: minimize}"],
+            "vocab",
+        ),
+    ],
+)
+def test_a_stride_that_does_not_fit_is_refused(overrides: list[str], rule: str, tmp_path: Path) -> None:
+    causal(tmp_path / "lm")
+    tokenizer(tmp_path / "lm")
+    context = lm_context(tmp_path, "text-generation", TEXT_OF_LINES)
+    data = context.recipe.model_dump(mode="json", exclude={"workloads"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match=f"`task.stride` must .*{rule}"):
+        _check_stride(TaskContext(Recipe.load(tmp_path / "recipe.yaml", overrides)))
 
 
 def test_vocabulary_logits_are_not_kept_and_bound_the_batch_size(

@@ -179,7 +179,7 @@ def test_blocks_hold_the_same_texts_and_their_bytes(kind: str) -> None:
         assert own.starts[two.start] == full.starts[one.start]
         ends = [tokens.ends[block][-1] for tokens, block in ((full, one), (own, two))]
         assert abs(ends[0] - ends[1]) <= 4, "a character may be cut in the middle"
-        assert full.bytes_after_first(one) == full.ends[one][-1] - full.ends[one][0]
+        assert full.bytes_after(1, one) == full.ends[one][-1] - full.ends[one][0]
     assert max(block.stop - block.start for block in own.same_text(full, blocks, 12)) == 12
 
 

@@ -1,4 +1,4 @@
-"""`nas search --dry-run`: the size of the space and the estimated time of each stage; loads no weights."""
+"""`nas search --dry-run`: the size of the space, the time, memory and disk of each stage; loads no weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
+from nas.stages.needs import meta_model, stage_needs
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.context import TaskContext
@@ -36,7 +37,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         ``recipe``: with its space resolved; ``subnetworks``: the size of the space; ``minutes``: stage -> estimated
-        minutes on this machine, in order; stages that take seconds are left out.
+        minutes on this machine, in order; stages that take seconds are left out; ``needs``: stage -> memory and disk.
 
     Raises:
         InputError: If the recipe does not fit the model, the data or this device.
@@ -44,8 +45,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     quiet_libraries()
     with waiting("dry run"):
         context = check_recipe(recipe, sample=SAMPLE)
-        minutes = estimated_minutes(context)
-    return {"recipe": context.recipe, "subnetworks": search_space(context).size, "minutes": minutes}
+        minutes, needs = estimated_minutes(context), stage_needs(context, meta_model(context))
+    return {"recipe": context.recipe, "subnetworks": search_space(context).size, "minutes": minutes, "needs": needs}
 
 
 def estimated_minutes(context: TaskContext) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nas.recipe.schema import Training
+from nas.stages.needs import meta_model
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
@@ -16,7 +17,6 @@ from predictors import AnalyticCosts, Workload
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 TRAINER_S = 0.006
 """Seconds of a training step that the Trainer takes: collating, scheduling, logging."""
@@ -64,7 +64,7 @@ class StepTime:
         import torch
 
         recipe = context.recipe
-        costs = AnalyticCosts.from_model(_meta_model(context), context.layout, recipe.task.type, context.dtype)
+        costs = AnalyticCosts.from_model(meta_model(context), context.layout, recipe.task.type, context.dtype)
         (batch,) = context.splits.search.labelled_batches(1)
         length = batch["input_ids"].shape[1] if "input_ids" in batch else None
         layers = sum(map(len, search_space(context).stacks))
@@ -137,15 +137,6 @@ class _Layer:
 def costs_of(costs: AnalyticCosts, context: TaskContext, name: str) -> float:
     """One cost of the parent."""
     return float(costs.count((name,), [context.layout.parent], context.recipe.workload)[name][0])
-
-
-def _meta_model(context: TaskContext) -> PreTrainedModel:
-    """The parent without memory for its weights."""
-    import torch
-    import transformers
-
-    with torch.device("meta"):
-        return getattr(transformers, context.auto_class).from_config(context.config)
 
 
 def _fastest_s(call: Callable[[], object], device: str) -> float:

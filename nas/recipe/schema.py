@@ -132,6 +132,13 @@ class TaskSettings(_Section):
         le=1_000_000,
         description="Tokens at which a text is truncated, or tokens of a block of a language model.",
     )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Text generation: held-out texts are read in windows of `max_length` tokens that start so many "
+        "tokens apart, and each token is scored once, with the most context; default: windows do not overlap.",
+    )
     metrics: dict[str, str] = Field(
         default_factory=dict,
         description="Metrics of your own: name -> `file.py:function`, `package.module:function` or `evaluate:name`.",

@@ -117,6 +117,7 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
     for size in vocabulary_sizes(space):
         context.vocabulary.kept(size)  # refuses one with too few pieces
         _require_comparable(context)
+    _check_stride(context)
     if space.size < 10:
         raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     _check_costs(context)
@@ -159,6 +160,22 @@ def _require_comparable(context: TaskContext) -> None:
             f"`space.vocabulary` must be left out where `objectives` or `constraints` name `{names[0]}`, a mean over "
             "tokens, which change with the vocabulary; take `bits_per_byte` in its place."
         )
+
+
+def _check_stride(context: TaskContext) -> None:
+    """Raises InputError if held-out windows cannot overlap as the recipe says."""
+    settings = context.recipe.task
+    if settings.stride is None:
+        return
+    if not context.task_type.strides:
+        rule = f"be left out for {settings.type}, which does not read windows"
+    elif settings.stride >= settings.max_length:
+        rule = f"be below the {settings.max_length} tokens of a window (`task.max_length`)"
+    elif vocabulary_sizes(search_space(context)):
+        rule = "be left out where `space.vocabulary` is given, as windows would start at other texts"
+    else:
+        return
+    raise InputError(f"`task.stride` must {rule}, but got {settings.stride}.")
 
 
 def _check_costs(context: TaskContext) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from nas.modeling.known_layouts import small_model
 from nas.runs import processes
 from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
+from nas.stages.needs import available_gb, stage_needs
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.device import training_device
 from nas.supernets.space import search_space
@@ -21,8 +22,7 @@ from nas.tasks.evaluation import EvaluationSet, collect_stats, evaluation_mode
 from nas.tasks.loading import is_filled_up
 from nas.tasks.overview import data_lines
 from nas.tasks.token_table import text_tokenizer
-from predictors import AnalyticCosts, Workload
-from predictors.measurement.memory import memory_mb
+from predictors import AnalyticCosts
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 METRIC_EXAMPLES, GENERATED_EXAMPLES = 64, 4
 """Training examples on which metrics are tried; fewer where the model has logits over a vocabulary."""
 BATCH_SIZE = 32
-TRAINING_BYTES, TEACHER_BYTES = 16, 4
-"""Bytes a weight: it, its gradient and the two averages of the optimizer; the teacher's."""
 MOST_PROVED = 500_000_000
 """Parameters up to which a model itself is proved; of a larger one, a tiny random model with every dimension open."""
 RUN_BYTES, LEAST_BYTES = 80, 8
@@ -171,18 +169,15 @@ def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -
 
 
 def _memory_line(context: TaskContext, model: PreTrainedModel) -> str:
-    """The memory of a training with the teacher, against that of the device."""
-    settings, layers = context.recipe.supernet, len(context.layout.parent.layers)
-    length = context.recipe.task.max_length if context.task.reads_text else None
-    batch = Workload(batch_size=settings.batch_size, sequence_length=length)
-    costs = AnalyticCosts.from_model(model, context.layout, context.recipe.task.type, context.dtype)
-    activations = float(costs.count(("peak_activation_mb",), [context.layout.parent], batch)["peak_activation_mb"][0])
-    kept = activations if settings.activation_checkpointing else activations * layers
-    needed = ((TRAINING_BYTES + TEACHER_BYTES) * model.num_parameters() / 1e6 + kept) / 1e3
-    device = training_device()
-    available = memory_mb(Workload(device=device)) / 1e3
-    hint = "; lower `batch_size`, or set `activation_checkpointing`" if needed > available else ""
-    return f"memory     training takes about {needed:.3g} GB of the {available:.1f} GB of the {device}{hint}"
+    """The memory of the stage that takes most, against that of the device, and every stage that does not fit."""
+    needs, available, device = stage_needs(context, model), available_gb(), training_device()
+    most = max(needs, key=lambda name: needs[name].memory_gb)
+    large = [name for name, need in needs.items() if need.memory_gb > available]
+    way_out = "lower `batch_size`, set `activation_checkpointing`, or `supernet.strategy` to `none`"
+    hint = f"; {', '.join(large)} will not fit: {way_out}" if large else ""
+    return (
+        f"memory     {most} takes about {needs[most].memory_gb:.3g} GB of the {available:.1f} GB of the {device}{hint}"
+    )
 
 
 def _disk_line(model: PreTrainedModel, folder: Path) -> str:

@@ -85,8 +85,7 @@ def compensated(moment: torch.Tensor, rows: slice | torch.Tensor, like: torch.Te
     kept, dropped = is_kept.nonzero()[:, 0], (~is_kept).nonzero()[:, 0]
     if not len(kept):
         return None
-    moment = moment.double()
-    own = moment[kept[:, None], kept]
+    own = moment[kept[:, None], kept].double()
     own.diagonal().add_(DAMPING * moment.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    shares = torch.cholesky_solve(moment[kept[:, None], dropped], torch.linalg.cholesky(own))
+    shares = torch.cholesky_solve(moment[kept[:, None], dropped].double(), torch.linalg.cholesky(own))
     return Compensated(rows, dropped, shares.to(like.device, like.dtype))

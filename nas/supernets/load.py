@@ -15,14 +15,14 @@ from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import SearchSpace
 
-CALIBRATION_EXAMPLES = 512
+CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 512, 32
 
 
 def calibration_set(context: TaskContext) -> EvaluationSet:
     """Returns a few hundred training examples, for importance scores and calibration."""
     train = context.splits.train
     return EvaluationSet.from_dataset(
-        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, 32
+        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, CALIBRATION_BATCH
     )
 
 

@@ -28,7 +28,8 @@ class CalibrationStatistics:
     """Second moments of the inputs of linear layers, with the weights at the time of the calibration.
 
     Attributes:
-        moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float64.
+        moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float32 or
+            that of a model in float64.
         weights: Name of a weight -> a copy of it (outputs, inputs).
         embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None if the embedding
             has no elastic rank.
@@ -79,7 +80,7 @@ class CalibrationStatistics:
         return cls(
             moments,
             groups["weights"],
-            next((_from_upper_triangle(triangle) for triangle in groups["embedding"].values()), None),
+            next((_from_upper_triangle(triangle.double()) for triangle in groups["embedding"].values()), None),
             json.loads(metadata.get("compensates", "false")),
         )
 
@@ -90,11 +91,11 @@ def _upper_triangle(moment: torch.Tensor) -> torch.Tensor:
 
 
 def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:
-    """Restores the symmetric matrix of an upper triangle, in float64."""
+    """Restores the symmetric matrix of an upper triangle, in its dtype."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
-    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix = triangle.new_zeros(size, size)
     rows, columns = torch.triu_indices(size, size)
-    matrix[rows, columns] = matrix[columns, rows] = triangle.double()
+    matrix[rows, columns] = matrix[columns, rows] = triangle
     return matrix
 
 

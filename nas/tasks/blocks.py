@@ -42,9 +42,9 @@ class Tokens:
         spans = [np.concatenate(each) if tokenizer.is_fast else np.zeros(len(ids), int) for each in (starts, ends)]
         return cls(ids, np.maximum.accumulate(spans[0]), spans[1])
 
-    def blocks(self, length: int) -> list[slice]:
-        """Full blocks of so many tokens; the rest is left out."""
-        return [slice(k, k + length) for k in range(0, len(self.ids) - length + 1, length)]
+    def blocks(self, length: int, stride: int | None = None) -> list[slice]:
+        """Full blocks of so many tokens, ``stride`` apart, by default one after another; the rest is left out."""
+        return [slice(k, k + length) for k in range(0, len(self.ids) - length + 1, stride or length)]
 
     def same_text(self, other: Tokens, blocks: Sequence[slice], longest: int | None) -> list[slice]:
         """The tokens that stand for the texts of another tokenizer's blocks, of each at most so many."""
@@ -54,7 +54,7 @@ class Tokens:
         most = longest or len(self.ids)
         return [slice(start, min(max(stop, start + 1), start + most)) for start, stop in pairwise(bounds)]
 
-    def bytes_after_first(self, block: slice) -> int:
-        """Bytes of the texts of a block after its first token, which no token predicts."""
+    def bytes_after(self, context: int, block: slice) -> int:
+        """Bytes of the texts of a block after so many tokens, at least its first one, which no token predicts."""
         ends = self.ends[block]
-        return int(ends[-1] - ends[0]) if len(ends) else 0
+        return int(ends[-1] - ends[context - 1]) if len(ends) else 0

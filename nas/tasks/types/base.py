@@ -63,6 +63,7 @@ class TaskType(ABC):
         processor_kwargs: Arguments with which it is loaded.
         folder_builder: Builder of `datasets` that reads a folder of data.
         has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
+        strides: Whether held-out texts may be read in windows that overlap.
         reads_lines: Whether each line of a plain text file is an example.
         per_token_metrics: Metrics that do not compare between vocabularies, because they are means over tokens.
         whole_set_metrics: Metrics that compare the examples with each other, so that they have no value on a slice.
@@ -79,6 +80,7 @@ class TaskType(ABC):
     processor_kwargs: ClassVar[Mapping[str, Any]] = {}
     folder_builder: ClassVar[str] = "imagefolder"
     has_vocabulary_logits: ClassVar[bool] = False
+    strides: ClassVar[bool] = False
     reads_lines: ClassVar[bool] = False
     per_token_metrics: ClassVar[frozenset[str]] = frozenset()
     whole_set_metrics: ClassVar[frozenset[str]] = frozenset()

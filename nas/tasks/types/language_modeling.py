@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BITS_PER_BYTE = "bits_per_byte"
-TOKENS = "tokens"
-"""Column with the number of tokens of a block after its first one; `BYTES` are those of their text."""
+CONTEXT, TOKENS = "context", "tokens"
+"""Columns with the number of first tokens of a block that are not scored, at least one, and of those after them.
+`BYTES` are those of the text of the latter."""
 
 
 class LanguageModeling(TextTask):
@@ -48,7 +49,8 @@ class LanguageModeling(TextTask):
         super().__init__(inputs, train, test)
         column = text_column(train, self.task.text, self.task.train)
         self.train = self._cut_blocks(train, column, self.task.train)
-        self.test = self._cut_blocks(test, text_column(test, column, self.task.test), self.task.test)
+        of_test = text_column(test, column, self.task.test)
+        self.test = self._cut_blocks(test, of_test, self.task.test, self.task.stride)
 
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The tokens of a block."""
@@ -87,18 +89,23 @@ class LanguageModeling(TextTask):
             "predictions": object_array([g[k] for g, k in zip(predictions, has_label, strict=True)]),
         }
 
-    def _cut_blocks(self, texts: Dataset, column: str, source: str) -> Dataset:
+    def _cut_blocks(self, texts: Dataset, column: str, source: str, stride: int | None = None) -> Dataset:
         """Tokenizes texts, joins them a thousand at a time, and cuts the tokens into blocks (``input_ids``)."""
         length, longest = self.task.max_length, Layout(self.config).inputs.max_sequence_length
 
         def cut(rows: dict[str, list[str]]) -> dict[str, Any]:
             parents = Tokens.of(self.parent_processor, rows[column])
-            own, blocks = parents, parents.blocks(length)
+            own, blocks = parents, parents.blocks(length, stride)
             if self.is_trimmed:
                 own = Tokens.of(self.processor, rows[column])
                 blocks = own.same_text(parents, blocks, longest)
             ids = [own.ids[block].tolist() for block in blocks]
-            counts = {TOKENS: [len(row) - 1 for row in ids], BYTES: [own.bytes_after_first(block) for block in blocks]}
+            context = [1 if stride is None or not block.start else length - stride for block in blocks]
+            counts = {
+                CONTEXT: context,
+                TOKENS: [len(row) - before for row, before in zip(ids, context, strict=True)],
+                BYTES: [own.bytes_after(before, block) for block, before in zip(blocks, context, strict=True)],
+            }
             return {"input_ids": ids, **counts}
 
         blocks = map_examples(texts, cut)
