@@ -84,7 +84,7 @@ def test_windows_with_a_stride_score_every_token_once_with_the_most_context(tmp_
     [
         (["task.stride=64", "task.max_length=64"], "below the 64 tokens"),
         (
-            ["task.stride=4", "space.vocabulary=[20, full]", "objectives={bits_per_byte: minimize, size_mb: minimize}"],
+            ["task.stride=4", "space.vocabulary=[20,full]", "objectives={bits_per_byte: minimize,size_mb: minimize}"],
             "vocab",
         ),
     ],

@@ -18,8 +18,8 @@ from nas.stages.needs import meta_model, stage_needs
 from predictors.measurement.memory import peak_mb, reset_peak_memory
 
 SMALL: dict[str, Any] = {
-    "task": {"type": "text-generation", "max_length": 128, "search_examples": 8, "train_examples": 64},
-    "space": {"num_hidden_layers": [0.8, 1.0], "intermediate_size": [0.5, 0.75, 1.0]},
+    "task": {"type": "text-generation", "max_length": 128, "search_examples": 8, "train_examples": 16},
+    "space": {"intermediate_size": [0.5, 0.75, 1.0], "num_attention_heads": [0.0, 1.0]},
     "workload": {"sequence_length": 128, "threads": 1},
     "objectives": {"loss": "minimize", "num_parameters": "minimize"},
     "supernet": {"strategy": "none"},
@@ -37,8 +37,7 @@ def main() -> None:
 
     model, train, test, folder, *overrides = sys.argv[1:]
     config = AutoConfig.from_pretrained(model)
-    sizes = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": config.intermediate_size}
-    space = {name: [int(share * sizes[name]) for share in shares] for name, shares in SMALL["space"].items()}
+    space = {name: [int(share * getattr(config, name)) for share in shares] for name, shares in SMALL["space"].items()}
     task = {**SMALL["task"], "train": train, "test": test}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({**SMALL, "model": model, "task": task, "space": space}, file)
