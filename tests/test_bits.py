@@ -24,6 +24,7 @@ from nas.modeling.quantized import QuantizedLinear, dequantize, fake_quant_linea
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.supernets.calibration import calibrate
+from nas.supernets.rounded_training import trainable, with_stored_weights
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
 from predictors import Workload
@@ -136,6 +137,26 @@ def test_a_supernet_rounds_four_bits_on_its_calibration_data_as_an_export_stores
     assert (active - parent).square().mean() < (logits(nearest, batch) - parent).square().mean()
     supernet.activate(narrow := subnet.with_values(**{n: (v,) * len(subnet.layers) for n, v in changes.items()}))
     assert torch.allclose(logits(supernet.extract(narrow), batch), logits(supernet.model, batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_weights_in_fewer_bits_are_trained_rounded_and_stored_as_they_were_trained(family: str, dtype: str) -> None:
+    supernet, batch = Supernet(TOYS[family].model()), TOYS[family].labelled()
+    bits = (dtype, FULL_PRECISION, *[dtype] * (len(supernet.parent.layers) - 2))
+    subnet = supernet.parent.with_values(bits=bits, mlp_rank=(50,) * len(bits))
+    supernet.calibration = calibrate(supernet, [TOYS[family].inputs()])
+    model = trainable(supernet, subnet).requires_grad_(True)
+    before = with_stored_weights(model, supernet, subnet)
+    layers = [name for name, _ in before.named_buffers() if name.endswith("qweight")]
+    assert len(layers) >= 4 * (len(bits) - 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    after, inputs = with_stored_weights(model.eval(), supernet, subnet).eval(), TOYS[family].inputs()
+    assert torch.allclose(logits(after, inputs), logits(model, inputs), atol=0.05 if dtype == "bfloat16" else 1e-5)
+    changed = [name for name in layers if not torch.equal(after.get_buffer(name), before.get_buffer(name))]
+    assert len(changed) > len(layers) / 2
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -21,6 +21,7 @@ from nas.studies.study import open_studies
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
 from nas.supernets.load import load_supernet, save_calibration
+from nas.supernets.rounded_training import trainable, with_stored_weights
 from nas.supernets.space import search_space
 from nas.supernets.strategies import Chosen
 from nas.supernets.supernet import Supernet
@@ -124,8 +125,7 @@ def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequ
         shared_s = _seconds(run.finished / TOGETHER) / _number(run.finished / TOGETHER)
     for number, model in enumerate(missing, 1):
         alone = _part(settings, (1 - share) / len(models), len(models))
-        start, title = supernet.extract(model.subnet), f"finish {number} of {len(missing)}"
-        _train_alone(run, context, start, model, alone, title, shared_s)
+        _train_alone(run, context, supernet, model, alone, f"finish {number} of {len(missing)}", shared_s)
 
 
 def _train_together(
@@ -160,19 +160,20 @@ def _train_together(
 def _train_alone(
     run: Run,
     context: TaskContext,
-    model: PreTrainedModel,
+    supernet: Supernet,
     finished: Finished,
     settings: Finish,
     title: str,
     shared_s: float = 0.0,
 ) -> None:
-    """Trains one model and writes its folder; says its metric on the search split before and after.
+    """Trains one subnetwork of a supernet and writes its folder; says its metric on the search split before and after.
 
+    Layers in fewer bits are rounded in every step (see `nas.supernets.rounded_training`).
     Its log also has ``shared_s``, its share of the seconds in which several were trained together.
     """
     metric, key = context.recipe.primary_metric, finished.subnet.key
     with run.building(finished.folder(run)) as work:
-        model.requires_grad_(True)
+        model = trainable(supernet, finished.subnet).requires_grad_(True)
         own, size = context.of(finished.subnet), finished.subnet.input_size
         before = score(model, own.splits.search, [metric])[metric]
         trainer = model_trainer(
@@ -190,7 +191,7 @@ def _train_alone(
         )
         with progress(title) as report:
             log = train(trainer, report, run.logs / f"finish-{key}", settings.minutes)
-        model.eval()
+        model = with_stored_weights(model, supernet, finished.subnet).eval()
         after = score(model, own.splits.search, [metric])[metric]
         _save(model, finished.subnet, context, work)
         write_json(work / "training.json", [*log, {"train_runtime": shared_s}])
@@ -218,9 +219,9 @@ def _baselines(
     affordable = [subnet for subnet in drops if _cost(run, context, supernet, cost, subnet) <= limit]
     baseline = Finished((affordable or drops[-1:])[0], "layer-drop")
     if not baseline.folder(run).exists():
-        model = Supernet(context.load_model(run.parent)).extract(baseline.subnet)
+        parent = Supernet(context.load_model(run.parent))
         settings = context.recipe.finish.model_copy(update={"minutes": _minutes_each(run, models)})
-        _train_alone(run, context, model, baseline, settings, "finish layer-drop")
+        _train_alone(run, context, parent, baseline, settings, "finish layer-drop")
     return [baseline]
 
 

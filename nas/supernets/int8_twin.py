@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nas.modeling.quantized import quantize
 from nas.recipe.objectives import reduced_costs
 from nas.runs.run import Run
+from nas.supernets.rounded_training import with_stored_weights
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.precision import unsupported_reason
@@ -44,14 +44,4 @@ def int8_twin(model: PreTrainedModel, subnet: SubnetConfig, supernet: Supernet) 
         subnet: Its architecture.
         supernet: A supernet that has it; gives the modules, not the weights.
     """
-    twin, source = supernet.extract(with_int8(subnet)), model.state_dict()
-    state = {}
-    for name in twin.state_dict():
-        module, _, tensor = name.rpartition(".")
-        if tensor in ("qweight", "scales") and name not in source:
-            weight = source[f"{module}.weight"]
-            state[name] = quantize(weight.T if supernet.family.conv1d else weight, INT8)[tensor]
-        else:
-            state[name] = source[name]
-    twin.load_state_dict(state)
-    return twin
+    return with_stored_weights(model, supernet, with_int8(subnet))
