@@ -63,6 +63,7 @@ WITHOUT_FFN = {name: size for name, size in SIZES.items() if name != "intermedia
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 PROJECTED = {"input_embedding_size": 24, "output_embedding_size": 32}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
+RELATIVE = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
@@ -133,6 +134,10 @@ def spectrogram_inputs() -> dict[str, torch.Tensor]:
     return {"input_values": torch.randn(3, 12, 8)}
 
 
+ALIKE_AT_FIRST = ("relative_position_bias_table", "lambda_1", "lambda_2")
+"""Ends of the names of parameters whose entries are all alike in a new model, so that a wrong one would not show."""
+
+
 @dataclass(frozen=True)
 class Toy:
     """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
@@ -148,7 +153,11 @@ class Toy:
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, TASKS[task or FAMILIES[self.model_type].tasks[0]].auto_class)
-        return auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
+        model = auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(ALIKE_AT_FIRST):
+                torch.nn.init.uniform_(parameter)
+        return model
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
@@ -210,6 +219,7 @@ TOYS: dict[str, Toy] = {
         Toy("olmo2", LLAMA),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
+        Toy("beit", {**SIZES, **IMAGE, **RELATIVE}, image_inputs),
         Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),
         Toy("dinov3_vit", {**SIZES, **IMAGE, "num_register_tokens": 2}, image_inputs),
         Toy("clip", TWO_TOWERS, image_inputs),
@@ -300,6 +310,7 @@ VARIANTS: dict[str, Toy] = {
     "deberta-projected": variant("deberta-v2", embedding_size=24),
     "vit-unbiased": variant("vit", qkv_bias=False, num_labels=1),
     "deit-teacher": variant("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
+    "beit-token": variant("beit", use_mean_pooling=False, use_absolute_position_embeddings=True),
     "dinov2-gated": variant("dinov2", use_swiglu_ffn=True, mlp_ratio=3, use_mask_token=False),
     "dinov3-gated": variant("dinov3_vit", use_gated_mlp=True, num_register_tokens=0, key_bias=True),
     "wav2vec2-grouped": variant("wav2vec2", feat_extract_norm="group", conv_bias=True),

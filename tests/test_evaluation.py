@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import variant
 from toy_tasks import CASES, Make
 
 from nas.recipe.objectives import Direction
@@ -19,12 +20,19 @@ from nas.studies.racing import EarlyStopping
 from nas.tasks.bootstrap import SAMPLES, standard_error
 from nas.tasks.context import TaskContext
 from nas.tasks.entities import entities, entity_counts
-from nas.tasks.evaluation import EvaluationSet, score, score_in_slices
+from nas.tasks.evaluation import EvaluationSet, evaluation_mode, score, score_in_slices
 from nas.tasks.metrics import OfClasses, binary_f1, entity_f1, macro_f1, matthews_correlation, roc_auc, top5_accuracy
 from nas.tasks.own_metrics import load_metric
 from nas.tasks.slices import SHARES, fair_batches, slice_ends, van_der_corput_order
 from nas.tasks.types.classification import METRICS, PREDICTIONS
 from search_spaces import InputError
+
+
+def test_a_model_that_keeps_positions_for_the_process_can_be_trained_after_it_was_scored() -> None:
+    model, images = variant("beit", image_size=12).model(), torch.randn(2, 3, 12, 12)
+    with evaluation_mode(model):
+        model(images)
+    model(images, labels=torch.tensor([0, 1])).loss.backward()  # BEiT's indices are cached by whoever runs it first
 
 
 def test_the_first_batches_of_an_evaluation_set_cover_the_lengths(make: Make) -> None:

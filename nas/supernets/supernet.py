@@ -25,6 +25,7 @@ from nas.modeling.elastic import (
 from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
+from nas.modeling.position_caches import fill_position_caches
 from nas.modeling.registration import task_with_own_stacks
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
@@ -140,6 +141,7 @@ class Supernet:
         self._find_modules()
         self._cached_indices = lru_cache(4096)(self._compute_indices)
         self._size_checks = SizeChecks(model)
+        fill_position_caches(model)
         self.calibration = calibration
         self.active = self.parent
 

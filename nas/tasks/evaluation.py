@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nas.modeling.position_caches import fill_position_caches
 from nas.runs.progress import print_line
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.bootstrap import SAMPLES, resampled
@@ -189,6 +190,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     was_training = model.training
     model.eval()
+    fill_position_caches(model)
     handle = model.register_forward_hook(_float_outputs) if has_halves(model) else None
     try:
         with torch.inference_mode():

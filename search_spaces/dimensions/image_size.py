@@ -44,8 +44,8 @@ class ImageSize(Reduced):
         return found if isinstance(found, str) else [*(size for size in found if size < side), FULL]
 
     def varies_in(self, family: Family) -> bool:
-        """Whether the family reads images as patches."""
-        return family.reads_images
+        """Whether the family reads images as patches, and can read fewer."""
+        return family.reads_images and not self.fixed_reason(family)
 
     def fixed_in(self, task: Task) -> str:
         """Why it may not vary in a task on texts."""

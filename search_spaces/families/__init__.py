@@ -6,6 +6,7 @@ from search_spaces.errors import InputError, did_you_mean
 from search_spaces.families.albert import ALBERT
 from search_spaces.families.ast import AST
 from search_spaces.families.bart import BART
+from search_spaces.families.beit import BEIT
 from search_spaces.families.bert import BERT
 from search_spaces.families.bloom import BLOOM
 from search_spaces.families.clip import CLIP
@@ -98,6 +99,7 @@ FAMILIES: dict[str, Family] = {
         AST,
         VIT,
         DEIT,
+        BEIT,
         DINOV2,
         DINOV3,
         CLIP,
