@@ -139,6 +139,7 @@ class Family:
             hidden size takes ``(weight + offset) * factor - offset``: constants computed from that size then cancel.
         extra_macs: Layout, blueprint of a layer, tokens -> multiply-accumulates of the layer beyond those of its
             weights, its scores and their weighted sum.
+        extra_outside_macs: Layout, tokens -> multiply-accumulates outside the layers beyond those of ``runs_on``.
     """
 
     model_type: str
@@ -170,6 +171,7 @@ class Family:
     has_stock_config: Callable[[Layout, SubnetConfig], bool] | None = None
     rescale_constants: Callable[[PreTrainedConfig, int], Mapping[str, tuple[float, float]]] | None = None
     extra_macs: Callable[[Layout, LayerBlueprint, int], int] | None = None
+    extra_outside_macs: Callable[[Layout, int], int] | None = None
 
     @property
     def axes(self) -> set[str]:

@@ -265,6 +265,9 @@ UNLIKE |= {"text_config": {**SIZES, **TEXT, "hidden_size": 36, "num_attention_he
 UNLIKE["text_config"] |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
 TOWERS = Toy("clip", UNLIKE, towers_inputs)
 """A toy with an image tower and a narrower text tower, for zero-shot image classification."""
+POOLED = {**UNLIKE, "text_config": {**UNLIKE["text_config"], "projection_size": 48}}
+POOLING_TOWERS = Toy("siglip", POOLED, towers_inputs)
+"""The same where the vector of an image is pooled by attention and has the hidden size."""
 
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOWERS, TOYS, UNLIKE, logits
+from conftest import POOLING_TOWERS, TOWERS, TOYS, UNLIKE, Toy, logits
 from test_families import (
     FUSED,
     assert_extracted_equals_active,
@@ -46,6 +46,7 @@ from search_spaces.families.clip import TOWERS as TABLE
 from search_spaces.tasks import TOWERS_TASK
 
 IMAGES = Workload(sequence_length=None)
+BOTH = (TOWERS, POOLING_TOWERS)
 
 
 def supernet() -> Supernet:
@@ -158,10 +159,11 @@ def test_the_table_of_a_task_has_the_towers_that_its_models_have() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_extracted_equals_active_with_every_dimension_of_both_towers_open(attention: str) -> None:
-    net = calibrated(TOWERS.model(TOWERS_TASK, attention), TOWERS)
+@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+def test_extracted_equals_active_with_every_dimension_of_both_towers_open(toy: Toy, attention: str) -> None:
+    net = calibrated(toy.model(TOWERS_TASK, attention), toy)
     for subnet in subnets(net):
-        assert_extracted_equals_active(net, subnet, TOWERS.inputs())
+        assert_extracted_equals_active(net, subnet, toy.inputs())
 
 
 @pytest.mark.parametrize("dimension", TABLE.dimensions)
@@ -173,14 +175,15 @@ def test_extracted_equals_active_in_each_dimension_of_both_towers(dimension: str
         assert_extracted_equals_active(net, space.sample(Random(k)), TOWERS.inputs())
 
 
-def test_narrower_towers_equal_the_parent_with_the_rest_of_them_zeroed() -> None:
-    parent = TOWERS.model(TOWERS_TASK)
+@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+def test_narrower_towers_equal_the_parent_with_the_rest_of_them_zeroed(toy: Toy) -> None:
+    parent = toy.model(TOWERS_TASK)
     net = Supernet(copy.deepcopy(parent))
     space = make_space(net, ["num_attention_heads", "intermediate_size"])
     for k in range(4):
         subnet = space.sample(Random(k))
         net.activate(subnet)
-        inputs = TOWERS.inputs()
+        inputs = toy.inputs()
         expected = logits(zeroed(parent, net.layout, subnet), inputs)
         assert torch.allclose(logits(net.model, inputs), expected, atol=1e-5)
 
@@ -209,13 +212,14 @@ def test_importance_orders_the_channels_of_each_tower_and_leaves_the_model_as_it
     assert {"hidden", "text_hidden", "heads", "ffn"} <= axes
 
 
-def test_what_is_counted_of_a_pass_is_the_image_tower_alone(tmp_path: Path) -> None:
-    net = calibrated(TOWERS.model(TOWERS_TASK, "eager"), TOWERS)
+@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+def test_what_is_counted_of_a_pass_is_the_image_tower_alone(toy: Toy, tmp_path: Path) -> None:
+    net = calibrated(toy.model(TOWERS_TASK, "eager"), toy)
     costs = AnalyticCosts.from_model(net.model, net.layout, TOWERS_TASK)
     for number, subnet in enumerate(subnets(net)):
         model = net.extract(subnet.with_values(bits=())).requires_grad_(False)
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters())
-        tower, images = image_tower(model, own_inputs(TOWERS.inputs(), subnet))
+        tower, images = image_tower(model, own_inputs(toy.inputs(), subnet))
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
             tower(pixel_values=images["pixel_values"][:1])
         assert costs.macs(subnet, None) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
@@ -231,6 +235,17 @@ def test_what_is_measured_is_the_image_tower_with_the_same_vectors_of_images() -
     with torch.no_grad():
         expected = model.get_image_features(inputs["pixel_values"]).pooler_output
     assert torch.allclose(outputs.image_embeds, expected) and "text_model" not in dict(outputs)
+
+
+@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+def test_a_subnetwork_of_towers_of_equal_layers_is_a_stock_model_if_one_computes_it(toy: Toy) -> None:
+    net = Supernet(toy.model(TOWERS_TASK))
+    depths = {"scope": "uniform", "num_hidden_layers": [2, 4], "num_decoder_layers": [1, 4]}
+    shallow, narrow = (net.layout.search_space({**depths, "intermediate_size": [n, 96]}).smallest for n in (96, 40))
+    assert not type(net.extract(shallow)).__name__.startswith("Nas")
+    assert type(net.extract(narrow)).__name__.startswith("Nas") == (toy is POOLING_TOWERS)
+    for subnet in (shallow, narrow):
+        assert_extracted_equals_active(net, subnet, toy.inputs())
 
 
 @pytest.mark.parametrize("scope", ["per-layer", "uniform"])

@@ -6,6 +6,8 @@ such a model first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -14,5 +16,6 @@ def fill_position_caches(model: nn.Module) -> None:
     """Computes the indices of relative positions of a model outside of inference mode."""
     with torch.inference_mode(False):
         for module in model.modules():
-            if hasattr(module, "generate_relative_position_index"):
-                module.generate_relative_position_index(module.window_size)
+            generate: Any = getattr(module, "generate_relative_position_index", None)
+            if generate is not None:
+                generate(module.window_size)

@@ -44,9 +44,9 @@ def unfolded_config(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
         InputError: If the subnet.json is missing, or no stock model has the outputs of such a subnetwork.
     """
     full = _stock_config(config)
-    if "CLIPModel" in full.architectures:
-        raise InputError(refusal(folder, "it has two towers"))
     layout = _layout(full)
+    if layout.family.has_towers:
+        raise InputError(refusal(folder, "it has two towers"))
     subnet = _subnet(folder, len(layout.parent.layers))
     if subnet != SubnetConfig(subnet.layers, **_sizes(subnet)):
         raise InputError(refusal(folder, "its layers compute in another way (integers or sparse attention)"))

@@ -111,6 +111,8 @@ class BlockCosts:
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
                     macs, weights, traffic = macs + runs[position] * elements, weights + elements, traffic + flow
                     largest = max(largest, flow)
+        if family.extra_outside_macs is not None:
+            macs += family.extra_outside_macs(self.layout, runs["token"])
         live_activations = largest + self.layout.blueprint(subnet).outside.sizes["hidden"] * runs["token"]
         return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations)
 
