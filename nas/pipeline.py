@@ -80,7 +80,7 @@ STAGES = (
     Stage(
         "verify",
         "Export, measure and score the fronts of the search and its baselines on the held-out split.",
-        lambda run: run.front_file.exists(),
+        lambda run: run.front_file.exists() and not run.n_unverified,
         "nas.stages.verify:run_verify",
     ),
     Stage(

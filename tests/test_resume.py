@@ -24,6 +24,7 @@ from nas.recipe.schema import Recipe
 from nas.reports.summary import seeds_line
 from nas.runs.run import Run
 from nas.stages.supernet import run_supernet
+from nas.stages.verify import run_verify
 from nas.studies.pick import front_so_far
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.training import last_complete_checkpoint
@@ -301,6 +302,29 @@ def test_another_supernet_keeps_the_parent_and_the_latencies(finished: tuple[Pat
     assert ParetoFront.from_dict(json.loads((folder / "front-1.json").read_text())["front"]) == front
     run_supernet(run, TaskContext(run.recipe))
     assert identity(run.parent) == parent and run.supernet.exists()
+
+
+def test_verify_keeps_its_budget_and_the_same_command_goes_on(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = finished
+    run = Run(folder)
+    everything = {point.key for point in run.verified_points()}
+    measured = [row for row in read_lines(run.measurements) if row["stage"] not in ("export", "repeat")]
+    run.measurements.write_text("".join(json.dumps(row) + "\n" for row in measured))
+    for file in (run.verified, run.front_file):
+        file.unlink()
+    recipe, counts = Recipe.load(path, ["verify.minutes=1e-9"]), [0]
+    while counts[-1] < len(everything):
+        run_verify(run, TaskContext(recipe))
+        counts.append(len({point.key for point in run.verified_points()}))
+        left = len(everything) - counts[-1]
+        assert run.n_unverified == left and not run.report.exists() and len(run.front())
+        assert (f"{left} are left and stay as predicted" in capsys.readouterr().out) == (left > 0)
+        assert 0 < counts[-1] - counts[-2] <= 2, "the parent and one subnetwork, whatever the time; then two more"
+    assert {point.key for point in run.verified_points()} == everything
+    lines = read_lines(run.verified)
+    assert len(lines) == len({line["key"] for line in lines}), "nothing is scored twice"
 
 
 def test_a_front_that_is_not_verified_is_shown_and_exported_as_predicted(

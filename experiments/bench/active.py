@@ -18,12 +18,12 @@ from experiments.bench.costs import CHOICES, minilm
 from predictors import MODELS, DevicePeak, Workload, roofline_ms
 from predictors.latency.active_learning import most_uncertain
 from predictors.latency.features import feature_names, features
-from predictors.measurement.measure import GROUP_SIZE
 
 WIDTHS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size", "scope")
 SPACES = {"widths": {name: CHOICES[name] for name in WIDTHS}, "all dimensions": CHOICES}
 PEAK, LAUNCH_MS, NOISE = DevicePeak(6e10, 1e10), 0.15, 0.02
 SAMPLED, MEASURED, CANDIDATES, TESTED = 30, 60, 256, 1500
+GROUP_SIZE = 8
 MODEL_NAMES = ("additive", "work", "gaussian-process")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nas.runs.progress import quiet_libraries
 from nas.runs.run import Run
-from nas.stages.verify import export_and_reload
+from nas.stages.held_out import export_and_reload
 from nas.supernets.latency import models_at_once
 from nas.supernets.load import load_supernet
 from nas.tasks.context import TaskContext

@@ -77,8 +77,7 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
             recipe.search.seconds,
         ),
         "finish": finish.models * time.training_s(finish, train, SUBNET_SHARE + STEP_OVERHEAD),
-        "verify": N_VERIFIED * (test * score_s + EXPORT_S)
-        + _within(recipe.verify.minutes, 2 * N_VERIFIED * (EXPORT_S + sample_s)),
+        "verify": _within(recipe.verify.minutes, N_VERIFIED * (test * score_s + 3 * EXPORT_S + 2 * sample_s)),
         "export": PROCESS_S,
     }
 

@@ -155,7 +155,6 @@ def import_results(recipe: Recipe, folder: str | Path, source: Path) -> SubnetPr
                 fit_predictor(target, context, supernet, space)
         if run.front_file.exists():
             run_verify(run, context)
-            delete(run.report)
             delete(run.exports / run.front().knee().key)
             run_stages(run, context)
     return target.load_predictor()

@@ -383,16 +383,18 @@ class Search(_Section):
 
 
 class Verify(_Section):
-    """For how long the exported models of the front are measured.
+    """For how long the models of the front are exported, scored on the held-out split and measured.
 
-    Measuring ends when neighbours on the front are told apart or have `profile.precision`, or the time is over.
+    Measuring ends when neighbours on the front are told apart or have `profile.precision`, or the time is over. What
+    time does not suffice for stays as predicted; the same command goes on with it.
     """
 
     minutes: float | None = Field(
         None,
         gt=0,
         le=1e6,
-        description="Upper bound on the time to measure them; default: proposed from the model's speed.",
+        description="Upper bound on the time of all this; default: all models are verified, and the time to measure "
+        "them is proposed from their speed.",
     )
 
 

@@ -54,7 +54,7 @@ def _baseline_errors(errors: Mapping[str, Errors], text: Callable[[Errors], str]
 
 def hypervolume_line(results: dict[str, Any]) -> str:
     """The hypervolumes of the search, of the search without its initial uniform scalings, and of the baselines."""
-    intervals = results.get("hypervolume_interval", {})
+    intervals, left = results.get("hypervolume_interval", {}), results.get("left", 0)
     volumes = {name: _with_interval(value, intervals.get(name)) for name, value in results["hypervolume"].items()}
     reference = ", ".join(f"{name} {format_value(name, value)}" for name, value in results["reference"].items())
     gain = intervals.get("gain")
@@ -63,6 +63,7 @@ def hypervolume_line(results: dict[str, Any]) -> str:
         if gain is None
         else f"; search minus random {gain[0]:.3g} to {gain[1]:.3g}; [90 % of resamples of the held-out examples]"
     )
+    note += f"; {left} subnetworks of these fronts are not verified yet, the same command goes on" if left else ""
     return (
         f"search {volumes['search']} ({volumes['sampler']} without the uniform scalings it starts from), "
         f"uniform {volumes['uniform']}, random {volumes['random']}{note}; reference point: {reference}"

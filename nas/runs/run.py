@@ -278,6 +278,11 @@ class Run:
             raise InputError(f"`{self.folder}` has no front yet; run `nas search` with its recipe to the end.")
         return dict(read_json(self.front_file, parse=_checked_results))
 
+    @property
+    def n_unverified(self) -> int:
+        """Subnetworks of the fronts that the time to verify them did not suffice for; none before it has begun."""
+        return int(self.results().get("left", 0)) if self.front_file.exists() else 0
+
     def front(self) -> ParetoFront:
         """The verified front."""
         return ParetoFront.from_dict(self.results()["front"])

@@ -12,15 +12,21 @@ from nas.exports.export import save_model
 from nas.runs.isolated import run_in_subprocess
 from nas.runs.progress import progress
 from nas.runs.target import Target
+from nas.stages.held_out import LEAST
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
+from predictors.measurement.budget import Budget
 from predictors.measurement.plan import Plan
 from predictors.measurement.runtimes import RUNTIMES
 from search_spaces import SubnetConfig
 
 
 def measure_footprints(
-    target: Target, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig]
+    target: Target,
+    context: TaskContext,
+    supernet: Supernet,
+    subnets: Sequence[SubnetConfig],
+    budget: Budget | None = None,
 ) -> None:
     """Measures the peak memory and the energy of subnetworks, as far as the recipe names one and they are missing.
 
@@ -31,6 +37,7 @@ def measure_footprints(
         context: The context of the run's recipe.
         supernet: What is extracted from.
         subnets: What to measure.
+        budget: Time limit; `LEAST` are measured whatever it says. Default: none.
 
     Raises:
         InputError: If a process fails.
@@ -40,6 +47,8 @@ def measure_footprints(
         return
     with progress(f"footprint{target.label}") as report:
         for number, subnet in enumerate(missing.values(), 1):
+            if budget is not None and budget.is_over and number > LEAST:
+                break
             with tempfile.TemporaryDirectory(dir=target.run.folder, prefix=".verify-") as folder:
                 _write(target, context, supernet, subnet, Path(folder))
                 call = ("predictors.measurement.plan", "footprint", folder, subnet.key)

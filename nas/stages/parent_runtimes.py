@@ -12,6 +12,7 @@ from nas.runs.run import Run
 from nas.runs.target import Target
 from nas.tasks.context import TaskContext
 from predictors import Timing, measure
+from predictors.measurement.budget import Budget
 from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
@@ -23,7 +24,9 @@ OF_RUNTIME = ("latency_ms", "samples_per_second", *FOOTPRINTS)
 """Costs that differ between runtimes; only the latency is measured in others."""
 
 
-def parent_in_fastest_runtimes(run: Run, context: TaskContext, parent: Point) -> list[Point]:
+def parent_in_fastest_runtimes(
+    run: Run, context: TaskContext, parent: Point, budget: Budget | None = None
+) -> list[Point]:
     """The parent in the fastest of the other runtimes of each workload, if the recipe asks for it and it is faster.
 
     The points have the metrics of the parent, and latencies under all workloads of this device that they can run.
@@ -32,10 +35,11 @@ def parent_in_fastest_runtimes(run: Run, context: TaskContext, parent: Point) ->
         run: The run; latencies of another device are not measured.
         context: The context of its recipe.
         parent: Its values.
+        budget: Time limit of the rounds; one always ends. Default: none.
     """
     if "runtimes" not in context.recipe.baselines:
         return []
-    timed = {t.cost_name("latency_ms"): _timed(t, context, parent) for t in run.targets if not t.is_remote}
+    timed = {t.cost_name("latency_ms"): _timed(t, context, parent, budget) for t in run.targets if not t.is_remote}
     fastest = {min(own, key=lambda source: own[source].latency_ms) for own in timed.values() if own}
     return [_point(parent, source, timed) for source in PARENT_RUNTIMES if source in fastest]
 
@@ -51,7 +55,7 @@ def _point(parent: Point, source: ParentRuntime, timed: Mapping[str, Mapping[str
     return replace(parent, values=values, errors=errors, source=source)
 
 
-def _timed(target: Target, context: TaskContext, parent: Point) -> dict[str, Timing]:
+def _timed(target: Target, context: TaskContext, parent: Point, budget: Budget | None) -> dict[str, Timing]:
     """Source of a point -> latency of the parent in that runtime, in rounds with the workload's own.
 
     The workload's own runtime comes first, as ``parent`` and under its name.
@@ -70,6 +74,6 @@ def _timed(target: Target, context: TaskContext, parent: Point) -> dict[str, Tim
             report(number, len(RUNTIMES), name)
         reference = prepare(context.load_model(target.run.parent), inputs, workload)
         reference_ms = parent.values[target.cost_name("latency_ms")]
-        timed = measure(calls, reference, threads, reference_ms=reference_ms) if calls else {}
+        timed = measure(calls, reference, threads, reference_ms=reference_ms, budget=budget) if calls else {}
     own = dict.fromkeys(("parent", f"parent-{workload.runtime}"), timed[REFERENCE]) if timed else {}
     return own | {source: timed[source] for source in PARENT_RUNTIMES if source in timed}

@@ -2,65 +2,63 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.exports.export import reload_in_process, save_subnet, weights_of
 from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
-from nas.modeling.cast import cast_weights
-from nas.recipe.objectives import INHERITED_SUFFIX, Bound, against_bounds, base_name, total_violation
+from nas.recipe.objectives import Bound, against_bounds, base_name, total_violation
 from nas.recipe.schema import Recipe
 from nas.reports.summary import bounds_line
-from nas.runs.files import write_json
+from nas.runs.files import delete, write_json
 from nas.runs.finished import read_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.runs.target import Target
 from nas.stages.footprints import measure_footprints
+from nas.stages.held_out import LEAST, PARENT, export_and_reload, score_held_out
 from nas.stages.parent_runtimes import parent_in_fastest_runtimes
 from nas.studies.near_ties import offered_front
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
-from nas.supernets.counted_costs import count_costs
 from nas.supernets.latency import subnet_visit
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import score
-from predictors import AnalyticCosts, MeasurementStage, SubnetPredictor, Timing
+from predictors import MeasurementStage, SubnetPredictor, Timing
 from predictors.latency.throughput import samples_per_second
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import shuffled
-from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.prepare import prepare
 from predictors.measurement.timing import REFERENCE, ReportedLatency, reported_latency
 from search_spaces import InputError, SubnetConfig
 
 if TYPE_CHECKING:
     import optuna
-    from transformers import PreTrainedModel
 
 PASSES: tuple[MeasurementStage, ...] = ("export", "repeat")
 """Exported models are measured twice; the difference estimates how far a repetition may deviate."""
 
-PARENT = "parent"
+SCORING_SHARE, RUNTIMES_SHARE = 0.5, 0.1
+"""Most of the time that exporting and scoring may take, and the part for the parent in other runtimes; the rest is for
+measuring what was scored."""
 
 
 def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> None:
     """Scores and measures every subnetwork on the expected front of a study, and writes front.json.
 
     Each subnetwork is exported, reloaded and compared with the supernet or its finished model. The reloaded model is
-    scored on the held-out split and measured twice, the second time reloaded again, as far as `verify.minutes`
-    allows. These values decide whether it satisfies the constraints; a latency whose interval contains its bound is
-    marked as undecided. The front holds the non-dominated models of all studies, baselines and int8 twins together.
+    scored on the held-out split and measured twice, the second time reloaded again. These values decide whether it
+    satisfies the constraints; a latency whose interval contains its bound is marked as undecided. The front holds the
+    non-dominated models of all studies, baselines and int8 twins together.
+
+    All this takes at most `verify.minutes`, but for what it has begun: the finished models come first, then the front
+    of the search. What time does not suffice for stays as predicted, and the next call goes on with it.
 
     Args:
         run: The run, with its studies.
@@ -70,7 +68,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     Raises:
         InputError: If no verified subnetwork satisfies the constraints; the message has the closest.
     """
-    recipe = run.recipe
+    recipe, budget = run.recipe, Budget.of_minutes(context.recipe.verify.minutes)
     supernet, space = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
     candidates = {name: offered_front(run, study, recipe, space).points for name, study in studies.items()}
@@ -78,9 +76,10 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds
         _raise_infeasible(evaluated_points(studies["search"]), predicted_bounds)
     finished = read_finished(run)
-    subnets = {point.key: point.subnet for front in candidates.values() for point in front}
-    subnets |= {model.subnet.key: model.subnet for model in finished}
-    results = _verify_all(run, context, supernet, subnets)
+    subnets = {model.subnet.key: model.subnet for model in finished}
+    subnets |= {point.key: point.subnet for front in candidates.values() for point in front}
+    results = _verify_all(run, context, supernet, subnets, budget)
+    left = 1 + len(subnets) - len(results)
     sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
     sources += [(model.subnet.key, model.source) for model in finished if model.source not in studies]
     bounds = recipe.with_parent(results[PARENT]["values"]).bounds
@@ -94,13 +93,13 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     parent = _to_point(results[PARENT], PARENT, bounds)
     for target in run.targets:
         if not target.is_remote:
-            print_line(f"verify{target.label}     {_summary(target, verified)}")
+            print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
-        _raise_infeasible(verified, bounds)
+        _raise_infeasible(verified, bounds, left)
     reference, by_study = reference_point([*verified, parent], recipe.objectives), _by_study(verified)
     resampled = {key: result.get("resampled", {}) for key, result in results.items()}
-    compared = [*verified, parent, *parent_in_fastest_runtimes(run, context, parent)]
+    compared = [*verified, parent, *parent_in_fastest_runtimes(run, context, parent, budget)]
     data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in compared],
@@ -110,7 +109,9 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
         },
         "hypervolume_interval": hypervolume_intervals(by_study, resampled, reference, recipe.objectives),
         "seeds": _volumes_by_seed(run, studies["search"], recipe),
+        "left": left,
     }
+    delete(run.report)
     write_json(run.front_file, data)
 
 
@@ -133,22 +134,44 @@ def _by_study(verified: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def _verify_all(
-    run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]
+    run: Run, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], budget: Budget
 ) -> dict[str, dict[str, Any]]:
-    """Key -> metrics and costs of each subnetwork and of the parent; stored ones are not computed again.
+    """Key -> metrics and costs of the parent and of each subnetwork that time suffices for; stored ones take none.
 
     Latencies that another device measures are predicted until they are imported (see `nas.commands.remote`).
     """
-    scored = {**subnets, PARENT: supernet.parent}
+    models = {PARENT: supernet.parent, **subnets}
     with progress("verify") as report:
-        results = _score_all(run, context, supernet, scored, lambda done: report(done, len(scored), "scored"))
+        part = budget.share(SCORING_SHARE)
+        results = score_held_out(
+            run, context, supernet, models, part, lambda done: report(done, len(models), "scored")
+        )
+    scored = [models[key] for key in results]
+    reserved_s = RUNTIMES_SHARE * (budget.seconds or 0.0) if "runtimes" in run.recipe.baselines else 0.0
+    here = [target for target in run.targets if not target.is_remote]
+    for number, target in enumerate(here):
+        _measure(target, context, supernet, scored, budget.share(1 / (len(here) - number), reserved_s))
+    results = {key: result for key, result in results.items() if all(_is_measured(t, models[key]) for t in here)}
     for target in run.targets:
-        if not target.is_remote:
-            _measure_all(target, context, supernet, {subnet.key: subnet for subnet in scored.values()})
-            measure_footprints(target, context, supernet, list(scored.values()))
         _add_latencies(target, results)
         _add_footprints(target, results)
     return results
+
+
+def _measure(
+    target: Target, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig], budget: Budget
+) -> None:
+    """Measures latencies, memory and energy under a workload of this device."""
+    part = budget.share(0.5) if target.footprint_names else budget
+    _measure_latencies(target, context, supernet, {subnet.key: subnet for subnet in subnets}, part)
+    measured = [subnet for subnet in subnets if target.store.get(subnet.key, target.workload, "export")]
+    measure_footprints(target, context, supernet, measured, budget)
+
+
+def _is_measured(target: Target, subnet: SubnetConfig) -> bool:
+    """Whether all that is measured under a workload is known of an exported model."""
+    has_footprints = not target.footprint_names or subnet.key in target.footprints()
+    return target.store.get(subnet.key, target.workload, "export") is not None and has_footprints
 
 
 def _add_latencies(target: Target, results: Mapping[str, dict[str, Any]]) -> None:
@@ -185,52 +208,12 @@ def _reference_latency(target: Target) -> ReportedLatency:
     return reported_latency(timing, None, [])
 
 
-def _score_all(
-    run: Run,
-    context: TaskContext,
-    supernet: Supernet,
-    subnets: Mapping[str, SubnetConfig],
-    report: Callable[[int], None],
-) -> dict[str, dict[str, Any]]:
-    """Key -> metrics on the held-out split and exact costs, kept in verified.jsonl.
-
-    A model that was chosen from the search and finished also has the metrics of the weights that it inherited.
-    """
-    file = verified_file(run)
-    inheriting = {model.subnet.key for model in read_finished(run) if model.source == "search"}
-    done = dict(file.read())
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, run.recipe.task.type, supernet.dtype)
-    for number, (key, subnet) in enumerate(subnets.items(), 1):
-        is_finished = (run.finished / key).exists()
-        is_current = key in done and done[key].get("finished", False) == is_finished  # else with other weights
-        if not is_current or not done[key]["values"].keys() >= set(run.recipe.metric_names):
-            model = (
-                _parent(run, supernet, context) if key == PARENT else export_and_reload(run, context, supernet, subnet)
-            )
-            test = context.of(subnet).splits.test
-            scores = score(model, test, run.recipe.metric_names)
-            counted = count_costs(counts, run.recipe, [subnet])
-            values = {name: float(value[0]) for name, value in counted.items()}
-            values |= {name: metric.value for name, metric in scores.items()}
-            errors = {name: metric.standard_error for name, metric in scores.items()}
-            if key in inheriting:
-                inherited = score(supernet.extract(subnet), test, run.recipe.metric_names)
-                values |= {name + INHERITED_SUFFIX: metric.value for name, metric in inherited.items()}
-                errors |= {name + INHERITED_SUFFIX: metric.standard_error for name, metric in inherited.items()}
-            line = {"key": key, "subnet": subnet.to_dict(), "values": values, "errors": errors}
-            line["resampled"] = {name: [float(f"{v:.6g}") for v in m.resampled] for name, m in scores.items()}
-            done[key] = {**line, "finished": is_finished}
-            file.append([done[key]])
-        report(number)
-    return {key: done[key] for key in subnets}
-
-
-def _measure_all(
-    target: Target, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig]
+def _measure_latencies(
+    target: Target, context: TaskContext, supernet: Supernet, subnets: Mapping[str, SubnetConfig], budget: Budget
 ) -> None:
-    """Measures exported models in two passes, each in half of the time; all are measured once whatever the time."""
+    """Measures exported models in two passes, each in half of the time; without a limit all, once at least."""
     run, workload = target.run, target.workload
-    budget = Budget.of_minutes(run.recipe.verify.minutes)
+    rank = {model.subnet.key: 1 for model in read_finished(run)} | {supernet.parent.key: 0}
     for number, stage in enumerate(PASSES, 1):
         missing = {key: s for key, s in subnets.items() if target.store.get(key, workload, stage) is None}
         if not missing:
@@ -254,8 +237,9 @@ def _measure_all(
                 note=f"pass {number} of {len(PASSES)}".__str__,
                 seed=number,
             )
-            visit.least = len(missing) if number == 1 else 0
-            visit.measure(shuffled(list(missing), number))
+            least = len(missing) if context.recipe.verify.minutes is None else LEAST
+            visit.least = least if number == 1 else 0
+            visit.measure(sorted(shuffled(list(missing), number), key=lambda key: rank.get(key, 2)))
 
 
 def _not_told_apart(timings: Mapping[str, Timing], precision: float) -> list[tuple[str, str]]:
@@ -269,9 +253,9 @@ def _not_told_apart(timings: Mapping[str, Timing], precision: float) -> list[tup
     ]
 
 
-def _summary(target: Target, points: Sequence[Point]) -> str:
-    """How sure the measured latencies are, and what could not be told apart, with the way out."""
-    recipe, store, latency = target.run.recipe, target.store, target.cost_name("latency_ms")
+def _summary(target: Target, recipe: Recipe, points: Sequence[Point], left: int) -> str:
+    """How sure the measured latencies are, what could not be told apart and what is left, with the way out."""
+    store, latency = target.store, target.cost_name("latency_ms")
     keys = {point.key for point in points}
     timings = {m.subnet.key: m.timing for m in store.rows(target.workload, "export") if m.subnet.key in keys}
     repeated = sum(store.get(key, target.workload, "repeat") is not None for key in keys)
@@ -281,23 +265,11 @@ def _summary(target: Target, points: Sequence[Point]) -> str:
         parts.append(f"{overlapping} of {len(timings) - 1} neighbours in latency cannot be told apart in this noise")
     if undecided := len({point.key for point in points if latency in point.undecided}):
         parts.append(f"{undecided} cannot be told apart from a bound")
-    if (overlapping or repeated < len(keys)) and recipe.verify.minutes is not None:
+    if left:
+        parts.append(f"{left} are left and stay as predicted; the same command goes on")
+    if (left or overlapping or repeated < len(keys)) and recipe.verify.minutes is not None:
         parts.append(f"more time: `verify.minutes={2 * recipe.verify.minutes:g}`")
     return "; ".join(parts)
-
-
-def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet: SubnetConfig) -> PreTrainedModel:
-    """Exports a subnetwork, reloads it and checks that its outputs equal the supernet's or the finished model's."""
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".verify-") as folder:
-        weights = weights_of(run, supernet, subnet, context)
-        save_subnet(weights, subnet, context, Path(folder))
-        return reload_in_process(Path(folder), weights, subnet, context)
-
-
-def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
-    """The parent with its own weights, in their original order."""
-    model = cast_weights(context.load_model(run.parent), context.dtype)
-    return model.to(supernet.model.device).eval()
 
 
 def _to_point(result: dict[str, Any], source: str, bounds: Mapping[str, Bound]) -> Point:
@@ -310,19 +282,15 @@ def _to_point(result: dict[str, Any], source: str, bounds: Mapping[str, Bound]) 
     return Point(subnet, result["values"], result["errors"], source, **state)  # type: ignore[arg-type]
 
 
-def _raise_infeasible(evaluated: Sequence[Point], bounds: Mapping[str, Bound]) -> None:
+def _raise_infeasible(evaluated: Sequence[Point], bounds: Mapping[str, Bound], left: int = 0) -> None:
     closest = min(evaluated, key=lambda point: total_violation(point.values, bounds))
     where = "as measured on its export" if closest.measured else "as predicted"
     undecided = sum(bool(point.undecided) for point in evaluated)
     where += f" ({undecided} cannot be told apart from the bound in this noise)" if undecided else ""
+    way_out = "Loosen the constraint, or add smaller choices to `space` in a new run."
+    if left:
+        way_out = f"`verify.minutes` left {left} others; type the same command again to go on with them."
     raise InputError(
         f"no subnetwork meets the constraints {where}; the closest of {len(evaluated)} "
-        f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). Loosen the constraint, or "
-        "add smaller choices to `space` in a new run."
+        f"reaches {against_bounds(closest.values, bounds)} ({closest.subnet}). {way_out}"
     )
-
-
-def verified_file(run: Run) -> JsonLines[tuple[str, dict[str, Any]]]:
-    """The verified subnetworks of a run, one JSON line each, as pairs of key and line."""
-    fix = "delete that line and type the same command again"
-    return JsonLines(run.verified, lambda line: (line["key"], line), row="a verified subnetwork", fix=fix)
