@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from toy_tasks import Make, causal
 
 from nas.recipe.schema import Recipe
+from nas.runs.run import Run
 from nas.stages.check import check_recipe
+from nas.stages.parent import run_parent
 from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
 from nas.tasks.weights import load_weights
@@ -267,3 +269,19 @@ def test_only_the_head_is_new_when_a_model_changes_its_task(model_type: str, tmp
         again = load_weights(auto, str(tmp_path / task), layout, new_head=False)
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_an_untouched_parent_is_linked_where_its_file_holds_just_its_weights(
+    has_more: bool, changed: Callable[..., TaskContext], tmp_path: Path
+) -> None:
+    buffer = {"bert.embeddings.position_ids": torch.arange(64)} if has_more else {}
+    recipe = changed(lambda weights: weights | buffer).recipe
+    context = TaskContext(recipe.model_copy(update={"parent": recipe.parent.model_copy(update={"epochs": None})}))
+    run = Run.open(tmp_path / "run", context.recipe)
+    run_parent(run, context)
+    given, stored = Path(recipe.model) / "model.safetensors", run.parent / "model.safetensors"
+    assert stored.samefile(given) != has_more
+    weights = context.load_model(run.parent).state_dict()
+    assert all(torch.equal(weight, load_file(given)[name]) for name, weight in weights.items())
+    assert {file.name for file in run.parent.iterdir()} >= {"config.json", "training.json", "tokenizer.json"}

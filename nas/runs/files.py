@@ -46,6 +46,14 @@ def read_json(path: Path, to_delete: Path | None = None, parse: Callable[[Any], 
         ) from None
 
 
+def link(file: Path, target: Path) -> None:
+    """Gives a file another name, without a copy where both are on one disk."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copy2(file, target)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON, whole or not at all."""
     write_text(path, json.dumps(data, indent=2) + "\n")

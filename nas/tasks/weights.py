@@ -252,6 +252,48 @@ def _some(names: Collection[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
+def files_of_weights(model: PreTrainedModel, source: str) -> list[Path]:
+    """The files of a model, with their index, if they hold just the weights that it would save; else none.
+
+    Args:
+        model: With the dtype of its files.
+        source: The folder or hub id that it was loaded from.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(str(cached_file(source, "config.json"))).parent
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    names = {} if whole.is_file() or not index.is_file() else json.loads(index.read_text())["weight_map"]
+    files = sorted({folder / name for name in names.values()}) or [whole]
+    if not all(file.is_file() for file in files) or _stored(files) != _to_store(model):
+        return []
+    return [*files, index] if names else files
+
+
+def _stored(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype and shape of the weights in files."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            found |= {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    return found
+
+
+def _to_store(model: PreTrainedModel) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype and shape of the weights that a model saves, as far as these are floating-point numbers."""
+    import torch
+
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    left_out = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    return {name: (names.get(tensor.dtype, ""), tuple(tensor.shape)) for name, tensor in kept.items()}
+
+
 def _require_floats(source: str) -> None:
     """Raises InputError if a weight in a local folder is stored as integers or in eight bits."""
     from safetensors import safe_open
