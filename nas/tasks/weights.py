@@ -276,7 +276,7 @@ def _stored(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> dtype and shape of the weights in files."""
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
         with safe_open(file, "pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  (it is no mapping)
