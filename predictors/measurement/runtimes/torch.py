@@ -51,7 +51,10 @@ def forward_call(model: Callable[..., Any], inputs: dict[str, Any]) -> Call:
 
 
 def _int8(model: PreTrainedModel) -> Callable[..., Any]:
-    """A copy whose linear layers have int8 weights and quantize their inputs dynamically."""
+    """A copy whose linear layers have int8 weights and quantize their inputs dynamically.
+
+    torchao, which PyTorch recommends in place of `torch.ao`, takes 3.7 times as long (experiments/bench/README.md).
+    """
     import warnings
 
     import torch
