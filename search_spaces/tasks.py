@@ -40,7 +40,9 @@ class Task:
 
 
 TOWERS_TASK = "zero-shot-image-classification"
-"""The task of models with a tower for images and one for texts."""
+"""The first task of models with a tower for images and one for texts."""
+
+RETRIEVAL_TASK = "image-text-retrieval"
 
 TASKS: dict[str, Task] = {
     "text-classification": Task("AutoModelForSequenceClassification", "accuracy"),
@@ -70,6 +72,13 @@ TASKS: dict[str, Task] = {
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
     TOWERS_TASK: Task(
         "AutoModelForZeroShotImageClassification", "accuracy", reads_text=False, outputs=("logits_per_image",)
+    ),
+    RETRIEVAL_TASK: Task(
+        "AutoModelForZeroShotImageClassification",
+        "recall10",
+        reads_text=False,
+        outputs=("image_embeds", "text_embeds"),
+        pipeline=TOWERS_TASK,
     ),
     "image-feature-extraction": Task(
         "AutoModel", None, reads_text=False, outputs=("last_hidden_state",), has_labels=False

@@ -25,7 +25,7 @@ from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
 from search_spaces.dimension import FULL
 from search_spaces.errors import did_you_mean
-from search_spaces.tasks import TOWERS_TASK
+from search_spaces.tasks import RETRIEVAL_TASK, TOWERS_TASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     info = model_info(folder)
     if not formats:
         return {}
-    if info["task"] == TOWERS_TASK:
+    if info["task"] in (TOWERS_TASK, RETRIEVAL_TASK):
         raise InputError(
             f"`{folder}` has two towers, which are exported as a Hugging Face model only, but got "
             f"{', '.join(formats)}; leave out `--to`."

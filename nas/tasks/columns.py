@@ -91,6 +91,14 @@ def _image_columns(dataset: Dataset) -> TaskColumns | None:
     return {"image": images[0], "label": label} if images and label else None
 
 
+def _caption_columns(dataset: Dataset) -> TaskColumns | None:
+    from datasets import Image
+
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    texts = string_columns(dataset)
+    return {"image": images[0], "text": _named(texts, TEXTS) or texts[0]} if images and texts else None
+
+
 def _speech_columns(dataset: Dataset) -> TaskColumns | None:
     audio = next((name for name, feature in dataset.features.items() if _is_audio(feature)), None)
     texts = string_columns(dataset)
@@ -160,6 +168,7 @@ def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
     "image-classification": _image_columns,
     "zero-shot-image-classification": _image_columns,
+    "image-text-retrieval": _caption_columns,
     "audio-classification": _labelled_sound_columns,
     "automatic-speech-recognition": _speech_columns,
     "automatic-speech-recognition-ctc": _speech_columns,
@@ -184,6 +193,7 @@ NEEDED = {
     **dict.fromkeys(
         ("automatic-speech-recognition", "automatic-speech-recognition-ctc"), "a column of recordings and one of texts"
     ),
+    "image-text-retrieval": "a column of images and one of texts",
     "audio-classification": "a column of recordings and one of labels",
     "question-answering": "columns `question`, `context` and `answers`",
     "token-classification": "a column of lists of words and one of lists of tags",

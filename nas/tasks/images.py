@@ -15,6 +15,7 @@ from search_spaces import InputError
 from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from PIL.Image import Image
     from transformers import PreTrainedConfig
@@ -103,6 +104,36 @@ def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     size = sizes.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return sizes.num_channels, height, width
+
+
+def pixels_of(
+    images: list[Image], processor: Any, config: PreTrainedConfig, model: str, source: str
+) -> list[torch.Tensor]:
+    """The pixels of images (channels, height, width).
+
+    Args:
+        images: Decoded.
+        processor: The image processor.
+        config: The model's config.
+        model: Hub id or folder of the model, for errors.
+        source: Name of the data in errors.
+
+    Raises:
+        InputError: If the image processor gives another shape than the model's.
+    """
+    shape = image_shape(config)
+    converted = [convert_image(image, "L" if shape[0] == 1 else "RGB", source) for image in images]
+    try:
+        pixels = list(processor(converted, return_tensors="pt")["pixel_values"])
+        problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
+    except ValueError as error:
+        problem = short_error(error)
+    if problem:
+        raise InputError(
+            f"the image processor of `{model}` must return images of the model's shape (channels, height, width) "
+            f"{shape}, but got {problem}; set `size`, `image_mean` and `image_std` in its preprocessor_config.json."
+        )
+    return pixels
 
 
 def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:

@@ -6,7 +6,7 @@ An image classifier has the image tower only. Sizes are those of ``vision_config
 from dataclasses import replace
 
 from search_spaces.family import Family, Stack
-from search_spaces.tasks import IMAGE_ENCODER_TASKS, TOWERS_TASK
+from search_spaces.tasks import IMAGE_ENCODER_TASKS, RETRIEVAL_TASK, TOWERS_TASK
 
 IMAGE_TOWER = Family(
     model_type="clip",
@@ -58,7 +58,7 @@ SIZES_OF_LAYERS = ("num_hidden_layers", "num_attention_heads", "intermediate_siz
 
 TOWERS = replace(
     IMAGE_TOWER,
-    tasks=(TOWERS_TASK,),
+    tasks=(TOWERS_TASK, RETRIEVAL_TASK),
     stacks=(IMAGE_TOWER.stacks[0], TEXT_TOWER),
     outside_layers={
         **{path: axes for path, axes in IMAGE_TOWER.outside_layers.items() if path != "classifier"},
@@ -76,4 +76,4 @@ TOWERS = replace(
     config_names={name: (name, f"text_config.{name}") for name in SIZES_OF_LAYERS},
 )
 
-CLIP = replace(IMAGE_TOWER, of_task={TOWERS_TASK: TOWERS})
+CLIP = replace(IMAGE_TOWER, of_task=dict.fromkeys(TOWERS.tasks, TOWERS))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from search_spaces.families.clip import IMAGE_TOWER
 from search_spaces.families.clip import TOWERS as CLIP_TOWERS
-from search_spaces.tasks import TOWERS_TASK
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -58,5 +57,5 @@ SIGLIP = replace(
     model_type="siglip",
     unused_modules={HEAD: ("use_head", "vision_use_head")},
     special_tokens=0,
-    of_task={TOWERS_TASK: TOWERS},
+    of_task=dict.fromkeys(TOWERS.tasks, TOWERS),
 )

@@ -9,6 +9,7 @@ from nas.tasks.types.base import TaskType
 from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.fill_mask import FillMask
 from nas.tasks.types.image_classification import ImageClassification
+from nas.tasks.types.image_text_retrieval import ImageTextRetrieval
 from nas.tasks.types.question_answering import QuestionAnswering
 from nas.tasks.types.sentence_similarity import SentenceSimilarity
 from nas.tasks.types.text2text_generation import Text2TextGeneration
@@ -33,4 +34,5 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "audio-classification": AudioClassification,
     "image-classification": ImageClassification,
     "zero-shot-image-classification": ZeroShotImageClassification,
+    "image-text-retrieval": ImageTextRetrieval,
 }

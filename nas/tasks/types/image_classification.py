@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row, row_numbers
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, convert_image, decode_image, image_shape, undecoded
+from nas.tasks.images import check_images, decode_image, image_shape, pixels_of, undecoded
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
-from search_spaces import InputError
-from search_spaces.errors import short_error
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +40,7 @@ class ImageClassification(Classification):
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             images = [decode_image(stored, source) for stored in rows[column]]
             return {
-                "pixel_values": self._pixels(images, source),
+                "pixel_values": pixels_of(images, self.processor, self.config, self.model, source),
                 "labels": targets(rows[label], problem_type, classes),
                 **row_numbers(rows),
             }
@@ -66,26 +64,3 @@ class ImageClassification(Classification):
         import torch
 
         return {"pixel_values": torch.randn((workload.batch_size, *image_shape(config)), generator=generator)}
-
-    def _pixels(self, images: list[Any], source: str) -> list[torch.Tensor]:
-        """Returns the pixels of images; InputError if the image processor gives another shape than the model's."""
-        shape = image_shape(self.config)
-        mode = "L" if shape[0] == 1 else "RGB"
-        try:
-            pixels = list(
-                self.processor([convert_image(image, mode, source) for image in images], return_tensors="pt")[
-                    "pixel_values"
-                ]
-            )
-            problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
-        except InputError:
-            raise
-        except ValueError as error:
-            problem = short_error(error)
-        if problem:
-            raise InputError(
-                f"the image processor of `{self.model}` must return images of the model's shape (channels, height, "
-                f"width) {shape}, but got {problem}; set `size`, `image_mean` and `image_std` in its "
-                "preprocessor_config.json."
-            )
-        return pixels

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row, model_inputs
-from nas.tasks.types.base import TaskInputs, random_tokens
+from nas.tasks.texts_of_images import parts_of, random_images_and_texts, text_inputs
+from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.image_classification import ImageClassification
 from search_spaces import InputError
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
     from predictors import Workload
 
-DUMMY_TEXTS, DUMMY_LENGTH = 3, 8
-SIGLIP_LENGTH = 64
-"""Tokens to which SigLIP's texts are padded, as in its training."""
-
 
 class ZeroShotImageClassification(ImageClassification):
     """Images and the texts of all classes are preprocessed by the model's own processor."""
@@ -33,28 +30,19 @@ class ZeroShotImageClassification(ImageClassification):
     processor_class = "AutoProcessor"
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
-        if not hasattr(inputs.processor, "image_processor") or not hasattr(inputs.processor, "tokenizer"):
-            raise InputError(
-                f"`{inputs.model}` must have an image processor and a tokenizer for {inputs.settings.type}, but has a "
-                f"{type(inputs.processor).__name__}; add their files."
-            )
-        images = replace(inputs, processor=inputs.processor.image_processor, head_names=None)
-        super().__init__(images, train, test)
+        images, self.tokenizer = parts_of(inputs)
+        super().__init__(replace(inputs, processor=images, head_names=None), train, test)
         if self.problem_type != "single_label_classification":
             raise InputError(
                 f"{inputs.settings.type} must have one class for each image, but `{self.label}` holds labels for "
                 f"{self.problem_type}; name another column in `task.label`."
             )
-        self.tokenizer = inputs.processor.tokenizer
 
     @cached_property
     def texts(self) -> dict[str, torch.Tensor]:
         """The tokens of the texts of all classes (classes, tokens)."""
         template = self.task.hypothesis_template
-        texts = [template.format(name) for name in self.names]
-        is_siglip = "siglip" in self.config.model_type
-        padding = {"padding": "max_length", "max_length": SIGLIP_LENGTH} if is_siglip else {"padding": True}
-        return dict(self.tokenizer(texts, return_tensors="pt", truncation=True, **padding))
+        return text_inputs(self.tokenizer, self.config, [template.format(name) for name in self.names])
 
     def collate(self, rows: list[Row]) -> Batch:
         """Stacks images of one size, and adds the texts of all classes."""
@@ -80,12 +68,4 @@ class ZeroShotImageClassification(ImageClassification):
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """Returns random pixels and a few short random texts."""
-        import torch
-
-        texts = replace(workload, batch_size=DUMMY_TEXTS, sequence_length=DUMMY_LENGTH)
-        ids = random_tokens(config, texts, generator)
-        return {
-            **super().dummy_inputs(config, workload, generator),
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-        }
+        return random_images_and_texts(config, workload, generator)
