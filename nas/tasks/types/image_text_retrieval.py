@@ -14,8 +14,8 @@ from nas.tasks.images import check_images, decode_image, pixels_of, undecoded
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import cosine_similarity, nearest
 from nas.tasks.retrieval import TOP
-from nas.tasks.texts_of_images import parts_of, random_images_and_texts, text_inputs
 from nas.tasks.types.base import TaskInputs, TaskType
+from nas.tasks.types.texts_of_images import parts_of, random_images_and_texts, text_inputs
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row, model_inputs
-from nas.tasks.texts_of_images import parts_of, random_images_and_texts, text_inputs
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.image_classification import ImageClassification
+from nas.tasks.types.texts_of_images import parts_of, random_images_and_texts, text_inputs
 from search_spaces import InputError
 
 if TYPE_CHECKING:
