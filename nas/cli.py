@@ -399,6 +399,10 @@ def finetune(
         Path | None, typer.Option("--out", help="Folder to write; default <folder>-finetuned.", parser=path)
     ] = None,
     run: RunFolder = None,
+    lora: Annotated[
+        int | None,
+        typer.Option("--lora", help="Train low-rank adapters of this rank, and merge them; needs peft.", min=1),
+    ] = None,
 ) -> None:
     """Fine-tune an export on the recipe's task, with the run's parent as its teacher."""
     from nas.commands.finetune import finetune as finetune_folder
@@ -408,7 +412,8 @@ def finetune(
 
     quiet_libraries()
     target = out or folder.with_name(f"{folder.name}-finetuned")
-    before, after = finetune_folder(folder, Recipe.load(recipe, overrides or []), run or default_run(recipe), target)
+    loaded = Recipe.load(recipe, overrides or [])
+    before, after = finetune_folder(folder, loaded, run or default_run(recipe), target, lora=lora)
     costs = [name for name in after["values"] if base_name(name) in ("latency_ms", "size_mb")]
     for name in (*before, *costs):
         previous = f"{before[name].value:.4f} -> " if name in before else ""

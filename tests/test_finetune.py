@@ -17,11 +17,13 @@ import pytest
 import torch
 from conftest import bert, text_inputs
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from nas.commands import finetune as finetune_module
 from nas.commands.finetune import finetune, measured_export_info, updated_export_info
 from nas.exports.export import enable_remote_code, provenance, save_subnet
+from nas.exports.formats import load_export
 from nas.fronts.front import ParetoFront
 from nas.fronts.output import filter_front
 from nas.fronts.point import Point
@@ -301,3 +303,19 @@ def test_the_config_of_an_export_loads_without_the_flag_once_nas_is_imported(mod
     nowhere = subprocess.DEVNULL
     done = subprocess.run(command, capture_output=True, text=True, stdin=nowhere, cwd=Path(__file__).parent)
     assert done.stdout.strip() == "<class 'nas.modeling.modeling_nas.NasBertConfig'>", done.stderr
+
+
+@pytest.mark.slow
+def test_merged_adapters_change_weights_by_their_rank_only(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    run_parent(run, TaskContext(run.recipe))
+    uneven = export(run, UNEVEN, tmp_path / "uneven")
+    _, info = finetune(uneven, run.recipe, run.folder, tmp_path / "out", lora=2)
+    old, new = (load_file(folder / "model.safetensors") for folder in (uneven, tmp_path / "out"))
+    assert {name: tensor.shape for name, tensor in old.items()} == {name: tensor.shape for name, tensor in new.items()}
+    changes = {name: new[name] - old[name] for name in old if ".layer." in name and old[name].dim() == 2}
+    assert {int(torch.linalg.matrix_rank(change, atol=1e-6)) for change in changes.values()} == {2}
+    assert torch.equal(old["bert.embeddings.word_embeddings.weight"], new["bert.embeddings.word_embeddings.weight"])
+    reloaded = load_export(tmp_path / "out", "text-classification")
+    context = TaskContext(run.recipe)
+    assert score(reloaded, context.splits.test, ["accuracy"])["accuracy"].value == info["values"]["accuracy"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
+from multiprocessing import get_context
 from typing import Any
 
 import yaml
@@ -32,30 +33,36 @@ SMALL: dict[str, Any] = {
 
 
 def main() -> None:
-    """Prints a line for each stage."""
+    """Prints a line for each stage, each of which runs in a process of its own."""
     from transformers import AutoConfig
 
     model, train, test, folder, *overrides = sys.argv[1:]
     config = AutoConfig.from_pretrained(model)
     space = {name: [int(share * getattr(config, name)) for share in shares] for name, shares in SMALL["space"].items()}
     task = {**SMALL["task"], "train": train, "test": test}
+    print("bytes a parameter: measured, counted", flush=True)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({**SMALL, "model": model, "task": task, "space": space}, file)
         file.flush()
-        recipe = Recipe.load(file.name, overrides)
-    with locked_run(recipe, folder) as (context, run):
+        for stage in STAGES:
+            process = get_context("spawn").Process(target=measure, args=(stage.name, file.name, folder, overrides))
+            process.start()
+            process.join()
+
+
+def measure(name: str, recipe: str, folder: str, overrides: list[str]) -> None:
+    """Runs a stage and prints its peak beyond what the process had before."""
+    stage = next(stage for stage in STAGES if stage.name == name)
+    with locked_run(Recipe.load(recipe, overrides), folder) as (context, run):
         empty = meta_model(context)
         parameters, needs = empty.num_parameters(), stage_needs(context, empty)
-        print(f"{parameters / 1e6:.0f} M parameters; bytes a parameter: measured, counted", flush=True)
-        base = None
-        for stage in STAGES:
-            gc.collect()
-            reset_peak_memory()
-            base = peak_mb() if base is None else base
-            if not stage.is_done(run):
-                stage.run(run, context)
-            counted = 1e9 * needs[stage.name].memory_gb / parameters if stage.name in needs else 0.0
-            print(f"{stage.name:<9} {1e6 * (peak_mb() - base) / parameters:6.1f} {counted:6.1f}", flush=True)
+        gc.collect()
+        reset_peak_memory()
+        before = peak_mb()
+        if not stage.is_done(run):
+            stage.run(run, context)
+        counted = 1e9 * needs[name].memory_gb / parameters if name in needs else 0.0
+        print(f"{name:<9} {1e6 * (peak_mb() - before) / parameters:6.1f} {counted:6.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.stages.check import check_recipe
 from nas.stages.report import run_report
+from nas.supernets.adapters import merged, with_adapters
 from nas.supernets.device import training_device
 from nas.supernets.training import model_trainer, train
 from nas.tasks.context import TaskContext
@@ -32,7 +33,9 @@ from predictors import Workload, device_name
 from search_spaces import InputError, SubnetConfig
 
 
-def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[str, Score], dict[str, Any]]:
+def finetune(
+    folder: Path, recipe: Recipe, run: Path, out: Path, *, lora: int | None = None
+) -> tuple[dict[str, Score], dict[str, Any]]:
     """Trains an export with the recipe's ``parent`` settings, measures it and writes it to another folder.
 
     Its metrics are saved in the run, whose report and tables then show them with the inherited ones.
@@ -42,6 +45,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
         recipe: Its data and training settings.
         run: The run of the export; its parent is the teacher and the reference model of latencies.
         out: Folder to write; a previous export there is replaced.
+        lora: Rank of adapters that are trained in place of all weights, and then merged; None: all weights.
 
     Returns:
         Metrics on the held-out split before, and the new subnet.json with the values after fine-tuning.
@@ -65,12 +69,12 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     model.float()
     work = out.with_name(f".{out.name}.partial")
     if processes.is_main():
-        _prepare_work_folder(
-            work, {"export": _weights_digest(folder), "teacher": _weights_digest(parent), "recipe": recipe.to_yaml()}
-        )
+        identity = {"export": _weights_digest(folder), "teacher": _weights_digest(parent), "recipe": recipe.to_yaml()}
+        _prepare_work_folder(work, identity | ({} if lora is None else {"lora": str(lora)}))
     processes.barrier()
+    trained = model if lora is None else with_adapters(model, lora)
     trainer = model_trainer(
-        model,
+        trained,
         recipe.parent,
         work / "checkpoints",
         context.training_set(recipe.parent),
@@ -83,6 +87,7 @@ def finetune(folder: Path, recipe: Recipe, run: Path, out: Path) -> tuple[dict[s
     with progress("finetune") as report:
         train(trainer, report, Run(run).logs / out.name, recipe.parent.minutes)
     processes.exit_other_processes()
+    model = model if lora is None else merged(trained)
     cast_weights(model, dtype).save_pretrained(work)
     context.save_processor(work, subnet)
     after = score(model, own.splits.test, recipe.metric_names)

@@ -24,6 +24,8 @@ TRAINING_BYTES = 16
 """Bytes a weight in a training: it, its gradient and the two averages of the optimizer."""
 CHECKPOINT_BYTES, CHECKPOINTS = 12, 3
 """Bytes a weight of a checkpoint, and how many there are while one is written."""
+PREPARED = 2
+"""Copies of the weights of a model that is loaded and prepared to be timed."""
 GB = 1e9
 
 
@@ -79,7 +81,7 @@ class _Count:
         """See `stage_needs`."""
         finish, extracted = self.recipe.finish, 3 * self.weights
         group = group_size(1e3 * self.file, 1e3 * available_gb())
-        measured = self.weights * (1 + min(group, self.recipe.profile.samples))
+        measured = self.weights * (1 + PREPARED * min(group, self.recipe.profile.samples))
         trained = self.recipe.supernet if self.recipe.supernet.is_trained else None
         finished = self._training(finish, teacher=True) + self.weights if finish.models else 0.0
         return {

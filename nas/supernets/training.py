@@ -383,7 +383,8 @@ def _is_complete(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text())
         if not all(zipfile.is_zipfile(file) for file in checkpoint.glob("*.pt")):
             return False
-        with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        (weights,) = checkpoint.glob("*model.safetensors")  # of adapters: adapter_model.safetensors
+        with safe_open(weights, "pt") as file:
             return len(file.keys()) > 0
     except Exception:
         return False
