@@ -24,9 +24,9 @@ from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
 from search_spaces.stock_config import stock_config_update
 
 HEADS_IN_CONFIG = {
-    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "phi3"),
-    *("starcoder2", "cohere2", "vit", "deit", "beit", "dinov2", "t5", "mt5", "umt5"),
-    *("bloom", "falcon", "olmo2", "wavlm"),
+    name
+    for name, family in FAMILIES.items()
+    if family.head_dim_in_config or "num_attention_heads" in family.fixed_reasons
 }
 """Families whose stock config can set the number of heads independently of the hidden size, or that fix the heads."""
 NEVER_NARROWER = {"bart", "mbart", "bloom", "falcon"}
