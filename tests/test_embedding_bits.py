@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -158,6 +159,18 @@ def test_an_onnx_file_stores_the_codes(form: str, tmp_path: Path) -> None:
     bits = {"FLOAT16": "16", "INT8": "8", "UINT8": "4" if "pq" not in form else form}
     assert difference < 1e-5 and bits[onnx.TensorProto.DataType.Name(stored.data_type)] == form
     assert not [w.name for w in weights if w.data_type == onnx.TensorProto.FLOAT and list(w.dims) == [20, 36]]
+
+
+def test_onnx_runtime_looks_up_rows_of_four_bits_as_they_are(tmp_path: Path) -> None:
+    """Whole groups of 64 channels, which the table above has not."""
+    import onnx
+
+    supernet = Supernet(replace(TOYS["bert"], config={**TOYS["bert"].config, "hidden_size": 128}).model())
+    model = supernet.extract(supernet.parent.with_values(embedding_bits="4"))
+    assert write_onnx(model, TOYS["bert"].inputs(), tmp_path / "model.onnx") < 1e-5
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert [node.op_type for node in graph.node].count("GatherBlockQuantized") == 1
+    assert [list(w.dims) for w in graph.initializer if "word_embeddings.qweight" in w.name] == [[20, 64]]
 
 
 def test_costs_of_all_forms_are_counted_at_once() -> None:

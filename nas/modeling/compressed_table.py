@@ -99,9 +99,19 @@ class CompressedEmbedding(Stored, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Looks up rows and restores them: ids -> (.., channels) in the dtype of the module."""
+        if torch.onnx.is_in_onnx_export() and self.group and self.channels % self.group == 0:
+            return self._onnx_rows(input)
         scales = None if self.scales is None else embedding(input, self.scales)
         rows = restore(self.channels, self.group, embedding(input, self.qweight), scales, self.codebook)
         return rows.to(self.weight.dtype)
+
+    def _onnx_rows(self, input: Tensor) -> Tensor:
+        """Emits ONNX Runtime's look-up in a table of four bits in groups."""
+        assert self.scales is not None
+        operands = self.qweight, input, self.scales.to(self.weight.dtype)
+        layout: Any = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.group, "bits": 4}
+        result: Any = {"dtype": self.weight.dtype, "shape": (*input.shape, self.channels), "version": 1}
+        return torch.onnx.ops.symbolic("com.microsoft::GatherBlockQuantized", operands, layout, **result)
 
 
 def compress_embedding(module: Any, bits: int, part: int, centroids: int, group: int) -> None:
