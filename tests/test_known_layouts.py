@@ -68,6 +68,10 @@ def test_the_text_model_of_a_type_with_several_parts_is_found_without_what_its_p
     assert "num_attention_heads" in proof.dimensions
 
 
+def test_a_model_of_waves_has_no_tasks_of_texts() -> None:
+    assert adopted("unispeech").tasks == ("automatic-speech-recognition-ctc", "audio-classification")
+
+
 def test_layers_of_a_part_are_a_table_of_their_own_on_their_own() -> None:
     """CLIP's table is of the part of a model; here the part is the model."""
     family = adopted("clip_vision_model")
@@ -208,7 +212,8 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "text"), [("beit", "nearest to those of `vit`, .* know `lambda_1`"), ("whisper_typo", "no model")]
+    ("model_type", "text"),
+    [("swin", "nearest to those of `vit`, .* know `attention.relative_position_bias`"), ("whisper_typo", "no model")],
 )
 def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table(model_type: str, text: str) -> None:
     with pytest.raises(InputError, match=text):

@@ -269,7 +269,8 @@ def _autos(family: Family, config_class: Any, part: str) -> dict[str, Any]:
     sizes = getattr(config, part) if part else config
     reads_text = hasattr(sizes, "vocab_size") and not hasattr(sizes, "patch_size")
     tasks = [task for task in family.tasks if TASKS[task].reads_text == reads_text]
-    if len(family.stacks) == 1 and (reads_text or (not part and hasattr(sizes, "image_size"))):
+    reads_waves = hasattr(sizes, "conv_stride")
+    if len(family.stacks) == 1 and not reads_waves and (reads_text or (not part and hasattr(sizes, "image_size"))):
         tasks += [task for task in BODY_TASKS[reads_text] if task not in tasks]
     autos = {task: getattr(modeling_auto, TASKS[task].auto_class) for task in tasks}
     return {task: auto for task, auto in autos.items() if stock_classes(auto, config_class)}
