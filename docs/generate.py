@@ -92,8 +92,8 @@ def families_page() -> str:
         "## Types that were proved with another's table",
         f"{len(checked.passed)} more types keep every law of slicing on a tiny random model, as found by "
         "`experiments/bench/known_layouts.py`. The last column names dimensions of the table that break a law in "
-        "this type: a recipe's `space` must leave them out. `image-feature-extraction` is no task of a recipe: such a "
-        "type is sliced and exported from Python.",
+        "this type: `space: auto` leaves them out, and a recipe that names one is refused. `image-feature-extraction` "
+        "is no task of a recipe: such a type is sliced and exported from Python.",
         _table(
             ("model type", "laid out as", "tasks", "dimensions", "left out"),
             [
