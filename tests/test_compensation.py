@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from conftest import TOYS, logits
 
 from nas.pipeline import locked_run, run_stages
 from nas.recipe.schema import Recipe
+from nas.stages.search import _parent_metrics
 from nas.supernets.calibration import calibrate
 from nas.supernets.compensation import DAMPING, compensated
 from nas.supernets.load import load_supernet
 from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.supernet import Supernet
+from nas.tasks.context import TaskContext
+from nas.tasks.evaluation import score
 
 
 @pytest.mark.parametrize("kept", [slice(5), torch.tensor([0, 2, 6])])
@@ -56,7 +60,9 @@ def test_statistics_without_ranks_hold_what_compensates_only(tmp_path: Path) -> 
     assert {name.split(".")[-2] for name in restored.moments} == {"o_proj", "down_proj"}
 
 
-def test_a_supernet_without_a_training_is_the_parent_in_order(text_recipe: Path, tmp_path: Path) -> None:
+def test_a_supernet_without_a_training_is_the_parent_in_order(
+    text_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = ["parent.epochs=0.1", "supernet.strategy=none", "space.num_hidden_layers=[3, 4]"]
     with locked_run(Recipe.load(text_recipe, overrides), tmp_path / "run") as (context, run):
         run_stages(run, context, last="supernet")
@@ -66,5 +72,9 @@ def test_a_supernet_without_a_training_is_the_parent_in_order(text_recipe: Path,
     batch = {name: values for name, values in context.splits.test.batches[0].items() if name != "labels"}
     torch.testing.assert_close(logits(supernet.model, batch), logits(parent, batch))
     assert supernet.calibration is not None and supernet.calibration.compensates
+    supernet.activate(space.smallest)
+    monkeypatch.setattr(TaskContext, "load_model", None)  # the parent is in the supernet
+    found = _parent_metrics(run, context, SimpleNamespace(supernet=supernet), ["loss"])  # type: ignore[arg-type]
+    assert found["loss"] == pytest.approx(score(parent, context.splits.search, ["loss"])["loss"].value, rel=1e-5)
     supernet.activate(space.smallest)
     torch.testing.assert_close(logits(supernet.model, batch), logits(supernet.extract(space.smallest), batch))

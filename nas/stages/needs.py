@@ -83,7 +83,10 @@ class _Count:
         group = group_size(1e3 * self.file, 1e3 * available_gb())
         measured = self.weights * (1 + PREPARED * min(group, self.recipe.profile.samples))
         trained = self.recipe.supernet if self.recipe.supernet.is_trained else None
-        finished = self._training(finish, teacher=True) + self.weights if finish.models else 0.0
+        loaded = self.weights + 1.5 * self.moments  # their halves in the file are alive until all are read
+        scored = self._activations(self.context.splits.task.evaluation_batch_size)
+        parent = self.weights if self.recipe.relative_bounds and trained else 0.0
+        finished = self._training(finish, teacher=True) if finish.models else 0.0
         return {
             "parent": self._parent(),
             "supernet": Needs(
@@ -91,8 +94,8 @@ class _Count:
                 self.weights + self.moments / 2 + self._checkpoints(trained is not None),
             ),
             "profile": Needs(measured + self.moments, 0.0),
-            "search": Needs(self.weights + self.moments, 0.0),
-            "finish": Needs(finished, finish.models * self.weights + self._checkpoints(finish.models > 0)),
+            "search": Needs(loaded + parent + scored, 0.0),
+            "finish": Needs(loaded + finished, finish.models * self.weights + self._checkpoints(finish.models > 0)),
             "verify": Needs(max(measured, extracted) + self.moments, self.file),
             "export": Needs(extracted + self.moments, self.file),
         }

@@ -101,8 +101,16 @@ def _parent_values(run: Run, context: TaskContext, evaluator: Evaluator) -> dict
     if not names.keys() <= known.keys():
         costs = evaluator.costs(evaluator.supernet.parent)
         metrics = [name for name in names if not is_cost(name)]
-        model = context.load_model(run.parent).to(evaluator.supernet.model.device).eval()
-        scores = score(model, context.splits.search, metrics) if metrics else {}
-        known |= {**costs, **{name: each.value for name, each in scores.items()}}
+        known |= {**costs, **(_parent_metrics(run, context, evaluator, metrics) if metrics else {})}
         write_parent_values(run, known)
     return known
+
+
+def _parent_metrics(run: Run, context: TaskContext, evaluator: Evaluator, names: list[str]) -> dict[str, float]:
+    """Metrics of the parent; a supernet that is not trained is the parent, whose weights are not loaded again."""
+    supernet, model = evaluator.supernet, evaluator.supernet.model
+    if context.recipe.supernet.is_trained:
+        model = context.load_model(run.parent).to(model.device).eval()
+    else:
+        supernet.activate(supernet.parent)
+    return {name: each.value for name, each in score(model, context.splits.search, names).items()}
