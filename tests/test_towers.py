@@ -32,6 +32,7 @@ from nas.runs.run import Run
 from nas.stages.check import check_recipe
 from nas.stages.layout_proof import zeroed
 from nas.stages.parent import run_parent
+from nas.stages.parent_check import check_parent
 from nas.stages.supernet import run_supernet
 from nas.supernets.importance import order_by_importance
 from nas.supernets.load import load_supernet
@@ -131,6 +132,10 @@ def test_a_parent_learns_texts_of_classes_and_an_export_of_both_towers_reloads(r
         load_config(str(tmp_path / "small"))
     with pytest.raises(InputError, match=r"`supernet.relations` must be 0"):
         check_recipe(Recipe.load(recipe, ["supernet.relations=1"]))
+    (line,) = [line for line in check_parent(context, tmp_path / "other") if line.startswith("towers")]
+    assert "image tower" in line and "saves only" not in line
+    quick = TaskContext(Recipe.load(recipe, ["objectives={accuracy: maximize, latency_ms: minimize}"]))
+    assert any("saves only num_parameters and size_mb" in line for line in check_parent(quick, tmp_path / "other"))
     with pytest.raises(InputError, match="for the name of a class"):
         Recipe.load(recipe, ["task.hypothesis_template=a photo"])
 

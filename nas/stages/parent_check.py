@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.modeling.known_layouts import small_model
+from nas.recipe.objectives import base_name
 from nas.runs import processes
 from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
 from nas.stages.needs import available_gb, stage_needs
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 METRIC_EXAMPLES, GENERATED_EXAMPLES = 64, 4
 """Training examples on which metrics are tried; fewer where the model has logits over a vocabulary."""
 BATCH_SIZE = 32
+OF_BOTH_TOWERS = {"num_parameters", "size_mb"}
+"""Costs of a model with two towers that a smaller text tower reduces."""
 MOST_PROVED = 500_000_000
 """Parameters up to which a model itself is proved; of a larger one, a tiny random model with every dimension open."""
 RUN_BYTES, LEAST_BYTES = 80, 8
@@ -58,6 +61,7 @@ def check_parent(context: TaskContext, folder: str | Path) -> list[str]:
     lines = [
         _model_line(context, model),
         *_layout_line(context, model),
+        *_towers_line(context),
         *_tokenizer_line(context),
         *data_lines(context),
     ]
@@ -109,6 +113,17 @@ def _layout_line(context: TaskContext, model: PreTrainedModel) -> list[str]:
         model = small_model(family, task)
         space = proposed_space(model)
     return [f"layout     {alike_text(family)}; {prove_layout(model, task, space)}"]
+
+
+def _towers_line(context: TaskContext) -> list[str]:
+    """What is measured of a model with two towers."""
+    if not context.layout.family.has_towers:
+        return []
+    named = {base_name(name) for name in context.recipe.value_names}
+    hint = (
+        "" if named & OF_BOTH_TOWERS else f"; a smaller text tower saves only {' and '.join(sorted(OF_BOTH_TOWERS))}"
+    )
+    return [f"towers     a pass is that of the image tower, as texts are read beforehand{hint}"]
 
 
 def _tokenizer_line(context: TaskContext) -> list[str]:
