@@ -211,10 +211,6 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
     assert "no table" not in known.output and "text-classification" in known.output
 
 
-@pytest.mark.parametrize(
-    ("model_type", "text"),
-    [("swin", "nearest to those of `vit`, .* know `attention.relative_position_bias`"), ("whisper_typo", "no model")],
-)
-def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table(model_type: str, text: str) -> None:
-    with pytest.raises(InputError, match=text):
-        list(describe_type(model_type))
+def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> None:
+    with pytest.raises(InputError, match=r"nearest to those of `vit`, .* know `attention.relative_position_bias`"):
+        list(describe_type("swin"))
