@@ -412,7 +412,7 @@ def finished(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> tuple[Path
     return recipe, Path(shutil.copytree(run, tmp_path / "run"))
 
 
-SPREAD = ("families", "generation", "costs", "seq2seq", "tasks", "sparse_attention", "relations")
+SPREAD = ("families", "generation", "costs", "seq2seq", "tasks", "sparse_attention", "hidden_states")
 """Files whose tests share nothing: they go to any worker, one by one, and fill up what the others leave."""
 ONE_RUN = ("bad_input", "commands", "docs", "pipeline", "resume", "search")
 """Files whose tests take `uninterrupted_run`: on one worker, so that no other waits for it."""

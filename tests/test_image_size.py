@@ -194,9 +194,9 @@ def test_a_batch_has_the_same_rows_in_every_size(recipe: Recipe, tmp_path: Path)
     inputs, rows = trainer.pop_row_index(batch)
     assert len(rows) == len(batch["labels"])
     trainer.teacher_outputs(inputs, rows)
-    (cached, _), *_ = trainer.teacher_outputs(inputs, rows)
+    ((cached, _),), _ = trainer.teacher_outputs(inputs, rows)
     trainer.kept = None
-    (computed, _), *_ = trainer.teacher_outputs(inputs, rows)
+    ((computed, _),), _ = trainer.teacher_outputs(inputs, rows)
     assert torch.allclose(cached, computed, atol=1e-5)
 
 

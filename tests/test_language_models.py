@@ -151,19 +151,16 @@ def test_a_teacher_gets_decoder_inputs_and_padding_is_ignored(tmp_path: Path) ->
     context = seq2seq_context(tmp_path)
     task, batch = context.splits.task, context.splits.search.batches[0]
     trainer = DistillationTrainer.__new__(DistillationTrainer)
-    trainer.task, trainer.teacher, trainer.temperature, trainer.kept = task, model, 2.0, None
-    teacher_outputs, student_outputs = (
-        trainer.teacher_outputs(dict(batch), torch.zeros(0)),
-        trainer.logits_and_labels(model(**batch), dict(batch)),
-    )
-    assert trainer.divergence(student_outputs, teacher_outputs).abs() < 1e-6
+    trainer.task, trainer.teacher, trainer.temperature, trainer.kept, trainer.states = task, model, 2.0, None, None
+    teacher, student = trainer.teacher_outputs(dict(batch), torch.zeros(0)), trainer.forward(model, dict(batch))[1]
+    assert trainer.distillation_loss(student, teacher).abs() < 1e-6
     padding = batch["labels"] == IGNORE_INDEX
-    ((logits, labels),) = teacher_outputs
+    ((logits, labels),) = teacher[0]
     noisy = logits.clone()
     noisy[padding] += 100 * torch.randn(noisy[padding].shape)
-    assert trainer.divergence(student_outputs, [(noisy, labels)]).abs() < 1e-6
+    assert trainer.distillation_loss(student, ([(noisy, labels)], {})).abs() < 1e-6
     noisy[~padding] += torch.randn(noisy[~padding].shape)
-    assert trainer.divergence(student_outputs, [(noisy, labels)]) > 1e-3
+    assert trainer.distillation_loss(student, ([(noisy, labels)], {})) > 1e-3
 
 
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_the_remembered_vectors_of_the_teacher_are_those_of_its_texts(build: Bui
     )
     batch = trainer.data_collator(list(trainer.train_dataset.select([4, 0, 9])))
     inputs, rows = trainer.pop_row_index(batch)
-    computed = trainer.teacher_outputs(inputs, torch.zeros(0))
+    computed, _ = trainer.teacher_outputs(inputs, torch.zeros(0))
     trainer.teacher_outputs(inputs, rows)
-    remembered = trainer.teacher_outputs(inputs, rows)
+    remembered, _ = trainer.teacher_outputs(inputs, rows)
     assert computed[0][0].shape == (3, 3, 48) and torch.allclose(remembered[0][0], computed[0][0], atol=1e-5)
 
 

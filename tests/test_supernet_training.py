@@ -288,7 +288,9 @@ def test_a_training_in_minutes_times_its_steps_once_and_leaves_weights_as_they_a
 
 def test_minutes_are_split_between_supernet_and_finish(text_recipe: Path) -> None:
     recipe = Recipe.load(text_recipe, ["minutes=10"])
-    assert (recipe.supernet.minutes, recipe.finish.minutes) == (pytest.approx(2), pytest.approx(8))
+    assert (recipe.supernet.minutes, recipe.finish.minutes) == (pytest.approx(1), pytest.approx(9))
+    untrained = Recipe.load(text_recipe, ["minutes=10", "supernet.strategy=none"])
+    assert (untrained.supernet.minutes, untrained.finish.minutes) == (None, 10)
     assert Recipe.load(text_recipe, ["minutes=10", "finish.minutes=1"]).finish.minutes == 1
 
 

@@ -115,7 +115,7 @@ def test_a_model_with_fewer_pieces_learns_and_is_scored_on_its_own_tokens(
     found = trainer.logits_and_labels(outputs, own)
     if context.task.labels_tokens:
         assert trainer.teacher is not None
-        teacher = trainer.teacher_on_pieces(inputs, size, trainer.teacher)
+        teacher, _ = trainer.teacher_on_pieces(inputs, size, trainer.teacher)
         distance = divergence(found, teacher, trainer.task.activation, 1.0)
         assert abs(float(distance)) < 1e-5
         other = [(logits.flip(-1), labels) for logits, labels in teacher]

@@ -7,8 +7,8 @@ stages after the parent: supernet, profile, search and finish. Random search, th
 of the first seed serves all, and counts for each. Each finished model has an equal share of the seconds, and each of
 its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
 and with the most important ones, and the largest uniform scaling below that latency. Rivals are cut from the parent
-and learn from labels and from the parent's outputs, as the finished models do. Then all of them, and the parent, get
-twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split. Their architectures are
+and learn from labels and from the parent's logits, at a learning rate of their own. Then all of them, and the parent,
+get twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split. Their architectures are
 measured on the workload at the end, all of a seed in the same rounds; delete `ratios.json` to measure again.
 
 Prints one row per model and seed: how many times as fast as the parent, accuracy with its standard error, and the
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--run", required=True, type=Path, help="Folder; one run for each seed is made in it.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="Of the rivals.")
     parser.add_argument("--last", choices=STEPS, default=STEPS[-1], help="What to do last, of every seed.")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -94,7 +95,7 @@ def main() -> None:
         recipe = Recipe.load(arguments.recipe, [*overrides, *earlier, f"seed={seed}"])
         run_timed(recipe, folder, arguments.last)
         if arguments.last in STEPS[-2:] and not (folder / ROWS).exists():
-            (folder / ROWS).write_text(json.dumps(compare(recipe, folder, arguments.rivals)))
+            (folder / ROWS).write_text(json.dumps(compare(recipe, folder, arguments.rivals, arguments.learning_rate)))
     if arguments.last == STEPS[-1]:
         seeds = [measured_rows(folder) for folder in folders]
         for seed, rows in enumerate(seeds):
@@ -124,7 +125,7 @@ def seconds_spent(folder: Path) -> dict[str, float]:
     return {**seconds, "profile": first["profile"], "search": searched}
 
 
-def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def compare(recipe: Recipe, folder: Path, names: Sequence[str], rate: float) -> list[dict[str, Any]]:
     """Trains the rivals of a run; scores the finished models, the rivals and the int8 twins."""
     run, context, seconds = Run(folder), TaskContext(recipe), seconds_spent(folder)
     supernet, space = load_supernet(run, context)
@@ -138,7 +139,7 @@ def compare(recipe: Recipe, folder: Path, names: Sequence[str]) -> list[dict[str
         for name, rival in rivals(space, run.layer_order, predict, float(predict([subnet])[0])):
             if name in names:
                 model = Supernet(context.load_model(run.parent)).extract(rival)
-                distil(model, teacher, context, budget)
+                distil(model, teacher, context, budget, rate)
                 models[number, name] = (rival, model)
     rows = []
     for (number, name), (subnet, model) in models.items():
@@ -180,9 +181,9 @@ def rivals(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Ite
         yield RIVALS[-1], max(scalings, key=lambda subnet: float(predict([subnet])[0]))
 
 
-def distil(model: Any, teacher: Any, context: TaskContext, seconds: float) -> None:
-    """Trains a model with the finish's settings for about so many CPU seconds, found by timing its first steps."""
-    settings = context.recipe.finish
+def distil(model: Any, teacher: Any, context: TaskContext, seconds: float, rate: float) -> None:
+    """Distils a model from logits for about so many CPU seconds, found by timing its first steps."""
+    settings = context.recipe.finish.model_copy(update={"learning_rate": rate})
     model.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         examples, task = context.training_set(settings), context.splits.task

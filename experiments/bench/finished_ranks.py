@@ -51,7 +51,7 @@ def main() -> None:
         for point in group:
             model = load_supernet(run, context)[0].extract(point.subnet)
             inherited = np.mean(correct(model, context))
-            distil(model, teacher, context, arguments.seconds)
+            distil(model, teacher, context, arguments.seconds, run.recipe.finish.learning_rate)
             finished.append(np.mean(correct(model, context)))
             speed = parent_ms / point.values["latency_ms"]
             print(

@@ -48,7 +48,7 @@ FLOATS: dict[str, tuple[list[Any], list[Any]]] = {
     "supernet.learning_rate": ([1e-5, "3e-4"], [0, 1e9]),
     "supernet.weight_decay": ([0, 0.1], [1e9]),
     "supernet.temperature": ([1, 2.5], [0, 1e-300, 1e200]),
-    "supernet.relations": ([0, 0.5], [1e300]),
+    "finish.hidden_states": ([0, 0.5], [1e300]),
     "profile.error": ([0.01, 0.5], [0, 1, 7]),
     "profile.precision": ([0.02, 0.5], [0, 1]),
     "profile.minutes": ([0.5, 10], [0, 1e300]),

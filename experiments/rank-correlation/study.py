@@ -48,8 +48,6 @@ SETTINGS: dict[str, list[str]] = {
     "order: none": ["supernet.order=none"],
     "order: activation": ["supernet.order=activation"],
     "teacher: in-place": ["supernet.teacher=in-place"],
-    "relations 1": ["supernet.relations=1.0"],
-    "relations 1 of attention": ["supernet.relations=1.0", "supernet.relations_of=attention"],
     "sampler: uniform": ["supernet.sampler=uniform"],
     "sampler: num_parameters": ["supernet.sampler=num_parameters"],
     "strategy: single-path": ["supernet.strategy=single-path"],

@@ -86,7 +86,7 @@ DEFAULT_EPOCHS = 3.0
 MAX_SEED = 2**32 - 1
 """NumPy's generators take no larger one."""
 
-SUPERNET_SHARE = 0.2
+SUPERNET_SHARE = 0.1
 """Share of ``minutes`` that trains the supernet: enough to rank subnetworks; the rest finishes the chosen ones."""
 
 
@@ -269,11 +269,6 @@ class SupernetTraining(Training):
     sampled_subnets: int = Field(2, ge=0, le=1000, description="Sampled subnetworks of one step.")
     teacher: Literal["parent", "in-place"] = Field("parent", description="`in-place`: the largest subnetwork.")
     temperature: float = Field(1.0, ge=0.01, le=1000, description="Temperature of the distillation.")
-    relations: float = Field(0.0, ge=0, le=1e6, description="Weight of the MiniLMv2 relation loss.")
-    relations_of: Literal["last", "hidden", "attention"] = Field(
-        "last",
-        description="Relations of the last hidden states, of each kept layer's, or of its queries, keys, values.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -298,7 +293,12 @@ class Finish(Training):
         le=1000,
         description="Subnetworks that are trained on: near the bound, and at 2, 3 and 5 times the speed.",
     )
+    learning_rate: float = Field(3e-4, gt=0, le=10, description="Peak learning rate.")
+    batch_size: int = Field(16, ge=1, le=10**6, description="Examples of one batch, of each process.")
     temperature: float = Field(2.0, ge=0.01, le=1000, description="Temperature of the distillation.")
+    hidden_states: float = Field(
+        10.0, ge=0, le=1e6, description="Weight of the difference of hidden states from the parent's, relative."
+    )
 
 
 class Profile(_Section):
@@ -441,7 +441,7 @@ class Recipe(_Section):
         None,
         gt=0,
         le=1e6,
-        description="Training time after the parent, in place of `epochs`: a fifth for the supernet, the rest for the "
+        description="Training time after the parent, in place of `epochs`: a tenth for the supernet, the rest for the "
         "finish.",
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of data order, sampling and search.")
@@ -559,10 +559,11 @@ class Recipe(_Section):
             latencies = dict.fromkeys((cost_name("latency_ms", name) for name in self.named_workloads), "minimize")
             update["objectives"] = {task.default_metric: METRICS[task.default_metric], **latencies}
         if self.minutes is not None:
-            shares = {"supernet": SUPERNET_SHARE, "finish": 1 - SUPERNET_SHARE}
+            share = SUPERNET_SHARE if self.supernet.is_trained else 0.0
+            shares = {"supernet": share, "finish": 1 - share}
             for section, share in shares.items():
                 settings = getattr(self, section)
-                minutes = settings.minutes or share * self.minutes
+                minutes = settings.minutes or share * self.minutes or None
                 update[section] = settings.model_copy(update={"minutes": minutes})
         workloads = self.named_workloads
         if not task.reads_text:

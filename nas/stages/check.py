@@ -105,11 +105,6 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
         print_line(
             f"positions  extended to {context.layout.inputs.max_sequence_length} by repeating the pretrained ones"
         )
-    if context.layout.family.has_towers and recipe.supernet.relations:
-        raise InputError(
-            f"`supernet.relations` must be 0 for {recipe.task.type}, whose towers have tokens of their own, but got "
-            f"{recipe.supernet.relations:g}; leave it out."
-        )
     check_token_table(context)
     for reason in recipe_choices(context)[1]:
         print_line(f"space      {reason}")

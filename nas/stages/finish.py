@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from nas.stages.training import shared_outputs
 from nas.studies.near_ties import offered_front
 from nas.studies.study import open_studies
 from nas.supernets.counted_costs import count_costs
+from nas.supernets.hidden_states import StateMatching
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
-from nas.supernets.load import load_supernet, save_calibration
+from nas.supernets.load import load_ordered_parent, load_supernet, save_calibration
 from nas.supernets.rounded_training import trainable, with_stored_weights
 from nas.supernets.space import search_space
 from nas.supernets.strategies import Chosen
@@ -29,6 +31,7 @@ from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import model_trainer, train, training_arguments
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from nas.tasks.kept_outputs import KeptStates
 from predictors import AnalyticCosts
 from search_spaces import SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
@@ -120,16 +123,40 @@ def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequ
     """Trains the subnetworks that are not finished yet together, then each alone."""
     missing = [model for model in models if not model.folder(run).exists()]
     settings, share, shared_s = context.recipe.finish, 0.0, 0.0
+    teacher = _teacher(run, context, supernet, missing)
     if len(missing) > 1 or (missing and (run.finished / TOGETHER).exists()):
-        supernet, share = _train_together(run, context, supernet, missing, len(models)), TOGETHER_SHARE
+        supernet, share = _train_together(run, context, supernet, teacher, missing, len(models)), TOGETHER_SHARE
         shared_s = _seconds(run.finished / TOGETHER) / _number(run.finished / TOGETHER)
     for number, model in enumerate(missing, 1):
         alone = _part(settings, (1 - share) / len(models), len(models))
-        _train_alone(run, context, supernet, model, alone, f"finish {number} of {len(missing)}", shared_s)
+        title = f"finish {number} of {len(missing)}"
+        _train_alone(run, context, supernet, teacher, model, alone, title, shared_s)
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The parent in the order of the supernet, and what its students' hidden states are compared with."""
+
+    model: PreTrainedModel
+    states: StateMatching | None
+
+
+def _teacher(run: Run, context: TaskContext, supernet: Supernet, students: Sequence[Finished]) -> _Teacher:
+    settings, model = context.recipe.finish, load_ordered_parent(run, context)[0].model
+    if not settings.hidden_states or supernet.family.has_towers:  # towers read other examples than the batch
+        return _Teacher(model, None)
+    kept = KeptStates() if settings.augment is None else None
+    subnets = [student.subnet for student in students]
+    return _Teacher(model, StateMatching(settings.hidden_states, supernet.layout, subnets, kept))
 
 
 def _train_together(
-    run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished], n_chosen: int
+    run: Run,
+    context: TaskContext,
+    supernet: Supernet,
+    teacher: _Teacher,
+    models: Sequence[Finished],
+    n_chosen: int,
 ) -> Supernet:
     """A supernet of these subnetworks only: every step trains one of them; the time is their part of all chosen."""
     target, share = run.finished / TOGETHER, TOGETHER_SHARE * len(models) / n_chosen
@@ -141,7 +168,8 @@ def _train_together(
             trainer = SupernetTrainer(
                 supernet=supernet,
                 task=context.splits.task,
-                teacher=context.load_model(run.parent),
+                teacher=teacher.model,
+                states=teacher.states,
                 strategy=Chosen([model.subnet for model in models]),
                 temperature=settings.temperature,
                 kept=shared_outputs(run, context, settings),
@@ -161,6 +189,7 @@ def _train_alone(
     run: Run,
     context: TaskContext,
     supernet: Supernet,
+    teacher: _Teacher,
     finished: Finished,
     settings: Finish,
     title: str,
@@ -183,7 +212,9 @@ def _train_alone(
             context.training_set(settings),
             context.splits.task,
             context.recipe.seed,
-            teacher=context.load_model(run.parent),
+            teacher=teacher.model,
+            states=teacher.states,
+            layers=finished.subnet.layers,
             temperature=settings.temperature,
             kept=shared_outputs(run, context, settings),
             other_sizes=context.of_sizes([size], settings),
@@ -219,9 +250,9 @@ def _baselines(
     affordable = [subnet for subnet in drops if _cost(run, context, supernet, cost, subnet) <= limit]
     baseline = Finished((affordable or drops[-1:])[0], "layer-drop")
     if not baseline.folder(run).exists():
-        parent = Supernet(context.load_model(run.parent))
+        teacher, parent = _teacher(run, context, supernet, [baseline]), load_ordered_parent(run, context)[0]
         settings = context.recipe.finish.model_copy(update={"minutes": _minutes_each(run, models)})
-        _train_alone(run, context, parent, baseline, settings, "finish layer-drop")
+        _train_alone(run, context, parent, teacher, baseline, settings, "finish layer-drop")
     return [baseline]
 
 

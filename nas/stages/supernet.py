@@ -10,29 +10,33 @@ from pathlib import Path
 
 from nas.recipe.schema import SupernetTraining
 from nas.runs import processes
-from nas.runs.files import delete, partial_path, read_json, write_json
+from nas.runs.files import delete, partial_path, write_json
 from nas.runs.processes import build_in_main
 from nas.runs.progress import ProgressCallback, print_line
 from nas.runs.run import Run
 from nas.stages.profile import fit_predictor
 from nas.stages.training import run_training, save_trained, shared_outputs
 from nas.supernets.device import training_device
-from nas.supernets.importance import ImportanceOrder, order_by_importance, permute
-from nas.supernets.load import CALIBRATION_EXAMPLES, calibration_set, save_calibration, vocabulary_of
-from nas.supernets.low_rank import CalibrationStatistics
+from nas.supernets.importance import order_by_importance
+from nas.supernets.load import (
+    CALIBRATION_EXAMPLES,
+    ORDER,
+    calibration_set,
+    load_ordered_parent,
+    save_calibration,
+    vocabulary_of,
+)
 from nas.supernets.space import input_sizes, search_space
 from nas.supernets.strategies import STRATEGIES, SUBNET_SAMPLERS, CostFunction, Strategy, stratified_sampler
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import train, training_arguments
 from nas.tasks.context import TaskContext
-from nas.tasks.vocabulary import Vocabulary
 from predictors import AnalyticCosts
 from search_spaces import InputError, SearchSpace
 
 LAYER_EXAMPLES = 128
 """Examples on which layers are ordered; fewer than for heads and neurons, as this takes up to 2 L passes."""
-ORDER = "importance.json"
 
 
 def run_supernet(run: Run, context: TaskContext, cluster: str | None = None) -> None:
@@ -101,12 +105,7 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
 
 def supernet_before_training(run: Run, context: TaskContext) -> tuple[Supernet, SearchSpace]:
     """The parent as a supernet in the saved order of importance, and its space with the layers in that order."""
-    work = partial_path(run.supernet)
-    order = read_json(work / ORDER, parse=ImportanceOrder.from_dict)
-    model, vocabulary = context.load_model(run.parent).to(training_device()), Vocabulary.load(work)
-    supernet = Supernet(model, vocabulary=vocabulary, dtype=context.dtype)
-    permute(supernet, order.units, order.hidden)
-    supernet.calibration = CalibrationStatistics.load(work)
+    supernet, order = load_ordered_parent(run, context, partial_path(run.supernet))
     return supernet, search_space(context, order.layers)
 
 
@@ -123,8 +122,6 @@ def train_supernet(run: Run, context: TaskContext, report: ProgressCallback) -> 
         strategy=make_strategy(settings, supernet, space, latency_ms, context.recipe.task.type),
         temperature=settings.temperature,
         kept=shared_outputs(run, context, settings),
-        relation_weight=settings.relations,
-        relation_source=settings.relations_of,
         args=training_arguments(settings, checkpoints, context.recipe.seed, "input_ids" in examples.column_names),
         train_dataset=examples,
         other_sizes=context.of_sizes(input_sizes(space), settings),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nas.runs.files import read_json
 from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
 from nas.supernets.device import training_device
+from nas.supernets.importance import ImportanceOrder, permute
 from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.space import search_space, vocabulary_sizes
 from nas.supernets.supernet import Supernet
@@ -16,6 +18,8 @@ from nas.tasks.vocabulary import Vocabulary
 from search_spaces import SearchSpace
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 512, 32
+ORDER = "importance.json"
+"""File with the order of importance, in the folder of a supernet."""
 
 
 def calibration_set(context: TaskContext) -> EvaluationSet:
@@ -59,3 +63,22 @@ def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) ->
     supernet = Supernet(model, calibration, vocabulary, context.dtype)
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)
+
+
+def load_ordered_parent(
+    run: Run, context: TaskContext, folder: Path | None = None
+) -> tuple[Supernet, ImportanceOrder]:
+    """Loads the parent of a run as a supernet that is not trained, in the order of importance, and the order.
+
+    Args:
+        run: The run.
+        context: The context of its recipe.
+        folder: With the order; default: that of the supernet stage.
+    """
+    folder = folder or run.supernet
+    order = read_json(folder / ORDER, parse=ImportanceOrder.from_dict)
+    model, vocabulary = context.load_model(run.parent).to(training_device()), Vocabulary.load(folder)
+    supernet = Supernet(model, vocabulary=vocabulary, dtype=context.dtype)
+    permute(supernet, order.units, order.hidden)
+    supernet.calibration = CalibrationStatistics.load(folder)
+    return supernet, order

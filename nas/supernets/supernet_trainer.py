@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -12,23 +11,11 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from nas.supernets.relation_distillation import (
-    HiddenStateRecorder,
-    HiddenStates,
-    RelationSource,
-    detach_states,
-    relation_loss,
-)
 from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import OTHER_SIZES, DistillationTrainer, of_input_size
-from nas.tasks.batches import model_inputs
-from nas.tasks.losses import LogitsAndLabels
-from search_spaces import InputError, SubnetConfig
+from nas.supernets.training import DistillationOutputs, DistillationTrainer, of_input_size
+from search_spaces import SubnetConfig
 from search_spaces.dimension import FULL
-
-DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
-"""The logits that are scored with their labels, and the states whose relations are distilled."""
 
 
 class SupernetTrainer(DistillationTrainer):
@@ -43,39 +30,13 @@ class SupernetTrainer(DistillationTrainer):
     Args:
         supernet: Its model is trained; its weights should be in importance order.
         strategy: Chooses the subnetworks of a step.
-        relation_weight: Weight of the relation loss.
-        relation_source: The states whose relations are distilled.
         **kwargs: Those of `DistillationTrainer`, such as ``teacher``: the parent, or None for in-place distillation.
-
-    Raises:
-        InputError: If relations of all layers are distilled while one process drives several GPUs.
     """
 
-    def __init__(
-        self,
-        *,
-        supernet: Supernet,
-        strategy: Strategy,
-        relation_weight: float = 0.0,
-        relation_source: RelationSource = "last",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, supernet: Supernet, strategy: Strategy, **kwargs: Any) -> None:
         super().__init__(model=supernet.model, **kwargs)
-        self.supernet, self.strategy, self.relation_weight = supernet, strategy, relation_weight
-        self._recorders: dict[int, HiddenStateRecorder] = {}
-        if relation_weight:
-            self._attach_recorders(relation_source)
+        self.supernet, self.strategy = supernet, strategy
         self._losses: dict[str, list[tuple[torch.Tensor, float]]] = {}
-
-    def _attach_recorders(self, source: RelationSource) -> None:
-        """Attaches recorders of hidden states to the supernet and the teacher."""
-        if source != "last" and self.args.n_gpu > 1:
-            raise InputError(
-                f"`supernet.relations_of` must be `last` where one process drives several GPUs, but got `{source}`; "
-                "start a process for each with `accelerate launch`."
-            )
-        models = [self.supernet.model, *([] if self.teacher is None else [self.teacher])]
-        self._recorders = {id(model): HiddenStateRecorder(model, self.supernet.layout, source) for model in models}
 
     def passes(self, step: int) -> list[TrainingPass]:
         """Returns the passes of one step."""
@@ -104,12 +65,12 @@ class SupernetTrainer(DistillationTrainer):
             self.supernet.activate(training_pass.subnet)
             with self.compute_loss_context_manager():
                 own = of_input_size(inputs, training_pass.subnet.input_size)
-                outputs, outputs_and_states = self._forward(model, own, training_pass.subnet)
+                outputs, student = self.forward(model, own)
                 losses = [outputs.loss.mean()] if training_pass.uses_labels else []  # one loss per DataParallel device
                 if teacher is not None:
-                    losses.append(self._divergence(outputs_and_states, teacher, inputs, training_pass.subnet))
+                    losses.append(self.distillation_loss(student, teacher, training_pass.subnet.input_size))
                 loss = torch.stack(losses).sum()
-            teacher_outputs = teacher_outputs or _detach(outputs_and_states)
+            teacher_outputs = teacher_outputs or _detach(student)
             part = loss * share / len(passes)
             self.accelerator.backward(part)
             self._losses.setdefault(f"loss_{training_pass.role}", []).append((loss.detach(), share))
@@ -125,34 +86,17 @@ class SupernetTrainer(DistillationTrainer):
             self._losses = {}
         super().log(logs, *args, **kwargs)
 
-    def _forward(self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig) -> tuple[Any, DistillationOutputs]:
-        """Runs a model of which ``subnet`` is active; returns all its outputs, and those that are distilled."""
-        is_teacher = model is self.teacher
-        inputs = {name: value for name, value in inputs.items() if name != OTHER_SIZES}
-        batch = model_inputs(inputs) if is_teacher else inputs
-        run = partial(self.task.forward, model, batch)
-        if not self.relation_weight:
-            outputs = run()
-            return outputs, (self.logits_and_labels(outputs, inputs), {})
-        recorder = self._recorders[id(self.teacher if is_teacher else self.supernet.model)]
-        outputs, states = recorder.run(run, {}, subnet)
-        return outputs, (self.logits_and_labels(outputs, inputs), states)
-
     def _teacher_forward(
         self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, passes: Sequence[TrainingPass]
     ) -> DistillationOutputs | None:
         """Returns the teacher's outputs; None if the largest subnetwork, the first pass, will be the teacher."""
-        parent = self.supernet.parent
-        if self.teacher is None:
-            if passes[0].role == "largest":
-                return None
-            self.supernet.activate(parent)
-            with torch.no_grad():
-                return _detach(self._forward(model, inputs, parent)[1])
-        if not self.relation_weight:
-            return self.teacher_outputs(inputs, rows), {}
+        if self.teacher is not None:
+            return self.teacher_outputs(inputs, rows)
+        if passes[0].role == "largest":
+            return None
+        self.supernet.activate(self.supernet.parent)
         with torch.no_grad():
-            return self._forward(self.teacher, inputs, parent)[1]
+            return _detach(self.forward(model, of_input_size(inputs, FULL))[1])
 
     def _teacher_of(
         self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig, outputs: DistillationOutputs | None
@@ -162,15 +106,7 @@ class SupernetTrainer(DistillationTrainer):
             return outputs
         if self.teacher is None:
             self.supernet.activate(self.supernet.parent)
-        return self.teacher_on_pieces(inputs, subnet.vocabulary, self.teacher or model), {}
-
-    def _divergence(
-        self, student: DistillationOutputs, teacher: DistillationOutputs, inputs: dict[str, Any], subnet: SubnetConfig
-    ) -> torch.Tensor:
-        loss = self.divergence(student[0], teacher[0])
-        if not self.relation_weight or subnet.input_size != FULL:  # other tokens have no relations in common
-            return loss
-        return loss + self.relation_weight * relation_loss(student[1], teacher[1], inputs, self.supernet.layout)
+        return self.teacher_on_pieces(inputs, subnet.vocabulary, self.teacher or model)
 
     def _average_gradients(self) -> None:
         """Averages gradients over processes after the last backward pass of a step.
@@ -191,6 +127,5 @@ def _weighted_mean(losses: Sequence[tuple[torch.Tensor, float]]) -> float:
 
 
 def _detach(outputs: DistillationOutputs) -> DistillationOutputs:
-    """Detaches outputs from the graph."""
-    logits_and_labels, states = outputs
-    return [(logits.detach(), labels) for logits, labels in logits_and_labels], detach_states(states)
+    """Detaches the logits from the graph; hidden states are compared with those of a fixed teacher only."""
+    return [(logits.detach(), labels) for logits, labels in outputs[0]], {}

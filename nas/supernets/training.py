@@ -20,10 +20,11 @@ from nas.runs.files import read_json, write_json
 from nas.runs.progress import ProgressCallback
 from nas.supernets.checkpoint import load_checkpoint
 from nas.supernets.device import training_device
+from nas.supernets.hidden_states import HiddenStateRecorder, HiddenStates, StateMatching, hidden_state_loss
 from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
 from nas.tasks.context import OtherSizes
-from nas.tasks.kept_outputs import KeptOutputs
+from nas.tasks.kept_outputs import STATE_DTYPE, KeptOutputs
 from nas.tasks.losses import LogitsAndLabels, divergence
 from nas.tasks.types import TaskType
 from search_spaces import InputError
@@ -39,6 +40,8 @@ TIMED_STEPS = 6
 """Steps from whose times a number of steps is found."""
 TEACHER_OUTPUTS = "teacher_outputs"
 """Folder beside the checkpoints with the teacher's outputs so far."""
+DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
+"""The logits that are scored with their labels, and the hidden states that are compared."""
 OTHER_SIZES = "other_sizes"
 """Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
 TOKEN_IDS = ("input_ids", "decoder_input_ids")
@@ -75,6 +78,9 @@ class DistillationTrainer(Trainer):
         other_sizes: The same examples as inputs of other sizes that trained models have.
         input_size: The size of the inputs of the model; a teacher always has the full one, and reads the pieces of a
             smaller vocabulary where outputs belong to tokens.
+        states: What hidden states should be; the teacher has the channels in the order of the model. With it, a
+            process trains on one device.
+        layers: The parent's layers that the model has; default: all.
     """
 
     def __init__(
@@ -87,6 +93,8 @@ class DistillationTrainer(Trainer):
         kept: KeptOutputs | None = None,
         other_sizes: OtherSizes | None = None,
         input_size: str = FULL,
+        states: StateMatching | None = None,
+        layers: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         other_sizes = other_sizes or {}
@@ -104,6 +112,11 @@ class DistillationTrainer(Trainer):
             self.kept = None
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
+        self.states = None if teacher is None else states
+        if states is not None and self.teacher is not None:
+            self.args._n_gpu = min(self.args.n_gpu, 1)  # hooks in copies of a model on several devices would mix
+            self._of_student = HiddenStateRecorder(cast("PreTrainedModel", self.model), states.layout, layers)
+            self._of_teacher = HiddenStateRecorder(self.teacher, states.layout, recorded=states.targets)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -111,7 +124,7 @@ class DistillationTrainer(Trainer):
         """Computes the loss on the labels plus, with a teacher, the divergence from its outputs."""
         inputs, rows = self.pop_row_index(inputs)
         own = of_input_size(inputs, self.input_size)
-        outputs = self.task.forward(model, own)
+        outputs, student = self.forward(model, own)
         loss = outputs.loss
         if self.teacher is not None:
             is_piecewise = self.input_size != FULL and self.task.labels_tokens
@@ -120,7 +133,7 @@ class DistillationTrainer(Trainer):
                 if is_piecewise
                 else self.teacher_outputs(inputs, rows)
             )
-            loss = loss + self.divergence(self.logits_and_labels(outputs, own), teacher)
+            loss = loss + self.distillation_loss(student, teacher, self.input_size)
         loss = loss * self.share_of_batch(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -188,24 +201,45 @@ class DistillationTrainer(Trainer):
         """Returns the logits that are scored, with their labels."""
         return self.task.logits_and_labels(outputs, inputs)
 
-    def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> list[LogitsAndLabels]:
+    def forward(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, DistillationOutputs]:
+        """Runs the trained model; returns all its outputs, and those that are distilled."""
+        run = partial(self.task.forward, model, inputs)
+        outputs, states = (run(), {}) if self.states is None else self._of_student.run(run, inputs)
+        return outputs, (self.logits_and_labels(outputs, inputs), states)
+
+    def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> DistillationOutputs:
         """Returns the teacher's outputs on the same inputs: those that are kept, if all are known."""
-        outputs = self.kept.get(rows) if self.kept is not None and len(rows) else None
-        if outputs is not None:
-            outputs = [each.to(self.args.device) for each in outputs]
-            return [(each, inputs.get("labels", each)) for each in outputs]
+        if (known := self._known_outputs(inputs, rows)) is not None:
+            return known
+        full = of_input_size(inputs, FULL)
         assert self.teacher is not None
         with torch.no_grad():
-            computed = self.logits_and_labels(self.teacher(**model_inputs(of_input_size(inputs, FULL))), inputs)
+            run = partial(self.teacher, **model_inputs(full))
+            outputs, states = (run(), {}) if self.states is None else self._of_teacher.run(run, full)
+            logits = self.logits_and_labels(outputs, inputs)
+        states = {layer: [each.to(STATE_DTYPE) for each in examples] for layer, examples in states.items()}
         if self.kept is not None and len(rows):
-            self.kept.put(rows, [each for each, _ in computed])
-        return computed
+            self.kept.put(rows, [each for each, _ in logits])
+            if self.states is not None and self.states.kept is not None:
+                self.states.kept.put(rows, states)
+        return logits, states
 
-    def teacher_on_pieces(self, inputs: dict[str, Any], size: str, teacher: PreTrainedModel) -> list[LogitsAndLabels]:
+    def _known_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> DistillationOutputs | None:
+        """The teacher's outputs that are kept; None if some are not."""
+        outputs = self.kept.get(rows) if self.kept is not None and len(rows) else None
+        states: HiddenStates | None = {}
+        if self.states is not None:
+            states = None if self.states.kept is None else self.states.kept.get(rows)
+        if outputs is None or states is None:
+            return None
+        logits = [(each, inputs.get("labels", each)) for each in (each.to(self.args.device) for each in outputs)]
+        return logits, states
+
+    def teacher_on_pieces(self, inputs: dict[str, Any], size: str, teacher: PreTrainedModel) -> DistillationOutputs:
         """Returns a teacher's logits on the tokens of a smaller vocabulary, under the ids that it knows them by.
 
         Outputs of tokens compare on the same tokens only. Of logits with an entry for each piece, those that the
-        smaller vocabulary has are compared.
+        smaller vocabulary has are compared. Hidden states are not.
         """
         own, kept = of_input_size(inputs, size), self.other_sizes[size].kept
         assert kept is not None
@@ -213,8 +247,8 @@ class DistillationTrainer(Trainer):
         with torch.no_grad():
             found = self.logits_and_labels(teacher(**{**model_inputs(own), **ids}), own)
         if not self.task.has_vocabulary_logits:
-            return found
-        return [(logits[..., kept.to(logits.device)], labels) for logits, labels in found]
+            return found, {}
+        return [(logits[..., kept.to(logits.device)], labels) for logits, labels in found], {}
 
     def steps_within(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
         """How many optimizer steps take so long on this machine, at least one; weights stay as they are.
@@ -227,11 +261,18 @@ class DistillationTrainer(Trainer):
             clock: Returns seconds.
         """
         start, parts = clock(), self.args.gradient_accumulation_steps
-        n_kept = 0 if self.kept is None else self.kept.n_known
+        n_kept = self._n_kept
         first_s, again_s = (parts * self._step_seconds(clock) for _ in range(2))
         left, epoch = seconds - (clock() - start), self._epoch_steps
         kept_steps = epoch * n_kept / len(cast("Dataset", self.train_dataset))
         return max(1, int(_steps_within(left, again_s, first_s, kept_steps, epoch)))
+
+    @property
+    def _n_kept(self) -> int:
+        """Number of examples of which all of the teacher's outputs are kept."""
+        if self.kept is None or self.states is None:
+            return 0 if self.kept is None else self.kept.n_known
+        return 0 if self.states.kept is None else min(self.kept.n_known, self.states.kept.n_known)
 
     @property
     def _epoch_steps(self) -> float:
@@ -257,9 +298,17 @@ class DistillationTrainer(Trainer):
                 seconds.append(clock() - begin)
         return sum(seconds[1:]) / TIMED_STEPS
 
-    def divergence(self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels]) -> torch.Tensor:
-        """Returns the divergence of a student from the teacher over the scored labels."""
-        return divergence(student, teacher, self.task.activation, self.temperature)
+    def distillation_loss(
+        self, student: DistillationOutputs, teacher: DistillationOutputs, input_size: str = FULL
+    ) -> torch.Tensor:
+        """Returns the divergence from the teacher over the scored labels, and the loss on hidden states if they match.
+
+        Those of inputs of another size have other tokens, and are not compared.
+        """
+        loss = divergence(student[0], teacher[0], self.task.activation, self.temperature)
+        if self.states is None or input_size != FULL:
+            return loss
+        return loss + self.states.weight * hidden_state_loss(student[1], teacher[1], self.states.layout)
 
 
 def _steps_within(seconds: float, step_s: float, first_s: float, kept: float, epoch: float) -> float:
@@ -420,6 +469,8 @@ def model_trainer(
     kept: KeptOutputs | None = None,
     other_sizes: OtherSizes | None = None,
     input_size: str = FULL,
+    states: StateMatching | None = None,
+    layers: Sequence[int] | None = None,
 ) -> DistillationTrainer:
     """Returns a trainer for one model: the parent on labels, or an exported subnetwork with its parent as teacher."""
     return DistillationTrainer(
@@ -432,4 +483,6 @@ def model_trainer(
         kept=kept,
         other_sizes=other_sizes,
         input_size=input_size,
+        states=states,
+        layers=layers,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,10 @@ from nas.runs.files import replacing
 
 MAX_BYTES = 1 << 30
 """Outputs that are larger are not kept."""
+MAX_STATE_BYTES = 2 << 30
+"""Hidden states beyond are not kept."""
+STATE_DTYPE = torch.bfloat16
+"""Of hidden states of a teacher; float16 overflows in some models."""
 
 
 class KeptOutputs:
@@ -76,3 +80,38 @@ class KeptOutputs:
         is_known = tensors.pop("is_known", torch.zeros(0, dtype=torch.bool))
         if len(is_known) == len(self._is_known):
             self._is_known, self._outputs = is_known, [tensors[f"outputs.{k}"] for k in range(len(tensors))]
+
+
+class KeptStates:
+    """Hidden states of a fixed teacher on training examples, in bfloat16 in memory, for all trainings of a stage.
+
+    What does not fit in `MAX_STATE_BYTES` is not kept.
+    """
+
+    def __init__(self) -> None:
+        self._by_row: dict[int, dict[int, torch.Tensor]] = {}
+        self._n_bytes = 0
+
+    @property
+    def n_known(self) -> int:
+        """Number of examples whose states are kept."""
+        return len(self._by_row)
+
+    def get(self, rows: torch.Tensor) -> dict[int, list[torch.Tensor]] | None:
+        """States (tokens, channels) of each layer, for each example; None if those of some are not known."""
+        known = [self._by_row[row] for row in rows.tolist() if row in self._by_row]
+        if not known or len(known) < len(rows):
+            return None
+        return {layer: [each[layer] for each in known] for layer in known[0]}
+
+    def put(self, rows: torch.Tensor, states: Mapping[int, Sequence[torch.Tensor]]) -> None:
+        """Keeps the states (tokens, channels) of each layer, for each example."""
+        new = {
+            row: {layer: each[place].to("cpu", STATE_DTYPE, copy=True) for layer, each in states.items()}
+            for place, row in enumerate(rows.tolist())
+            if row not in self._by_row
+        }
+        n_bytes = sum(each.nbytes for of_row in new.values() for each in of_row.values())
+        if self._n_bytes + n_bytes <= MAX_STATE_BYTES:
+            self._by_row |= new
+            self._n_bytes += n_bytes
