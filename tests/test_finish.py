@@ -224,7 +224,7 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
             raise InputError("it is not installed.")
         return str(workload.runtime)
 
-    def measure(calls: dict[str, str], reference: str, workload: Any, reference_ms: float) -> dict[str, Any]:
+    def measure(calls: dict[str, str], reference: str, workload: Any, reference_ms: float, budget: Any) -> Any:
         assert calls == {"parent-onnxruntime": "onnxruntime", "parent-openvino": "openvino"} and reference == "torch"
         names = {**latencies, REFERENCE: 1.0}
         return {n: SimpleNamespace(latency_ms=ms * reference_ms, relative_spread=0.1) for n, ms in names.items()}

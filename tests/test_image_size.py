@@ -135,7 +135,7 @@ def test_half_the_side_is_proposed_where_there_are_enough_patches(recipe: Recipe
     context = TaskContext(recipe)
     assert "an image has only 6 patches a side" in propose_space(context).left_out["image_size"]
     large = Supernet(variant("vit", image_size=32).model()).layout
-    proposed = propose_space(SimpleNamespace(layout=large, recipe=recipe))  # type: ignore[arg-type]
+    proposed = propose_space(SimpleNamespace(layout=large, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
     assert proposed.choices["image_size"] == [16, 24, "full"]
 
 
