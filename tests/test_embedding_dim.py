@@ -232,7 +232,7 @@ def test_short_vectors_are_for_tasks_of_vectors_and_where_something_asks_for_the
 
     def choices(**sections: Any) -> tuple[Any, list[str]]:
         recipe = with_recipe(context, space=space, **sections)
-        useful, reasons = recipe_choices(SimpleNamespace(layout=context.layout, recipe=recipe))  # type: ignore[arg-type]
+        useful, reasons = recipe_choices(SimpleNamespace(layout=context.layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
         return useful["embedding_dim"], reasons
 
     assert choices(objectives=SHORT) == ([12, 24, 48], [])

@@ -196,7 +196,7 @@ def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -
         recipe = Recipe.load(text_recipe, ["space.embedding_rank=[full, 0.75, 0.2, 1]", *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"type": task or recipe.task.type})})
         layout = Supernet(TOYS["bert"].model()).layout
-        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe))  # type: ignore[arg-type]
+        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
         return choices["embedding_rank"], reasons
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"
