@@ -159,10 +159,22 @@ def test_what_is_not_finite_is_no_order() -> None:
             order_by_importance(supernet, [batch], by=by)
 
 
-def test_frozen_weights_have_no_gradients_to_order_by() -> None:
+def test_only_weights_that_read_scored_units_have_gradients() -> None:
+    supernet, batch, trained = Supernet(TOYS["llama"].model()), TOYS["llama"].labelled(), set[str]()
+    frozen = supernet.model.model.layers[3].mlp.up_proj.weight.requires_grad_(False)
+    supernet.model.register_forward_hook(
+        lambda model, *_: trained.update(name for name, p in model.named_parameters() if p.requires_grad)
+    )
+    gradient_scores(supernet, [batch])
+    assert {name.split(".")[-2] for name in trained} == {"o_proj", "down_proj"}
+    assert [p for p in supernet.model.parameters() if not p.requires_grad] == [frozen]
+
+
+@pytest.mark.parametrize("frozen", ["layer.0", "layer."])
+def test_frozen_weights_have_no_gradients_to_order_by(frozen: str) -> None:
     model = TOYS["bert"].model()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("layer.0" not in name)
+        parameter.requires_grad_(frozen not in name)
     with pytest.raises(InputError, match="weights are frozen"):
         order_by_importance(Supernet(model), [TOYS["bert"].labelled()])
     order_by_importance(Supernet(model), [TOYS["bert"].labelled()], by="activation")

@@ -75,6 +75,8 @@ class _Count:
         self.parameters = sum(p.numel() for p in model.parameters()) / GB
         self.weights = WEIGHT_BYTES * self.parameters
         self.file = self._cost("size_mb", Workload())
+        read = (p.numel() for name, p in model.named_parameters() if is_compensated(context.layout, name))
+        self.read = WEIGHT_BYTES * sum(read) / GB  # what reads scored heads and neurons has gradients
         self.moments = WEIGHT_BYTES * sum(self._inputs(name) ** 2 for name, _ in model.named_parameters()) / GB
 
     def stages(self) -> dict[str, Needs]:
@@ -120,7 +122,7 @@ class _Count:
     def _ordering(self) -> float:
         """The importance of weights, by gradients or activations, and what slices compensate."""
         if self.recipe.supernet.order == "gradient":
-            return 2 * self.weights + len(self.layout.parent.layers) * self._activations(CALIBRATION_BATCH)
+            return self.weights + self.read + len(self.layout.parent.layers) * self._activations(CALIBRATION_BATCH)
         return self.weights + self._activations(CALIBRATION_BATCH) + self.moments
 
     def _activations(self, batch_size: int) -> float:

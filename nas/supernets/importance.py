@@ -7,7 +7,8 @@ ones. The outputs of the parent do not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -105,17 +106,42 @@ def gradient_scores(supernet: Supernet, batches: Sequence[Batch], task: TaskType
     was_training = model.training
     model.eval()
     scores: Scores = {}
-    for batch in batches:
+    with _gradients_of_consumers(supernet):
+        for batch in batches:
+            model.zero_grad()
+            _importance_loss(model, _to_device(batch, model.device), task).backward()
+            for axis in SCORED_AXES:
+                batch_scores = [_layer_gradient_scores(supernet, layer, axis) for layer in supernet.parent.layers]
+                scores[axis] = (
+                    [a + b for a, b in zip(scores[axis], batch_scores, strict=True)]
+                    if axis in scores
+                    else batch_scores
+                )
         model.zero_grad()
-        _importance_loss(model, _to_device(batch, model.device), task).backward()
-        for axis in SCORED_AXES:
-            batch_scores = [_layer_gradient_scores(supernet, layer, axis) for layer in supernet.parent.layers]
-            scores[axis] = (
-                [a + b for a, b in zip(scores[axis], batch_scores, strict=True)] if axis in scores else batch_scores
-            )
-    model.zero_grad()
     model.train(was_training)
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
+
+
+@contextmanager
+def _gradients_of_consumers(supernet: Supernet) -> Iterator[None]:
+    """Computes gradients only of the weights that read scored units, a third of a decoder's; restores the others."""
+    consumers = [
+        module
+        for layer in supernet.parent.layers
+        for axis in SCORED_AXES
+        for module in _consumers(supernet, layer, axis)
+    ]
+    scored = {id(module.weight) for module in consumers}
+    others = [p for p in supernet.model.parameters() if p.requires_grad and id(p) not in scored]
+    if not any(module.weight.requires_grad for module in consumers):
+        others = []  # nothing can be scored, which the first score says
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
