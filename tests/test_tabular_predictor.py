@@ -11,7 +11,7 @@ import pytest
 from predictors import LatencyPredictor
 from predictors.latency.errors import errors
 from predictors.latency.models import models_for
-from predictors.latency.predictor import without_unproven
+from predictors.latency.predictor import _best, _chosen_without, without_unproven
 from predictors.latency.regressions import LogGaussianProcess, PowerLaw
 from predictors.latency.robust import NORMAL_DF
 from predictors.latency.transfer import SourceDevices, TransferGP
@@ -235,3 +235,27 @@ def test_a_model_with_a_prior_must_prove_to_be_better_than_that_device_scaled() 
     worse = measured * 1.05
     assert without_unproven(names, {"prior-process": worse, "scaled-prior": noisy}, measured) == ["scaled-prior"]
     assert without_unproven(names, {"prior-process": lucky, "scaled-prior": noisy}, measured) == ["scaled-prior"]
+
+
+def test_few_measurements_alone_must_prove_a_model_to_be_better_than_a_weighted_sum() -> None:
+    measured = np.full(10, 2.0)
+    noisy = measured * np.tile([1.02, 0.98], 5)
+    lucky = noisy.copy()
+    lucky[:2] = 2.0, 2.0 * (1 - 0.035)
+    unseen = {"additive": noisy, "network": lucky, "gaussian-process": measured}
+    assert _best(unseen, measured) == ["gaussian-process", "additive"]
+    assert _best({**unseen, "scaled-prior": measured * 10}, measured) == ["gaussian-process", "additive"]
+    many = {name: np.tile(predicted, 4) for name, predicted in unseen.items()}
+    assert _best(many, np.tile(measured, 4)) == ["gaussian-process"], "with many, cross-validation decides"
+
+
+def test_the_interval_of_few_measurements_does_not_believe_the_luck_of_the_chosen_models() -> None:
+    """Thirty models that err by chance: those that a row has not helped to choose err more in it."""
+    measured, rng = np.full(10, 2.0), np.random.default_rng(0)
+    names = ["additive", *(f"model {n}" for n in range(30))]
+    unseen = {name: measured * np.exp(rng.normal(0, 0.1, 10)) for name in names}
+    unseen["additive"] = measured * 2
+    best = _best(unseen, measured)
+    seen = np.exp(np.mean([np.log(unseen[name]) for name in best], axis=0))
+    error, believed = (np.abs(each / measured - 1).mean() for each in (_chosen_without(unseen, measured, best), seen))
+    assert error > 1.1 * believed

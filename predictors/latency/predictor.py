@@ -19,13 +19,14 @@ from search_spaces import InputError
 MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_SMALL_SAMPLE = 5, 10
 SMALL_SAMPLE = 30
-"""Up to this number of measurements, cross-validation has more folds and the best models are averaged. With a prior,
-only models that use it are then eligible, since so few measurements cannot tell the others apart."""
+"""Up to this number of measurements, cross-validation has more folds, and models that are proved to be better than the
+simplest are averaged with it. With a prior, only models that use it are then eligible, since so few measurements
+cannot tell the others apart."""
 MAX_PRIOR_ERROR_RATIO = 4.0
 """Models that use a prior are not preferred if their cross-validated error is this many times that of the best model:
 the devices of the prior are then too different."""
-SIMPLEST_WITH_PRIOR = "scaled-prior"
-"""The model that few measurements must prove others to be better than, if there is a prior."""
+SIMPLEST = ("scaled-prior", "work", "additive")
+"""The model that few measurements must prove others to be better than: the first of these that there is."""
 PROOF = 1.5
 """Standard errors of the difference of two models' errors that prove one to be better (experiments/bench)."""
 MAX_ENSEMBLE, WEIGHT_EXPONENT = 3, 4
@@ -281,16 +282,11 @@ def _report(
 ) -> PredictorReport:
     """Chooses a model on the rows ``train`` and computes the errors of all models and baselines on ``test``."""
     unseen = {name: _cross_val_predict(make, x[train], latency_ms[train]) for name, make in factories.items()}
-    cv = {name: float(np.mean(np.abs(p / latency_ms[train] - 1)) * 100) for name, p in unseen.items()}
-    ranked = sorted(cv, key=lambda name: cv[name])
-    with_prior = [name for name in ranked if name in PRIOR_MODELS]
-    if len(train) <= SMALL_SAMPLE and with_prior and cv[with_prior[0]] < MAX_PRIOR_ERROR_RATIO * cv[ranked[0]]:
-        ranked = without_unproven(with_prior, unseen, latency_ms[train])
-    best = ranked[: MAX_ENSEMBLE if len(train) <= SMALL_SAMPLE else 1]
+    cv, best = _errors_percent(unseen, latency_ms[train]), _best(unseen, latency_ms[train])
     name, weights = "+".join(best), _weights(best, cv)
     predicted = {name: make().fit(x[train], latency_ms[train]).predict(x[test]) for name, make in factories.items()}
-    for predictions in (unseen, predicted):
-        predictions[name] = geometric_mean([predictions[model] for model in best], weights)
+    unseen[name] = _chosen_without(unseen, latency_ms[train], best)
+    predicted[name] = geometric_mean([predicted[model] for model in best], weights)
     for baseline, line in lines.items():
         make = partial(LeastSquares, range(line.shape[1]))
         unseen[baseline] = _cross_val_predict(make, line[train], latency_ms[train])
@@ -311,22 +307,56 @@ def _report(
     )
 
 
-def without_unproven(names: Sequence[str], unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> list[str]:
-    """Models that use a prior, without those that few measurements do not prove to be better than the simplest.
+def _errors_percent(unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> dict[str, float]:
+    """Model -> its mean relative error in percent, by cross-validated predictions (n,)."""
+    return {name: float(np.mean(np.abs(p / latency_ms - 1)) * 100) for name, p in unseen.items()}
 
-    The simplest stays: the devices of the prior times one factor. Others must err less than it by `PROOF` standard
-    errors of the difference (cf. the one-standard-error rule, Breiman et al. 1984, Classification and Regression
-    Trees).
+
+def _best(unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> list[str]:
+    """The models that are averaged, best first, by cross-validated predictions (n,)."""
+    cv, is_small = _errors_percent(unseen, latency_ms), len(latency_ms) <= SMALL_SAMPLE
+    ranked = sorted(cv, key=lambda name: cv[name])
+    if not is_small:
+        return ranked[:1]
+    with_prior = [name for name in ranked if name in PRIOR_MODELS]
+    is_close = bool(with_prior) and cv[with_prior[0]] < MAX_PRIOR_ERROR_RATIO * cv[ranked[0]]
+    eligible = with_prior if is_close else [name for name in ranked if name not in PRIOR_MODELS]
+    return without_unproven(eligible, unseen, latency_ms)[:MAX_ENSEMBLE]
+
+
+def _chosen_without(unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray, best: Sequence[str]) -> np.ndarray:
+    """Predictions (n,) of few rows, each by the models that the other rows choose.
+
+    The best of several models errs less on the rows that chose it than on others; with many rows this is nothing.
+    """
+    if len(latency_ms) > SMALL_SAMPLE:
+        return geometric_mean([unseen[name] for name in best], _weights(best, _errors_percent(unseen, latency_ms)))
+    predicted = np.zeros(len(latency_ms))
+    for row, others in enumerate(~np.eye(len(latency_ms), dtype=bool)):
+        rest = {name: p[others] for name, p in unseen.items()}
+        chosen = _best(rest, latency_ms[others])
+        weights = _weights(chosen, _errors_percent(rest, latency_ms[others]))
+        predicted[row] = geometric_mean([unseen[name][[row]] for name in chosen], weights)[0]
+    return predicted
+
+
+def without_unproven(names: Sequence[str], unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> list[str]:
+    """Models without those that few measurements do not prove to be better than the simplest.
+
+    The simplest stays: the devices of the prior times one factor, or a weighted sum of columns with weights of at
+    least zero. Others must err less than it by `PROOF` standard errors of the difference (cf. the one-standard-error
+    rule, Breiman et al. 1984, Classification and Regression Trees).
 
     Args:
         names: The models, best first.
         unseen: Name -> cross-validated predictions (n,).
         latency_ms: (n,) measured.
     """
+    simplest = next(name for name in SIMPLEST if name in names)
     error = {name: np.abs(unseen[name] / latency_ms - 1) for name in names}
-    gains = {name: error[SIMPLEST_WITH_PRIOR] - error[name] for name in names}
+    gains = {name: error[simplest] - error[name] for name in names}
     spread = {name: float(gain.std(ddof=1)) / len(gain) ** 0.5 for name, gain in gains.items()}
-    return [name for name in names if name == SIMPLEST_WITH_PRIOR or gains[name].mean() > PROOF * spread[name]]
+    return [name for name in names if name == simplest or gains[name].mean() > PROOF * spread[name]]
 
 
 def _cross_val_predict(make: ModelFactory, x: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
