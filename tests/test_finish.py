@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, logits
+from conftest import TOYS, logits, text_inputs
 
 from nas.exports.export import FinishedModel, supernet_outputs, weights_of
 from nas.fronts.front import ParetoFront
@@ -24,8 +24,9 @@ from nas.stages.finish import TOGETHER, choose_points, run_finish
 from nas.stages.parent_runtimes import parent_in_fastest_runtimes
 from nas.stages.verify import run_verify
 from nas.studies.study import evaluated_points, open_studies
+from nas.supernets.hidden_states import hidden_state_loss
 from nas.supernets.int8_twin import int8_twin, with_int8
-from nas.supernets.load import load_supernet
+from nas.supernets.load import load_ordered_parent, load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
@@ -129,7 +130,13 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(finished[1])
-    context = again(run, finish={"models": 2})
+    context, losses = again(run, finish={"models": 2, "hidden_states": 10.0}), []
+
+    def loss(*args: Any) -> torch.Tensor:
+        losses.append(hidden_state_loss(*args))
+        return losses[-1]
+
+    monkeypatch.setattr("nas.supernets.training.hidden_state_loss", loss)
     chosen = evaluated_points(open_studies(run.study, run.recipe)["search"])[:2]
     monkeypatch.setattr("nas.stages.finish.choose_points", lambda *_: chosen)
 
@@ -146,6 +153,7 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
     models = read_finished(run)
     assert [model.source for model in models] == ["search", "search"] and not (run.finished / TOGETHER).exists()
     logs = [json.loads((model.folder(run) / "training.json").read_text()) for model in models]
+    assert len(losses) > 2 and losses[-1] > 0, "hidden states were not compared"
     assert logs[0][-1] == logs[1][-1] and logs[0][-1]["train_runtime"] > 0, "a baseline would be trained too little"
     for model in models:
         inputs, shared = supernet_outputs(together, model.subnet, context)
@@ -153,6 +161,18 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
         alone = logits(context.load_model(model.folder(run)).eval(), inputs)
         assert not torch.allclose(shared["logits"].flatten(), before, atol=1e-3), "they were not trained together"
         assert not torch.allclose(shared["logits"].flatten(), alone, atol=1e-3), "it was not trained alone"
+
+
+def test_the_teacher_is_the_parent_in_the_order_of_the_supernet(finished: tuple[Path, Path]) -> None:
+    run = Run(finished[1])
+    context, inputs = TaskContext(run.recipe), text_inputs()
+    teacher, order = load_ordered_parent(run, context)
+    parent = context.load_model(run.parent).eval()
+    with torch.no_grad():
+        ours, theirs = (m(**inputs, output_hidden_states=True) for m in (teacher.model.eval(), parent))
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-5)
+    order_of_channels = order.hidden or list(range(ours.hidden_states[-1].shape[-1]))
+    assert torch.allclose(ours.hidden_states[-1], theirs.hidden_states[-1][..., order_of_channels], atol=1e-5)
 
 
 def test_the_layer_drop_and_the_int8_twins_are_verified(

@@ -296,8 +296,12 @@ class Finish(Training):
     learning_rate: float = Field(3e-4, gt=0, le=10, description="Peak learning rate.")
     batch_size: int = Field(16, ge=1, le=10**6, description="Examples of one batch, of each process.")
     temperature: float = Field(2.0, ge=0.01, le=1000, description="Temperature of the distillation.")
-    hidden_states: float = Field(
-        10.0, ge=0, le=1e6, description="Weight of the difference of hidden states from the parent's, relative."
+    hidden_states: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="Weight of the difference of hidden states from the parent's, relative; default: 10, or 0 if the "
+        "model came without weights.",
     )
 
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 SPEEDUPS = (2.0, 3.0, 5.0, 8.0, 1.5)
 """Parts of the parent's cost, or of a bound below them, at which subnetworks are chosen: a half, a third, a fifth."""
+HIDDEN_STATES_WEIGHT = 10.0
+"""Weight of the loss on hidden states: of 1, 10 and 30 the best on pretrained models (experiments/bench)."""
 TOGETHER = "together"
 TOGETHER_SHARE = 0.6
 """Share of the training in which the chosen subnetworks still share their weights."""
@@ -143,11 +145,14 @@ class _Teacher:
 
 def _teacher(run: Run, context: TaskContext, supernet: Supernet, students: Sequence[Finished]) -> _Teacher:
     settings, model = context.recipe.finish, load_ordered_parent(run, context)[0].model
-    if not settings.hidden_states or supernet.family.has_towers:  # towers read other examples than the batch
+    weight = settings.hidden_states
+    if weight is None:  # a parent that was trained from scratch for as long as its subnetworks knows no more than they
+        weight = 0.0 if context.has_no_weights else HIDDEN_STATES_WEIGHT
+    if not weight or supernet.family.has_towers:  # towers read other examples than the batch
         return _Teacher(model, None)
     kept = KeptStates() if settings.augment is None else None
     subnets = [student.subnet for student in students]
-    return _Teacher(model, StateMatching(settings.hidden_states, supernet.layout, subnets, kept))
+    return _Teacher(model, StateMatching(weight, supernet.layout, subnets, kept))
 
 
 def _train_together(
