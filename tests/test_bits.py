@@ -313,5 +313,5 @@ def test_a_search_with_bits_end_to_end(text_recipe: Path, tmp_path: Path) -> Non
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
-    choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster))  # type: ignore[arg-type]
+    choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster, broken_dimensions={}))  # type: ignore[arg-type]
     assert choices["bits"] == ["float32", "int8"] and "int4-weight dropped" in reasons[0]

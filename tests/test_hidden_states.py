@@ -136,6 +136,13 @@ def test_states_are_kept_by_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.n_known == 3
 
 
+def test_states_of_several_texts_of_an_example_stay_together() -> None:
+    kept, states = KeptStates(), {0: [torch.full((n, 4), float(n)) for n in (1, 2, 3, 4)]}
+    kept.put(torch.tensor([8, 5]), states)
+    found = kept.get(torch.tensor([5, 8]))
+    assert found is not None and [len(each) for each in found[0]] == [3, 4, 1, 2]
+
+
 # -- in a step --------------------------------------------------------------------------------------------------------
 
 BATCH = {"labels": torch.tensor([0, 1, 1])}

@@ -124,9 +124,11 @@ def _part(settings: Finish, share: float, models: int) -> Finish:
 def _finish_all(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> None:
     """Trains the subnetworks that are not finished yet together, then each alone."""
     missing = [model for model in models if not model.folder(run).exists()]
+    if not missing:
+        return
     settings, share, shared_s = context.recipe.finish, 0.0, 0.0
     teacher = _teacher(run, context, supernet, missing)
-    if len(missing) > 1 or (missing and (run.finished / TOGETHER).exists()):
+    if len(missing) > 1 or (run.finished / TOGETHER).exists():
         supernet, share = _train_together(run, context, supernet, teacher, missing, len(models)), TOGETHER_SHARE
         shared_s = _seconds(run.finished / TOGETHER) / _number(run.finished / TOGETHER)
     for number, model in enumerate(missing, 1):

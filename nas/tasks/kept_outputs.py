@@ -89,7 +89,7 @@ class KeptStates:
     """
 
     def __init__(self) -> None:
-        self._by_row: dict[int, dict[int, torch.Tensor]] = {}
+        self._by_row: dict[int, dict[int, list[torch.Tensor]]] = {}
         self._n_bytes = 0
 
     @property
@@ -98,20 +98,26 @@ class KeptStates:
         return len(self._by_row)
 
     def get(self, rows: torch.Tensor) -> dict[int, list[torch.Tensor]] | None:
-        """States (tokens, channels) of each layer, for each example; None if those of some are not known."""
+        """States (tokens, channels) of each layer, for each text of each example; None if some are not known."""
         known = [self._by_row[row] for row in rows.tolist() if row in self._by_row]
         if not known or len(known) < len(rows):
             return None
-        return {layer: [each[layer] for each in known] for layer in known[0]}
+        return {layer: [text for each in known for text in each[layer]] for layer in known[0]}
 
     def put(self, rows: torch.Tensor, states: Mapping[int, Sequence[torch.Tensor]]) -> None:
-        """Keeps the states (tokens, channels) of each layer, for each example."""
+        """Keeps the states (tokens, channels) of each layer, for each text of one example after another."""
         new = {
-            row: {layer: each[place].to("cpu", STATE_DTYPE, copy=True) for layer, each in states.items()}
+            row: {layer: _texts_of(each, place, len(rows)) for layer, each in states.items()}
             for place, row in enumerate(rows.tolist())
             if row not in self._by_row
         }
-        n_bytes = sum(each.nbytes for of_row in new.values() for each in of_row.values())
+        n_bytes = sum(text.nbytes for of_row in new.values() for texts in of_row.values() for text in texts)
         if self._n_bytes + n_bytes <= MAX_STATE_BYTES:
             self._by_row |= new
             self._n_bytes += n_bytes
+
+
+def _texts_of(states: Sequence[torch.Tensor], place: int, n_examples: int) -> list[torch.Tensor]:
+    """The states of one of some examples that have equally many texts."""
+    n_texts = len(states) // n_examples
+    return [text.to("cpu", STATE_DTYPE, copy=True) for text in states[place * n_texts : (place + 1) * n_texts]]
