@@ -11,8 +11,11 @@ import torch
 from toy_tasks import SENTENCES, csv, encoder
 
 from nas.recipe.schema import Recipe
+from nas.supernets.hidden_states import StateMatching
+from nas.supernets.supernet import Supernet
 from nas.supernets.training import DistillationTrainer, training_arguments
 from nas.tasks.context import TaskContext
+from nas.tasks.kept_outputs import KeptStates
 from nas.tasks.overview import data_lines
 from nas.tasks.similarity_losses import order_loss, ranking_loss
 from search_spaces import InputError
@@ -72,8 +75,11 @@ def test_training_learns_from_the_labels_that_there_are(name: str, build: Build)
 
 def test_the_remembered_vectors_of_the_teacher_are_those_of_its_texts(build: Build, tmp_path: Path) -> None:
     context = build(DATA["triplets"])
+    model = context.load_model()
+    layout = Supernet(model).layout
     trainer = DistillationTrainer(
-        model=context.load_model(),
+        model=model,
+        states=StateMatching(1.0, layout, [layout.parent], KeptStates()),
         teacher=context.load_model(),
         task=context.splits.task,
         train_dataset=context.splits.train,
@@ -81,9 +87,11 @@ def test_the_remembered_vectors_of_the_teacher_are_those_of_its_texts(build: Bui
     )
     batch = trainer.data_collator(list(trainer.train_dataset.select([4, 0, 9])))
     inputs, rows = trainer.pop_row_index(batch)
-    computed, _ = trainer.teacher_outputs(inputs, torch.zeros(0))
+    computed, states = trainer.teacher_outputs(inputs, torch.zeros(0))
     trainer.teacher_outputs(inputs, rows)
-    remembered, _ = trainer.teacher_outputs(inputs, rows)
+    trainer.teacher = None
+    remembered, kept = trainer.teacher_outputs(inputs, rows)
+    assert all(torch.equal(torch.cat(kept[layer]), torch.cat(each)) for layer, each in states.items())
     assert computed[0][0].shape == (3, 3, 48) and torch.allclose(remembered[0][0], computed[0][0], atol=1e-5)
 
 
