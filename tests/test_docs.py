@@ -145,6 +145,12 @@ def test_the_map_has_every_folder_and_loose_module(package: str) -> None:
     assert [name_of(path) for path in result if f"`{name_of(path)}{'/' * path.is_dir()}`" not in page] == []
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/*/*.md")]
+    assert {name_of(page).removeprefix("docs/") for page in pages} - listed == set()
+
+
 def test_the_reference_has_every_public_name() -> None:
     headings = set(re.findall(r"heading: nas\.(\w+)", (ROOT / "docs" / "reference" / "python.md").read_text()))
     assert headings == set(nas.__all__) - {"FAMILIES"}
