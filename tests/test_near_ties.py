@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_trial_queue import space_and_evaluator
+from stand_in_search import space_and_evaluator
 
 from experiments.bench.near_ties import ERROR, excess, offered, scored, true_volume
 from experiments.bench.stand_in import stand_in_recipe

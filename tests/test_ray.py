@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 from conftest import bert, text_inputs
-from test_trial_queue import executed, states
+from stand_in_search import executed, states
 
 from experiments.bench.stand_in import LoadedEvaluator, StandIn, stand_in_evaluator, stand_in_recipe
 from nas.recipe.schema import Recipe
