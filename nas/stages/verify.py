@@ -75,44 +75,58 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     if not candidates["search"]:
         predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds
         _raise_infeasible(evaluated_points(studies["search"]), predicted_bounds)
-    finished = read_finished(run)
-    subnets = {model.subnet.key: model.subnet for model in finished}
+    subnets = {model.subnet.key: model.subnet for model in read_finished(run)}
     subnets |= {point.key: point.subnet for front in candidates.values() for point in front}
     results = _verify_all(run, context, supernet, subnets, budget)
     left = 1 + len(subnets) - len(results)
-    sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
-    sources += [(model.subnet.key, model.source) for model in finished if model.source not in studies]
     bounds = recipe.with_parent(results[PARENT]["values"]).bounds
     if recipe.relative_bounds:
         print_line(f"bounds     {bounds_line(recipe, results[PARENT]['values'])}")
-    verified = [
-        replace(_to_point(results[key], source, bounds), finished=(run.finished / key).exists())
-        for key, source in sources
-        if key in results
-    ]
-    parent = _to_point(results[PARENT], PARENT, bounds)
+    verified, parent = _verified_points(run, studies, results, bounds), _to_point(results[PARENT], PARENT, bounds)
     for target in run.targets:
         if not target.is_remote:
             print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
     front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds, left)
-    reference, by_study = reference_point([*verified, parent], recipe.objectives), _by_study(verified)
     resampled = {key: result.get("resampled", {}) for key, result in results.items()}
     compared = [*verified, parent, *parent_in_fastest_runtimes(run, context, parent, budget)]
     data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in compared],
-        "reference": reference,
-        "hypervolume": {
-            name: ParetoFront.of(points, recipe.objectives).hypervolume(reference) for name, points in by_study.items()
-        },
-        "hypervolume_interval": hypervolume_intervals(by_study, resampled, reference, recipe.objectives),
+        **_hypervolumes(verified, parent, resampled, recipe),
         "seeds": _volumes_by_seed(run, studies["search"], recipe),
         "left": left,
     }
     delete(run.report)
     write_json(run.front_file, data)
+
+
+def _verified_points(
+    run: Run, studies: Mapping[str, optuna.Study], results: Mapping[str, dict[str, Any]], bounds: Mapping[str, Bound]
+) -> list[Point]:
+    """What is verified, once for each study that evaluated it, and the finished models that no study has."""
+    sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
+    sources += [(model.subnet.key, model.source) for model in read_finished(run) if model.source not in studies]
+    return [
+        replace(_to_point(results[key], source, bounds), finished=(run.finished / key).exists())
+        for key, source in sources
+        if key in results
+    ]
+
+
+def _hypervolumes(
+    verified: Sequence[Point], parent: Point, resampled: Mapping[str, Mapping[str, Sequence[float]]], recipe: Recipe
+) -> dict[str, Any]:
+    """The part of front.json on hypervolumes: their reference point, those of each study, and their intervals."""
+    reference, by_study = reference_point([*verified, parent], recipe.objectives), _by_study(verified)
+    return {
+        "reference": reference,
+        "hypervolume": {
+            name: ParetoFront.of(points, recipe.objectives).hypervolume(reference) for name, points in by_study.items()
+        },
+        "hypervolume_interval": hypervolume_intervals(by_study, resampled, reference, recipe.objectives),
+    }
 
 
 def _volumes_by_seed(run: Run, search: optuna.Study, recipe: Recipe) -> list[float]:

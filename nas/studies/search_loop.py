@@ -42,6 +42,8 @@ from search_spaces import SearchSpace, SubnetConfig
 
 MAX_REFILLS = 10
 """How often random search replaces subnetworks whose evaluation failed by others."""
+Shared = tuple[SearchSpace, Evaluator, EvaluationCache]
+"""What the queues of a run share."""
 POLL_S = 0.2
 """Seconds between two reads of the storage while this driver waits for another one."""
 
@@ -111,49 +113,68 @@ def build_queues(
         driver: Id of this driver, where several share the studies.
         earlier: Studies of the run with other objectives or constraints; their evaluations are taken over.
     """
-    budget = min(recipe.search.evaluations, space.size)
     cache = EvaluationCache()
     shared = (space, evaluator, cache)
     if n_reused := reuse_trials(studies, earlier, space, evaluator, cache):
         print_line(f"search     takes {n_reused} evaluations over, judged by the objectives and constraints of now")
 
-    def random(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-        if baseline.n_evaluations >= search.n_evaluations:
+    drivers = None if driver is None else ConcurrentDrivers(driver)
+    repeated = [study for kind, study in studies.items() if kind.startswith(REPEAT)]
+    seeds = [recipe.seed, *(repeat_seed(recipe, number) for number in range(1, len(repeated) + 1))]
+    searches = [
+        _search_queue(study, recipe.model_copy(update={"seed": seed}), shared, drivers)
+        for study, seed in zip([studies["search"], *repeated], seeds, strict=True)
+    ]
+    scalings = space.uniform_scalings()
+    uniform = TrialQueue(studies["uniform"], *shared, [lambda _: scalings], None, lambda: len(scalings), drivers)
+    return [*searches, uniform, _random_queue(studies["random"], recipe, shared, drivers, searches)]
+
+
+def _search_queue(
+    study: optuna.Study, recipe: Recipe, shared: Shared, drivers: ConcurrentDrivers | None
+) -> TrialQueue:
+    """The queue of a search with the seed of its recipe; repeated searches share its time."""
+    space, evaluator, _ = shared
+    budget, limit_s = (
+        min(recipe.search.evaluations, space.size),
+        SEARCH_SHARE * recipe.search.seconds / recipe.search.seeds,
+    )
+
+    def seconds_each() -> float:
+        return max(queue.seconds, 1e-9) / max(1, len(queue.evaluated_keys))
+
+    phases = startup_phases(recipe, space, evaluator, budget, seconds_each)
+    sampler = sampler_for(recipe, space, evaluator)
+    queue = TrialQueue(study, *shared, phases, sampler, lambda: budget, drivers, lambda: limit_s)
+    return queue
+
+
+def _random_queue(
+    study: optuna.Study,
+    recipe: Recipe,
+    shared: Shared,
+    drivers: ConcurrentDrivers | None,
+    searches: Sequence[TrialQueue],
+) -> TrialQueue:
+    """The queue of random search: as many evaluations as the first search has made, in the time that searches left."""
+    space, evaluator, _ = shared
+
+    def sample(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        if queue.n_evaluations >= searches[0].n_evaluations:
             return []
         samples = feasible_samples(space, evaluator, Random(f"{recipe.seed}/random"))
-        return first_distinct(samples, search.n_evaluations + len(baseline.failures))
+        return first_distinct(samples, searches[0].n_evaluations + len(queue.failures))
 
-    def uniform(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-        return space.uniform_scalings()
-
-    drivers = None if driver is None else ConcurrentDrivers(driver)
-    seconds = recipe.search.seconds
-    search_s = SEARCH_SHARE * seconds / recipe.search.seeds
-
-    def searching(study: optuna.Study, seed: int) -> TrialQueue:
-        seeded = recipe.model_copy(update={"seed": seed})
-        phases = startup_phases(
-            seeded, space, evaluator, budget, lambda: max(queue.seconds, 1e-9) / max(1, len(queue.evaluated_keys))
-        )
-        sampler = sampler_for(seeded, space, evaluator)
-        queue = TrialQueue(study, *shared, phases, sampler, lambda: budget, drivers, lambda: search_s)
-        return queue
-
-    search = searching(studies["search"], recipe.seed)
-    repeated = [study for kind, study in studies.items() if kind.startswith(REPEAT)]
-    searches = [search, *(searching(study, repeat_seed(recipe, number)) for number, study in enumerate(repeated, 1))]
-    baseline = TrialQueue(
-        studies["random"],
+    queue = TrialQueue(
+        study,
         *shared,
-        [random] * MAX_REFILLS,
+        [sample] * MAX_REFILLS,
         None,
-        lambda: search.n_evaluations,
+        lambda: searches[0].n_evaluations,
         drivers,
-        lambda: seconds - sum(each.seconds for each in searches),
+        lambda: recipe.search.seconds - sum(each.seconds for each in searches),
     )
-    n_scalings = len(space.uniform_scalings())
-    uniform_queue = TrialQueue(studies["uniform"], *shared, [uniform], None, lambda: n_scalings, drivers)
-    return [*searches, uniform_queue, baseline]
+    return queue
 
 
 def startup_phases(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from nas.runs.progress import TimeReport, time_progress
 from nas.runs.target import Target
@@ -57,11 +57,7 @@ def measure_subnets(
     may_set_reference &= not target.has_predictor
     missing = [subnet for subnet in subnets if store.get(subnet.key, workload, "profile") is None]
     if missing and target.is_remote:
-        raise InputError(
-            f"the latencies{target.label} of `{target.run.folder}` come from another device, and {len(missing)} are "
-            f"missing; run `nas profile RECIPE --export FOLDER{_option(target)}` here, measure there, then run `nas "
-            "profile RECIPE --import FOLDER` here."
-        )
+        _raise_elsewhere(target, len(missing))
     if missing:
         budget = budget or Budget()
         with time_progress(f"profile{target.label}", budget) as report:
@@ -85,9 +81,14 @@ def measure_subnets(
     return {subnet.key: timings[subnet.key] for subnet in subnets if subnet.key in timings}
 
 
-def _option(target: Target) -> str:
-    """The option of `nas profile` that names one of several workloads."""
-    return f" --workload {target.name}" if target.name else ""
+def _raise_elsewhere(target: Target, missing: int) -> NoReturn:
+    """Raises InputError: so many latencies must come from another device."""
+    option = f" --workload {target.name}" if target.name else ""
+    raise InputError(
+        f"the latencies{target.label} of `{target.run.folder}` come from another device, and {missing} are missing; "
+        f"run `nas profile RECIPE --export FOLDER{option}` here, measure there, then run `nas profile RECIPE --import "
+        "FOLDER` here."
+    )
 
 
 def subnet_visit(

@@ -67,13 +67,7 @@ def measure(
         InputError: If the device is missing or gets lost, memory runs out, a candidate is named ``anchor``, or
             ``rounds`` is below 1.
     """
-    if REFERENCE in candidates:
-        raise InputError(
-            f"`{REFERENCE}` is the name of the reference model, but a candidate of {sorted(candidates)} has it; "
-            "rename the candidate."
-        )
-    if rounds < 1:
-        raise InputError(f"`rounds` must be at least 1, but got {rounds}.")
+    _check(candidates, rounds)
     if max_rounds is None:
         max_rounds = MAX_ROUNDS if budget is None else None
     with measuring(workload):
@@ -92,3 +86,14 @@ def measure(
             if not unfinished or is_over() or done >= max(rounds, max_rounds or math.inf):
                 break
     return sampler.timings(reference_ms, precision or 0.0)
+
+
+def _check(candidates: Mapping[str, Call], rounds: int) -> None:
+    """Raises InputError if a candidate has the name of the reference model, or there is no round."""
+    if REFERENCE in candidates:
+        raise InputError(
+            f"`{REFERENCE}` is the name of the reference model, but a candidate of {sorted(candidates)} has it; "
+            "rename the candidate."
+        )
+    if rounds < 1:
+        raise InputError(f"`rounds` must be at least 1, but got {rounds}.")
