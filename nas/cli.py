@@ -236,6 +236,7 @@ def show(
     where: Annotated[str, typer.Option(help='Conditions, such as "latency_ms <= 5, accuracy > 0.9".')] = "",
     pick: Annotated[str, typer.Option(help='Only one: knee, fastest, best, a key or "latency_ms <= 5".')] = "",
     sort: Annotated[str, typer.Option(help="Metric or cost to sort by, best first.")] = "",
+    workload: Annotated[str, typer.Option(help="One of several workloads: only what is best under it.")] = "",
     output_format: Annotated[str, typer.Option("--format", help="table, csv, json or markdown.")] = "table",
 ) -> None:
     """Print the front of a run, or the points of it that match; before it is verified, as predicted."""
@@ -246,7 +247,7 @@ def show(
     from nas.studies.pick import front_so_far
 
     opened = Run(run)
-    front = filter_front(front_so_far(opened), where, pick, sort)
+    front = filter_front(front_so_far(opened), where, pick, sort, workload)
     if output_format == "table":
         print_summary(opened, front)
     else:

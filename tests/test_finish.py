@@ -17,11 +17,13 @@ from nas.fronts.front import ParetoFront
 from nas.fronts.point import Point
 from nas.pipeline import STAGES, search
 from nas.recipe.schema import Recipe
-from nas.reports.summary import int8_line
+from nas.reports.summary import int8_line, print_summary
+from nas.runs.files import write_json
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
 from nas.stages.parent_runtimes import parent_in_fastest_runtimes
+from nas.stages.report import run_report
 from nas.stages.verify import run_verify
 from nas.studies.study import evaluated_points, open_studies
 from nas.supernets.hidden_states import hidden_state_loss
@@ -229,6 +231,20 @@ def test_a_front_that_does_not_beat_the_parent_in_int8_says_so() -> None:
     assert "beats the parent with int8 layers: accuracy 0.9900, latency_ms 0.9" in int8_line(shown, [int8])
     slow = Point(front()[0].subnet, {"latency_ms": 5.0, "accuracy": 0.7}, source="parent-int8")
     assert int8_line(shown, [slow]) == "" == int8_line(shown, [])
+
+
+def test_terminal_and_report_say_first_that_the_front_does_not_beat_the_parent_in_int8(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, says = Run(finished[1]), "No model of the front beats the parent with int8 layers: accuracy "
+    results = run.results()
+    int8 = next(point for point in results["verified"] if point["source"] == "parent")
+    int8 = {**int8, "source": "parent-int8", "values": {**int8["values"], "accuracy": 1.0, "latency_ms": 1e-6}}
+    write_json(run.front_file, {**results, "verified": [*results["verified"], int8]})
+    run_report(run)
+    print_summary(run, run.front())
+    assert capsys.readouterr().out.startswith(says)
+    assert f'</h1>\n  <p class="lead">{says}' in run.report.read_text(encoding="utf-8")
 
 
 def test_the_parent_in_the_fastest_other_runtime_is_a_row(

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
+from nas.fronts.output import filter_front
 from nas.fronts.pareto import hypervolume, non_dominated, non_dominated_ranks
 from nas.fronts.point import Point
 from nas.recipe.objectives import Bound, Direction, format_value, parse_condition
@@ -143,6 +145,21 @@ def test_picks(front: ParetoFront) -> None:
     assert front.best("latency_ms") == front.points[0]
     assert front.pick("latency_ms <= 5.5") == front.points[2]
     assert front.pick(front.points[1].key) == front.pick(front.points[1].key[:6]) == front.points[1]
+
+
+def test_each_of_several_workloads_has_a_front_of_its_own() -> None:
+    rows = {"deep": (0.9, 3.0, 9.0), "wide": (0.8, 1.0, 9.5), "small": (0.7, 0.9, 2.0), "narrow": (0.6, 2.0, 1.0)}
+    names = ("accuracy", "latency_ms@one", "latency_ms@many")
+    points = {key: replace(point(*row[:2]), values=dict(zip(names, row, strict=True))) for key, row in rows.items()}
+    front = ParetoFront.of(points.values(), {n: "maximize" if n == "accuracy" else "minimize" for n in names})
+    assert len(front) == 4
+    assert list(filter_front(front, workload="one")) == [points[key] for key in ("small", "wide", "deep")]
+    assert list(front.under("many")) == [points[key] for key in ("narrow", "small", "deep")]
+    assert front.pick("knee@one") == points["wide"] and "@many" not in str(front.under("one").objectives)
+    with pytest.raises(InputError, match="must be one of the objectives, but got `ten`; .*many, one"):
+        filter_front(front, workload="ten")
+    with pytest.raises(InputError, match="is of one, without a name"):
+        ParetoFront.of([], OBJECTIVES).under("one")
 
 
 @pytest.mark.parametrize(

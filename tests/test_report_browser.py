@@ -139,9 +139,15 @@ def test_the_page_switches_between_workloads(chromium: Any, tmp_path: Path) -> N
     page = opened(chromium, write_two_workloads(tmp_path / "report.html"))
     assert page.locator("#x").input_value() == "latency_ms@phone"
     assert page.locator("#headline").inner_text().count("latency_ms@phone") == 1
+    assert page.locator("tr.pale").count() == 0, "accuracy and latency_ms@phone alone order the three models"
     page.locator("#workload").select_option("server")
     assert page.locator("#x").input_value() == "latency_ms@server"
     assert "latency_ms@phone" not in page.locator("#headline").inner_text() + page.locator("#panel").inner_text()
     assert page.locator("th:visible").all_inner_texts().count("latency_ms@phone") == 0
     assert page.locator("[data-workload=phone]").is_hidden() and page.locator("[data-workload=server]").is_visible()
-    assert "under the workload server" in page.locator("#summary").inner_text() and not page.errors
+    assert "under the workload server" in page.locator("#summary").inner_text()
+    assert "Under the workload server, 1 of the 3 models of the front are best" in page.locator("#summary").inner_text()
+    pale = page.evaluate(
+        "document.getElementById('plot').data.find(t => t.meta === 'front' && t.mode === 'markers').marker.opacity"
+    )
+    assert page.locator("tr.pale").count() == 2 and sorted(pale) == [0.3, 0.3, 1] and not page.errors

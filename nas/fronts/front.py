@@ -168,13 +168,29 @@ class ParetoFront:
         kept = (p for p in self.points if all(b.violation(p.values.get(n, math.nan)) <= 0 for n, b in bounds))
         return replace(self, points=tuple(kept))
 
+    def under(self, workload: str) -> ParetoFront:
+        """The points that are best under one of several workloads, costs under the others left out.
+
+        Args:
+            workload: Its name, as in ``latency_ms@name``.
+
+        Raises:
+            InputError: If no objective is a cost under it.
+        """
+        known = list(dict.fromkeys(name.partition("@")[2] for name in self.objectives if "@" in name))
+        if workload not in known:
+            hint = did_you_mean(workload, known) if known else "this front is of one, without a name"
+            raise InputError(f"A workload must be one of the objectives, but got `{workload}`; {hint}.")
+        own = {name: way for name, way in self.objectives.items() if name.partition("@")[2] in ("", workload)}
+        return ParetoFront.of(self.points, own)
+
     def pick(self, what: str) -> Point:
         """One point of the front.
 
         Args:
-            what: ``knee``; ``fastest`` (lowest ``latency_ms``; under one of several workloads, ``fastest@name``);
-                ``best`` (best primary metric); a key or a unique prefix of one; or a condition as in `where`: the best
-                primary metric that satisfies it.
+            what: ``knee``; ``fastest`` (lowest ``latency_ms``); under one of several workloads, ``knee@name`` and
+                ``fastest@name``; ``best`` (best primary metric); a key or a unique prefix of one; or a condition as in
+                `where`: the best primary metric that satisfies it.
 
         Raises:
             InputError: If no point fits; for a condition, with the values of the closest point.
@@ -185,6 +201,8 @@ class ParetoFront:
             return matching.best(self.primary_metric) if len(matching) else self._raise_with_closest(what)
         if what == "knee":
             return self.knee()
+        if what.startswith("knee@"):
+            return self.under(what.removeprefix("knee@")).knee()
         if what == "best":
             return self.best(self.primary_metric)
         if base_name(what) == "fastest":

@@ -13,7 +13,9 @@ from nas.recipe.objectives import DIRECTIONS, FINETUNED_SUFFIX, format_value
 from search_spaces.errors import InputError, did_you_mean
 
 
-def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str = "") -> ParetoFront:
+def filter_front(
+    front: ParetoFront, where: str = "", pick: str = "", sort: str = "", workload: str = ""
+) -> ParetoFront:
     """The points of a front that match, sorted.
 
     Args:
@@ -21,10 +23,13 @@ def filter_front(front: ParetoFront, where: str = "", pick: str = "", sort: str 
         where: Conditions, see `ParetoFront.where`.
         pick: One of the points that satisfy the conditions, see `ParetoFront.pick`.
         sort: Metric or cost to sort by, best first.
+        workload: One of several workloads; only what is best under it, see `ParetoFront.under`.
 
     Raises:
         InputError: If a metric or cost is unknown, or no point fits.
     """
+    if workload:
+        front = front.under(workload)
     if where:
         front = front.where(where)
     if pick:

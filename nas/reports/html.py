@@ -34,6 +34,7 @@ def write_report(
     facts: dict[str, str],
     notes: Sequence[str],
     export_command: str,
+    first: str = "",
     workloads: Mapping[str, Mapping[str, str]] | None = None,
     earlier: Sequence[Point] = (),
     history: dict[str, Any] | None = None,
@@ -50,14 +51,17 @@ def write_report(
         facts: Name -> text, such as splits, seed, hypervolumes.
         notes: Sentences below the table, e.g. warnings of the run.
         export_command: The command that exports a point, with ``{key}`` in place of its key.
+        first: What the page says first, such as that the front does not beat the parent with int8 layers.
         workloads: Name of a workload -> facts about it. The page switches between several; an only one has no name.
         earlier: The front from before the run went on with another recipe.
         history: See `nas.reports.history.history`; None leaves out its sections.
     """
     workloads = workloads or {}
     data = _data(front, verified, evaluated, constraints, export_command, earlier)
+    data["fronts"] = {name: [point.key for point in front.under(name)] for name in _names(front, workloads)}
     parts = {
         "title": html.escape(title),
+        "first": f'<p class="lead">{html.escape(first)}</p>' if first else "",
         "facts": "".join(_facts_html(own, name) for name, own in workloads.items()) + _facts_html(facts),
         "constraints": _constraints_html(constraints),
         "table": front._repr_html_() + html_baselines(baseline_rows(front, verified), front.value_names),
@@ -70,6 +74,11 @@ def write_report(
     template = _page("report.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+
+
+def _names(front: ParetoFront, workloads: Mapping[str, Any]) -> list[str]:
+    """The workloads that have a front of their own: whose costs are objectives."""
+    return [name for name in workloads if any(objective.endswith(f"@{name}") for objective in front.objectives)]
 
 
 def _page(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.reports.history import history
 from nas.reports.html import write_report
-from nas.reports.summary import hypervolume_line, near_bound_line, predictor_line, seeds_line
+from nas.reports.summary import hypervolume_line, int8_line, near_bound_line, predictor_line, seeds_line
 from nas.runs.files import read_json
 from nas.runs.finetuned import front_with_finetuned, load_finetuned, with_finetuned
 from nas.runs.run import Run
@@ -54,6 +54,7 @@ def run_report(run: Run, context: TaskContext | None = None, cluster: str | None
             "The search evaluates the uniform scalings first: its hypervolume includes them, its sampler's does not.",
             *(f"Fine-tuned: {export}." for export in finetuned.values()),
         ],
+        first=int8_line(run.front(), run.verified_points()),
         workloads={target.name: _facts(target) for target in run.targets},
         earlier=run.earlier_front(),
         export_command=f"nas export {run.folder} --pick {{key}} --out {{key}}",

@@ -11,6 +11,7 @@ let selected = null;
 /* One of several workloads is shown: its costs end in @ and its name. */
 let workload = DATA.workloads[0];
 const inView = name => !name.includes("@") || name.endsWith("@" + workload);
+const isBest = key => !(workload in DATA.fronts) || DATA.fronts[workload].includes(key);
 const ofWorkload = cost => workload ? cost + "@" + workload : cost;
 
 const byId = id => document.getElementById(id);
@@ -91,7 +92,7 @@ function traces(series, x, y, z) {
   return [...lines, {
     ...base, ...place(points), mode: "markers", customdata: points.map(p => p.key), meta: kind,
     type: scatter(points),
-    marker: {symbol: SYMBOL[kind], size, opacity: faint ? 0.4 : 1, ...paints(kind, points, z)},
+    marker: {symbol: SYMBOL[kind], size, opacity: faint ? 0.4 : kind === "front" ? points.map(p => isBest(p.key) ? 1 : 0.3) : 1, ...paints(kind, points, z)},
     error_x: errorBars(points, x, kind), error_y: errorBars(points, y, kind),
     text: points.map(p => p.hover ??= hover(p)), hovertemplate: "%{text}<extra></extra>",
   }];
@@ -277,6 +278,11 @@ function summary() {
     const note = [error && "± " + error, reference].filter(Boolean).join(" · ");
     byId("headline").append(element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, note))));
   }
+  if (workload in DATA.fronts) {
+    const best = DATA.fronts[workload].length, all = DATA.series.find(s => s.kind === "front").points.length;
+    byId("summary").append(`Under the workload ${workload}, ${best} of the ${all} models of the front are best; the `
+      + "others are pale. ");
+  }
   const latency = ofWorkload("latency_ms");
   if (parent && knee.values[latency] && parent.values[latency]) {
     const times = parent.values[latency] / knee.values[latency];
@@ -298,6 +304,7 @@ function switchWorkload(name) {
     const shown = [...table.querySelectorAll("th")].map(cell => inView(cell.textContent));
     for (const row of table.rows) [...row.cells].forEach((cell, i) => { cell.hidden = !shown[i]; });
   }
+  for (const row of document.querySelectorAll("tr[data-key]")) row.classList.toggle("pale", !isBest(row.dataset.key));
   for (const {p} of POINTS) delete p.hover;
   summary();
   if (selected) show(selected); else draw();
