@@ -221,7 +221,14 @@ def scaled(folder: Path, seeds: int) -> pd.DataFrame:
                 kept = without_unproven([*cv], unseen, y[new])
                 predicted["ours"] = geometric_mean([predicted[name] for name in kept], _weights(kept, cv))
                 rows += [{"case": device, "model": n, **scores(y[test], p)} for n, p in predicted.items()]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    errors_of = {name: own["MAPE %"].to_numpy() for name, own in table.groupby("model", sort=False)}
+    for name in ("prior-process", "ours"):
+        ratio = errors_of[name] / errors_of["scaled-prior"]
+        worse, mean = int((ratio > 1.001).sum()), float(np.exp(np.log(ratio).mean()))
+        most = f"at most {ratio.max():.2f}"
+        print(f"{name}: {mean:.2f} of the scaled device's error, worse in {worse} of {len(ratio)}, {most}")
+    return table
 
 
 PARTS: dict[str, Callable[[Path, int], pd.DataFrame]] = {
