@@ -227,8 +227,9 @@ class Dimension:
 
         Here: one that a family fixes stays as in a stack of the parent.
         """
-        reason = layout.family.fixed_reasons.get(self.name)
-        if reason and value not in [values[self.name] for values in layout.parent_values]:
+        reason, stacks = layout.family.fixed_reasons.get(self.name), range(len(layout.depths))
+        allowed = [self.parent_value(layout, stack) for stack in stacks] + [self.if_skipped] * self.has_neutral
+        if reason and value not in allowed:
             raise InputError(f"`{self.name}` of `{layout.family.model_type}` is fixed: {reason}.")
 
     def stock_config(

@@ -30,6 +30,9 @@ Axis = Literal[
     "qkv_heads",
     "head_biases",
     "ffn",
+    "experts",
+    "shared_ffn",
+    "shared_gates",
     "embedding",
     "vocab",
     "positions",
@@ -38,7 +41,9 @@ Axis = Literal[
 
 ``text_hidden`` is the hidden size of a text tower beside an image tower. ``cross_heads`` are the heads of a decoder's
 cross-attention. ``qkv_heads`` interleaves query, key and value head by head. ``head_biases`` are position biases that
-all layers share, one per head of the widest layer. ``embedding`` is the width of the embeddings where they are
+all layers share, one per head of the widest layer. ``experts`` are those of a mixture; a weight of all of them has
+three dimensions. ``shared_ffn`` are the neurons of an expert that every token runs
+through, ``shared_gates`` its gate. ``embedding`` is the width of the embeddings where they are
 projected to the hidden size, else the hidden size itself. ``vocab`` are the pieces of the tokenizer: rows of the table
 of token embeddings and of heads with an output for each. ``positions`` are the special tokens and patches of an image
 that have learned positions.

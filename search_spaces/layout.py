@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.blueprint import Blueprint, LayerBlueprint, LayerDraft
 from search_spaces.dimensions import DIMENSIONS, PER_LAYER, PER_SUBNET
+from search_spaces.dimensions.experts import PER_TOKEN
 from search_spaces.errors import InputError
 from search_spaces.families import family_of
 from search_spaces.family import Axes, Family, RunsOn, Stack
@@ -238,10 +239,15 @@ class Layout:
 
     @cached_property
     def full_sizes(self) -> tuple[dict[str, int], ...]:
-        """Axis -> units of a layer of each stack of the parent; ``image``: pixels a side, 0 for the parent's own."""
+        """Axis -> units of a layer of each stack of the parent.
+
+        Also ``image``: pixels a side, 0 for the parent's own; ``experts_per_token``: those of a token.
+        """
         return tuple(
             {axis: values[name] for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
             | {"vocab": int(getattr(self.sizes, "vocab_size", 0)), "image": 0}
+            | {"experts_per_token": int(getattr(self.sizes, PER_TOKEN, None) or 0)}
+            | {"shared_ffn": int(getattr(self.sizes, "shared_expert_intermediate_size", 0)), "shared_gates": 1}
             for values in self.parent_values
         )
 

@@ -47,6 +47,9 @@ ATTRIBUTE_FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "kv_heads": lambda sizes, head_dim: sizes["kv_heads"],
     "heads_per_group": lambda sizes, head_dim: sizes["heads"] // max(sizes["kv_heads"], 1),
     "heads*head_dim": lambda sizes, head_dim: sizes["heads"] * head_dim,
+    "hidden": lambda sizes, head_dim: sizes["hidden"],
+    "experts": lambda sizes, head_dim: sizes["experts"],
+    "experts_per_token": lambda sizes, head_dim: min(sizes["experts"], sizes["experts_per_token"]),
 }
 """What an attribute of a module counts -> its value, from the active units of axes and the channels of a head."""
 
@@ -132,6 +135,11 @@ class Shapes:
     def low_rank(self, location: ParameterLocation, blueprint: LayerBlueprint) -> LowRank | None:
         """The two factors that a module becomes, None where it stays one matrix."""
         return next((kind for kind in self.kinds(location, blueprint) if isinstance(kind, LowRank)), None)
+
+    @staticmethod
+    def is_of_experts(location: ParameterLocation) -> bool:
+        """Whether a parameter holds a matrix of each expert of a layer."""
+        return len(location.axes) == 3 and location.axes[0] == "experts"
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from nas.exports.reload import scored_outputs
 from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
+from search_spaces.dimensions.experts import MULTIPLE
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -83,6 +84,7 @@ SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_
 LLAMA = {**SIZES, **TEXT, **GROUPED}
 HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
 FULL, SLIDING = "full_attention", "sliding_attention"
+MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 MIXED = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": 5, "use_sliding_window": True}
 
 
@@ -217,6 +219,10 @@ TOYS: dict[str, Toy] = {
         Toy("stablelm", {**LLAMA, "rope_parameters": HALF_ROTARY, "qk_layernorm": False}),
         Toy("cohere2", {**LLAMA, **MIXED}),
         Toy("olmo2", LLAMA),
+        Toy("mixtral", {**LLAMA, "num_local_experts": 6, "num_experts_per_tok": 2}),
+        Toy("qwen2_moe", {**LLAMA, **MOE, "shared_expert_intermediate_size": 20}),
+        Toy("qwen3_moe", {**LLAMA, **MOE, "num_experts_per_tok": 3, "norm_topk_prob": True}),
+        Toy("olmoe", {**LLAMA, "num_experts": 6, "num_experts_per_tok": 2}),
         Toy("vit", {**SIZES, **IMAGE}, image_inputs),
         Toy("deit", {**SIZES, **IMAGE, "architectures": ["DeiTForImageClassification"]}, image_inputs),
         Toy("beit", {**SIZES, **IMAGE, **RELATIVE}, image_inputs),
@@ -231,7 +237,8 @@ TOYS: dict[str, Toy] = {
 LAYOUTS = [
     name
     for number, (name, family) in enumerate(FAMILIES.items())
-    if all(replace(one, model_type=name, tasks=family.tasks) != family for one in [*FAMILIES.values()][:number])
+    if name not in ("qwen3_moe", "olmoe")  # Mixtral's layers under other names, and with the norms of OLMo 2
+    and all(replace(one, model_type=name, tasks=family.tasks) != family for one in [*FAMILIES.values()][:number])
 ]
 """Families whose table is not that of an earlier one under another name; the others get the marker ``full``."""
 
@@ -283,9 +290,16 @@ DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
 
 
 def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
-    """A subnetwork with the parent's heads and ranks where its family fixes them, and neurons in proportion."""
-    if "attention_rank" in layout.family.fixed_reasons:
-        subnet = subnet.with_values(attention_rank=(100,) * len(subnet.layers))
+    """A subnetwork with the parent's heads, ranks and dtypes where its family fixes them, and neurons in proportion.
+
+    Layers with experts have some of them.
+    """
+    fixed = {"attention_rank", "mlp_rank", "bits"} & layout.family.fixed_reasons.keys()
+    subnet = subnet.with_values(**dict.fromkeys(fixed, ()))
+    if "experts" in layout.family.axes:
+        experts = [3] * len(subnet.layers) if subnet.is_uniform else [1 + layer for layer in subnet.layers]
+        hidden = -(-subnet.hidden_size // MULTIPLE) * MULTIPLE
+        subnet = subnet.with_values(num_experts=tuple(experts), hidden_size=hidden)
     neurons = tuple(layout.parent.intermediate_size[0] * size // 96 for size in subnet.intermediate_size)
     subnet = subnet.with_values(intermediate_size=neurons)
     if "num_attention_heads" not in layout.family.fixed_reasons:

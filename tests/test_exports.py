@@ -29,7 +29,7 @@ HEADS_IN_CONFIG = {
     if family.head_dim_in_config or "num_attention_heads" in family.fixed_reasons
 }
 """Families whose stock config can set the number of heads independently of the hidden size, or that fix the heads."""
-NEVER_NARROWER = {"bart", "mbart", "bloom", "falcon"}
+NEVER_NARROWER = {"bart", "mbart", "bloom", "falcon", "olmoe"}
 """Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could undo it, or whose
 stock config ties the heads, which are fixed, to the hidden size."""
 

@@ -37,6 +37,7 @@ CHOICES: dict[str, list[Any]] = {
     "num_attention_heads": [1, 2, 3, 4],
     "num_key_value_heads": [1, 2, 4],
     "intermediate_size": [16, 40, 96],
+    "num_experts": [1, 3, 4, 6],
     "hidden_size": [24, 36, 48],
     "attention_rank": [20, 60, 100],
     "mlp_rank": [20, 60, 100],
@@ -63,9 +64,10 @@ DIMENSIONS = [
     *((name, f"skip {block}") for name, family in FAMILIES.items() for block in family.skippable),
 ]
 FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._grouped_mm: lambda rows, weights, *_, **__: 2 * rows[0] * rows[1] * weights[-1],
 }
-"""The fused attention of the CPU, which the counter of operations lacks."""
+"""The fused attention of the CPU and the products of experts, which the counter of operations lacks."""
 ALL_TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
 TASKS = sampled(ALL_TASKS, lambda name, task: name in DAILY_FAMILIES or task == FAMILIES[name].tasks[-1])
 OTHERS = sampled(
@@ -90,6 +92,8 @@ def make_space(supernet: Supernet, names: list[str], scope: str = "per-layer") -
     """A space with some dimensions open, named as in a recipe or ``skip attention``, ``skip mlp``."""
     scope = "uniform" if supernet.family.shared_layers else scope
     choices: dict[str, Any] = {name: CHOICES[name] for name in names if name in CHOICES}
+    if "hidden_size" in choices and "experts" in supernet.family.axes:
+        choices["hidden_size"] = [24, 40, 48]
     if "attention" in choices:
         choices["attention"] = patterns(supernet.layout)
     grouped = "num_key_value_heads" in supernet.family.dimensions
@@ -196,7 +200,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
         others = ("hidden_size", "vocabulary", *TABLE, "embedding_dim", "image_size", "attention", "bits")
-        others += (*DEPTHS, *RANK_FIELDS)
+        others += (*DEPTHS, *RANK_FIELDS, "num_experts")
         space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = space.sample(Random(k))

@@ -257,8 +257,8 @@ def zeroed(stock: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> PreT
     """A copy of a stock model whose layers do not read the heads and neurons that a subnetwork lacks."""
     model = copy.deepcopy(stock)
     for name, parameter in model.named_parameters():
-        location, dim = layout.locate(name), 0 if layout.family.conv1d else 1
-        if location.stack is None or location.layer is None or parameter.dim() != 2 or not location.axes:
+        location, dim = layout.locate(name), 0 if layout.family.conv1d else parameter.dim() - 1
+        if location.stack is None or location.layer is None or not 2 <= parameter.dim() == len(location.axes):
             continue
         if (axis := location.axes[dim]) in UNITS:
             sizes, full = layout.blueprint(subnet).layers[location.layer].sizes, layout.full_sizes[location.stack]

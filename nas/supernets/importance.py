@@ -21,7 +21,7 @@ from nas.tasks.evaluation import evaluation_mode
 from nas.tasks.types import TaskType
 from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions import DIMENSIONS, PER_LAYER
-from search_spaces.family import Axis
+from search_spaces.family import Axes, Axis
 
 Batch = Mapping[str, torch.Tensor]
 Key = TypeVar("Key")
@@ -32,13 +32,18 @@ SCORED_AXES: tuple[Axis, ...] = ("heads", "cross_heads", "ffn")
 """Axes whose units are scored; key and value heads follow the attention heads of their group."""
 
 
+NEURONS = "neurons of experts"
+"""Key of `ImportanceOrder.units`: each expert has an order of its own."""
+
+
 @dataclass(frozen=True)
 class ImportanceOrder:
     """Layers and units by descending importance, in the numbering of the parent.
 
     Attributes:
         layers: Parent layers, most important first.
-        units: Axis -> for each parent layer, its units (heads or neurons), most important first.
+        units: Axis -> for each parent layer, its units (heads, neurons, experts), most important first; `NEURONS`: the
+            neurons of its experts, expert by expert in their new order.
         hidden: Channels of the residual stream, most important first; empty if they keep their order.
     """
 
@@ -71,7 +76,8 @@ def order_by_importance(
         supernet: The parent must be active.
         batches: Model inputs with ``labels``, a few hundred examples of the training data.
         layer_batches: Batches on which layers are ordered, by default the same; fewer suffice, see `layer_order`.
-        by: The scores of heads and neurons: `gradient_scores` or `activation_scores`; ``none`` keeps the order.
+        by: The scores of heads and neurons: `gradient_scores` or `activation_scores`; ``none`` keeps the order. Those
+            of experts and their neurons are `expert_scores`.
         task: Computes the loss of a model; default: the model does.
         fewest: Layers of each stack that stay in any case, see `layer_order`.
 
@@ -82,6 +88,8 @@ def order_by_importance(
         return ImportanceOrder(supernet.parent.layers, {}, [])
     scores = gradient_scores(supernet, batches, task) if by == "gradient" else activation_scores(supernet, batches)
     units = unit_orders(supernet, scores)
+    if "experts" in supernet.family.axes:
+        units |= expert_orders(supernet, batches)
     keeps_channels = "hidden_size" in supernet.family.fixed_reasons or (task is not None and task.keeps_channels)
     hidden = [] if keeps_channels else _argsort_descending(hidden_scores(supernet, batches))
     if "text_hidden_size" in supernet.family.dimensions:
@@ -164,6 +172,75 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
         layer_norms = [norms.get((axis, layer), empty) for layer in supernet.parent.layers]
         scores[axis] = [size.view(-1, unit).sum(1) for size in layer_norms]
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
+
+
+def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Importance of each expert and its neurons by what they add to the outputs of their layer.
+
+    Of an expert: the norm of its output times the router's weight, summed over the tokens that are routed to it (Lasby
+    et al. 2025, arXiv 2510.13999, who take the mean: here an expert that is used rarely counts less). Of a neuron: its
+    magnitude times the router's weight, summed likewise, times the norm of its column (Bercovich et al. 2024, arXiv
+    2411.19146).
+
+    Returns:
+        For each parent layer, scores of experts (experts,) and neurons (experts, neurons), float64.
+    """
+    modules = [supernet.layer(layer).get_submodule(_experts_path(supernet, layer)) for layer in supernet.parent.layers]
+    totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def add(layer: int, module: Any, inputs: Any) -> None:
+        experts, neurons = _scores_of_call(module, *inputs, mask=masks[0])
+        before = totals.get(layer, (torch.zeros(1), torch.zeros(1)))
+        totals[layer] = before[0] + experts, before[1] + neurons
+
+    handles = [module.register_forward_pre_hook(partial(add, number)) for number, module in enumerate(modules)]
+    with evaluation_mode(supernet.model):
+        for batch in batches:
+            masks = _token_masks(batch, supernet)
+            supernet.model(**model_inputs(_to_device(batch, supernet.model.device)))
+    for handle in handles:
+        handle.remove()
+    return [totals[number] for number, _ in enumerate(modules)]
+
+
+def _experts_path(supernet: Supernet, layer: int) -> str:
+    """Path below a layer of the module with its experts."""
+    table = supernet.family.stacks[supernet.layout.stack_of(layer)[0]].modules
+    return next(path for path, axes in table.items() if axes[0] == "experts" and len(axes) == 3).rpartition(".")[0]
+
+
+def _scores_of_call(
+    module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of experts and neurons in one call, on the CPU.
+
+    Args:
+        module: All experts of a layer.
+        hidden: Their inputs (tokens, channels).
+        chosen: Experts of each token (tokens, experts a token).
+        weights: The router's weights of these (tokens, experts a token).
+        mask: Which tokens (samples, tokens) are no padding; None for all.
+    """
+    down = module.down_proj
+    experts, neurons = hidden.new_zeros(len(down)), hidden.new_zeros(len(down), down.shape[2])
+    if mask is not None and mask.numel() == len(hidden):
+        weights = weights * mask.to(hidden).view(-1, 1)
+    for expert in chosen.unique().tolist():
+        tokens, places = torch.where(chosen == expert)
+        weight = weights[tokens, places].to(hidden.dtype)
+        inner = module._apply_gate(torch.nn.functional.linear(hidden[tokens], module.gate_up_proj[expert]))
+        experts[expert] = (torch.nn.functional.linear(inner, down[expert]).norm(dim=1) * weight).sum()
+        neurons[expert] = (inner.abs() * weight[:, None]).sum(0) * down[expert].norm(dim=0)
+    return experts.double().cpu(), neurons.double().cpu()
+
+
+def expert_orders(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[list[int]]]:
+    """Sorts the experts of each layer, and the neurons of each of them, by descending score."""
+    experts, neurons = list[list[int]](), list[list[int]]()
+    for of_experts, of_neurons in expert_scores(supernet, batches):
+        experts.append(_argsort_descending(of_experts))
+        neurons.append([neuron for expert in experts[-1] for neuron in _argsort_descending(of_neurons[expert])])
+    return {"experts": experts, NEURONS: neurons}
 
 
 def hidden_scores(supernet: Supernet, batches: Sequence[Batch], axis: Axis = "hidden") -> torch.Tensor:
@@ -396,10 +473,21 @@ def permute(supernet: Supernet, units: Mapping[str, Sequence[Sequence[int]]], hi
             index = _permutation(supernet, axis, {**orders, "hidden": hidden}, location.stack or 0)
             if index is not None:
                 parameter.copy_(parameter.index_select(dim, index.to(parameter.device)))
+        if NEURONS in orders and supernet.layout.shapes.is_of_experts(location):
+            _permute_neurons(parameter, location.axes, orders[NEURONS])
     settings: Any = getattr(supernet.model, "generation_config", None)
     if getattr(settings, "alignment_heads", None) and units.get("cross_heads"):
         heads = units["cross_heads"][-len(supernet.stacks[-1]) :]
         settings.alignment_heads = [[layer, heads[layer].index(head)] for layer, head in settings.alignment_heads]
+
+
+def _permute_neurons(parameter: torch.Tensor, axes: Axes, order: Sequence[int]) -> None:
+    """Permutes the neurons within each expert in a parameter of all of them."""
+    dim = 2 if axes[2] == "ffn" else 1
+    copies = len(axes[dim]) if isinstance(axes[dim], tuple) else 1  # type: ignore[arg-type]
+    neurons = torch.tensor(order, device=parameter.device).view(len(parameter), -1)
+    index = torch.cat([neurons + start * neurons.shape[1] for start in range(copies)], 1)
+    parameter.copy_(parameter.gather(dim, index.unsqueeze(3 - dim).expand_as(parameter)))
 
 
 def _permutation(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from search_spaces import Layout, SubnetConfig
-from search_spaces.family import RunsOn, Stack
+from search_spaces.family import Axes, RunsOn, Stack
 
 ATTENTION_AXES = {"heads", "kv_heads", "qkv_heads"}
 """Output axes of the projections of self-attention."""
@@ -45,16 +45,20 @@ def count_live_activations(
     tokens = runs[layout.family.stack_runs_on(number)]
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
-        layout.shapes.size(axes_of_module[0], sizes)
-        for path, axes_of_module in stack.modules.items()
-        if path in modules
-        and len(axes_of_module) == 2
-        and axes_of_module[1] == "hidden"
-        and axes_of_module[0]
-        and axes >= set(axes_of(axes_of_module[0]))
+        layout.shapes.size(output, sizes)
+        for path, (*of_experts, output, read) in _matrices(stack)
+        if (path.rpartition(".")[0] if of_experts else path) in modules
+        and read == "hidden"
+        and output
+        and axes >= set(axes_of(output))
     ]
     count = _attention if block == "attention" else _mlp
     return tokens * count(layout, stack, sizes, projected, tokens)
+
+
+def _matrices(stack: Stack) -> list[tuple[str, Axes]]:
+    """Paths below a layer of linear layers, and of the matrices of all experts, with their axes."""
+    return [(path, axes) for path, axes in stack.modules.items() if len(axes) == 2 or axes[0] == "experts"]
 
 
 def _attention(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list[int], tokens: int) -> int:
@@ -71,7 +75,8 @@ def _mlp(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list
     copies = ACTIVATION_COPIES.get(next((name for name in names if isinstance(name, str)), ""), 1)
     is_gated, is_fused = sum(projected) > neurons, len(projected) == 1
     tensors = (2 if is_gated and is_fused else 1) + max(copies, 2 if is_gated else 1)
-    return streams * sizes["hidden"] + tensors * neurons
+    per_token = layout.shapes.attribute_value("experts_per_token", sizes) or 1
+    return streams * sizes["hidden"] + tensors * neurons * per_token
 
 
 def is_post_norm(stack: Stack) -> bool:

@@ -71,12 +71,15 @@ class AnalyticCosts:
         names_of = {name: _possible_names(layout, name) for name in state}
         disk_names = _disk_names(model, {new: tensor for n, tensor in state.items() for new in names_of[n].values()})
         dtypes = _stored_dtypes(model, state, dtype)
-        on_disk = {name: {key: disk_names[new] for key, new in names_of[name].items()} for name in state}
+        on_disk = {name: {key: disk_names[new][0] for key, new in names_of[name].items()} for name in state}
         return cls(
             layout=layout,
-            stored={name: _parent_tensor(tensor, dtypes[name], on_disk[name]) for name, tensor in state.items()},
+            stored={
+                name: _parent_tensor(tensor, dtypes[name], on_disk[name], disk_names[name])
+                for name, tensor in state.items()
+            },
             parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
-            matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if name.endswith(MULTIPLIED)},
+            matmul_weights={name: tuple(t.shape) for name, t in tensors.items() if _multiplies(layout, name)},
             task=task or layout.family.tasks[0],
         )
 
@@ -155,19 +158,38 @@ class AnalyticCosts:
         return CostTable(self.block_costs, table.batch, 1) if workload.phase == "decode" else table
 
 
-def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, str]:
-    """Name of each tensor -> its name in the file; found by converting tensors filled with their own index."""
+def _multiplies(layout: Layout, name: str) -> bool:
+    """Whether a parameter is a weight of a matrix product, or those of all experts of a layer."""
+    return name.endswith(MULTIPLIED) or layout.shapes.is_of_experts(layout.locate(name))
+
+
+def _disk_names(model: PreTrainedModel, state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Name of each tensor -> its name in the file, or those of its parts: the matrices of each expert, in their order.
+
+    Found by converting tensors filled with their own index.
+    """
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
     names = list(state)
-    numbered = {name: torch.tensor(float(k)).expand(state[name].shape) for k, name in enumerate(names)}
+    numbered = {name: torch.tensor(float(k)).expand(_thin(state[name].shape)) for k, name in enumerate(names)}
     name_of = {id(tensor): name for name, tensor in numbered.items()}
-    names_on_disk: dict[str, str] = {}
+    names_on_disk: dict[str, list[str]] = {}
     for disk_name, tensor in revert_weight_conversion(model, dict(numbered)).items():
         sources = [name_of[id(tensor)]] if id(tensor) in name_of else [names[int(k)] for k in tensor.unique()]
-        names_on_disk |= dict.fromkeys(sources, disk_name)
-    return names_on_disk
+        for source in sources:
+            names_on_disk.setdefault(source, []).append(disk_name)
+    return {name: sorted(found, key=_by_number) for name, found in names_on_disk.items()}
+
+
+def _thin(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape as cheap to convert: the matrices of experts are two by one."""
+    return (shape[0], 2, 1) if len(shape) == 3 else tuple(shape)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _possible_names(layout: Layout, name: str) -> dict[str, str]:
@@ -190,5 +212,10 @@ def _stored_dtypes(
     return {name: t.dtype if of is None or not t.is_floating_point() else of(name) for name, t in state.items()}
 
 
-def _parent_tensor(tensor: torch.Tensor, dtype: torch.dtype, disk_names: Mapping[str, str]) -> ParentTensor:
-    return ParentTensor(tuple(tensor.shape), disk_names, DTYPES[str(dtype).removeprefix("torch.")], dtype.itemsize)
+def _parent_tensor(
+    tensor: torch.Tensor, dtype: torch.dtype, disk_names: Mapping[str, str], parts: Sequence[str]
+) -> ParentTensor:
+    name = DTYPES[str(dtype).removeprefix("torch.")]
+    return ParentTensor(
+        tuple(tensor.shape), disk_names, name, dtype.itemsize, tuple(parts[:0] if len(parts) < 2 else parts)
+    )

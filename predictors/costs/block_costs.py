@@ -125,7 +125,13 @@ class BlockCosts:
         macs = weights = traffic = live_activations = kv_cache = 0
         for name, shapes in self._matmul_shapes(subnet, (0 if layout.family.shared_layers else layer, blocks)):
             location = layout.locate(name)
-            if len(location.axes) == 2 and None not in location.axes:
+            if layout.shapes.is_of_experts(location):
+                sizes, (shape,) = layout.blueprint(subnet).layers[position].sizes, shapes
+                per_token = layout.shapes.attribute_value("experts_per_token", sizes)
+                times, elements = runs[layout.runs_on(location)] * per_token, math.prod(shape[1:])
+                macs, weights = macs + times * elements, weights + min(times, shape[0]) * elements
+                traffic += times * sum(shape[1:])
+            elif len(location.axes) == 2 and None not in location.axes:
                 times, elements = runs[layout.runs_on(location)], sum(map(math.prod, shapes))
                 macs, weights = macs + times * elements, weights + elements * bool(times)
                 traffic += times * sum(map(_inputs_and_outputs, shapes))

@@ -40,13 +40,29 @@ class ParentTensor:
 
     Tensors with the same name in the file are concatenated there along their first dimension. ``disk_names`` also has
     the names of its low-rank factors and quantized values, by the keys of `Shapes.tensor_shapes` and
-    `Shapes.stored_tensors`.
+    `Shapes.stored_tensors`. ``parts`` are the names of the matrices of each expert, expert by expert, where the file
+    has one tensor for each.
     """
 
     shape: Shape
     disk_names: Mapping[str, str]
     dtype: str
     itemsize: int
+    parts: tuple[str, ...] = ()
+
+    def in_file(self, key: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
+        """Names and tensors in the file that one of `Shapes.stored_tensors` becomes."""
+        if not self.parts:
+            return [(self.disk_names[key], tensor)]
+        (experts, rows, columns), dtype, itemsize = tensor
+        copies = len(self.parts) // self.shape[0]
+        part = (rows // copies, columns), dtype, itemsize
+        return [(name, part) for name in self.parts[: experts * copies]]
+
+    @property
+    def names(self) -> list[str]:
+        """Every name in the file that it can have."""
+        return [*self.parts] or [*self.disk_names.values()]
 
 
 NameParts = tuple[str, str]
@@ -195,7 +211,8 @@ class FileSizes:
             assert blueprint is not None
             unpacked = {key: (shape, stored.dtype, stored.itemsize) for key, shape in tensor_shapes.items()}
             for key, tensor in self.layout.shapes.stored_tensors(location, unpacked, blueprint).items():
-                tensors.append((self._split_name(stored.disk_names[key], location.layer), tensor))
+                for disk_name, part in stored.in_file(key, tensor):
+                    tensors.append((self._split_name(disk_name, location.layer), part))
         return tensors
 
     def _split_name(self, disk_name: str, layer: int | None) -> NameParts:
@@ -234,7 +251,7 @@ class FileSizes:
             self._split_name(new, self.layout.locate(name).layer): group
             for group, names in self._names_by_group.items()
             for name in names
-            for new in self.stored[name].disk_names.values()
+            for new in self.stored[name].names
         }
         runs = groupby(sorted(group_of), key=lambda name: (name[0], group_of[name][1]))
         return {name: run[0] for run in (list(names) for _, names in runs) for name in run}
@@ -251,7 +268,7 @@ class FileSizes:
     def _tensor_identity(self, name: str) -> tuple[Any, ...]:
         """Everything that identifies a tensor of the parent, except its layer index."""
         location, tensor = self.layout.locate(name), self.stored[name]
-        names = (self._split_name(new, location.layer) for new in tensor.disk_names.values())
+        names = (self._split_name(new, location.layer) for new in tensor.names)
         return location.stack, location.path, tensor.shape, tensor.dtype, *names
 
 

@@ -9,6 +9,7 @@ from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
 from search_spaces.dimensions.embedding_bits import EMBEDDING_BITS
 from search_spaces.dimensions.embedding_dim import EMBEDDING_DIM
 from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
+from search_spaces.dimensions.experts import NUM_EXPERTS
 from search_spaces.dimensions.ffn import INTERMEDIATE_SIZE
 from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
 from search_spaces.dimensions.hidden import HIDDEN_SIZE
@@ -26,6 +27,7 @@ DIMENSIONS: dict[str, Dimension] = {
         NUM_ATTENTION_HEADS,
         NUM_KEY_VALUE_HEADS,
         INTERMEDIATE_SIZE,
+        NUM_EXPERTS,
         HIDDEN_SIZE,
         ATTENTION_RANK,
         MLP_RANK,

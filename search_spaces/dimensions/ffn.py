@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import WIDTH_FRACTIONS, Dimension, Facts, fractions_of
+from search_spaces.dimensions.experts import check_width
 
 if TYPE_CHECKING:
     from search_spaces.layout import Layout
@@ -25,6 +26,11 @@ class FeedForward(Dimension):
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Quarters of the wider stack's width, in steps of 8."""
         return fractions_of(max(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS, multiple=8)
+
+    def check_in(self, layout: Layout, value: Any) -> None:
+        """See `Dimension.check_in`; experts have widths that their products take."""
+        super().check_in(layout, value)
+        check_width(layout, self.name, value)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Dimension, Facts, fractions_of
+from search_spaces.dimensions.experts import check_width
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ class Hidden(Dimension):
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Fractions of the parent's, in steps that grow with it."""
         return hidden_choices(layout.parent.hidden_size)
+
+    def check_in(self, layout: Layout, value: Any) -> None:
+        """See `Dimension.check_in`; experts have widths that their products take."""
+        super().check_in(layout, value)
+        check_width(layout, self.name, value)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

@@ -29,15 +29,19 @@ from search_spaces.families.m2m_100 import M2M_100
 from search_spaces.families.marian import MARIAN
 from search_spaces.families.mbart import MBART
 from search_spaces.families.mistral import MISTRAL
+from search_spaces.families.mixtral import MIXTRAL
 from search_spaces.families.modernbert import MODERNBERT
 from search_spaces.families.mpnet import MPNET
 from search_spaces.families.mt5 import MT5
 from search_spaces.families.olmo2 import OLMO2
+from search_spaces.families.olmoe import OLMOE
 from search_spaces.families.opt import OPT
 from search_spaces.families.pegasus import PEGASUS
 from search_spaces.families.phi3 import PHI3
 from search_spaces.families.qwen2 import QWEN2
+from search_spaces.families.qwen2_moe import QWEN2_MOE
 from search_spaces.families.qwen3 import QWEN3
+from search_spaces.families.qwen3_moe import QWEN3_MOE
 from search_spaces.families.rembert import REMBERT
 from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.siglip import SIGLIP
@@ -84,6 +88,10 @@ FAMILIES: dict[str, Family] = {
         STABLELM,
         COHERE2,
         OLMO2,
+        MIXTRAL,
+        QWEN2_MOE,
+        QWEN3_MOE,
+        OLMOE,
         T5,
         MT5,
         UMT5,
