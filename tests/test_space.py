@@ -173,16 +173,17 @@ def test_an_encoder_decoder_has_two_depths() -> None:
 
 def reference(space: SearchSpace, params: dict[str, Any]) -> SubnetConfig:
     """What `Parameters.to_subnet` documents, one layer at a time."""
+    names = [name for name in (*NUMERIC, "bits") if name in space.layer_fields]
     if space.scope == "uniform":
         layers = sorted([layer for layer in space.layer_order][: params["num_hidden_layers"]])
-        values = {name: [params[name]] * len(layers) for name in (*NUMERIC, "bits")}
+        values = {name: [params[name]] * len(layers) for name in names}
     else:
         kept = [layer for layer in space.layer_order if params[f"layers.{layer}"]]
         dropped = [layer for layer in space.layer_order if not params[f"layers.{layer}"]]
         allowed = space.choices["num_hidden_layers"]
         depth = max(allowed, key=lambda d: (-abs(d - len(kept)), d))
         layers = sorted([*kept, *dropped][:depth])
-        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in (*NUMERIC, "bits")}
+        values = {name: [params[f"{name}.{layer}"] for layer in layers] for name in names}
     for k in range(len(layers)):
         heads, groups = values["num_attention_heads"][k], values["num_key_value_heads"][k]
         fits = [g for g in space.choices["num_key_value_heads"] if heads and heads % g == 0 and heads // g <= 2]

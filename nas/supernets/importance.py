@@ -189,7 +189,8 @@ def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[to
     totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(layer: int, module: Any, inputs: Any) -> None:
-        experts, neurons = _scores_of_call(module, *inputs, mask=masks[0])
+        hidden, chosen, weights = inputs
+        experts, neurons = _scores_of_call(module, hidden, chosen, weights, masks[0])
         before = totals.get(layer, (torch.zeros(1), torch.zeros(1)))
         totals[layer] = before[0] + experts, before[1] + neurons
 
