@@ -227,9 +227,10 @@ class Dimension:
 
         Here: one that a family fixes stays as in a stack of the parent.
         """
-        reason, stacks = layout.family.fixed_reasons.get(self.name), range(len(layout.depths))
-        allowed = [self.parent_value(layout, stack) for stack in stacks] + [self.if_skipped] * self.has_neutral
-        if reason and value not in allowed:
+        reason = layout.family.fixed_reasons.get(self.name)
+        if not reason or (self.has_neutral and value == self.if_skipped):
+            return
+        if value not in [self.parent_value(layout, stack) for stack in range(len(layout.depths))]:
             raise InputError(f"`{self.name}` of `{layout.family.model_type}` is fixed: {reason}.")
 
     def stock_config(
