@@ -117,6 +117,7 @@ ASKS_FOR_OUTPUTS = r"""\.logits\b|["'](\w+_)?logits["']|last_hidden_state|ForSeq
 OUTPUTS_BY_NAME = {
     "nas/exports/reload.py": "runs without this package; of hidden states it compares the mean over tokens",
     "predictors/measurement/phases.py": "feeds a decoder with what the encoder has computed",
+    "search_spaces/families/mixtral.py": "a field of its config: whether the loss has a term of the router",
     "search_spaces/tasks.py": "the table",
 }
 """Files outside `nas/tasks/types` that name an output of a model, and why."""

@@ -8,5 +8,5 @@ QWEN3_MOE = replace(
     MIXTRAL,
     model_type="qwen3_moe",
     config_names={"intermediate_size": ("moe_intermediate_size",)},
-    required_values={"output_router_logits": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    required_values={**MIXTRAL.required_values, "decoder_sparse_step": 1, "mlp_only_layers": []},
 )
