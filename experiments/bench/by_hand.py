@@ -5,11 +5,12 @@
 For each seed it makes a run of the recipe (what the run holds is not done again), and adds up the CPU seconds of the
 stages after the parent: supernet, profile, search and finish. Random search, the baseline, is not counted; the profile
 of the first seed serves all, and counts for each. Each finished model has an equal share of the seconds, and each of
-its rivals as much: the deepest layer drops whose predicted latency is no longer, with layers evenly spaced
-and with the most important ones, and the largest uniform scaling below that latency. Rivals are cut from the parent
-and learn from labels and from the parent's logits, at a learning rate of their own. Then all of them, and the parent,
-get twins with int8 layers (`nas.supernets.int8_twin`). All are scored on the held-out split. Their architectures are
-measured on the workload at the end, all of a seed in the same rounds; delete `ratios.json` to measure again.
+its rivals as much: the deepest layer drops that are at most 10 % slower when they are measured together, with layers
+evenly spaced and with the most important ones, and the slowest such uniform scaling. Rivals are cut from the parent
+and learn from labels and from the parent's logits, at a learning rate of their own; what is a rival of two models is
+trained once. Then all of them, and the parent, get twins with int8 layers (`nas.supernets.int8_twin`). All are scored
+on the held-out split. Their architectures are measured on the workload at the end, all of a seed in the same rounds;
+delete `ratios.json` to measure again.
 
 Prints one row per model and seed: how many times as fast as the parent, accuracy with its standard error, and the
 paired difference to the finished model of the same budget with its standard error over the examples. Then the means
@@ -22,7 +23,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ OURS, PARENT = "finished", "parent"
 RIVALS = ("evenly spaced layers", "most important layers", "uniform scaling")
 FLOAT, INT8 = "", " int8"
 STEPS = (*TIMED, "rivals", "measure")
+SLOWER = 1.1
+"""How slow a rival may be, in latencies of the model that it stands beside."""
 ROWS = "by_hand.json"
 
 
@@ -129,18 +132,20 @@ def compare(recipe: Recipe, folder: Path, names: Sequence[str], rate: float) -> 
     """Trains the rivals of a run; scores the finished models, the rivals and the int8 twins."""
     run, context, seconds = Run(folder), TaskContext(recipe), seconds_spent(folder)
     supernet, space = load_supernet(run, context)
-    predict = run.target.load_predictor().predict
     chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
     budget = sum(seconds.values()) / max(len(chosen), 1)
     teacher = context.load_model(run.parent).eval()
-    models = {(-1, PARENT): (supernet.parent, teacher)}
+    models, trained = {(-1, PARENT): (supernet.parent, teacher)}, dict[SubnetConfig, Any]()
+    candidates = {name: subnets for name, subnets in rivals(space, run.layer_order).items() if name in names}
+    ratio = latencies(run, context, {*chosen, *(subnet for subnets in candidates.values() for subnet in subnets)})
     for number, subnet in enumerate(chosen):
         models[number, OURS] = (subnet, context.load_model(run.finished / subnet.key).eval())
-        for name, rival in rivals(space, run.layer_order, predict, float(predict([subnet])[0])):
-            if name in names:
-                model = Supernet(context.load_model(run.parent)).extract(rival)
-                distil(model, teacher, context, budget, rate)
-                models[number, name] = (rival, model)
+        for name, subnets in candidates.items():
+            rival = slowest(subnets, ratio, SLOWER * ratio[subnet])
+            if rival not in trained:
+                trained[rival] = Supernet(context.load_model(run.parent)).extract(rival)
+                distil(trained[rival], teacher, context, budget, rate)
+            models[number, name] = (rival, trained[rival])
     rows = []
     for (number, name), (subnet, model) in models.items():
         twin = int8_twin(model, subnet, supernet)
@@ -152,16 +157,13 @@ def compare(recipe: Recipe, folder: Path, names: Sequence[str], rate: float) -> 
 def measured_rows(folder: Path) -> list[Row]:
     """The rows of a seed with their latencies, which are measured if they are not stored: a minute for all."""
     rows, file = [Row(**row) for row in json.loads((folder / ROWS).read_text())], folder / "ratios.json"
+    subnets = [SubnetConfig.from_dict(row.subnet) for row in rows]
     if not file.exists():
         run = Run(folder)
-        context, workload = TaskContext(run.recipe), run.recipe.workload
-        supernet, inputs = load_supernet(run, context)[0], context.dummy_inputs(workload)
-        calls = [prepare(supernet.extract(SubnetConfig.from_dict(row.subnet)), inputs, workload) for row in rows]
-        named = {str(number): call for number, call in enumerate(calls)}
-        timings = measure(named, calls[0], workload, precision=0.02, budget=Budget.of_minutes(1.0))
-        file.write_text(json.dumps([timings[name].ratio for name in named]))
-    for row, ratio in zip(rows, json.loads(file.read_text()), strict=True):
-        row.ratio = ratio
+        ratio = latencies(run, TaskContext(run.recipe), subnets)
+        file.write_text(json.dumps([ratio[subnet] for subnet in subnets]))
+    for row, value in zip(rows, json.loads(file.read_text()), strict=True):
+        row.ratio = value
     seconds = seconds_spent(folder)
     print(
         f"{folder}: {', '.join(f'{name} {s:.0f} s' for name, s in seconds.items())} of CPU time, the same for rivals"
@@ -169,16 +171,27 @@ def measured_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def rivals(space: SearchSpace, order: list[int], predict: Any, ms: float) -> Iterator[tuple[str, SubnetConfig]]:
-    """The deepest layer drops and the largest uniform scaling that are predicted no slower than ``ms``."""
+def latencies(run: Run, context: TaskContext, subnets: Iterable[SubnetConfig]) -> dict[SubnetConfig, float]:
+    """Latencies of subnetworks over the parent's, all measured in the same rounds: a minute for all."""
+    workload, supernet = run.recipe.workload, load_supernet(run, context)[0]
+    inputs, distinct = context.dummy_inputs(workload), dict.fromkeys([supernet.parent, *subnets])
+    calls = {subnet: prepare(supernet.extract(subnet), inputs, workload) for subnet in distinct}
+    named = {subnet.key: call for subnet, call in calls.items()}
+    timings = measure(named, calls[supernet.parent], workload, precision=0.02, budget=Budget.of_minutes(1.0))
+    return {subnet: timings[subnet.key].ratio for subnet in distinct}
+
+
+def rivals(space: SearchSpace, order: list[int]) -> dict[str, list[SubnetConfig]]:
+    """What may stand beside a model, of each kind of `RIVALS`."""
     depths = range(space.parent.num_hidden_layers, 0, -1)
     important = [drop_layers(space.parent, sorted(order[:depth])) for depth in depths]
-    for name, drops in zip(RIVALS, (evenly_spaced(space), important), strict=False):
-        affordable = [subnet for subnet in drops if float(predict([subnet])[0]) <= ms]
-        yield name, (affordable or drops[-1:])[0]
-    scalings = [subnet for subnet in space.uniform_scalings() if float(predict([subnet])[0]) <= ms]
-    if scalings:
-        yield RIVALS[-1], max(scalings, key=lambda subnet: float(predict([subnet])[0]))
+    return dict(zip(RIVALS, (evenly_spaced(space), important, list(space.uniform_scalings())), strict=True))
+
+
+def slowest(subnets: Sequence[SubnetConfig], ratio: Mapping[SubnetConfig, float], limit: float) -> SubnetConfig:
+    """The slowest one within a limit; the fastest of all if none is."""
+    affordable = [subnet for subnet in subnets if ratio[subnet] <= limit]
+    return max(affordable, key=ratio.__getitem__) if affordable else min(subnets, key=ratio.__getitem__)
 
 
 def distil(model: Any, teacher: Any, context: TaskContext, seconds: float, rate: float) -> None:
