@@ -109,7 +109,7 @@ def test_bench_measures_until_both_passes_together_reach_the_precision(
 
 def test_a_narrow_table_has_complete_model_names() -> None:
     names = [f"/somewhere/with-a-long-name/{name}" for name in ("first", "second")]
-    rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, WORKLOAD, "") for name in names]
+    rows = [BenchRow(name, Timing(1, 9, 8, 10, 9, 22, 1, 1), 99.0, None, 5.0, 6.0, WORKLOAD, "") for name in names]
     console = Console(width=80, file=io.StringIO())
     console.print(bench_table(rows))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ def test_a_bench_of_one_model_reaches_the_precision_or_warns(tmp_path: Path, mon
         monkeypatch.setattr("nas.commands.bench.measure", measured)
         timing = bench_timings(Plan(WORKLOAD, "", {"a": ""}, {}, "a", 2, precision), tmp_path)["a"]
         assert timing.ratio_low < timing.ratio == 1 < timing.ratio_high
-        return [BenchRow("a", timing, None, None, WORKLOAD, "")]
+        return [BenchRow("a", timing, None, None, 1.0, 2.0, WORKLOAD, "")]
 
     assert all(not bench_noise_warning(rows_of(0.02, 10, 10), 0.02) for _ in range(25))
     assert "the worst, a, is ±" in bench_noise_warning(rows_of(1e-4, 10, 10), 1e-4)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from nas.modeling.known_layouts import adopt
 from nas.modeling.longer_positions import num_positions
+from nas.recipe.objectives import FOOTPRINTS
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
 from nas.runs.isolated import run_in_subprocess
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 PRECISION = 0.02
 """Default of the wanted half-width of the confidence interval of a ratio, relative."""
+SHOWN = ("memory_mb", "energy_mj")
+"""Measured costs with a column in the terminal; a file has all."""
 PASSES = 2
 """Times that each model is loaded and measured."""
 
@@ -54,12 +57,16 @@ class BenchRow:
         memory_mb: Peak memory that loading it and running the workload adds to a new process, without libraries; on a
             GPU, the peak memory there. None: not measured.
         energy_mj: Energy of one pass above the idle device. None: no counter can be read.
+        load_ms: Time to load it in a new process whose libraries are imported.
+        first_inference_ms: Time of its first pass there.
     """
 
     model: str
     timing: Timing
     memory_mb: float | None
     energy_mj: float | None
+    load_ms: float
+    first_inference_ms: float
     workload: Workload
     device_name: str
 
@@ -71,14 +78,14 @@ class BenchRow:
     def to_dict(self) -> dict[str, Any]:
         """One flat row with every value and the workload."""
         row = {"model": self.model, **asdict(self.timing), "samples_per_second": self.samples_per_second}
-        row |= {"memory_mb": self.memory_mb, "energy_mj": self.energy_mj}
+        row |= {name: getattr(self, name) for name in FOOTPRINTS}
         return row | self.workload.to_dict() | {"device_name": self.device_name}
 
 
 def bench_rows(
     models: Sequence[str], recipe: Recipe, precision: float = PRECISION, minutes: float | None = None
 ) -> list[BenchRow]:
-    """Measures models in interleaved rounds with the first one, then memory and energy of each in a new process.
+    """Measures models in interleaved rounds with the first one, then `FOOTPRINTS` of each in a process of its own.
 
     Args:
         models: Folders or hub ids that the task's auto class loads.
@@ -114,10 +121,10 @@ def bench_noise_warning(rows: Sequence[BenchRow], precision: float) -> str:
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Rows as a table for the terminal."""
-    columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", "memory_mb", "energy_mj"]
+    columns = ["model", "latency_ms", "10-90 %", "ratio", "95 %", "samples/s", *SHOWN]
     value = "ratio" if rows[1:] else "latency, relative to it,"
     notes = [f"10-90 %: percentiles of rounds. 95 %: confidence interval of the {value} over two loads of each model."]
-    for name in ("memory_mb", "energy_mj"):
+    for name in SHOWN:
         if all(getattr(row, name) is None for row in rows):
             columns.remove(name)
             notes.append(f"{name}: not measured, this device has no counter that can be read.")
@@ -134,7 +141,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
 
 def _cells(row: BenchRow) -> dict[str, str]:
     t = row.timing
-    footprint = {"memory_mb": row.memory_mb, "energy_mj": row.energy_mj}
+    footprint: dict[str, float | None] = {name: getattr(row, name) for name in SHOWN}
     return {
         "model": row.model,
         "latency_ms": f"{t.latency_ms:.3g}",

@@ -16,8 +16,9 @@ Direction = Literal["maximize", "minimize"]
 Verdict = Literal["holds", "misses", "undecided"]
 """What a measured value says about a bound; ``undecided``: it cannot be told apart from the bound in this noise."""
 
-FOOTPRINTS = ("memory_mb", "energy_mj")
-"""Costs that a process of its own measures: peak memory in addition to libraries, energy of one pass."""
+FOOTPRINTS = ("memory_mb", "energy_mj", "load_ms", "first_inference_ms")
+"""Costs that a process of its own measures: peak memory in addition to libraries, energy of one pass, time to load
+the model and of its first pass."""
 COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
 COSTS = ("latency_ms", *COUNTED, "samples_per_second", *FOOTPRINTS)
 OF_WORKLOAD = frozenset(("latency_ms", "samples_per_second", *FOOTPRINTS, "macs", "peak_activation_mb", "kv_cache_mb"))
@@ -74,7 +75,13 @@ FINETUNED_SUFFIX = "_finetuned"
 INHERITED_SUFFIX = "_inherited"
 """Suffix of a metric of a finished model with the weights that it inherited from the supernet."""
 
-GROWS_WITH = {"samples_per_second": "latency_ms", "energy_mj": "latency_ms", "memory_mb": "size_mb"}
+GROWS_WITH = {
+    "samples_per_second": "latency_ms",
+    "energy_mj": "latency_ms",
+    "first_inference_ms": "latency_ms",
+    "memory_mb": "size_mb",
+    "load_ms": "size_mb",
+}
 """Measured cost -> the cost whose reduction improves it too."""
 AT = "@"
 """Between a cost and the name of its workload, as in ``latency_ms@phone``; a run's only workload has no name."""

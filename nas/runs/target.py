@@ -112,7 +112,7 @@ class Target:
 
     @property
     def is_profiled(self) -> bool:
-        """Whether the latency predictor is fitted, and what the recipe names of memory and energy is measured."""
+        """Whether the latency predictor is fitted, and the costs of `footprint_names` are measured."""
         known = [values.keys() for values in self.footprints().values()] if self.footprint_names else []
         has_footprints = all(sum(name in names for names in known) >= MIN_FOOTPRINTS for name in self.footprint_names)
         return self.has_predictor and has_footprints
@@ -131,7 +131,7 @@ class Target:
         return SubnetPredictor.load(self.predictor, self.workload)
 
     def load_predictors(self, counts: AnalyticCosts) -> dict[str, CostPredictor]:
-        """Name of a cost -> what predicts it: the latency; throughput, memory and energy if the recipe names them.
+        """Name of a cost -> what predicts it: the latency; throughput and footprints if the recipe names them.
 
         Args:
             counts: The exact costs of the run's subnetworks.

@@ -186,7 +186,7 @@ def _check_costs(context: TaskContext) -> None:
 
 
 def _check_footprints(recipe: Recipe, name: str, is_remote: bool) -> None:
-    """Raises InputError if an objective or a constraint names memory or energy that cannot be measured."""
+    """Raises InputError if an objective or a constraint names one of `FOOTPRINTS` that cannot be measured."""
     workload = recipe.named_workloads[name]
     for cost in (cost for cost in FOOTPRINTS if cost_name(cost, name) in recipe.value_names):
         if is_remote:

@@ -1,4 +1,4 @@
-"""Footprints: peak memory and energy of subnetworks, each measured in a process of its own and stored in the run."""
+"""Footprints: memory, energy, loading and first pass of subnetworks, each in a process of its own; kept in the run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure_footprints(
     subnets: Sequence[SubnetConfig],
     budget: Budget | None = None,
 ) -> None:
-    """Measures the peak memory and the energy of subnetworks, as far as the recipe names one and they are missing.
+    """Measures the costs of subnetworks among `FOOTPRINTS`, as far as the recipe names one and they are missing.
 
     They hardly depend on the weights: those of the supernet are taken, and a finished model has the same.
 
@@ -42,8 +42,9 @@ def measure_footprints(
     Raises:
         InputError: If a process fails.
     """
-    missing = {subnet.key: subnet for subnet in subnets if subnet.key not in target.footprints()}
-    if not target.footprint_names or not missing:
+    known, names = target.footprints(), set(target.footprint_names)
+    missing = {subnet.key: subnet for subnet in subnets if not names <= known.get(subnet.key, {}).keys()}
+    if not missing:
         return
     with progress(f"footprint{target.label}") as report:
         for number, subnet in enumerate(missing.values(), 1):

@@ -28,7 +28,7 @@ from search_spaces import SearchSpace, SubnetConfig
 N_CANDIDATES, GROUP_SIZE = 512, 8
 """Sampled subnetworks from which active learning selects, and how many it selects at once."""
 FOOTPRINTS_MEASURED = 12
-"""Subnetworks whose memory and energy are measured, if the recipe names one of them: the first of the profile."""
+"""Subnetworks whose costs among `FOOTPRINTS` are measured, if the recipe names one: the first of the profile."""
 MIN_FALL = 0.05
 """The predictor's error has stopped falling when further rounds reduce it by less than this share."""
 MIN_TO_STOP = 24

@@ -175,7 +175,7 @@ def _verify_all(
 def _measure(
     target: Target, context: TaskContext, supernet: Supernet, subnets: Sequence[SubnetConfig], budget: Budget
 ) -> None:
-    """Measures latencies, memory and energy under a workload of this device."""
+    """Measures latencies and footprints under a workload of this device."""
     part = budget.share(0.5) if target.footprint_names else budget
     _measure_latencies(target, context, supernet, {subnet.key: subnet for subnet in subnets}, part)
     measured = [subnet for subnet in subnets if target.store.get(subnet.key, target.workload, "export")]
@@ -204,7 +204,7 @@ def _add_latencies(target: Target, results: Mapping[str, dict[str, Any]]) -> Non
 
 
 def _add_footprints(target: Target, results: Mapping[str, dict[str, Any]]) -> None:
-    """Adds memory and energy to the results by key, as far as the recipe names them."""
+    """Adds the costs among `FOOTPRINTS` to the results by key, as far as the recipe names them."""
     measured = target.footprints() if target.footprint_names else {}
     for result in results.values() if measured else ():
         own = measured[SubnetConfig.from_dict(result["subnet"]).key]

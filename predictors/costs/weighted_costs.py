@@ -1,4 +1,4 @@
-"""WeightedCosts: predicts a measured cost, such as peak memory or energy, from exact costs of the same subnetwork."""
+"""WeightedCosts: predicts a measured cost, such as peak memory, from exact costs of the same subnetwork."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from predictors.measurement.workload import Workload
 from search_spaces import InputError, SubnetConfig
 
 TERMS = ("size_mb", "peak_activation_mb", "macs")
-"""What memory and energy grow with: weights, activations, products."""
+"""What memory, energy, loading and a first pass grow with: weights, activations, products."""
 MIN_FOOTPRINTS = 8
 """Measured subnetworks on which the weights are fitted."""
 
@@ -54,7 +54,7 @@ class WeightedCosts:
         values = np.asarray(measured, dtype=float)
         if len(values) < MIN_FOOTPRINTS or not (values > 0).all():
             raise InputError(
-                f"memory or energy must be above zero in at least {MIN_FOOTPRINTS} measured subnetworks, but got "
+                f"a measured cost must be above zero in at least {MIN_FOOTPRINTS} measured subnetworks, but got "
                 f"{len(values)}, the least {values.min(initial=np.inf):g}; leave the cost out."
             )
         design = _design(counts, workload, subnets)

@@ -21,6 +21,7 @@ import numpy as np
 
 from predictors.measurement.budget import Budget
 from predictors.measurement.energy import energy_mj
+from predictors.measurement.first_run import FirstRun
 from predictors.measurement.groups import Visit, shuffled
 from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.memory import peak_memory_mb
@@ -251,18 +252,17 @@ def check_device(workload: Workload) -> None:
 
 
 def footprint(folder: str, name: str) -> dict[str, float | None]:
-    """Peak memory and energy of one model of a plan; to be called in a process of its own."""
+    """Peak memory, energy, time to load and time of the first pass of one model of a plan.
+
+    To be called in a process of its own.
+    """
     plan = Plan.read(Path(folder))
-    calls: list[Call] = []
-
-    def load_call() -> Call:
-        calls.append(load(Path(folder), plan, name))
-        return calls[0]
-
+    start = FirstRun(lambda: load(Path(folder), plan, name))
     import_libraries(plan.workload, plan.source(Path(folder), name), plan.auto_class, plan.remote_code)
     with benchmark_mode(plan.workload):
-        memory_mb = peak_memory_mb(load_call, plan.workload)
-        return {"memory_mb": memory_mb, "energy_mj": energy_mj(calls[0], plan.workload)}
+        memory_mb = peak_memory_mb(start.load, plan.workload)
+        times = {"load_ms": start.load_ms, "first_inference_ms": start.first_inference_ms}
+        return {"memory_mb": memory_mb, "energy_mj": energy_mj(start.run, plan.workload), **times}
 
 
 def import_libraries(workload: Workload, source: str, auto_class: str, remote_code: bool = False) -> None:
