@@ -61,6 +61,7 @@ RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Run folder; default runs/<name of the recipe>.", parser=path)
 ]
 
+TrustModel = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code of the folder, and functions of the run's recipe.")
 ]
@@ -97,6 +98,7 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, the size of the space and the estimated time; stop.")
     ] = False,
+    trust: TrustModel = False,
     ray: Annotated[
         str | None,
         typer.Option(help="Evaluate on a Ray cluster: auto, local or host:port.", metavar="auto|ADDRESS"),
@@ -104,7 +106,11 @@ def search(
 ) -> None:
     """Run the stages of a recipe that have no result yet, and print the front."""
     folder = run or default_run(Path(recipe))
-    overrides = [*(overrides or []), *([] if seeds is None else [f"search.seeds={seeds}"])]
+    overrides = [
+        *(overrides or []),
+        *([] if seeds is None else [f"search.seeds={seeds}"]),
+        *(["trust_remote_code=true"] if trust else []),
+    ]
     if (task, train, test) == (None, None, None):
         from nas.recipe.schema import Recipe
 
@@ -355,13 +361,16 @@ def export(
 def convert(
     folder: Annotated[Path, typer.Argument(help="A Hugging Face model.", show_default=False, parser=path)],
     to: Annotated[str, typer.Option("--to", help=f"{FORMAT_NAMES}; several by commas.")],
+    trust: TrustModel = False,
 ) -> None:
     """Write an export, a parent or another Hugging Face model in other formats, into its folder."""
     from nas.exports.formats import convert as convert_folder
     from nas.exports.formats import parse_formats
+    from nas.modeling.own_code import register_own_code
     from nas.runs.progress import print_line, quiet_libraries
 
     quiet_libraries()
+    register_own_code(str(folder), trust)
     for name, file in convert_folder(folder, parse_formats(to)).items():
         print_line(f"{name}  {file}")
 
@@ -477,6 +486,7 @@ def init(
     latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds that it may take.")] = None,
     size_mb: Annotated[float | None, typer.Option(help="Most megabytes of its file.")] = None,
     out: Annotated[Path, typer.Option("--out", help="New file to write.", parser=path)] = Path("recipe.yaml"),
+    trust: TrustModel = False,
 ) -> None:
     """Write a recipe for a model and its data, with a comment on each key that was found out.
 
@@ -487,7 +497,8 @@ def init(
     from nas.runs.progress import print_line, quiet_libraries
 
     quiet_libraries()
-    for line in init_recipe(model, train, test, task, {"latency_ms": latency_ms, "size_mb": size_mb}, out):
+    bounds = {"latency_ms": latency_ms, "size_mb": size_mb}
+    for line in init_recipe(model, train, test, task, bounds, out, trust=trust):
         print_line(line)
 
 
@@ -504,6 +515,7 @@ def schema() -> None:
 @app.command()
 def families(
     model: Annotated[str, typer.Argument(help="A model or a model type; default: all types.")] = "",
+    trust: TrustModel = False,
 ) -> None:
     """Print the model types, their tasks and what may vary in them, or what is known of one.
 
@@ -518,7 +530,7 @@ def families(
             console.print(part, end="\n\n")
         return
     quiet_libraries()
-    for line in describe_type(model):
+    for line in describe_type(model, trust):
         print_line(line)
 
 

@@ -278,7 +278,7 @@ def test_sounds_are_classified(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
 def test_a_search_for_speech_recognition_end_to_end(family: str, tmp_path: Path) -> None:
     from transformers import pipeline
 

@@ -180,7 +180,10 @@ def _plan(names: Sequence[str], recipe: Recipe, precision: float, folder: Path, 
             file, fed = runtime.write(model.eval(), arrays, recipe.workload, target)
             models[name] = str(file)
         np.savez(folder / inputs[name], **fed)  # type: ignore[arg-type]
-    plan = Plan(recipe.workload, auto, models, inputs, next(iter(models)), PASSES, precision, minutes=minutes)
+    reference, trust = next(iter(models)), recipe.trust_remote_code
+    plan = Plan(
+        recipe.workload, auto, models, inputs, reference, PASSES, precision, remote_code=trust, minutes=minutes
+    )
     plan.write(folder)
     return plan
 
@@ -191,7 +194,7 @@ def _inputs(name: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     Raises:
         InputError: If the model has another task, fewer positions than the workload has tokens, or too little memory.
     """
-    config, length = load_config(name), recipe.workload.sequence_length
+    config, length = load_config(name, recipe.trust_remote_code), recipe.workload.sequence_length
     limit = _positions(config)
     if TASKS[recipe.task.type].reads_text and (length is None or (limit is not None and length > limit)):
         law = "an integer" if limit is None else f"at most the {limit} positions of `{name}`"

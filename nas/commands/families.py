@@ -36,11 +36,12 @@ def other_types() -> Iterator[str]:
     yield f"laid out as none of these ({len(found.unknown)}): {', '.join(found.unknown)}"
 
 
-def describe_type(model: str) -> Iterator[str]:
+def describe_type(model: str, trust: bool = False) -> Iterator[str]:
     """Lines on the type of one model; a type without a table is proved on a tiny random model of it.
 
     Args:
         model: Hub id, folder, or a model type.
+        trust: Whether code that comes with the model may run.
 
     Raises:
         InputError: If the type is not laid out as any that is known, or fails the proof.
@@ -50,7 +51,7 @@ def describe_type(model: str) -> Iterator[str]:
         raise InputError(
             f"model type `{model}` is not supported: {nearest_layout(model)}. CONTRIBUTING.md shows how to add one."
         )
-    family = family or family_of(load_config(model).model_type)
+    family = family or family_of(load_config(model, trust).model_type)
     if family.alike:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])

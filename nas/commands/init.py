@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 PLACEHOLDERS = {"train": "train.csv", "test": "test.csv"}
 """What stands for data that was not given."""
+TRUSTING = "trust_remote_code=true"
+"""The override with which code of the model may run."""
 METRIC_OF = {"multi_label_classification": "f1", "regression": "pearsonr"}
 """Problem type -> objective, where it is not the task's default."""
 ONE_THREAD_UP_TO = 50e6
@@ -72,6 +74,7 @@ def propose_recipe(
     *,
     task: str | None = None,
     bounds: Mapping[str, float] | None = None,
+    trust: bool = False,
 ) -> ProposedRecipe:
     """Proposes a recipe and checks it as `nas search` would; writes nothing.
 
@@ -81,6 +84,7 @@ def propose_recipe(
         test: Source of the held-out data.
         task: Name of the task; default: by the model's head and the data's columns.
         bounds: Cost -> most that it may be.
+        trust: Whether code that comes with the model may run.
 
     Raises:
         InputError: If the model, the data or a bound cannot be used.
@@ -90,17 +94,18 @@ def propose_recipe(
     if task is not None and task not in TASK_NAMES:
         raise InputError(f"`--task` must be a supported task, but got `{task}`; {did_you_mean(task, TASK_NAMES)}.")
     model = absolute_source(model, Path())
-    layout = Layout(load_config(model), task or "")
+    layout = Layout(load_config(model, trust), task or "")
     if task is not None and task not in layout.family.tasks:
         raise InputError(
             f"`--task` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.all_tasks)}), but "
             f"got `{task}`."
         )
-    data: dict[str, Any] = {"model": model, "task": {**PLACEHOLDERS, **given}, "space": "auto"}
+    code = {"trust_remote_code": True} if trust else {}
+    data: dict[str, Any] = {"model": model, **code, "task": {**PLACEHOLDERS, **given}, "space": "auto"}
     comments: dict[str, str] = {}
     reads = task or head_task(layout.config, layout.family.tasks)
     examples = _load_train(given["train"], layout, reads) if "train" in given else None
-    data["task"], why = _task_section(data["task"], layout, examples, task)
+    data["task"], why = _task_section(data["task"], layout, examples, task, trust)
     comments |= {f"task.{key}": text for key, text in why.items()}
     data["workload"], why = _workload_section(layout, data["task"])
     comments |= {f"workload.{key}": text for key, text in why.items()}
@@ -113,7 +118,14 @@ def propose_recipe(
 
 
 def init_recipe(
-    model: str, train: str | None, test: str | None, task: str | None, bounds: Mapping[str, float | None], out: Path
+    model: str,
+    train: str | None,
+    test: str | None,
+    task: str | None,
+    bounds: Mapping[str, float | None],
+    out: Path,
+    *,
+    trust: bool = False,
 ) -> list[str]:
     """Proposes a recipe and writes it to a new file.
 
@@ -129,7 +141,7 @@ def init_recipe(
         if value is not None and not value > 0:
             raise InputError(f"`--{name.replace('_', '-')}` must be above 0, but got {value:g}.")
     given = {name: value for name, value in bounds.items() if value is not None}
-    proposed = propose_recipe(model, train, test, task=task, bounds=given)
+    proposed = propose_recipe(model, train, test, task=task, bounds=given, trust=trust)
     write_recipe(proposed, out)
     lines = [
         f"task       {proposed.data['task']['type']}: {proposed.comments.get('task.type', 'the head of the model')}"
@@ -163,7 +175,8 @@ def recipe_of_run(
         changes = [f"{key}={absolute_source(source, Path())}" for key, source in sources.items()]
         _require_no_code(folder, [*changes, *overrides])
         return Recipe.load(Path(folder, "recipe.yaml"), [*changes, *overrides])
-    return Recipe.parse(apply_overrides(propose_recipe(model, train, test, task=task).data, overrides))
+    trust = TRUSTING in overrides  # the code of the model runs before there is a recipe
+    return Recipe.parse(apply_overrides(propose_recipe(model, train, test, task=task, trust=trust).data, overrides))
 
 
 def _require_no_code(folder: Path, given: Sequence[str]) -> None:
@@ -209,7 +222,7 @@ def _load_train(source: str, layout: Layout, task: str | None) -> Dataset:
 
 
 def _task_section(
-    section: dict[str, Any], layout: Layout, examples: Dataset | None, task: str | None
+    section: dict[str, Any], layout: Layout, examples: Dataset | None, task: str | None, trust: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The section ``task`` and its comments."""
     head = head_task(layout.config, layout.family.tasks)
@@ -232,7 +245,7 @@ def _task_section(
         "test": "held out: reported on, never searched on",
         "search_examples": "of the training data, to score on during the search",
     }
-    lengths, why, count = _length_keys(task_type, columns, examples, layout)
+    lengths, why, count = _length_keys(task_type, columns, examples, layout, trust)
     comments |= why
     searched = {"search_examples": min(1000, max(1, count // 4))}
     return {"type": task_type, **section, **column_keys, **lengths, **searched}, comments
@@ -243,12 +256,12 @@ DEFAULT_COLUMNS = (("image", "image"), ("audio", "audio"))
 
 
 def _length_keys(
-    task: str, columns: TaskColumns, examples: Dataset, layout: Layout
+    task: str, columns: TaskColumns, examples: Dataset, layout: Layout, trust: bool
 ) -> tuple[dict[str, int], dict[str, str], int]:
     """The length of texts, its comment, and the number of training examples."""
     if not TASKS[task].reads_text or TASK_TYPES[task].processor_class == "AutoFeatureExtractor":
         return {}, {}, len(examples)
-    processor = load_processor(TASK_TYPES[task], layout.config.name_or_path)
+    processor = load_processor(TASK_TYPES[task], layout.config.name_or_path, trust)
     tokenizer = getattr(processor, "tokenizer", processor)
     length = propose_length(task, columns, examples, tokenizer, layout.inputs.max_sequence_length)
     return {"max_length": length.tokens}, {"max_length": length.reason}, length.examples

@@ -25,6 +25,7 @@ from nas.exports.formats import formats_in, forward_arguments, load_export, size
 from nas.exports.model_info import by_workload, info_of_recipe, read_export_info
 from nas.exports.runtime_model import RuntimeModel, time_with_parent
 from nas.exports.trust import require_trusted_folder, require_trusted_recipe
+from nas.modeling.own_code import register_own_code
 from nas.recipe.objectives import base_name, cost_name, format_value
 from nas.runs.files import write_json
 from nas.runs.isolated import run_in_subprocess
@@ -84,6 +85,7 @@ def check_folder(folder: Path, run: Run, trust: bool = False) -> tuple[dict[str,
     if not trust:
         require_trusted_folder(folder)
         require_trusted_recipe(run.folder, run.recipe)
+    register_own_code(str(folder), trust)
     checks = {format_name: FormatCheck() for format_name in formats_in(folder)}
     _reload(folder, info, run, context, checks)
     working = {

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from nas.exports.card import licence_of, write_card
 from nas.exports.formats import convert, require_replaceable, size_mb
 from nas.exports.reload import scored_outputs
-from nas.exports.trust import require_trusted_recipe
+from nas.exports.trust import LOADING_KEYS, SCORING_KEYS, require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
 from nas.modeling.cast import cast_weights
-from nas.modeling.modeling_nas import PREFIX
+from nas.modeling.modeling_nas import PREFIX, counterpart
 from nas.modeling.registration import stock_classes
 from nas.runs.files import check_place, only_writer, replace_folder, write_json
 from nas.runs.run import Run
@@ -105,9 +105,10 @@ def enable_remote_code(model: PreTrainedModel, auto_class: str) -> None:
     type(model).register_for_auto_class(auto_class)
     stock: Any = type(model.config).__mro__[1]
     others = [TASKS[task].auto_class for task in family_of(stock.model_type).tasks]
-    classes = {auto: stock_classes(getattr(transformers, auto), stock) for auto in ("AutoModel", *others)}
+    found = {auto: stock_classes(getattr(transformers, auto), stock)[0] for auto in ("AutoModel", *others)}
+    classes = {auto: counterpart(each) for auto, each in found.items() if auto != auto_class}
     model.config.auto_map = {
-        auto: f"modeling_nas.{PREFIX}{found[0].__name__}" for auto, found in classes.items() if auto != auto_class
+        auto: f"{each.__module__.rpartition('.')[2]}.{each.__name__}" for auto, each in classes.items()
     }
 
 
@@ -133,7 +134,8 @@ def export_subnet(
         formats: Names in `nas.exports.formats.FORMATS` that are written into the folder too.
         parent_width: Whether narrower vectors get a linear map to the width of the parent's, fitted on the data.
         dtype: One of `DTYPES`, of its weights; default: that of the parent.
-        trust: Whether functions that the recipe of the run names for its data may run; without the map none is used.
+        trust: Whether code of the parent, and functions that the recipe of the run names for its data, may run;
+            without the map no function is used.
 
     Returns:
         The folder.
@@ -151,8 +153,8 @@ def export_subnet(
         raise InputError(f"`{out}` exists and is not an export; choose another folder with --out.")
     check_place(out, "--out")
     with only_writer(out):
-        if parent_width and not trust:
-            require_trusted_recipe(run.folder, run.recipe)
+        if not trust:
+            require_trusted_recipe(run.folder, run.recipe, SCORING_KEYS if parent_width else LOADING_KEYS)
         return _export(run, point, out, formats, parent_width, dtype)
 
 

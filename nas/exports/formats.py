@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from nas.exports.model_info import ExportInfo, model_info
-from nas.exports.trust import MODELING_FILES
+from nas.modeling.own_code import MODELING_FILES
 from nas.supernets.checkpoint import require_all_weights
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.images import with_image_size

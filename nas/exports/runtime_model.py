@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from nas.exports.formats import formats_in, load_export, own_inputs, workload_inputs
 from nas.exports.model_info import by_workload, read_export_info
+from nas.modeling.own_code import register_own_code
 from nas.tasks.context import TaskContext
 from nas.tasks.loading import load_config
 from predictors import Workload, measure
@@ -82,14 +83,15 @@ def time_with_parent(
 def memory_mb(folder: str, format_name: str, workload_name: str) -> float | None:
     """Measures the peak memory that loading and running a format adds to this process, in MB, without libraries.
 
-    The process must do nothing else. Returns None if `peak_memory_mb` has no counter, or if the workload would convert
-    the model first.
+    The process must do nothing else, and code of the folder must be trusted. Returns None if `peak_memory_mb` has no
+    counter, or if the workload would convert the model first.
     """
     info, path = by_workload(read_export_info(Path(folder)))[workload_name], formats_in(Path(folder))[format_name]
     written = FORMATS.get(format_name)
     workload = replace(Workload.from_dict(info["workload"]), **(written.workload if written else {}))
     if format_name == "torch" and workload.runtime not in ("torch", "compile"):
         return None
+    register_own_code(folder, trust=True)
     inputs = own_inputs(info, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     import_libraries(workload, folder, TASKS[info["task"]].auto_class)
     for module in written.libraries if written else ():

@@ -12,18 +12,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nas.modeling.own_code import MODELING_FILES
 from nas.recipe.code import code_keys
 from nas.recipe.schema import Recipe
 from search_spaces import InputError
 from search_spaces.errors import DAMAGE
 
-MODELING_FILES = ("modeling_nas.py", "quantized.py", "compressed_table.py", "sparse_attention.py")
-"""Files of `nas.modeling` that travel with exports."""
-
 PROGRAMS = ("*.pt2", "*.pkl", "*.pickle")
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-SCORING_KEYS = ("task.test", "task.train", "task.validation", "task.metrics")
-"""Keys of a recipe whose code runs when a model is scored."""
+LOADING_KEYS = ("trust_remote_code",)
+"""Keys of a recipe whose code runs when its parent is loaded."""
+SCORING_KEYS = (*LOADING_KEYS, "task.test", "task.train", "task.validation", "task.metrics")
+"""Those whose code runs when a model is scored."""
 
 WAY_OUT = "read it, and add --trust-remote-code if you trust who made it"
 
@@ -34,9 +34,9 @@ def require_trusted_folder(folder: Path) -> None:
         raise InputError(f"`{folder}` holds code that would run ({', '.join(names[:3])}); {WAY_OUT}.")
 
 
-def require_trusted_recipe(run: Path, recipe: Recipe) -> None:
-    """Raises InputError if scoring with the recipe of a run runs functions that it names."""
-    keys = [key for key in code_keys(recipe) if key.startswith(SCORING_KEYS)]
+def require_trusted_recipe(run: Path, recipe: Recipe, keys_of_use: tuple[str, ...] = SCORING_KEYS) -> None:
+    """Raises InputError if the recipe of a run names code that runs when it is scored with, or used otherwise."""
+    keys = [key for key in code_keys(recipe) if key.startswith(keys_of_use)]
     if keys:
         raise InputError(f"the recipe of `{run}` names code that would run (`{keys[0]}`); {WAY_OUT}.")
 

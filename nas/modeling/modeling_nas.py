@@ -367,13 +367,13 @@ after colons the inputs that share a scale, and whether they have offsets.
 """
 
 
-def _nas_config(stock: Any) -> type:
+def _nas_config(stock: Any, module: str) -> type:
     model_type = f"nas_{stock.model_type}"
-    return type(PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": __name__})
+    return type(PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": module})
 
 
-def _nas_model(stock: Any) -> type:
-    config_class = class_by_name(PREFIX + stock.config_class.__name__)
+def _nas_model(stock: Any, module: str) -> type:
+    config_class = counterpart(stock.config_class, module)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         config.__class__ = stock.config_class  # a head may build its body with an auto class, by the config's type
@@ -426,7 +426,7 @@ def _nas_model(stock: Any) -> type:
         "_get_dtype_plan": _get_dtype_plan,
         "load_state_dict": load_state_dict,
         "config_class": config_class,
-        "__module__": __name__,
+        "__module__": module,
         "__doc__": stock.__doc__,
     }
     return type(PREFIX + stock.__name__, (stock,), members)
@@ -459,12 +459,27 @@ def class_by_name(name: str) -> Any:
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name not in globals():
-        is_config = issubclass(stock, transformers.PreTrainedConfig)
-        globals()[name] = _nas_config(stock) if is_config else _nas_model(stock)
-        if not is_config:
-            _register_weight_renamings(stock, globals()[name])
+    globals()[name] = counterpart(stock)
     return globals()[name]
 
+
+def counterpart(stock: Any, module: str = __name__) -> Any:
+    """Returns the class of exports of a stock class; it is created on first use, as one of a module."""
+    if stock.__module__.startswith("transformers."):
+        stock = getattr(transformers, stock.__name__, stock)  # not a subclass that returns fewer channels
+    if stock not in _counterparts:
+        is_config = issubclass(stock, transformers.PreTrainedConfig)
+        _counterparts[stock] = _nas_config(stock, module) if is_config else _nas_model(stock, module)
+        if not is_config:
+            _register_weight_renamings(stock, _counterparts[stock])
+    return _counterparts[stock]
+
+
+def counterparts(module: str, *stock: Any) -> dict[str, Any]:
+    """Returns the classes of exports of a model's own classes, by name."""
+    return {PREFIX + each.__name__: counterpart(each, module) for each in stock}
+
+
+_counterparts: dict[Any, Any] = {}
 
 __getattr__ = class_by_name

@@ -28,12 +28,12 @@ def register_family(family: Family) -> None:
     from nas.modeling import modeling_nas
 
     stock = CONFIG_MAPPING[family.model_type]
-    config = getattr(modeling_nas, modeling_nas.PREFIX + stock.__name__)
+    config = modeling_nas.counterpart(stock)
     AutoConfig.register(config.model_type, config, exist_ok=True)
     config.register_for_auto_class()
     for auto_class in dict.fromkeys(("AutoModel", *(TASKS[task].auto_class for task in family.all_tasks))):
         auto = getattr(modeling_auto, auto_class)
-        model = getattr(modeling_nas, modeling_nas.PREFIX + stock_classes(auto, stock)[0].__name__)
+        model = modeling_nas.counterpart(stock_classes(auto, stock)[0])
         auto.register(config, model, exist_ok=True)
         model.register_for_auto_class(auto_class)
 

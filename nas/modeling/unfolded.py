@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.modeling_nas import PREFIX
+from nas.modeling.own_code import TYPE_PREFIX
 from nas.modeling.registration import head_task
 from search_spaces import InputError, Layout, SubnetConfig, family_of
 from search_spaces.layout import update_config
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SUBNET = "subnet.json"
-TYPE_PREFIX = "nas_"
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -65,9 +65,7 @@ def unfold(model: PreTrainedModel, config: PreTrainedConfig, folder: str) -> Pre
         config: From `unfolded_config`.
         folder: The export, with its subnet.json.
     """
-    import transformers
-
-    stock = getattr(transformers, type(model).__name__.removeprefix(PREFIX))
+    stock: Any = next(each for each in type(model).__mro__ if not each.__name__.startswith(PREFIX))
     labels = {"id2label": model.config.id2label, "label2id": model.config.label2id}
     own = copy.deepcopy(config)
     own.update(labels)

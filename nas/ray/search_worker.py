@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from filelock import FileLock
 from ray import tune
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from nas.runs.files import digest
 from nas.studies.racing import EarlyStopping, Evaluate, Outcome, Scorer, evaluate_safely
@@ -74,9 +76,9 @@ class WorkerPayload:
         """A payload with the weights in a folder, and the examples and metrics of a scorer."""
         folder = folder.resolve()
         model_class, names = type(scorer.supernet.model), list(scorer.names)
-        load = partial(load_scorer, model_class, scorer.examples, scorer.in_other_sizes, names)
+        load = partial(load_scorer, _by_reference(model_class), scorer.examples, scorer.in_other_sizes, names)
         needed = ("config.json", "model.safetensors", low_rank.STATISTICS_FILE, VOCABULARY_FILE)
-        files = [folder / name for name in needed]
+        files = [*(folder / name for name in needed), *folder.glob("*.py")]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
 
     def with_file_server(self) -> WorkerPayload:
@@ -126,8 +128,17 @@ class FileServer:
             return file.read(CHUNK_BYTES)
 
 
+def _by_reference(model_class: type) -> type | str:
+    """A class, or the name of its auto class if it is code of a model, which a worker loads from the folder."""
+    package = model_class.__module__.partition(".")[0]
+    if package != TRANSFORMERS_DYNAMIC_MODULE_NAME:
+        return model_class
+    ray.cloudpickle.register_pickle_by_value(sys.modules[package])  # configs that examples hold
+    return str(model_class._auto_class)  # type: ignore[attr-defined]
+
+
 def load_scorer(
-    model_class: type,
+    model_class: type | str,
     examples: EvaluationSet,
     in_other_sizes: Mapping[str, EvaluationSet],
     names: Sequence[str],
@@ -135,14 +146,20 @@ def load_scorer(
 ) -> Scorer:
     """A scorer whose weights are memory-mapped from the folder: in memory once a node, for any number of workers."""
     import torch
+    import transformers
 
+    from nas.modeling.own_code import register_own_code
     from nas.runs.progress import quiet_libraries
     from nas.supernets.device import training_device
     from nas.supernets.supernet import Supernet
     from nas.tasks.vocabulary import Vocabulary
 
     quiet_libraries()
-    model = model_class.from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
+    loader: Any = model_class
+    if isinstance(model_class, str):
+        register_own_code(str(folder), trust=True)  # the driver runs it too
+        loader = getattr(transformers, model_class)
+    model = loader.from_pretrained(folder, dtype=torch.float32)
     calibration, vocabulary = low_rank.CalibrationStatistics.load(folder), Vocabulary.load(folder)
     supernet = Supernet(model.to(training_device()).eval(), calibration, vocabulary)
     return Scorer(supernet, examples, names, in_other_sizes)

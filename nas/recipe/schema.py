@@ -410,6 +410,10 @@ class Recipe(_Section):
     """
 
     model: str = Field(description="Hub id or local folder; without weights, the model is trained from scratch.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Whether code that comes with a model, of a type that transformers lacks, may run; read it first.",
+    )
     task: TaskSettings
     space: Space | Literal["auto"] = Field(
         "auto", description="`auto` (the default): proposed from the model's config and the workload."

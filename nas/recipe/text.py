@@ -200,13 +200,12 @@ def _known_keys(recipe: type[BaseModel], sections: Sequence[str]) -> list[str]:
 
 def boolean_keys(recipe: type[BaseModel]) -> frozenset[str]:
     """Dotted keys that take true and false, from the types of the recipe's fields."""
-    sections = {name: field.annotation for name, field in recipe.model_fields.items()}
-    return frozenset(
-        f"{section}.{name}"
-        for section, model in sections.items()
-        for name, field in getattr(model, "model_fields", {}).items()
-        if field.annotation is bool
-    )
+    found = set[str]()
+    for name, field in recipe.model_fields.items():
+        inside = getattr(field.annotation, "model_fields", {})
+        found |= {name} if field.annotation is bool else set()
+        found |= {f"{name}.{key}" for key, one in inside.items() if one.annotation is bool}
+    return frozenset(found)
 
 
 def split_source(source: str, base: Path = Path()) -> tuple[str, str]:

@@ -486,8 +486,8 @@ class Supernet:
         """Returns class and config of a subnetwork that no stock config describes."""
         _, config = self._stock_class_and_config({**self.layout.config_update(subnet), **self._token_ids(subnet)})
         config.update({"nas_arch": edits_of(self.model, self.layout, subnet)})
-        nas_config = getattr(modeling_nas, modeling_nas.PREFIX + type(config).__name__)
-        nas_model = getattr(modeling_nas, modeling_nas.PREFIX + self._model_class.__name__)
+        nas_config = modeling_nas.counterpart(type(config))
+        nas_model = modeling_nas.counterpart(self._model_class)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
         described._attn_implementation = self.model.config._attn_implementation
         if self.layout.blueprint(subnet).outside.kinds.get(self.family.embedding):

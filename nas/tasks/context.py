@@ -116,18 +116,22 @@ class TaskContext:
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The parent's Hugging Face config, with enough learned positions for the inputs of the recipe."""
-        return extend_config(load_config(self.recipe.model), self._longest_input)
+        return extend_config(self._stored_config, self._longest_input)
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype of the parent's files and of its exports: one of 16 bits stays, any other is float32."""
-        stored = getattr(load_config(self.recipe.model), "dtype", None)
+        stored = getattr(self._stored_config, "dtype", None)
         return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
 
     @cached_property
     def extends_positions(self) -> bool:
         """Whether the learned positions are repeated because the recipe's inputs have more tokens than the model."""
-        return num_positions(load_config(self.recipe.model)) != num_positions(self.config)
+        return num_positions(self._stored_config) != num_positions(self.config)
+
+    @property
+    def _stored_config(self) -> PreTrainedConfig:
+        return load_config(self.recipe.model, self.recipe.trust_remote_code)
 
     @property
     def _longest_input(self) -> int:
@@ -163,7 +167,7 @@ class TaskContext:
     @cached_property
     def processor(self) -> Any:
         """The tokenizer, the image processor or, for speech, the processor with tokenizer and feature extractor."""
-        processor = load_processor(self.task_type, self.recipe.model)
+        processor = load_processor(self.task_type, self.recipe.model, self.recipe.trust_remote_code)
         if self.extends_positions:
             processor.model_max_length = self.layout.inputs.max_sequence_length
         return processor

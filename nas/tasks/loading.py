@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.modeling.known_layouts import adopt
+from nas.modeling.own_code import register_own_code, require_no_rival
 from nas.modeling.unfolded import is_export, unfolded_config
 from nas.tasks.types import TaskType
 from nas.tasks.weights import require_known_weights, require_no_adapter, require_no_quantization
@@ -17,16 +18,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def load_config(model: str) -> PreTrainedConfig:
+def load_config(model: str, trust: bool = False) -> PreTrainedConfig:
     """Loads the config of a hub id or folder.
 
+    Args:
+        model: Hub id or folder.
+        trust: Whether code that comes with the model may run.
+
     Raises:
-        InputError: If the model does not exist, or its config cannot be read.
+        InputError: If the model does not exist, its config cannot be read, or its code may not run.
     """
     from transformers import AutoConfig
 
     require_no_adapter(model)
     require_known_weights(model)
+    register_own_code(model, trust)
+    if trust:
+        require_no_rival(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         require_no_quantization(config, model)
@@ -64,10 +72,15 @@ def is_filled_up(model: str) -> bool:
     return is_export(AutoConfig.from_pretrained(model, trust_remote_code=False))
 
 
-def load_processor(task_type: type[TaskType], model: str) -> Any:
+def load_processor(task_type: type[TaskType], model: str, trust: bool = False) -> Any:
     """Loads the tokenizer, the image processor or, for speech, the processor of a model.
 
     A tokenizer without a padding token pads with its end-of-text token.
+
+    Args:
+        task_type: What the model reads.
+        model: Hub id or folder.
+        trust: Whether code that comes with the model may run.
 
     Raises:
         InputError: If the model has none, or its tokenizer has no vocabulary or no token to pad with.
@@ -76,7 +89,7 @@ def load_processor(task_type: type[TaskType], model: str) -> Any:
 
     auto = getattr(transformers, task_type.processor_class)
     try:
-        processor = auto.from_pretrained(model, trust_remote_code=False, **task_type.processor_kwargs)
+        processor = auto.from_pretrained(model, trust_remote_code=trust, **task_type.processor_kwargs)
     except Exception as error:
         raise InputError(f"model `{model}` has no {auto.__name__[4:]}: {short_error(error)}") from None
     tokenizer = processor if task_type.processor_class == "AutoTokenizer" else getattr(processor, "tokenizer", None)
