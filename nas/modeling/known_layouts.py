@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nas.modeling.own_code import TYPE_PREFIX
-from nas.modeling.registration import register_family, stock_classes
+from nas.modeling.registration import TYPE_PREFIX, register_family, stock_classes
 from search_spaces import ADOPTED, FAMILIES, TASKS, Family, InputError, Layout
 from search_spaces.dimensions import DEPTHS, DIMENSIONS
 from search_spaces.errors import short_error

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nas.modeling.registration import TYPE_PREFIX
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -29,9 +30,6 @@ from .modeling_nas import counterparts
 
 globals().update(counterparts(__name__, {names}))
 '''
-TYPE_PREFIX = "nas_"
-"""Of the model types of exports whose layers differ."""
-
 Classes = Mapping[str, Any]
 """Name of an auto class -> the class of a model's own code."""
 

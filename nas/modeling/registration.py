@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+TYPE_PREFIX = "nas_"
+"""Of the model types of exports whose layers differ."""
+
+
 @cache
 def register() -> None:
     """Registers config and models of every family with the auto classes; called before `AutoConfig` loads a config."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.modeling_nas import PREFIX
-from nas.modeling.own_code import TYPE_PREFIX
-from nas.modeling.registration import head_task
+from nas.modeling.registration import TYPE_PREFIX, head_task
 from search_spaces import InputError, Layout, SubnetConfig, family_of
 from search_spaces.layout import update_config
 from search_spaces.shapes import Rows
