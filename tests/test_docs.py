@@ -8,6 +8,8 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +20,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from transformers import pipeline
 
 import nas
 from nas.cli import app
+from nas.exports.formats import convert
 from nas.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +37,7 @@ BASE: dict[str, Any] = {
 }
 """What a page that shows only some sections of a recipe leaves out."""
 
-NOT_RUN = {"README.md": 1, "docs/guides/deploying.md": 1}
+NOT_RUN = {"README.md": 1, "docs/guides/deploying.md": 3}
 """Page -> its Python blocks that cannot run here, each preceded by its reason; one more must be meant."""
 
 FENCE = re.compile(r"(<!-- not run: [^>]+ -->\n)?^( *)```(\w+)\n(.*?)^\2```", re.M | re.S)
@@ -181,3 +185,30 @@ def test_python_runs(page: Path, finished: tuple[Path, Path], tmp_path: Path, mo
     for block in blocks(page, "python"):
         if block.runs:
             exec(compile(block.code, name_of(page), "exec"), scope)
+
+
+RUNTIME_ONLY = """
+import sys
+sys.modules.update(torch=None, transformers=None, nas=None)
+"""
+"""Importing one of these raises ImportError."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runtime", "form"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_a_runtime_runs_an_export_alone(finished: tuple[Path, Path], tmp_path: Path, runtime: str, form: str) -> None:
+    pytest.importorskip(runtime, reason=f"needs {runtime}")
+    pytest.importorskip("onnxscript" if form == "onnx" else runtime, reason="needs onnxscript (extra onnx)")
+    code = next(
+        block.code
+        for block in blocks(ROOT / "docs/guides/deploying.md", "python")
+        if f"import {runtime}" in block.code
+    )
+    export = shutil.copytree(next((finished[1] / "exports").glob("[!.]*")), tmp_path / "small")
+    convert(export, [form])
+    run = subprocess.run(
+        [sys.executable, "-c", RUNTIME_ONLY + code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    classify = pipeline("text-classification", str(export), tokenizer=str(export), device="cpu")
+    assert run.stdout.split() == [classify("a good film")[0]["label"]]
