@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from search_spaces.dimensions import BLOCKS, DIMENSIONS
 from search_spaces.tasks import TASKS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Axis = Literal[
     "hidden",
     "text_hidden",
+    "stage",
     "heads",
     "cross_heads",
     "kv_heads",
@@ -39,7 +40,8 @@ Axis = Literal[
 ]
 """What one dimension of a weight counts.
 
-``text_hidden`` is the hidden size of a text tower beside an image tower. ``cross_heads`` are the heads of a decoder's
+``text_hidden`` is the hidden size of a text tower beside an image tower. ``stage`` is that of one of several stages,
+which is fixed. ``cross_heads`` are the heads of a decoder's
 cross-attention. ``qkv_heads`` interleaves query, key and value head by head. ``head_biases`` are position biases that
 all layers share, one per head of the widest layer. ``experts`` are those of a mixture; a weight of all of them has
 three dimensions. ``shared_ffn`` are the neurons of an expert that every token runs
@@ -56,7 +58,27 @@ RunsOn = str
 """What a module outside the layers runs on: ``once`` per sample; on what gets a ``label`` (the sample, or each token);
 on every ``token`` (of the decoder, where there is one), every ``source`` token of an encoder-decoder, every ``patch``
 of an image, or every ``frame`` of a sound. ``convolution K``: on every output of the K-th convolution of a wave. On
-every token of a ``text``, in a model with two towers: texts are read beforehand, so a pass over an image runs none."""
+every token of a ``text``, in a model with two towers: texts are read beforehand, so a pass over an image runs none.
+``stage K``, ``queries K``, ``keys K``: see `Stage`."""
+
+
+class Stage(NamedTuple):
+    """One stage of a hierarchical image model, as a parent's config has it; stages are numbered from 0.
+
+    Attributes:
+        width: Channels of its residual stream.
+        tokens: Patches that its layers run on.
+        queries: Tokens that queries are computed of: the patches, and the padding of windows.
+        keys: Tokens that keys and values are computed of.
+        attended: Keys that each query attends to.
+    """
+
+    width: int
+    tokens: int
+    queries: int
+    keys: int
+    attended: int
+
 
 Skip = Literal[
     "input",
@@ -83,6 +105,9 @@ class Stack:
             path that ends in ``config`` is the config that this module reads.
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source_modules: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
+        runs_on: Other modules below a layer that run on something else than the layer does -> what that is.
+        by_index: Attribute of a layer -> its value in a stock model, by the config and the index of the layer in its
+            stack. A layer that moves up, because others are dropped, keeps its own.
         shared_by_first_layer: Modules that only the first layer has and all layers use, with the size that the widest
             layer needs. If that layer is dropped or its block skipped, the next layer has them.
         mixins: Module path below a layer -> class of `nas.modeling.modeling_nas` mixed into it, both in the supernet
@@ -98,6 +123,8 @@ class Stack:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
     source_modules: tuple[str, ...] = ()
+    runs_on: Mapping[str, RunsOn] = field(default_factory=dict)
+    by_index: Mapping[str, Callable[[PreTrainedConfig, int], Any]] = field(default_factory=dict)
     shared_by_first_layer: tuple[str, ...] = ()
     mixins: Mapping[str, str] = field(default_factory=dict)
     missing_in_first_layer: Mapping[str, str] = field(default_factory=dict)
@@ -112,16 +139,18 @@ class Family:
         model_type: ``config.model_type`` of the stock model.
         alike: The model type whose table this is, for a type without one of its own; else empty.
         tasks: Its tasks, names in `TASKS`.
-        stacks: Its lists of layers: one, the encoder's and the decoder's, or the image tower's and the text tower's.
+        stacks: Its lists of layers: one, the encoder's and the decoder's, the image tower's and the text tower's, or
+            those of its stages.
         outside_layers: Path of a module or raw parameter outside the layers -> axes of its weight, heads of all tasks
             included. Paths are matched from the end.
         runs_on: Module outside the layers that multiplies -> what it runs on.
         head_dim_in_config: Whether a stock config can set the channels of a head apart from hidden_size / heads.
         config_names: Our field -> its name in the config: one name for all stacks, or one per stack. A name with a dot
-            is one in another part of the config than ``sub_config``.
+            is one in another part of the config than ``sub_config``, or the number of an entry of a list.
         per_layer_fields: Config fields that hold a list with one entry per layer.
         equal_to_hidden_size: Config fields that must equal hidden_size in a stock model.
         ffn_from_ratio: Config, hidden size, ratio -> FFN neurons, for a config that holds an integer ratio instead.
+        stages: Config -> its stages, if the residual stream has another width in each of its stacks.
         kv_heads_of: Config -> key and value heads, for a config that states them in other ways.
         cache_depth_field: Config field to add where the decoder is deeper than the encoder; without it, generation
             prepares a cache for too few layers.
@@ -158,6 +187,7 @@ class Family:
     per_layer_fields: tuple[str, ...] = ()
     equal_to_hidden_size: tuple[str, ...] = ()
     ffn_from_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
+    stages: Callable[[PreTrainedConfig], tuple[Stage, ...]] | None = None
     kv_heads_of: Callable[[PreTrainedConfig], int] | None = None
     cache_depth_field: str = ""
     required_values: Mapping[str, Any] = field(default_factory=dict)
@@ -209,6 +239,8 @@ class Family:
 
     def hidden_axis(self, stack: int) -> Axis:
         """The axis of the residual stream of a stack."""
+        if self.stages is not None:
+            return "stage"
         return "text_hidden" if self.has_towers and stack else "hidden"
 
     @property
@@ -241,7 +273,8 @@ class Family:
     @property
     def generates(self) -> bool:
         """Whether its last stack is a decoder."""
-        return (len(self.stacks) > 1 and not self.has_towers) or "text-generation" in self.tasks
+        has_decoder = len(self.stacks) > 1 and not self.has_towers and self.stages is None
+        return has_decoder or "text-generation" in self.tasks
 
     def is_causal(self, stack: int) -> bool:
         """Whether no token of a stack attends to a later one."""
@@ -249,6 +282,8 @@ class Family:
 
     def stack_runs_on(self, stack: int) -> RunsOn:
         """What the layers of a stack run on."""
+        if self.stages is not None:
+            return f"stage {stack}"
         if self.has_towers:
             return "text" if stack else "token"
         return "source" if stack < len(self.stacks) - 1 else "token"

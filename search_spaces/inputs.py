@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.family import Family, RunsOn
+from search_spaces.family import Family, RunsOn, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -52,10 +52,11 @@ class Inputs:
             "frame": 2 * source,
             "text": 0,
             **{f"convolution {k}": count for k, count in enumerate(convolved(self.sizes, token)[1:])},
+            **{name: count for k, stage in enumerate(self.stages) for name, count in _runs_of(k, stage).items()},
         }
 
     def longest_sequence(self, sequence_length: int | None) -> int:
-        """Tokens of one sample, in the stack with the longer sequence."""
+        """Tokens of one sample, in the stack with the longest sequence."""
         runs = self.runs_per_sample(sequence_length)
         return max(runs[self.family.stack_runs_on(stack)] for stack in range(len(self.family.stacks)))
 
@@ -74,8 +75,15 @@ class Inputs:
         return 0 if len(self.family.stacks) > 1 else getattr(self.sizes, "max_source_positions", 0)
 
     @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a hierarchical model of images."""
+        return () if self.family.stages is None else self.family.stages(self.sizes)
+
+    @cached_property
     def num_patches(self) -> int:
-        """Patches of one image or spectrogram, 0 if the model reads none."""
+        """Patches of one image or spectrogram, 0 if the model reads none; of several stages, those of the first."""
+        if self.stages:
+            return self.stages[0].tokens
         if not hasattr(self.sizes, "patch_size"):
             return 0
         if hasattr(self.sizes, "frequency_stride"):
@@ -96,6 +104,12 @@ class Inputs:
         """Side of the images and of their patches, in pixels; None if one of them is not square."""
         image, patch = _pair(self.sizes.image_size), _pair(self.sizes.patch_size)
         return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 else None
+
+
+def _runs_of(number: int, stage: Stage) -> dict[RunsOn, int]:
+    """How often modules of a stage run, by what they run on."""
+    names = ("stage", "queries", "keys")
+    return {f"{name} {number}": n for name, n in zip(names, (stage.tokens, stage.queries, stage.keys), strict=True)}
 
 
 def convolved(sizes: Any, frames: int) -> list[int]:

@@ -92,13 +92,30 @@ class Layout:
         return tuple(int(self.field(name)) for name in self.family.names_in_config("num_hidden_layers"))
 
     def field(self, name: str, *default: Any) -> Any:
-        """A field of the config, of the part that holds the sizes, or of another part: ``text_config.hidden_size``."""
+        """A field of the config, of the part that holds the sizes, or of another part: ``text_config.hidden_size``.
+
+        A name that ends in a number is an entry of a list: ``depths.0``.
+        """
         part, _, last = name.rpartition(".")
+        if last.isdigit():
+            return getattr(self.sizes, part)[int(last)]
         return getattr(getattr(self.config, part) if part else self.sizes, last, *default)
 
     def hidden_size(self, subnet: SubnetConfig, stack: int) -> int:
         """Channels of the residual stream of a stack in a subnetwork."""
+        if self.inputs.stages:
+            return self.inputs.stages[stack].width
         return self.blueprint(subnet).outside.sizes[self.family.hidden_axis(stack)]
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the residual stream of each stack of the parent."""
+        if self.inputs.stages:
+            return tuple(stage.width for stage in self.inputs.stages)
+        widths = [int(self.sizes.hidden_size) for _ in self.depths]
+        if self.family.has_towers:
+            widths[1] = DIMENSIONS["text_hidden_size"].parent_value(self, 1)
+        return tuple(widths)
 
     def _head_dim(self) -> int:
         """Channels of one attention head.
@@ -109,9 +126,7 @@ class Layout:
         """
         stacks = range(len(self.depths))
         of_stack = [DIMENSIONS["num_attention_heads"].parent_value(self, number) for number in stacks]
-        widths = [self.sizes.hidden_size for _ in stacks]
-        if self.family.has_towers:
-            widths[1] = DIMENSIONS["text_hidden_size"].parent_value(self, 1)
+        widths = self.widths
         hidden, heads = widths[0], of_stack[0]
         head_dim = getattr(self.sizes, "head_dim", None) if self.family.head_dim_in_config else None
         if head_dim is None and hidden % heads:
@@ -120,12 +135,18 @@ class Layout:
                 "change the model's config."
             )
         if head_dim is None and any(hidden * n != width * heads for n, width in zip(of_stack, widths, strict=True)):
-            names = ("image tower", "text tower") if self.family.has_towers else ("encoder", "decoder")
             raise InputError(
-                f"the {names[0]} and the {names[1]} must have heads of as many channels, but got {of_stack[0]} heads "
-                f"for {widths[0]} and {of_stack[1]} for {widths[1]}; choose another model."
+                f"{self._stacks_text} must have heads of as many channels, but got {of_stack} heads for "
+                f"{[*widths]} channels; choose another model."
             )
         return head_dim or hidden // heads
+
+    @property
+    def _stacks_text(self) -> str:
+        """What its stacks are, as messages name them."""
+        if self.inputs.stages:
+            return "all stages"
+        return "the image tower and the text tower" if self.family.has_towers else "the encoder and the decoder"
 
     @cached_property
     def parent_values(self) -> tuple[dict[str, int], ...]:
@@ -208,7 +229,8 @@ class Layout:
         """What a module of a layer runs on."""
         assert location.stack is not None
         is_source = location.path in self.family.stacks[location.stack].source_modules
-        return "source" if is_source else self.family.stack_runs_on(location.stack)
+        of_stack = self.family.stacks[location.stack].runs_on.get(location.path)
+        return of_stack or ("source" if is_source else self.family.stack_runs_on(location.stack))
 
     def is_shared_by_first_layer(self, location: ParameterLocation) -> bool:
         """Whether the first layer has a module for all layers of its stack."""
@@ -245,10 +267,10 @@ class Layout:
         """
         return tuple(
             {axis: values[name] for name, dimension in DIMENSIONS.items() for axis in dimension.axes}
-            | {"vocab": int(getattr(self.sizes, "vocab_size", 0)), "image": 0}
+            | {"vocab": int(getattr(self.sizes, "vocab_size", 0)), "image": 0, "stage": width}
             | {"experts_per_token": int(getattr(self.sizes, PER_TOKEN, None) or 0)}
             | {"shared_ffn": int(getattr(self.sizes, "shared_expert_intermediate_size", 0)), "shared_gates": 1}
-            for values in self.parent_values
+            for values, width in zip(self.parent_values, self.widths, strict=True)
         )
 
     def _blueprint(self, subnet: SubnetConfig) -> Blueprint:
@@ -284,13 +306,24 @@ class Layout:
             update[self.family.cache_depth_field] = depths[-1]
         if self.family.has_vocabulary:
             update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
-        if self.family.reads_images:
+        if self.family.reads_images and "image_size" not in self.family.fixed_reasons:
             update["image_size"] = self.blueprint(subnet).outside.sizes["image"] or self.sizes.image_size
         for name in self.family.per_layer_fields:
             values = getattr(self.sizes, name, None)
             if values is not None:
                 update[name] = [values[layer] for layer in subnet.layers]
-        return update
+        return with_whole_lists(self.sizes, update)
+
+    def index_attributes(self, subnet: SubnetConfig) -> dict[str, tuple[Any, Any]]:
+        """Attributes of layers that follow from their index in a stock model -> the parent's value, and that there."""
+        found: dict[str, tuple[Any, Any]] = {}
+        for stack, positions in zip(self.family.stacks, self.kept_positions(subnet), strict=True):
+            for index, position in enumerate(positions):
+                own = self.stack_of(subnet.layers[position])[1]
+                for name, value in stack.by_index.items():
+                    values = value(self.sizes, own), value(self.sizes, index)
+                    found[f"{stack.layers}.{index}.{name}"] = values
+        return found
 
     def first_layer_differs(self, stack: int, subnet: SubnetConfig) -> bool:
         """Whether the first kept layer of a stack has modules that the first layer of a stock model lacks."""
@@ -331,6 +364,20 @@ def update_config(config: PreTrainedConfig, family: Family, fields: Mapping[str,
     for name, value in fields.items():
         part, last = config_part(config, family, name)
         part.update({last: value})
+
+
+def with_whole_lists(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields in which entries of lists, such as ``depths.0``, are put together to whole lists of the same type."""
+    whole: dict[str, Any] = {}
+    for name, value in fields.items():
+        part, _, last = name.rpartition(".")
+        if not last.isdigit():
+            whole[name] = value
+            continue
+        entries = list(whole.get(part, getattr(config, part)))
+        entries[int(last)] = value
+        whole[part] = type(getattr(config, part))(entries)
+    return whole
 
 
 def is_under(path: str, modules: Iterable[str]) -> bool:

@@ -96,12 +96,13 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
                 choices = space.choices[field]
                 for i in space.parent.layers:
                     value = getattr(subnet, field)[position[i]] if i in position else choices[-1]
-                    values[f"{field}.{i}"] = space.choice_at(field, value)
+                    values[f"{field}.{i}"] = space.choice_at(field, value, i)
         return {name: values[name] for name in self._searched}
 
     def _choice(self, field: str, values: Sequence[Any]) -> Any:
         """The choice of a uniform subnetwork whose layers have these values; a narrow stack has lower ones."""
-        return self.space.choice_at(field, values[0] if DIMENSIONS[field].is_categorical else max(values))
+        is_name, of_parent = DIMENSIONS[field].is_categorical, getattr(self.space.parent, field)
+        return self.space.choice_at(field, values[0] if is_name else max(values), of_parent.index(max(of_parent)))
 
     # -- vectors ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +167,10 @@ class Parameters(Mapping[str, tuple[Any, ...]]):
             for field in others:
                 values[field] = self._fitted(field, values[field], rows)
         most = {} if self.space.parent.is_uniform else {name: getattr(self.space.parent, name) for name in NUMERIC}
-        return values | {name: np.minimum(values[name], of) for name, of in most.items()}
+        shares = self.space.has_stages
+        return values | {
+            name: fitted_sizes(values[name], np.array(of), max(of), shares=shares) for name, of in most.items()
+        }
 
     def _width_rows(self, field: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """The index, among its choices, of the width that a dimension goes with."""
@@ -251,3 +255,17 @@ def _step(values: tuple[Any, ...]) -> int | None:
         return None
     steps = {b - a for a, b in pairwise(values)}
     return None if len(steps) > 1 else steps.pop()
+
+
+def fitted_sizes(values: Any, full: Any, widest: int, *, shares: bool) -> Any:
+    """What choices are in layers of other widths.
+
+    Args:
+        values: Choices: a number, or an array.
+        full: The parent's width of the layers.
+        widest: Its widest layer's.
+        shares: Whether a layer keeps the same share of its width; else only what is wider than the parent's changes.
+    """
+    if shares:
+        return -(-values * full // max(widest, 1))
+    return np.minimum(values, full) if isinstance(values, np.ndarray) else min(values, full)

@@ -46,6 +46,7 @@ ATTRIBUTE_FORMULAS: dict[str, Callable[[Mapping[str, int], int], int]] = {
     "heads": lambda sizes, head_dim: sizes["heads"],
     "kv_heads": lambda sizes, head_dim: sizes["kv_heads"],
     "heads_per_group": lambda sizes, head_dim: sizes["heads"] // max(sizes["kv_heads"], 1),
+    "ffn": lambda sizes, head_dim: sizes["ffn"],
     "heads*head_dim": lambda sizes, head_dim: sizes["heads"] * head_dim,
     "hidden": lambda sizes, head_dim: sizes["hidden"],
     "experts": lambda sizes, head_dim: sizes["experts"],
@@ -92,12 +93,17 @@ class Shapes:
     @property
     def projects_embeddings(self) -> bool:
         """Whether the embeddings have a width of their own and are projected to the hidden size."""
-        return self.embedding_size != self.sizes.hidden_size
+        return self.embedding_size != self._hidden_size
 
     @property
     def embedding_size(self) -> int:
         """Width of the embeddings, projected or not."""
-        return int(getattr(self.sizes, self.family.names_in_config("embedding_size")[0], self.sizes.hidden_size))
+        return int(getattr(self.sizes, self.family.names_in_config("embedding_size")[0], self._hidden_size))
+
+    @property
+    def _hidden_size(self) -> int:
+        """Width of the residual stream; of several stages, of the last."""
+        return self.inputs.stages[-1].width if self.inputs.stages else int(self.sizes.hidden_size)
 
     def shape(self, axes: Axes, sizes: Mapping[str, int], full: Shape) -> Shape:
         """Shape of a parameter with only its active entries; ``full`` is its shape in the parent."""

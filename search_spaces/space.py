@@ -9,9 +9,18 @@ from itertools import chain, product
 from random import Random
 from typing import Any, Literal
 
-from search_spaces.dimensions import BLOCKS, DEPTHS, DIMENSIONS, NO_BLOCK, PER_LAYER, PER_SUBNET, WIDTH_OF
+from search_spaces.dimensions import (
+    BLOCKS,
+    DEPTHS,
+    DIMENSIONS,
+    NO_BLOCK,
+    PER_LAYER,
+    PER_SUBNET,
+    WIDTH_OF,
+    depth_names,
+)
 from search_spaces.errors import InputError, did_you_mean
-from search_spaces.parameters import Parameters
+from search_spaces.parameters import Parameters, fitted_sizes
 from search_spaces.subnet import NUMERIC, SubnetConfig
 
 Scope = Literal["uniform", "per-layer"]
@@ -23,7 +32,8 @@ class SearchSpace:
     With scope ``uniform``, all kept layers have the same values and the most important layers stay. With scope
     ``per-layer``, each layer has its own values, the set of kept layers is searched too, and a choice of 0 heads or 0
     neurons skips that block. Both stacks of a parent have the same choices; a layer of the narrower one that would be
-    wider than the parent's is as wide as that.
+    wider than the parent's is as wide as that. In a parent with more stacks, its stages, a choice is that of the
+    widest one, and a layer of another keeps the same share of the parent's, rounded up.
 
     Args:
         parent: The full model as a subnetwork.
@@ -61,8 +71,11 @@ class SearchSpace:
         if sorted(self.layer_order) != list(parent.layers):
             raise InputError(f"`layer_order` must name each parent layer once, but got {list(self.layer_order)}.")
         self.given = {name for name, values in choices.items() if values is not None}
-        if extra := self.given & set(DEPTHS[len(self.depths) :]):
-            raise InputError(f"`space.{extra.pop()}` is for an encoder-decoder, but the model has one stack only.")
+        if extra := sorted(self.given & set(DEPTHS) - set(self.depth_names)):
+            raise InputError(
+                f"`space.{extra[0]}` is of another model, as this one has {len(self.depths)} stacks of layers; use "
+                f"{', '.join(self.depth_names)}."
+            )
         self.choices: dict[str, tuple[Any, ...]] = {}
         for name, full in self._parent_values().items():
             can_skip = scope == "per-layer" and WIDTH_OF.get(name) == name
@@ -75,7 +88,9 @@ class SearchSpace:
 
     def _parent_values(self) -> dict[str, Any]:
         """Dimension -> the parent's value, the largest of its layers, in the order of `DIMENSIONS`."""
-        values = dict(zip(DEPTHS, self.depths, strict=False)) | {n: getattr(self.parent, n) for n in PER_SUBNET}
+        values = dict(zip(self.depth_names, self.depths, strict=True)) | {
+            n: getattr(self.parent, n) for n in PER_SUBNET
+        }
         for name in PER_LAYER:
             of_layers = getattr(self.parent, name)
             values[name] = of_layers[0] if DIMENSIONS[name].is_categorical else max(of_layers)
@@ -96,8 +111,23 @@ class SearchSpace:
             choices += product([value], *(DIMENSIONS[name].choices_for(value, self) for name in others))
         if layer is None or self._has_equal_layers:
             return choices
-        most = [getattr(self.parent, name)[layer] for name in BLOCKS[block]]
-        return list(dict.fromkeys(tuple(map(_at_most, values, most)) for values in choices))
+        names = BLOCKS[block]
+        fitted = [
+            [self._in_layer(name, v, layer) for name, v in zip(names, values, strict=True)] for values in choices
+        ]
+        return list(dict.fromkeys(map(tuple, fitted)))
+
+    def _in_layer(self, name: str, value: Any, layer: int) -> Any:
+        """What a choice is in a parent layer; a name is as it is."""
+        if name not in NUMERIC:
+            return value
+        of_layers = getattr(self.parent, name)
+        return fitted_sizes(value, of_layers[layer], max(of_layers), shares=self.has_stages)
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether the stacks of the parent are stages."""
+        return len(self.depths) > 2
 
     @cached_property
     def _has_equal_layers(self) -> bool:
@@ -105,22 +135,21 @@ class SearchSpace:
         return self.parent.is_uniform
 
     def within_parent(self, subnet: SubnetConfig) -> SubnetConfig:
-        """The subnetwork in which a layer that would be wider than the parent's is as wide as that."""
+        """The subnetwork in which each choice is what it is in its layer, see the class."""
         if self._has_equal_layers:
             return subnet
-        most = {name: getattr(self.parent, name) for name in NUMERIC}
         widths = {
-            name: tuple(min(value, of[k]) for value, k in zip(getattr(subnet, name), subnet.layers, strict=True))
-            for name, of in most.items()
+            name: tuple(self._in_layer(name, v, k) for v, k in zip(getattr(subnet, name), subnet.layers, strict=True))
+            for name in NUMERIC
         }
         return subnet.with_values(**widths)
 
-    def choice_at(self, name: str, value: Any) -> Any:
-        """The choice that gives a layer a value: the value, or the next wider one where the parent's layer ends."""
+    def choice_at(self, name: str, value: Any, layer: int) -> Any:
+        """The choice that gives a parent layer a value: the value, or the next wider one where the layer ends."""
         choices = self.choices[name]
-        if value in choices or DIMENSIONS[name].is_categorical:
+        if DIMENSIONS[name].is_categorical or (value in choices and not self.has_stages):
             return value if value in choices else choices[-1]
-        return next((choice for choice in choices if choice >= value), choices[-1])
+        return next((choice for choice in choices if self._in_layer(name, choice, layer) >= value), choices[-1])
 
     @property
     def layer_choices(self) -> list[tuple[Any, ...]]:
@@ -186,7 +215,7 @@ class SearchSpace:
     @property
     def depth_names(self) -> tuple[str, ...]:
         """Names of the depths of its stacks."""
-        return DEPTHS[: len(self.depths)]
+        return depth_names(len(self.depths))
 
     def __contains__(self, subnet: SubnetConfig) -> bool:
         if not set(subnet.layers) <= set(self.parent.layers):
@@ -355,8 +384,3 @@ class SearchSpace:
 def _at_fraction(values: Sequence[int], step: int, steps: int) -> int:
     """The choice at the same fraction of ``values`` as ``step`` is of ``steps``."""
     return values[round(step * (len(values) - 1) / max(steps - 1, 1))]
-
-
-def _at_most(value: Any, most: Any) -> Any:
-    """A size that is not above another; a name is as it is."""
-    return min(value, most) if isinstance(value, int) else value

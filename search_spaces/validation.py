@@ -60,7 +60,7 @@ def check_subnet(layout: Layout, subnet: SubnetConfig) -> None:
     if family.shared_layers and not (subnet.is_uniform and subnet.layers == tuple(range(len(subnet.layers)))):
         raise InputError(f"the layers of `{family.model_type}` share their weights, but got {subnet}.")
     if not all(layout.kept_positions(subnet)):
-        raise InputError(f"an encoder-decoder must keep at least one encoder and one decoder layer, but got {subnet}.")
+        raise InputError(f"every stack of layers must keep at least one, but got {subnet}.")
     for layer, blueprint in zip(subnet.layers, layout.blueprint(subnet).layers, strict=True):
         sizes, full = blueprint.sizes, layout.full_sizes[layout.stack_of(layer)[0]]
         if layout.shapes.attribute_value(PER_GROUP, sizes) > layout.shapes.attribute_value(PER_GROUP, full):

@@ -80,6 +80,15 @@ TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "tex
 WAVE = {"conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
 WAVE |= {"feat_extract_norm": "layer", "num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 4}
 WAVE |= {"vocab_size": len(WORDS), "mask_time_prob": 0.0, "classifier_proj_size": 32, "layerdrop": 0.0}
+SHRINKING = {"image_size": 32, "num_labels": 3, "depths": [4, 4, 4, 4], "drop_path_rate": 0.0}
+SWIN = {**SHRINKING, "patch_size": 2, "embed_dim": 6, "num_heads": [1, 2, 4, 8], "window_size": 2, "mlp_ratio": 2.0}
+MIXED_FFN = {
+    **SHRINKING,
+    "hidden_sizes": [12, 24, 36, 48],
+    "num_attention_heads": [1, 2, 3, 4],
+    "sr_ratios": [4, 2, 1, 1],
+}
+MIXED_FFN |= {"mlp_ratios": [2, 2, 2, 2], "strides": [2, 2, 2, 2], "decoder_hidden_size": 16}
 SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 3, "time_stride": 3}
 LLAMA = {**SIZES, **TEXT, **GROUPED}
 HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
@@ -97,6 +106,11 @@ def text_inputs() -> dict[str, torch.Tensor]:
 def image_inputs() -> dict[str, torch.Tensor]:
     """Three random images."""
     return {"pixel_values": torch.randn(3, 3, 8, 8)}
+
+
+def larger_image_inputs() -> dict[str, torch.Tensor]:
+    """Three random images for models of several stages."""
+    return {"pixel_values": torch.randn(3, 3, 32, 32)}
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -228,6 +242,8 @@ TOYS: dict[str, Toy] = {
         Toy("beit", {**SIZES, **IMAGE, **RELATIVE}, image_inputs),
         Toy("dinov2", {**SIZES, **IMAGE, "mlp_ratio": 2}, image_inputs),
         Toy("dinov3_vit", {**SIZES, **IMAGE, "num_register_tokens": 2}, image_inputs),
+        Toy("swin", {**SWIN, "initializer_range": 0.1}, larger_image_inputs),
+        Toy("segformer", {**MIXED_FFN, "initializer_range": 0.1}, larger_image_inputs),
         Toy("clip", TWO_TOWERS, image_inputs),
         Toy("siglip", TWO_TOWERS, image_inputs),
     )
@@ -285,8 +301,17 @@ def variant(model_type: str, **changes: Any) -> Toy:
     return replace(TOYS[model_type], config={**TOYS[model_type].config, **changes})
 
 
+HEADS = ("num_attention_heads", "num_key_value_heads")
 DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
 """One family of each kind: encoder, fused projections, grouped heads, two stacks, images."""
+
+
+def in_stages(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
+    """A subnetwork of layers with at most 4 heads and 96 neurons, in proportion in each stage."""
+    heads, neurons = max(layout.parent.num_attention_heads) // 4, max(layout.parent.intermediate_size) / 96
+    values = {name: tuple(heads * n for n in getattr(subnet, name)) for name in HEADS}
+    values["intermediate_size"] = tuple(int(neurons * n) for n in subnet.intermediate_size)
+    return layout.search_space({}).within_parent(subnet.with_values(**values))
 
 
 def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
@@ -294,6 +319,8 @@ def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
 
     Layers with experts have some of them.
     """
+    if layout.inputs.stages:
+        return in_stages(layout, subnet)
     fixed = {"attention_rank", "mlp_rank", "bits"} & layout.family.fixed_reasons.keys()
     subnet = subnet.with_values(**dict.fromkeys(fixed, ()))
     if "experts" in layout.family.axes:
@@ -304,8 +331,8 @@ def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
     subnet = subnet.with_values(intermediate_size=neurons)
     if "num_attention_heads" not in layout.family.fixed_reasons:
         return subnet
-    names, depth = ("num_attention_heads", "num_key_value_heads"), len(subnet.layers)
-    heads = {name: getattr(layout.parent, name)[:1] * depth for name in names}
+    depth = len(subnet.layers)
+    heads = {name: getattr(layout.parent, name)[:1] * depth for name in HEADS}
     return subnet.with_values(**heads, attention_rank=tuple(rank or 100 for rank in subnet.attention_rank))
 
 

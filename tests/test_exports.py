@@ -29,9 +29,9 @@ HEADS_IN_CONFIG = {
     if family.head_dim_in_config or "num_attention_heads" in family.fixed_reasons
 }
 """Families whose stock config can set the number of heads independently of the hidden size, or that fix the heads."""
-NEVER_NARROWER = {"bart", "mbart", "bloom", "falcon", "olmoe"}
-"""Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could undo it, or whose
-stock config ties the heads, which are fixed, to the hidden size."""
+NEVER_NARROWER = {"bart", "mbart", "bloom", "falcon", "olmoe", "swin", "segformer"}
+"""Families whose toy scales tied embeddings by the root of the hidden size, with no norm that could undo it, whose
+stock config ties the heads, which are fixed, to the hidden size, or holds whole ratios of neurons to it."""
 
 LOAD = """
 import json, sys, torch, transformers

@@ -34,6 +34,7 @@ from search_spaces.space import DEPTHS
 CHOICES: dict[str, list[Any]] = {
     "num_hidden_layers": [1, 2, 4],
     "num_decoder_layers": [1, 3, 4],
+    **{f"num_stage{stage}_layers": [1, 2, 4] for stage in (1, 2, 3, 4)},
     "num_attention_heads": [1, 2, 3, 4],
     "num_key_value_heads": [1, 2, 4],
     "intermediate_size": [16, 40, 96],

@@ -36,6 +36,10 @@ def edits_of(model: PreTrainedModel, layout: Layout, subnet: SubnetConfig) -> di
             _add_layer(arch, layout, stack, layout.blueprint(subnet).layers[position], f"{stack.layers}.{index}.")
         present = _attention_weights(stack, [layout.blueprint(subnet).layers[position] for position in positions])
         arch["attention_weights"] |= {stack.layers: present} if present else {}
+    for path, (own, stock) in layout.index_attributes(subnet).items():
+        if own != stock:
+            layer, _, name = path.rpartition(".")
+            arch["attributes"][layer] = {**arch["attributes"].get(layer, {}), name: own}  # type: ignore[dict-item]
     return {section: edits for section, edits in arch.items() if edits}
 
 

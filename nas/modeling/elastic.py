@@ -264,6 +264,27 @@ def elastic_class(stock: type, *wrappers: type) -> type:
     return type(f"Elastic{stock.__name__}", (Elastic, *wrappers, *bases), members)
 
 
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Lets the batch norms of a model keep their statistics in training.
+
+    Subnetworks that train in turn have other means and variances, so running ones would be those of none of them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = _frozen_class(type(module))  # type: ignore[arg-type]
+            module.eval()
+
+
+@cache
+def _frozen_class(stock: type) -> type:
+    """Returns the subclass of a batch norm that is never in training mode."""
+
+    def train(module: Any, mode: bool = True) -> Any:
+        return stock.train(module, False)  # type: ignore[attr-defined]
+
+    return type(stock.__name__, (stock,), {"train": train, "__module__": stock.__module__})
+
+
 def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     """Replaces the class of a module by its elastic subclass; all entries are active."""
     if not isinstance(module, Elastic):

@@ -17,7 +17,6 @@ from nas.recipe.objectives import Bound, against_bounds, total_violation
 from nas.samplers.encoding import choices_of
 from search_spaces import InputError, SearchSpace, SubnetConfig
 from search_spaces.dimensions import DIMENSIONS
-from search_spaces.space import DEPTHS
 
 Cost = Callable[[str, Sequence[SubnetConfig]], np.ndarray]
 """Name of a cost and subnetworks -> its values (n,), known without running them, as `Evaluator.cost`."""
@@ -216,7 +215,7 @@ class _IntegerProgram:
         ]
         most = [
             sum(layer in stack for layer in layers) - min(self.space.choices[name])
-            for stack, name in zip(self.space.stacks, DEPTHS, strict=False)
+            for stack, name in zip(self.space.stacks, self.space.depth_names, strict=True)
         ]
         return np.array(rows), np.array(most, dtype=float)
 

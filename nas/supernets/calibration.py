@@ -44,7 +44,7 @@ def calibrate(
         runs_on = layout.runs_on(layout.locate(name))
 
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = _unpadded_rows(inputs[0].detach(), masks[runs_on])
+            rows = _unpadded_rows(inputs[0].detach(), masks.get(runs_on))
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
             totals[name] = totals.get(name, 0.0) + (rows.T @ rows).cpu()
             counts[name] = counts.get(name, 0) + len(rows)

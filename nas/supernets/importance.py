@@ -306,6 +306,8 @@ def _token_masks(batch: Batch, supernet: Supernet) -> list[torch.Tensor | None]:
     encoder = batch.get("attention_mask")
     if len(supernet.stacks) == 1:
         return [encoder]
+    if supernet.family.stages is not None:
+        return [None for _ in supernet.stacks]
     if supernet.family.has_towers:
         return [None, torch.ones_like(batch["input_ids"]) if encoder is None else encoder]
     decoder, labels = batch.get("decoder_attention_mask"), batch.get("labels")

@@ -43,17 +43,20 @@ def count_live_activations(
     number, _ = layout.stack_of(subnet.layers[position])
     stack, sizes = layout.family.stacks[number], layout.blueprint(subnet).layers[position].sizes
     tokens = runs[layout.family.stack_runs_on(number)]
+    attended = layout.inputs.stages[number].attended if layout.inputs.stages else tokens
     axes = ATTENTION_AXES if block == "attention" else {"ffn"}
     projected = [
         layout.shapes.size(output, sizes)
         for path, (*of_experts, output, read) in _matrices(stack)
         if (path.rpartition(".")[0] if of_experts else path) in modules
-        and read == "hidden"
+        and read == layout.family.hidden_axis(number)
         and output
         and axes >= set(axes_of(output))
     ]
-    count = _attention if block == "attention" else _mlp
-    return tokens * count(layout, stack, sizes, projected, tokens)
+    width = sizes[layout.family.hidden_axis(number)]
+    if block == "attention":
+        return tokens * _attention(layout, stack, sizes, width, projected, attended)
+    return tokens * _mlp(layout, stack, sizes, width, projected)
 
 
 def _matrices(stack: Stack) -> list[tuple[str, Axes]]:
@@ -61,22 +64,24 @@ def _matrices(stack: Stack) -> list[tuple[str, Axes]]:
     return [(path, axes) for path, axes in stack.modules.items() if len(axes) == 2 or axes[0] == "experts"]
 
 
-def _attention(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list[int], tokens: int) -> int:
+def _attention(
+    layout: Layout, stack: Stack, sizes: Mapping[str, int], width: int, projected: list[int], attended: int
+) -> int:
     heads, streams = sizes["heads"], 2 if is_post_norm(stack) else 4
     queries = heads * layout.head_dim
     rotated = 2 * queries if hasattr(layout.sizes, "rope_parameters") else 0
-    scores = 0 if stack.attention_module else (6 if layout.family.extra_macs else 3) * heads * tokens
-    return streams * sizes["hidden"] + sum(projected) + queries + rotated + scores
+    scores = 0 if stack.attention_module else (6 if layout.family.extra_macs else 3) * heads * attended
+    return streams * width + sum(projected) + queries + rotated + scores
 
 
-def _mlp(layout: Layout, stack: Stack, sizes: Mapping[str, int], projected: list[int], tokens: int) -> int:
+def _mlp(layout: Layout, stack: Stack, sizes: Mapping[str, int], width: int, projected: list[int]) -> int:
     neurons, streams = sizes["ffn"], 3 if is_post_norm(stack) else 4
     names = (getattr(layout.sizes, key, None) for key in ACTIVATION_FIELDS)
     copies = ACTIVATION_COPIES.get(next((name for name in names if isinstance(name, str)), ""), 1)
     is_gated, is_fused = sum(projected) > neurons, len(projected) == 1
     tensors = (2 if is_gated and is_fused else 1) + max(copies, 2 if is_gated else 1)
     per_token = layout.shapes.attribute_value("experts_per_token", sizes) or 1
-    return streams * sizes["hidden"] + tensors * neurons * per_token
+    return streams * width + tensors * neurons * per_token
 
 
 def is_post_norm(stack: Stack) -> bool:

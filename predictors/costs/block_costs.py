@@ -113,7 +113,7 @@ class BlockCosts:
                     largest = max(largest, flow)
         if family.extra_outside_macs is not None:
             macs += family.extra_outside_macs(self.layout, runs["token"])
-        live_activations = largest + self.layout.blueprint(subnet).outside.sizes["hidden"] * runs["token"]
+        live_activations = largest + self.layout.hidden_size(subnet, 0) * runs["token"]
         return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations)
 
     def _count_in_layer(
@@ -131,7 +131,7 @@ class BlockCosts:
                 times, elements = runs[layout.runs_on(location)] * per_token, math.prod(shape[1:])
                 macs, weights = macs + times * elements, weights + min(times, shape[0]) * elements
                 traffic += times * sum(shape[1:])
-            elif len(location.axes) == 2 and None not in location.axes:
+            elif len(self.matmul_weights[name]) > 1 and None not in location.axes:
                 times, elements = runs[layout.runs_on(location)], sum(map(math.prod, shapes))
                 macs, weights = macs + times * elements, weights + elements * bool(times)
                 traffic += times * sum(map(_inputs_and_outputs, shapes))
@@ -157,7 +157,9 @@ class BlockCosts:
         number, _ = layout.stack_of(subnet.layers[position])
         family, tokens = layout.family, runs[layout.family.stack_runs_on(number)]
         sparse = blueprint.kind(family.stacks[number].attention_module, SparseAttention)
-        own = tokens * tokens if sparse is None else sparse.computed_pairs(tokens, causal=family.is_causal(number))
+        attended = layout.inputs.stages[number].attended if layout.inputs.stages else tokens
+        queries = layout.inputs.stages[number].queries if layout.inputs.stages else tokens
+        own = queries * attended if sparse is None else sparse.computed_pairs(tokens, causal=family.is_causal(number))
         cross = tokens * runs["source"] if family.stacks[number].source_modules else 0
         macs = 2 * (own + cross) * blueprint.sizes["heads"] * layout.head_dim
         extra = family.extra_macs

@@ -8,6 +8,7 @@ tensor, and so the length of the header, depends on all tensors before it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -216,11 +217,13 @@ class FileSizes:
         return tensors
 
     def _split_name(self, disk_name: str, layer: int | None) -> NameParts:
-        """A name in the file, split at the index of a layer of the parent."""
+        """A name in the file, split at the index of a layer of the parent; a stage has a number before that."""
         if layer is None:
             return disk_name, ""
-        before, _, after = disk_name.partition(f".{self.layout.stack_of(layer)[1]}.")
-        return f"{before}.", f".{after}"
+        stack = self.layout.family.stacks[self.layout.stack_of(layer)[0]]
+        numbers_before = sum(part.isdigit() for part in stack.layers.split("."))
+        index = [*re.finditer(r"\.(\d+)(?=\.)", disk_name)][numbers_before]
+        return disk_name[: index.start(1)], disk_name[index.end(1) :]
 
     def _group_into_runs(self, tensors: Sequence[tuple[NameParts, StoredTensor]]) -> TensorRuns:
         """Groups tensors into runs; tensors with the same name are concatenated."""

@@ -10,7 +10,7 @@ import numpy as np
 from predictors.latency.work_features import work_feature_names, work_features
 from search_spaces import SearchSpace, SubnetBatch, SubnetConfig
 from search_spaces.dimension import Rank
-from search_spaces.dimensions import BLOCKS, DEPTHS, DIMENSIONS, NO_BLOCK, PER_SUBNET, WIDTH_OF
+from search_spaces.dimensions import BLOCKS, DIMENSIONS, NO_BLOCK, PER_SUBNET, WIDTH_OF
 
 WIDTHS = tuple(names[0] for names in BLOCKS.values())
 RANK_OF = {width: name for name, width in WIDTH_OF.items() if isinstance(DIMENSIONS[name], Rank)}
@@ -29,8 +29,8 @@ def feature_names(space: SearchSpace) -> tuple[str, ...]:
     them again times the hidden size, where that is searched. Last, the columns of `work_features`.
     """
     names: list[str] = []
-    for stack, depth in enumerate(DEPTHS[: len(space.stacks)]):
-        prefix, in_blocks = "decoder " * stack, _block_fields(space)
+    for stack, depth in enumerate(space.depth_names):
+        prefix, in_blocks = f"{depth} " if space.has_stages else "decoder " * stack, _block_fields(space)
         steps = [
             f"{prefix}{name}{f'@{rank}' * bool(rank)}:{low}-{high}"
             for name in in_blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from search_spaces.dimension import BLOCK_NAMES, Dimension, Reduced
 from search_spaces.dimensions.attention import ATTENTION
 from search_spaces.dimensions.bits import BITS
-from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS
+from search_spaces.dimensions.depth import NUM_DECODER_LAYERS, NUM_HIDDEN_LAYERS, STAGE_DEPTHS
 from search_spaces.dimensions.embedding_bits import EMBEDDING_BITS
 from search_spaces.dimensions.embedding_dim import EMBEDDING_DIM
 from search_spaces.dimensions.embedding_rank import EMBEDDING_RANK
@@ -24,6 +24,7 @@ DIMENSIONS: dict[str, Dimension] = {
     for dimension in (
         NUM_HIDDEN_LAYERS,
         NUM_DECODER_LAYERS,
+        *STAGE_DEPTHS,
         NUM_ATTENTION_HEADS,
         NUM_KEY_VALUE_HEADS,
         INTERMEDIATE_SIZE,
@@ -44,7 +45,14 @@ DIMENSIONS: dict[str, Dimension] = {
 """Name -> dimension, in the order in which a space draws them."""
 
 DEPTHS = tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == "stack")
-"""Depth of each stack: the only one, the encoder's and the decoder's, or the image tower's and the text tower's."""
+"""Depths of stacks."""
+
+
+def depth_names(stacks: int) -> tuple[str, ...]:
+    """The depth of each of so many stacks: the only one, two, of an encoder and a decoder or of towers, or stages."""
+    names = DEPTHS[:2] if stacks <= 2 else tuple(depth.name for depth in STAGE_DEPTHS)
+    return names[:stacks]
+
 
 BLOCKS: dict[str, tuple[str, ...]] = {
     block: tuple(name for name, dimension in DIMENSIONS.items() if dimension.scope == block) for block in BLOCK_NAMES

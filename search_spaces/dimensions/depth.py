@@ -29,13 +29,17 @@ class Depth(Dimension):
         """Fractions of the stack's depth."""
         return fractions_of(layout.depths[self.stack], FRACTIONS)
 
+    def varies_in(self, family: Family) -> bool:
+        """Whether there is such a stack, and it is no stage."""
+        return family.stages is None and len(family.stacks) > self.stack
 
-class DecoderDepth(Depth):
-    """The depth of the second stack."""
+
+class StageDepth(Depth):
+    """The depth of one of several stages."""
 
     def varies_in(self, family: Family) -> bool:
-        """Whether there is a second stack."""
-        return len(family.stacks) > 1
+        """Whether there is such a stage."""
+        return family.stages is not None and len(family.stacks) > self.stack
 
 
 NUM_HIDDEN_LAYERS = Depth(
@@ -44,10 +48,20 @@ NUM_HIDDEN_LAYERS = Depth(
     meaning="How many layers are kept; of the encoder in an encoder-decoder, of the image tower beside a text tower.",
     scope="stack",
 )
-NUM_DECODER_LAYERS = DecoderDepth(
+NUM_DECODER_LAYERS = Depth(
     "num_decoder_layers",
     label="decoder layers",
     meaning="How many layers of the decoder are kept, or of the text tower beside an image tower.",
     scope="stack",
     stack=1,
+)
+STAGE_DEPTHS = tuple(
+    StageDepth(
+        f"num_stage{stage}_layers",
+        label=f"stage {stage} layers",
+        meaning=f"How many layers of stage {stage} are kept, in a model of images with several stages.",
+        scope="stack",
+        stack=stage - 1,
+    )
+    for stage in (1, 2, 3, 4)
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Dimension, Facts, fractions_of
+from search_spaces.dimensions.hidden import HIDDEN_SIZE
 from search_spaces.errors import InputError
 from search_spaces.module_kinds import TruncatedOutput
 from search_spaces.tasks import TASKS
@@ -94,7 +95,7 @@ class EmbeddingDim(Dimension):
 
     def parent_value(self, layout: Layout, stack: int) -> Any:
         """All channels."""
-        return layout.sizes.hidden_size
+        return HIDDEN_SIZE.parent_value(layout, stack)
 
     def stock_config(
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]

@@ -20,11 +20,11 @@ class FeedForward(Dimension):
         """The parent's own width; four times the hidden size where the config leaves it open, as GPT-2's may."""
         value: Any = layout.field(layout.family.names_in_config(self.name)[stack], None)
         if layout.family.ffn_from_ratio is not None:
-            value = layout.family.ffn_from_ratio(layout.sizes, layout.sizes.hidden_size, value)
+            value = layout.family.ffn_from_ratio(layout.sizes, layout.widths[stack], value)
         return 4 * layout.sizes.hidden_size if value is None else int(value)
 
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
-        """Quarters of the wider stack's width, in steps of 8."""
+        """Quarters of the widest stack's width, in steps of 8."""
         return fractions_of(max(values[self.name] for values in layout.parent_values), WIDTH_FRACTIONS, multiple=8)
 
     def check_in(self, layout: Layout, value: Any) -> None:
@@ -36,7 +36,11 @@ class FeedForward(Dimension):
         self, layout: Layout, subnet: SubnetConfig, stack: int, values: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """The width, or the integer ratio that gives it; None where no integer does."""
-        ffn_from_ratio, hidden, neurons = layout.family.ffn_from_ratio, subnet.hidden_size, values[self.name]
+        ffn_from_ratio, hidden, neurons = (
+            layout.family.ffn_from_ratio,
+            layout.hidden_size(subnet, stack),
+            values[self.name],
+        )
         if ffn_from_ratio is None or not neurons:
             return super().stock_config(layout, subnet, stack, values)
         ratios = range(1, 2 * (neurons // hidden + 1))

@@ -25,6 +25,10 @@ class Hidden(Dimension):
         if values[self.name] < 1:
             raise InputError(f"`{self.name}` must be at least 1, but got {values[self.name]}.")
 
+    def parent_value(self, layout: Layout, stack: int) -> Any:
+        """The parent's hidden size; of several stages, that of the last, which none of them changes."""
+        return layout.inputs.stages[-1].width if layout.inputs.stages else super().parent_value(layout, stack)
+
     def propose(self, layout: Layout, facts: Facts) -> list[Any] | str:
         """Fractions of the parent's, in steps that grow with it."""
         return hidden_choices(layout.parent.hidden_size)
@@ -39,6 +43,8 @@ class Hidden(Dimension):
     ) -> dict[str, Any] | None:
         """The hidden size and every field that must equal it; None where it would end a projection of embeddings."""
         family, size = layout.family, values[self.name]
+        if layout.inputs.stages:
+            return {}
         config = super().stock_config(layout, subnet, stack, values) or {}
         if "embedding_size" in family.config_names:
             if not layout.shapes.projects_embeddings:

@@ -44,10 +44,12 @@ from search_spaces.families.qwen3 import QWEN3
 from search_spaces.families.qwen3_moe import QWEN3_MOE
 from search_spaces.families.rembert import REMBERT
 from search_spaces.families.roberta import ROBERTA
+from search_spaces.families.segformer import SEGFORMER
 from search_spaces.families.siglip import SIGLIP
 from search_spaces.families.smollm3 import SMOLLM3
 from search_spaces.families.stablelm import STABLELM
 from search_spaces.families.starcoder2 import STARCODER2
+from search_spaces.families.swin import SWIN
 from search_spaces.families.t5 import T5
 from search_spaces.families.umt5 import UMT5
 from search_spaces.families.vit import VIT
@@ -110,6 +112,8 @@ FAMILIES: dict[str, Family] = {
         BEIT,
         DINOV2,
         DINOV3,
+        SWIN,
+        SEGFORMER,
         CLIP,
         SIGLIP,
     )
