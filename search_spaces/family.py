@@ -164,6 +164,8 @@ class Family:
         shared_heads: Whether a head must keep its index in every layer, because position biases are shared.
         conv1d: Whether the layers store their linear weights input first, as GPT-2 does.
         special_tokens: Number of tokens that an image model puts before the patches.
+        any_image_size: Whether it reads images of any size, so that its image processor says how large they are, not
+            its config.
         position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
@@ -199,6 +201,7 @@ class Family:
     shared_heads: bool = False
     conv1d: bool = False
     special_tokens: int = 1
+    any_image_size: bool = False
     position_offset: int = 0
     learned_positions: str = ""
     sub_config: str = ""

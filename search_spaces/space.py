@@ -73,8 +73,8 @@ class SearchSpace:
         self.given = {name for name, values in choices.items() if values is not None}
         if extra := sorted(self.given & set(DEPTHS) - set(self.depth_names)):
             raise InputError(
-                f"`space.{extra[0]}` is of another model, as this one has {len(self.depths)} stacks of layers; use "
-                f"{', '.join(self.depth_names)}."
+                f"`space.{extra[0]}` is for other stacks of layers, but the depths of this model are "
+                f"{', '.join(self.depth_names)}; leave it out."
             )
         self.choices: dict[str, tuple[Any, ...]] = {}
         for name, full in self._parent_values().items():

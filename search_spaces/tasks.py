@@ -70,6 +70,13 @@ TASKS: dict[str, Task] = {
     ),
     "audio-classification": Task("AutoModelForAudioClassification", "accuracy"),
     "image-classification": Task("AutoModelForImageClassification", "accuracy", reads_text=False),
+    "semantic-segmentation": Task(
+        "AutoModelForSemanticSegmentation",
+        "mean_iou",
+        reads_text=False,
+        labels_tokens=True,
+        pipeline="image-segmentation",
+    ),
     TOWERS_TASK: Task(
         "AutoModelForZeroShotImageClassification", "accuracy", reads_text=False, outputs=("logits_per_image",)
     ),

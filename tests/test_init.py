@@ -24,6 +24,7 @@ from nas.runs.run import Run
 from nas.stages.check import check_recipe
 from search_spaces import InputError, Layout
 from search_spaces.dimension import Facts
+from search_spaces.dimensions import depth_names
 from search_spaces.dimensions.bits import PROPOSED
 from search_spaces.proposal import Proposal, propose_choices
 from search_spaces.useful_choices import useful_choices
@@ -319,7 +320,8 @@ def test_a_proposed_space_holds_its_parent(name: str) -> None:
     for subnet in (space.smallest, space.largest):
         check_subnet(layout, subnet)
     widths = {"num_attention_heads", "intermediate_size"} - layout.family.fixed_reasons.keys()
-    assert {"num_hidden_layers", *widths} <= choices.keys()
+    depths = depth_names(len(layout.depths))
+    assert {*depths, *widths} <= choices.keys()
 
 
 def layout_of(model_type: str, **config: Any) -> Layout:

@@ -104,7 +104,7 @@ def test_a_dimension_that_breaks_a_law_is_left_out() -> None:
     assert {"num_hidden_layers", "intermediate_size"} <= {*proof.dimensions}
 
 
-@pytest.mark.parametrize("model_type", ["ctrl", "swin", "mamba", "nonsense"])
+@pytest.mark.parametrize("model_type", ["ctrl", "swinv2", "mamba", "nonsense"])
 def test_a_type_that_is_laid_out_otherwise_gets_none(model_type: str) -> None:
     assert adopt(model_type) is None and model_type not in ADOPTED
 
@@ -213,4 +213,4 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
 
 def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> None:
     with pytest.raises(InputError, match=r"nearest to those of `vit`, .* know `attention.relative_position_bias`"):
-        list(describe_type("swin"))
+        list(describe_type("swinv2"))

@@ -167,7 +167,7 @@ def test_an_encoder_decoder_has_two_depths() -> None:
         (0, 1, 2, 3, 4),
     }
     assert [subnet.layers for subnet in space.uniform_scalings()] == [(0, 1, 2, 3, 4), (1, 3, 4)]
-    with pytest.raises(InputError, match="one stack only"):
+    with pytest.raises(InputError, match="the depths of this model are num_hidden_layers;"):
         SearchSpace(parent, num_decoder_layers=[1])
 
 

@@ -29,6 +29,8 @@ METRICS: dict[str, Direction] = {
     "entity_f1": "maximize",
     "roc_auc": "maximize",
     "top5_accuracy": "maximize",
+    "mean_iou": "maximize",
+    "pixel_accuracy": "maximize",
     "matthews_correlation": "maximize",
     "loss": "minimize",
     "perplexity": "minimize",
@@ -52,7 +54,7 @@ METRICS: dict[str, Direction] = {
 }
 INF = math.inf
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL", "mean_iou", "pixel_accuracy"), (0.0, 1.0)),
     **dict.fromkeys(("top10_agreement", "ndcg10", "mrr10", "recall10"), (0.0, 1.0)),
     **dict.fromkeys(("matthews_correlation", "pearsonr", "spearmanr", "spearman", "cosine_similarity"), (-1.0, 1.0)),
     **dict.fromkeys(("loss", "bits_per_byte", "mean_squared_error", "mean_absolute_error", "wer", "cer"), (0.0, INF)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.data import TEXT_DTYPES, string_columns
+from nas.tasks.label_maps import image_columns
 from nas.tasks.labels import is_list
 from search_spaces import InputError
 
@@ -84,17 +85,19 @@ def guess_columns(dataset: Dataset, task: str, source: str) -> TaskColumns:
 
 
 def _image_columns(dataset: Dataset) -> TaskColumns | None:
-    from datasets import Image
-
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    images = image_columns(dataset)
     label = _label_column(dataset, images)
     return {"image": images[0], "label": label} if images and label else None
 
 
-def _caption_columns(dataset: Dataset) -> TaskColumns | None:
-    from datasets import Image
+def _map_columns(dataset: Dataset) -> TaskColumns | None:
+    images = image_columns(dataset)
+    maps = [name for name in images if name != "image"]
+    return {"image": "image", "label": maps[0]} if len(maps) == 1 < len(images) else None
 
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+
+def _caption_columns(dataset: Dataset) -> TaskColumns | None:
+    images = image_columns(dataset)
     texts = string_columns(dataset)
     return {"image": images[0], "text": _named(texts, TEXTS) or texts[0]} if images and texts else None
 
@@ -166,6 +169,7 @@ def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
 
 
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
+    "semantic-segmentation": _map_columns,
     "image-classification": _image_columns,
     "zero-shot-image-classification": _image_columns,
     "image-text-retrieval": _caption_columns,
@@ -193,6 +197,7 @@ NEEDED = {
     **dict.fromkeys(
         ("automatic-speech-recognition", "automatic-speech-recognition-ctc"), "a column of recordings and one of texts"
     ),
+    "semantic-segmentation": "a column `image` and one other column of images, the maps of labels",
     "image-text-retrieval": "a column of images and one of texts",
     "audio-classification": "a column of recordings and one of labels",
     "question-answering": "columns `question`, `context` and `answers`",

@@ -20,7 +20,7 @@ from nas.recipe.schema import Recipe, Training
 from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
-from nas.tasks.images import image_shape, resized_processor, with_image_size
+from nas.tasks.images import image_shape, processed_size, resized_processor, with_image_size
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
 from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
@@ -29,7 +29,7 @@ from nas.tasks.types.base import TaskInputs
 from nas.tasks.vocabulary import Vocabulary
 from nas.tasks.weights import WEIGHTS, load_weights
 from predictors import Workload
-from search_spaces import TASKS, InputError, Layout, SubnetConfig
+from search_spaces import FAMILIES, TASKS, InputError, Layout, SubnetConfig
 from search_spaces.dimension import FULL
 from search_spaces.errors import short_error
 from search_spaces.tasks import Task
@@ -115,8 +115,16 @@ class TaskContext:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The parent's Hugging Face config, with enough learned positions for the inputs of the recipe."""
-        return extend_config(self._stored_config, self._longest_input)
+        """The parent's Hugging Face config, with enough learned positions for the inputs of the recipe.
+
+        Where a model reads images of any size, its image processor says how large they are.
+        """
+        config = extend_config(self._stored_config, self._longest_input)
+        family = FAMILIES.get(config.model_type)
+        if family is not None and family.any_image_size and not self.task.reads_text:
+            processor = load_processor(self.task_type, self.recipe.model, self.recipe.trust_remote_code)
+            config.image_size = processed_size(processor)
+        return config
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -107,14 +107,14 @@ def require_texts(dataset: Dataset, column: str, source: str, key: str = "task.t
         )
 
 
-def require_images(dataset: Dataset, column: str, source: str) -> None:
+def require_images(dataset: Dataset, column: str, source: str, key: str = "task.image") -> None:
     """Raises InputError if the column does not exist or holds no images."""
     from datasets import Image
 
-    require_column(dataset, column, source, "task.image")
+    require_column(dataset, column, source, key)
     feature = dataset.features[column]
     if not isinstance(feature, Image):
-        raise InputError(f"`task.image` must name an image column, but `{column}` of `{source}` is {feature}.")
+        raise InputError(f"`{key}` must name an image column, but `{column}` of `{source}` is {feature}.")
 
 
 def python_function(path: Path, name: str, purpose: str) -> Callable[..., Any]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedConfig
 
+    from predictors import Workload
+
 CHECKED_IMAGES = 10_000
 """Images of a split that are decoded before training; of a larger one as many, evenly spaced."""
 DEEP_MODES = ("I", "F")
@@ -121,11 +123,25 @@ def pixels_of(
     Raises:
         InputError: If the image processor gives another shape than the model's.
     """
+    return _preprocessed(images, processor, config, model, source)["pixel_values"]
+
+
+def pixels_and_maps_of(
+    images: list[Image], maps: list[np.ndarray], processor: Any, config: PreTrainedConfig, model: str, source: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The pixels of images, and the ids of classes (height, width) that label them; see `pixels_of`."""
+    found = _preprocessed(images, processor, config, model, source, segmentation_maps=maps)
+    return found["pixel_values"], found["labels"]
+
+
+def _preprocessed(
+    images: list[Image], processor: Any, config: PreTrainedConfig, model: str, source: str, **others: Any
+) -> dict[str, list[torch.Tensor]]:
     shape = image_shape(config)
     converted = [convert_image(image, "L" if shape[0] == 1 else "RGB", source) for image in images]
     try:
-        pixels = list(processor(converted, return_tensors="pt")["pixel_values"])
-        problem = str(next((tuple(p.shape) for p in pixels if p.shape != shape), ""))
+        found = {name: list(each) for name, each in processor(converted, return_tensors="pt", **others).items()}
+        problem = str(next((tuple(p.shape) for p in found["pixel_values"] if p.shape != shape), ""))
     except ValueError as error:
         problem = short_error(error)
     if problem:
@@ -133,7 +149,23 @@ def pixels_of(
             f"the image processor of `{model}` must return images of the model's shape (channels, height, width) "
             f"{shape}, but got {problem}; set `size`, `image_mean` and `image_std` in its preprocessor_config.json."
         )
-    return pixels
+    return found
+
+
+def random_pixels(config: PreTrainedConfig, workload: Workload, generator: torch.Generator) -> torch.Tensor:
+    """Random pixels (batch, channels, height, width) of a model's input images."""
+    import torch
+
+    return torch.randn((workload.batch_size, *image_shape(config)), generator=generator)
+
+
+def processed_size(processor: Any) -> int | list[int]:
+    """Height and width in pixels, or one number for both, of the images that an image processor returns."""
+    name = "crop_size" if getattr(processor, "do_center_crop", False) else "size"
+    lengths = dict(getattr(processor, name))
+    edge = lengths.get("shortest_edge")
+    height, width = lengths.get("height") or edge, lengths.get("width") or edge
+    return int(height) if height == width else [int(height), int(width)]
 
 
 def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:

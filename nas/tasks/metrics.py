@@ -123,6 +123,26 @@ binary_f1 = OfClasses(_f1_of_second)
 """F1 of the second of two classes."""
 
 
+def _mean_iou(stats: ExampleStats) -> float:
+    both = stats["correct_pixels"].sum(0)
+    union = stats["labelled_pixels"].sum(0) + stats["predicted_pixels"].sum(0) - both
+    return float((both / np.maximum(union, 1))[union > 0].mean()) if union.any() else 0.0
+
+
+@dataclass(frozen=True)
+class OfPixels(OfClasses):
+    """A metric of the classes of pixels; an image has several."""
+
+    def is_defined(self, stats: ExampleStats, draws: np.ndarray) -> np.ndarray:
+        """Whether the classes of all images occur in each of some resamples (samples, images)."""
+        occurs = stats["labelled_pixels"] + stats["predicted_pixels"] > 0
+        return np.array([(occurs[rows].any(0) == occurs.any(0)).all() for rows in draws])
+
+
+mean_iou = OfPixels(_mean_iou)
+"""Mean over classes of the pixels that are labelled and predicted over those that are one of them."""
+
+
 def matthews_correlation(stats: ExampleStats) -> float:
     """Matthews correlation coefficient of classes (Gorodkin 2004); 0 if one class has all labels or predictions."""
     hits, actual, predicted = (counts.astype(float) for counts in class_counts(stats))

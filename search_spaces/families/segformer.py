@@ -71,7 +71,7 @@ def _convolved(grid: tuple[int, int], patch: int, stride: int) -> tuple[int, int
 
 SEGFORMER = Family(
     model_type="segformer",
-    tasks=IMAGE_ENCODER_TASKS,
+    tasks=(*IMAGE_ENCODER_TASKS, "semantic-segmentation"),
     stacks=tuple(_stack(stage) for stage in STAGES),
     outside_layers={},
     runs_on={
@@ -94,4 +94,5 @@ SEGFORMER = Family(
         "image_size": "its maps of labels have the size of the images",
     },
     special_tokens=0,
+    any_image_size=True,
 )

@@ -79,15 +79,21 @@ def _load_saved(path: Path) -> Any:
 
 
 def _load_described(path: Path, folder_builder: str) -> Dataset:
-    """Images or recordings that a ``metadata.csv`` names, with its other columns as our reader of CSV takes them."""
+    """Images or recordings that a ``metadata.csv`` names, with its other columns as our reader of CSV takes them.
+
+    A column such as ``mask_file_name`` names more files, as in `datasets`: they are in the column ``mask``.
+    """
     from datasets import Audio, Image
 
     rows = load_file(path / METADATA)
     if FILE_NAME not in rows.column_names:
         raise InputError(f"`{path / METADATA}` must have a column `{FILE_NAME}`, but has {rows.column_names}.")
     name, feature = ("audio", Audio()) if folder_builder == "audiofolder" else ("image", Image())
-    files = [str(path / file) for file in rows[FILE_NAME]]
-    return rows.remove_columns(FILE_NAME).add_column(name, files).cast_column(name, feature)
+    others = [column for column in rows.column_names if column.endswith(f"_{FILE_NAME}")]
+    for column, new in [(FILE_NAME, name), *((each, each.removesuffix(f"_{FILE_NAME}")) for each in others)]:
+        files = [str(path / file) for file in rows[column]]
+        rows = rows.remove_columns(column).add_column(new, files).cast_column(new, feature)
+    return rows
 
 
 def _load_builder(builder: str, **options: Any) -> Mapping[str, Dataset]:

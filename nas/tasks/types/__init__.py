@@ -11,6 +11,7 @@ from nas.tasks.types.fill_mask import FillMask
 from nas.tasks.types.image_classification import ImageClassification
 from nas.tasks.types.image_text_retrieval import ImageTextRetrieval
 from nas.tasks.types.question_answering import QuestionAnswering
+from nas.tasks.types.semantic_segmentation import SemanticSegmentation
 from nas.tasks.types.sentence_similarity import SentenceSimilarity
 from nas.tasks.types.text2text_generation import Text2TextGeneration
 from nas.tasks.types.text_classification import TextClassification
@@ -33,6 +34,7 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "automatic-speech-recognition-ctc": AutomaticSpeechRecognitionCtc,
     "audio-classification": AudioClassification,
     "image-classification": ImageClassification,
+    "semantic-segmentation": SemanticSegmentation,
     "zero-shot-image-classification": ZeroShotImageClassification,
     "image-text-retrieval": ImageTextRetrieval,
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row, row_numbers
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, decode_image, image_shape, pixels_of, undecoded
+from nas.tasks.images import check_images, decode_image, pixels_of, random_pixels, undecoded
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 
@@ -61,6 +61,4 @@ class ImageClassification(Classification):
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """Returns random pixels."""
-        import torch
-
-        return {"pixel_values": torch.randn((workload.batch_size, *image_shape(config)), generator=generator)}
+        return {"pixel_values": random_pixels(config, workload, generator)}
