@@ -212,5 +212,5 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
 
 
 def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> None:
-    with pytest.raises(InputError, match=r"nearest to those of `vit`, .* know `attention.relative_position_bias`"):
+    with pytest.raises(InputError, match=r"nearest to those of `bert`, .* know `attention.self`"):
         list(describe_type("swinv2"))

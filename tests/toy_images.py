@@ -13,7 +13,6 @@ from conftest import TOYS
 from PIL import Image
 
 from nas.recipe.schema import Recipe
-from search_spaces import TASKS
 
 SIDE = 32
 UNLABELLED = 255
@@ -48,7 +47,7 @@ def parquet(file: Path, rows: list[dict[str, Any]]) -> str:
     return str(file)
 
 
-def image_model(family: str, task: str, folder: Path, **config: Any) -> str:
+def image_model(family: str, folder: Path, **config: Any) -> str:
     """A folder with the config of a toy and an image processor; no weights, so that a run trains it."""
     toy = transformers.AutoConfig.for_model(family, **{**TOYS[family].config, **config})
     toy.save_pretrained(folder)
@@ -58,15 +57,30 @@ def image_model(family: str, task: str, folder: Path, **config: Any) -> str:
     processor(
         size=side, do_resize=True, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3
     ).save_pretrained(folder)
-    assert TASKS[task].auto_class
     return str(folder)
 
 
-def recipe(folder: Path, family: str, task: str, rows: list[dict[str, Any]], **sections: Any) -> Recipe:
-    """A recipe over some rows, every third of which is held out."""
+QUICK = {
+    "space": {"num_stage3_layers": [1, 2], "intermediate_size": [24, 96]},
+    "profile": {"samples": 10, "precision": 0.5},
+    "search": {"evaluations": 6},
+    "finish": {"models": 0},
+}
+"""Sections of a recipe for a model of several stages that is searched in seconds."""
+
+
+def recipe(
+    folder: Path,
+    family: str,
+    task: str,
+    rows: list[dict[str, Any]],
+    config: dict[str, Any] | None = None,
+    **sections: Any,
+) -> Recipe:
+    """A recipe over some rows, every third of which is held out, for a toy with some other fields in its config."""
     return Recipe.parse(
         {
-            "model": image_model(family, task, folder / "model"),
+            "model": image_model(family, folder / "model", **(config or {})),
             "task": {
                 "type": task,
                 "train": parquet(folder / "train.parquet", rows),

@@ -163,9 +163,8 @@ def processed_size(processor: Any) -> int | list[int]:
     """Height and width in pixels, or one number for both, of the images that an image processor returns."""
     name = "crop_size" if getattr(processor, "do_center_crop", False) else "size"
     lengths = dict(getattr(processor, name))
-    edge = lengths.get("shortest_edge")
-    height, width = lengths.get("height") or edge, lengths.get("width") or edge
-    return int(height) if height == width else [int(height), int(width)]
+    height, width = (int(lengths.get(side) or lengths["shortest_edge"]) for side in ("height", "width"))
+    return height if height == width else [height, width]
 
 
 def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:
