@@ -36,6 +36,7 @@ from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SubnetConfig
 from search_spaces.blueprint import LayerBlueprint
 from search_spaces.dimension import FULL_RANK
+from search_spaces.dimensions import DEPTHS
 from search_spaces.dimensions.ranks import factor_rank
 from search_spaces.family import Axes
 from search_spaces.layout import config_part, update_config
@@ -474,7 +475,7 @@ class Supernet:
         sizes = getattr(config, self.family.sub_config) if self.family.sub_config else config
         update_config(config, self.family, {**config_update, **dict.fromkeys(self._unused_fields, False)})
         if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names one stage per layer
-            sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(sizes.num_hidden_layers))]
+            sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(getattr(sizes, DEPTHS[0])))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
         config._attn_implementation = self.model.config._attn_implementation
         return self._model_class, config
