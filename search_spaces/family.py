@@ -37,6 +37,7 @@ Axis = Literal[
     "embedding",
     "vocab",
     "positions",
+    "queries",
 ]
 """What one dimension of a weight counts.
 
@@ -48,7 +49,7 @@ three dimensions. ``shared_ffn`` are the neurons of an expert that every token r
 through, ``shared_gates`` its gate. ``embedding`` is the width of the embeddings where they are
 projected to the hidden size, else the hidden size itself. ``vocab`` are the pieces of the tokenizer: rows of the table
 of token embeddings and of heads with an output for each. ``positions`` are the special tokens and patches of an image
-that have learned positions.
+that have learned positions; queries follow them. ``queries`` are the tokens in which a detector finds objects.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
@@ -57,9 +58,9 @@ Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
 RunsOn = str
 """What a module outside the layers runs on: ``once`` per sample; on what gets a ``label`` (the sample, or each token);
 on every ``token`` (of the decoder, where there is one), every ``source`` token of an encoder-decoder, every ``patch``
-of an image, or every ``frame`` of a sound. ``convolution K``: on every output of the K-th convolution of a wave. On
-every token of a ``text``, in a model with two towers: texts are read beforehand, so a pass over an image runs none.
-``stage K``, ``queries K``, ``keys K``: see `Stage`."""
+of an image, every ``query`` of a detector, or every ``frame`` of a sound. ``convolution K``: on every output of the
+K-th convolution of a wave. On every token of a ``text``, in a model with two towers: texts are read beforehand, so a
+pass over an image runs none. ``stage K``, ``queries K``, ``keys K``: see `Stage`."""
 
 
 class Stage(NamedTuple):
@@ -224,12 +225,17 @@ class Family:
     @property
     def reads_images(self) -> bool:
         """Whether its tokens are patches of images."""
-        return any("image" in task for task in self.tasks)
+        return any("image" in task for task in self.tasks) or self.has_queries
 
     @property
     def has_towers(self) -> bool:
         """Whether its stacks are a tower for images and one for texts, each with a residual stream of its own."""
         return "text_hidden" in self.axes
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether it finds objects, each in a token of its own."""
+        return any("queries" in axes for axes in self.outside_layers.values())
 
     @property
     def all_tasks(self) -> tuple[str, ...]:

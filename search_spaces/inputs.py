@@ -26,21 +26,23 @@ class Inputs:
     sizes: PreTrainedConfig
 
     def runs_per_sample(
-        self, sequence_length: int | None, *, label_tokens: bool = False, image: int = 0
+        self, sequence_length: int | None, *, label_tokens: bool = False, image: int = 0, queries: int | None = None
     ) -> dict[RunsOn, int]:
         """How often a module runs in one pass over one sample, by what it runs on.
 
-        Text has ``sequence_length`` tokens; an image has its patches and the special tokens. The source of an
+        Text has ``sequence_length`` tokens; an image has its patches, special tokens and queries. The source of an
         encoder-decoder is as long as its target, or as the encoded sound. Texts beside an image are read beforehand.
 
         Args:
             sequence_length: Tokens of one sample, None for images.
             label_tokens: Whether every token gets a label, not the sample.
             image: Side of an image in pixels; 0: the parent's.
+            queries: Of a detector; None: the parent's.
         """
+        queries = self.num_queries if queries is None else queries
         patches = self.patches(image)
         special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
-        token = patches + special if patches else self.encoded_frames or sequence_length or 0
+        token = patches + special + queries if patches else self.encoded_frames or sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
         label = token if label_tokens else 1
         return {
@@ -49,6 +51,7 @@ class Inputs:
             "token": token,
             "source": source,
             "patch": patches,
+            "query": queries,
             "frame": 2 * source,
             "text": 0,
             **{f"convolution {k}": count for k, count in enumerate(convolved(self.sizes, token)[1:])},
@@ -73,6 +76,16 @@ class Inputs:
     def encoded_frames(self) -> int:
         """Frames that an encoder of sounds of one length gives, without a decoder; 0 for any other model."""
         return 0 if len(self.family.stacks) > 1 else getattr(self.sizes, "max_source_positions", 0)
+
+    @property
+    def num_queries(self) -> int:
+        """Queries of a detector, 0 in any other model."""
+        name = self.family.names_in_config("num_queries")[0]
+        return int(getattr(self.sizes, name)) if self.family.has_queries else 0
+
+    def image_size(self, side: int) -> Any:
+        """What the config calls images with a side of so many pixels: a number, or height and width."""
+        return side if isinstance(self.sizes.image_size, int) else [side, side]
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:

@@ -307,7 +307,10 @@ class Layout:
         if self.family.has_vocabulary:
             update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
         if self.family.reads_images and "image_size" not in self.family.fixed_reasons:
-            update["image_size"] = self.blueprint(subnet).outside.sizes["image"] or self.sizes.image_size
+            side = self.blueprint(subnet).outside.sizes["image"]
+            update["image_size"] = self.inputs.image_size(side) if side else self.sizes.image_size
+        if self.family.has_queries:
+            update[self.family.names_in_config("num_queries")[0]] = subnet.num_queries
         for name in self.family.per_layer_fields:
             values = getattr(self.sizes, name, None)
             if values is not None:

@@ -87,7 +87,7 @@ class Shapes:
         if axis == "embedding":
             return self.embedding_size if self.projects_embeddings else sizes["hidden"]
         if axis == "positions":
-            return self.inputs.patches(sizes["image"]) + self.family.special_tokens
+            return self.inputs.patches(sizes["image"]) + self.family.special_tokens + sizes["queries"]
         return sizes[axis] * self.channels_per_unit(axis)
 
     @property

@@ -87,6 +87,7 @@ TASKS: dict[str, Task] = {
         outputs=("image_embeds", "text_embeds"),
         pipeline=TOWERS_TASK,
     ),
+    "object-detection": Task("AutoModelForObjectDetection", "map", reads_text=False, outputs=("logits", "pred_boxes")),
     "image-feature-extraction": Task(
         "AutoModel", None, reads_text=False, outputs=("last_hidden_state",), has_labels=False
     ),
@@ -105,6 +106,7 @@ TEXT_ENCODER_TASKS = (
 DECODER_TASKS = ("text-generation", "text-classification", "token-classification", "question-answering")
 SPEECH_ENCODER_TASKS = ("automatic-speech-recognition-ctc", "audio-classification")
 IMAGE_ENCODER_TASKS = ("image-classification",)
+DETECTION_TASKS = ("object-detection",)
 TRANSLATION_TASKS = ("text2text-generation",)
 """The tasks of families of one kind, the most common first."""
 

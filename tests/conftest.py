@@ -64,6 +64,7 @@ WITHOUT_FFN = {name: size for name, size in SIZES.items() if name != "intermedia
 TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 PROJECTED = {"input_embedding_size": 24, "output_embedding_size": 32}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
+QUERIES = {"image_size": [8, 8], "patch_size": 2, "num_detection_tokens": 6, "num_labels": 3}
 RELATIVE = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
@@ -119,7 +120,8 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = model(**inputs)
     if "last_hidden_state" in outputs and "attention_mask" in inputs and not model.can_generate():
         return scored_outputs(outputs, ["last_hidden_state"], inputs)["last_hidden_state"].flatten()
-    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output", "logits_per_image") if n in outputs]
+    names = ("logits", "start_logits", "end_logits", "pred_boxes", "pooler_output", "logits_per_image")
+    names = tuple(name for name in names if name in outputs)
     return torch.cat([outputs[name].flatten() for name in names])
 
 
@@ -150,6 +152,14 @@ def spectrogram_inputs() -> dict[str, torch.Tensor]:
     return {"input_values": torch.randn(3, 12, 8)}
 
 
+class Targets(list[Any]):
+    """Objects of images, as the loss of a detector takes them."""
+
+    def to(self, device: Any) -> Targets:
+        """Itself: tests run on the CPU."""
+        return self
+
+
 ALIKE_AT_FIRST = ("relative_position_bias_table", "lambda_1", "lambda_2")
 """Ends of the names of parameters whose entries are all alike in a new model, so that a wrong one would not show."""
 
@@ -171,7 +181,7 @@ class Toy:
         auto = getattr(transformers, TASKS[task or FAMILIES[self.model_type].tasks[0]].auto_class)
         model = auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
         for name, parameter in model.named_parameters():
-            if name.endswith(ALIKE_AT_FIRST):
+            if name.endswith(ALIKE_AT_FIRST) or (parameter.dim() == 3 and not parameter.any()):
                 torch.nn.init.uniform_(parameter)
         return model
 
@@ -180,6 +190,10 @@ class Toy:
         inputs, task = self.inputs(), task or FAMILIES[self.model_type].tasks[0]
         if task in ("text-classification", "image-classification", "audio-classification", "image-feature-extraction"):
             return {**inputs, "labels": torch.tensor([0, 1, 1])}
+        if task == "object-detection":
+            boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.2]])
+            objects: Any = Targets(3 * [{"class_labels": torch.tensor([0, 2]), "boxes": boxes}])
+            return {**inputs, "labels": objects}
         if task == "question-answering":
             return {**inputs, "start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 4, 5])}
         if task == "automatic-speech-recognition-ctc":
@@ -246,6 +260,7 @@ TOYS: dict[str, Toy] = {
         Toy("segformer", {**MIXED_FFN, "initializer_range": 0.1}, larger_image_inputs),
         Toy("clip", TWO_TOWERS, image_inputs),
         Toy("siglip", TWO_TOWERS, image_inputs),
+        Toy("yolos", {**SIZES, **QUERIES, "use_mid_position_embeddings": False}, image_inputs),
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""
@@ -317,7 +332,7 @@ def in_stages(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
 def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
     """A subnetwork with the parent's heads, ranks and dtypes where its family fixes them, and neurons in proportion.
 
-    Layers with experts have some of them.
+    Layers with experts have some of them, detectors some of their queries.
     """
     if layout.inputs.stages:
         return in_stages(layout, subnet)
@@ -327,6 +342,8 @@ def as_fixed(layout: Layout, subnet: SubnetConfig) -> SubnetConfig:
         experts = [3] * len(subnet.layers) if subnet.is_uniform else [1 + layer for layer in subnet.layers]
         hidden = -(-subnet.hidden_size // MULTIPLE) * MULTIPLE
         subnet = subnet.with_values(num_experts=tuple(experts), hidden_size=hidden)
+    if layout.family.has_queries:
+        subnet = subnet.with_values(num_queries=4)
     neurons = tuple(layout.parent.intermediate_size[0] * size // 96 for size in subnet.intermediate_size)
     subnet = subnet.with_values(intermediate_size=neurons)
     if "num_attention_heads" not in layout.family.fixed_reasons:

@@ -48,7 +48,7 @@ for folder, auto in json.loads((root / "folders.json").read_text()).items():
     if "last_hidden_state" in outputs and "attention_mask" in inputs:
         mask = inputs["attention_mask"][..., None]
         outputs = {{"logits": (outputs["last_hidden_state"] * mask).sum(1) / mask.sum(1)}}
-    names = [n for n in ("logits", "start_logits", "end_logits", "pooler_output") if n in outputs]
+    names = [n for n in ("logits", "start_logits", "end_logits", "pred_boxes", "pooler_output") if n in outputs]
     save_file({{"out": torch.cat([outputs[name].flatten() for name in names])}}, root / folder / (again + ".out"))
     model.save_pretrained(root / folder / again)
     modules[folder] = type(model).__module__

@@ -48,6 +48,7 @@ CHOICES: dict[str, list[Any]] = {
     "embedding_dim": [10, 24, 48],
     "image_size": [4, 6, "full"],
     "text_hidden_size": [12, 24, 36],
+    "num_queries": [2, 4, 6],
     "attention": ["full", "local:4", "bigbird:2,1,1"],
     "bits": ["float32", "bfloat16", "int8-weight", "int8", "int4-weight"],
 }
@@ -150,7 +151,8 @@ def own_inputs(inputs: dict[str, torch.Tensor], subnet: SubnetConfig) -> dict[st
         **dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), lambda ids: ids.clamp(max=size - 1)),
         "pixel_values": lambda pixels: pixels[..., :size, :size],
     }
-    return {name: resize[name](value) if name in resize else value for name, value in inputs.items()}
+    tensors = {name for name in resize if torch.is_tensor(inputs.get(name))}
+    return {name: resize[name](value) if name in tensors else value for name, value in inputs.items()}
 
 
 def assert_extracted_equals_active(supernet: Supernet, subnet: SubnetConfig, inputs: dict[str, torch.Tensor]) -> None:
@@ -201,7 +203,7 @@ def test_narrower_layers_equal_the_parent_with_the_rest_of_them_zeroed(family: s
         parent = toy.model(attention=attention)
         supernet = Supernet(copy.deepcopy(parent))
         others = ("hidden_size", "vocabulary", *TABLE, "embedding_dim", "image_size", "attention", "bits")
-        others += (*DEPTHS, *RANK_FIELDS, "num_experts")
+        others += (*DEPTHS, *RANK_FIELDS, "num_experts", "num_queries")
         space = make_space(supernet, [d for d in supernet.family.dimensions if d not in others])
         for k in range(4):
             subnet = space.sample(Random(k))

@@ -31,7 +31,7 @@ from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet, evaluation_mode
-from nas.tasks.losses import LogitsAndLabels, divergence
+from nas.tasks.losses import LogitsAndLabels
 from search_spaces import SearchSpace
 from search_spaces.dimensions import BLOCKS, OF_INPUTS, PER_SUBNET
 
@@ -184,10 +184,10 @@ def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
 def _loss_and_divergence(outputs: Outputs, reference: Outputs, examples: EvaluationSet) -> tuple[float, float]:
     """Mean over examples of the change in loss and of the divergence."""
     sizes = torch.tensor([len(rows) for rows in examples.rows], dtype=torch.float64)
-    weights, activation = sizes / sizes.sum(), examples.task.activation
+    weights = sizes / sizes.sum()
     pairs = list(zip(outputs, reference, strict=True))
     losses = torch.tensor([loss - reference_loss for (loss, _), (reference_loss, _) in pairs])
-    divergences = torch.stack([divergence(logits, others, activation, 1.0) for (_, logits), (_, others) in pairs])
+    divergences = torch.stack([examples.task.divergence(logits, others, 1.0) for (_, logits), (_, others) in pairs])
     return float(losses.double() @ weights), float(divergences.double().cpu() @ weights)
 
 

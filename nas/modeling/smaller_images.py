@@ -12,18 +12,22 @@ from torch import nn
 from torch.nn import functional
 
 
-def interpolation(special: int, old: int, new: int) -> np.ndarray:
-    """Weights (special + new patches, special + old patches) of the positions of one grid in those of another.
+def interpolation(special: int, old: int, new: int, queries: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Weights (new positions, old positions) of the positions of one grid in those of another.
+
+    Positions are those of special tokens, of patches and of queries.
 
     Args:
         special: First positions, of special tokens, which stay.
         old: Patches of the parent.
         new: Patches of the smaller image.
+        queries: Last positions, of queries: how many there are, and the number of the first ones that stay.
     """
     side, wanted = round(old**0.5), round(new**0.5)
     grids = torch.eye(old).view(old, 1, side, side)
     resized = functional.interpolate(grids, size=(wanted, wanted), mode="bicubic", align_corners=False)
-    return torch.block_diag(torch.eye(special), resized.view(old, new).T).numpy()
+    first = torch.eye(*queries).T
+    return torch.block_diag(torch.eye(special), resized.view(old, new).T, first).numpy()
 
 
 class SizeChecks:

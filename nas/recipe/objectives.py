@@ -51,11 +51,13 @@ METRICS: dict[str, Direction] = {
     "ndcg10": "maximize",
     "mrr10": "maximize",
     "recall10": "maximize",
+    "map": "maximize",
+    "map50": "maximize",
 }
 INF = math.inf
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("accuracy", "f1", "exact_match", "rougeL", "mean_iou", "pixel_accuracy"), (0.0, 1.0)),
-    **dict.fromkeys(("top10_agreement", "ndcg10", "mrr10", "recall10"), (0.0, 1.0)),
+    **dict.fromkeys(("top10_agreement", "ndcg10", "mrr10", "recall10", "map", "map50"), (0.0, 1.0)),
     **dict.fromkeys(("matthews_correlation", "pearsonr", "spearmanr", "spearman", "cosine_similarity"), (-1.0, 1.0)),
     **dict.fromkeys(("loss", "bits_per_byte", "mean_squared_error", "mean_absolute_error", "wer", "cer"), (0.0, INF)),
     "perplexity": (1.0, INF),

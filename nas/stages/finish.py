@@ -150,7 +150,7 @@ def _teacher(run: Run, context: TaskContext, supernet: Supernet, students: Seque
     weight = settings.hidden_states
     if weight is None:  # a parent that was trained from scratch for as long as its subnetworks knows no more than they
         weight = 0.0 if context.has_no_weights else HIDDEN_STATES_WEIGHT
-    if not weight or supernet.family.has_towers:  # towers read other examples than the batch
+    if not weight or supernet.family.has_towers or supernet.family.has_queries:  # they read other tokens
         return _Teacher(model, None)
     kept = KeptStates() if settings.augment is None else None
     subnets = [student.subnet for student in students]

@@ -311,8 +311,8 @@ class Supernet:
             assert self.vocabulary is not None
             return self.vocabulary.kept(str(sizes["vocab"]))
         if axis == "positions" and sizes["image"]:
-            patches = (self.layout.inputs.patches(side["image"]) for side in (full, sizes))
-            return interpolation(self.family.special_tokens, *patches)
+            old, new = (self.layout.inputs.patches(side["image"]) for side in (full, sizes))
+            return interpolation(self.family.special_tokens, old, new, (full["queries"], sizes["queries"]))
         return self.layout.shapes.active_rows(axis, sizes, full)
 
     def _token_ids(self, subnet: SubnetConfig) -> dict[str, Any]:

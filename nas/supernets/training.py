@@ -25,7 +25,7 @@ from nas.supernets.trackers import set_log_folder
 from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
 from nas.tasks.context import OtherSizes
 from nas.tasks.kept_outputs import STATE_DTYPE, KeptOutputs
-from nas.tasks.losses import LogitsAndLabels, divergence
+from nas.tasks.losses import LogitsAndLabels
 from nas.tasks.types import TaskType
 from search_spaces import InputError
 from search_spaces.dimension import FULL
@@ -305,7 +305,7 @@ class DistillationTrainer(Trainer):
 
         Those of inputs of another size have other tokens, and are not compared.
         """
-        loss = divergence(student[0], teacher[0], self.task.activation, self.temperature)
+        loss = self.task.divergence(student[0], teacher[0], self.temperature)
         if self.states is None or input_size != FULL:
             return loss
         return loss + self.states.weight * hidden_state_loss(student[1], teacher[1], self.states.layout)

@@ -168,7 +168,15 @@ def _similarity_columns(dataset: Dataset) -> TaskColumns | None:
     return {"text": pair} if pair else _text_columns(dataset)
 
 
+def _object_columns(dataset: Dataset) -> TaskColumns | None:
+    from datasets import Image
+
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    return {"image": images[0], "label": "objects"} if images and "objects" in dataset.features else None
+
+
 COLUMNS: dict[str, Callable[[Dataset], TaskColumns | None]] = {
+    "object-detection": _object_columns,
     "semantic-segmentation": _map_columns,
     "image-classification": _image_columns,
     "zero-shot-image-classification": _image_columns,
@@ -197,6 +205,7 @@ NEEDED = {
     **dict.fromkeys(
         ("automatic-speech-recognition", "automatic-speech-recognition-ctc"), "a column of recordings and one of texts"
     ),
+    "object-detection": "a column of images and `objects`",
     "semantic-segmentation": "a column `image` and one other column of images, the maps of labels",
     "image-text-retrieval": "a column of images and one of texts",
     "audio-classification": "a column of recordings and one of labels",

@@ -17,12 +17,15 @@ from nas.modeling.longer_positions import extend_config, extend_positions, num_p
 from nas.modeling.registration import stock_classes
 from nas.modeling.unfolded import is_export, refusal, unfold
 from nas.recipe.schema import Recipe, Training
+from nas.recipe.text import split_source
+from nas.tasks.boxes import load_coco
 from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.images import image_shape, processed_size, resized_processor, with_image_size
 from nas.tasks.loading import load_config, load_processor
 from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
+from nas.tasks.sources.parts import take_part
 from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
@@ -277,7 +280,11 @@ class TaskContext:
         )
 
     def _load(self, source: str) -> Dataset:
-        examples = load_source(source, self.task_type.folder_builder, by_line=self.task_type.reads_lines)
+        path, part = split_source(source)
+        if self.task_type.reads_coco and path.endswith(".json"):
+            examples = take_part({"train": load_coco(Path(path))}, part, path)
+        else:
+            examples = load_source(source, self.task_type.folder_builder, by_line=self.task_type.reads_lines)
         return with_group_ids(examples, self.recipe.task.group)
 
     def _validation(self, train: Dataset) -> Dataset | None:

@@ -170,7 +170,8 @@ def processed_size(processor: Any) -> int | list[int]:
 def with_image_size(config: PreTrainedConfig, side: int) -> PreTrainedConfig:
     """A copy of a model's config for images with a side of so many pixels."""
     resized = copy.deepcopy(config)
-    getattr(resized, "vision_config", resized).image_size = side
+    sizes = getattr(resized, "vision_config", resized)
+    sizes.image_size = side if isinstance(sizes.image_size, int) else [side, side]
     return resized
 
 

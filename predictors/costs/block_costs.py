@@ -168,8 +168,10 @@ class BlockCosts:
     # -- groups of tensors --------------------------------------------------------------------------------------------
 
     def _runs(self, subnet: SubnetConfig, sequence_length: int | None) -> Mapping[RunsOn, int]:
-        image = self.layout.blueprint(subnet).outside.sizes["image"]
-        return self.layout.inputs.runs_per_sample(sequence_length, label_tokens=self.label_tokens, image=image)
+        sizes = self.layout.blueprint(subnet).outside.sizes
+        return self.layout.inputs.runs_per_sample(
+            sequence_length, label_tokens=self.label_tokens, image=sizes["image"], queries=sizes["queries"]
+        )
 
     @cached_property
     def block_sets(self) -> tuple[Blocks, ...]:

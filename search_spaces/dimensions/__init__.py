@@ -15,6 +15,7 @@ from search_spaces.dimensions.heads import NUM_ATTENTION_HEADS
 from search_spaces.dimensions.hidden import HIDDEN_SIZE
 from search_spaces.dimensions.image_size import IMAGE_SIZE
 from search_spaces.dimensions.key_value_heads import NUM_KEY_VALUE_HEADS
+from search_spaces.dimensions.num_queries import NUM_QUERIES
 from search_spaces.dimensions.ranks import ATTENTION_RANK, MLP_RANK
 from search_spaces.dimensions.text_hidden import TEXT_HIDDEN_SIZE
 from search_spaces.dimensions.vocabulary import VOCABULARY
@@ -40,6 +41,7 @@ DIMENSIONS: dict[str, Dimension] = {
         EMBEDDING_DIM,
         IMAGE_SIZE,
         TEXT_HIDDEN_SIZE,
+        NUM_QUERIES,
     )
 }
 """Name -> dimension, in the order in which a space draws them."""

@@ -57,6 +57,7 @@ from search_spaces.families.wav2vec2 import WAV2VEC2
 from search_spaces.families.wavlm import WAVLM
 from search_spaces.families.whisper import WHISPER
 from search_spaces.families.xlm_roberta import XLM_ROBERTA
+from search_spaces.families.yolos import YOLOS
 from search_spaces.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -116,6 +117,7 @@ FAMILIES: dict[str, Family] = {
         SEGFORMER,
         CLIP,
         SIGLIP,
+        YOLOS,
     )
 }
 

@@ -10,6 +10,7 @@ from nas.tasks.types.feature_extraction import FeatureExtraction
 from nas.tasks.types.fill_mask import FillMask
 from nas.tasks.types.image_classification import ImageClassification
 from nas.tasks.types.image_text_retrieval import ImageTextRetrieval
+from nas.tasks.types.object_detection import ObjectDetection
 from nas.tasks.types.question_answering import QuestionAnswering
 from nas.tasks.types.semantic_segmentation import SemanticSegmentation
 from nas.tasks.types.sentence_similarity import SentenceSimilarity
@@ -37,4 +38,5 @@ TASK_TYPES: dict[str, type[TaskType]] = {
     "semantic-segmentation": SemanticSegmentation,
     "zero-shot-image-classification": ZeroShotImageClassification,
     "image-text-retrieval": ImageTextRetrieval,
+    "object-detection": ObjectDetection,
 }

@@ -64,6 +64,7 @@ class TaskType(ABC):
         folder_builder: Builder of `datasets` that reads a folder of data.
         has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
         strides: Whether held-out texts may be read in windows that overlap.
+        reads_coco: Whether a JSON file of data is one of objects in images, as COCO has them.
         reads_lines: Whether each line of a plain text file is an example.
         per_token_metrics: Metrics that do not compare between vocabularies, because they are means over tokens.
         whole_set_metrics: Metrics that compare the examples with each other, so that they have no value on a slice.
@@ -81,6 +82,7 @@ class TaskType(ABC):
     folder_builder: ClassVar[str] = "imagefolder"
     has_vocabulary_logits: ClassVar[bool] = False
     strides: ClassVar[bool] = False
+    reads_coco: ClassVar[bool] = False
     reads_lines: ClassVar[bool] = False
     per_token_metrics: ClassVar[frozenset[str]] = frozenset()
     whole_set_metrics: ClassVar[frozenset[str]] = frozenset()
@@ -160,6 +162,14 @@ class TaskType(ABC):
     @abstractmethod
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits that are scored, each with its labels."""
+
+    def divergence(
+        self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], temperature: float
+    ) -> torch.Tensor:
+        """Returns the divergence of a student's outputs from its teacher's, both from `logits_and_labels`."""
+        from nas.tasks.losses import divergence
+
+        return divergence(student, teacher, self.activation, temperature)
 
     @abstractmethod
     def example_stats(
