@@ -89,8 +89,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted() -> Iterator[Any]:
-    """Family, kind and format: one with code of ours and a stock one every day, two stacks slow, the rest full."""
-    for family, kind, form in product(TASK_OF, SUBNETS, FORMATS):
+    """Family, kind and format: one with code of ours and a stock one every day, two stacks slow, the rest full.
+
+    GGUF is for decoders with a tokenizer of theirs, see `test_gguf.py`.
+    """
+    for family, kind, form in product(TASK_OF, SUBNETS, (name for name in FORMATS if not FORMATS[name].spread)):
         marks = []
         if (family, kind) not in EVERYDAY or (family, kind, form) in UNCONVERTED:
             marks = [pytest.mark.slow if (family, kind, form) in SLOW else pytest.mark.full]

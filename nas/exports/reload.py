@@ -75,6 +75,22 @@ def run_executorch(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any
     }
 
 
+def run_gguf(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
+    """Runs a GGUF file in llama.cpp on the tokens that are no padding; logits of the others are zeros."""
+    import llama_cpp
+
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    tokens, threads = ids.shape[1] + 1, torch.get_num_threads()
+    options = {"n_ctx": tokens, "n_batch": tokens, "n_threads": threads, "n_threads_batch": threads}
+    program = llama_cpp.Llama(path, logits_all=True, verbose=False, **options)
+    logits = torch.zeros(*ids.shape, program.n_vocab())
+    for row, real in enumerate(mask):
+        program.reset()
+        program.eval(ids[row, real].tolist())
+        logits[row, real] = torch.tensor(program.scores[: int(real.sum())], dtype=torch.float32)
+    return {"logits": logits}
+
+
 RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, Any]]] = {
     "torch": run_torch,
     "onnx": run_onnx,
@@ -83,6 +99,9 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, Any]]] = {
     "openvino": run_openvino,
     "openvino-int8": run_openvino,
     "executorch": run_executorch,
+    "gguf": run_gguf,
+    "gguf-q8_0": run_gguf,
+    "gguf-q4_k_m": run_gguf,
 }
 
 

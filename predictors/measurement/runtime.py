@@ -46,6 +46,8 @@ class Format:
         rounds: Whether the outputs differ from those of the model because products are rounded.
         keeps_dtype: Whether a model in 16 bits computes in them; other files store its weights so, and compute in
             float32.
+        spread: Largest difference that its weights of few bits may make to an output of a real token, in standard
+            deviations of the outputs; 0 where `rounding.allowed_difference` says what is allowed.
         is_bounded: Whether the file runs at most the batch size and length that it is traced with.
         libraries: Modules that `load` imports and that do not count as the memory of a model.
     """
@@ -60,6 +62,7 @@ class Format:
     rounds: bool = False
     keeps_dtype: bool = False
     is_bounded: bool = False
+    spread: float = 0.0
     libraries: Sequence[str] = ()
 
     def prepare(self, file: Path, inputs: Mapping[str, torch.Tensor], workload: Workload) -> Call:
