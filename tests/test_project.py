@@ -92,6 +92,7 @@ def test_no_module_hides_a_public_name() -> None:
 NAMES_MANY_DIMENSIONS = {
     "nas/modeling/known_layouts.py": "builds a small Hugging Face config, whose fields are called so",
     "nas/modeling/modeling_nas.py": "travels with exports: sections of their configs are called as they were",
+    "predictors/measurement/runtimes/gguf.py": "reads a model's Hugging Face config",
     "predictors/latency/work_features.py": "the arithmetic of blocks: products of heads, neurons, channels",
     "search_spaces/layout.py": "reads a parent's Hugging Face config",
 }
@@ -116,6 +117,7 @@ def test_no_file_knows_the_dimensions() -> None:
 ASKS_FOR_OUTPUTS = r"""\.logits\b|["'](\w+_)?logits["']|last_hidden_state|ForSequenceClassification["']"""
 OUTPUTS_BY_NAME = {
     "nas/exports/reload.py": "runs without this package; of hidden states it compares the mean over tokens",
+    "predictors/measurement/runtimes/gguf.py": "llama.cpp gives the logits of a causal model, and nothing else",
     "predictors/measurement/phases.py": "feeds a decoder with what the encoder has computed",
     "search_spaces/families/mixtral.py": "a field of its config: whether the loss has a term of the router",
     "search_spaces/tasks.py": "the table",
