@@ -202,7 +202,7 @@ def test_more_evaluations_a_tighter_constraint_and_another_objective_evaluate_no
     tmp_path: Path, storage: bool
 ) -> None:
     database = {"storage": f"sqlite:///{tmp_path}/study.db"} if storage else {}
-    first = stand_in_recipe(14 if storage else 30, sampler="RandomSampler", confidence=1, **database)
+    first = stand_in_recipe(14 if storage else 60, sampler="RandomSampler", confidence=1, **database)
     run(tmp_path, first)
     n = first.search.evaluations
     more = stand_in_recipe(2 * n, sampler="RandomSampler", confidence=1, **database)
