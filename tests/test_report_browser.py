@@ -140,6 +140,7 @@ def test_the_page_switches_between_workloads(chromium: Any, tmp_path: Path) -> N
     assert page.locator("#x").input_value() == "latency_ms@phone"
     assert page.locator("#headline").inner_text().count("latency_ms@phone") == 1
     assert page.locator("tr.pale").count() == 0, "accuracy and latency_ms@phone alone order the three models"
+    assert page.locator("#z").input_value() == "", "the latency of the other workload is no colour here"
     page.locator("#workload").select_option("server")
     assert page.locator("#x").input_value() == "latency_ms@server"
     assert "latency_ms@phone" not in page.locator("#headline").inner_text() + page.locator("#panel").inner_text()

@@ -319,7 +319,7 @@ const names = Object.keys(DATA.objectives);
 byId("x").value = names.find(n => DATA.objectives[n] === "minimize") || names[0];
 byId("y").value = names.find(n => n !== byId("x").value && DATA.objectives[n] === "maximize")
   || names.find(n => n !== byId("x").value) || DATA.value_names.find(n => n !== byId("x").value) || names[0];
-byId("z").value = names.find(n => n !== byId("x").value && n !== byId("y").value) || "";
+byId("z").value = names.find(n => n !== byId("x").value && n !== byId("y").value && inView(n)) || "";
 for (const name of DATA.workloads) byId("workload").append(element("option", {value: name}, name));
 byId("workload").addEventListener("change", () => switchWorkload(byId("workload").value));
 byId("switch").hidden = DATA.workloads.length < 2;
