@@ -167,7 +167,7 @@ def allocated(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", [each for each in EVERY if FAMILIES[each.values[0]].stages is None])
 def test_peak_activation_memory_is_what_pytorch_allocates(family: str) -> None:
     toy = wide(TOYS[family])
     supernet = Supernet(toy.model())

@@ -46,6 +46,8 @@ def unfolded_config(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
     layout = _layout(full)
     if layout.family.has_towers:
         raise InputError(refusal(folder, "it has two towers"))
+    if layout.inputs.stages:
+        raise InputError(refusal(folder, "it has stages of different widths"))
     subnet = _subnet(folder, len(layout.parent.layers))
     if subnet != SubnetConfig(subnet.layers, **_sizes(subnet)):
         raise InputError(refusal(folder, "its layers compute in another way (integers or sparse attention)"))

@@ -51,7 +51,8 @@ class SemanticSegmentation(TaskType):
             require_images(split, self.maps, source, "task.label")
             limit = None if head is None else len(head)
             found = max(found, number_of_classes(split, self.maps, self.ignored, source, limit, reduces=reduces))
-        self.names = head or [f"LABEL_{number}" for number in range(found)]
+        own = [str(name) for _, name in sorted(self.config.id2label.items())]
+        self.names = head or (own if len(own) == found else [f"LABEL_{number}" for number in range(found)])
 
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The image."""
