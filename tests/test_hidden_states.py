@@ -44,7 +44,7 @@ def narrowed(supernet: Supernet) -> SubnetConfig:
     }
     narrow |= {"num_key_value_heads": [groups]} if "kv_heads" in supernet.family.axes else {}
     narrow = {name: sizes for name, sizes in narrow.items() if name in supernet.family.dimensions}
-    depths = dict.fromkeys(depth_names(len(supernet.stacks)), [3])
+    depths = {name: [3] for name in depth_names(len(supernet.stacks))}
     space = supernet.layout.search_space({**narrow, **depths, **scope}, layer_order=order(supernet))
     return space.largest
 
