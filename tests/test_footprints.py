@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +17,13 @@ from nas.pipeline import profile
 from nas.recipe.objectives import DIRECTIONS, format_value, reduced_costs
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.check import check_recipe
+from nas.stages.check import _check_costs, check_recipe
 from nas.stages.footprints import measure_footprints
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, SubnetPredictor, Workload
 from predictors.costs.weighted_costs import WeightedCosts
-from predictors.latency.throughput import Throughput
+from predictors.latency.throughput import Throughput, per_second
 from predictors.measurement import energy
 from predictors.measurement.first_run import FirstRun
 from search_spaces import InputError, SearchSpace, SubnetConfig
@@ -54,13 +56,27 @@ def test_throughput_follows_from_the_latency_of_a_batch() -> None:
     latency = SubnetPredictor.fit(
         space, subnets, [1.0 + s.num_hidden_layers for s in subnets], workload, macs=[1] * 40
     )
-    throughput = Throughput(latency)
+    throughput = Throughput("samples_per_second", latency)
     np.testing.assert_allclose(throughput.predict(subnets), 4000 / latency.predict(subnets))
     assert throughput.residual_bound == latency.residual_bound and DIRECTIONS["samples_per_second"] == "maximize"
     assert (
         format_value("samples_per_second@server", 1234.5) == "1234" and format_value("energy_mj", 0.01234) == "0.0123"
     )
     assert reduced_costs(["memory_mb@phone", "accuracy"]) == {"memory_mb", "size_mb", "accuracy"}
+
+
+@pytest.mark.parametrize(("phase", "tokens"), [("encode", 50), ("prefill", 50), ("decode", 1)])
+def test_tokens_per_second_are_those_of_a_call(phase: Any, tokens: int) -> None:
+    workload = Workload(batch_size=4, sequence_length=50, phase=phase)
+    assert per_second("tokens_per_second", workload, np.array([2.0])) == [4 * tokens / 2e-3]
+    assert per_second("samples_per_second", workload, np.array([2.0])) == [4 / 2e-3]
+
+
+def test_images_have_no_tokens_per_second() -> None:
+    task = SimpleNamespace(type="image-classification")
+    recipe: Any = SimpleNamespace(task=task, value_names=["tokens_per_second@phone"])
+    with pytest.raises(InputError, match="needs a model that reads tokens, but `image-classification` reads images"):
+        _check_costs(SimpleNamespace(recipe=recipe))  # type: ignore[arg-type]
 
 
 def test_without_a_counter_energy_is_refused(text_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

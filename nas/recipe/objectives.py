@@ -20,8 +20,10 @@ FOOTPRINTS = ("memory_mb", "energy_mj", "load_ms", "first_inference_ms")
 """Costs that a process of its own measures: peak memory in addition to libraries, energy of one pass, time to load
 the model and of its first pass."""
 COUNTED = ("num_parameters", "macs", "size_mb", "peak_activation_mb", "kv_cache_mb", *COST_DIMENSIONS)
-COSTS = ("latency_ms", *COUNTED, "samples_per_second", *FOOTPRINTS)
-OF_WORKLOAD = frozenset(("latency_ms", "samples_per_second", *FOOTPRINTS, "macs", "peak_activation_mb", "kv_cache_mb"))
+RATES = ("samples_per_second", "tokens_per_second")
+"""Costs that follow from the latency of a call: what it computes in a second; the more the better."""
+COSTS = ("latency_ms", *COUNTED, *RATES, *FOOTPRINTS)
+OF_WORKLOAD = frozenset(("latency_ms", *RATES, *FOOTPRINTS, "macs", "peak_activation_mb", "kv_cache_mb"))
 """Costs that differ between workloads."""
 METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
@@ -70,7 +72,7 @@ LEAST_COST = 1e-6
 DIRECTIONS: dict[str, Direction] = {
     **METRICS,
     **dict.fromkeys(COSTS, "minimize"),
-    "samples_per_second": "maximize",
+    **dict.fromkeys(RATES, "maximize"),
 }
 """Metric or cost -> the direction that improves it; a recipe's ``task.metrics`` adds metrics of its own."""
 
@@ -80,7 +82,7 @@ INHERITED_SUFFIX = "_inherited"
 """Suffix of a metric of a finished model with the weights that it inherited from the supernet."""
 
 GROWS_WITH = {
-    "samples_per_second": "latency_ms",
+    **dict.fromkeys(RATES, "latency_ms"),
     "energy_mj": "latency_ms",
     "first_inference_ms": "latency_ms",
     "memory_mb": "size_mb",

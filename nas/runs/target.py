@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.fronts.point import require_numbers
-from nas.recipe.objectives import FOOTPRINTS, cost_name
+from nas.recipe.objectives import FOOTPRINTS, RATES, cost_name
 from predictors import AnalyticCosts, MeasurementStore, SubnetPredictor, Workload
 from predictors.costs.weighted_costs import MIN_FOOTPRINTS, WeightedCosts
 from predictors.latency.throughput import CostPredictor, Throughput
@@ -138,8 +138,8 @@ class Target:
         """
         latency = self.load_predictor()
         predictors: dict[str, CostPredictor] = {self.cost_name("latency_ms"): latency}
-        if self.names("samples_per_second"):
-            predictors[self.cost_name("samples_per_second")] = Throughput(latency)
+        for rate in (name for name in RATES if self.names(name)):
+            predictors[self.cost_name(rate)] = Throughput(rate, latency)
         for cost in self.footprint_names:
             measured = self.footprints()
             subnets = [subnet for subnet in self.footprint_subnets() if cost in measured[subnet.key]]

@@ -176,6 +176,11 @@ def _check_stride(context: TaskContext) -> None:
 def _check_costs(context: TaskContext) -> None:
     """Raises InputError if an objective or a constraint names a cost that the model or the task does not have."""
     recipe = context.recipe
+    if "tokens_per_second" in map(base_name, recipe.value_names) and not TASKS[recipe.task.type].reads_text:
+        raise InputError(
+            f"`tokens_per_second` needs a model that reads tokens, but `{recipe.task.type}` reads images; take "
+            "`samples_per_second`."
+        )
     if "kv_cache_mb" in map(base_name, recipe.value_names) and not context.layout.family.generates:
         raise InputError(
             f"`kv_cache_mb` needs a model that generates, but `{recipe.model}` has no key-value cache; leave it out."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nas.exports.export import save_model
 from nas.fronts.point import Point
-from nas.recipe.objectives import format_value, is_cost
+from nas.recipe.objectives import RATES, format_value, is_cost
 from nas.recipe.schema import Finish, Recipe
 from nas.runs.files import delete, read_json, write_json
 from nas.runs.finished import Finished, read_finished_before, write_finished
@@ -66,7 +66,8 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
     study = open_studies(run.study, context.recipe)["search"]
     front = offered_front(run, study, context.recipe, space)
     cost = next(name for name in context.recipe.objectives if is_cost(name))
-    cost = cost.replace("samples_per_second", "latency_ms")  # the highest throughput is the lowest latency
+    for rate in RATES:
+        cost = cost.replace(rate, "latency_ms")  # the highest throughput is the lowest latency
     recipe = context.recipe.with_parent(read_parent_values(run))
     points = choose_points(front.points, recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
     models = [Finished(point.subnet, "search") for point in points]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nas.fronts.point import PARENT_RUNTIMES, ParentRuntime, Point
-from nas.recipe.objectives import FOOTPRINTS, base_name
+from nas.recipe.objectives import FOOTPRINTS, RATES, base_name
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.runs.target import Target
@@ -20,7 +20,7 @@ from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError
 
-OF_RUNTIME = ("latency_ms", "samples_per_second", *FOOTPRINTS)
+OF_RUNTIME = ("latency_ms", *RATES, *FOOTPRINTS)
 """Costs that differ between runtimes; only the latency is measured in others."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from nas.fronts.confidence import hypervolume_intervals
 from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
-from nas.recipe.objectives import Bound, against_bounds, base_name, total_violation
+from nas.recipe.objectives import RATES, Bound, against_bounds, base_name, total_violation
 from nas.recipe.schema import Recipe
 from nas.reports.summary import bounds_line
 from nas.runs.files import delete, write_json
@@ -31,7 +31,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors import MeasurementStage, SubnetPredictor, Timing
-from predictors.latency.throughput import samples_per_second
+from predictors.latency.throughput import per_second
 from predictors.measurement.budget import Budget
 from predictors.measurement.groups import shuffled
 from predictors.measurement.prepare import prepare
@@ -197,9 +197,9 @@ def _add_latencies(target: Target, results: Mapping[str, dict[str, Any]]) -> Non
         latency = measured_ms or (_reference_latency(target) if key == PARENT else _predicted(predictor, subnet))
         result["values"][name], result["errors"][name] = latency.latency_ms, latency.error_ms
         result["predicted"] = result.get("predicted", False) or measured_ms is None
-        if target.names("samples_per_second"):
-            rate = target.cost_name("samples_per_second")
-            result["values"][rate] = float(samples_per_second(target.workload, np.array(latency.latency_ms)))
+        for name_of_rate in (each for each in RATES if target.names(each)):
+            rate = target.cost_name(name_of_rate)
+            result["values"][rate] = float(per_second(name_of_rate, target.workload, np.array(latency.latency_ms)))
             result["errors"][rate] = result["values"][rate] * latency.error_ms / latency.latency_ms
 
 

@@ -1,4 +1,4 @@
-"""Throughput: samples per second of calls one after the other, predicted from the latency of a call."""
+"""Throughput: samples or tokens per second of calls one after the other, predicted from the latency of a call."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class CostPredictor(Protocol):
 
 @dataclass(frozen=True)
 class Throughput:
-    """Samples per second under a workload.
+    """What is computed in a second under a workload.
 
     Attributes:
+        name: ``samples_per_second`` or ``tokens_per_second``.
         latency: Predicts the latency of a call.
     """
 
+    name: str
     latency: SubnetPredictor
 
     @property
@@ -42,10 +44,18 @@ class Throughput:
         return self.latency.residual_bound
 
     def predict(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
-        """Samples per second: (len(subnets),)."""
-        return samples_per_second(self.latency.workload, self.latency.predict(subnets))
+        """Samples or tokens per second: (len(subnets),)."""
+        return per_second(self.name, self.latency.workload, self.latency.predict(subnets))
 
 
-def samples_per_second(workload: Workload, latency_ms: np.ndarray) -> np.ndarray:
-    """Samples per second of calls of the workload's batch that take so many milliseconds each: (n,) -> (n,)."""
-    return workload.batch_size / latency_ms * 1e3
+def per_second(name: str, workload: Workload, latency_ms: np.ndarray) -> np.ndarray:
+    """Samples or tokens per second of calls of a workload that take so many milliseconds each: (n,) -> (n,).
+
+    Args:
+        name: ``samples_per_second``, or ``tokens_per_second``: a call of phase ``decode`` computes one token of each
+            sample, any other call all of them.
+        workload: Batch size, tokens of a sample and phase.
+        latency_ms: Latencies of a call.
+    """
+    tokens = 1 if name == "samples_per_second" or workload.phase == "decode" else workload.sequence_length or 1
+    return tokens * workload.batch_size / latency_ms * 1e3
