@@ -214,3 +214,9 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
 def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> None:
     with pytest.raises(InputError, match=r"nearest to those of `bert`, .* know `attention.self`"):
         list(describe_type("swinv2"))
+
+
+@pytest.mark.parametrize(("model_type", "why"), [("siglip2", "patches of images of any size"), ("rt_detr", "backbone")])
+def test_a_type_that_is_often_asked_for_is_refused_with_the_reason(model_type: str, why: str) -> None:
+    with pytest.raises(InputError, match=rf"`{model_type}` is not supported: .*{why}"):
+        list(describe_type(model_type))

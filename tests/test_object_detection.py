@@ -148,7 +148,7 @@ def test_an_object_without_a_size_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_for_detectors_end_to_end(tmp_path: Path) -> None:
-    parent = {"epochs": 60, "learning_rate": 3e-3, "batch_size": 16}
+    parent = {"epochs": 45, "learning_rate": 3e-3, "batch_size": 16}
     run = search(recipe(tmp_path, parent=parent), tmp_path / "run")
     points = run.verified_points()
     best = max(points, key=lambda point: point.values["map"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 import transformers
 import yaml
@@ -25,6 +28,7 @@ from nas.exports.export import enable_remote_code, export_subnet
 from nas.modeling.modeling_nas import PREFIX
 from nas.modeling.own_code import MODELING_FILES
 from nas.pipeline import search
+from nas.ray.search_worker import WorkerPayload
 from nas.recipe.schema import Recipe
 from nas.supernets.supernet import Supernet
 from nas.tasks.loading import load_config
@@ -154,6 +158,30 @@ def test_exports_reload_in_a_process_that_knows_transformers_only(tmp_path: Path
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     torch.testing.assert_close(torch.load(tmp_path / "outputs"), expected, atol=1e-5, rtol=0)
+
+
+WORKER = """
+import pickle, sys
+from pathlib import Path
+scorer = pickle.loads(Path(sys.argv[1]).read_bytes())(Path(sys.argv[2]))
+print(type(scorer.supernet.model).__name__, scorer.supernet.family.alike, scorer.examples.hidden_size)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_on_another_machine_gets_the_code_with_the_weights(tmp_path: Path) -> None:
+    """It unpickles configs, and then finds the classes of the model in the folder."""
+    config = load_config(str(write_own_model(tmp_path / "own")), trust=True)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path / "weights")
+    scorer: Any = SimpleNamespace(supernet=SimpleNamespace(model=model), names=[], examples=config, in_other_sizes={})
+    payload = WorkerPayload.from_folder(tmp_path / "weights", scorer)
+    assert {"modeling_own.py", "configuration_own.py"} < {*payload.digests}
+    (tmp_path / "payload").write_bytes(ray.cloudpickle.dumps(payload.load))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "payload"), str(tmp_path / "weights")]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert process.stdout.split() == ["OwnForSequenceClassification", "bert", "48"], process.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from nas.modeling.known_layouts import adopt, is_model_type, nearest_layout, sma
 from nas.stages.layout_proof import alike_text, prove_what_holds
 from nas.tasks.loading import load_config
 from search_spaces import FAMILIES, Family, InputError, family_of
+from search_spaces.families import REFUSED
 from search_spaces.families.checked import checked_types
 
 
@@ -47,11 +48,11 @@ def describe_type(model: str, trust: bool = False) -> Iterator[str]:
         InputError: If the type is not laid out as any that is known, or fails the proof.
     """
     family = adopt(model)
-    if family is None and is_model_type(model):
+    if family is None and is_model_type(model) and model not in REFUSED:
         raise InputError(
             f"model type `{model}` is not supported: {nearest_layout(model)}. CONTRIBUTING.md shows how to add one."
         )
-    family = family or family_of(load_config(model, trust).model_type)
+    family = family or family_of(model if model in REFUSED else load_config(model, trust).model_type)
     if family.alike:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])

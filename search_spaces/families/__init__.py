@@ -126,6 +126,15 @@ ADOPTED: dict[str, Family] = {}
 """Families of model types without a table of their own, whose modules are laid out as those of one in `FAMILIES`."""
 
 
+_PATCHES = "it reads patches of images of any size, in place of pixels; SigLIP 2 of one image size is a `siglip`"
+_BACKBONE = "its backbone is convolutional; `yolos` is a detector without one"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("siglip2", "siglip2_vision_model"), _PATCHES),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "detr"), _BACKBONE),
+}
+"""Types that are often asked for, and why they have no table."""
+
+
 def family_of(model_type: str) -> Family:
     """The family of a Hugging Face model type.
 
@@ -133,6 +142,8 @@ def family_of(model_type: str) -> Family:
         InputError: If the type is not supported; the message names similar ones.
     """
     family = FAMILIES.get(model_type) or ADOPTED.get(model_type)
+    if family is None and model_type in REFUSED:
+        raise InputError(f"model type `{model_type}` is not supported: {REFUSED[model_type]}.")
     if family is None:
         raise InputError(
             f"model type `{model_type}` is not supported, and its modules are laid out as those of no supported type; "
