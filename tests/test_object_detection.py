@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import transformers
 
+from nas.commands.sensitivity import sensitivity
 from nas.exports.export import export_subnet
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
@@ -149,7 +150,9 @@ def test_an_object_without_a_size_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_search_for_detectors_end_to_end(tmp_path: Path) -> None:
     parent = {"epochs": 45, "learning_rate": 3e-3, "batch_size": 16}
-    run = search(recipe(tmp_path, parent=parent), tmp_path / "run")
+    made = recipe(tmp_path, parent=parent)
+    run = search(made, tmp_path / "run")
+    assert any(row.loss_change > 0 for row in sensitivity(made, tmp_path / "run"))
     points = run.verified_points()
     best = max(points, key=lambda point: point.values["map"])
     assert best.values["map"] > 0.3 and len({point.subnet.num_queries for point in points}) > 1

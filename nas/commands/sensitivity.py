@@ -88,7 +88,7 @@ def sensitivity(recipe: Recipe, folder: str | Path) -> list[BlockReplacement]:
 def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
     supernet = Supernet(context.load_model(run.parent).to(training_device()).eval())
     examples = calibration_set(context)
-    permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches)), hidden=[])
+    permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches, examples.task)), hidden=[])
     supernet.calibration = calibrate(supernet, examples.batches)
     space = fully_skippable_space(supernet, search_space(context))
     candidates = [block for block in blocks(space) if block.subnet != space.largest and not block.drops_layer]
