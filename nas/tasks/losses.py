@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ Activation = Literal["softmax", "sigmoid", "identity", "embedding"]
 
 SIMILARITY_TEMPERATURE = 0.05
 """Temperature of similarities, as sentence-transformers trains with (a scale of 20)."""
+
+CHUNK = 2**22
+"""Logits that a divergence of classes looks at at once: of a vocabulary of 50,000, those of 80 tokens."""
 
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
@@ -69,8 +72,35 @@ def _label_mask(labels: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def _kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
-    scores, target = F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1)
-    return F.kl_div(scores, target, reduction="sum", log_target=True) * (t * t / max(len(student), 1))
+    total: torch.Tensor = _SummedDivergence.apply(student, teacher, t)
+    return total * (t * t / max(len(student), 1))
+
+
+class _SummedDivergence(torch.autograd.Function):
+    """KL(teacher || student) at a temperature, summed over the labels, a few of them at a time.
+
+    A vocabulary has so many classes that the logits of a batch are as large as a small model. Of everything that is
+    computed from them, only the gradient of the student's is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+        labels = max(1, CHUNK // student.shape[-1])
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else student.new_empty(0)
+        total = student.new_zeros(())
+        for start in range(0, len(student), labels):
+            part = slice(start, start + labels)
+            scores, target = F.log_softmax(student[part] / t, -1), F.log_softmax(teacher[part] / t, -1)
+            total += F.kl_div(scores, target, reduction="sum", log_target=True)
+            if ctx.needs_input_grad[0]:
+                torch.sub(scores.exp_(), target.exp_(), out=gradient[part]).div_(t)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, change: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return change * gradient, None, None
 
 
 def _binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
