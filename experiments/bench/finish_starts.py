@@ -60,7 +60,7 @@ def main() -> None:
                     model = extract(subnet).eval()
                     inherited.append(np.mean(correct(model, context)))
                     settings = finish.settings(hidden_states=weight)
-                    steps.append(finish.train(model, subnet, arguments.seconds - spent, settings))
+                    steps.append(finish.train(model, subnet, settings, seconds=arguments.seconds - spent))
                     finished.append(np.mean(correct(model, context)))
                 loss = "and hidden states" if weight else "logits alone"
                 accuracies = f"{as_text(inherited)} -> {as_text(finished)}"

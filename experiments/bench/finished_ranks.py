@@ -1,10 +1,10 @@
 """Do ranks before the finish predict ranks after it? Subnetworks of a run, scored by supernets, each trained on alone.
 
-    python experiments/bench/finished_ranks.py RUN --supernets RUN OTHER ... --seconds 40 --short 4
+    python experiments/bench/finished_ranks.py RUN --supernets RUN OTHER ... --seconds 40 --steps 20
 
 Around a half, a third and a fifth of the parent's predicted latency, it takes evaluated subnetworks of the search and
 of its baselines within 15 % of that latency, evenly spread over their inherited metric. Each is extracted from the
-run's supernet and trained as the finish stage does, for so many CPU seconds, and once more for the short ones. Prints
+run's supernet and trained as the finish stage does, for so many CPU seconds, and once more for so many steps. Prints
 a row for each: its accuracy on the held-out split as inherited from each supernet, after the short finish, and after
 the whole one. Then, for each of these guesses, Kendall's tau with the whole finish within each group of equal latency
 and their mean, and what is lost by finishing the subnetwork that the guess puts first in place of the one that
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--supernets", nargs="+", type=Path, required=True, help="Runs whose supernets are compared.")
     parser.add_argument("--seconds", type=float, default=40.0, help="CPU time to train each.")
-    parser.add_argument("--short", type=float, default=4.0, help="CPU time of the short finish.")
+    parser.add_argument("--steps", type=int, default=20, help="Of the short finish.")
     parser.add_argument("--each", type=int, default=6, help="Subnetworks of each group.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,9 +75,9 @@ def row(finish: Finisher, run: Run, subnet: SubnetConfig, arguments: argparse.Na
     context, result = finish.context, []
     for folder in arguments.supernets:
         result.append(accuracy(load_supernet(Run(folder), context)[0].extract(subnet).eval(), context))
-    for seconds in (arguments.short, arguments.seconds):
+    for length in ({"steps": arguments.steps}, {"seconds": arguments.seconds}):
         model = load_supernet(run, context)[0].extract(subnet)
-        finish.train(model, subnet, seconds, finish.settings())
+        finish.train(model, subnet, finish.settings(), **length)
         result.append(accuracy(model, context))
     print(f"{group:4} {'  '.join(f'{value:.4f}' for value in result)}  {subnet}", flush=True)
     return result

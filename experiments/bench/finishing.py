@@ -47,8 +47,13 @@ class Finisher:
         """The recipe's settings of the finish with other values; by default with hidden states."""
         return self.context.recipe.finish.model_copy(update={"hidden_states": WEIGHT, **values})
 
-    def train(self, model: Any, subnet: SubnetConfig, seconds: float, settings: Finish) -> int:
-        """Trains an extracted model for about so many CPU seconds, found by timing its first steps; returns steps."""
+    def train(
+        self, model: Any, subnet: SubnetConfig, settings: Finish, *, seconds: float = 0.0, steps: int | None = None
+    ) -> int:
+        """Trains an extracted model; returns its steps: as given, or as many as take about so many CPU seconds.
+
+        The time of the steps that are timed first counts.
+        """
         trainer = model_trainer(
             model.requires_grad_(True),
             settings,
@@ -64,7 +69,7 @@ class Finisher:
         )
         self._compute_teacher(trainer)
         trainer.args.save_strategy = "no"
-        trainer.args.max_steps = trainer.steps_within(seconds, time.process_time)
+        trainer.args.max_steps = steps or trainer.steps_within(seconds, time.process_time)
         trainer.train()
         model.eval()
         return int(trainer.args.max_steps)

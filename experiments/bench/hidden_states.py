@@ -50,7 +50,7 @@ def main() -> None:
         for weight, rate in ((float(part) for part in each.split(":")) for each in arguments.set):
             model = load_ordered_parent(run, context)[0].extract(subnet)
             settings = finish.settings(learning_rate=rate, batch_size=arguments.batch_size, hidden_states=weight)
-            steps = finish.train(model, subnet, arguments.seconds, settings)
+            steps = finish.train(model, subnet, settings, seconds=arguments.seconds)
             hits = correct(model, context)
             print(
                 f"weight {weight:g}, rate {rate:g}: {steps} steps, {cost:.0%} of the parent's multiply-accumulates, "
