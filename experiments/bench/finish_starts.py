@@ -2,11 +2,11 @@
 
     python experiments/bench/finish_starts.py RUN --supernets RUN OTHER ... --seconds 80
 
-Each subnetwork that the run finished is trained from slices of the parent in order of importance, and from each
-supernet, with the parent's logits alone and with its hidden states too. Each has so many CPU seconds, less its share
-of those that the supernet took (`by_hand.py` keeps them). Prints a row for each start and loss: accuracy of each on
-the held-out split as inherited and after the finish, and the means. Other runs need a supernet of the same parent and
-space. Set threads: `OMP_NUM_THREADS=1`.
+Each subnetwork that the run finished is trained from slices of the parent in order of importance, with the parent's
+logits alone and with its hidden states too, and from each supernet with both. Each has so many CPU seconds, less its
+share of those that the supernet took (`by_hand.py` keeps them). Prints a row for each start and loss: accuracy of each
+on the held-out split as inherited and after the finish, and the means. Other runs need a supernet of the same parent
+and space. Set threads: `OMP_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
         starts[f"supernet of {folder}"] = (supernet_seconds(folder) / len(subnets), of_supernet(Run(folder), context))
     with finisher(run, context, subnets) as finish:
         for name, (spent, extract) in starts.items():
-            for weight in (0.0, WEIGHT):
+            for weight in (WEIGHT,) if spent else (0.0, WEIGHT):
                 inherited, finished, steps = [], [], []
                 for subnet in subnets:
                     model = extract(subnet).eval()
