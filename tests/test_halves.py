@@ -1,8 +1,9 @@
-"""A parent in bfloat16 or float16: it is trained in float32, counted and exported in its own dtype."""
+"""A parent in bfloat16 or float16: trained in float32, otherwise kept, counted and exported in its own dtype."""
 
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,21 @@ from nas.exports.export import (
     supernet_outputs,
 )
 from nas.exports.formats import convert
-from nas.modeling.cast import cast_weights
+from nas.modeling.cast import cast_weights, exact_sums
+from nas.pipeline import locked_run, run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
 from nas.studies.pick import pick
 from nas.supernets.calibration import calibrate
+from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors import AnalyticCosts
 from predictors.measurement import openvino_export
-from predictors.measurement.rounding import largest_difference
+from predictors.measurement.halves import in_own_dtype
+from predictors.measurement.rounding import largest_difference, leaf_outputs
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import InputError, SubnetConfig
 
@@ -165,3 +169,48 @@ def test_an_export_of_a_float32_parent_can_have_16_bits(finished: tuple[Path, Pa
     assert not failures and checks["torch"].difference is not None and checks["torch"].difference < 1e-5
     with pytest.raises(InputError, match="--dtype must be one of float32, bfloat16, float16, but got `half`"):
         export_subnet(run, point, tmp_path / "other", dtype="half")
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", sampled(TOYS, lambda family: family in ("bert", "llama", "t5", "vit", "qwen3")))
+def test_what_is_extracted_in_16_bits_is_what_is_active(family: str, dtype: torch.dtype) -> None:
+    toy, inputs = TOYS[family], dict(TOYS[family].inputs())
+    supernet = Supernet(toy.model().to(dtype).eval(), dtype=dtype)
+    supernet.calibration = calibrate(supernet, [inputs], compensates=True)
+    subnet = per_layer(supernet.layout)
+    supernet.activate(subnet)
+    extracted, halves = supernet.extract(subnet), in_own_dtype(supernet.model, inputs)
+    exact = leaf_outputs(deepcopy(extracted).float(), inputs)
+    with exact_sums(extracted):
+        assert largest_difference(leaf_outputs(extracted, inputs), exact) < 1e-5
+    found = leaf_outputs(extracted, halves)
+    rounding = largest_difference(found, exact)
+    assert rounding > 0 and extracted.dtype == dtype
+    assert largest_difference(leaf_outputs(supernet.model, halves), found) <= 2 * rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("halved", [torch.bfloat16], indirect=True)
+def test_16_bits_stay_in_memory_where_nothing_is_trained(halved: TaskContext, tmp_path: Path) -> None:
+    overrides = ["supernet.strategy=none", "finish.models=0", "workload.dtype=bfloat16", "search.evaluations=12"]
+    recipe = Recipe.load(Path(halved.recipe.model).parent / "recipe.yaml", overrides)
+    with locked_run(recipe, tmp_path / "run") as (context, run):
+        run_stages(run, context, last="export")
+        supernet, _ = load_supernet(run, context)
+        assert supernet.model.dtype == torch.bfloat16 and dtypes_in(run.supernet) == {"BF16"}
+        assert dtypes_in(run.exports / run.front().knee().key) == {"BF16"}
+        with context.training():
+            assert load_supernet(run, context)[0].model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_model_in_place_has_the_weights_of_its_supernet(family: str) -> None:
+    toy = TOYS[family]
+    supernet, inputs = Supernet(toy.model().eval()), toy.inputs()
+    subnet = supernet.parent.with_values(intermediate_size=(48,) * 4)
+    model, before = supernet.in_place(subnet), leaf_outputs(supernet.extract(subnet), inputs)
+    own = {tensor.untyped_storage().data_ptr() for tensor in supernet.model.parameters()}
+    assert {tensor.untyped_storage().data_ptr() for tensor in model.parameters()} <= own
+    assert largest_difference(leaf_outputs(model, inputs), before) < 1e-6
+    model.bfloat16()
+    assert supernet.model.dtype == torch.float32 and leaf_outputs(model, inputs)

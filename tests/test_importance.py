@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TOYS
 
+from nas.supernets import importance
 from nas.supernets.importance import (
     activation_scores,
     drop_layer,
@@ -41,6 +42,19 @@ def test_scores_are_the_gradient_of_a_mask(family: str) -> None:
     assert mask.grad is not None
     scores = gradient_scores(supernet, [batch])["heads"][0]
     assert torch.allclose(scores, mask.grad.abs().view(-1).double(), atol=1e-6)
+
+
+def test_one_gradient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, batch, counts = Supernet(TOYS["llama"].model()), TOYS["llama"].labelled(), list[int]()
+    score = importance._gradient_score
+
+    def counted(supernet: Supernet, weight: torch.Tensor, axis: Any) -> torch.Tensor:
+        counts.append(sum(p.grad is not None for p in supernet.model.parameters()))
+        return score(supernet, weight, axis)
+
+    monkeypatch.setattr(importance, "_gradient_score", counted)
+    gradient_scores(supernet, [batch])
+    assert set(counts) == {1} and len(counts) == 2 * len(supernet.parent.layers)
 
 
 def test_units_are_sorted_by_descending_importance() -> None:

@@ -13,8 +13,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nas.pipeline import run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.files import write_text
@@ -23,6 +21,7 @@ from nas.runs.run import Run
 from nas.stages.check import open_run
 from nas.studies.block_search import Block, blocks
 from nas.supernets.calibration import calibrate
+from nas.supernets.changes import changes
 from nas.supernets.device import training_device
 from nas.supernets.importance import gradient_scores, permute, unit_orders
 from nas.supernets.latency import measure_subnets
@@ -30,8 +29,7 @@ from nas.supernets.load import calibration_set
 from nas.supernets.space import search_space
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, evaluation_mode
-from nas.tasks.losses import LogitsAndLabels
+from nas.tasks.evaluation import EvaluationSet
 from search_spaces import SearchSpace
 from search_spaces.dimensions import BLOCKS, OF_INPUTS, PER_SUBNET
 
@@ -154,41 +152,17 @@ def _saved_ms(
 def _scored(
     supernet: Supernet, examples: EvaluationSet, space: SearchSpace, candidates: Sequence[Block]
 ) -> list[tuple[float, float]]:
-    """Change of the loss, and divergence, of each replacement, from one pass over the examples."""
-    supernet.activate(space.largest)
-    reference = _outputs(supernet, examples)
-    results = []
+    """Change of the loss, and divergence, of each replacement."""
     with progress("sensitivity") as report:
-        for number, block in enumerate(candidates):
-            supernet.activate(block.subnet)
-            results.append(_loss_and_divergence(_outputs(supernet, examples), reference, examples))
-            report(number + 1, len(candidates), "")
+        found = changes(
+            supernet,
+            space.largest,
+            [block.subnet for block in candidates],
+            examples,
+            lambda done: report(done, len(candidates), ""),
+        )
     supernet.activate(supernet.parent)
-    return results
-
-
-Outputs = list[tuple[float, list[LogitsAndLabels]]]
-"""Loss and logits of each batch."""
-
-
-def _outputs(supernet: Supernet, examples: EvaluationSet) -> Outputs:
-    model, results = supernet.model, []
-    with evaluation_mode(model):
-        for batch in examples.batches:
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            outputs = examples.task.forward(model, inputs)
-            results.append((outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)))
-    return results
-
-
-def _loss_and_divergence(outputs: Outputs, reference: Outputs, examples: EvaluationSet) -> tuple[float, float]:
-    """Mean over examples of the change in loss and of the divergence."""
-    sizes = torch.tensor([len(rows) for rows in examples.rows], dtype=torch.float64)
-    weights = sizes / sizes.sum()
-    pairs = list(zip(outputs, reference, strict=True))
-    losses = torch.tensor([loss - reference_loss for (loss, _), (reference_loss, _) in pairs])
-    divergences = torch.stack([examples.task.divergence(logits, others, 1.0) for (_, logits), (_, others) in pairs])
-    return float(losses.double() @ weights), float(divergences.double().cpu() @ weights)
+    return found
 
 
 def sensitivity_table(rows: Sequence[BlockReplacement]) -> Table:

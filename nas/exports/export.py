@@ -24,7 +24,7 @@ from nas.exports.reload import scored_outputs
 from nas.exports.trust import LOADING_KEYS, SCORING_KEYS, require_trusted_recipe
 from nas.exports.vector_map import add_vector_map
 from nas.fronts.point import Point
-from nas.modeling.cast import cast_weights
+from nas.modeling.cast import cast_weights, exact_sums
 from nas.modeling.modeling_nas import PREFIX, counterpart
 from nas.modeling.registration import stock_classes
 from nas.runs.files import check_place, only_writer, replace_folder, write_json
@@ -35,7 +35,8 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import evaluation_mode
 from predictors import Workload
-from predictors.measurement.rounding import largest_difference
+from predictors.measurement.halves import has_halves, in_own_dtype
+from predictors.measurement.rounding import ROUNDINGS, largest_difference
 from search_spaces import TASKS, InputError, SubnetConfig, family_of
 from search_spaces.errors import did_you_mean
 
@@ -288,13 +289,12 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     Raises:
         InputError: If its outputs differ by more than 1e-5.
     """
-    options = {"trust_remote_code": True, "use_safetensors": True, "dtype": torch.float32}
-    model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
     inputs, expected = supernet_outputs(supernet, subnet, context)
-    with torch.inference_mode():
-        outputs = scored_outputs(model(**inputs), context.task.outputs, inputs)
-        check_equal(outputs, expected, subnet)
-    return cast_weights(model, context.dtype).to(supernet.model.device)
+    options = {"trust_remote_code": True, "use_safetensors": True, "dtype": context.dtype}
+    model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
+    with exact_sums(model):
+        check_equal(_outputs(model, inputs, context), expected, subnet)
+    return model.to(supernet.model.device)
 
 
 def padded_inputs(context: TaskContext) -> dict[str, torch.Tensor]:
@@ -313,7 +313,7 @@ def supernet_outputs(
     """Returns a small batch, with texts padded to different lengths, and the supernet's outputs on it by name.
 
     They are computed on the CPU, as those of a reloaded model, because devices round differently. Where files have 16
-    bits, they are those of the extracted model with its weights rounded to them.
+    bits, they are those of the extracted model with its weights rounded to them, in float32.
 
     Raises:
         InputError: If the extracted model has other outputs before its weights are rounded.
@@ -322,28 +322,51 @@ def supernet_outputs(
     supernet.activate(subnet)
     device = supernet.model.device
     outputs = _outputs(supernet.model.cpu(), inputs, context)
-    if context.dtype != torch.float32:
-        extracted = supernet.extract(subnet)
-        check_equal(_outputs(extracted, inputs, context), outputs, subnet)
-        outputs = _outputs(cast_weights(extracted, context.dtype).float(), inputs, context)
+    if context.dtype != torch.float32 or has_halves(supernet.model):
+        outputs = _exact_outputs(supernet.extract(subnet), outputs, inputs, subnet, context)
     supernet.model.to(device)
     return inputs, outputs
+
+
+def _exact_outputs(
+    extracted: PreTrainedModel,
+    active: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
+    subnet: SubnetConfig,
+    context: TaskContext,
+) -> dict[str, torch.Tensor]:
+    """The outputs in float32 of an extracted model with its weights rounded to 16 bits, which is done in place.
+
+    Its outputs must be those of the active subnetwork; where weights have 16 bits already, as far as these let them.
+    """
+    own = _outputs(extracted, inputs, context)
+    if not has_halves(extracted):
+        check_equal(own, active, subnet)
+    was_half = has_halves(extracted)
+    with exact_sums(cast_weights(extracted, context.dtype)):
+        exact = _outputs(extracted, inputs, context)
+    if was_half:
+        check_equal(own, active, subnet, TOLERANCE + ROUNDINGS * largest_difference(own, exact))
+    return exact
 
 
 def _outputs(
     model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], context: TaskContext
 ) -> dict[str, torch.Tensor]:
     with evaluation_mode(model):
-        return scored_outputs(model(**inputs), context.task.outputs, inputs)
+        return scored_outputs(model(**in_own_dtype(model, inputs)), context.task.outputs, inputs)
 
 
 def check_equal(
-    reloaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], subnet: SubnetConfig
+    reloaded: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    subnet: SubnetConfig,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Raises InputError if outputs differ by more than the tolerance, hold a NaN, lack one or have another shape."""
     difference = largest_difference(reloaded, expected)
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance:
         raise InputError(
-            f"the export failed: the outputs of the reloaded model and the supernet must agree within {TOLERANCE}, "
-            f"but those of {subnet} differ by {difference:.3g}."
+            f"the export failed: the outputs of the reloaded model and the supernet must agree within "
+            f"{tolerance:.1g}, but those of {subnet} differ by {difference:.3g}."
         )

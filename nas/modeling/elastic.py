@@ -43,10 +43,11 @@ class Compensated:
     shares: torch.Tensor
 
     def select(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """Returns the active entries with their shares."""
-        before = (slice(None),) * dim
+        """Returns the active entries with their shares, which are added before they are rounded to 16 bits."""
+        before, dtype = (slice(None),) * dim, torch.promote_types(tensor.dtype, torch.float32)
         kept, dropped = tensor[(*before, self.kept)], tensor.index_select(dim, self.dropped.to(tensor.device))
-        return kept + torch.tensordot(self.shares.to(tensor), dropped, ([1], [dim])).movedim(0, dim)
+        taken = torch.tensordot(self.shares.to(tensor.device, dtype), dropped.to(dtype), ([1], [dim]))
+        return (kept + taken.movedim(0, dim)).to(tensor.dtype)
 
 
 Entries = slice | torch.Tensor | Compensated

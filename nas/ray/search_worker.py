@@ -27,6 +27,8 @@ from nas.supernets import low_rank
 from nas.tasks.vocabulary import VOCABULARY_FILE
 
 if TYPE_CHECKING:
+    import torch
+
     from nas.tasks.evaluation import EvaluationSet
     from search_spaces import SubnetConfig
 
@@ -76,7 +78,8 @@ class WorkerPayload:
         """A payload with the weights in a folder, and the examples and metrics of a scorer."""
         folder = folder.resolve()
         model_class, names = type(scorer.supernet.model), list(scorer.names)
-        load = partial(load_scorer, _by_reference(model_class), scorer.examples, scorer.in_other_sizes, names)
+        dtype, source = scorer.supernet.model.dtype, _by_reference(model_class)
+        load = partial(load_scorer, source, dtype, scorer.examples, scorer.in_other_sizes, names)
         needed = ("config.json", "model.safetensors", low_rank.STATISTICS_FILE, VOCABULARY_FILE)
         files = [*(folder / name for name in needed), *folder.glob("*.py")]
         return cls(load, folder, {file.name: digest(file) for file in files if file.exists()})
@@ -139,13 +142,13 @@ def _by_reference(model_class: type) -> type | str:
 
 def load_scorer(
     model_class: type | str,
+    dtype: torch.dtype,
     examples: EvaluationSet,
     in_other_sizes: Mapping[str, EvaluationSet],
     names: Sequence[str],
     folder: Path,
 ) -> Scorer:
     """A scorer whose weights are memory-mapped from the folder: in memory once a node, for any number of workers."""
-    import torch
     import transformers
 
     from nas.modeling.own_code import register_own_code
@@ -159,7 +162,7 @@ def load_scorer(
     if isinstance(model_class, str):
         register_own_code(str(folder), trust=True)  # the driver runs it too
         loader = getattr(transformers, model_class)
-    model = loader.from_pretrained(folder, dtype=torch.float32)
+    model = loader.from_pretrained(folder, dtype=dtype)
     calibration, vocabulary = low_rank.CalibrationStatistics.load(folder), Vocabulary.load(folder)
     supernet = Supernet(model.to(training_device()).eval(), calibration, vocabulary)
     return Scorer(supernet, examples, names, in_other_sizes)

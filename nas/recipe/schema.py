@@ -255,8 +255,8 @@ class SupernetTraining(Training):
     )
     order: ImportanceScore = Field(
         "gradient",
-        description="Importance score that orders weights; without a training `activation` by default, which keeps no "
-        "gradients.",
+        description="Importance score that orders weights; without a training `activation` by default, which needs no "
+        "backward pass.",
     )
     strategy: Literal["sandwich", "single-path", "granularity", "progressive", "none"] = Field(
         "sandwich",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,12 @@ def run_finish(run: Run, context: TaskContext, cluster: str | None = None) -> No
         context: The context of its recipe.
         cluster: Not used; one subnetwork is trained at a time, in this process.
     """
+    with context.training() if context.recipe.finish.models else nullcontext():
+        _finish(run, context)
+
+
+def _finish(run: Run, context: TaskContext) -> None:
+    """See `run_finish`."""
     supernet, space = load_supernet(run, context)
     study = open_studies(run.study, context.recipe)["search"]
     front = offered_front(run, study, context.recipe, space)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from nas.recipe.schema import Training
 from nas.supernets.compensation import is_compensated
 from nas.supernets.device import training_device
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHT_BYTES = 4
-"""Bytes of a weight in memory, whatever its file has."""
+"""Bytes of a weight that is trained, and of a weight of an export while it is checked in a process of its own."""
 TRAINING_BYTES = 16
 """Bytes a weight in a training: it, its gradient and the two averages of the optimizer."""
 CHECKPOINT_BYTES, CHECKPOINTS = 12, 3
 """Bytes a weight of a checkpoint, and how many there are while one is written."""
 PREPARED = 2
-"""Copies of the weights of a model that is loaded and prepared to be timed."""
+"""Copies of the weights of a model that is loaded and prepared to be timed in another runtime than PyTorch."""
 GB = 1e9
 
 
@@ -54,7 +56,6 @@ def stage_needs(context: TaskContext, model: PreTrainedModel) -> dict[str, Needs
 
 def meta_model(context: TaskContext) -> PreTrainedModel:
     """The parent without memory for its weights."""
-    import torch
     import transformers
 
     with torch.device("meta"):
@@ -73,19 +74,18 @@ class _Count:
         self.context, self.recipe, self.layout = context, context.recipe, context.layout
         self.costs = AnalyticCosts.from_model(model, context.layout, self.recipe.task.type, context.dtype)
         self.parameters = sum(p.numel() for p in model.parameters()) / GB
-        self.weights = WEIGHT_BYTES * self.parameters
+        self.weights = context.memory_dtype.itemsize * self.parameters
         self.file = self._cost("size_mb", Workload())
-        read = (p.numel() for name, p in model.named_parameters() if is_compensated(context.layout, name))
-        self.read = WEIGHT_BYTES * sum(read) / GB  # what reads scored heads and neurons has gradients
         self.moments = WEIGHT_BYTES * sum(self._inputs(name) ** 2 for name, _ in model.named_parameters()) / GB
 
     def stages(self) -> dict[str, Needs]:
         """See `stage_needs`."""
-        finish, extracted = self.recipe.finish, 3 * self.weights
-        group = group_size(1e3 * self.file, 1e3 * available_gb())
-        measured = self.weights * (1 + PREPARED * min(group, self.recipe.profile.samples))
+        finish, checked = self.recipe.finish, self.weights + max(self.weights, WEIGHT_BYTES * self.parameters)
+        trains = max(self.weights, WEIGHT_BYTES * self.parameters if finish.models else 0.0)
         trained = self.recipe.supernet if self.recipe.supernet.is_trained else None
-        loaded = self.weights + 1.5 * self.moments  # their halves in the file are alive until all are read
+        verified = self.weights + max(map(self._verified, self._workloads))
+        halves = self.moments / 2  # of symmetric matrices; their pages are read from the file when they are needed
+        loaded = self.weights + halves
         scored = self._activations(self.context.splits.task.evaluation_batch_size)
         parent = self.weights if self.recipe.relative_bounds and trained else 0.0
         finished = self._training(finish, teacher=True) if finish.models else 0.0
@@ -95,12 +95,37 @@ class _Count:
                 max(self._ordering(), self._training(trained, teacher=True)),
                 self.weights + self.moments / 2 + self._checkpoints(trained is not None),
             ),
-            "profile": Needs(measured + self.moments, 0.0),
+            "profile": Needs(self.weights + max(map(self._profiled, self._workloads)) + halves, 0.0),
             "search": Needs(loaded + parent + scored, 0.0),
-            "finish": Needs(loaded + finished, finish.models * self.weights + self._checkpoints(finish.models > 0)),
-            "verify": Needs(max(measured, extracted) + self.moments, self.file),
-            "export": Needs(extracted + self.moments, self.file),
+            "finish": Needs(
+                trains + halves + finished, finish.models * self.weights + self._checkpoints(finish.models > 0)
+            ),
+            "verify": Needs(max(checked, verified) + halves, self.file),
+            "export": Needs(checked + halves, self.file),
         }
+
+    @property
+    def _workloads(self) -> list[Workload]:
+        return list(self.recipe.named_workloads.values())
+
+    def _profiled(self, workload: Workload) -> float:
+        """Models that are timed together: in PyTorch the weights themselves, or copies in another dtype or place."""
+        held = self.context.memory_dtype, training_device()
+        if workload.runtime == "torch" and (getattr(torch, workload.dtype, None), workload.device) == held:
+            return 0.0
+        return self._candidate(workload) * (1 + self._group(workload))
+
+    def _verified(self, workload: Workload) -> float:
+        """Models that are timed together, which were exported and loaded; the first is the parent."""
+        return self._candidate(workload) * self._group(workload)
+
+    def _group(self, workload: Workload) -> int:
+        size_mb = 1e3 * self._cost("size_mb", workload)
+        return min(group_size(size_mb, memory_mb(workload)), self.recipe.profile.samples)
+
+    def _candidate(self, workload: Workload) -> float:
+        copies = 1 if workload.runtime == "torch" else PREPARED
+        return copies * workload.activation_bytes * self.parameters
 
     def _parent(self) -> Needs:
         settings = self.recipe.parent if self.context.should_finetune else None
@@ -115,14 +140,14 @@ class _Count:
         if settings is None:
             return 0.0
         layers = 1 if settings.activation_checkpointing else len(self.layout.parent.layers)
-        return (
-            TRAINING_BYTES * self.parameters + layers * self._activations(settings.batch_size) + teacher * self.weights
+        return (TRAINING_BYTES + teacher * WEIGHT_BYTES) * self.parameters + layers * self._activations(
+            settings.batch_size
         )
 
     def _ordering(self) -> float:
         """The importance of weights, by gradients or activations, and what slices compensate."""
         if self.recipe.supernet.order == "gradient":
-            return self.weights + self.read + len(self.layout.parent.layers) * self._activations(CALIBRATION_BATCH)
+            return self.weights + len(self.layout.parent.layers) * self._activations(CALIBRATION_BATCH)
         return self.weights + self._activations(CALIBRATION_BATCH) + self.moments
 
     def _activations(self, batch_size: int) -> float:

@@ -44,7 +44,9 @@ def run_parent(run: Run, context: TaskContext, cluster: str | None = None) -> No
 def train_parent(run: Run, context: TaskContext, report: ProgressCallback) -> None:
     """Fine-tunes the recipe's model and saves it in the work folder of the stage."""
     work, settings, task = partial_path(run.parent), context.recipe.parent, context.splits.task
-    model, examples = context.load_model(), context.training_set(settings)
+    with context.training():
+        model = context.load_model()
+    examples = context.training_set(settings)
     trainer = model_trainer(model, settings, work / "checkpoints", examples, task, context.recipe.seed)
     log = train(trainer, report, run.logs / "parent", settings.minutes)
     save_trained(cast_weights(model, context.dtype), log, work)

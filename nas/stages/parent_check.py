@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from nas.modeling.known_layouts import small_model
 from nas.recipe.objectives import base_name
@@ -96,7 +97,8 @@ def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
     if is_filled_up(context.recipe.model):
         weights += "; an export, filled up with zeros to layers of equal size"
     stored = str(context.dtype).removeprefix("torch.")
-    cast = "" if stored == "float32" else f"; in {stored}, trained in float32"
+    how = "trained in float32" if context.memory_dtype == torch.float32 else "and kept so"
+    cast = "" if stored == "float32" else f"; in {stored}, {how}"
     return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
 
 

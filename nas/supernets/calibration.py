@@ -10,8 +10,9 @@ import torch
 
 from nas.modeling.elastic import linear_weight
 from nas.supernets.compensation import is_compensated
-from nas.supernets.low_rank import CalibrationStatistics, embedding_moment
+from nas.supernets.low_rank import CalibrationStatistics, SymmetricMatrices, embedding_moment
 from nas.tasks.batches import model_inputs
+from nas.tasks.evaluation import on_model
 
 if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
@@ -46,7 +47,8 @@ def calibrate(
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = _unpadded_rows(inputs[0].detach(), masks.get(runs_on))
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            totals[name] = totals.get(name, 0.0) + (rows.T @ rows).cpu()
+            squares = (rows.T @ rows).cpu()
+            totals[name] = totals[name].add_(squares) if name in totals else squares
             counts[name] = counts.get(name, 0) + len(rows)
 
         return add
@@ -61,11 +63,12 @@ def calibrate(
         was_training = model.training
         model.eval()
         for batch in batches:
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            inputs = on_model(batch, model)
             masks |= _token_masks(inputs, len(layout.depths))
             model(**model_inputs(inputs))
         model.train(was_training)
-    moments = {name: totals[name] / counts[name] for name in linear if name in totals}
+    means = ((name, totals.pop(name) / counts[name]) for name in linear if name in totals)
+    moments = SymmetricMatrices.of(means)
     weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments} if ranks else {}
     embedding = None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
     return CalibrationStatistics(moments, weights, embedding, compensates)

@@ -42,12 +42,12 @@ class Compensation:
 
     def __init__(self, layout: Layout, moments: Mapping[str, torch.Tensor]) -> None:
         self._dim = 0 if layout.family.conv1d else 1
-        self._moments = {name: moment for name, moment in moments.items() if is_compensated(layout, name)}
+        self._moments, self._names = moments, {name for name in moments if is_compensated(layout, name)}
         self._found: OrderedDict[tuple[object, ...], Compensated] = OrderedDict()
 
     def of(self, name: str, index: Index, like: torch.Tensor) -> Index:
         """The active entries of a parameter, its inputs with the shares that they take over; see `of_inputs`."""
-        if name not in self._moments:
+        if name not in self._names:
             return index
         found = self.of_inputs(name, index[self._dim], like)
         return (*index[: self._dim], found, *index[self._dim + 1 :])
@@ -58,9 +58,9 @@ class Compensation:
         Args:
             name: Of its weight.
             rows: Inputs that remain: a slice or indices.
-            like: A tensor of the dtype and on the device of the shares.
+            like: The weight: shares are on its device, in its dtype, or in float32 if that has 16 bits.
         """
-        if name not in self._moments or isinstance(rows, Compensated) or rows == slice(None):
+        if name not in self._names or isinstance(rows, Compensated) or rows == slice(None):
             return rows
         key = (name, rows.stop if isinstance(rows, slice) else tuple(rows.tolist()))
         found = self._found.pop(key, None) or compensated(self._moments[name], rows, like)
@@ -78,7 +78,7 @@ def compensated(moment: torch.Tensor, rows: slice | torch.Tensor, like: torch.Te
     Args:
         moment: Mean of x x^T over the inputs x (inputs, inputs).
         rows: Inputs that remain.
-        like: A tensor of the dtype and on the device of the shares.
+        like: The weight: shares are on its device, in its dtype, or in float32 if that has 16 bits.
     """
     is_kept = torch.zeros(len(moment), dtype=torch.bool)
     is_kept[rows] = True
@@ -88,4 +88,4 @@ def compensated(moment: torch.Tensor, rows: slice | torch.Tensor, like: torch.Te
     own = moment[kept[:, None], kept].double()
     own.diagonal().add_(DAMPING * moment.diagonal().mean() + torch.finfo(torch.float64).tiny)
     shares = torch.cholesky_solve(moment[kept[:, None], dropped].double(), torch.linalg.cholesky(own))
-    return Compensated(rows, dropped, shares.to(like.device, like.dtype))
+    return Compensated(rows, dropped, shares.to(like.device, torch.promote_types(like.dtype, torch.float32)))

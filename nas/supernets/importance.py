@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
 from nas.supernets.supernet import Supernet
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
-from nas.tasks.evaluation import evaluation_mode
+from nas.tasks.evaluation import evaluation_mode, on_model
 from nas.tasks.types import TaskType
 from search_spaces import InputError, SubnetConfig
 from search_spaces.dimensions import DIMENSIONS, PER_LAYER
@@ -110,39 +110,40 @@ def gradient_scores(supernet: Supernet, batches: Sequence[Batch], task: TaskType
     Returns:
         Axis -> scores (units,) of each parent layer.
     """
-    model = supernet.model
+    model, found = supernet.model, dict[tuple[Axis, int], torch.Tensor]()
     was_training = model.training
     model.eval()
-    scores: Scores = {}
-    with _gradients_of_consumers(supernet):
+    model.zero_grad()
+    with _gradients_of_consumers(supernet, found):
         for batch in batches:
-            model.zero_grad()
-            _importance_loss(model, _to_device(batch, model.device), task).backward()
-            for axis in SCORED_AXES:
-                batch_scores = [_layer_gradient_scores(supernet, layer, axis) for layer in supernet.parent.layers]
-                scores[axis] = (
-                    [a + b for a, b in zip(scores[axis], batch_scores, strict=True)]
-                    if axis in scores
-                    else batch_scores
-                )
-        model.zero_grad()
+            _importance_loss(model, on_model(batch, model), task).backward()
     model.train(was_training)
+    empty = torch.zeros(0, dtype=torch.float64)
+    scores = {axis: [found.get((axis, layer), empty) for layer in supernet.parent.layers] for axis in SCORED_AXES}
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
 
 
 @contextmanager
-def _gradients_of_consumers(supernet: Supernet) -> Iterator[None]:
-    """Computes gradients only of the weights that read scored units, a third of a decoder's; restores the others."""
-    consumers = [
-        module
-        for layer in supernet.parent.layers
-        for axis in SCORED_AXES
-        for module in _consumers(supernet, layer, axis)
-    ]
-    scored = {id(module.weight) for module in consumers}
-    others = [p for p in supernet.model.parameters() if p.requires_grad and id(p) not in scored]
-    if not any(module.weight.requires_grad for module in consumers):
-        others = []  # nothing can be scored, which the first score says
+def _gradients_of_consumers(supernet: Supernet, scores: dict[tuple[Axis, int], torch.Tensor]) -> Iterator[None]:
+    """Scores units by the gradients of the weights that read them, a third of a decoder's; restores the others.
+
+    A gradient is dropped as soon as its units are scored, so that there is one at a time.
+    """
+    by_weight: dict[torch.nn.Parameter, list[tuple[Axis, int]]] = {}
+    for layer in supernet.parent.layers:
+        for axis in SCORED_AXES:
+            for module in _consumers(supernet, layer, axis):
+                by_weight.setdefault(cast(torch.nn.Parameter, module.weight), []).append((axis, layer))
+    others = [p for p in supernet.model.parameters() if p.requires_grad and p not in by_weight]
+
+    def score(weight: torch.Tensor) -> None:
+        for axis, layer in by_weight[cast(torch.nn.Parameter, weight)]:
+            own = _gradient_score(supernet, weight, axis)
+            scores[axis, layer] = scores[axis, layer] + own if (axis, layer) in scores else own
+        weight.grad = None
+
+    _require_gradients(by_weight)
+    handles = [weight.register_post_accumulate_grad_hook(score) for weight in by_weight]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
@@ -150,6 +151,26 @@ def _gradients_of_consumers(supernet: Supernet) -> Iterator[None]:
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+
+
+def _require_gradients(by_weight: Mapping[torch.nn.Parameter, Sequence[tuple[Axis, int]]]) -> None:
+    """Raises InputError if a weight that reads units is frozen."""
+    for weight, ((_, layer), *_) in by_weight.items():
+        if not weight.requires_grad:
+            raise InputError(
+                f"importance by gradients needs those of layer {layer}, but its weights are frozen; unfreeze them, or "
+                "set `supernet.order` to `activation` or `none`."
+            )
+
+
+def _gradient_score(supernet: Supernet, weight: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """Returns |sum of weight x gradient| over the columns of each unit of a weight that reads the axis."""
+    assert weight.grad is not None
+    products = weight.detach() * weight.grad.to(torch.promote_types(weight.dtype, torch.float32))
+    columns = products.double().sum(1 if supernet.family.conv1d else 0).cpu()
+    return columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
 
 
 def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
@@ -198,7 +219,7 @@ def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[to
     with evaluation_mode(supernet.model):
         for batch in batches:
             masks = _token_masks(batch, supernet)
-            supernet.model(**model_inputs(_to_device(batch, supernet.model.device)))
+            supernet.model(**model_inputs(on_model(batch, supernet.model)))
     for handle in handles:
         handle.remove()
     return [totals[number] for number, _ in enumerate(modules)]
@@ -295,7 +316,7 @@ def _activation_norms(
     with evaluation_mode(supernet.model):
         for batch in batches:
             samples, masks = len(next(iter(batch.values()))), _token_masks(batch, supernet)
-            supernet.model(**model_inputs(_to_device(batch, supernet.model.device)))
+            supernet.model(**model_inputs(on_model(batch, supernet.model)))
     for handle in handles:
         handle.remove()
     return {key: total.sqrt() for key, total in squares.items()}
@@ -440,7 +461,7 @@ def mean_loss(
     supernet.activate(subnet)
     model = supernet.model
     with evaluation_mode(model):
-        losses = [_forward(model, _to_device(batch, model.device), task).loss.item() for batch in batches]
+        losses = [_forward(model, on_model(batch, model), task).loss.item() for batch in batches]
     mean = sum(losses) / len(losses)
     _require_finite(math.isfinite(mean), "losses on which layers are ordered")
     return mean
@@ -511,23 +532,6 @@ def _permutation(
     return torch.cat(indices) if is_permuted else None
 
 
-def _layer_gradient_scores(supernet: Supernet, layer: int, axis: Axis) -> torch.Tensor:
-    """Returns |sum of weight x gradient| over the columns of each unit, for the modules that read the axis."""
-    total = torch.zeros(0, dtype=torch.float64)
-    for module in _consumers(supernet, layer, axis):
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        if weight.grad is None:
-            raise InputError(
-                f"importance by gradients needs those of layer {layer}, but its weights are frozen; unfreeze them, or "
-                "set `supernet.order` to `activation` or `none`."
-            )
-        columns = (weight.detach() * weight.grad).double().sum(1 if supernet.family.conv1d else 0).cpu()
-        scores = columns.view(-1, supernet.layout.shapes.channels_per_unit(axis)).sum(1).abs()
-        total = scores if not len(total) else total + scores
-    return total
-
-
 def _consumers(supernet: Supernet, layer: int, axis: Axis) -> list[torch.nn.Module]:
     """Returns the modules of a layer whose inputs are the units of an axis."""
     stack, modules = supernet.layout.stack_of(layer)[0], dict(supernet.layer(layer).named_modules())
@@ -556,7 +560,3 @@ def _require_finite(is_finite: bool, what: str) -> None:
         raise InputError(
             f"the {what} must be finite, but one is not; check the parent's weights, and that every batch has labels."
         )
-
-
-def _to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -69,7 +69,7 @@ def measure_subnets(
                 "profile",
                 budget,
                 load=lambda subnet: prepare(
-                    supernet.extract(subnet), context.workload_inputs(subnet, workload), workload
+                    supernet.in_place(subnet), context.workload_inputs(subnet, workload), workload
                 ),
                 report=report,
                 may_set_reference=may_set_reference,
@@ -138,7 +138,7 @@ def subnet_visit(
 
     def prepared(name: str) -> Call:
         if name == REFERENCE:
-            return prepare(supernet.extract(supernet.parent), context.dummy_inputs(workload), workload)
+            return prepare(supernet.in_place(supernet.parent), context.dummy_inputs(workload), workload)
         return load(subnets[name])
 
     visit = Visit(

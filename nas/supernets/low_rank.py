@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class CalibrationStatistics:
 
     Attributes:
         moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs), float32 or
-            that of a model in float64.
+            that of a model in float64; `calibrate` and `load` return `SymmetricMatrices`.
         weights: Name of a weight -> a copy of it (outputs, inputs).
         embedding: Mean of e e^T over the embeddings e of tokens (channels, channels), float64; None if the embedding
             has no elastic rank.
@@ -48,17 +48,14 @@ class CalibrationStatistics:
         """
         from safetensors.torch import save_file
 
-        triangles: dict[str, torch.Tensor] = {}
-        stored_under: dict[str, str] = {}
-        for name, moment in self.moments.items():
-            triangle = _upper_triangle(moment)
-            first = next((other for other in list(triangles)[-2:] if torch.equal(triangles[other], triangle)), name)
-            triangles[first], stored_under[name] = triangle, first
-        tensors = {f"halves:{name}": triangle for name, triangle in triangles.items()}
+        moments = self.moments
+        if not isinstance(moments, SymmetricMatrices):
+            moments = SymmetricMatrices.of(moments.items())
+        tensors = {f"halves:{name}": triangle.float() for name, triangle in moments.triangles.items()}
         tensors |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
         if self.embedding is not None:
-            tensors["embedding:"] = _upper_triangle(self.embedding)
-        metadata = {"moments": json.dumps(stored_under), "compensates": json.dumps(self.compensates)}
+            tensors["embedding:"] = _upper_triangle(self.embedding).float()
+        metadata = {"moments": json.dumps(moments.stored_under), "compensates": json.dumps(self.compensates)}
         save_file(tensors, folder / STATISTICS_FILE, metadata=metadata)
 
     @classmethod
@@ -74,9 +71,8 @@ class CalibrationStatistics:
             for name in stored.keys():  # noqa: SIM118
                 group, _, weight = name.partition(":")
                 groups[group][weight] = stored.get_tensor(name)
-        matrices = {name: _from_upper_triangle(triangle) for name, triangle in groups["halves"].items()}
         stored_under = json.loads(metadata.get("moments", "{}"))
-        moments = groups["moments"] | {name: matrices[first] for name, first in stored_under.items()}
+        moments = SymmetricMatrices(groups["halves"], stored_under) if stored_under else groups["moments"]
         return cls(
             moments,
             groups["weights"],
@@ -85,17 +81,51 @@ class CalibrationStatistics:
         )
 
 
+@dataclass(frozen=True)
+class SymmetricMatrices(Mapping[str, torch.Tensor]):
+    """Symmetric matrices by name, in half of their memory: a whole one is made when it is read.
+
+    Attributes:
+        triangles: Name -> upper triangle of a matrix, row by row; in a file, its pages are read when they are needed.
+        stored_under: Name of a matrix -> that of its triangle.
+    """
+
+    triangles: Mapping[str, torch.Tensor]
+    stored_under: Mapping[str, str]
+
+    @classmethod
+    def of(cls, matrices: Iterable[tuple[str, torch.Tensor]]) -> SymmetricMatrices:
+        """Packs matrices one after another, equal ones that follow each other once."""
+        triangles: dict[str, torch.Tensor] = {}
+        stored_under: dict[str, str] = {}
+        for name, matrix in matrices:
+            triangle = _upper_triangle(matrix)
+            first = next((other for other in list(triangles)[-2:] if torch.equal(triangles[other], triangle)), name)
+            triangles[first], stored_under[name] = triangle, first
+        return cls(triangles, stored_under)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _from_upper_triangle(self.triangles[self.stored_under[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored_under)
+
+    def __len__(self) -> int:
+        return len(self.stored_under)
+
+
 def _upper_triangle(moment: torch.Tensor) -> torch.Tensor:
-    """Returns the upper triangle of a symmetric matrix, row by row, in float32."""
-    return moment[tuple(torch.triu_indices(*moment.shape))].float()
+    """Returns the upper triangle of a symmetric matrix, row by row."""
+    return torch.cat([row[start:] for start, row in enumerate(moment)])
 
 
 def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:
     """Restores the symmetric matrix of an upper triangle, in its dtype."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
-    matrix = triangle.new_zeros(size, size)
-    rows, columns = torch.triu_indices(size, size)
-    matrix[rows, columns] = matrix[columns, rows] = triangle
+    matrix, start = triangle.new_empty(size, size), 0
+    for row in range(size):
+        matrix[row, row:] = matrix[row:, row] = triangle[start : start + size - row]
+        start += size - row
     return matrix
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers.initialization import no_init_weights
 
@@ -27,6 +28,7 @@ from nas.modeling.known_layouts import adopt
 from nas.modeling.modeling_nas import WRAPPERS, config_or_module
 from nas.modeling.module_kinds import KINDS
 from nas.modeling.position_caches import fill_position_caches
+from nas.modeling.quantized import Stored
 from nas.modeling.registration import task_with_own_stacks
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
@@ -401,18 +403,35 @@ class Supernet:
             InputError: If the parent does not contain the subnetwork.
         """
         self.check(subnet)
+        return self._model(subnet, {name: tensor.clone() for name, tensor in self.state_dict(subnet).items()})
+
+    def in_place(self, subnet: SubnetConfig) -> PreTrainedModel:
+        """Returns a model of a subnetwork's architecture on the supernet's own weights, where these are a prefix.
+
+        It takes no memory for them. It computes as fast as the extracted model, but without what slices compensate.
+
+        Raises:
+            InputError: If the parent does not contain the subnetwork.
+        """
+        self.check(subnet)
+        return self._model(subnet, self.state_dict(subnet, compensates=False))
+
+    def _model(self, subnet: SubnetConfig, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+        """A separate model with these weights, see `extract`."""
         config_update = stock_config_update(self.layout, subnet)
         model_class, config = (
             self._stock_class_and_config({**config_update, **self._token_ids(subnet)})
             if config_update is not None
             else self._custom_class_and_config(subnet)
         )
-        with torch.random.fork_rng(devices=[]), no_init_weights():
+        with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
             model = model_class._from_config(config, dtype=self.model.dtype)  # rotary frequencies stay in float32
-        model.to(self.model.device)
-        state = self.state_dict(subnet)
         state = self._fold_constants(state, subnet) if config_update is not None else state
-        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+        model.load_state_dict(state, assign=True)
+        for module in model.modules():
+            if isinstance(module, Stored):  # its weight is empty and in no file
+                module.weight = torch.empty_like(module.weight, device=self.model.device)
+        model.to(self.model.device)
         model.tie_weights()
         if self.model.can_generate():
             model.generation_config = self._generation_config(subnet)
@@ -439,8 +458,13 @@ class Supernet:
             del settings.alignment_heads
         return settings
 
-    def state_dict(self, subnet: SubnetConfig) -> dict[str, torch.Tensor]:
-        """Returns the weights of a subnetwork under their names in the extracted model; as views if possible."""
+    def state_dict(self, subnet: SubnetConfig, *, compensates: bool = True) -> dict[str, torch.Tensor]:
+        """Returns the weights of a subnetwork under their names in the extracted model; as views if possible.
+
+        Args:
+            subnet: The subnetwork.
+            compensates: Whether what remains of a layer takes over what is left out, if the supernet does so.
+        """
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
             blueprint, location = self.layout.blueprint_at(subnet, name), self.layout.locate(name)
@@ -448,7 +472,7 @@ class Supernet:
                 continue
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
             new_name = self.layout.name_in_subnet(subnet, name)
-            active = select_active(tensor, self._compensation.of(name, index, tensor))
+            active = select_active(tensor, self._compensation.of(name, index, tensor) if compensates else index)
             parameter = new_name.rpartition(".")[2]
             kinds, fitted = self.layout.shapes.kinds(location, blueprint), _Fitted(self, name, blueprint)
             is_conv1d = self.family.conv1d and parameter == "weight" and self.layout.shapes.linear_axes(location)

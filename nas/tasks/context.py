@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nas.modeling.cast import cast_weights
 from nas.modeling.longer_positions import extend_config, extend_positions, num_positions
 from nas.modeling.registration import stock_classes
 from nas.modeling.unfolded import is_export, refusal, unfold
@@ -115,6 +117,7 @@ class TaskContext:
         self._of_size: dict[str, TaskContext] = {FULL: self}
         self._tokens = 1, 1
         self.broken_dimensions: Mapping[str, str] = {}
+        self._trains = False
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -130,10 +133,29 @@ class TaskContext:
         return config
 
     @cached_property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the parent's files and of its exports: one of 16 bits stays, any other is float32."""
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the parent's files: one of 16 bits, any other is taken for float32."""
         stored = getattr(self._stored_config, "dtype", None)
         return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of exports, by default that of the parent's files."""
+        return self.stored_dtype
+
+    @property
+    def memory_dtype(self) -> torch.dtype:
+        """The dtype of weights in memory: that of the parent's files where nothing is trained, else float32."""
+        return torch.float32 if self._trains or self.recipe.supernet.is_trained else self.stored_dtype
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Loads models in float32 meanwhile, as a training of all weights needs them."""
+        before, self._trains = self._trains, True
+        try:
+            yield
+        finally:
+            self._trains = before
 
     @cached_property
     def extends_positions(self) -> bool:
@@ -408,7 +430,7 @@ class TaskContext:
         import transformers
 
         try:
-            return getattr(transformers, self.auto_class).from_config(self.config, dtype=torch.float32)
+            return getattr(transformers, self.auto_class).from_config(self.config, dtype=self.memory_dtype)
         except Exception as error:
             raise InputError(
                 f"the config.json of `{self.recipe.model}` does not define a model: {short_error(error)}."
@@ -424,10 +446,12 @@ class TaskContext:
         source = str(folder or self.recipe.model)
         auto, new_head = getattr(transformers, self.auto_class), folder is None and not self.has_head
         try:
-            model = load_weights(auto, source, self.layout, new_head=new_head, quantized=folder is not None, **labels)
-            if folder is not None:
+            dtype, own = self.memory_dtype, folder is not None
+            model = load_weights(auto, source, self.layout, dtype=dtype, new_head=new_head, quantized=own, **labels)
+            if own:
                 return model
-            model = self._unfolded(model, source) if is_export(model.config) else model
+            if is_export(model.config):
+                model = cast_weights(self._unfolded(model.float(), source), dtype)
             return extend_positions(model, self.config)
         except InputError as error:
             if folder is None:

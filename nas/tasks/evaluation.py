@@ -115,7 +115,7 @@ def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequen
     parts = []
     with evaluation_mode(model):
         for batch, rows in zip(examples.batches, examples.rows, strict=True):
-            parts.append(examples.task.example_stats(model, _on_model(batch, model), rows, names))
+            parts.append(examples.task.example_stats(model, on_model(batch, model), rows, names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -209,7 +209,7 @@ def _float_outputs(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any
     return outputs
 
 
-def _on_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def on_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The batch on the device of a model, its inputs in the model's dtype if that has 16 bits."""
     moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
     return moved | in_own_dtype(model, model_inputs(moved))

@@ -78,14 +78,22 @@ def require_no_quantization(config: PreTrainedConfig, model: str) -> None:
 
 
 def load_weights(
-    auto: Any, source: str, layout: Layout, *, new_head: bool, quantized: bool = False, **options: Any
+    auto: Any,
+    source: str,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    new_head: bool,
+    quantized: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Loads a model in float32 of which every weight comes from its files; only a new head may be random.
+    """Loads a model of which every weight comes from its files; only a new head may be random.
 
     Args:
         auto: The auto class.
         source: Hub id or folder.
         layout: Of the model.
+        dtype: Of the weights in memory.
         new_head: Whether the head is not in the files.
         quantized: Whether it may have the quantized layers of a finished model.
         **options: Those of ``from_pretrained``.
@@ -93,11 +101,9 @@ def load_weights(
     Raises:
         InputError: If a weight is missing, has another shape, is in the files only, is quantized or is not finite.
     """
-    import torch
-
     if not quantized:
         _require_floats(source)
-    options |= {"dtype": torch.float32, "trust_remote_code": False}
+    options |= {"dtype": dtype, "trust_remote_code": False}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = auto.from_pretrained(source, **options)
     if new_head and (renamed := _other_base(report)):
