@@ -191,6 +191,13 @@ def test_bounds_become_constraints_and_their_dimensions_open(make_inputs: MakeIn
     assert "which is neither an objective" not in proposed.comments.get("space.embedding_rank", "")
 
 
+def test_subnetworks_are_trained_together_only_if_the_model_has_no_weights(make_inputs: MakeInputs) -> None:
+    model, train, test = make_inputs("bert")
+    assert propose_recipe(model, train, test).data["supernet"] == {"strategy": "none"}
+    (Path(model) / "model.safetensors").unlink()
+    assert "supernet" not in propose_recipe(model, train, test).data
+
+
 def test_every_comment_stands_behind_its_key(make_inputs: MakeInputs) -> None:
     model, train, test = make_inputs("bert")
     written(model, train, test)

@@ -322,9 +322,11 @@ def _with_space(proposed: ProposedRecipe) -> ProposedRecipe:
         if name in proposal.choices and block in family.skippable and not family.shared_layers:
             comments[f"space.{name}"] = "add 0 to let layers skip this block"
     comments["space.scope"] = "or uniform: all layers alike"
-    return ProposedRecipe(
-        {**proposed.data, "space": proposal.choices}, {**proposed.comments, **comments}, proposed.missing
-    )
+    data = {**proposed.data, "space": proposal.choices}
+    if not context.has_no_weights:
+        data["supernet"] = {"strategy": "none"}
+        comments["supernet.strategy"] = "slices of a pretrained model rank without a training; the finish has the time"
+    return ProposedRecipe(data, {**proposed.comments, **comments}, proposed.missing)
 
 
 def _check(proposed: ProposedRecipe) -> None:
