@@ -2,11 +2,11 @@
 
     python experiments/bench/finish_starts.py RUN --supernets RUN OTHER ... --seconds 80
 
-Each subnetwork that the run finished is trained from slices of the parent in order of importance, with the parent's
-logits alone and with its hidden states too, and from each supernet with both. Each has so many CPU seconds, less its
-share of those that the supernet took (`by_hand.py` keeps them). Prints a row for each start and loss: accuracy of each
-on the held-out split as inherited and after the finish, and the means. Other runs need a supernet of the same parent
-and space. Set threads: `OMP_NUM_THREADS=1`.
+Each subnetwork that the run finished is trained from slices of the parent in order of importance that compensate
+nothing, and from each supernet: with the parent's logits and hidden states, from the first supernet also with the
+logits alone. Each has so many CPU seconds, less its share of those that the supernet took (`by_hand.py` keeps them).
+Prints a row for each start and loss: accuracy of each on the held-out split as inherited and after the finish, and the
+means. Other runs need a supernet of the same parent and space. Set threads: `OMP_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     """Parses the command line and prints a row for each start and loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--supernets", nargs="+", type=Path, required=True, help="Runs whose supernets are compared.")
+    parser.add_argument("--supernets", nargs="*", type=Path, default=[], help="Runs whose supernets are compared.")
     parser.add_argument(
         "--seconds", type=float, default=80.0, help="CPU time of each, with its share of the supernet."
     )
@@ -47,14 +47,12 @@ def main() -> None:
     run = Run(arguments.run)
     context = TaskContext(run.recipe)
     subnets = [finished.subnet for finished in read_finished(run) if finished.source == "search"]
-    starts: dict[str, tuple[float, Start]] = {
-        "slices of the parent": (0.0, lambda subnet: load_ordered_parent(run, context)[0].extract(subnet))
-    }
+    starts: dict[str, tuple[float, Start]] = {"slices of the parent": (0.0, of_parent(run, context))}
     for folder in arguments.supernets:
         starts[f"supernet of {folder}"] = (supernet_seconds(folder) / len(subnets), of_supernet(Run(folder), context))
     with finisher(run, context, subnets) as finish:
-        for name, (spent, extract) in starts.items():
-            for weight in (WEIGHT,) if spent else (0.0, WEIGHT):
+        for number, (name, (spent, extract)) in enumerate(starts.items()):
+            for weight in (0.0, WEIGHT) if number == 1 else (WEIGHT,):
                 inherited, finished, steps = [], [], []
                 for subnet in subnets:
                     model = extract(subnet).eval()
@@ -65,6 +63,17 @@ def main() -> None:
                 loss = "and hidden states" if weight else "logits alone"
                 accuracies = f"{as_text(inherited)} -> {as_text(finished)}"
                 print(f"{name}, {loss}: {spent:.0f} s before, steps {steps}, {accuracies}", flush=True)
+
+
+def of_parent(run: Run, context: TaskContext) -> Start:
+    """Extracts slices of the parent without the statistics by which they would compensate."""
+
+    def extract(subnet: SubnetConfig) -> Any:
+        parent = load_ordered_parent(run, context)[0]
+        parent.calibration = None
+        return parent.extract(subnet)
+
+    return extract
 
 
 def of_supernet(run: Run, context: TaskContext) -> Start:
