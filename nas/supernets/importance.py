@@ -234,7 +234,7 @@ def _experts_path(supernet: Supernet, layer: int) -> str:
 def _scores_of_call(
     module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of experts and neurons in one call, on the CPU.
+    """Scores of experts and neurons in one call, summed in float64 on the CPU.
 
     Args:
         module: All experts of a layer.
@@ -244,16 +244,17 @@ def _scores_of_call(
         mask: Which tokens (samples, tokens) are no padding; None for all.
     """
     down = module.down_proj
-    experts, neurons = hidden.new_zeros(len(down)), hidden.new_zeros(len(down), down.shape[2])
+    experts, neurons = torch.zeros(len(down)).double(), torch.zeros(len(down), down.shape[2]).double()
     if mask is not None and mask.numel() == len(hidden):
         weights = weights * mask.to(hidden).view(-1, 1)
     for expert in chosen.unique().tolist():
         tokens, places = torch.where(chosen == expert)
-        weight = weights[tokens, places].to(hidden.dtype)
+        weight = weights[tokens, places].double()
         inner = module._apply_gate(torch.nn.functional.linear(hidden[tokens], module.gate_up_proj[expert]))
-        experts[expert] = (torch.nn.functional.linear(inner, down[expert]).norm(dim=1) * weight).sum()
-        neurons[expert] = (inner.abs() * weight[:, None]).sum(0) * down[expert].norm(dim=0)
-    return experts.double().cpu(), neurons.double().cpu()
+        outputs = torch.nn.functional.linear(inner, down[expert])
+        experts[expert] = (outputs.double().norm(dim=1) * weight).sum()
+        neurons[expert] = (inner.double().abs() * weight[:, None]).sum(0) * down[expert].double().norm(dim=0)
+    return experts, neurons
 
 
 def expert_orders(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[list[int]]]:
