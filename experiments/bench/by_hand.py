@@ -115,7 +115,7 @@ def run_timed(recipe: Recipe, folder: Path, last: str) -> None:
             if not stage.is_done(run):
                 start = time.process_time()
                 stage.run(run, context)
-                seconds[stage.name] = time.process_time() - start
+                seconds[stage.name] = seconds.get(stage.name, 0.0) + time.process_time() - start
                 file.write_text(json.dumps(seconds))
 
 
