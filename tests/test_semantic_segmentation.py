@@ -15,10 +15,12 @@ from toy_images import QUICK, SIDE, UNLABELLED, png, recipe, scene
 
 from nas.pipeline import search
 from nas.runs.run import Run
+from nas.tasks.batches import IGNORE_INDEX
 from nas.tasks.columns import guess_columns, guess_task
 from nas.tasks.context import TaskContext
 from nas.tasks.data import load_source
 from nas.tasks.evaluation import collect_stats, score
+from nas.tasks.label_maps import scored_labels
 from nas.tasks.metrics import mean_iou
 from search_spaces import TASKS, InputError
 
@@ -110,6 +112,28 @@ def test_ids_beyond_the_classes_of_a_trained_head_are_refused(context: TaskConte
     trained = recipe(tmp_path / "more", "segformer", TASK, rows, space={}).model_copy(update={"model": str(folder)})
     with pytest.raises(InputError, match="below the model's 3 classes, or 255 for no class, but `mask` in row 0"):
         _ = TaskContext(trained).splits
+
+
+def test_an_id_beyond_the_classes_of_the_maps_that_were_read_is_refused_with_its_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.tasks.label_maps.CHECKED_IMAGES", 2)
+    rows = scenes(36)
+    rows[5]["mask"] = png(scene(5)[1].point(lambda value: 7))
+    made = recipe(tmp_path, "segformer", TASK, rows, space={})
+    examples = TaskContext(made).splits.task.process(load_source(made.task.train), "it")
+    assert examples[4]["labels"].max() == 2
+    with pytest.raises(InputError, match=r"the 3 classes, 0 to 2, or 255.* in `mask` of `it` has 7"):
+        _ = examples[5]
+
+
+def test_background_and_ignored_ids_that_a_processor_lowers_are_not_scored() -> None:
+    """As stored, the ids are 0, 1, 3 and 9, which is no class."""
+    lowered = torch.tensor([255, 0, 2, 8])
+    labels = scored_labels(lowered, 9, 3, "mask", "it", reduces=True)
+    assert labels.tolist() == [IGNORE_INDEX, 0, 2, IGNORE_INDEX]
+    with pytest.raises(InputError, match=r"the 3 classes, 1 to 3, or 9 for no class, but .* has 4"):
+        scored_labels(lowered[1:] + 1, 9, 3, "mask", "it", reduces=True)
 
 
 @pytest.mark.slow

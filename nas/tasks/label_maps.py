@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nas.tasks.batches import IGNORE_INDEX
 from nas.tasks.images import CHECKED_IMAGES, decode_image, undecoded
 from search_spaces import InputError
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
 
 MAP_MODES = ("1", "L", "P", "I", "I;16")
 """Pillow's modes of one channel of whole numbers; in a palette, the numbers are the ids."""
+REDUCED_BACKGROUND = 255
+"""What image processors that lower all ids by one make of 0."""
 
 
 def image_columns(dataset: Dataset) -> list[str]:
@@ -85,3 +89,33 @@ def number_of_classes(
             f"`{column}` of `{source}` must label some pixels, but all are {ignored}; name another column."
         )
     return largest + 1
+
+
+def scored_labels(
+    ids: torch.Tensor, ignored: int, classes: int, column: str, source: str, *, reduces: bool
+) -> torch.Tensor:
+    """Labels as losses take them, with `IGNORE_INDEX` for pixels without a label.
+
+    Args:
+        ids: Of classes, as the image processor returns them (height, width).
+        ignored: The id of pixels without a label.
+        classes: Number of classes.
+        column: Of the label maps.
+        source: Name of the data in errors.
+        reduces: Whether the image processor has lowered all ids by one.
+
+    Raises:
+        InputError: If an id is none of the classes; `number_of_classes` has not read all maps of a large data set.
+    """
+    labels = ids.long().masked_fill(ids == ignored, IGNORE_INDEX)
+    if reduces:
+        lowered = (labels == ignored - 1) | (labels == REDUCED_BACKGROUND)
+        labels = labels.masked_fill(lowered & (labels >= classes), IGNORE_INDEX)
+    wrong = labels[labels >= classes]
+    if len(wrong):
+        raise InputError(
+            f"label maps must hold ids of the {classes} classes, {int(reduces)} to {classes - 1 + int(reduces)}, or "
+            f"{ignored} for no class, but a map in `{column}` of `{source}` has {int(wrong[0]) + int(reduces)}; "
+            "correct it, or leave its row out."
+        )
+    return labels

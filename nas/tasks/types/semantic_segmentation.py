@@ -11,7 +11,7 @@ from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs, row_numbers
 from nas.tasks.data import require_images
 from nas.tasks.images import check_images, decode_image, image_shape, pixels_and_maps_of, random_pixels, undecoded
-from nas.tasks.label_maps import decode_map, map_column, number_of_classes
+from nas.tasks.label_maps import decode_map, map_column, number_of_classes, scored_labels
 from nas.tasks.metrics import Metric
 from nas.tasks.types.base import EVALUATION_BATCH_SIZE, MAX_BATCH_LOGITS, TaskInputs, TaskType
 
@@ -45,12 +45,12 @@ class SemanticSegmentation(TaskType):
         self.model, image, head = inputs.model, self.task.image, inputs.head_names
         self.maps = map_column(train, self.label_column, image, self.task.train)
         self.ignored = int(getattr(self.config, "semantic_loss_ignore_index", 255))
-        reduces = bool(getattr(self.processor, "do_reduce_labels", False))
+        self.reduces = bool(getattr(self.processor, "do_reduce_labels", False))
         found = 0
         for split, source in ((train, self.task.train), (test, self.task.test)):
             require_images(split, self.maps, source, "task.label")
             limit = None if head is None else len(head)
-            found = max(found, number_of_classes(split, self.maps, self.ignored, source, limit, reduces=reduces))
+            found = max(found, number_of_classes(split, self.maps, self.ignored, source, limit, reduces=self.reduces))
         own = [str(name) for _, name in sorted(self.config.id2label.items())]
         self.names = head or (own if len(own) == found else [f"LABEL_{number}" for number in range(found)])
 
@@ -62,13 +62,13 @@ class SemanticSegmentation(TaskType):
         """Computes pixels and labels when a row is read."""
         require_images(examples, self.task.image, source)
         check_images(examples, self.task.image, source)
-        column, label, ignored = self.task.image, self.maps, self.ignored
+        column, label, ignored, classes = self.task.image, self.maps, self.ignored, len(self.names)
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             images = [decode_image(stored, source) for stored in rows[column]]
             maps = [decode_map(stored, source) for stored in rows[label]]
             pixels, labels = pixels_and_maps_of(images, maps, self.processor, self.config, self.model, source)
-            scored = [each.long().masked_fill(each == ignored, IGNORE_INDEX) for each in labels]
+            scored = [scored_labels(each, ignored, classes, label, source, reduces=self.reduces) for each in labels]
             return {"pixel_values": pixels, "labels": scored, **row_numbers(rows)}
 
         return undecoded(undecoded(examples, column), label).with_transform(transform)
