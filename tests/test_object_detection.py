@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
+from conftest import TOYS
 
 from nas.commands.sensitivity import sensitivity
 from nas.exports.export import export_subnet
@@ -19,6 +22,7 @@ from nas.tasks.bootstrap import standard_error
 from nas.tasks.boxes import load_coco, relative_box
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from nas.tasks.types.object_detection import ObjectDetection
 from search_spaces import InputError
 
 pytest.importorskip("pycocotools")
@@ -92,6 +96,22 @@ def test_a_detector_learns_and_is_scored_by_its_own_loss(tmp_path: Path) -> None
     assert task.divergence(few, task.logits_and_labels(outputs, batch), 1.0) < 1e-6
     other = [(few[0][0], few[0][1]), (few[1][0] + 0.1, few[1][1])]
     assert task.divergence(other, task.logits_and_labels(outputs, batch), 1.0) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_loss_is_that_of_the_model_and_of_float32_in_16_bits(dtype: torch.dtype) -> None:
+    """On a CPU, PyTorch measures no distances of boxes in 16 bits."""
+    toy = TOYS["yolos"]
+    model, inputs = toy.model(), toy.labelled()
+    (target, *_), names = inputs["labels"], [*model.config.id2label.values()]
+    labels = torch.cat([target["class_labels"][:, None], target["boxes"]], 1).expand(3, -1, -1)
+    own = model(**inputs).loss.item()
+    task: Any = SimpleNamespace(config=model.config, names=names)
+    task._loss = ObjectDetection._loss.__get__(task)
+    batch = {"pixel_values": inputs["pixel_values"].to(dtype), "labels": labels}
+    loss = ObjectDetection.forward(task, model.to(dtype), batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(own, rel=0 if dtype == torch.float32 else 0.02)
 
 
 def test_average_precision_is_that_of_coco_and_resamples_of_images_give_its_error() -> None:

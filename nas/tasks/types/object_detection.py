@@ -105,8 +105,10 @@ class ObjectDetection(TaskType):
         }
 
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
-        """Runs a model on a batch; its loss matches queries with objects."""
-        return model(**model_inputs(batch), labels=_targets(batch["labels"]), **kwargs)
+        """Runs a model on a batch; its loss matches queries with objects, in float32 whatever the model's dtype."""
+        outputs = model(**model_inputs(batch), **kwargs)
+        outputs.loss = self._loss(outputs.logits.float(), outputs.pred_boxes.float(), _targets(batch["labels"]))
+        return outputs
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, queries, classes + 1) and the boxes (examples, queries, 4)."""
@@ -153,13 +155,17 @@ class ObjectDetection(TaskType):
 
     def _losses(self, logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> np.ndarray:
         """The loss of each image (images,)."""
+        parts = zip(logits.split(1), boxes.split(1), _targets(batch["labels"]), strict=True)
+        return np.array([float(self._loss(one, box, [target])) for one, box, target in parts])
+
+    def _loss(self, logits: torch.Tensor, boxes: torch.Tensor, targets: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The loss of images together; PyTorch compares boxes on a CPU in float32 or float64 only."""
         from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
         config = copy.copy(self.config)
         config.num_labels = len(self.names)
-        parts = zip(logits.split(1), boxes.split(1), _targets(batch["labels"]), strict=True)
-        losses = [ForObjectDetectionLoss(one, [target], one.device, box, config)[0] for one, box, target in parts]
-        return np.array([float(loss) for loss in losses])
+        loss: torch.Tensor = ForObjectDetectionLoss(logits, targets, logits.device, boxes, config)[0]
+        return loss
 
     @classmethod
     def dummy_inputs(
