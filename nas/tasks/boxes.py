@@ -96,9 +96,19 @@ def load_coco(file: Path) -> Dataset:
             "a JSON file of objects must have `images`, `annotations` and `categories` as COCO has them, but "
             f"`{file}` has not ({described(error)}); write it again."
         ) from None
+    _require_distinct([*names.values()], file)
     objects = {"bbox": List(List(Value("float64"))), "category": List(ClassLabel(names=sorted(names.values())))}
     rows = [{"image": path, "objects": {"bbox": boxes, "category": found}} for path, boxes, found in images.values()]
     return Dataset.from_list(rows, features=Features({"image": Image(), "objects": objects}))
+
+
+def _require_distinct(names: Sequence[str], file: Path) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"every category of `{file}` must have a name of its own, but several are `{repeated[0]}`; rename them, "
+            "or give their annotations one `category_id`."
+        )
 
 
 def _image(file: Path, name: str) -> str:
