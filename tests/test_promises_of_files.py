@@ -246,7 +246,8 @@ QUICK = {"onnx", "int8"}
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize(
-    "format_name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FORMATS]
+    "format_name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FORMATS if "gguf" not in name],
 )
 def test_a_truncated_file_is_refused_in_one_line(format_name: str, share: float, whole: Path, tmp_path: Path) -> None:
     pytest.importorskip(NEEDS[format_name])
