@@ -99,7 +99,7 @@ def test_a_throughput_is_no_cost_to_minimize(text_recipe: Path) -> None:
 
 def test_only_the_first_pass_counts_as_the_first() -> None:
     calls = []
-    first = FirstRun(lambda: lambda: calls.append(time.sleep(0.02)))
+    first = FirstRun(lambda: lambda: calls.append(time.sleep(0.02)), lambda: None)
     run = first.load()
     run()
     times = (first.load_ms, first.first_inference_ms)

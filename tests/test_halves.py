@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from test_exports import per_layer
 
 from nas.exports.check import check_folder
 from nas.exports.export import (
+    _outputs,
     check_reload,
     export_subnet,
     outputs_in_subprocess,
@@ -27,6 +29,7 @@ from nas.pipeline import locked_run, run_stages
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
+from nas.stages.parent_check import _require_running
 from nas.studies.pick import pick
 from nas.supernets.calibration import calibrate
 from nas.supernets.load import load_supernet
@@ -38,7 +41,7 @@ from predictors.measurement import openvino_export
 from predictors.measurement.halves import in_own_dtype
 from predictors.measurement.rounding import largest_difference, leaf_outputs
 from predictors.measurement.runtimes import FORMATS
-from search_spaces import InputError, SubnetConfig
+from search_spaces import TASKS, InputError, SubnetConfig
 
 HALVES = {torch.bfloat16: "BF16", torch.float16: "F16"}
 SUBNET = SubnetConfig((0, 2), (4, 2), (96, 24), 48, bits=("float32", "int8"))
@@ -187,6 +190,19 @@ def test_what_is_extracted_in_16_bits_is_what_is_active(family: str, dtype: torc
     rounding = largest_difference(found, exact)
     assert rounding > 0 and extracted.dtype == dtype
     assert largest_difference(leaf_outputs(supernet.model, halves), found) <= 2 * rounding
+
+
+@pytest.mark.parametrize("family", ["segformer", "beit"])
+def test_images_meet_weights_of_their_own_dtype(family: str) -> None:
+    """Convolutions take no other; the first weights of SegFormer are those of a list of layers."""
+    toy = TOYS[family]
+    inputs, context = toy.inputs(), SimpleNamespace(task=TASKS["image-classification"])
+    model = toy.model().bfloat16().eval()
+    _require_running(model, SimpleNamespace(batches=[inputs]))  # type: ignore[arg-type]
+    expected = deepcopy(model).float()(**inputs).logits
+    with exact_sums(model):
+        found = _outputs(model, inputs, context, exact=True)["logits"]  # type: ignore[arg-type]
+    assert (found - expected).abs().max() < 1e-5
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     options = {"trust_remote_code": True, "use_safetensors": True, "dtype": context.dtype}
     model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
     with exact_sums(model):
-        check_equal(_outputs(model, inputs, context), expected, subnet)
+        check_equal(_outputs(model, inputs, context, exact=True), expected, subnet)
     return model.to(supernet.model.device)
 
 
@@ -344,17 +344,19 @@ def _exact_outputs(
         check_equal(own, active, subnet)
     was_half = has_halves(extracted)
     with exact_sums(cast_weights(extracted, context.dtype)):
-        exact = _outputs(extracted, inputs, context)
+        exact = _outputs(extracted, inputs, context, exact=True)
     if was_half:
         check_equal(own, active, subnet, TOLERANCE + ROUNDINGS * largest_difference(own, exact))
     return exact
 
 
 def _outputs(
-    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], context: TaskContext
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], context: TaskContext, *, exact: bool = False
 ) -> dict[str, torch.Tensor]:
+    """Outputs by name; exact: of a model within `exact_sums`, whose inputs are in float32 whatever its weights."""
+    own = dict(inputs) if exact else in_own_dtype(model, inputs)
     with evaluation_mode(model):
-        return scored_outputs(model(**in_own_dtype(model, inputs)), context.task.outputs, inputs)
+        return scored_outputs(model(**own), context.task.outputs, inputs)
 
 
 def check_equal(

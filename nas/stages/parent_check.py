@@ -20,7 +20,7 @@ from nas.supernets.device import training_device
 from nas.supernets.space import search_space
 from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
-from nas.tasks.evaluation import EvaluationSet, collect_stats, evaluation_mode
+from nas.tasks.evaluation import EvaluationSet, collect_stats, evaluation_mode, on_model
 from nas.tasks.loading import is_filled_up
 from nas.tasks.overview import data_lines
 from nas.tasks.token_table import text_tokenizer
@@ -97,7 +97,8 @@ def _model_line(context: TaskContext, model: PreTrainedModel) -> str:
     if is_filled_up(context.recipe.model):
         weights += "; an export, filled up with zeros to layers of equal size"
     stored = str(context.dtype).removeprefix("torch.")
-    how = "trained in float32" if context.memory_dtype == torch.float32 else "and kept so"
+    trains = context.memory_dtype == torch.float32 or context.should_finetune or context.recipe.finish.models
+    how = "trained in float32" if trains else "and kept so"
     cast = "" if stored == "float32" else f"; in {stored}, {how}"
     return f"model      {context.layout.family.model_type}, {model.num_parameters():,} parameters; {weights}{cast}"
 
@@ -156,7 +157,7 @@ def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
 
 def _require_running(model: PreTrainedModel, examples: EvaluationSet) -> None:
     """Raises InputError if the model fails on a batch, as some values of a config let it."""
-    batch = {name: tensor.to(model.device) for name, tensor in model_inputs(examples.batches[0]).items()}
+    batch = model_inputs(on_model(examples.batches[0], model))
     try:
         with evaluation_mode(model):
             model(**batch)

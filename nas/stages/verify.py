@@ -184,7 +184,7 @@ def _measure(
 
 def _is_measured(target: Target, subnet: SubnetConfig) -> bool:
     """Whether all that is measured under a workload is known of an exported model."""
-    has_footprints = not target.footprint_names or subnet.key in target.footprints()
+    has_footprints = {*target.footprint_names} <= target.footprints().get(subnet.key, {}).keys()
     return target.store.get(subnet.key, target.workload, "export") is not None and has_footprints
 
 

@@ -13,14 +13,16 @@ class FirstRun:
 
     Args:
         load: Loads the model, its libraries being imported, and returns a call that runs it once.
+        synchronize: Returns when the device has done what was called.
 
     Attributes:
         load_ms: Milliseconds of `load`; None before.
         first_inference_ms: Milliseconds of the first `run`; None before.
     """
 
-    def __init__(self, load: Callable[[], Call]) -> None:
+    def __init__(self, load: Callable[[], Call], synchronize: Callable[[], None]) -> None:
         self._load = load
+        self._synchronize = synchronize
         self._call: Call | None = None
         self.load_ms: float | None = None
         self.first_inference_ms: float | None = None
@@ -29,6 +31,7 @@ class FirstRun:
         """Loads the model and returns `run`."""
         start = time.perf_counter()
         self._call = self._load()
+        self._synchronize()
         self.load_ms = (time.perf_counter() - start) * 1e3
         return self.run
 
@@ -39,5 +42,6 @@ class FirstRun:
             return self._call()
         start = time.perf_counter()
         output = self._call()
+        self._synchronize()
         self.first_inference_ms = (time.perf_counter() - start) * 1e3
         return output

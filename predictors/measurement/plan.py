@@ -26,7 +26,7 @@ from predictors.measurement.groups import Visit, shuffled
 from predictors.measurement.json_lines import JsonLines
 from predictors.measurement.memory import peak_memory_mb
 from predictors.measurement.prepare import prepare
-from predictors.measurement.rounds import benchmark_mode
+from predictors.measurement.rounds import benchmark_mode, synchronizer
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import MOST, REFERENCE, Timing, median_reference, noise_warning
@@ -257,7 +257,7 @@ def footprint(folder: str, name: str) -> dict[str, float | None]:
     To be called in a process of its own.
     """
     plan = Plan.read(Path(folder))
-    start = FirstRun(lambda: load(Path(folder), plan, name))
+    start = FirstRun(lambda: load(Path(folder), plan, name), synchronizer(plan.workload))
     import_libraries(plan.workload, plan.source(Path(folder), name), plan.auto_class, plan.remote_code)
     with benchmark_mode(plan.workload):
         memory_mb = peak_memory_mb(start.load, plan.workload)

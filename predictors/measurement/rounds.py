@@ -151,7 +151,7 @@ def _torch_benchmark_mode(workload: Workload) -> Iterator[None]:
 
 def fastest_ms(call: Call, calls: int, workload: Workload) -> float:
     """Milliseconds of the fastest of some calls; if there are several, after an untimed one."""
-    synchronize, now_ns = _synchronize(workload), clock_ns(workload)
+    synchronize, now_ns = synchronizer(workload), clock_ns(workload)
     if calls > 1:
         call()
         synchronize()
@@ -175,7 +175,8 @@ def clock_ns(workload: Workload) -> Callable[[], int]:
     return time.thread_time_ns if workload.in_calling_thread and is_fine else time.perf_counter_ns
 
 
-def _synchronize(workload: Workload) -> Callable[[], None]:
+def synchronizer(workload: Workload) -> Callable[[], None]:
+    """Returns what waits until the device of a workload has done what was called."""
     if not (workload.on_cuda and workload.needs_torch):
         return lambda: None
     import torch
