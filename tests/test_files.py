@@ -326,7 +326,7 @@ def test_no_command_asks_about_code(
     """Where transformers would ask and wait, a model with a class of its own is refused."""
     (text_folder / "model" / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoConfig": "x.Config"}}')
     (text_folder / "model" / "x.py").write_text("raise SystemExit(7)")
-    refused("search", text_recipe, "--run", tmp_path / "run", says=("config.json",))
+    refused("search", text_recipe, "--run", tmp_path / "run", says=("trust_remote_code",))
     import transformers.dynamic_module_utils as module
 
     assert module.TIME_OUT_REMOTE_CODE == 0

@@ -15,6 +15,7 @@ import torch
 import transformers
 from conftest import LAYOUTS, TOYS, WORDS, logits, sampled
 from PIL import Image
+from test_exports import per_layer
 from test_families import calibrated, dimensions, everything, make_space
 from transformers import BertTokenizerFast, ViTImageProcessor, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.pipelines import SUPPORTED_TASKS
@@ -262,8 +263,7 @@ def test_the_speech_pipeline_writes_text_with_an_export_as_with_whisper(narrowed
 @pytest.mark.parametrize("family", sampled(TOYS, lambda name: name in LAYOUTS))
 def test_a_loaded_export_has_the_model_type_that_other_libraries_know(family: str) -> None:
     supernet = Supernet(TOYS[family].model())
-    bits = ("int8-weight",) * len(supernet.parent.layers)
-    model = supernet.extract(supernet.parent.with_values(bits=bits))
+    model = supernet.extract(per_layer(supernet.layout))
     if type(model).__name__.startswith("Nas"):
         assert model.config.model_type == family and model.config.to_dict()["model_type"] == f"nas_{family}"
 

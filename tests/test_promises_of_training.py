@@ -20,6 +20,7 @@ from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
 from nas.supernets.training import DistillationTrainer, is_causal, train, training_arguments
 from nas.tasks.batches import IGNORE_INDEX
+from nas.tasks.losses import divergence
 from search_spaces import InputError
 
 KINDS = ("plain", "supernet", "export")
@@ -45,6 +46,9 @@ class TinyTask:
         if self.is_causal:
             return [(outputs.logits[:, :-1], batch["labels"][:, 1:])]
         return [(outputs.logits, batch["labels"])]
+
+    def divergence(self, student: Any, teacher: Any, temperature: float) -> torch.Tensor:
+        return divergence(student, teacher, self.activation, temperature)
 
 
 def weights(model: Any) -> Weights:
