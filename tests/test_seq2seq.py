@@ -303,5 +303,5 @@ def test_cross_attention_has_its_own_order() -> None:
 
 def test_an_encoder_and_a_decoder_with_different_heads_are_refused() -> None:
     config = transformers.BartConfig(**{**TOYS["bart"].config, "decoder_attention_heads": 2})
-    with pytest.raises(InputError, match="heads of as many channels, but got .4, 2. heads for .48, 48. channels"):
+    with pytest.raises(InputError, match=r"heads of as many channels, but got .4, 2. heads for .48, 48. channels"):
         Layout(config).head_dim  # noqa: B018
