@@ -359,6 +359,11 @@ def sampled(cases: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
     return [pytest.param(*row, marks=[] if everyday(*row) else pytest.mark.full) for row in rows]
 
 
+def one_slow(cases: Iterable[str], slow: str) -> list[Any]:
+    """Parameters of a test of whole searches: one is ``slow``, which CI runs, the others are ``full``."""
+    return [pytest.param(case, marks=pytest.mark.slow if case == slow else pytest.mark.full) for case in cases]
+
+
 VARIANTS: dict[str, Toy] = {
     "distilbert-sinusoidal": variant("distilbert", sinusoidal_pos_embds=True),
     "electra-unprojected": variant("electra", embedding_size=48),

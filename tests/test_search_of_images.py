@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import TOYS, logits
+from conftest import TOYS, logits, one_slow
 from PIL import Image
 from toy_images import QUICK, SIDE, png, recipe
 
@@ -36,8 +36,7 @@ def striped(seed: int) -> tuple[Image.Image, int]:
     return Image.fromarray(pixels.astype(np.uint8)), is_upright
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", SPACES)
+@pytest.mark.parametrize("family", one_slow(SPACES, "swin"))
 def test_an_image_classifier_that_is_searched_names_the_class_in_its_pipeline(family: str, tmp_path: Path) -> None:
     rows = [{"image": png(image), "label": label} for image, label in map(striped, range(72))]
     sections = {"parent": {"epochs": 10, **LEARNING}, "supernet": {"epochs": 2, "sampled_subnets": 1, **LEARNING}}

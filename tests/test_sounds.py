@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WHISPER_ENCODER
+from conftest import WHISPER_ENCODER, one_slow
 from test_families import assert_counts_are_exact, assert_extracted_equals_active, calibrated, subnets
 
 from nas.exports.export import export_subnet
@@ -277,8 +277,7 @@ def test_sounds_are_classified(family: str, tmp_path: Path) -> None:
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("family", one_slow(["wav2vec2", "hubert", "wavlm"], "wavlm"))
 def test_a_search_for_speech_recognition_end_to_end(family: str, tmp_path: Path) -> None:
     from transformers import pipeline
 
@@ -298,8 +297,7 @@ def test_a_search_for_speech_recognition_end_to_end(family: str, tmp_path: Path)
     assert sum(edits(list(a), list(b)) for a, b in zip(spoken, found, strict=True)) < sum(map(len, spoken)) / 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", CLASSIFIERS)
+@pytest.mark.parametrize("family", one_slow(CLASSIFIERS, "whisper"))
 def test_a_search_for_audio_classification_end_to_end(family: str, tmp_path: Path) -> None:
     from transformers import pipeline
 
