@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,13 +65,25 @@ def recipe(models: int, **constraints: str) -> Recipe:
 def test_points_near_the_bound_and_at_fractions_of_the_parent_are_chosen(
     models: int, constraints: dict[str, str], latencies: list[float]
 ) -> None:
-    chosen = choose_points(front(), recipe(models, **constraints), "latency_ms", 10.0)
+    chosen = choose_points(front(), recipe(models, **constraints), {"latency_ms": 10.0})
     assert [point.values["latency_ms"] for point in chosen][:3] == latencies[:3] and len(chosen) == len(latencies)
 
 
 def test_a_bound_far_below_the_parent_is_divided_as_the_parent_is() -> None:
-    chosen = choose_points(front(), recipe(3, latency_ms="<= 8"), "latency_ms", 100.0)
+    chosen = choose_points(front(), recipe(3, latency_ms="<= 8"), {"latency_ms": 100.0})
     assert [point.values["latency_ms"] for point in chosen] == [7.0, 3.2, 2.5], "8 ms, a half, a third"
+
+
+def test_with_several_workloads_models_are_chosen_along_each_in_turn() -> None:
+    one, many = "latency_ms@one", "latency_ms@many"
+    of_many = (10.0, 20.0, 45.0, 60.0, 70.0, 33.0, 95.0)
+    points = [
+        replace(point, values={"accuracy": point.values["accuracy"], one: point.values["latency_ms"], many: ms})
+        for point, ms in zip(front(), of_many, strict=True)
+    ]
+    chosen = choose_points(points, recipe(4), {one: 10.0, many: 100.0})
+    shown = [(point.values[one], point.values[many]) for point in chosen]
+    assert shown == [(4.9, 70.0), (7.0, 33.0), (3.2, 60.0), (1.9, 20.0)], "a half of one, of many, a third of each"
 
 
 def test_a_finished_subnetwork_is_what_is_scored_exported_and_resumed(finished: tuple[Path, Path]) -> None:

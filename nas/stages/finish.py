@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.exports.export import save_model
 from nas.fronts.point import Point
-from nas.recipe.objectives import RATES, format_value, is_cost
+from nas.recipe.objectives import format_value
 from nas.recipe.schema import Finish, Recipe
 from nas.runs.files import delete, read_json, write_json
 from nas.runs.finished import Finished, read_finished_before, write_finished
 from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
+from nas.stages.by_hand import cost_objectives, layer_drop, predicted_cost
 from nas.stages.training import shared_outputs
 from nas.studies.near_ties import offered_front
 from nas.studies.study import open_studies
-from nas.supernets.counted_costs import count_costs
 from nas.supernets.hidden_states import StateMatching
 from nas.supernets.int8_twin import int8_pays, int8_twin, with_int8
 from nas.supernets.load import load_ordered_parent, load_supernet, save_calibration
 from nas.supernets.rounded_training import trainable, with_stored_weights
-from nas.supernets.space import search_space
 from nas.supernets.strategies import Chosen
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
@@ -33,9 +33,7 @@ from nas.supernets.training import model_trainer, train, training_arguments
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from nas.tasks.kept_outputs import KeptStates
-from predictors import AnalyticCosts
 from search_spaces import SubnetConfig
-from search_spaces.layer_drop import evenly_spaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,14 +70,13 @@ def _finish(run: Run, context: TaskContext) -> None:
     supernet, space = load_supernet(run, context)
     study = open_studies(run.study, context.recipe)["search"]
     front = offered_front(run, study, context.recipe, space)
-    cost = next(name for name in context.recipe.objectives if is_cost(name))
-    for rate in RATES:
-        cost = cost.replace(rate, "latency_ms")  # the highest throughput is the lowest latency
-    recipe = context.recipe.with_parent(read_parent_values(run))
-    points = choose_points(front.points, recipe, cost, _cost(run, context, supernet, cost, supernet.parent))
+    costs = {
+        cost: predicted_cost(run, context, supernet, cost, supernet.parent) for cost in cost_objectives(context.recipe)
+    }
+    points = choose_points(front.points, context.recipe.with_parent(read_parent_values(run)), costs)
     models = [Finished(point.subnet, "search") for point in points]
     _finish_all(run, context, supernet, models)
-    models += _baselines(run, context, supernet, models, cost)
+    models += _baselines(run, context, supernet, models)
     models += _int8_twins(run, context, supernet, models)
     delete(run.finished / TOGETHER)
     delete(run.teacher_outputs)
@@ -87,19 +84,25 @@ def _finish(run: Run, context: TaskContext) -> None:
     write_finished(run, [*models, *(before for before in read_finished_before(run) if before.subnet.key not in keys)])
 
 
-def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cost: float) -> list[Point]:
-    """The points of a front that are trained on.
+def choose_points(points: Sequence[Point], recipe: Recipe, parent_costs: Mapping[str, float]) -> list[Point]:
+    """The points of a front that are trained on, chosen along each cost in turn, such as the latency of each workload.
 
-    If the cost has an upper bound, the best point within it comes first. Then the best point at a half, a third and a
+    If a cost has an upper bound, the best point within it comes first. Then the best point at a half, a third and a
     fifth of the parent's cost follow, or of the bound where all of these exceed it. Points that are left fill the
     number, the cheapest last.
 
     Args:
         points: The front of the search.
         recipe: Its objectives, constraints and ``finish.models``.
-        cost: The cost that the points are chosen along.
-        parent_cost: Of the parent.
+        parent_costs: Cost among the objectives -> that of the parent.
     """
+    along = [_along(points, recipe, cost, parent_cost) for cost, parent_cost in parent_costs.items()]
+    in_turn = {point.key: point for picks in zip_longest(*along) for point in picks if point is not None}
+    return list(in_turn.values())[: recipe.finish.models]
+
+
+def _along(points: Sequence[Point], recipe: Recipe, cost: str, parent_cost: float) -> list[Point]:
+    """The points within the bound of a cost in the order in which they are chosen along it (see `choose_points`)."""
     bound, metric = recipe.bounds.get(cost), recipe.primary_metric
     sign = 1.0 if recipe.objectives[metric] == "maximize" else -1.0
     limit = float("inf") if bound is None else bound.upper
@@ -109,18 +112,9 @@ def choose_points(points: Sequence[Point], recipe: Recipe, cost: str, parent_cos
     chosen: dict[str, Point] = {}
     for budget in [*budgets, *([float("inf")] * len(points))]:
         affordable = [p for p in by_quality if p.values[cost] <= min(budget, limit) and p.key not in chosen]
-        if affordable and len(chosen) < recipe.finish.models:
+        if affordable:
             chosen[affordable[0].key] = affordable[0]
     return list(chosen.values())
-
-
-def _cost(run: Run, context: TaskContext, supernet: Supernet, cost: str, subnet: SubnetConfig) -> float:
-    """A cost of a subnetwork; a latency is predicted, as those of the front are."""
-    counts = AnalyticCosts.from_model(supernet.model, supernet.layout, context.recipe.task.type, supernet.dtype)
-    predictors = {name: each for target in run.targets for name, each in target.load_predictors(counts).items()}
-    if cost in predictors:
-        return float(predictors[cost].predict([subnet])[0])
-    return float(count_costs(counts, context.recipe, [subnet], [cost])[cost][0])
 
 
 def _part(settings: Finish, share: float, models: int) -> Finish:
@@ -254,16 +248,13 @@ def _has_text(examples: object) -> bool:
     return "input_ids" in getattr(examples, "column_names", ())
 
 
-def _baselines(
-    run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished], cost: str
-) -> list[Finished]:
+def _baselines(run: Run, context: TaskContext, supernet: Supernet, models: Sequence[Finished]) -> list[Finished]:
     """The baselines of the recipe that are trained: as long as each finished model, from the parent."""
-    if "layer-drop" not in context.recipe.baselines or not models:
+    wanted = "layer-drop" in context.recipe.baselines and models
+    dropped = layer_drop(run, context, supernet, models[0].subnet) if wanted else None
+    if dropped is None:
         return []
-    drops = evenly_spaced(search_space(context))
-    limit = _cost(run, context, supernet, cost, models[0].subnet)
-    affordable = [subnet for subnet in drops if _cost(run, context, supernet, cost, subnet) <= limit]
-    baseline = Finished((affordable or drops[-1:])[0], "layer-drop")
+    baseline = Finished(dropped, "layer-drop")
     if not baseline.folder(run).exists():
         teacher, parent = _teacher(run, context, supernet, [baseline]), load_ordered_parent(run, context)[0]
         settings = context.recipe.finish.model_copy(update={"minutes": _minutes_each(run, models)})
