@@ -33,7 +33,7 @@ from nas.recipe.objectives import (
     cost_name,
     is_cost,
 )
-from nas.recipe.text import boolean_keys, check_values, first_error, is_moved, is_path, read_recipe, shortened
+from nas.recipe.text import HARNESS, boolean_keys, check_values, first_error, is_moved, is_path, read_recipe, shortened
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
 from search_spaces.dimensions import DIMENSIONS
@@ -141,7 +141,14 @@ class TaskSettings(_Section):
     )
     metrics: dict[str, str] = Field(
         default_factory=dict,
-        description="Metrics of your own: name -> `file.py:function`, `package.module:function` or `evaluate:name`.",
+        description="Metrics of your own: name -> `file.py:function`, `package.module:function`, `evaluate:name`, or "
+        "a task of lm-eval, `lm_eval:arc_easy` or `lm_eval:task.yaml`, with its metric: `lm_eval:arc_easy:acc_norm`.",
+    )
+    lm_eval_limit: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Held-out questions of each task of lm-eval, the first ones, as its `--limit`; default: all.",
     )
     train_examples: int | None = Field(
         None, ge=1, le=10**12, description="Size of a random sample of the training data to use; default: all."
@@ -602,6 +609,12 @@ class Recipe(_Section):
                 raise InputError(
                     f"`task.metrics` must have identifiers as names, and none of a cost, but got `{name}`; rename it."
                 )
+        asked = [name for name, source in self.task.metrics.items() if source.startswith(HARNESS)]
+        if asked and self.task.type != "text-generation":
+            raise InputError(
+                f"tasks of lm-eval are for text-generation, but `task.type` is {self.task.type}; leave out "
+                f"`task.metrics.{asked[0]}`."
+            )
         for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
             for name in names:
                 if name in OF_WORKLOAD and name not in known:

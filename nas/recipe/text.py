@@ -26,6 +26,9 @@ PATHS = (
 FREE_KEYS = "search.sampler_options"
 """What is below takes any value."""
 
+HARNESS = "lm_eval:"
+"""Start of the source of a metric that is a task of lm-eval."""
+
 LONGEST_TEXT = 4000
 """Characters of one value; no file system has longer paths."""
 
@@ -98,6 +101,8 @@ def is_moved(old: Any, new: Any) -> bool:
 
 def absolute_source(source: str, base: Path) -> str:
     """A source with an absolute path if it is a local one, below ``base``; else unchanged."""
+    if source.startswith(HARNESS):
+        return HARNESS + absolute_source(source.removeprefix(HARNESS), base)
     path, _ = split_source(source, base)
     return f"{(base / path).resolve()}{source[len(path) :]}" if path and _exists(base / path) else source
 

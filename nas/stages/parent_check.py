@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,7 @@ def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
     task, names, splits = context.splits.task, context.recipe.metric_names, context.splits
     count = min(GENERATED_EXAMPLES if task.has_vocabulary_logits else METRIC_EXAMPLES, len(splits.train))
     few = EvaluationSet.from_dataset(splits.train.select(range(count)), task, BATCH_SIZE)
+    few = replace(few, beside=tuple(part.take(BATCH_SIZE) for part in splits.search.beside))
     model.to(training_device())
     _require_running(model, few)
     try:
@@ -169,13 +171,15 @@ def _require_running(model: PreTrainedModel, examples: EvaluationSet) -> None:
 
 
 def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -> dict[str, float]:
-    stats = examples.task.compare_examples(collect_stats(model, examples, names), names)
-    if not np.isfinite(stats["loss"]).all():
-        raise InputError(
-            f"the loss of the model as it is must be finite, but is {stats['loss'].sum():g}; check its weights, "
-            "which may be too large for their dtype."
-        )
-    values = {name: examples.task.metric(name)(stats) for name in names}
+    values: dict[str, float] = {}
+    for part, own in examples.parts(names):
+        stats = part.task.compare_examples(collect_stats(model, part, own), own)
+        if not np.isfinite(stats.get("loss", 0.0)).all():
+            raise InputError(
+                f"the loss of the model as it is must be finite, but is {stats['loss'].sum():g}; check its weights, "
+                "which may be too large for their dtype."
+            )
+        values |= {name: part.task.metric(name)(stats) for name in own}
     for name, value in values.items():
         if not math.isfinite(value):
             raise InputError(

@@ -110,8 +110,9 @@ class Scorer:
 
         self.supernet.activate(subnet)
         examples = self.in_other_sizes[subnet.input_size] if subnet.input_size != FULL else self.examples
-        total = len(examples)
-        rungs = [share for share in SHARES if early_stopping and share * total >= MIN_EXAMPLES]
+        sizes = [len(part) for part, _ in examples.parts(self.names)]
+        total = sum(sizes)
+        rungs = [share for share in SHARES if early_stopping and share * min(sizes) >= MIN_EXAMPLES]
         for count, scores in score_in_slices(self.supernet.model, examples, self.names, rungs):
             values = {name: (score.value, score.standard_error) for name, score in scores.items()}
             if early_stopping and count < total and early_stopping.cannot_reach_front(values, count / total):

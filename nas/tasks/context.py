@@ -31,6 +31,7 @@ from nas.tasks.sources.parts import take_part
 from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
 from nas.tasks.types import TASK_TYPES, TaskType
 from nas.tasks.types.base import TaskInputs
+from nas.tasks.types.harness_questions import PARTS
 from nas.tasks.vocabulary import Vocabulary
 from nas.tasks.weights import WEIGHTS, load_weights
 from predictors import Workload
@@ -291,13 +292,15 @@ class TaskContext:
         source = settings.validation or settings.train
         searched = task.process(self._sampled(search), source)
         further = task.process(self._sampled(more), source) if len(more) else more
+        questions = PARTS * settings.search_examples
+        has_more = len(further) > 0 and all(len(other.train) >= questions for other in task.beside_search)
         return Splits(
             task=task,
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
             n_search=len(search) + len(more),
-            search=EvaluationSet.from_dataset(searched, task),
-            more=EvaluationSet.from_dataset(further, task) if len(further) else None,
+            search=self._with_questions(EvaluationSet.from_dataset(searched, task), 0),
+            more=self._with_questions(EvaluationSet.from_dataset(further, task), 1) if has_more else None,
             test=self._held_out(task, settings.test),
         )
 
@@ -321,6 +324,13 @@ class TaskContext:
         """The held-out examples of a task, with the sets beside them; a sample has none."""
         examples = EvaluationSet.from_dataset(task.process(self._sampled(task.test), source), task)
         beside = [] if self.sample is not None else [self._held_out(other, source) for other in task.beside]
+        return replace(examples, beside=tuple(beside))
+
+    def _with_questions(self, examples: EvaluationSet, part: int) -> EvaluationSet:
+        """Examples of the search with the questions of a part of those beside them; a sample has none."""
+        size, others = self.recipe.task.search_examples, examples.task.beside_search if self.sample is None else ()
+        rows = [(other, range(part * size, min((part + 1) * size, len(other.train)))) for other in others]
+        beside = [EvaluationSet.from_dataset(other.train.select(of_part), other) for other, of_part in rows]
         return replace(examples, beside=tuple(beside))
 
     def _tokens_beside(self, other: TaskContext) -> tuple[int, int]:

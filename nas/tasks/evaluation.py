@@ -16,7 +16,7 @@ from nas.modeling.position_caches import fill_position_caches
 from nas.runs.progress import print_line
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.bootstrap import SAMPLES, resampled
-from nas.tasks.slices import fair_batches, slice_ends
+from nas.tasks.slices import fair_batches
 from nas.tasks.types import TaskType
 from predictors.measurement.halves import has_halves, in_own_dtype
 from search_spaces import InputError
@@ -73,6 +73,15 @@ class EvaluationSet:
         """Has all labels: a process that only scores does not load the recipe's model."""
         return {**self.__dict__, "collated": self.batches}
 
+    def parts(self, names: Sequence[str]) -> list[tuple[EvaluationSet, list[str]]]:
+        """The sets on which these metrics are computed, each with its own."""
+        found, left = [], list(dict.fromkeys(names))
+        for part in self.beside:
+            own = [name for name in left if name in part.task.metrics]
+            left = [name for name in left if name not in own]
+            found += [(part, own)] if own else []
+        return [*found, (self, left)] if left else found
+
     def take(self, examples: int) -> EvaluationSet:
         """Returns the first batches with about this many examples, at least one batch."""
         sizes = np.cumsum([len(group) for group in self.rows])
@@ -102,11 +111,9 @@ class Score:
 def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, Score]:
     """Computes several metrics of a model in one pass over the examples, and over the sets beside them."""
     found: dict[str, Score] = {}
-    for part in (*examples.beside, examples):
-        missing = [name for name in names if name not in found and (part is examples or name in part.task.metrics)]
-        if missing:
-            stats = part.task.compare_examples(collect_stats(model, part, missing), missing)
-            found |= _scores(part.task, stats, missing)
+    for part, own in examples.parts(names):
+        stats = part.task.compare_examples(collect_stats(model, part, own), own)
+        found |= _scores(part.task, stats, own)
     return {name: found[name] for name in names}
 
 
@@ -124,28 +131,69 @@ def score_in_slices(
 ) -> Iterator[tuple[int, dict[str, Score]]]:
     """Computes metrics on growing slices of the examples; each batch runs once, the last slice is the full set.
 
-    There are no slices if a metric compares the examples with each other, nor those on which one is undefined.
+    There are no slices if a metric compares the examples with each other, nor those on which one is undefined. Sets
+    beside the examples grow alike.
 
     Yields:
         The number of examples in the slice, and the scores on them.
     """
-    parts: list[dict[str, np.ndarray]] = []
-    count, start = len(examples.collated), 0
-    if examples.task.whole_set_metrics & {*names}:
-        fractions = ()
-    for end in slice_ends(count, fractions):
-        chunk = replace(examples, collated=examples.collated[start:end], rows=examples.rows[start:end])
-        parts.append(collect_stats(model, chunk, names))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        stats = examples.task.compare_examples(joined, names)
-        start = end
+    parts = examples.parts(names)
+    whole = any(part.task.whole_set_metrics & {*own} for part, own in parts)
+    growing = [_GrowingSlice(model, part, own) for part, own in parts]
+    ends = zip(*(_slices_of(each.examples, () if whole else fractions) for each in growing), strict=True)
+    for end in sorted({*ends}):
+        stats = [each.grown_to(batches) for each, batches in zip(growing, end, strict=True)]
+        is_complete = all(each.is_complete for each in growing)
+        scores: dict[str, Score] = {}
         try:
-            scores = _scores(examples.task, stats, names)
+            for each, of_part in zip(growing, stats, strict=True):
+                scores |= _scores(each.examples.task, of_part, each.names)
         except InputError:
-            if end == count:
+            if is_complete:
                 raise
             continue  # a metric is undefined on the slice
-        yield sum(map(len, examples.rows[:end])), scores
+        yield sum(each.size for each in growing), {name: scores[name] for name in names}
+
+
+def _slices_of(examples: EvaluationSet, fractions: Sequence[float]) -> list[int]:
+    """The number of batches in each slice, the last of all."""
+    count = len(examples.collated)
+    return [max(1, round(share * count)) for share in (*sorted(fractions), 1.0)]
+
+
+class _GrowingSlice:
+    """Statistics of the first batches of a set, each computed once.
+
+    Args:
+        model: Computes them.
+        examples: The set.
+        names: The metrics.
+    """
+
+    def __init__(self, model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> None:
+        self.model, self.examples, self.names = model, examples, names
+        self._stats: list[dict[str, np.ndarray]] = []
+        self._end = 0
+
+    @property
+    def size(self) -> int:
+        """Examples in the slice."""
+        return sum(map(len, self.examples.rows[: self._end]))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the slice is the set."""
+        return self._end == len(self.examples.collated)
+
+    def grown_to(self, batches: int) -> Mapping[str, np.ndarray]:
+        """Statistics of so many batches, at least as many as before."""
+        if batches > self._end:
+            chunk = slice(self._end, batches)
+            added = replace(self.examples, collated=self.examples.collated[chunk], rows=self.examples.rows[chunk])
+            self._stats.append(collect_stats(self.model, added, self.names))
+            self._end = batches
+        joined = {name: np.concatenate([part[name] for part in self._stats]) for name in self._stats[0]}
+        return self.examples.task.compare_examples(joined, self.names)
 
 
 def _scores(task: TaskType, stats: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Score]:

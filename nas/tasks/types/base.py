@@ -123,6 +123,11 @@ class TaskType(ABC):
         """Tasks whose ``test`` is scored beside that of this one; a metric that they have is theirs."""
         return ()
 
+    @property
+    def beside_search(self) -> Sequence[TaskType]:
+        """Those of `beside` whose ``train`` is scored beside the search slice."""
+        return ()
+
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The columns that make an example: two rows are duplicates if they are equal; none where that is not "
         "known."""

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row
+from nas.tasks.harness import harness_sources
+from nas.tasks.metrics import Metric
+from nas.tasks.types.base import TaskInputs, TaskType
+from nas.tasks.types.harness_questions import HarnessQuestions
 from nas.tasks.types.language_modeling import CONTEXT, LanguageModeling
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from nas.tasks.losses import LogitsAndLabels
 
 
 class TextGeneration(LanguageModeling):
     """Every token of a block except the first is predicted from the tokens before it.
 
-    Held-out blocks may overlap (``task.stride``); then only the tokens after the overlap are scored.
+    Held-out blocks may overlap (``task.stride``); then only the tokens after the overlap are scored. Tasks of lm-eval
+    may stand beside the texts.
     """
 
     strides = True
+
+    def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
+        super().__init__(inputs, train, test)
+        sources = harness_sources(self.task.metrics)
+        self.harness = [HarnessQuestions(inputs, source, named) for source, named in sources.items()]
+
+    @property
+    def beside(self) -> Sequence[TaskType]:
+        """The tasks of lm-eval."""
+        return self.harness
+
+    @property
+    def beside_search(self) -> Sequence[TaskType]:
+        """The tasks of lm-eval: they have other questions for the search."""
+        return self.harness
+
+    def metric(self, name: str) -> Metric:
+        """Returns a metric by name, one of lm-eval too."""
+        questions = next((each for each in self.harness if name in each.metrics), None)
+        return super().metric(name) if questions is None else questions.metric(name)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pads blocks to the longest one; the model itself shifts the labels, and no token sees those after it."""
