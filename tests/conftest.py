@@ -10,18 +10,23 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import clean_process
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from refusals import Refused, one_line
 from xdist.scheduler import LoadScopeScheduling
 
 from nas.exports.reload import scored_outputs
 from search_spaces import FAMILIES, TASKS, Layout, SubnetConfig
 from search_spaces.dimensions.experts import MULTIPLE
+
+if TYPE_CHECKING:
+    from nas.recipe.schema import Recipe
+    from nas.tasks.context import TaskContext
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -400,6 +405,15 @@ def bert(**changes: Any) -> Any:
     return replace(TOYS["bert"], config={**TOYS["bert"].config, **changes}).model()
 
 
+def context_of(recipe: Recipe, layout: Layout) -> TaskContext:
+    """The context of a recipe, as if its model had this layout."""
+    from nas.tasks.context import TaskContext
+
+    context = TaskContext(recipe)
+    vars(context)["layout"] = layout
+    return context
+
+
 @pytest.fixture
 def text_folder(tmp_path: Path) -> Path:
     """A folder with a tiny BERT (config only), its tokenizer, and sentiment data as Parquet and CSV files."""
@@ -475,9 +489,25 @@ def finished(uninterrupted_run: tuple[Path, Path], tmp_path: Path) -> tuple[Path
     return recipe, Path(shutil.copytree(run, tmp_path / "run"))
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs the command line in this process; returns the one line it refused with."""
+
+    from nas import cli
+
+    def run(*arguments: object, says: tuple[str, ...] = ()) -> str:
+        monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return one_line(stop.value.code, capsys.readouterr().err, says)
+
+    return run
+
+
 SPREAD = ("families", "generation", "costs", "seq2seq", "tasks", "sparse_attention", "hidden_states")
 """Files whose tests share nothing: they go to any worker, one by one, and fill up what the others leave."""
-ONE_RUN = ("bad_input", "commands", "docs", "pipeline", "resume", "search")
+ONE_RUN = ("bad_input", "bad_runs", "commands", "docs", "full_disks", "pipeline", "resume", "search")
 """Files whose tests take `uninterrupted_run`: on one worker, so that no other waits for it."""
 
 

@@ -8,14 +8,13 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command import Command
-from conftest import TOYS, logits, read_lines
+from conftest import TOYS, context_of, logits, read_lines
 from safetensors.torch import load_file
 
 from nas.modeling import elastic, quantized
@@ -313,5 +312,5 @@ def test_a_search_with_bits_end_to_end(text_recipe: Path, tmp_path: Path) -> Non
     assert {torch.uint8, torch.float32} <= {tensor.dtype for tensor in load_file(file).values()}
     faster = recipe.model_copy(update={"objectives": {"accuracy": "maximize", "latency_ms": "minimize"}})
     layout = Supernet(TOYS["bert"].model()).layout
-    choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=faster, broken_dimensions={}))  # type: ignore[arg-type]
+    choices, reasons = recipe_choices(context_of(faster, layout))
     assert choices["bits"] == ["float32", "int8"] and "int4-weight dropped" in reasons[0]

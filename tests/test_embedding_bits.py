@@ -6,13 +6,12 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, logits
+from conftest import TOYS, context_of, logits
 from test_rank import assert_features_explain
 from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -207,7 +206,7 @@ def test_values_are_numbers_or_names_and_wrong_ones_say_what_to_write(text_recip
         recipe = Recipe.load(text_recipe, ['space.embedding_bits=[full, 8, 4, "pq:6", "pq:12"]', *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=task)})
         layout = Supernet(TOYS["bert"].model()).layout
-        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
+        choices, reasons = recipe_choices(context_of(recipe, layout))
         space = layout.search_space(choices)
         return space.choices["embedding_bits"], reasons
 

@@ -7,14 +7,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOYS, bert
+from conftest import TOYS, bert, context_of
 from toy_tasks import SENTENCES, Make, encoder
 
 from nas.commands.finetune import finetune
@@ -232,7 +231,7 @@ def test_short_vectors_are_for_tasks_of_vectors_and_where_something_asks_for_the
 
     def choices(**sections: Any) -> tuple[Any, list[str]]:
         recipe = with_recipe(context, space=space, **sections)
-        useful, reasons = recipe_choices(SimpleNamespace(layout=context.layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
+        useful, reasons = recipe_choices(context_of(recipe, context.layout))
         return useful["embedding_dim"], reasons
 
     assert choices(objectives=SHORT) == ([12, 24, 48], [])

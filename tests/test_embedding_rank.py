@@ -7,13 +7,12 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, VARIANTS, logits
+from conftest import TOYS, VARIANTS, context_of, logits
 from test_rank import assert_features_explain
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM
@@ -196,7 +195,7 @@ def test_choices_that_cannot_help_are_dropped_with_a_reason(text_recipe: Path) -
         recipe = Recipe.load(text_recipe, ["space.embedding_rank=[full, 0.75, 0.2, 1]", *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"type": task or recipe.task.type})})
         layout = Supernet(TOYS["bert"].model()).layout
-        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
+        choices, reasons = recipe_choices(context_of(recipe, layout))
         return choices["embedding_rank"], reasons
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import typer
-from test_bad_input import Refused, contents, refused  # noqa: F401
+from refusals import Refused, contents
 
 from nas.commands import entry
 from nas.commands.entry import mendable, run_command
@@ -49,7 +49,7 @@ def test_a_folder_that_is_neither_empty_nor_a_run(
     case: str,
     text_recipe: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
 ) -> None:
     fill(tmp_path / "mine", FOREIGN[case])
     before = contents(tmp_path)
@@ -108,7 +108,7 @@ def test_places_where_nothing_can_be_written(
     command: str,
     text_recipe: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "file" / "x")
@@ -140,7 +140,7 @@ def test_an_empty_path_is_not_the_working_directory(
     words: tuple[str, ...],
     text_recipe: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -150,7 +150,7 @@ def test_an_empty_path_is_not_the_working_directory(
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "-1", "x"])
-def test_a_port_that_cannot_be(port: str, tmp_path: Path, refused: Refused) -> None:  # noqa: F811
+def test_a_port_that_cannot_be(port: str, tmp_path: Path, refused: Refused) -> None:
     refused("dashboard", tmp_path, "--port", port, says=("--port",))
 
 
@@ -321,7 +321,7 @@ def test_no_command_asks_about_code(
     text_folder: Path,
     text_recipe: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
 ) -> None:
     """Where transformers would ask and wait, a model with a class of its own is refused."""
     (text_folder / "model" / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoConfig": "x.Config"}}')

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, image_inputs, logits, variant
+from conftest import TOYS, context_of, image_inputs, logits, variant
 
 from nas.exports.export import export_subnet
 from nas.pipeline import search
@@ -135,7 +134,7 @@ def test_half_the_side_is_proposed_where_there_are_enough_patches(recipe: Recipe
     context = TaskContext(recipe)
     assert "an image has only 6 patches a side" in propose_space(context).left_out["image_size"]
     large = Supernet(variant("vit", image_size=32).model()).layout
-    proposed = propose_space(SimpleNamespace(layout=large, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
+    proposed = propose_space(context_of(recipe, large))
     assert proposed.choices["image_size"] == [16, 24, "full"]
 
 

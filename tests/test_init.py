@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TOYS, VARIANTS, WORDS, Toy, variant
-from test_bad_input import Refused, contents, refused  # noqa: F401
+from refusals import Refused, contents
 from toy_tasks import SENTENCES, csv, jsonl, parquet, sound, tags, tokenizer, txt
 
 from nas.cli import main
@@ -288,7 +288,7 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def test_a_search_of_nothing_is_refused(make_inputs: MakeInputs, refused: Refused) -> None:  # noqa: F811
+def test_a_search_of_nothing_is_refused(make_inputs: MakeInputs, refused: Refused) -> None:
     model, train, test = make_inputs("bert")
     refused("search", model, "--train", train, says=("--test", "nas init"))
     refused("search", "recipe.yaml", "--train", train, "--test", test, says=("recipe.yaml", "task.train="))
@@ -298,7 +298,7 @@ def test_a_search_of_nothing_is_refused(make_inputs: MakeInputs, refused: Refuse
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_writes_nothing(make_inputs: MakeInputs, refused: Refused, case: str, tmp_path: Path) -> None:  # noqa: F811
+def test_bad_input_writes_nothing(make_inputs: MakeInputs, refused: Refused, case: str, tmp_path: Path) -> None:
     make_inputs("bert")
     csv(tmp_path / "numbers", [{"a": k / 7, "b": k / 3} for k in range(30)])
     before = contents(tmp_path)

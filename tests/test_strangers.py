@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_bad_input import Refused, contents, refused  # noqa: F401
+from refusals import Refused, contents
 
 from nas.cli import app
 from nas.exports.check import check_folder
@@ -123,7 +123,7 @@ def test_a_hostile_run_is_only_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    refused: Refused,  # noqa: F811
+    refused: Refused,
 ) -> None:
     run, flag = hostile
     before = contents(run)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TOYS, VARIANTS, WORDS, sampled
+from conftest import TOYS, VARIANTS, WORDS, context_of, sampled
 from test_rank import assert_features_explain
 from tokenizers import Tokenizer, models
 from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE, word_piece
@@ -197,7 +197,7 @@ def test_values_that_cannot_be_say_so(text_recipe: Path) -> None:
         recipe = Recipe.load(text_recipe, ["space.vocabulary=[full, 16, 12]", *overrides])
         recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=task)})
         layout = Supernet(TOYS["bert"].model()).layout
-        choices, reasons = recipe_choices(SimpleNamespace(layout=layout, recipe=recipe, broken_dimensions={}))  # type: ignore[arg-type]
+        choices, reasons = recipe_choices(context_of(recipe, layout))
         return layout.search_space(choices).choices["vocabulary"], reasons
 
     size = "objectives={accuracy: maximize, size_mb: minimize}"
