@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nas.pipeline import STAGES, locked_run
 from nas.recipe.schema import Recipe
@@ -56,6 +58,9 @@ FLOAT, INT8 = "", " int8"
 STEPS = (*TIMED, "rivals", "measure")
 SLOWER = 1.1
 """How slow a rival may be, in latencies of the model that it stands beside."""
+WARMUP = 0.06
+"""Share of a training in which the learning rate rises."""
+MANY = 10**9
 ROWS = "by_hand.json"
 
 
@@ -194,8 +199,34 @@ def slowest(subnets: Sequence[SubnetConfig], ratio: Mapping[SubnetConfig, float]
     return max(affordable, key=ratio.__getitem__) if affordable else min(subnets, key=ratio.__getitem__)
 
 
+class CpuBudget(TrainerCallback):
+    """Ends a training after so many CPU seconds, which also set its learning rate: linear decay after a warm-up."""
+
+    def __init__(self, seconds: float, trainer: Trainer) -> None:
+        self.seconds, self.start = seconds, time.process_time()
+        trainer.args.max_steps = MANY
+        trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda _: self.rate)
+        trainer.add_callback(self)
+
+    @property
+    def share(self) -> float:
+        """Share of the seconds that are over."""
+        return (time.process_time() - self.start) / self.seconds
+
+    @property
+    def rate(self) -> float:
+        """Learning rate, in units of its peak."""
+        return max(0.0, min(self.share / WARMUP, (1 - self.share) / (1 - WARMUP)))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops when the time is over."""
+        control.should_training_stop = self.share >= 1
+
+
 def distil(model: Any, teacher: Any, context: TaskContext, seconds: float, rate: float) -> None:
-    """Distils a model from logits for about so many CPU seconds, found by timing its first steps."""
+    """Distils a model from logits for so many CPU seconds; the teacher's are kept from the first epoch on."""
     settings = context.recipe.finish.model_copy(update={"learning_rate": rate})
     model.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,8 +234,9 @@ def distil(model: Any, teacher: Any, context: TaskContext, seconds: float, rate:
         options = {"teacher": teacher, "temperature": settings.temperature}
         trainer = model_trainer(model, settings, Path(folder), examples, task, context.recipe.seed, **options)
         trainer.args.save_strategy = "no"
-        trainer.args.max_steps = trainer.steps_within(seconds, time.process_time)
+        CpuBudget(seconds, trainer)
         trainer.train()
+        print(f"rival: {trainer.state.global_step} steps", flush=True)
     model.eval()
 
 

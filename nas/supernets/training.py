@@ -285,14 +285,16 @@ class DistillationTrainer(Trainer):
         model, dataset = cast("PreTrainedModel", self.model), cast("Dataset", self.train_dataset)
         order = _by_length(dataset)
         size, seconds = min(self.args.per_device_train_batch_size, len(order)), list[float]()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        optimizer = kind(model.parameters(), **{**options, "lr": 0.0}, weight_decay=0.0)
         with torch.random.fork_rng():
-            for number in range(1 + TIMED_STEPS):  # the first is not counted: it allocates
-                first = int((number + 0.5) / (1 + TIMED_STEPS) * (len(order) - size))
+            for number in (TIMED_STEPS - 1, *range(TIMED_STEPS)):  # the first, of the longest, only allocates
+                first = int((number + 0.5) / TIMED_STEPS * (len(order) - size))
+                begin = clock()
                 batch = self.data_collator(list(dataset.select(order[first : first + size])))
                 self.state.global_step = number  # a supernet samples other subnetworks in every step
-                begin = clock()
                 self.training_step(model, batch)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
                 optimizer.step()
                 model.zero_grad()
                 seconds.append(clock() - begin)
