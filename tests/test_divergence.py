@@ -1,13 +1,15 @@
-"""The divergence of classes from a teacher: its value, its gradient, and what is kept for it."""
+"""Losses over a vocabulary, a few labels at a time: their values, their gradients, and what is kept for them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TOYS
+from toy_tasks import Make
 
 from nas.tasks import losses
-from nas.tasks.losses import divergence
+from nas.tasks.losses import divergence, loss_by_example
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 10**9])
@@ -32,3 +34,36 @@ def test_only_the_gradient_of_the_logits_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
         divergence([(student, labels)], [(student.detach() + 1, labels)], "softmax", 1.0)
     assert sum(size for size in kept if size >= student.numel()) == student.numel()
+
+
+@pytest.mark.parametrize(("family", "chunk"), [("llama", 20), ("gemma2", 10**9), ("mixtral", 1)])
+def test_the_loss_of_next_tokens_is_that_of_the_model_with_its_gradients(
+    family: str, chunk: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a router is added where the config asks for it."""
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    toy, task = TOYS[family], make("next words").splits.task
+    model, batch = toy.model(), toy.labelled()
+    model.config.output_router_logits, task.config = True, model.config
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][1, 2:] = losses.IGNORE_INDEX
+    found = []
+    for loss in (model(**batch).loss, task.forward(model, batch).loss):
+        found.append((loss, *torch.autograd.grad(loss, [*model.parameters()])))
+    for own, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+def test_logits_of_16_bits_are_cast_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", 34)
+    cast: list[int] = []
+    exact = losses._exact
+    monkeypatch.setattr(losses, "_exact", lambda logits: cast.append(logits.numel()) or exact(logits))
+    logits, labels = torch.randn(3, 5, 17).bfloat16(), torch.randint(0, 17, (3, 5))
+    labels[1, 2:] = losses.IGNORE_INDEX
+    loss, count = loss_by_example([(logits, labels)], "softmax")
+    expected = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(3, 5).sum(1)
+    assert torch.allclose(loss, expected) and count.tolist() == [5, 2, 5] and max(cast) <= 34
+    divergence([(logits, labels)], [(logits, labels)], "softmax", 1.0)
+    losses.next_token_loss(logits, labels)
+    assert max(cast) <= 34

@@ -66,7 +66,7 @@ def _outputs(
 ) -> tuple[float, list[LogitsAndLabels]]:
     """Loss and logits of a subnetwork on one batch."""
     supernet.activate(subnet)
-    with evaluation_mode(supernet.model):
+    with evaluation_mode(supernet.model, in_float32=not examples.task.has_vocabulary_logits):
         inputs = on_model(batch, supernet.model)
         outputs = examples.task.forward(supernet.model, inputs)
         return outputs.loss.item(), examples.task.logits_and_labels(outputs, inputs)

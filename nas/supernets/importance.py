@@ -216,7 +216,7 @@ def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[to
         totals[layer] = before[0] + experts, before[1] + neurons
 
     handles = [module.register_forward_pre_hook(partial(add, number)) for number, module in enumerate(modules)]
-    with evaluation_mode(supernet.model):
+    with evaluation_mode(supernet.model, in_float32=False):
         for batch in batches:
             masks = _token_masks(batch, supernet)
             supernet.model(**model_inputs(on_model(batch, supernet.model)))
@@ -314,7 +314,7 @@ def _activation_norms(
         for key, modules in modules_by_key.items()
         for module in modules
     ]
-    with evaluation_mode(supernet.model):
+    with evaluation_mode(supernet.model, in_float32=False):
         for batch in batches:
             samples, masks = len(next(iter(batch.values()))), _token_masks(batch, supernet)
             supernet.model(**model_inputs(on_model(batch, supernet.model)))
@@ -461,7 +461,7 @@ def mean_loss(
     """Returns the mean loss of a subnetwork over labelled batches; the subnetwork stays active."""
     supernet.activate(subnet)
     model = supernet.model
-    with evaluation_mode(model):
+    with evaluation_mode(model, in_float32=False):
         losses = [_forward(model, on_model(batch, model), task).loss.item() for batch in batches]
     mean = sum(losses) / len(losses)
     _require_finite(math.isfinite(mean), "losses on which layers are ordered")

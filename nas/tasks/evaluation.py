@@ -120,7 +120,7 @@ def score(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str])
 def collect_stats(model: PreTrainedModel, examples: EvaluationSet, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Computes the statistics of each example that these metrics need, in the order of the batches."""
     parts = []
-    with evaluation_mode(model):
+    with evaluation_mode(model, in_float32=not examples.task.has_vocabulary_logits):
         for batch, rows in zip(examples.batches, examples.rows, strict=True):
             parts.append(examples.task.example_stats(model, on_model(batch, model), rows, names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -231,15 +231,18 @@ def _num_tokens(example: list[Row]) -> int:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, *, in_float32: bool = True) -> Iterator[None]:
     """Sets evaluation mode without gradients, and restores the previous mode on exit.
 
-    The outputs are in float32 meanwhile, also those of a model in 16 bits: metrics need them.
+    Args:
+        model: The model.
+        in_float32: Whether its outputs are in float32 meanwhile, also those of a model in 16 bits: metrics need them,
+            losses over a vocabulary cast a few logits at a time.
     """
     was_training = model.training
     model.eval()
     fill_position_caches(model)
-    handle = model.register_forward_hook(_float_outputs) if has_halves(model) else None
+    handle = model.register_forward_hook(_float_outputs) if in_float32 and has_halves(model) else None
     try:
         with torch.inference_mode():
             yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ SIMILARITY_TEMPERATURE = 0.05
 """Temperature of similarities, as sentence-transformers trains with (a scale of 20)."""
 
 CHUNK = 2**22
-"""Logits that a divergence of classes looks at at once: of a vocabulary of 50,000, those of 80 tokens."""
+"""Logits of classes that a loss looks at at once, in float32: of a vocabulary of 50,000, those of 80 tokens."""
 
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
@@ -57,14 +57,14 @@ def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) 
     Returns:
         Two tensors (examples,).
     """
-    losses = [LABEL_LOSSES[activation](logits.float(), labels) for logits, labels in outputs]
+    losses = [LABEL_LOSSES[activation](logits, labels) for logits, labels in outputs]
     counts = [_label_mask(labels, activation).reshape(len(labels), -1).sum(1) for _, labels in outputs]
     return torch.stack([loss.sum(1) for loss in losses]).sum(0), torch.stack(counts).sum(0)
 
 
 def _labelled(logits: torch.Tensor, labels: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Returns the scored logits (labels, classes)."""
-    return logits[_label_mask(labels, activation)].float() if activation == "softmax" else logits.float()
+    """Returns the scored logits (labels, classes); those of classes in their own dtype."""
+    return logits[_label_mask(labels, activation)] if activation == "softmax" else logits.float()
 
 
 def _label_mask(labels: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -85,22 +85,72 @@ class _SummedDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
-        labels = max(1, CHUNK // student.shape[-1])
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else student.new_empty(0)
-        total = student.new_zeros(())
-        for start in range(0, len(student), labels):
-            part = slice(start, start + labels)
-            scores, target = F.log_softmax(student[part] / t, -1), F.log_softmax(teacher[part] / t, -1)
+        total = student.new_zeros((), dtype=_exact_dtype(student))
+        for part in _few_labels(student):
+            scores, target = (F.log_softmax(_exact(logits[part]) / t, -1) for logits in (student, teacher))
             total += F.kl_div(scores, target, reduction="sum", log_target=True)
             if ctx.needs_input_grad[0]:
-                torch.sub(scores.exp_(), target.exp_(), out=gradient[part]).div_(t)
+                gradient[part] = scores.exp_().sub_(target.exp_()).div_(t)
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, change: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return change * gradient, None, None
+        return change.to(gradient.dtype) * gradient, None, None
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the mean loss of the next tokens; as the loss of a causal model, with memory for one gradient.
+
+    Args:
+        logits: (examples, tokens, vocabulary).
+        labels: (examples, tokens), not shifted; `IGNORE_INDEX` is not scored.
+    """
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    total: torch.Tensor = _SummedCrossEntropy.apply(logits.flatten(0, 1), targets)
+    return total / (targets != IGNORE_INDEX).sum()
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Cross entropy, summed over the labels, a few of them at a time; see `_SummedDivergence`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else logits.new_empty(0)
+        total = logits.new_zeros((), dtype=_exact_dtype(logits))
+        for part in _few_labels(logits):
+            scores, own = F.log_softmax(_exact(logits[part]), -1), labels[part]
+            total += F.nll_loss(scores, own, reduction="sum", ignore_index=IGNORE_INDEX)
+            if ctx.needs_input_grad[0]:
+                scored, numbers = own != IGNORE_INDEX, torch.arange(len(own), device=own.device)
+                change = scores.exp_()
+                change[numbers, own.where(scored, 0)] -= 1
+                gradient[part] = change.mul_(scored[:, None])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, change: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return change.to(gradient.dtype) * gradient, None
+
+
+def _few_labels(logits: torch.Tensor) -> Iterator[slice]:
+    """Yields the rows of logits (labels, classes) that are looked at at once."""
+    labels = max(1, CHUNK // logits.shape[-1])
+    for start in range(0, len(logits), labels):
+        yield slice(start, start + labels)
+
+
+def _exact(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of 16 bits in float32."""
+    return logits.to(_exact_dtype(logits))
+
+
+def _exact_dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
@@ -114,16 +164,26 @@ def _mean_squared_error(student: torch.Tensor, teacher: torch.Tensor, t: float) 
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-    return losses.view(len(labels), -1)
+    examples = max(1, CHUNK // max(1, logits[:1].numel()))
+    parts = zip(logits.split(examples), labels.split(examples), strict=True)
+    losses = [each for part in parts for each in _losses_of_labels(part[0].flatten(0, -2), part[1].flatten())]
+    return torch.cat(losses).view(len(labels), -1)
+
+
+def _losses_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """Cross entropy of logits (labels, classes), a few labels at a time."""
+    return [
+        F.cross_entropy(_exact(logits[part]), labels[part], ignore_index=IGNORE_INDEX, reduction="none")
+        for part in _few_labels(logits)
+    ]
 
 
 def _binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
 
 
 def _squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(logits, labels.float(), reduction="none")
+    return F.mse_loss(logits.float(), labels.float(), reduction="none")
 
 
 def cosine_similarity(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -132,7 +192,7 @@ def cosine_similarity(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def _cosine_distance(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return 1.0 - cosine_similarity(vectors, labels)[:, None]
+    return 1.0 - cosine_similarity(vectors.float(), labels)[:, None]
 
 
 def _embedding_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:

@@ -25,6 +25,8 @@ LEGACY_BUFFERS = ("inv_freq", "masked_bias", "position_ids")
 """Last parts of names in old checkpoints that were no weights."""
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Of safetensors; a weight of another is quantized, and would be taken for the number that encodes it."""
+CHECKED_AT_ONCE = 2**20
+"""Numbers of a weight that are checked at once: a table of tokens is most of some models."""
 WRAPPERS = {
     "_orig_mod": "torch.compile",
     "module": "DataParallel",
@@ -140,7 +142,8 @@ def require_finite(model: torch.nn.Module, whose: str, way_out: str) -> None:
     import torch
 
     for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
+        parts = weight.flatten().split(CHECKED_AT_ONCE) if weight.is_floating_point() else ()
+        if not all(torch.isfinite(part).all() for part in parts):
             wrong = "NaN" if torch.isnan(weight).any() else "infinite"
             raise InputError(
                 f"{whose} must be finite numbers, but `{name}` holds {wrong} values, so that every loss is nan; "

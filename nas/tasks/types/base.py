@@ -247,8 +247,11 @@ class TaskType(ABC):
         """Examples per evaluation batch; fewer where logits over the vocabulary would exceed `MAX_BATCH_LOGITS`."""
         if not self.has_vocabulary_logits:
             return EVALUATION_BATCH_SIZE
-        max_examples = MAX_BATCH_LOGITS // (self.task.max_length * self.config.vocab_size)
-        return max(1, min(EVALUATION_BATCH_SIZE, max_examples))
+        return min(EVALUATION_BATCH_SIZE, self.examples_within(MAX_BATCH_LOGITS))
+
+    def examples_within(self, logits: int) -> int:
+        """How many examples have at most so many logits over the vocabulary; at least one."""
+        return max(1, logits // (self.task.max_length * self.config.vocab_size))
 
     def metric(self, name: str) -> Metric:
         """Returns a metric by name: one of the task, or of ``task.metrics`` in the recipe.

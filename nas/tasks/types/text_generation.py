@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.batches import IGNORE_INDEX, Batch, Row
+from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs
 from nas.tasks.harness import harness_sources
 from nas.tasks.metrics import Metric
 from nas.tasks.types.base import TaskInputs, TaskType
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from nas.tasks.losses import LogitsAndLabels
+
+ROUTER_LOSS = "aux_loss"
+"""Output of a model with experts whose config asks for the loss of its router."""
 
 
 class TextGeneration(LanguageModeling):
@@ -57,6 +60,16 @@ class TextGeneration(LanguageModeling):
         for row, scored in zip(rows, labels, strict=True):
             scored[: row.get(CONTEXT, 0)] = IGNORE_INDEX
         return {"input_ids": ids, "labels": labels}
+
+    def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
+        """Runs a model on a batch; its loss is computed here, a few tokens at a time."""
+        from nas.tasks.losses import next_token_loss
+
+        outputs = model(**model_inputs(batch), **kwargs)
+        outputs.loss = next_token_loss(outputs.logits, batch["labels"])
+        if outputs.get(ROUTER_LOSS) is not None:
+            outputs.loss = outputs.loss + self.config.router_aux_loss_coef * outputs[ROUTER_LOSS]
+        return outputs
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
         """Returns the logits (examples, tokens - 1, vocabulary) and the labels of the next tokens."""
