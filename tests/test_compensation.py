@@ -12,6 +12,7 @@ from conftest import TOYS, logits
 from nas.pipeline import locked_run, run_stages
 from nas.recipe.schema import Recipe
 from nas.stages.search import _parent_metrics
+from nas.supernets import compensation
 from nas.supernets.calibration import calibrate
 from nas.supernets.compensation import DAMPING, compensated
 from nas.supernets.load import load_supernet
@@ -19,6 +20,7 @@ from nas.supernets.low_rank import CalibrationStatistics
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from search_spaces import SubnetConfig
 
 
 @pytest.mark.parametrize("kept", [slice(5), torch.tensor([0, 2, 6])])
@@ -31,7 +33,7 @@ def test_the_shares_are_those_of_a_ridge_regression(kept: slice | torch.Tensor) 
     others[kept] = False
     targets = torch.cat([inputs[:, others] @ weight[:, others].T, torch.zeros(len(damping), 3)])
     expected = torch.linalg.lstsq(torch.cat([inputs[:, kept], damping]), targets).solution.T
-    found = compensated(moment, kept, weight)
+    found = compensated(lambda: moment, 8, kept)
     assert found is not None
     torch.testing.assert_close(found.select(weight, 1), weight[:, kept] + expected, rtol=1e-3, atol=1e-4)
 
@@ -50,6 +52,34 @@ def test_a_slice_that_compensates_is_closer_to_the_parent(family: str) -> None:
             supernet.activate(subnet)
             errors.append(float((logits(supernet.model, inputs) - parent).norm()))
         assert errors[1] < 0.9 * errors[0], (sizes, errors)
+
+
+def test_narrower_weights_are_kept_up_to_a_limit_and_as_long_as_the_weight_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is computed again is the same, and follows the weight."""
+    toy, solved = TOYS["llama"], list[int]()
+    supernet, inputs = Supernet(toy.model().eval()), toy.inputs()
+    supernet.calibration = calibrate(supernet, [inputs], ranks=False, compensates=True)
+    shares = compensation._shares
+    monkeypatch.setattr(compensation, "_shares", lambda *parts: solved.append(1) or shares(*parts))
+    narrow, other = (supernet.parent.with_values(intermediate_size=(size,) * 4) for size in (48, 32))
+
+    def outputs(subnet: SubnetConfig) -> torch.Tensor:
+        supernet.activate(subnet)
+        with torch.inference_mode():
+            return logits(supernet.model, inputs)
+
+    first = outputs(narrow)
+    outputs(other), supernet.extract(narrow)
+    assert torch.equal(outputs(narrow), first) and len(solved) == 8
+    monkeypatch.setattr(compensation, "KEPT", 0)
+    outputs(other)
+    assert torch.equal(outputs(narrow), first) and len(solved) > 8
+    with torch.no_grad():
+        supernet.linear_layers["model.layers.0.mlp.down_proj.weight"]._parameters["weight"].mul_(2)
+    assert not torch.equal(outputs(narrow), first)
+    torch.testing.assert_close(logits(supernet.extract(narrow), inputs), outputs(narrow))
 
 
 def test_statistics_without_ranks_hold_what_compensates_only(tmp_path: Path) -> None:

@@ -28,26 +28,58 @@ if TYPE_CHECKING:
     from search_spaces.shapes import Rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Compensated:
     """Entries along one dimension of which the active ones take over shares of the others.
+
+    Without gradients the resulting weight is kept, which is smaller than the shares, and as long as the weight stays
+    as it is.
 
     Attributes:
         kept: The active entries: a slice or indices.
         dropped: Indices of the others (dropped,).
-        shares: What each active entry takes over of each other one (kept, dropped).
+        solve: Computes what each active entry takes over of each other one (kept, dropped).
     """
 
     kept: slice | torch.Tensor
     dropped: torch.Tensor
-    shares: torch.Tensor
+    solve: Callable[[], torch.Tensor]
+    _shares: torch.Tensor | None = None
+    _folded: tuple[tuple[object, ...], torch.Tensor] | None = None
 
-    def select(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    @property
+    def is_trained(self) -> bool:
+        """Whether it keeps shares, with which gradients reach all entries."""
+        return self._shares is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that is kept."""
+        return sum(each.nbytes for each in (self._shares, self._folded and self._folded[1]) if each is not None)
+
+    def select(self, weight: torch.Tensor, dim: int) -> torch.Tensor:
         """Returns the active entries with their shares, which are added before they are rounded to 16 bits."""
-        before, dtype = (slice(None),) * dim, torch.promote_types(tensor.dtype, torch.float32)
-        kept, dropped = tensor[(*before, self.kept)], tensor.index_select(dim, self.dropped.to(tensor.device))
-        taken = torch.tensordot(self.shares.to(tensor.device, dtype), dropped.to(dtype), ([1], [dim]))
-        return (kept + taken.movedim(0, dim)).to(tensor.dtype)
+        if weight.requires_grad and torch.is_grad_enabled():
+            self._shares = shares = self._shares_for(weight)
+            return self._fold(weight, dim, shares)
+        version = weight.data_ptr(), weight._version, weight.dtype, weight.shape
+        if self._folded is None or self._folded[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded = version, self._fold(weight, dim, self._shares_for(weight))
+        return self._folded[1]
+
+    def _shares_for(self, weight: torch.Tensor) -> torch.Tensor:
+        """The shares on the device of a weight, in its dtype, or in float32 if that has 16 bits."""
+        shares = self.solve() if self._shares is None else self._shares
+        return shares.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+    def _fold(self, weight: torch.Tensor, dim: int, shares: torch.Tensor) -> torch.Tensor:
+        kept, dropped = (
+            weight[(slice(None),) * dim + (self.kept,)],
+            weight.index_select(dim, self.dropped.to(weight.device)),
+        )
+        taken = torch.tensordot(shares, dropped.to(shares.dtype), ([1], [dim]))
+        return (kept + taken.movedim(0, dim)).to(weight.dtype)
 
 
 Entries = slice | torch.Tensor | Compensated
@@ -194,12 +226,16 @@ def low_rank_factors(weight: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
 
 
 def select_active(tensor: torch.Tensor, index: Index) -> torch.Tensor:
-    """Returns the active entries of a tensor: a view if they are a prefix, otherwise a copy."""
-    tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
+    """Returns the active entries of a tensor: a view if they are a prefix, otherwise a copy.
+
+    Entries that take over shares come first: they are kept for all outputs.
+    """
     for dim, rows in enumerate(index):
         if isinstance(rows, Compensated):
-            tensor = rows.select(tensor, dim)
-        elif isinstance(rows, torch.Tensor) and rows.dim() == 2:
+            tensor, index = rows.select(tensor, dim), (*index[:dim], slice(None), *index[dim + 1 :])
+    tensor = _prefix_view(tensor, [rows.stop if isinstance(rows, slice) else None for rows in index])
+    for dim, rows in enumerate(index):
+        if isinstance(rows, torch.Tensor) and rows.dim() == 2:
             tensor = torch.tensordot(rows.to(tensor), tensor, ([1], [dim])).movedim(0, dim)
         elif isinstance(rows, torch.Tensor):
             tensor = tensor.index_select(dim, rows.to(tensor.device))

@@ -10,7 +10,7 @@ import torch
 from nas.recipe.schema import Training
 from nas.supernets.compensation import is_compensated
 from nas.supernets.device import training_device
-from nas.supernets.load import CALIBRATION_BATCH
+from nas.supernets.load import calibration_batch
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, Workload
@@ -147,8 +147,10 @@ class _Count:
     def _ordering(self) -> float:
         """The importance of weights, by gradients or activations, and what slices compensate."""
         if self.recipe.supernet.order == "gradient":
-            return self.weights + len(self.layout.parent.layers) * self._activations(CALIBRATION_BATCH)
-        return self.weights + self._activations(CALIBRATION_BATCH) + self.moments
+            return self.weights + len(self.layout.parent.layers) * self._activations(
+                calibration_batch(self.context.splits.task)
+            )
+        return self.weights + self._activations(calibration_batch(self.context.splits.task)) + self.moments
 
     def _activations(self, batch_size: int) -> float:
         """The largest activations of one layer on a batch of the task."""

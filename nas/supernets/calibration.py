@@ -10,7 +10,7 @@ import torch
 
 from nas.modeling.elastic import linear_weight
 from nas.supernets.compensation import is_compensated
-from nas.supernets.low_rank import CalibrationStatistics, SymmetricMatrices, embedding_moment
+from nas.supernets.low_rank import CalibrationStatistics, SymmetricMatrices, embedding_moment, upper_triangle
 from nas.tasks.batches import model_inputs
 from nas.tasks.evaluation import on_model
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nas.supernets.supernet import Supernet
 
 Batch = Mapping[str, torch.Tensor]
+
+PANEL = 512
+"""Rows of a moment that are computed at once."""
 
 
 def calibrate(
@@ -37,8 +40,7 @@ def calibrate(
     supernet.activate(supernet.parent)
     layout, model = supernet.layout, supernet.model
     linear = {n: m for n, m in supernet.linear_layers.items() if ranks or is_compensated(layout, n)}
-    totals: dict[str, Any] = {}
-    counts: dict[str, int] = {}
+    totals: dict[str, _Moment] = {}
     masks: dict[str, torch.Tensor | None] = {}
 
     def accumulator(name: str) -> Callable[..., None]:
@@ -47,9 +49,7 @@ def calibrate(
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = _unpadded_rows(inputs[0].detach(), masks.get(runs_on))
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            squares = (rows.T @ rows).cpu()
-            totals[name] = totals[name].add_(squares) if name in totals else squares
-            counts[name] = counts.get(name, 0) + len(rows)
+            totals.setdefault(name, _Moment(rows)).add(rows)
 
         return add
 
@@ -67,11 +67,35 @@ def calibrate(
             masks |= _token_masks(inputs, len(layout.depths))
             model(**model_inputs(inputs))
         model.train(was_training)
-    means = ((name, totals.pop(name) / counts[name]) for name in linear if name in totals)
-    moments = SymmetricMatrices.of(means)
+    moments = SymmetricMatrices.of((name, totals.pop(name).triangle()) for name in linear if name in totals)
     weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments} if ranks else {}
     embedding = None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
     return CalibrationStatistics(moments, weights, embedding, compensates)
+
+
+class _Moment:
+    """The mean of x x^T over inputs x that come in batches, summed on the CPU in half of the memory of the matrix.
+
+    Args:
+        like: Inputs (n, channels).
+    """
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._starts, self._count = range(0, like.shape[1], PANEL), 0
+        self._panels = [
+            torch.zeros(len(part), like.shape[1] - start, dtype=like.dtype)
+            for start, part in zip(self._starts, torch.arange(like.shape[1]).split(PANEL), strict=True)
+        ]
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds inputs (n, channels)."""
+        self._count += len(rows)
+        for start, panel in zip(self._starts, self._panels, strict=True):
+            panel += (rows[:, start : start + PANEL].T @ rows[:, start:]).cpu()
+
+    def triangle(self) -> torch.Tensor:
+        """The upper triangle of the mean, row by row."""
+        return upper_triangle(row for panel in self._panels for row in panel).div_(self._count)
 
 
 def _unpadded_rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -10,7 +10,8 @@ layer's outputs least. This is the update of ZipLM (Kurtic et al. 2023, arXiv 23
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -20,8 +21,9 @@ from search_spaces import Layout
 DAMPING = 0.1
 """Added to the diagonal of a moment, relative to its mean: calibration data are few. Of 0.0001 to 0.1, the best for
 three quarters of the neurons of SmolLM2-135M-Instruct, calibrated on 7,000 tokens."""
-CACHED_BYTES = 2**30
-"""Shares that are kept for subnetworks to come; the oldest make room."""
+KEPT, CACHED_BYTES = 2, 2**30
+"""What is kept for subnetworks to come, before the oldest makes room: weights of narrower layers, up to so many times
+the memory of the layers themselves; of a supernet that is trained, shares in bytes."""
 COMPENSATED_AXES = ("heads", "cross_heads", "ffn")
 """What a layer reads whose other units take over; channels of the residual stream are read by all layers."""
 
@@ -37,55 +39,73 @@ class Compensation:
 
     Args:
         layout: Of the parent.
+        weights: Name -> the weight of a linear layer.
         moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs).
     """
 
-    def __init__(self, layout: Layout, moments: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, layout: Layout, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
+    ) -> None:
         self._dim = 0 if layout.family.conv1d else 1
         self._moments, self._names = moments, {name for name in moments if is_compensated(layout, name)}
+        self._weights = {name: weights[name] for name in self._names}
         self._found: OrderedDict[tuple[object, ...], Compensated] = OrderedDict()
 
-    def of(self, name: str, index: Index, like: torch.Tensor) -> Index:
+    def of(self, name: str, index: Index) -> Index:
         """The active entries of a parameter, its inputs with the shares that they take over; see `of_inputs`."""
         if name not in self._names:
             return index
-        found = self.of_inputs(name, index[self._dim], like)
+        found = self.of_inputs(name, index[self._dim])
         return (*index[: self._dim], found, *index[self._dim + 1 :])
 
-    def of_inputs(self, name: str, rows: Entries, like: torch.Tensor) -> Entries:
+    def of_inputs(self, name: str, rows: Entries) -> Entries:
         """The inputs of a layer that remain, with the shares of the others that they take over.
 
         Args:
             name: Of its weight.
             rows: Inputs that remain: a slice or indices.
-            like: The weight: shares are on its device, in its dtype, or in float32 if that has 16 bits.
         """
         if name not in self._names or isinstance(rows, Compensated) or rows == slice(None):
             return rows
+        self._make_room()
         key = (name, rows.stop if isinstance(rows, slice) else tuple(rows.tolist()))
-        found = self._found.pop(key, None) or compensated(self._moments[name], rows, like)
+        moment = partial(self._moments.__getitem__, name)
+        found = self._found.pop(key, None) or compensated(moment, self._weights[name].shape[self._dim], rows)
         if found is None:
             return rows
         self._found[key] = found
-        while len(self._found) > 1 and sum(one.shares.nbytes for one in self._found.values()) > CACHED_BYTES:
-            self._found.popitem(last=False)
         return found
 
+    def _make_room(self) -> None:
+        is_trained = any(one.is_trained for one in self._found.values())
+        kept = sum(one.nbytes for one in self._found.values())
+        limit = CACHED_BYTES if is_trained else KEPT * sum(weight.nbytes for weight in self._weights.values())
+        while kept > limit:
+            kept -= self._found.popitem(last=False)[1].nbytes
 
-def compensated(moment: torch.Tensor, rows: slice | torch.Tensor, like: torch.Tensor) -> Compensated | None:
+
+def compensated(moment: Callable[[], torch.Tensor], inputs: int, rows: slice | torch.Tensor) -> Compensated | None:
     """The remaining inputs of a layer and the shares of the others that they take over; None where none remain.
 
     Args:
-        moment: Mean of x x^T over the inputs x (inputs, inputs).
+        moment: Returns the mean of x x^T over the inputs x (inputs, inputs).
+        inputs: Their number.
         rows: Inputs that remain.
-        like: The weight: shares are on its device, in its dtype, or in float32 if that has 16 bits.
     """
-    is_kept = torch.zeros(len(moment), dtype=torch.bool)
+    is_kept = torch.zeros(inputs, dtype=torch.bool)
     is_kept[rows] = True
     kept, dropped = is_kept.nonzero()[:, 0], (~is_kept).nonzero()[:, 0]
-    if not len(kept):
-        return None
-    own = moment[kept[:, None], kept].double()
+    return Compensated(rows, dropped, partial(_shares, moment, kept, dropped)) if len(kept) else None
+
+
+def _shares(moment: Callable[[], torch.Tensor], kept: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+    """The shares (kept, dropped) in float64."""
+    own, others = _parts(moment(), kept, dropped)
+    return torch.cholesky_solve(others, torch.linalg.cholesky(own))
+
+
+def _parts(moment: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The moments of the remaining inputs, damped, and those with the others, in float64."""
+    own, others = (moment[kept[:, None], columns].double() for columns in (kept, dropped))
     own.diagonal().add_(DAMPING * moment.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    shares = torch.cholesky_solve(moment[kept[:, None], dropped].double(), torch.linalg.cholesky(own))
-    return Compensated(rows, dropped, shares.to(like.device, torch.promote_types(like.dtype, torch.float32)))
+    return own, others

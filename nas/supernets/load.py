@@ -14,20 +14,30 @@ from nas.supernets.space import search_space, vocabulary_sizes
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import EvaluationSet
+from nas.tasks.types import TaskType
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import SearchSpace
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 512, 32
+MAX_CALIBRATION_LOGITS = 2**24
+"""Most logits over the vocabulary in one calibration batch: 64 MB in float32."""
 ORDER = "importance.json"
 """File with the order of importance, in the folder of a supernet."""
 
 
 def calibration_set(context: TaskContext) -> EvaluationSet:
     """Returns a few hundred training examples, for importance scores and calibration."""
-    train = context.splits.train
+    train, size = context.splits.train, calibration_batch(context.splits.task)
     return EvaluationSet.from_dataset(
-        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, CALIBRATION_BATCH
+        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, size
     )
+
+
+def calibration_batch(task: TaskType) -> int:
+    """Examples of a calibration batch; fewer where these have many logits, as gradients need those of all layers."""
+    if not task.has_vocabulary_logits:
+        return CALIBRATION_BATCH
+    return min(CALIBRATION_BATCH, task.examples_within(MAX_CALIBRATION_LOGITS))
 
 
 def save_calibration(supernet: Supernet, context: TaskContext, folder: Path) -> None:

@@ -50,11 +50,11 @@ class CalibrationStatistics:
 
         moments = self.moments
         if not isinstance(moments, SymmetricMatrices):
-            moments = SymmetricMatrices.of(moments.items())
+            moments = SymmetricMatrices.of((name, upper_triangle(moment)) for name, moment in moments.items())
         tensors = {f"halves:{name}": triangle.float() for name, triangle in moments.triangles.items()}
         tensors |= {f"weights:{name}": weight.contiguous() for name, weight in self.weights.items()}
         if self.embedding is not None:
-            tensors["embedding:"] = _upper_triangle(self.embedding).float()
+            tensors["embedding:"] = upper_triangle(self.embedding).float()
         metadata = {"moments": json.dumps(moments.stored_under), "compensates": json.dumps(self.compensates)}
         save_file(tensors, folder / STATISTICS_FILE, metadata=metadata)
 
@@ -65,20 +65,50 @@ class CalibrationStatistics:
 
         if not (folder / STATISTICS_FILE).exists():
             return None
-        groups: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "halves": {}, "weights": {}, "embedding": {}}
-        with safe_open(folder / STATISTICS_FILE, "pt") as stored:
-            metadata = stored.metadata() or {}
-            for name in stored.keys():  # noqa: SIM118
-                group, _, weight = name.partition(":")
-                groups[group][weight] = stored.get_tensor(name)
+        file = folder / STATISTICS_FILE
+        with safe_open(file, "pt") as stored:
+            metadata, names = stored.metadata() or {}, list(stored.keys())
+        moments, halves, weights, embedding = (
+            _InFile(file, f"{group}:", tuple(name.partition(":")[2] for name in names if name.startswith(f"{group}:")))
+            for group in ("moments", "halves", "weights", "embedding")
+        )
         stored_under = json.loads(metadata.get("moments", "{}"))
-        moments = SymmetricMatrices(groups["halves"], stored_under) if stored_under else groups["moments"]
         return cls(
-            moments,
-            groups["weights"],
-            next((_from_upper_triangle(triangle.double()) for triangle in groups["embedding"].values()), None),
+            SymmetricMatrices(halves, stored_under) if stored_under else moments,
+            weights,
+            next((_from_upper_triangle(triangle.double()) for triangle in embedding.values()), None),
             json.loads(metadata.get("compensates", "false")),
         )
+
+
+@dataclass(frozen=True)
+class _InFile(Mapping[str, torch.Tensor]):
+    """Tensors in a file: each is read whenever it is asked for, and none is kept.
+
+    Attributes:
+        file: A safetensors file.
+        prefix: Start of their names in the file.
+        names: Their names without it.
+    """
+
+    file: Path
+    prefix: str
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.file, "pt") as stored:
+            tensor: torch.Tensor = stored.get_tensor(self.prefix + name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -86,7 +116,7 @@ class SymmetricMatrices(Mapping[str, torch.Tensor]):
     """Symmetric matrices by name, in half of their memory: a whole one is made when it is read.
 
     Attributes:
-        triangles: Name -> upper triangle of a matrix, row by row; in a file, its pages are read when they are needed.
+        triangles: Name -> upper triangle of a matrix, row by row.
         stored_under: Name of a matrix -> that of its triangle.
     """
 
@@ -94,12 +124,11 @@ class SymmetricMatrices(Mapping[str, torch.Tensor]):
     stored_under: Mapping[str, str]
 
     @classmethod
-    def of(cls, matrices: Iterable[tuple[str, torch.Tensor]]) -> SymmetricMatrices:
-        """Packs matrices one after another, equal ones that follow each other once."""
+    def of(cls, named: Iterable[tuple[str, torch.Tensor]]) -> SymmetricMatrices:
+        """Collects the triangles of matrices one after another, equal ones that follow each other once."""
         triangles: dict[str, torch.Tensor] = {}
         stored_under: dict[str, str] = {}
-        for name, matrix in matrices:
-            triangle = _upper_triangle(matrix)
+        for name, triangle in named:
             first = next((other for other in list(triangles)[-2:] if torch.equal(triangles[other], triangle)), name)
             triangles[first], stored_under[name] = triangle, first
         return cls(triangles, stored_under)
@@ -114,9 +143,14 @@ class SymmetricMatrices(Mapping[str, torch.Tensor]):
         return len(self.stored_under)
 
 
-def _upper_triangle(moment: torch.Tensor) -> torch.Tensor:
-    """Returns the upper triangle of a symmetric matrix, row by row."""
-    return torch.cat([row[start:] for start, row in enumerate(moment)])
+def upper_triangle(rows: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Returns the upper triangle of a symmetric matrix, row by row.
+
+    Args:
+        rows: Of the matrix, from the diagonal on or from any column before it.
+    """
+    kept = list(rows)
+    return torch.cat([row[len(row) - len(kept) + number :] for number, row in enumerate(kept)])
 
 
 def _from_upper_triangle(triangle: torch.Tensor) -> torch.Tensor:

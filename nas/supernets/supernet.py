@@ -159,7 +159,7 @@ class Supernet:
         self._calibration = calibration
         self._bases: dict[tuple[Any, ...], torch.Tensor] = {}
         moments = calibration.moments if calibration is not None and calibration.compensates else {}
-        self._compensation = Compensation(self.layout, moments)
+        self._compensation = Compensation(self.layout, dict(self.model.named_parameters()), moments)
         for layer in self._layers:
             layer.blueprint = None
 
@@ -269,10 +269,7 @@ class Supernet:
         for path, parameters in layer.axes.items():
             active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
             if path in layer.linear_weights and "weight" in active_entries:
-                tensor = cast(torch.Tensor, layer.modules[path]._parameters["weight"])
-                active_entries["weight"] = self._compensation.of(
-                    layer.linear_weights[path], active_entries["weight"], tensor
-                )
+                active_entries["weight"] = self._compensation.of(layer.linear_weights[path], active_entries["weight"])
             layer.modules[path].__dict__ |= {"active_entries": active_entries, "quantized": {}}
         changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
         for kind, paths in layer.candidates.items() if changed is None or changed else ():
@@ -369,7 +366,7 @@ class Supernet:
         if calibration is None or name not in calibration.moments:
             raise InputError(f"`{name}` must be calibrated to have a rank; set `calibration` to `calibrate(...)`.")
         stored = calibration.weights[name]
-        weight = select_active(stored, (index[0], self._compensation.of_inputs(name, index[1], stored)))
+        weight = select_active(stored, (index[0], self._compensation.of_inputs(name, index[1])))
         return output_basis(
             weight, select_active(calibration.moments[name], (index[1], index[1])), _largest_rank(*weight.shape)
         )
@@ -472,7 +469,7 @@ class Supernet:
                 continue
             index = self._active_index(location.axes, blueprint.sizes, self.layout.full_sizes[location.stack or 0])
             new_name = self.layout.name_in_subnet(subnet, name)
-            active = select_active(tensor, self._compensation.of(name, index, tensor) if compensates else index)
+            active = select_active(tensor, self._compensation.of(name, index) if compensates else index)
             parameter = new_name.rpartition(".")[2]
             kinds, fitted = self.layout.shapes.kinds(location, blueprint), _Fitted(self, name, blueprint)
             is_conv1d = self.family.conv1d and parameter == "weight" and self.layout.shapes.linear_axes(location)
