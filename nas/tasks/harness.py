@@ -116,7 +116,8 @@ class HarnessTask:
         for request in requests:
             request.resps, request.filtered_resps = [], {}
         with _quiet():
-            harness = HFLM(pretrained=_Asked(model), backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+            options = {"tokenizer": tokenizer, "batch_size": batch_size, "softmax_dtype": "float32"}
+            harness = HFLM(pretrained=_Asked(model), backend="causal", **options)
             answers = getattr(harness, requests[0].request_type)(requests, disable_tqdm=True)
         for request, answer in zip(requests, answers, strict=True):
             request.resps.append(answer)
