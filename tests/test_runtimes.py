@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +22,7 @@ from nas.supernets.supernet import Supernet
 from predictors import Workload, measure
 from predictors.measurement import onnx_export
 from predictors.measurement.onnx_export import require, write_onnx
+from predictors.measurement.plan import Plan
 from predictors.measurement.prepare import check_runtime, prepare
 from predictors.measurement.runtimes import FORMATS, RUNTIMES
 from predictors.measurement.workload import RuntimeName
@@ -167,14 +171,35 @@ def test_int8_outputs_are_near_but_not_equal(runtime: str) -> None:
     assert 1e-4 < np.abs(exact - run(model, tokens(), runtime=runtime, dtype="int8")).max() < 0.1
 
 
-def test_what_quantizes_is_needed_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_quantizes_is_needed_only_where_a_graph_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     float32, int8 = Workload(runtime="openvino"), Workload(runtime="openvino", dtype="int8")
-    needed = RUNTIMES["openvino"].needs
-    assert set(needed(int8)) - set(needed(float32)) == {"nncf"}
+    assert RUNTIMES["openvino"].packages == ("openvino",)
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "nncf" else name)
     check_runtime(float32)
     with pytest.raises(InputError, match=r'dtype=int8.*needs nncf.*"paretoformer\[openvino\]"'):
         check_runtime(int8)
+
+
+FOOTPRINT = """
+import json, sys
+sys.modules.update(torch=None, transformers=None)
+from predictors.measurement.plan import footprint
+print(json.dumps(footprint(sys.argv[1], "m")))
+"""
+"""Importing one of the two raises ImportError."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [name for name, runtime in RUNTIMES.items() if not runtime.needs_torch])
+def test_memory_is_that_of_the_runtime_alone(runtime: str, tmp_path: Path) -> None:
+    needs(runtime)
+    workload = Workload(runtime=runtime, sequence_length=LENGTH)
+    file, arrays = RUNTIMES[runtime].write(bert(), tokens(), workload, tmp_path)
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    Plan(workload, "", {"m": file.name}, {"m": "inputs.npz"}, "m", passes=1, precision=0.05).write(tmp_path)
+    done = subprocess.run([sys.executable, "-c", FOOTPRINT, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["memory_mb"] > 0
 
 
 def test_a_prepared_model_can_be_measured() -> None:

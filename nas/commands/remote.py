@@ -214,7 +214,7 @@ def _write_bundle(
         minutes=recipe.verify.minutes if stages == PASSES else recipe.profile.minutes,
         workload_name=target.name,
     ).write(out)
-    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.needs(workload))))
+    (out / "measure.py").write_text(SCRIPT.format(packages=", ".join(runtime.packages)))
     _copy_modules(out / "lib")
 
 

@@ -242,7 +242,7 @@ def check_device(workload: Workload) -> None:
     Raises:
         InputError: If a package or the device is missing.
     """
-    missing = [package for package in RUNTIMES[workload.runtime].needs(workload) if find_spec(package) is None]
+    missing = [package for package in RUNTIMES[workload.runtime].packages if find_spec(package) is None]
     if missing:
         raise InputError(
             f"`workload.runtime={workload.runtime}` needs {' and '.join(missing)}, which this Python does not have; "
@@ -267,7 +267,7 @@ def footprint(folder: str, name: str) -> dict[str, float | None]:
 
 def import_libraries(workload: Workload, source: str, auto_class: str, remote_code: bool = False) -> None:
     """Imports the libraries that run a model, so that they do not count as its memory."""
-    for package in RUNTIMES[workload.runtime].needs(workload):
+    for package in RUNTIMES[workload.runtime].packages:
         __import__(package)
     if workload.needs_torch:
         import transformers

@@ -78,7 +78,7 @@ class Runtime:
 
     Attributes:
         name: Its name in a workload.
-        packages: Packages that run a model on any device, besides NumPy, under any workload.
+        packages: Packages that run a model on any device, besides NumPy.
         dtypes: Dtypes of a workload that it runs.
         devices: Kinds of devices that it runs on.
         extra: The extra of this package that installs `extra_packages`; empty for none.
@@ -102,10 +102,6 @@ class Runtime:
     def needs_torch(self) -> bool:
         """Whether it runs PyTorch models; otherwise `write` gives it a file, and it runs without PyTorch."""
         return "torch" in self.packages
-
-    def needs(self, workload: Workload) -> Sequence[str]:
-        """Packages that run a model under a workload on any device, besides NumPy."""
-        return self.packages
 
     def check(self, workload: Workload) -> None:
         """Checks that this machine has what a workload needs, and that the runtime supports it.
