@@ -265,25 +265,42 @@ def print_rows(seed: int, rows: Sequence[Row]) -> None:
 def print_means(seeds: Sequence[Sequence[Row]]) -> None:
     """Prints for each budget and precision the mean over the seeds: speed, accuracy, and the difference to each rival.
 
-    The error of a difference is that over the examples, of the mean over the seeds.
+    Also the difference at the rival's own speed, between the two finished models next to it. The error of a difference
+    is that over the examples, of the mean over the seeds.
     """
     print(f"mean of {len(seeds)} seeds")
     table = {(s, row.budget, row.name, row.precision): row for s, rows in enumerate(seeds) for row in rows}
     keys = dict.fromkeys(key[1:] for key in table)
     for number, name, precision in sorted(keys, key=lambda key: (key[2], key[0])):
-        of_seeds = [
-            table[s, number, name, precision] for s in range(len(seeds)) if (s, number, name, precision) in table
-        ]
-        hits = np.mean([row.hits for row in of_seeds], axis=0)
-        speed = 1 / np.mean([row.ratio for row in of_seeds])
+        of_seeds = {s: row for s in range(len(seeds)) if (row := table.get((s, number, name, precision)))}
+        hits = np.mean([row.hits for row in of_seeds.values()], axis=0)
+        speed = float(1 / np.mean([row.ratio for row in of_seeds.values()]))
         text = f"{name + precision:26} x{speed:5.2f}  {hits.mean():.4f}  {len(of_seeds)} seeds"
         if name in RIVALS:
-            ours = [
-                table[s, number, OURS, precision] for s in range(len(seeds)) if (s, number, name, precision) in table
-            ]
-            difference = np.mean([row.hits for row in ours], axis=0) - hits
-            text += f"  finished - it {difference.mean():+.4f} ± {error(difference):.4f}"
+            ours = np.mean([table[s, number, OURS, precision].hits for s in of_seeds], axis=0)
+            text += f"  finished - it {as_difference(ours - hits)}"
+            level = [finished_at(1 / row.ratio, seeds[s], precision) for s, row in of_seeds.items()]
+            if all(each is not None for each in level):
+                text += f", at its speed {as_difference(np.mean(level, axis=0) - hits)}"
         print(text)
+
+
+def finished_at(speed: float, rows: Sequence[Row], precision: str) -> np.ndarray | None:
+    """Share of hits on each example at a speed, as a line over its logarithm between finished models has it.
+
+    That of the slowest one at slower speeds; None where all of them are slower.
+    """
+    ours = sorted((row for row in rows if row.name == OURS and row.precision == precision), key=lambda row: -row.ratio)
+    speeds, hits = np.log([1 / row.ratio for row in ours]), np.array([row.hits for row in ours], float)
+    if np.log(speed) > speeds[-1]:
+        return None
+    weights = [np.interp(np.log(speed), speeds, unit) for unit in np.eye(len(ours))]
+    return np.asarray(weights) @ hits
+
+
+def as_difference(values: np.ndarray) -> str:
+    """The mean of paired differences with its standard error over the examples."""
+    return f"{values.mean():+.4f} ± {error(values):.4f}"
 
 
 def error(values: np.ndarray) -> float:
