@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from stand_in_search import changed, executed, new_scheduler, run, space_and_evaluator, states
 
 from experiments.bench.stand_in import StandIn, stand_in_recipe
-from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
+from nas.recipe.checks import OPTUNA_SAMPLERS
+from nas.recipe.schema import Recipe
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.racing import EarlyStopping, Outcome
 from nas.studies.sampler import check_sampler

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.modeling.registration import head_task
+from nas.recipe.checks import TASK_NAMES
 from nas.recipe.code import code_keys
 from nas.recipe.comments import commented_yaml
 from nas.recipe.objectives import METRICS
-from nas.recipe.schema import TASK_TYPES as TASK_NAMES
 from nas.recipe.schema import Recipe
 from nas.recipe.text import absolute_source, apply_overrides, split_source
 from nas.runs.files import write_text

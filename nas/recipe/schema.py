@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,42 +21,23 @@ from pydantic import (
 )
 
 from nas.recipe import strict_yaml
+from nas.recipe.checks import TASK_NAMES, check_fields, check_workloads
 from nas.recipe.objectives import (
     COSTS,
     DIRECTIONS,
     METRICS,
-    OF_WORKLOAD,
-    RANGES,
     Bound,
     Direction,
     cost_name,
     is_cost,
 )
-from nas.recipe.text import HARNESS, boolean_keys, check_values, first_error, is_moved, is_path, read_recipe, shortened
+from nas.recipe.text import boolean_keys, check_values, first_error, is_moved, is_path, read_recipe
 from predictors import Workload
 from search_spaces import TASKS, InputError, Scope
 from search_spaces.dimensions import DIMENSIONS
-from search_spaces.errors import did_you_mean
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """Values of ``problem_type`` in a Hugging Face config."""
-
-OPTUNA_SAMPLERS = (
-    "BruteForceSampler",
-    "GPSampler",
-    "NSGAIIISampler",
-    "NSGAIISampler",
-    "QMCSampler",
-    "RandomSampler",
-    "TPESampler",
-)
-SAMPLERS = ("SurrogateSampler", "BlockSearch", *OPTUNA_SAMPLERS)
-"""Our samplers, and those of Optuna for several objectives."""
-
-TASK_TYPES = tuple(name for name, task in TASKS.items() if task.default_metric is not None)
-"""Values of ``task.type``."""
-
-STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
 
 TRAININGS = ("parent", "supernet", "finish")
 """Sections with the settings of a training."""
@@ -103,7 +83,7 @@ class TaskSettings(_Section):
 
     type: str = Field(
         description="A task of Hugging Face's pipelines; `nas families` lists those of each model type.",
-        json_schema_extra={"enum": list[JsonValue](TASK_TYPES)},
+        json_schema_extra={"enum": list[JsonValue](TASK_NAMES)},
     )
     train: str = Field(description="Training split.")
     test: str = Field(description="Held-out split: reported on, never searched on.")
@@ -491,12 +471,9 @@ class Recipe(_Section):
         except ValidationError as error:
             raise InputError(first_error(error, cls)) from None
         check_values(data, boolean_keys(cls))
-        if recipe.task.type not in TASK_TYPES:
-            hint = did_you_mean(recipe.task.type, TASK_TYPES)
-            raise InputError(f"`task.type` must be a supported task, but got `{recipe.task.type}`; {hint}.")
-        recipe._check_workloads()
+        check_workloads(recipe)
         recipe = recipe._with_defaults()
-        recipe._check()
+        check_fields(recipe)
         return recipe
 
     def to_yaml(self) -> str:
@@ -587,81 +564,10 @@ class Recipe(_Section):
         return self.model_copy(update=update)
 
     @property
-    def _cost_directions(self) -> dict[str, Direction]:
-        """Every cost under every workload -> the direction that improves it."""
-        return {cost_name(cost, name): DIRECTIONS[cost] for name in self.named_workloads for cost in COSTS}
-
-    def _check_workloads(self) -> None:
-        if self.workloads and "workload" in self.model_fields_set:
-            raise InputError("`workload` is the short form of one of `workloads`, but both are given; leave one out.")
-        for name in self.workloads:
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise InputError(f"`workloads` must have identifiers as names, but got `{name[:40]}`; rename it.")
-
-    def _check(self) -> None:
-        known = {**METRICS, **self._cost_directions, **dict.fromkeys(self.task.metrics)}
-        if self.task.retrieval is not None and self.task.type != "sentence-similarity":
-            raise InputError(
-                f"`task.retrieval` is for sentence-similarity, but `task.type` is {self.task.type}; leave it out."
-            )
-        for name in self.task.metrics:
-            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in COSTS:
-                raise InputError(
-                    f"`task.metrics` must have identifiers as names, and none of a cost, but got `{name}`; rename it."
-                )
-        asked = [name for name, source in self.task.metrics.items() if source.startswith(HARNESS)]
-        if asked and self.task.type != "text-generation":
-            raise InputError(
-                f"tasks of lm-eval are for text-generation, but `task.type` is {self.task.type}; leave out "
-                f"`task.metrics.{asked[0]}`."
-            )
-        for section, names in (("objectives", self.objectives), ("constraints", self.constraints)):
-            for name in names:
-                if name in OF_WORKLOAD and name not in known:
-                    choices = ", ".join(f"`{cost_name(name, workload)}`" for workload in self.workloads)
-                    raise InputError(f"`{section}.{name}` must name one of several workloads; choose {choices}.")
-                if name not in known:
-                    raise InputError(f"`{section}.{name}` is not a metric or a cost; {did_you_mean(name, known)}.")
-        for name, direction in self.objectives.items():
-            if direction != (known[name] or direction):
-                raise InputError(f"`objectives.{name}` must be `{known[name]}`, but got `{direction}`.")
-        if len({is_cost(name) for name in self.objectives}) < 2:
-            raise InputError(
-                f"`objectives` must hold a metric ({', '.join(METRICS)}) and a cost ({', '.join(COSTS)}), "
-                f"but got {list(self.objectives)}."
-            )
-        for name, text in self.constraints.items():
-            try:
-                bound = Bound.parse(text)
-            except InputError as error:
-                raise InputError(f"`constraints.{name}`: {error}") from None
-            if name not in self.task.metrics and not bound.is_possible(name):
-                least, greatest = RANGES.get(name, (0.0, math.inf))
-                raise InputError(
-                    f"`constraints.{name}` must be a bound that a value between {least:g} and {greatest:g} meets, but "
-                    f"got `{text}`."
-                )
-        if ":" not in self.search.sampler and self.search.sampler not in SAMPLERS:
-            raise InputError(
-                "`search.sampler` must name a sampler for several objectives or an OptunaHub `package:Class`, but got "
-                f"`{self.search.sampler}`; {did_you_mean(self.search.sampler, SAMPLERS)}."
-            )
-        minimized = [name for name, direction in self.objectives.items() if is_cost(name) and direction == "minimize"]
-        if self.search.sampler == "BlockSearch" and not minimized:
-            raise InputError(
-                f"`search.sampler: BlockSearch` needs a cost to minimize, but got {list(self.objectives)}; add one."
-            )
-        if self.search.minutes is not None and self.search.hours is not None:
-            raise InputError(
-                "`search.minutes` and `search.hours` are one bound, but both are given "
-                f"({self.search.minutes:g} and {self.search.hours:g}); leave one out."
-            )
-        url = self.search.storage
-        if url is not None and ("://" not in url or url.partition("://")[0].partition("+")[0] not in STORAGES):
-            raise InputError(
-                f"`search.storage` must be a URL that begins with {', '.join(f'{s}://' for s in STORAGES)}, but got "
-                f"`{shortened(url)}`; omit it to keep the study in the run's folder."
-            )
+    def directions(self) -> dict[str, Direction | None]:
+        """Every metric, and every cost under every workload -> the direction that improves it, if it is known."""
+        costs = {cost_name(cost, name): DIRECTIONS[cost] for name in self.named_workloads for cost in COSTS}
+        return {**METRICS, **costs, **dict.fromkeys(self.task.metrics)}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -94,27 +94,14 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
         check_runtime(workload)
     check_sampler(recipe)
     context = TaskContext(recipe, sample)
-    if recipe.space == "auto":
-        context.broken_dimensions = broken_dimensions(context.layout.family, recipe.task.type)
-        for name, why in context.broken_dimensions.items():
-            print_line(f"space      {name} stays as in the parent: {why}")
-        proposed = resolved_space(context)
-        context.recipe = recipe = recipe.model_copy(update={"space": proposed})
-        print_line(f"space      proposed: {', '.join(proposed.model_dump(exclude={'scope'}, exclude_none=True))}")
+    _resolve_space(context)
     if context.extends_positions:
         print_line(
             f"positions  extended to {context.layout.inputs.max_sequence_length} by repeating the pretrained ones"
         )
     check_token_table(context)
-    for reason in recipe_choices(context)[1]:
-        print_line(f"space      {reason}")
-    space = search_space(context)
-    for size in vocabulary_sizes(space):
-        context.vocabulary.kept(size)  # refuses one with too few pieces
-        _require_comparable(context)
+    _check_choices(context)
     _check_stride(context)
-    if space.size < 10:
-        raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
     _check_costs(context)
     for name in recipe.named_workloads:
         _check_footprints(recipe, name, name in remote)
@@ -122,7 +109,48 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
         _check_needs_no_labels(context)
     for folder in (*recipe.profile.earlier, *recipe.search.earlier):
         Run(folder)
-    limit = context.layout.inputs.max_sequence_length
+    _check_lengths(context)
+    for workload in here:
+        _check_memory(context, workload)
+    _check_trainings(context)
+    check_tokens(context)
+    for name in recipe.task.metrics:  # also those that no objective names
+        context.splits.task.metric(name)
+    return context
+
+
+def _resolve_space(context: TaskContext) -> None:
+    """Proposes a ``space`` that is ``auto``, and says what it holds."""
+    recipe = context.recipe
+    if recipe.space != "auto":
+        return
+    context.broken_dimensions = broken_dimensions(context.layout.family, recipe.task.type)
+    for name, why in context.broken_dimensions.items():
+        print_line(f"space      {name} stays as in the parent: {why}")
+    proposed = resolved_space(context)
+    context.recipe = recipe.model_copy(update={"space": proposed})
+    print_line(f"space      proposed: {', '.join(proposed.model_dump(exclude={'scope'}, exclude_none=True))}")
+
+
+def _check_choices(context: TaskContext) -> None:
+    """Says which choices are dropped.
+
+    Raises:
+        InputError: If too few subnetworks remain, or a vocabulary cannot be.
+    """
+    for reason in recipe_choices(context)[1]:
+        print_line(f"space      {reason}")
+    space = search_space(context)
+    for size in vocabulary_sizes(space):
+        context.vocabulary.kept(size)  # refuses one with too few pieces
+        _require_comparable(context)
+    if space.size < 10:
+        raise InputError(f"`space` must hold at least 10 subnetworks, but got {space.size}; add choices.")
+
+
+def _check_lengths(context: TaskContext) -> None:
+    """Raises InputError if inputs of the task or of a workload are none of the model."""
+    recipe, limit = context.recipe, context.layout.inputs.max_sequence_length
     lengths: dict[str, int | None] = {"task.max_length": recipe.task.max_length}
     for name, workload in recipe.named_workloads.items():
         lengths[f"{workload_key(name)}.sequence_length"] = workload.sequence_length
@@ -132,8 +160,11 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
             raise InputError(
                 f"`{key}` must be at most the {limit} positions of the model, but got {length}; lower it."
             )
-    for workload in here:
-        _check_memory(context, workload)
+
+
+def _check_trainings(context: TaskContext) -> None:
+    """Raises InputError if a training cannot have its settings; loads the data of each."""
+    recipe = context.recipe
     if recipe.finish.workers is not None:
         raise InputError(
             f"`finish.workers` must be left out, because one process trains each subnetwork, but got "
@@ -142,10 +173,6 @@ def check_recipe(recipe: Recipe, *, remote: Collection[str] = (), sample: int | 
     for settings in (recipe.parent, recipe.supernet, recipe.finish):
         check_trackers(settings)
         context.training_set(settings)
-    check_tokens(context)
-    for name in recipe.task.metrics:  # also those that no objective names
-        context.splits.task.metric(name)
-    return context
 
 
 def _require_comparable(context: TaskContext) -> None:

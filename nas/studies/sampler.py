@@ -13,8 +13,9 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
 
+from nas.recipe.checks import OPTUNA_SAMPLERS
 from nas.recipe.objectives import is_cost, total_violation
-from nas.recipe.schema import OPTUNA_SAMPLERS, Recipe
+from nas.recipe.schema import Recipe
 from nas.samplers.encoding import Encoding
 from nas.samplers.problem import Candidates
 from nas.samplers.surrogate_sampler import SurrogateSampler
