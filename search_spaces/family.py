@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from search_spaces.dimensions import BLOCKS, DIMENSIONS
-from search_spaces.tasks import TASKS
+from search_spaces.tasks import DETECTION_TASKS, TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,6 +27,8 @@ Axis = Literal[
     "stage",
     "heads",
     "cross_heads",
+    "cross_points",
+    "cross_offsets",
     "kv_heads",
     "qkv_heads",
     "head_biases",
@@ -42,14 +44,15 @@ Axis = Literal[
 """What one dimension of a weight counts.
 
 ``text_hidden`` is the hidden size of a text tower beside an image tower. ``stage`` is that of one of several stages,
-which is fixed. ``cross_heads`` are the heads of a decoder's
-cross-attention. ``qkv_heads`` interleaves query, key and value head by head. ``head_biases`` are position biases that
-all layers share, one per head of the widest layer. ``experts`` are those of a mixture; a weight of all of them has
-three dimensions. ``shared_ffn`` are the neurons of an expert that every token runs
-through, ``shared_gates`` its gate. ``embedding`` is the width of the embeddings where they are
-projected to the hidden size, else the hidden size itself. ``vocab`` are the pieces of the tokenizer: rows of the table
-of token embeddings and of heads with an output for each. ``positions`` are the special tokens and patches of an image
-that have learned positions; queries follow them. ``queries`` are the tokens in which a detector finds objects.
+which is fixed. ``cross_heads`` are the heads of a decoder's cross-attention; where it is deformable, each head reads
+some points: ``cross_points`` has a weight for each, ``cross_offsets`` two coordinates. ``qkv_heads`` interleaves
+query, key and value head by head. ``head_biases`` are position biases that all layers share, one per head of the
+widest layer. ``experts`` are those of a mixture; a weight of all of them has three dimensions. ``shared_ffn`` are the
+neurons of an expert that every token runs through, ``shared_gates`` its gate. ``embedding`` is the width of the
+embeddings where they are projected to the hidden size, else the hidden size itself. ``vocab`` are the pieces of the
+tokenizer: rows of the table of token embeddings and of heads with an output for each. ``positions`` are the special
+tokens and patches of an image that have learned positions; queries follow them. ``queries`` are the tokens in which a
+detector finds objects.
 """
 
 Axes = tuple[Axis | tuple[Axis, ...] | None, ...]
@@ -59,8 +62,9 @@ RunsOn = str
 """What a module outside the layers runs on: ``once`` per sample; on what gets a ``label`` (the sample, or each token);
 on every ``token`` (of the decoder, where there is one), every ``source`` token of an encoder-decoder, every ``patch``
 of an image, every ``query`` of a detector, or every ``frame`` of a sound. ``convolution K``: on every output of the
-K-th convolution of a wave. On every token of a ``text``, in a model with two towers: texts are read beforehand, so a
-pass over an image runs none. ``stage K``, ``queries K``, ``keys K``: see `Stage`."""
+K-th convolution of a wave. ``stride K``: once for every K x K pixels of an image; ``memory``: once for each of what
+all maps of a detector hold together. On every token of a ``text``, in a model with two towers: texts are read
+beforehand, so a pass over an image runs none. ``stage K``, ``queries K``, ``keys K``: see `Stage`. ``never``."""
 
 
 class Stage(NamedTuple):
@@ -107,6 +111,9 @@ class Stack:
         skips: ``attention`` or ``mlp`` -> the modules that skipping this block replaces -> what they then return.
         source_modules: Modules below a layer that run on the encoder's tokens: keys and values of cross-attention.
         runs_on: Other modules below a layer that run on something else than the layer does -> what that is.
+        lists: Ends of the paths of lists outside the layers that hold a module for each layer: heads, where each layer
+            of a decoder refines boxes. A layer that is dropped takes its own with it. Their modules are in ``runs_on``
+            by the end of the list's path, without a number: ``decoder.bbox_embed.layers.0``.
         by_index: Attribute of a layer -> its value in a stock model, by the config and the index of the layer in its
             stack. A layer that moves up, because others are dropped, keeps its own.
         shared_by_first_layer: Modules that only the first layer has and all layers use, with the size that the widest
@@ -125,6 +132,7 @@ class Stack:
     skips: Mapping[Literal["attention", "mlp"], Mapping[str, Skip]] = field(default_factory=dict)
     source_modules: tuple[str, ...] = ()
     runs_on: Mapping[str, RunsOn] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
     by_index: Mapping[str, Callable[[PreTrainedConfig, int], Any]] = field(default_factory=dict)
     shared_by_first_layer: tuple[str, ...] = ()
     mixins: Mapping[str, str] = field(default_factory=dict)
@@ -149,8 +157,11 @@ class Family:
         config_names: Our field -> its name in the config: one name for all stacks, or one per stack. A name with a dot
             is one in another part of the config than ``sub_config``, or the number of an entry of a list.
         per_layer_fields: Config fields that hold a list with one entry per layer.
-        equal_to_hidden_size: Config fields that must equal hidden_size in a stock model.
+        equal_to_hidden_size: Config fields that must equal hidden_size.
         ffn_from_ratio: Config, hidden size, ratio -> FFN neurons, for a config that holds an integer ratio instead.
+        stride_of: Config, path of a convolution outside the layers -> pixels of an image, along a side, for each of
+            its outputs; 0 for any other module. For a convolutional backbone, whose widths are fixed.
+        map_strides: Config -> the same of each map that a detector's decoder reads.
         stages: Config -> its stages, if the residual stream has another width in each of its stacks.
         kv_heads_of: Config -> key and value heads, for a config that states them in other ways.
         cache_depth_field: Config field to add where the decoder is deeper than the encoder; without it, generation
@@ -167,6 +178,7 @@ class Family:
         special_tokens: Number of tokens that an image model puts before the patches.
         any_image_size: Whether it reads images of any size, so that its image processor says how large they are, not
             its config.
+        patch_size: Pixels a side that a token of its encoder stands for, where its config does not say.
         position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
         sub_config: Field of the config that holds the sizes, where they are not at its top.
@@ -190,6 +202,8 @@ class Family:
     per_layer_fields: tuple[str, ...] = ()
     equal_to_hidden_size: tuple[str, ...] = ()
     ffn_from_ratio: Callable[[PreTrainedConfig, int, int], int] | None = None
+    stride_of: Callable[[PreTrainedConfig, str], int] | None = None
+    map_strides: Callable[[PreTrainedConfig], tuple[int, ...]] | None = None
     stages: Callable[[PreTrainedConfig], tuple[Stage, ...]] | None = None
     kv_heads_of: Callable[[PreTrainedConfig], int] | None = None
     cache_depth_field: str = ""
@@ -203,6 +217,7 @@ class Family:
     conv1d: bool = False
     special_tokens: int = 1
     any_image_size: bool = False
+    patch_size: int = 0
     position_offset: int = 0
     learned_positions: str = ""
     sub_config: str = ""
@@ -235,12 +250,17 @@ class Family:
     @property
     def has_queries(self) -> bool:
         """Whether it finds objects, each in a token of its own."""
-        return any("queries" in axes for axes in self.outside_layers.values())
+        return any(task in DETECTION_TASKS for task in self.tasks)
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
         """Its tasks, and those of its models with other stacks."""
         return (*self.tasks, *self.of_task)
+
+    @property
+    def decodes_queries(self) -> bool:
+        """Whether a decoder of its own reads the queries, not the layers that read the patches."""
+        return self.has_queries and len(self.stacks) > 1
 
     def for_task(self, task: str) -> Family:
         """The table of its models of a task."""
@@ -283,7 +303,7 @@ class Family:
     def generates(self) -> bool:
         """Whether its last stack is a decoder."""
         has_decoder = len(self.stacks) > 1 and not self.has_towers and self.stages is None
-        return has_decoder or "text-generation" in self.tasks
+        return (has_decoder and not self.has_queries) or "text-generation" in self.tasks
 
     def is_causal(self, stack: int) -> bool:
         """Whether no token of a stack attends to a later one."""

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+DEFAULT_IMAGE_SIZE = 640
+"""Pixels a side of the images of a detector with a convolutional backbone, where nothing says how large they are."""
+STRIDES = (2, 4, 8, 16, 32)
+"""Pixels along a side for each output of a convolution, in backbones of images."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The input of one parent, and of its subnetworks.
@@ -44,6 +50,8 @@ class Inputs:
         special = self.family.special_tokens + getattr(self.sizes, "num_register_tokens", 0)
         token = patches + special + queries if patches else self.encoded_frames or sequence_length or 0
         source = getattr(self.sizes, "max_source_positions", token)
+        if self.family.decodes_queries:
+            token, source = queries, patches
         label = token if label_tokens else 1
         return {
             "once": 1,
@@ -54,6 +62,9 @@ class Inputs:
             "query": queries,
             "frame": 2 * source,
             "text": 0,
+            "never": 0,
+            "memory": self.memory(image),
+            **{f"stride {stride}": self.outputs_at(stride, image) for stride in STRIDES if patches},
             **{f"convolution {k}": count for k, count in enumerate(convolved(self.sizes, token)[1:])},
             **{name: count for k, stage in enumerate(self.stages) for name, count in _runs_of(k, stage).items()},
         }
@@ -83,9 +94,29 @@ class Inputs:
         name = self.family.names_in_config("num_queries")[0]
         return int(getattr(self.sizes, name)) if self.family.has_queries else 0
 
+    @property
+    def own_image_size(self) -> Any:
+        """What the config calls the parent's images; the size at which detectors are trained where it says nothing."""
+        return getattr(self.sizes, "image_size", DEFAULT_IMAGE_SIZE)
+
+    def memory(self, image: int) -> int:
+        """Tokens that the decoder of a detector reads: what its maps of an image hold together."""
+        strides = () if self.family.map_strides is None else self.family.map_strides(self.sizes)
+        return sum(self.outputs_at(stride, image) for stride in strides)
+
+    def outputs_at(self, stride: int, image: int) -> int:
+        """Outputs of a convolution with one for every so many pixels along a side, for images as in `patches`."""
+        sides = (image, image) if image else _pair(self.own_image_size)
+        return math.prod(side // stride for side in sides)
+
     def image_size(self, side: int) -> Any:
         """What the config calls images with a side of so many pixels: a number, or height and width."""
-        return side if isinstance(self.sizes.image_size, int) else [side, side]
+        return side if isinstance(self.own_image_size, int) else [side, side]
+
+    @property
+    def patch_size(self) -> Any:
+        """Pixels a side of a patch, or of its sides; 0 if the model reads none."""
+        return self.family.patch_size or getattr(self.sizes, "patch_size", 0)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -97,7 +128,7 @@ class Inputs:
         """Patches of one image or spectrogram, 0 if the model reads none; of several stages, those of the first."""
         if self.stages:
             return self.stages[0].tokens
-        if not hasattr(self.sizes, "patch_size"):
+        if not self.patch_size:
             return 0
         if hasattr(self.sizes, "frequency_stride"):
             lengths = (
@@ -105,17 +136,17 @@ class Inputs:
                 (self.sizes.max_length, self.sizes.time_stride),
             )
             return math.prod((length - self.sizes.patch_size) // stride + 1 for length, stride in lengths)
-        pairs = zip(_pair(self.sizes.image_size), _pair(self.sizes.patch_size), strict=True)
+        pairs = zip(_pair(self.own_image_size), _pair(self.patch_size), strict=True)
         return math.prod(image // patch for image, patch in pairs)
 
     def patches(self, image: int) -> int:
         """Patches of an image with a side of so many pixels; 0: of the parent's images."""
-        return (image // _pair(self.sizes.patch_size)[0]) ** 2 if image else self.num_patches
+        return (image // _pair(self.patch_size)[0]) ** 2 if image else self.num_patches
 
     @property
     def square_grid(self) -> tuple[int, int] | None:
         """Side of the images and of their patches, in pixels; None if one of them is not square."""
-        image, patch = _pair(self.sizes.image_size), _pair(self.sizes.patch_size)
+        image, patch = _pair(self.own_image_size), _pair(self.patch_size)
         return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 else None
 
 

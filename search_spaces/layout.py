@@ -70,12 +70,7 @@ class Layout:
         self.family: Family = family_of(config.model_type).for_task(task)
         self.config = copy.deepcopy(config)
         self.sizes = getattr(self.config, self.family.sub_config) if self.family.sub_config else self.config
-        for name, value in self.family.required_values.items():
-            if getattr(self.sizes, name, value) != value:
-                raise InputError(
-                    f"`{config.model_type}` is supported with `{name}` {value!r} only, but got "
-                    f"{getattr(self.sizes, name)!r}; choose another model."
-                )
+        self._require_values()
         self.inputs = Inputs(self.family, self.sizes)
         self.head_dim = self._head_dim()
         self.shapes = Shapes(self.family, self.sizes, self.head_dim, self.inputs)
@@ -83,6 +78,17 @@ class Layout:
         self.blueprint = lru_cache(1024)(self._blueprint)
         self._layer_blueprint = lru_cache(8192)(self._layer_of)
         self._outside = lru_cache(1024)(self._outside_of)
+
+    def _require_values(self) -> None:
+        """Raises InputError unless the config has the values for which the table is right."""
+        hidden = dict.fromkeys(self.family.equal_to_hidden_size, getattr(self.sizes, "hidden_size", None))
+        for name, value in {**self.family.required_values, **hidden}.items():
+            own = self.field(name, value)
+            if (list(own) if isinstance(own, tuple) else own) != value:
+                raise InputError(
+                    f"`{self.config.model_type}` is supported with `{name}` {value!r} only, but got {own!r}; choose "
+                    "another model."
+                )
 
     # -- the parent ---------------------------------------------------------------------------------------------------
 
@@ -180,10 +186,11 @@ class Layout:
 
     def _locate(self, parameter: str) -> ParameterLocation:
         for number, stack in enumerate(self.family.stacks):
-            match = re.search(rf"(?:^|\.){re.escape(stack.layers)}\.(\d+)\.(.+)$", parameter)
+            match = re.search(_entry_of((stack.layers, *stack.lists)), parameter)
             if match:
-                layer = int(match[1]) + sum(self.depths[:number])
-                path, axes = _axes_of(match[2], stack.modules)
+                layer = int(match["index"]) + sum(self.depths[:number])
+                below = "" if match["list"] == stack.layers else f"{match['list']}."
+                path, axes = _axes_of(below + match["rest"], stack.modules)
                 stored = axes[::-1] if self.family.conv1d and len(axes) == 2 else axes
                 return ParameterLocation(number, layer, path, stored)
         module, _, name = parameter.rpartition(".")
@@ -197,7 +204,9 @@ class Layout:
 
     def renumber(self, parameter: str, stack: Stack, index: int) -> str:
         """The same parameter's name in another layer of its stack."""
-        return re.sub(rf"((?:^|\.){re.escape(stack.layers)}\.)\d+\.", rf"\g<1>{index}.", parameter, count=1)
+        match = re.search(_entry_of((stack.layers, *stack.lists)), parameter)
+        assert match is not None
+        return f"{parameter[: match.start('index')]}{index}{parameter[match.end('index') :]}"
 
     def blueprint_at(self, subnet: SubnetConfig, parameter: str) -> LayerBlueprint | None:
         """The blueprint of the layer that a parameter lies in, or of what is outside; None if it is removed."""
@@ -308,7 +317,7 @@ class Layout:
             update["vocab_size"] = self.blueprint(subnet).outside.sizes["vocab"]
         if self.family.reads_images and "image_size" not in self.family.fixed_reasons:
             side = self.blueprint(subnet).outside.sizes["image"]
-            update["image_size"] = self.inputs.image_size(side) if side else self.sizes.image_size
+            update["image_size"] = self.inputs.image_size(side) if side else self.inputs.own_image_size
         if self.family.has_queries:
             update[self.family.names_in_config("num_queries")[0]] = subnet.num_queries
         for name in self.family.per_layer_fields:
@@ -386,6 +395,13 @@ def with_whole_lists(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dic
 def is_under(path: str, modules: Iterable[str]) -> bool:
     """Whether a path is one of the modules, or is inside one."""
     return any(f"{path}.".startswith(f"{module}.") for module in modules)
+
+
+@cache
+def _entry_of(lists: tuple[str, ...]) -> re.Pattern[str]:
+    """What finds an entry of one of some lists in the name of a parameter: ``list``, ``index`` and the ``rest``."""
+    names = "|".join(re.escape(path) for path in sorted(lists, key=len, reverse=True))
+    return re.compile(rf"(?:^|\.)(?P<list>{names})\.(?P<index>\d+)\.(?P<rest>.+)$")
 
 
 def _axes_of(tail: str, table: Mapping[str, Axes]) -> tuple[str, Axes]:

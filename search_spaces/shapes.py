@@ -78,6 +78,9 @@ class Shapes:
     def channels_per_unit(self, axis: Axis) -> int:
         """Rows of a weight that one unit of an axis takes: the channels of a head, one for a neuron."""
         heads = {"qkv_heads": 3 * self.head_dim, **dict.fromkeys(("heads", "cross_heads", "kv_heads"), self.head_dim)}
+        if axis in ("cross_points", "cross_offsets"):
+            points = int(self.sizes.num_feature_levels * self.sizes.decoder_n_points)
+            return points if axis == "cross_points" else 2 * points
         return heads.get(axis, 1)
 
     def size(self, axis: Axis | tuple[Axis, ...], sizes: Mapping[str, int]) -> int:

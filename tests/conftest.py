@@ -70,6 +70,10 @@ TEXT = {"vocab_size": len(WORDS), "max_position_embeddings": 64}
 PROJECTED = {"input_embedding_size": 24, "output_embedding_size": 32}
 IMAGE = {"image_size": 8, "patch_size": 2, "num_labels": 3}
 QUERIES = {"image_size": [8, 8], "patch_size": 2, "num_detection_tokens": 6, "num_labels": 3}
+RESNET = {"model_type": "rt_detr_resnet", "embedding_size": 16, "hidden_sizes": [16, 16, 24, 32], "depths": [1] * 4}
+MAPS = {"image_size": 96, "num_labels": 3, "num_queries": 6, "encoder_in_channels": [16, 24, 32], "num_denoising": 0}
+MAPS |= {"backbone_config": {**RESNET, "layer_type": "basic", "out_indices": [2, 3, 4]}, "encoder_hidden_dim": 48}
+MAPS |= {"decoder_in_channels": [48, 48, 48], "initializer_range": 0.1}
 RELATIVE = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
 DISTIL = {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 96, "initializer_range": 0.1}
 START = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
@@ -117,6 +121,11 @@ def image_inputs() -> dict[str, torch.Tensor]:
 def larger_image_inputs() -> dict[str, torch.Tensor]:
     """Three random images for models of several stages."""
     return {"pixel_values": torch.randn(3, 3, 32, 32)}
+
+
+def maps_inputs() -> dict[str, torch.Tensor]:
+    """Two random images for detectors that read maps of a convolutional backbone."""
+    return {"pixel_values": torch.randn(2, 3, 96, 96)}
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -184,10 +193,14 @@ class Toy:
 
         config = transformers.AutoConfig.for_model(self.model_type, **self.config)
         auto = getattr(transformers, TASKS[task or FAMILIES[self.model_type].tasks[0]].auto_class)
-        model = auto.from_config(config, attn_implementation=attention or self.attentions[0]).eval()
+        attention = attention or self.attentions[0]
+        of_parts = {"": attention} if "backbone_config" in self.config else attention  # a ResNet has none
+        model = auto.from_config(config, attn_implementation=of_parts).eval()
         for name, parameter in model.named_parameters():
             if name.endswith(ALIKE_AT_FIRST) or (parameter.dim() == 3 and not parameter.any()):
                 torch.nn.init.uniform_(parameter)
+            elif parameter.dim() == 2 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
         return model
 
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
@@ -197,7 +210,9 @@ class Toy:
             return {**inputs, "labels": torch.tensor([0, 1, 1])}
         if task == "object-detection":
             boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.2]])
-            objects: Any = Targets(3 * [{"class_labels": torch.tensor([0, 2]), "boxes": boxes}])
+            objects: Any = Targets(
+                len(inputs["pixel_values"]) * [{"class_labels": torch.tensor([0, 2]), "boxes": boxes}]
+            )
             return {**inputs, "labels": objects}
         if task == "question-answering":
             return {**inputs, "start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 4, 5])}
@@ -266,6 +281,8 @@ TOYS: dict[str, Toy] = {
         Toy("clip", TWO_TOWERS, image_inputs),
         Toy("siglip", TWO_TOWERS, image_inputs),
         Toy("yolos", {**SIZES, **QUERIES, "use_mid_position_embeddings": False}, image_inputs),
+        Toy("rt_detr_v2", {**BART, **MAPS}, maps_inputs, ("sdpa",)),
+        Toy("rt_detr", {**BART, **MAPS}, maps_inputs, ("sdpa",)),
     )
 }
 """Model type -> a tiny random model and inputs for it; one line a family."""

@@ -96,6 +96,8 @@ def make_space(supernet: Supernet, names: list[str], scope: str = "per-layer") -
     choices: dict[str, Any] = {name: CHOICES[name] for name in names if name in CHOICES}
     if "hidden_size" in choices and "experts" in supernet.family.axes:
         choices["hidden_size"] = [24, 40, 48]
+    if "image_size" in choices and supernet.family.patch_size:
+        choices["image_size"] = [supernet.family.patch_size, 2 * supernet.family.patch_size, "full"]
     if "attention" in choices:
         choices["attention"] = patterns(supernet.layout)
     grouped = "num_key_value_heads" in supernet.family.dimensions

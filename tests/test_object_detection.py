@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,15 @@ from nas.commands.sensitivity import sensitivity
 from nas.exports.export import export_subnet
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.supernet import Supernet
 from nas.tasks.average_precision import average_precision, matches
 from nas.tasks.bootstrap import standard_error
 from nas.tasks.boxes import load_coco, relative_box
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from nas.tasks.types.object_detection import ObjectDetection
-from search_spaces import InputError
+from search_spaces import InputError, Layout
+from search_spaces.layer_drop import drop_layers
 
 pytest.importorskip("pycocotools")
 
@@ -98,20 +101,65 @@ def test_a_detector_learns_and_is_scored_by_its_own_loss(tmp_path: Path) -> None
     assert task.divergence(other, task.logits_and_labels(outputs, batch), 1.0) > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_loss_is_that_of_the_model_and_of_float32_in_16_bits(dtype: torch.dtype) -> None:
+def bound(model: Any, names: list[str]) -> Any:
+    """The task of a model without data."""
+    task: Any = SimpleNamespace(config=model.config, names=names)
+    for name in ("_loss", "_has_no_object"):
+        setattr(task, name, getattr(ObjectDetection, name).__get__(task))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("rt_detr_v2", torch.float32), *(("yolos", each) for each in (torch.float32, torch.bfloat16, torch.float16))],
+)
+def test_the_loss_is_that_of_the_model_and_of_float32_in_16_bits(family: str, dtype: torch.dtype) -> None:
     """On a CPU, PyTorch measures no distances of boxes in 16 bits."""
-    toy = TOYS["yolos"]
+    toy = TOYS[family]
     model, inputs = toy.model(), toy.labelled()
     (target, *_), names = inputs["labels"], [*model.config.id2label.values()]
-    labels = torch.cat([target["class_labels"][:, None], target["boxes"]], 1).expand(3, -1, -1)
+    labels = torch.cat([target["class_labels"][:, None], target["boxes"]], 1).expand(len(inputs["labels"]), -1, -1)
     own = model(**inputs).loss.item()
-    task: Any = SimpleNamespace(config=model.config, names=names)
-    task._loss = ObjectDetection._loss.__get__(task)
+    task = bound(model, names)
     batch = {"pixel_values": inputs["pixel_values"].to(dtype), "labels": labels}
     loss = ObjectDetection.forward(task, model.to(dtype), batch).loss
     loss.backward()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(own, rel=0 if dtype == torch.float32 else 0.02)
+
+
+def test_a_loss_of_earlier_layers_needs_a_decoder_that_has_them() -> None:
+    """YOLOS of transformers fails with it."""
+    toy = TOYS["yolos"]
+    model = replace(toy, config={**toy.config, "auxiliary_loss": True}).model()
+    batch = {**toy.inputs(), "labels": torch.tensor([[[0, 0.5, 0.5, 0.2, 0.2]]]).expand(3, -1, -1)}
+    assert ObjectDetection.forward(bound(model, ["a", "b", "c"]), model, batch).loss.item() > 0
+
+
+def test_queries_that_are_places_of_an_image_learn_from_those_that_they_resemble() -> None:
+    """The teacher has the same queries in another order, and more of them."""
+    model = TOYS["rt_detr_v2"].model()
+    task, outputs = bound(model, ["a", "b", "c"]), model(**TOYS["rt_detr_v2"].inputs())
+    teacher = [(outputs[name].flip(1), None) for name in ("logits", "pred_boxes")]
+    student = [(outputs[name][:, 1:5], None) for name in ("logits", "pred_boxes")]
+    assert ObjectDetection.divergence(task, student, teacher, 2.0) < 1e-6
+    assert ObjectDetection.divergence(task, [(student[0][0] + 1, None), student[1]], teacher, 2.0) > 0.1
+
+
+def test_an_image_has_as_many_places_as_there_are_queries() -> None:
+    toy = TOYS["rt_detr_v2"]
+    layout = Layout(replace(toy, config={**toy.config, "num_queries": 50}).model().config)
+    with pytest.raises(InputError, match=r"places as a detector has queries, 50, but with .* 32 they have 21;"):
+        layout.search_space({"image_size": ["32"]})
+
+
+def test_a_layer_of_a_decoder_keeps_its_own_heads() -> None:
+    supernet = Supernet(TOYS["rt_detr_v2"].model())
+    heads = list(supernet.model.model.decoder.class_embed)
+    layers = (0, 5, 7)
+    supernet.activate(drop_layers(supernet.parent, layers))
+    assert list(supernet.model.model.decoder.class_embed) == [heads[1], heads[3]]
+    extracted = supernet.extract(supernet.active)
+    assert torch.equal(extracted.class_embed[1].weight, heads[3].weight)
 
 
 def test_average_precision_is_that_of_coco_and_resamples_of_images_give_its_error() -> None:

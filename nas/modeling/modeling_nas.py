@@ -425,11 +425,25 @@ def _nas_model(stock: Any, module: str) -> type:
         "_get_static_cache_init_shape": _get_static_cache_init_shape,
         "_get_dtype_plan": _get_dtype_plan,
         "load_state_dict": load_state_dict,
+        "_tied_weights_keys": _ties(stock),
         "config_class": config_class,
         "__module__": module,
         "__doc__": stock.__doc__,
     }
     return type(PREFIX + stock.__name__, (stock,), members)
+
+
+def _ties(stock: Any) -> Any:
+    """Returns the ties of a model's weights; of RT-DETRv2 only those of the heads of a layer with the decoder's own.
+
+    It also ties the heads of all layers by a pattern, which is void, but without a second layer no model is built.
+    """
+    ties = stock._tied_weights_keys
+    return (
+        {k: v for k, v in ties.items() if "(?![0])" not in k}
+        if stock.__name__.startswith("RTDetrV2") and ties
+        else ties
+    )
 
 
 def _module_names(model: Any, file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

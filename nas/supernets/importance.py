@@ -328,7 +328,7 @@ def _token_masks(batch: Batch, supernet: Supernet) -> list[torch.Tensor | None]:
     encoder = batch.get("attention_mask")
     if len(supernet.stacks) == 1:
         return [encoder]
-    if supernet.family.stages is not None:
+    if supernet.family.stages is not None or supernet.family.has_queries:
         return [None for _ in supernet.stacks]
     if supernet.family.has_towers:
         return [None, torch.ones_like(batch["input_ids"]) if encoder is None else encoder]
@@ -368,9 +368,10 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
             [group * s.shape[1] + head for group in groups for head in _argsort_descending(s[group])]
             for s, groups in zip(grouped, orders["kv_heads"], strict=True)
         ]
-    for axis in ("qkv_heads", "head_biases"):
+    followers = {"qkv_heads": "heads", "head_biases": "heads", "cross_points": "cross_heads"}
+    for axis, heads in {**followers, "cross_offsets": "cross_heads"}.items():
         if any(axis in axes for stack in supernet.family.stacks for axes in stack.modules.values()):
-            orders[axis] = orders["heads"]
+            orders[axis] = orders[heads]
     fixed = {
         axis
         for dimension in DIMENSIONS.values()

@@ -137,6 +137,7 @@ class Supernet:
         for path, (attribute, _) in self.family.unused_modules.items():
             setattr(model.get_submodule(path.rpartition(".")[0]), attribute, False)
         self.stacks = [self._elastic_list(stack.layers) for stack in self.family.stacks]
+        self._lists = [self._elastic_lists(stack.lists) for stack in self.family.stacks]
         distinct = self.parent.layers[:1] if self.family.shared_layers else self.parent.layers
         self._layers = [_ElasticLayer(self.layer(index)) for index in distinct]
         self._outside_layers = _ElasticLayer(model)
@@ -174,6 +175,17 @@ class Supernet:
         layers = self.model.base_model.get_submodule(path)
         layers.__class__ = ElasticModuleList
         return cast(ElasticModuleList, layers)
+
+    def _elastic_lists(self, ends: tuple[str, ...]) -> list[ElasticModuleList]:
+        """The lists outside the layers with an entry for each layer of a stack, by the ends of their paths."""
+        found = [
+            module
+            for path, module in self.model.named_modules(remove_duplicate=False)
+            if any(f".{path}".endswith(f".{end}") for end in ends)
+        ]
+        for module in found:
+            module.__class__ = ElasticModuleList
+        return cast(list[ElasticModuleList], found)
 
     def _find_modules(self) -> None:
         tied = {*self.model.all_tied_weights_keys, *self.model.all_tied_weights_keys.values()}
@@ -243,7 +255,8 @@ class Supernet:
         blueprint = self.layout.blueprint(subnet)
         for stack, positions in enumerate(self.layout.kept_positions(subnet)):
             indices = [self.layout.stack_of(subnet.layers[position])[1] for position in positions]
-            self.stacks[stack].active = (0,) if self.family.shared_layers else tuple(indices)
+            for layers in (self.stacks[stack], *self._lists[stack]):
+                layers.active = (0,) if self.family.shared_layers else tuple(indices)
             for number, position in enumerate(positions[:1] if self.family.shared_layers else positions):
                 layer = self._layers[subnet.layers[position]]
                 self._apply(layer, blueprint.layers[position])
@@ -498,7 +511,7 @@ class Supernet:
         if hasattr(sizes, "set_output_features_output_indices"):  # a backbone's config names one stage per layer
             sizes.stage_names = ["stem", *(f"stage{k + 1}" for k in range(getattr(sizes, DEPTHS[0])))]
             sizes.set_output_features_output_indices(out_features=None, out_indices=None)
-        config._attn_implementation = self.model.config._attn_implementation
+        config._attn_implementation = _attention_of(self.model.config)
         return self._model_class, config
 
     @property
@@ -512,10 +525,17 @@ class Supernet:
         nas_config = modeling_nas.counterpart(type(config))
         nas_model = modeling_nas.counterpart(self._model_class)
         described = nas_config.from_dict({n: v for n, v in config.to_dict().items() if n != "model_type"})
-        described._attn_implementation = self.model.config._attn_implementation
+        described._attn_implementation = _attention_of(self.model.config)
         if self.layout.blueprint(subnet).outside.kinds.get(self.family.embedding):
             described.tie_word_embeddings = False  # no head can share a table of another form
         return nas_model, described
+
+
+def _attention_of(config: PreTrainedConfig) -> dict[str, str]:
+    """The attention implementations of a config and of its parts: a backbone may lack that of the model."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    of_parts = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **of_parts}
 
 
 def _largest_rank(outputs: int, inputs: int) -> int:

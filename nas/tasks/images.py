@@ -105,7 +105,8 @@ def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     sizes = getattr(config, "vision_config", config)
     size = sizes.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return sizes.num_channels, height, width
+    reader = sizes if hasattr(sizes, "num_channels") else sizes.backbone_config
+    return reader.num_channels, height, width
 
 
 def pixels_of(

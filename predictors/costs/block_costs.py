@@ -106,7 +106,9 @@ class BlockCosts:
         for name, shapes in self._matmul_shapes(subnet, OUTSIDE_LAYERS):
             module = name.removesuffix(".parametrizations.weight.original1").removesuffix(".weight")
             elements = sum(map(math.prod, shapes))
-            for path, position in {**family.runs_on, **runs_on}.items():
+            stride = self._stride(name, module)
+            of_module = {module: f"stride {stride}"} if stride else {}
+            for path, position in {**family.runs_on, **runs_on, **of_module}.items():
                 if f".{module}".endswith(f".{path}") and runs[position]:
                     flow = runs[position] * sum(map(_inputs_and_outputs, shapes))
                     macs, weights, traffic = macs + runs[position] * elements, weights + elements, traffic + flow
@@ -115,6 +117,11 @@ class BlockCosts:
             macs += family.extra_outside_macs(self.layout, runs["token"])
         live_activations = largest + self.layout.hidden_size(subnet, 0) * runs["token"]
         return BlockCost(_num_elements(extracted), macs, weights, traffic, live_activations)
+
+    def _stride(self, name: str, module: str) -> int:
+        """Pixels of an image, along a side, for each output of a convolution; 0 for any other module."""
+        stride_of = self.layout.family.stride_of
+        return stride_of(self.layout.sizes, module) if stride_of and len(self.matmul_weights[name]) > 1 else 0
 
     def _count_in_layer(
         self, subnet: SubnetConfig, position: int, blocks: Blocks, sequence_length: int | None

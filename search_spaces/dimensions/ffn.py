@@ -45,7 +45,8 @@ class FeedForward(Dimension):
             return super().stock_config(layout, subnet, stack, values)
         ratios = range(1, 2 * (neurons // hidden + 1))
         ratio = next((ratio for ratio in ratios if ffn_from_ratio(layout.sizes, hidden, ratio) == neurons), None)
-        return None if ratio is None else {layout.family.names_in_config(self.name)[stack]: ratio}
+        name = layout.family.names_in_config(self.name)[stack]
+        return None if ratio is None else {name: type(layout.field(name))(ratio)}  # some configs hold floats only
 
 
 INTERMEDIATE_SIZE = FeedForward(

@@ -43,5 +43,5 @@ NUM_ATTENTION_HEADS = Heads(
     label="heads",
     meaning="Attention heads of a layer; 0 skips its attention block.",
     scope="attention",
-    axes=("heads", "cross_heads", "qkv_heads", "head_biases"),
+    axes=("heads", "cross_heads", "cross_points", "cross_offsets", "qkv_heads", "head_biases"),
 )

@@ -67,6 +67,12 @@ class ImageSize(Reduced):
                 f"`{self.name}` must be a multiple of the patches' {patch} pixels below the parent's {side}, but got "
                 f"{text}; write `full` for {side}."
             )
+        places, queries = layout.inputs.memory(int(text)), layout.inputs.num_queries
+        if layout.family.decodes_queries and places < queries:
+            raise InputError(
+                f"images must have as many places as a detector has queries, {queries}, but with `{self.name}` {text} "
+                f"they have {places}; take a larger size."
+            )
 
 
 IMAGE_SIZE = ImageSize(

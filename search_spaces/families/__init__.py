@@ -44,6 +44,7 @@ from search_spaces.families.qwen3 import QWEN3
 from search_spaces.families.qwen3_moe import QWEN3_MOE
 from search_spaces.families.rembert import REMBERT
 from search_spaces.families.roberta import ROBERTA
+from search_spaces.families.rt_detr import RT_DETR, RT_DETR_V2
 from search_spaces.families.segformer import SEGFORMER
 from search_spaces.families.siglip import SIGLIP
 from search_spaces.families.smollm3 import SMOLLM3
@@ -118,6 +119,8 @@ FAMILIES: dict[str, Family] = {
         CLIP,
         SIGLIP,
         YOLOS,
+        RT_DETR_V2,
+        RT_DETR,
     )
 }
 
@@ -127,10 +130,10 @@ ADOPTED: dict[str, Family] = {}
 
 
 _PATCHES = "it reads patches of images of any size, in place of pixels; SigLIP 2 of one image size is a `siglip`"
-_BACKBONE = "its backbone is convolutional; `yolos` is a detector without one"
+_BACKBONE = "no table describes it; `rt_detr`, `rt_detr_v2` and `yolos` are detectors that have one"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), _PATCHES),
-    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "detr"), _BACKBONE),
+    **dict.fromkeys(("d_fine", "detr", "conditional_detr", "deformable_detr"), _BACKBONE),
 }
 """Types that are often asked for, and why they have no table."""
 

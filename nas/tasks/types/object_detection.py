@@ -31,6 +31,17 @@ BOX_WEIGHT = 5.0
 """Of the difference of boxes in a distillation, as in the loss of DETR (Carion et al. 2020, arXiv 2005.12872)."""
 
 
+LAST = ("logits", "pred_boxes")
+"""Outputs of the last layer."""
+BEFORE_LAST = {
+    "intermediate_logits": "outputs_class",
+    "intermediate_reference_points": "outputs_coord",
+    "enc_topk_logits": "enc_topk_logits",
+    "enc_topk_bboxes": "enc_topk_bboxes",
+}
+"""Outputs of all layers of a decoder, and of its encoder -> what the loss calls them."""
+
+
 class ObjectDetection(TaskType):
     """A detector gives each of its queries a class, or none, and a box; it learns by its own loss.
 
@@ -107,7 +118,8 @@ class ObjectDetection(TaskType):
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
         """Runs a model on a batch; its loss matches queries with objects, in float32 whatever the model's dtype."""
         outputs = model(**model_inputs(batch), **kwargs)
-        outputs.loss = self._loss(outputs.logits.float(), outputs.pred_boxes.float(), _targets(batch["labels"]))
+        found = {name: outputs[name].float() for name in (*LAST, *BEFORE_LAST) if name in outputs}
+        outputs.loss = self._loss(found, _targets(batch["labels"]))
         return outputs
 
     def logits_and_labels(self, outputs: Any, batch: Batch) -> list[LogitsAndLabels]:
@@ -120,16 +132,25 @@ class ObjectDetection(TaskType):
     ) -> torch.Tensor:
         """KL divergence of the classes of each query, and the difference of boxes where the teacher sees an object.
 
-        A student with fewer queries has the first ones of its teacher.
+        A student with fewer queries has the first ones of its teacher; where queries are not learned, but the best
+        places of an image, each query of a student has the one of its teacher that it resembles most.
         """
+        import torch
         import torch.nn.functional as F
 
-        (logits, _), (boxes, _) = student
-        true, true_boxes = (each[:, : logits.shape[1]] for each, _ in teacher)
-        target = F.log_softmax(true.float() / temperature, -1)
-        scores = F.log_softmax(logits.float() / temperature, -1)
-        classes = F.kl_div(scores, target, reduction="none", log_target=True).sum(-1).mean() * temperature**2
-        certain = 1 - true.float().softmax(-1)[..., -1]
+        (logits, _), (boxes, _) = ((each.float(), labels) for each, labels in student)
+        true, true_boxes = (each.float() for each, _ in teacher)
+        if self._has_no_object(logits):
+            true, true_boxes = (each[:, : logits.shape[1]] for each in (true, true_boxes))
+            certain = 1 - true.softmax(-1)[..., -1]
+        else:
+            order = _matched(logits, boxes, true, true_boxes)
+            true, true_boxes = (each.take_along_dim(order[..., None], 1) for each in (true, true_boxes))
+            certain = true.sigmoid().amax(-1)
+            logits, true = (torch.stack([each, torch.zeros_like(each)], -1) for each in (logits, true))
+        target, scores = (F.log_softmax(each / temperature, -1) for each in (true, logits))
+        divergences = F.kl_div(scores, target, reduction="none", log_target=True).flatten(2).sum(-1)
+        classes = divergences.mean() * temperature**2
         difference = ((boxes - true_boxes).abs().sum(-1) * certain).sum() / certain.sum().clamp(min=1.0)
         return classes + BOX_WEIGHT * difference
 
@@ -139,7 +160,8 @@ class ObjectDetection(TaskType):
         """Returns the loss of each image, and which detections match its objects."""
         outputs = model(**model_inputs(batch))
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        scores, classes = logits.softmax(-1)[..., :-1].max(-1)
+        chances = logits.softmax(-1)[..., :-1] if self._has_no_object(logits) else logits.sigmoid()
+        scores, classes = chances.max(-1)
         detections = [
             np.column_stack([kind.cpu(), _corners(box), score.cpu()])
             for kind, box, score in zip(classes, boxes, scores, strict=True)
@@ -156,15 +178,30 @@ class ObjectDetection(TaskType):
     def _losses(self, logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> np.ndarray:
         """The loss of each image (images,)."""
         parts = zip(logits.split(1), boxes.split(1), _targets(batch["labels"]), strict=True)
-        return np.array([float(self._loss(one, box, [target])) for one, box, target in parts])
+        return np.array([float(self._loss(dict(zip(LAST, part, strict=True)), [target])) for *part, target in parts])
 
-    def _loss(self, logits: torch.Tensor, boxes: torch.Tensor, targets: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """The loss of images together; PyTorch compares boxes on a CPU in float32 or float64 only."""
+    def _has_no_object(self, logits: torch.Tensor) -> bool:
+        """Whether a detector gives each query a chance of no object, beside the classes."""
+        return logits.shape[-1] > len(self.names)
+
+    def _loss(self, found: Mapping[str, torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The loss of images together, as the model has it; PyTorch compares boxes on a CPU in 32 bits only.
+
+        Args:
+            found: Output -> tensor: `LAST`, and where a decoder refines boxes layer by layer, `BEFORE_LAST`. With
+                ``auxiliary_loss`` in the config, what the layers before the last one find is part of the loss then;
+                queries of noise are not.
+            targets: Classes and boxes of the objects of each image.
+        """
         from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+        from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
-        config = copy.copy(self.config)
+        config, (logits, boxes) = copy.copy(self.config), (found[name] for name in LAST)
         config.num_labels = len(self.names)
-        loss: torch.Tensor = ForObjectDetectionLoss(logits, targets, logits.device, boxes, config)[0]
+        config.auxiliary_loss = config.auxiliary_loss and len(found) > len(LAST)
+        loss_of = ForObjectDetectionLoss if self._has_no_object(logits) else RTDetrForObjectDetectionLoss
+        others = {argument: found[name] for name, argument in BEFORE_LAST.items() if name in found}
+        loss: torch.Tensor = loss_of(logits, targets, logits.device, boxes, config, **others)[0]
         return loss
 
     @classmethod
@@ -173,6 +210,17 @@ class ObjectDetection(TaskType):
     ) -> dict[str, torch.Tensor]:
         """Returns random pixels."""
         return ImageClassification.dummy_inputs(config, workload, generator)
+
+
+def _matched(logits: torch.Tensor, boxes: torch.Tensor, true: torch.Tensor, true_boxes: torch.Tensor) -> torch.Tensor:
+    """For each query of a student, the index of another one of its teacher (examples, queries)."""
+    import torch
+    from scipy.optimize import linear_sum_assignment
+
+    with torch.no_grad():
+        costs = BOX_WEIGHT * torch.cdist(boxes, true_boxes, 1) + torch.cdist(logits.sigmoid(), true.sigmoid(), 1)
+    pairs = [linear_sum_assignment(each)[1] for each in costs.cpu().numpy()]
+    return torch.as_tensor(np.stack(pairs), device=logits.device)
 
 
 def _targets(labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
