@@ -34,7 +34,8 @@ from nas.runs.finetuned import Finetuned, front_with_finetuned, load_finetuned, 
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
 from nas.supernets import load as load_module
-from nas.supernets.importance import layer_order, order_by_importance
+from nas.supernets.importance import order_by_importance
+from nas.supernets.layer_importance import layer_order
 from nas.supernets.load import load_supernet
 from nas.supernets.space import search_space
 from nas.supernets.strategies import Sandwich

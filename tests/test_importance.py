@@ -12,14 +12,12 @@ from conftest import TOYS
 from nas.supernets import importance
 from nas.supernets.importance import (
     activation_scores,
-    drop_layer,
     gradient_scores,
     hidden_scores,
-    layer_order,
-    mean_loss,
     order_by_importance,
     unit_orders,
 )
+from nas.supernets.layer_importance import drop_layer, layer_order, mean_loss
 from nas.supernets.supernet import Supernet
 from search_spaces import InputError, SubnetConfig
 
@@ -101,7 +99,7 @@ def test_layers_are_ordered_in_twice_as_many_passes_as_there_are(monkeypatch: py
         kept = set(subnet.layers)
         return sum(missed[i] for i in {0, 1, 2, 3} - kept) + 2.0 * (not kept & {1, 3})
 
-    monkeypatch.setattr("nas.supernets.importance.mean_loss", loss)
+    monkeypatch.setattr("nas.supernets.layer_importance.mean_loss", loss)
     assert layer_order(supernet, [], fewest=[1]) == (0, 3, 2, 1)
     assert len(tried) <= 1 + 2 * 4
     tried.clear()

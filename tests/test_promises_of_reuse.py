@@ -22,7 +22,8 @@ from transformers.pipelines import SUPPORTED_TASKS
 from nas.exports.export import enable_remote_code
 from nas.modeling.compressed_table import CompressedEmbedding
 from nas.modeling.registration import register
-from nas.supernets.importance import drop_layer, order_by_importance
+from nas.supernets.importance import order_by_importance
+from nas.supernets.layer_importance import drop_layer
 from nas.supernets.supernet import Supernet
 from search_spaces import FAMILIES, TASKS, SubnetConfig
 

@@ -23,7 +23,8 @@ import torch
 
 from nas.studies.block_search import block_solutions, replacements
 from nas.supernets.calibration import calibrate
-from nas.supernets.importance import drop_layer, mean_loss, order_by_importance
+from nas.supernets.importance import order_by_importance
+from nas.supernets.layer_importance import drop_layer, mean_loss
 from nas.supernets.supernet import Supernet
 from predictors import AnalyticCosts
 from search_spaces import SearchSpace, SubnetConfig

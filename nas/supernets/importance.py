@@ -6,7 +6,6 @@ ones. The outputs of the parent do not change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,12 +14,14 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
+from nas.supernets.expert_importance import expert_scores
+from nas.supernets.layer_importance import forward, layer_order, require_finite
 from nas.supernets.supernet import Supernet
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.evaluation import evaluation_mode, on_model
 from nas.tasks.types import TaskType
-from search_spaces import InputError, SubnetConfig
-from search_spaces.dimensions import DIMENSIONS, PER_LAYER
+from search_spaces import InputError
+from search_spaces.dimensions import DIMENSIONS
 from search_spaces.family import Axes, Axis
 
 Batch = Mapping[str, torch.Tensor]
@@ -195,68 +196,6 @@ def activation_scores(supernet: Supernet, batches: Sequence[Batch]) -> Scores:
     return {axis: layers for axis, layers in scores.items() if any(len(layer) for layer in layers)}
 
 
-def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Importance of each expert and its neurons by what they add to the outputs of their layer.
-
-    Of an expert: the norm of its output times the router's weight, summed over the tokens that are routed to it (Lasby
-    et al. 2025, arXiv 2510.13999, who take the mean: here an expert that is used rarely counts less). Of a neuron: its
-    magnitude times the router's weight, summed likewise, times the norm of its column (Bercovich et al. 2024, arXiv
-    2411.19146).
-
-    Returns:
-        For each parent layer, scores of experts (experts,) and neurons (experts, neurons), float64.
-    """
-    modules = [supernet.layer(layer).get_submodule(_experts_path(supernet, layer)) for layer in supernet.parent.layers]
-    totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def add(layer: int, module: Any, inputs: Any) -> None:
-        hidden, chosen, weights = inputs
-        experts, neurons = _scores_of_call(module, hidden, chosen, weights, masks[0])
-        before = totals.get(layer, (torch.zeros(1), torch.zeros(1)))
-        totals[layer] = before[0] + experts, before[1] + neurons
-
-    handles = [module.register_forward_pre_hook(partial(add, number)) for number, module in enumerate(modules)]
-    with evaluation_mode(supernet.model, in_float32=False):
-        for batch in batches:
-            masks = _token_masks(batch, supernet)
-            supernet.model(**model_inputs(on_model(batch, supernet.model)))
-    for handle in handles:
-        handle.remove()
-    return [totals[number] for number, _ in enumerate(modules)]
-
-
-def _experts_path(supernet: Supernet, layer: int) -> str:
-    """Path below a layer of the module with its experts."""
-    table = supernet.family.stacks[supernet.layout.stack_of(layer)[0]].modules
-    return next(path for path, axes in table.items() if axes[0] == "experts" and len(axes) == 3).rpartition(".")[0]
-
-
-def _scores_of_call(
-    module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of experts and neurons in one call, summed in float64 on the CPU.
-
-    Args:
-        module: All experts of a layer.
-        hidden: Their inputs (tokens, channels).
-        chosen: Experts of each token (tokens, experts a token).
-        weights: The router's weights of these (tokens, experts a token).
-        mask: Which tokens (samples, tokens) are no padding; None for all.
-    """
-    down = module.down_proj
-    experts, neurons = torch.zeros(len(down)).double(), torch.zeros(len(down), down.shape[2]).double()
-    if mask is not None and mask.numel() == len(hidden):
-        weights = weights * mask.to(hidden).view(-1, 1)
-    for expert in chosen.unique().tolist():
-        tokens, places = torch.where(chosen == expert)
-        weight = weights[tokens, places].double()
-        inner = module._apply_gate(torch.nn.functional.linear(hidden[tokens], module.gate_up_proj[expert]))
-        outputs = torch.nn.functional.linear(inner, down[expert])
-        experts[expert] = (outputs.double().norm(dim=1) * weight).sum()
-        neurons[expert] = (inner.double().abs() * weight[:, None]).sum(0) * down[expert].double().norm(dim=0)
-    return experts, neurons
-
-
 def expert_orders(supernet: Supernet, batches: Sequence[Batch]) -> dict[str, list[list[int]]]:
     """Sorts the experts of each layer, and the neurons of each of them, by descending score."""
     experts, neurons = list[list[int]](), list[list[int]]()
@@ -381,112 +320,9 @@ def unit_orders(supernet: Supernet, scores: Scores) -> dict[str, list[list[int]]
     return {axis: order for axis, order in orders.items() if axis not in fixed}
 
 
-def layer_order(
-    supernet: Supernet, batches: Sequence[Batch], task: TaskType | None = None, fewest: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """Orders layers by greedy elimination: repeatedly drops the layer whose removal raises the loss least.
-
-    Each layer is tried once with all others. From then on only the most promising one is tried again, as a layer is
-    rarely missed less where others are missing (lazy greedy, Minoux 1978), until 2 L passes over the batches are made;
-    the rest follows the last losses.
-
-    Args:
-        supernet: The parent is active afterwards.
-        batches: Labelled, a few hundred examples.
-        task: Computes the loss of a model; default: the model does.
-        fewest: Layers of each stack that no subnetwork drops, as many as stay are in their own order; default: one.
-
-    Returns:
-        Parent layers, most important first: a subnetwork of depth d keeps the first d. The layers of an encoder and of
-        its decoder are mixed in one order.
-    """
-    if supernet.family.shared_layers:
-        return supernet.parent.layers
-    elimination = _Elimination(supernet, batches, task, fewest or [1] * len(supernet.stacks))
-    dropped = elimination.dropped()
-    supernet.activate(supernet.parent)
-    return (*(layer for layer in supernet.parent.layers if layer not in dropped), *reversed(dropped))
-
-
-class _Elimination:
-    """Drops layers one by one.
-
-    Attributes:
-        remaining: The subnetwork without them.
-        increases: Layer -> by how much the loss rose when it was last tried, and how many were dropped by then.
-    """
-
-    def __init__(
-        self, supernet: Supernet, batches: Sequence[Batch], task: TaskType | None, fewest: Sequence[int]
-    ) -> None:
-        self.remaining, self.increases = supernet.parent, dict[int, tuple[float, int]]()
-        self._supernet, self._fewest, self._passes = supernet, fewest, 2 * len(supernet.parent.layers)
-        self._loss_of = lambda subnet: mean_loss(supernet, subnet, batches, task)
-
-    def _candidates(self) -> list[int]:
-        """Layers of the stacks that may lose another one."""
-        stacks = self._supernet.layout.kept_positions(self.remaining)
-        deep = [kept for kept, fewest in zip(stacks, self._fewest, strict=True) if len(kept) > fewest]
-        return [self.remaining.layers[position] for positions in deep for position in positions]
-
-    def dropped(self) -> list[int]:
-        """The layers, the first dropped first."""
-        dropped: list[int] = []
-        loss = self._loss_of(self.remaining) if self._candidates() else 0.0
-        while candidates := self._candidates():
-            layer = self._least(candidates, loss, len(dropped))
-            loss += self.increases[layer][0]
-            self.remaining = drop_layer(self.remaining, layer)
-            dropped.append(layer)
-        return dropped
-
-    def _least(self, candidates: Sequence[int], loss: float, round_number: int) -> int:
-        """The layer that is missed least; the loss is that of the remaining ones."""
-        for layer in candidates:
-            if layer not in self.increases:
-                self._try(layer, loss, round_number)
-        while True:
-            least = min(candidates, key=lambda layer: (self.increases[layer][0], -layer))
-            if self.increases[least][1] == round_number or self._passes <= 0:
-                return least
-            self._try(least, loss, round_number)
-
-    def _try(self, layer: int, loss: float, round_number: int) -> None:
-        self._passes -= 1
-        self.increases[layer] = self._loss_of(drop_layer(self.remaining, layer)) - loss, round_number
-
-
-def mean_loss(
-    supernet: Supernet, subnet: SubnetConfig, batches: Sequence[Batch], task: TaskType | None = None
-) -> float:
-    """Returns the mean loss of a subnetwork over labelled batches; the subnetwork stays active."""
-    supernet.activate(subnet)
-    model = supernet.model
-    with evaluation_mode(model, in_float32=False):
-        losses = [_forward(model, on_model(batch, model), task).loss.item() for batch in batches]
-    mean = sum(losses) / len(losses)
-    _require_finite(math.isfinite(mean), "losses on which layers are ordered")
-    return mean
-
-
-def _forward(model: Any, batch: Batch, task: TaskType | None) -> Any:
-    return model(**batch) if task is None else task.forward(model, batch)
-
-
 def _importance_loss(model: Any, batch: Batch, task: TaskType | None) -> torch.Tensor:
-    outputs = _forward(model, batch, task)
+    outputs = forward(model, batch, task)
     return outputs.loss if task is None else task.importance_loss(outputs, batch)
-
-
-def drop_layer(subnet: SubnetConfig, layer: int) -> SubnetConfig:
-    """Returns the subnetwork without one of its layers."""
-    position = subnet.layers.index(layer)
-
-    def without(values: tuple[int, ...]) -> tuple[int, ...]:
-        return values[:position] + values[position + 1 :]
-
-    fields: dict[str, Any] = {field: without(getattr(subnet, field)) for field in ("layers", *PER_LAYER)}
-    return subnet.with_values(**fields)
 
 
 @torch.no_grad()
@@ -553,12 +389,5 @@ def _norms(supernet: Supernet, axis: Axis) -> dict[torch.nn.Module, int]:
 
 
 def _argsort_descending(scores: torch.Tensor) -> list[int]:
-    _require_finite(bool(scores.isfinite().all()), "scores of importance")
+    require_finite(bool(scores.isfinite().all()), "scores of importance")
     return [int(i) for i in torch.argsort(scores, descending=True, stable=True)]
-
-
-def _require_finite(is_finite: bool, what: str) -> None:
-    if not is_finite:
-        raise InputError(
-            f"the {what} must be finite, but one is not; check the parent's weights, and that every batch has labels."
-        )
