@@ -34,6 +34,7 @@ from nas.runs.finetuned import Finetuned, front_with_finetuned, load_finetuned, 
 from nas.runs.run import Run
 from nas.stages.parent import run_parent
 from nas.supernets import load as load_module
+from nas.supernets.distillation_trainer import DistillationTrainer
 from nas.supernets.importance import order_by_importance
 from nas.supernets.layer_importance import layer_order
 from nas.supernets.load import load_supernet
@@ -41,7 +42,7 @@ from nas.supernets.space import search_space
 from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
-from nas.supernets.training import DistillationTrainer, training_arguments
+from nas.supernets.training import training_arguments
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from search_spaces import SubnetConfig

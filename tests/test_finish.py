@@ -151,7 +151,7 @@ def test_several_are_trained_together_first_and_that_is_not_repeated(
         losses.append(hidden_state_loss(*args))
         return losses[-1]
 
-    monkeypatch.setattr("nas.supernets.training.hidden_state_loss", loss)
+    monkeypatch.setattr("nas.supernets.distillation_trainer.hidden_state_loss", loss)
     chosen = evaluated_points(open_studies(run.study, run.recipe)["search"])[:2]
     monkeypatch.setattr("nas.stages.finish.choose_points", lambda *_: chosen)
 

@@ -13,9 +13,10 @@ from conftest import TOYS, context_of, image_inputs, logits, variant
 from nas.exports.export import export_subnet
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.distillation_trainer import OTHER_SIZES, of_input_size
 from nas.supernets.space import input_sizes, propose_space, search_space
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import OTHER_SIZES, model_trainer, of_input_size
+from nas.supernets.training import model_trainer
 from nas.tasks.context import TaskContext
 from predictors import AnalyticCosts, Workload
 from search_spaces import InputError

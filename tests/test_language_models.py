@@ -16,7 +16,7 @@ from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_context, tokeniz
 
 from nas.recipe.schema import Recipe
 from nas.stages.check import _check_stride
-from nas.supernets.training import DistillationTrainer
+from nas.supernets.distillation_trainer import DistillationTrainer
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import collect_stats, score

@@ -15,10 +15,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import SupernetTraining, Training
 from nas.supernets.checkpoint import load_checkpoint
+from nas.supernets.distillation_trainer import DistillationTrainer, is_causal
 from nas.supernets.strategies import Sandwich
 from nas.supernets.supernet import Supernet
 from nas.supernets.supernet_trainer import SupernetTrainer
-from nas.supernets.training import DistillationTrainer, is_causal, train, training_arguments
+from nas.supernets.training import train, training_arguments
 from nas.tasks.batches import IGNORE_INDEX
 from nas.tasks.losses import divergence
 from search_spaces import InputError

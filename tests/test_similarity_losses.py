@@ -11,9 +11,10 @@ import torch
 from toy_tasks import SENTENCES, csv, encoder
 
 from nas.recipe.schema import Recipe
+from nas.supernets.distillation_trainer import DistillationTrainer
 from nas.supernets.hidden_states import StateMatching
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationTrainer, training_arguments
+from nas.supernets.training import training_arguments
 from nas.tasks.context import TaskContext
 from nas.tasks.kept_outputs import KeptStates
 from nas.tasks.overview import data_lines

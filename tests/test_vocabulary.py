@@ -24,9 +24,9 @@ from nas.exports.check import check_folder
 from nas.exports.export import export_subnet
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
+from nas.supernets.distillation_trainer import OTHER_SIZES, of_input_size
 from nas.supernets.space import recipe_choices
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import OTHER_SIZES, of_input_size
 from nas.tasks.trimmed_tokenizer import parents_of, specification, trimmed_tokenizer
 from nas.tasks.vocabulary import Vocabulary
 from predictors import AnalyticCosts

@@ -22,8 +22,9 @@ from nas.exports.export import export_subnet, save_model
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.stages.check import check_recipe
+from nas.supernets.distillation_trainer import DistillationTrainer, of_input_size
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationTrainer, of_input_size, training_arguments
+from nas.supernets.training import training_arguments
 from nas.tasks.blocks import Tokens
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score

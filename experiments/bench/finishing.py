@@ -15,9 +15,10 @@ from typing import Any
 
 from nas.recipe.schema import Finish
 from nas.runs.run import Run
+from nas.supernets.distillation_trainer import DistillationTrainer
 from nas.supernets.hidden_states import StateMatching
 from nas.supernets.load import load_ordered_parent
-from nas.supernets.training import DistillationTrainer, model_trainer
+from nas.supernets.training import model_trainer
 from nas.tasks.context import TaskContext
 from nas.tasks.kept_outputs import KeptOutputs, KeptStates
 from search_spaces import SubnetConfig

@@ -11,9 +11,9 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from nas.supernets.distillation_trainer import DistillationOutputs, DistillationTrainer, of_input_size
 from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
-from nas.supernets.training import DistillationOutputs, DistillationTrainer, of_input_size
 from search_spaces import SubnetConfig
 from search_spaces.dimension import FULL
 
