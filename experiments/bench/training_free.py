@@ -1,9 +1,11 @@
 """A pretrained decoder made smaller without training: slices that compensate, beside published methods.
 
 Rivals at the same number of parameters: dropping the layers of least block influence (ShortGPT, Men et al. 2024,
-arXiv 2403.03853), and FLAP (An et al. 2023, arXiv 2312.11983), whose heads and neurons are chosen over all layers by
-how much they fluctuate, and whose means go into a bias. Ours: replacements of one block scored on calibration text,
-combined by the integer program of `BlockSearch`, in slices that compensate.
+arXiv 2403.03853), FLAP (An et al. 2023, arXiv 2312.11983), whose heads and neurons are chosen over all layers by
+how much they fluctuate, and whose means go into a bias, and SliceGPT; beside them the parent in fewer bits. Ours:
+replacements of one block scored on calibration text, by their loss and by their divergence from the parent's
+predictions (as in Puzzle, Bercovich et al. 2024, arXiv 2411.19146), combined by the integer program of `BlockSearch`,
+in slices that compensate.
 
     python -m experiments.bench.training_free MODEL CALIBRATION.txt TEST.txt
 """
@@ -11,16 +13,20 @@ combined by the integer program of `BlockSearch`, in slices that compensate.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import kl_div, nll_loss
 
+from experiments.bench.slicegpt import SliceGpt
 from nas.studies.block_search import block_solutions, replacements
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance
@@ -32,6 +38,8 @@ from search_spaces import SearchSpace, SubnetConfig
 SHARES = (0.1, 0.2, 0.3)
 """Shares of the parameters that are left out."""
 Batches = list[dict[str, torch.Tensor]]
+Line = Callable[..., None]
+"""Prints a row."""
 
 
 def blocks_of(tokenizer: Any, file: str, count: int, length: int) -> Batches:
@@ -128,6 +136,29 @@ class Flap:
         self.model.load_state_dict(kept, strict=False)
 
 
+def scores(
+    supernet: Supernet, subnets: Sequence[SubnetConfig], batches: Batches
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Two scores of subnetworks, by key: the mean loss, and the mean divergence from the parent's predictions."""
+    losses, divergences = Counter[str](), Counter[str]()
+    for batch in batches:
+        labels, parents = batch["labels"][:, 1:].flatten(), log_probabilities(supernet, supernet.parent, batch)
+        for subnet in subnets:
+            own = log_probabilities(supernet, subnet, batch)
+            losses[subnet.key] += float(nll_loss(own, labels)) / len(batches)
+            divergences[subnet.key] += float(kl_div(own, parents, reduction="batchmean", log_target=True)) / len(
+                batches
+            )
+    return dict(losses), dict(divergences)
+
+
+@torch.inference_mode()
+def log_probabilities(supernet: Supernet, subnet: SubnetConfig, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the next tokens (tokens, vocabulary)."""
+    supernet.activate(subnet)
+    return supernet.model(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table of perplexities."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -140,24 +171,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scored", type=int, default=4, help="blocks on which replacements are scored")
     parser.add_argument("--tested", type=int, default=16, help="blocks of the test text")
     parser.add_argument("--length", type=int, default=256, help="tokens of a block")
-    parser.add_argument("--skip-rivals", action="store_true")
+    parser.add_argument("--methods", nargs="+", choices=[*RIVALS, "ours"], default=[*RIVALS, "ours"])
     args = parser.parse_args(arguments)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     calibration = blocks_of(tokenizer, args.calibration, args.blocks, args.length)
     scored, test = calibration[: -(-args.scored // 4)], blocks_of(tokenizer, args.test, args.tested, args.length)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    supernet, started = Supernet(model), time.perf_counter()
+    started = time.perf_counter()
 
     def line(*values: object) -> None:
         print(f"{time.perf_counter() - started:7.0f} s ", *values, flush=True)
 
-    parent = supernet.parent
-    counts = AnalyticCosts.from_model(model, supernet.layout, "text-generation")
-    size = float(counts.count(["num_parameters"], [parent])["num_parameters"][0])
+    for name in args.methods:
+        if name in RIVALS:
+            RIVALS[name](copy.deepcopy(model), calibration, test, line)
+    if "ours" in args.methods:
+        ours(model, calibration, scored, test, line)
+
+
+def ours(model: Any, calibration: Batches, scored: Batches, test: Batches, line: Line) -> None:
+    """Prints the rows of subnetworks that are combined of replacements, scored in two ways."""
+    supernet = Supernet(model)
+    parent, counts = supernet.parent, AnalyticCosts.from_model(model, supernet.layout, "text-generation")
+
+    def cost(name: str, subnets: Sequence[SubnetConfig]) -> Any:
+        return counts.count([name], subnets)[name]
+
+    size = float(cost("num_parameters", [parent])[0])
     line(f"parent: {size / 1e6:.1f} M parameters, perplexity {perplexity(supernet, parent, test):.2f}")
-    if not args.skip_rivals:
-        stock = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-        rivals(supernet, stock, calibration, test, size, line)
     order = order_by_importance(supernet, calibration, by="activation", fewest=[len(parent.layers)])
     supernet.calibration = calibrate(supernet, calibration, ranks=False, compensates=True)
     line("ordered and calibrated")
@@ -172,43 +213,78 @@ def main(arguments: Sequence[str] | None = None) -> None:
         depths=supernet.layout.depths,
     )
     candidates = replacements(space)
-    losses = {subnet.key: mean_loss(supernet, subnet, scored) for subnet in candidates}
+    by_score = dict(zip(("loss", "divergence"), scores(supernet, candidates, scored), strict=True))
     line(f"{len(candidates)} replacements scored")
-
-    def cost(name: str, subnets: Sequence[SubnetConfig]) -> Any:
-        return counts.count([name], subnets)[name]
-
-    found = block_solutions(space, losses, cost, objectives=["num_parameters"], bounds={}, limit=200)
-    for share in SHARES:
-        subnet = max(
-            (each for each in found if cost("num_parameters", [each])[0] <= (1 - share) * size),
-            key=lambda each: cost("num_parameters", [each])[0],
-        )
+    solved = {
+        name: block_solutions(space, values, cost, objectives=["num_parameters"], bounds={}, limit=200)
+        for name, values in by_score.items()
+    }
+    for share, (name, found) in itertools.product(SHARES, solved.items()):
+        small = [each for each in found if cost("num_parameters", [each])[0] <= (1 - share) * size]
+        subnet = max(small, key=lambda each: cost("num_parameters", [each])[0])
         parameters = cost("num_parameters", [subnet])[0] / 1e6
-        line(f"-{share:.0%} ours: {parameters:.1f} M, perplexity {perplexity(supernet, subnet, test):.2f}; {subnet}")
+        quality = f"perplexity {perplexity(supernet, subnet, test):.2f}"
+        line(f"-{share:.0%} ours, blocks by {name}: {parameters:.1f} M, {quality}; {subnet}")
         statistics, supernet.calibration = supernet.calibration, None
-        line(f"-{share:.0%} ours without compensation: perplexity {perplexity(supernet, subnet, test):.2f}")
+        line(f"-{share:.0%} without compensation: perplexity {perplexity(supernet, subnet, test):.2f}")
         supernet.calibration = statistics
 
 
-def rivals(
-    supernet: Supernet, stock: Any, calibration: Batches, test: Batches, size: float, line: Callable[..., None]
-) -> None:
-    """Prints the rows of the published methods."""
-    influence = block_influence(supernet, calibration[:4])
+def dropped_layers(model: Any, calibration: Batches, test: Batches, line: Line) -> None:
+    """Prints the rows of ShortGPT."""
+    supernet = Supernet(model)
+    influence, size = block_influence(supernet, calibration[:4]), model.num_parameters()
     layer_size = sum(p.numel() for p in supernet.layer(0).parameters())
-    flap = Flap(stock, calibration)
     for share in SHARES:
         subnet = supernet.parent
         for layer in influence[: math.ceil(share * size / layer_size)]:
             subnet = drop_layer(subnet, layer)
-        line(
-            f"-{share:.0%} ShortGPT: {len(subnet.layers)} layers, perplexity {perplexity(supernet, subnet, test):.2f}"
-        )
-        with flap.pruned(share * size), torch.inference_mode():
-            losses = [float(stock(**batch).loss) for batch in test]
-        line(f"-{share:.0%} FLAP: perplexity {math.exp(sum(losses) / len(losses)):.2f}")
+        quality = f"perplexity {perplexity(supernet, subnet, test):.2f}"
+        line(f"-{share:.0%} ShortGPT: {len(subnet.layers)} layers, {quality}")
 
+
+def fluctuating_units(model: Any, calibration: Batches, test: Batches, line: Line) -> None:
+    """Prints the rows of FLAP."""
+    flap = Flap(model, calibration)
+    for share in SHARES:
+        with flap.pruned(share * model.num_parameters()):
+            line(f"-{share:.0%} FLAP: perplexity {perplexity_of(model, test):.2f}")
+
+
+def principal_channels(model: Any, calibration: Batches, test: Batches, line: Line) -> None:
+    """Prints the rows of SliceGPT: with every parameter counted, and with table and head counted once."""
+    method = SliceGpt(model, calibration)
+    for share, tied in itertools.product(SHARES, (False, True)):
+        width = method.width((1 - share) * model.num_parameters(), tied=tied)
+        counted = f"{method.parameters(width, tied=tied) / 1e6:.1f} M with {'one table' if tied else 'table and head'}"
+        quality = f"perplexity {perplexity_of(method.sliced(width), test):.2f}"
+        line(f"-{share:.0%} SliceGPT: {width} channels, {counted}, {quality}")
+
+
+def fewer_bits(model: Any, calibration: Batches, test: Batches, line: Line) -> None:
+    """Prints the rows of the parent with all layers in fewer bits, four bits fitted to calibration text."""
+    supernet = Supernet(model)
+    supernet.calibration = calibrate(supernet, calibration)
+    counts = AnalyticCosts.from_model(model, supernet.layout)
+    for bits in ("int8-weight", "int4-weight"):
+        subnet = supernet.parent.with_values(bits=(bits,) * len(supernet.parent.layers))
+        size = counts.count(["size_mb"], [subnet])["size_mb"][0]
+        line(f"parent in {bits}: {size:.1f} MB, perplexity {perplexity(supernet, subnet, test):.2f}")
+
+
+@torch.inference_mode()
+def perplexity_of(model: Any, batches: Batches) -> float:
+    """Of a model."""
+    return math.exp(sum(float(model(**batch).loss) for batch in batches) / len(batches))
+
+
+RIVALS: dict[str, Callable[[Any, Batches, Batches, Line], None]] = {
+    "shortgpt": dropped_layers,
+    "flap": fluctuating_units,
+    "slicegpt": principal_channels,
+    "bits": fewer_bits,
+}
+"""Name of a rival -> a function that prints its rows, given a model of its own."""
 
 if __name__ == "__main__":
     main()
