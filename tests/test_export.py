@@ -78,12 +78,12 @@ def test_an_export_with_other_outputs_is_refused(text_recipe: Path, tmp_path: Pa
     context = TaskContext(Recipe.load(text_recipe))
     supernet = Supernet(context.load_model())
     export.save_subnet(supernet, UNEVEN, context, tmp_path / "good")
-    export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
+    export.check_reload(tmp_path / "good", *export.supernet_outputs(supernet, UNEVEN, context), UNEVEN, context)
     with torch.no_grad():
         supernet.model.classifier.bias.add_(0.01)
     with pytest.raises(InputError, match=r"differ by 0\.01"):
-        export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
+        export.check_reload(tmp_path / "good", *export.supernet_outputs(supernet, UNEVEN, context), UNEVEN, context)
     (tmp_path / "good" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="does not load"):
-        export.check_reload(tmp_path / "good", supernet, UNEVEN, context)
+        export.check_reload(tmp_path / "good", *export.supernet_outputs(supernet, UNEVEN, context), UNEVEN, context)
     assert modeling_nas.PREFIX == "Nas"

@@ -88,7 +88,7 @@ def test_a_parent_in_16_bits_is_trained_in_float32_and_exported_in_16(halved: Ta
     supernet = Supernet(model.eval(), dtype=halved.dtype)
     save_subnet(supernet, SUBNET, halved, tmp_path / "small")
     assert dtypes_in(tmp_path / "small") == {HALVES[halved.dtype], "I8", "F32"}
-    check_reload(tmp_path / "small", supernet, SUBNET, halved)
+    check_reload(tmp_path / "small", *supernet_outputs(supernet, SUBNET, halved), SUBNET, halved)
     reloaded = reload_in_process(tmp_path / "small", supernet, SUBNET, halved)
     assert reloaded.dtype == halved.dtype
     exact = score(supernet.extract(SUBNET), halved.splits.test, ["loss"])["loss"].value

@@ -16,6 +16,8 @@ from toy_tasks import SENTENCES, Make, causal, seq2seq, seq2seq_context, tokeniz
 
 from nas.recipe.schema import Recipe
 from nas.stages.check import _check_stride
+from nas.stages.needs import meta_model, stage_needs
+from nas.supernets.compensation import is_compensated
 from nas.supernets.distillation_trainer import DistillationTrainer
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
@@ -111,6 +113,21 @@ def test_vocabulary_logits_are_not_kept_and_bound_the_batch_size(
     stats = collect_stats(model, examples, ["loss"])
     tokens = sum(len(row) for row in stats["labels"])
     assert sum(np.size(v) if v.dtype != object else sum(map(len, v)) for v in stats.values()) <= 2 * tokens + 6 * 5
+
+
+def test_what_a_search_needs_has_the_logits_of_a_batch_and_narrower_weights(tmp_path: Path) -> None:
+    weights = causal(tmp_path / "lm").num_parameters() * 4
+    tokenizer(tmp_path / "lm")
+    context = lm_context(tmp_path, "text-generation", TEXT_OF_LINES)
+    task, model = context.splits.task, meta_model(context)
+    logits = task.evaluation_batch_size * 8 * context.config.vocab_size * 4
+    trained = stage_needs(context, model)["search"].memory_gb * 1e9
+    context.recipe = context.recipe.model_copy(
+        update={"supernet": context.recipe.supernet.model_copy(update={"strategy": "none"})}
+    )
+    sliced = stage_needs(context, model)["search"].memory_gb * 1e9
+    narrower = sum(p.nbytes for name, p in model.named_parameters() if is_compensated(context.layout, name))
+    assert weights + logits < trained and sliced - trained == pytest.approx(2 * narrower)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:

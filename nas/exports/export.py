@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 import subprocess
@@ -176,7 +177,10 @@ def _export(run: Run, point: Point, out: Path, formats: Sequence[str], parent_wi
         if parent_width:
             info["parent_width"] = add_vector_map(work, supernet.extract(point.subnet), context)
         write_json(work / "subnet.json", info)
-        check_reload(work, supernet, point.subnet, context)
+        inputs, expected = supernet_outputs(supernet, point.subnet, context)
+        del supernet
+        gc.collect()  # a process that loads the export takes its place in memory
+        check_reload(work, inputs, expected, point.subnet, context)
         convert(work, formats)
         write_card(work, info)
         require_replaceable(out, work)
@@ -225,13 +229,18 @@ def is_local(model: str) -> bool:
     return Path(model).is_absolute() or Path(model).exists()
 
 
-def check_reload(folder: Path, supernet: Weights, subnet: SubnetConfig, context: TaskContext) -> None:
-    """Loads a folder in a clean process and compares its outputs with those of the supernet.
+def check_reload(
+    folder: Path,
+    inputs: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    subnet: SubnetConfig,
+    context: TaskContext,
+) -> None:
+    """Loads a folder in a clean process and compares its outputs with those of the supernet, see `supernet_outputs`.
 
     Raises:
         InputError: If they differ by more than 1e-5, or the folder does not load.
     """
-    inputs, expected = supernet_outputs(supernet, subnet, context)
     try:
         outputs = outputs_in_subprocess("torch", folder, context.recipe.task.type, inputs)
     except ReloadError as error:

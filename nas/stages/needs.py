@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from nas.recipe.schema import Training
-from nas.supernets.compensation import is_compensated
+from nas.supernets.compensation import KEPT, is_compensated
 from nas.supernets.device import training_device
 from nas.supernets.load import calibration_batch
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
+from nas.tasks.losses import CHUNK
 from predictors import AnalyticCosts, Workload
+from predictors.costs.roofline import PROBED_BYTES
 from predictors.measurement.groups import group_size
 from predictors.measurement.memory import memory_mb
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHT_BYTES = 4
-"""Bytes of a weight that is trained, and of a weight of an export while it is checked in a process of its own."""
+"""Bytes of a weight that is trained, of a moment, and of a weight of an export while it is checked in a process of its
+own."""
 TRAINING_BYTES = 16
 """Bytes a weight in a training: it, its gradient and the two averages of the optimizer."""
 CHECKPOINT_BYTES, CHECKPOINTS = 12, 3
@@ -73,35 +76,38 @@ class _Count:
     def __init__(self, context: TaskContext, model: PreTrainedModel) -> None:
         self.context, self.recipe, self.layout = context, context.recipe, context.layout
         self.costs = AnalyticCosts.from_model(model, context.layout, self.recipe.task.type, context.dtype)
-        self.parameters = sum(p.numel() for p in model.parameters()) / GB
-        self.weights = context.memory_dtype.itemsize * self.parameters
+        self.bytes = context.memory_dtype.itemsize
+        sizes = {name: p.numel() / GB for name, p in model.named_parameters()}
+        self.parameters, self.table = sum(sizes.values()), max(sizes.values())
+        self.outside = sum(size for name, size in sizes.items() if self.layout.locate(name).layer is None)
+        self.weights = self.bytes * self.parameters
         self.file = self._cost("size_mb", Workload())
-        self.moments = WEIGHT_BYTES * sum(self._inputs(name) ** 2 for name, _ in model.named_parameters()) / GB
+        self.inputs = {name: self._inputs(name) for name in sizes}
+        self.moments = sum(inputs**2 for inputs in self.inputs.values()) * WEIGHT_BYTES / 2 / GB
+        self.largest = max(self.inputs.values()) ** 2 / GB
+        compensated = sum(size for name, size in sizes.items() if self.inputs[name] and self._compensates(name))
+        self.narrower = KEPT * self.bytes * compensated
 
     def stages(self) -> dict[str, Needs]:
         """See `stage_needs`."""
-        finish, checked = self.recipe.finish, self.weights + max(self.weights, WEIGHT_BYTES * self.parameters)
-        trains = max(self.weights, WEIGHT_BYTES * self.parameters if finish.models else 0.0)
-        trained = self.recipe.supernet if self.recipe.supernet.is_trained else None
-        verified = self.weights + max(map(self._verified, self._workloads))
-        halves = self.moments / 2  # of symmetric matrices; their pages are read from the file when they are needed
-        loaded = self.weights + halves
-        scored = self._activations(self.context.splits.task.evaluation_batch_size)
+        finish, trained = self.recipe.finish, self.recipe.supernet if self.recipe.supernet.is_trained else None
+        supernet = self.weights + self.narrower
         parent = self.weights if self.recipe.relative_bounds and trained else 0.0
+        trains = max(self.weights, WEIGHT_BYTES * self.parameters if finish.models else 0.0)
         finished = self._training(finish, teacher=True) if finish.models else 0.0
         return {
             "parent": self._parent(),
             "supernet": Needs(
                 max(self._ordering(), self._training(trained, teacher=True)),
-                self.weights + self.moments / 2 + self._checkpoints(trained is not None),
+                self.weights + self.moments + self._checkpoints(trained is not None),
             ),
-            "profile": Needs(self.weights + max(map(self._profiled, self._workloads)) + halves, 0.0),
-            "search": Needs(loaded + parent + scored, 0.0),
-            "finish": Needs(
-                trains + halves + finished, finish.models * self.weights + self._checkpoints(finish.models > 0)
+            "profile": Needs(self.weights + max(PROBED_BYTES / GB, *map(self._profiled, self._workloads)), 0.0),
+            "search": Needs(supernet + parent + max(self._scored(), self._solved()), 0.0),
+            "finish": Needs(trains + finished, finish.models * self.weights + self._checkpoints(finish.models > 0)),
+            "verify": Needs(
+                supernet + max(self.weights + self._scored(), *map(self._verified, self._workloads)), self.file
             ),
-            "verify": Needs(max(checked, verified) + halves, self.file),
-            "export": Needs(checked + halves, self.file),
+            "export": Needs(max(2 * self.weights + self._exact(), self._reloaded()), self.file),
         }
 
     @property
@@ -112,12 +118,12 @@ class _Count:
         """Models that are timed together: in PyTorch the weights themselves, or copies in another dtype or place."""
         held = self.context.memory_dtype, training_device()
         if workload.runtime == "torch" and (getattr(torch, workload.dtype, None), workload.device) == held:
-            return 0.0
+            return self._cost("peak_activation_mb", workload)
         return self._candidate(workload) * (1 + self._group(workload))
 
     def _verified(self, workload: Workload) -> float:
-        """Models that are timed together, which were exported and loaded; the first is the parent."""
-        return self._candidate(workload) * self._group(workload)
+        """Models that are timed together, which were exported and loaded; the last one is compared meanwhile."""
+        return self._candidate(workload) * self._group(workload) + self._exact()
 
     def _group(self, workload: Workload) -> int:
         size_mb = 1e3 * self._cost("size_mb", workload)
@@ -126,6 +132,16 @@ class _Count:
     def _candidate(self, workload: Workload) -> float:
         copies = 1 if workload.runtime == "torch" else PREPARED
         return copies * workload.activation_bytes * self.parameters
+
+    def _exact(self) -> float:
+        """What computing in float32 takes beside weights of 16 bits: what is in no layer, and one layer."""
+        layers = len(self.layout.parent.layers)
+        is_half = self.bytes < WEIGHT_BYTES
+        return WEIGHT_BYTES * (self.outside + (self.parameters - self.outside) / layers) if is_half else 0.0
+
+    def _reloaded(self) -> float:
+        """An export in a process of its own: its file, whose pages count while they are read, and it in float32."""
+        return self.weights + WEIGHT_BYTES * self.parameters
 
     def _parent(self) -> Needs:
         settings = self.recipe.parent if self.context.should_finetune else None
@@ -146,16 +162,34 @@ class _Count:
 
     def _ordering(self) -> float:
         """The importance of weights, by gradients or activations, and what slices compensate."""
-        if self.recipe.supernet.order == "gradient":
-            return self.weights + len(self.layout.parent.layers) * self._activations(
-                calibration_batch(self.context.splits.task)
-            )
-        return self.weights + self._activations(calibration_batch(self.context.splits.task)) + self.moments
+        batch, layers = calibration_batch(self.context.splits.task), len(self.layout.parent.layers)
+        moments = self.moments + WEIGHT_BYTES / 2 * self.largest  # the last triangle is copied
+        outputs = self._activations(batch) + self._logits(batch)
+        scored = layers * self._activations(batch) + 2 * self._logits(batch)  # with their gradients
+        is_by_gradient = self.recipe.supernet.order == "gradient"
+        return self.weights + max(self.bytes * self.table, moments + outputs, scored if is_by_gradient else 0.0)
+
+    def _scored(self) -> float:
+        """What scoring a batch of the task takes."""
+        batch = self.context.splits.task.evaluation_batch_size
+        return self._activations(batch) + self._logits(batch)
+
+    def _solved(self) -> float:
+        """What slices of a layer compensate: half of its moments, their factor and the solution in float64."""
+        return 2 * WEIGHT_BYTES * self.largest
+
+    def _logits(self, batch_size: int) -> float:
+        """Logits over a vocabulary, in the dtype of the model, and a few of them in float32 with their losses."""
+        if not self.context.splits.task.has_vocabulary_logits:
+            return 0.0
+        logits = batch_size * self.recipe.task.max_length * self.context.config.vocab_size
+        return (self.bytes * logits + 3 * WEIGHT_BYTES * min(logits, CHUNK)) / GB
 
     def _activations(self, batch_size: int) -> float:
         """The largest activations of one layer on a batch of the task."""
         length = self.recipe.task.max_length if self.context.task.reads_text else None
-        return self._cost("peak_activation_mb", Workload(batch_size=batch_size, sequence_length=length))
+        of_float32 = self._cost("peak_activation_mb", Workload(batch_size=batch_size, sequence_length=length))
+        return of_float32 * self.bytes / WEIGHT_BYTES
 
     def _cost(self, name: str, workload: Workload) -> float:
         """One cost of the parent."""
@@ -163,11 +197,12 @@ class _Count:
 
     def _inputs(self, name: str) -> int:
         """Inputs of a linear layer whose moments are kept; 0 for any other weight."""
-        recipe, location = self.recipe.supernet, self.layout.locate(name)
+        location = self.layout.locate(name)
         axes = self.layout.shapes.linear_axes(location)
         if not axes or not name.endswith(".weight"):
             return 0
-        kept = search_space(self.context).needs_calibration or (
-            not recipe.is_trained and is_compensated(self.layout, name)
-        )
+        kept = search_space(self.context).needs_calibration or self._compensates(name)
         return self.layout.shapes.size(axes[1], self.layout.full_sizes[location.stack or 0]) if kept else 0  # type: ignore[arg-type]
+
+    def _compensates(self, name: str) -> bool:
+        return not self.recipe.supernet.is_trained and is_compensated(self.layout, name)

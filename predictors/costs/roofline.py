@@ -16,6 +16,8 @@ from search_spaces import SubnetBatch, SubnetConfig
 
 MATRIX, VECTOR_BYTES, REPEATS = 1024, 2**27, 5
 """Rows of the square matrices that are multiplied, bytes that are copied (more than any cache), and repeats."""
+PROBED_BYTES = 2 * VECTOR_BYTES
+"""Memory that measuring a device takes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class DevicePeak:
             copy_s = _fastest(lambda: target.copy_(source), workload)
         finally:
             torch.set_num_threads(threads)
-        return cls(MATRIX**3 / product_s, 2 * VECTOR_BYTES / copy_s)
+        return cls(MATRIX**3 / product_s, PROBED_BYTES / copy_s)
 
 
 def _fastest(call: Callable[[], object], workload: Workload) -> float:
