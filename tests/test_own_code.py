@@ -108,6 +108,30 @@ def test_two_models_of_one_type_have_the_same_code(tmp_path: Path) -> None:
         load_config(str(other), trust=True)
 
 
+def on_the_hub(cache: Path, name: str) -> Path:
+    """Folder of a model in the hub's cache, as a download leaves it."""
+    repository, revision = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots" / revision).mkdir(parents=True)
+    return write_own_model(repository / "snapshots" / revision, "hubbed")
+
+
+def test_code_from_the_hub_is_asked_for_compared_and_run_as_that_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    on_the_hub(tmp_path, "someone/one")
+    with pytest.raises(InputError, match=r"`hubbed`, whose code would run \(configuration_own.py\)"):
+        load_config("someone/one")
+    config = load_config("someone/one", trust=True)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert Supernet(model).family.alike == "bert" and "someone" in type(model).__module__
+    (on_the_hub(tmp_path, "someone/two") / "modeling_own.py").write_text("# changed")
+    with pytest.raises(InputError, match=r"of the type `hubbed`.*`modeling_own.py` of `someone/two` differs"):
+        load_config("someone/two", trust=True)
+
+
 def test_families_proves_the_layout_of_its_code(tmp_path: Path) -> None:
     folder = write_own_model(tmp_path / "own")
     output = CliRunner().invoke(app, ["families", str(folder), "--trust-remote-code"]).output

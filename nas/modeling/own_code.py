@@ -100,10 +100,12 @@ def _file_of(reference: Any) -> str:
 
 
 def _require_same_code(model: str, model_type: str) -> None:
-    """Raises InputError if a folder has other code than the model of this type whose code is registered."""
+    """Raises InputError if a model has other code than that of this type whose code is registered."""
+    from transformers.utils import cached_file
+
     for file in {_source(cls) for cls in _registered[model_type].values()}:
-        other = Path(model, file.name)
-        if other.is_file() and other.read_bytes() != file.read_bytes():
+        other = cached_file(model, file.name, _raise_exceptions_for_missing_entries=False)
+        if other is not None and Path(other).read_bytes() != file.read_bytes():
             raise InputError(
                 f"two models of the type `{model_type}` in one process must have the same code, but `{file.name}` of "
                 f"`{model}` differs; use them one after the other."
