@@ -21,7 +21,7 @@ from nas.recipe.schema import Recipe
 from nas.supernets.supernet import Supernet
 from nas.tasks.average_precision import average_precision, matches
 from nas.tasks.bootstrap import standard_error
-from nas.tasks.boxes import load_coco, relative_box
+from nas.tasks.boxes import load_coco, objects_of, relative_box, require_boxes
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from nas.tasks.types.object_detection import ObjectDetection
@@ -213,6 +213,10 @@ def test_an_object_without_a_size_is_refused(tmp_path: Path) -> None:
     data = Dataset.from_parquet(str(tmp_path / "train.parquet"))
     objects = [{"bbox": [[1.0, 2.0, 0.0, 4.0]], "category": ["red"]}, *data["objects"][1:]]
     data.remove_columns("objects").add_column("objects", objects).to_parquet(tmp_path / "train.parquet")
+    ids = [{"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [-1]} for _ in data]
+    numbered = data.remove_columns("objects").add_column("objects", ids)
+    with pytest.raises(InputError, match="ids of classes must be 0 or more, but row 0 of `it` has -1"):
+        require_boxes([objects_of(stored, "bbox", "category") for stored in numbered["objects"]], "it")
     with pytest.raises(InputError, match=r"row 0 of `.*train.parquet` has the box \[1.0, 2.0, 0.0, 4.0\]"):
         _ = TaskContext(made).splits
 

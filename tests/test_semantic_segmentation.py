@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nas.tasks.columns import guess_columns, guess_task
 from nas.tasks.context import TaskContext
 from nas.tasks.data import load_source
 from nas.tasks.evaluation import collect_stats, score
-from nas.tasks.label_maps import scored_labels
+from nas.tasks.label_maps import number_of_classes, scored_labels
 from nas.tasks.metrics import mean_iou
 from search_spaces import TASKS, InputError
 
@@ -134,6 +135,19 @@ def test_background_and_ignored_ids_that_a_processor_lowers_are_not_scored() -> 
     assert labels.tolist() == [IGNORE_INDEX, 0, 2, IGNORE_INDEX]
     with pytest.raises(InputError, match=r"the 3 classes, 1 to 3, or 9 for no class, but .* has 4"):
         scored_labels(lowered[1:] + 1, 9, 3, "mask", "it", reduces=True)
+
+
+def test_negative_ids_are_refused_in_the_row_that_has_them() -> None:
+    from datasets import Dataset, Features
+    from datasets import Image as Images
+
+    file = BytesIO()
+    Image.fromarray(np.full((4, 4), -1, dtype=np.int32)).save(file, "TIFF")
+    maps = Dataset.from_list([{"mask": {"bytes": file.getvalue(), "path": None}}], Features({"mask": Images()}))
+    with pytest.raises(InputError, match="from 0 on, or 255 for no class, but `mask` in row 0 of `it` has -1"):
+        number_of_classes(maps, "mask", UNLABELLED, "it", None, reduces=False)
+    with pytest.raises(InputError, match="but `mask` in a map of `it` has -1"):
+        scored_labels(torch.tensor([-1, 0]), UNLABELLED, 3, "mask", "it", reduces=False)
 
 
 @pytest.mark.slow

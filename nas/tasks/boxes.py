@@ -50,9 +50,14 @@ def objects_of(stored: Any, boxes: str, classes: str) -> Objects:
 
 
 def require_boxes(rows: Sequence[Objects], source: str) -> None:
-    """Raises InputError if a box is not four numbers with a width and a height, or has no class."""
+    """Raises InputError if a box is not four numbers with a width and a height, or a class is missing or negative."""
     for row, (boxes, classes) in enumerate(rows):
         wrong = [box for box in boxes if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0]
+        negative = [number for number in classes if isinstance(number, int) and number < 0]
+        if negative:
+            raise InputError(
+                f"ids of classes must be 0 or more, but row {row} of `{source}` has {negative[0]}; correct it."
+            )
         if wrong or len(boxes) != len(classes) or None in classes:
             what = f"the box {wrong[0]}" if wrong else f"{len(boxes)} boxes and {len(classes)} classes"
             raise InputError(

@@ -72,11 +72,13 @@ def number_of_classes(
         reduces: Whether the image processor lowers all ids by one and ignores 0.
 
     Raises:
-        InputError: If an id is none of the model's classes.
+        InputError: If an id is negative, or none of the model's classes.
     """
     maps, largest = undecoded(dataset, column), -1
     for row in np.unique(np.linspace(0, len(maps) - 1, min(len(maps), CHECKED_IMAGES)).astype(int)).tolist():
-        ids = np.unique(decode_map(maps[row][column], source, row)) - int(reduces)
+        ids = np.unique(decode_map(maps[row][column], source, row))
+        _require_whole_ids(ids[ids != ignored], ignored, column, f"row {row} of `{source}`")
+        ids = ids - int(reduces)
         ids = ids[(ids >= 0) & (ids != ignored - int(reduces)) & (ids != ignored)]
         largest = max(largest, int(ids.max(initial=-1)))
         if most is not None and largest >= most:
@@ -89,6 +91,15 @@ def number_of_classes(
             f"`{column}` of `{source}` must label some pixels, but all are {ignored}; name another column."
         )
     return largest + 1
+
+
+def _require_whole_ids(ids: np.ndarray, ignored: int, column: str, where: str) -> None:
+    """Raises InputError if an id of a class is negative."""
+    if ids.min(initial=0) < 0:
+        raise InputError(
+            f"label maps must hold ids of classes from 0 on, or {ignored} for no class, but `{column}` in {where} has "
+            f"{int(ids.min())}; correct it."
+        )
 
 
 def scored_labels(
@@ -107,6 +118,7 @@ def scored_labels(
     Raises:
         InputError: If an id is none of the classes; `number_of_classes` has not read all maps of a large data set.
     """
+    _require_whole_ids(ids[ids != ignored].numpy(), ignored, column, f"a map of `{source}`")
     labels = ids.long().masked_fill(ids == ignored, IGNORE_INDEX)
     if reduces:
         lowered = (labels == ignored - 1) | (labels == REDUCED_BACKGROUND)
