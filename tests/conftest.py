@@ -473,6 +473,7 @@ def text_recipe(text_folder: Path) -> Path:
         "profile": {"samples": 12, "precision": 0.5},
         "finish": {"models": 1, "epochs": 1, "learning_rate": 2e-3, "batch_size": 8},
         "search": {"evaluations": 16},
+        "baselines": [],
     }
     path = text_folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -23,7 +23,7 @@ from nas.runs.files import write_json
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.stages.finish import TOGETHER, choose_points, run_finish
-from nas.stages.parent_runtimes import parent_in_fastest_runtimes
+from nas.stages.parent_runtimes import other_runtimes, parent_in_fastest_runtimes
 from nas.stages.report import run_report
 from nas.stages.verify import run_verify
 from nas.studies.study import evaluated_points, open_studies
@@ -195,13 +195,16 @@ def test_the_layer_drop_and_the_int8_twins_are_verified(
 ) -> None:
     run = Run(finished[1])
     monkeypatch.setattr("nas.supernets.int8_twin.QUANTIZED_FROM_HIDDEN", 0)
+    whole = next(point for point in run.verified_points() if point.source == "layer-drop")
+    assert whole.measured and not whole.finished, "by default it is measured without a training of its own"
+    assert whole.subnet in evenly_spaced(load_supernet(run, TaskContext(run.recipe))[1])
     context = again(run, baselines=["layer-drop"])
     run_finish(run, context)
     run_verify(run, context)
     points = {point.source: point for point in run.verified_points() if point.source not in ("search", "random")}
     parent, dropped = points["parent"].subnet, points["layer-drop"].subnet
     assert len(dropped.layers) < len(parent.layers) and set(dropped.intermediate_size) == set(parent.intermediate_size)
-    assert points["parent-int8"].subnet == with_int8(parent) != parent
+    assert points["layer-drop"].finished and points["parent-int8"].subnet == with_int8(parent) != parent
     (chosen,) = (model.subnet for model in read_finished(run) if model.source == "search")
     twins = [point.subnet for point in run.verified_points() if point.source == "int8"]
     assert with_int8(chosen) in twins and points["int8"].finished and points["int8"].measured
@@ -264,13 +267,14 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(finished[1])
-    context = TaskContext(run.recipe.model_copy(update={"baselines": ["runtimes"]}))
+    context = TaskContext(run.recipe.model_copy(update={"baselines": ["runtimes", "compile"]}))
+    monkeypatch.setattr("predictors.measurement.runtime.find_spec", lambda _: "installed")
     parent = next(point for point in run.verified_points() if point.source == "parent")
     latencies = {"parent-onnxruntime": 0.7, "parent-openvino": 0.5, REFERENCE: 1.0}
 
     def prepare(model: Any, inputs: Any, workload: Any) -> str:
         if workload.runtime == "compile":
-            raise InputError("it is not installed.")
+            raise RuntimeError("it does not compile.\nTraceback")
         return str(workload.runtime)
 
     def measure(calls: dict[str, str], reference: str, workload: Any, reference_ms: float, budget: Any) -> Any:
@@ -282,9 +286,13 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
     monkeypatch.setattr("nas.stages.parent_runtimes.measure", measure)
     (fastest,) = parent_in_fastest_runtimes(run, context, parent)
     assert (
-        fastest.source == "parent-openvino" and "compile is left out: it is not installed" in capsys.readouterr().out
+        fastest.source == "parent-openvino"
+        and "compile is left out: it does not compile.\n" in capsys.readouterr().out
     )
     assert fastest.values == {**parent.values, "latency_ms": 0.5 * parent.values["latency_ms"]}
     latencies.update({"parent-onnxruntime": 1.1, "parent-openvino": 1.2})
     assert parent_in_fastest_runtimes(run, context, parent) == [], "nothing is gained"
-    assert parent_in_fastest_runtimes(run, TaskContext(run.recipe), parent) == [], "the recipe does not ask for it"
+    assert other_runtimes(run.recipe) == [], "the recipe does not ask for it"
+    assert other_runtimes(recipe(1)) == ["torch", "onnxruntime", "openvino"], "by default, but for what takes minutes"
+    huge = replace(parent, values={**parent.values, "size_mb": 4000.0})
+    assert parent_in_fastest_runtimes(run, context, huge) == [] and "4000" in capsys.readouterr().out

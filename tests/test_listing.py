@@ -150,7 +150,15 @@ def test_what_a_front_is_compared_with_is_in_rows_everywhere(front: ParetoFront)
     assert rows[-1].values["accuracy"] == 0.6, "of random search the best that costs at most what the knee costs"
     data = json.loads(front_as_text(front, "json", rows))
     assert [Point.from_dict(point) for point in data["baselines"]] == rows
-    assert all(row.source in html_baselines(rows, front.value_names) for row in rows)
+    assert all(row.origin in html_baselines(rows, front.value_names) for row in rows)
+    frame = pd.read_csv(io.StringIO(front_as_text(front, "csv", rows)))
+    assert list(frame["row"]) == ["front"] * len(front) + ["baseline"] * len(rows)
+    assert list(frame["source"][len(front) :]) == [row.source for row in rows]
+    markdown = front_as_text(front, "markdown", rows).splitlines()[2 + len(front) :]
+    assert [line.split(" | ")[0].strip("| ") for line in markdown] == [row.origin for row in rows]
+    assert [row.origin for row in rows][3] == "layer-drop (not trained)" and replace(
+        rows[3], finished=True
+    ).origin == "layer-drop"
 
 
 def test_watching_a_running_search_changes_nothing(text_recipe: Path, tmp_path: Path, front: ParetoFront) -> None:

@@ -52,7 +52,8 @@ def front_as_text(front: ParetoFront, output_format: str, baselines: Sequence[Po
     Args:
         front: The front.
         output_format: A name in `FORMATS`.
-        baselines: What it is compared with, in JSON under ``baselines``.
+        baselines: What it is compared with: in JSON under ``baselines``; in CSV and Markdown in rows below it, told
+            apart by the column ``row``, and by the source in place of the key.
 
     Raises:
         InputError: If the format is not in `FORMATS`.
@@ -63,7 +64,9 @@ def front_as_text(front: ParetoFront, output_format: str, baselines: Sequence[Po
 
 
 def _csv(front: ParetoFront, baselines: Sequence[Point]) -> str:
-    return str(front.to_pandas().to_csv(index=False, lineterminator="\n"))
+    table = replace(front, points=(*front, *baselines)).to_pandas()
+    table.insert(0, "row", ["front"] * len(front) + ["baseline"] * len(baselines))
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def _json(front: ParetoFront, baselines: Sequence[Point]) -> str:
@@ -74,9 +77,10 @@ def _json(front: ParetoFront, baselines: Sequence[Point]) -> str:
 def _markdown(front: ParetoFront, baselines: Sequence[Point]) -> str:
     names = ["key", *front.value_names, "subnetwork"]
     lines = [names, ["---", *("---:" for _ in front.value_names), "---"]]
-    for point in front:
+    named = [*((point.key, point) for point in front), *((point.origin, point) for point in baselines)]
+    for name, point in named:
         values = [format_value(n, point.values.get(n, math.nan), point.errors.get(n)) for n in front.value_names]
-        lines.append([point.key, *values, str(point.subnet)])
+        lines.append([name, *values, str(point.subnet)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -24,7 +24,8 @@ class Point:
         errors: Metric or cost -> spread, in the same unit. For a metric, the standard error. For a measured latency,
             half the width of the interval that holds 90 % of repetitions in a new process; for a predicted one, of the
             interval that holds 90 % of measurements. Exact values and values of unknown spread are absent.
-        source: ``search``; a baseline (``uniform``, ``random``, ``layer-drop``); ``int8``, a finished model with int8
+        source: ``search``; a baseline (``uniform``, ``random``, ``layer-drop``, which is trained where it is
+            ``finished`` and has the supernet's weights elsewhere); ``int8``, a finished model with int8
             layers; ``parent``; ``parent-int8``, the parent with int8 layers; or the parent in another runtime.
         measured: True: latency measured on the exported model, metrics on the held-out split. False: latency
             predicted, metrics on the search split.
@@ -51,6 +52,11 @@ class Point:
     def key(self) -> str:
         """The key of the subnetwork."""
         return self.subnet.key
+
+    @property
+    def origin(self) -> str:
+        """Its source as tables name it: layer dropping says where it was not trained."""
+        return f"{self.source} (not trained)" if self.source == "layer-drop" and not self.finished else self.source
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -61,7 +61,7 @@ def html_baselines(rows: Sequence[Point], names: Sequence[str]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("compared with", *names, "subnetwork"))
-    cells = [[point.source, *(_cell(point, name) for name in names), str(point.subnet)] for point in rows]
+    cells = [[point.origin, *(_cell(point, name) for name in names), str(point.subnet)] for point in rows]
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

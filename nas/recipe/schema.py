@@ -427,10 +427,11 @@ class Recipe(_Section):
     finish: Finish = Field(default_factory=Finish, description="How chosen subnetworks are trained on.")
     search: Search = Field(default_factory=Search)
     verify: Verify = Field(default_factory=Verify)
-    baselines: list[Literal["layer-drop", "runtimes"]] = Field(
-        default_factory=list,
-        description="`layer-drop`: the parent without some layers, as fast as the first finished model and trained as "
-        "long; `runtimes`: the parent in the fastest of the other runtimes that are installed.",
+    baselines: list[Literal["runtimes", "compile", "layer-drop"]] = Field(
+        ["runtimes"],
+        description="Rows beyond the parent, the parent in int8, layer dropping, uniform scaling and random search. "
+        "`runtimes`: the parent in the fastest of the other runtimes that are installed; `compile`: `torch.compile` "
+        "among them, which may take minutes; `layer-drop`: layer dropping is trained as long as each finished model.",
     )
     minutes: float | None = Field(
         None,

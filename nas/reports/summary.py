@@ -139,7 +139,7 @@ def print_summary(run: Run, front: ParetoFront) -> None:
     for point in baseline_rows(front, verified):
         names = [name for name in front.value_names if name in point.values]
         shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
-        print_line(f"{point.source:<12} {' · '.join(shown)}")
+        print_line(f"{point.origin:<12} {' · '.join(shown)}")
     for target in run.targets:
         print_line(f"workload{target.label}     {target}")
     print_line(f"hypervolume  {hypervolume_line(results)}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nas.fronts.point import PARENT_RUNTIMES, ParentRuntime, Point
-from nas.recipe.objectives import FOOTPRINTS, RATES, base_name
+from nas.recipe.objectives import FOOTPRINTS, RATES, base_name, format_value
+from nas.recipe.schema import Recipe
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.runs.target import Target
@@ -18,10 +19,18 @@ from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE
-from search_spaces import InputError
+from predictors.measurement.workload import RuntimeName
 
 OF_RUNTIME = ("latency_ms", *RATES, *FOOTPRINTS)
 """Costs that differ between runtimes; only the latency is measured in others."""
+LARGEST_MB = 1000.0
+"""A larger parent is not written for other runtimes, which would take minutes and several times its memory."""
+
+
+def other_runtimes(recipe: Recipe) -> list[RuntimeName]:
+    """The runtimes that the parent is measured in besides a workload's own; to compile is asked for, as it is slow."""
+    wanted = set(recipe.baselines) & {"runtimes", "compile"}
+    return [name for name in RUNTIMES if wanted and (name != "compile" or name in wanted)]
 
 
 def parent_in_fastest_runtimes(
@@ -37,9 +46,16 @@ def parent_in_fastest_runtimes(
         parent: Its values.
         budget: Time limit of the rounds; one always ends. Default: none.
     """
-    if "runtimes" not in context.recipe.baselines:
+    names = other_runtimes(context.recipe)
+    if names and parent.values["size_mb"] > LARGEST_MB:
+        print_line(
+            f"runtimes   the parent has {format_value('size_mb', parent.values['size_mb'])} MB, over {LARGEST_MB:g}: "
+            "a run with another `workload.runtime` measures it there"
+        )
         return []
-    timed = {t.cost_name("latency_ms"): _timed(t, context, parent, budget) for t in run.targets if not t.is_remote}
+    timed = {
+        t.cost_name("latency_ms"): _timed(t, context, parent, names, budget) for t in run.targets if not t.is_remote
+    }
     fastest = {min(own, key=lambda source: own[source].latency_ms) for own in timed.values() if own}
     return [_point(parent, source, timed) for source in PARENT_RUNTIMES if source in fastest]
 
@@ -55,23 +71,27 @@ def _point(parent: Point, source: ParentRuntime, timed: Mapping[str, Mapping[str
     return replace(parent, values=values, errors=errors, source=source)
 
 
-def _timed(target: Target, context: TaskContext, parent: Point, budget: Budget | None) -> dict[str, Timing]:
+def _timed(
+    target: Target, context: TaskContext, parent: Point, names: Sequence[RuntimeName], budget: Budget | None
+) -> dict[str, Timing]:
     """Source of a point -> latency of the parent in that runtime, in rounds with the workload's own.
 
     The workload's own runtime comes first, as ``parent`` and under its name.
     """
     workload, inputs = target.workload, context.dummy_inputs(target.workload)
+    others = [name for name in names if name != workload.runtime and RUNTIMES[name].is_installed]
+    if not others:
+        return {}
     threads = replace(workload, runtime="torch", dtype="float32")  # other runtimes take their threads from PyTorch
     calls: dict[str, Call] = {}
     with progress(f"runtimes{target.label}") as report, benchmark_mode(threads):
-        for number, name in enumerate(RUNTIMES, 1):
+        for number, name in enumerate(others, 1):
             try:
-                if name != workload.runtime:
-                    other = replace(workload, runtime=name)
-                    calls[f"parent-{name}"] = prepare(context.load_model(target.run.parent), inputs, other)
-            except InputError as error:
-                print_line(f"runtimes   {name} is left out: {error}")
-            report(number, len(RUNTIMES), name)
+                other = replace(workload, runtime=name)
+                calls[f"parent-{name}"] = prepare(context.load_model(target.run.parent), inputs, other)
+            except Exception as error:  # whatever an exporter says of a model, a baseline must not end the run
+                print_line(f"runtimes   {name} is left out: {str(error).splitlines()[0]}")
+            report(number, len(others), name)
         reference = prepare(context.load_model(target.run.parent), inputs, workload)
         reference_ms = parent.values[target.cost_name("latency_ms")]
         timed = measure(calls, reference, threads, reference_ms=reference_ms, budget=budget) if calls else {}

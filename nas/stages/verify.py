@@ -21,9 +21,10 @@ from nas.runs.parent_values import read_parent_values
 from nas.runs.progress import print_line, progress, time_progress
 from nas.runs.run import Run
 from nas.runs.target import Target
+from nas.stages.by_hand import layer_drop
 from nas.stages.footprints import measure_footprints
 from nas.stages.held_out import LEAST, PARENT, export_and_reload, score_held_out
-from nas.stages.parent_runtimes import parent_in_fastest_runtimes
+from nas.stages.parent_runtimes import other_runtimes, parent_in_fastest_runtimes
 from nas.studies.near_ties import offered_front
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies
 from nas.supernets.latency import subnet_visit
@@ -36,7 +37,7 @@ from predictors.measurement.budget import Budget
 from predictors.measurement.groups import shuffled
 from predictors.measurement.prepare import prepare
 from predictors.measurement.timing import REFERENCE, ReportedLatency, reported_latency
-from search_spaces import InputError, SubnetConfig
+from search_spaces import InputError, SearchSpace, SubnetConfig
 
 if TYPE_CHECKING:
     import optuna
@@ -71,18 +72,24 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     recipe, budget = run.recipe, Budget.of_minutes(context.recipe.verify.minutes)
     supernet, space = load_supernet(run, context)
     studies = open_studies(run.study, recipe)
-    candidates = {name: offered_front(run, study, recipe, space).points for name, study in studies.items()}
-    if not candidates["search"]:
+    candidates = {name: offered_front(run, study, recipe, space) for name, study in studies.items()}
+    if not candidates["search"].points:
         predicted_bounds = recipe.with_parent(read_parent_values(run)).bounds
         _raise_infeasible(evaluated_points(studies["search"]), predicted_bounds)
     subnets = {model.subnet.key: model.subnet for model in read_finished(run)}
+    subnets |= {point.key: point.subnet for point in candidates["search"]}
+    dropped = _layer_drop(run, context, supernet, space, candidates["search"].knee().subnet)
+    subnets |= {subnet.key: subnet for subnet in dropped}
     subnets |= {point.key: point.subnet for front in candidates.values() for point in front}
     results = _verify_all(run, context, supernet, subnets, budget)
     left = 1 + len(subnets) - len(results)
     bounds = recipe.with_parent(results[PARENT]["values"]).bounds
     if recipe.relative_bounds:
         print_line(f"bounds     {bounds_line(recipe, results[PARENT]['values'])}")
-    verified, parent = _verified_points(run, studies, results, bounds), _to_point(results[PARENT], PARENT, bounds)
+    verified, parent = (
+        _verified_points(run, studies, dropped, results, bounds),
+        _to_point(results[PARENT], PARENT, bounds),
+    )
     for target in run.targets:
         if not target.is_remote:
             print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
@@ -102,11 +109,30 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     write_json(run.front_file, data)
 
 
+def _layer_drop(
+    run: Run, context: TaskContext, supernet: Supernet, space: SearchSpace, knee: SubnetConfig
+) -> list[SubnetConfig]:
+    """The parent without some layers, in the supernet's weights, as fast as the knee; none where depth is fixed.
+
+    Where the recipe asks for one that is trained, the finish has it.
+    """
+    varies = any(len(space.choices[name]) > 1 for name in space.depth_names)
+    if "layer-drop" in run.recipe.baselines or not varies or context.layout.family.shared_layers:
+        return []
+    dropped = layer_drop(run, context, supernet, knee)
+    return [] if dropped is None else [dropped]
+
+
 def _verified_points(
-    run: Run, studies: Mapping[str, optuna.Study], results: Mapping[str, dict[str, Any]], bounds: Mapping[str, Bound]
+    run: Run,
+    studies: Mapping[str, optuna.Study],
+    dropped: Sequence[SubnetConfig],
+    results: Mapping[str, dict[str, Any]],
+    bounds: Mapping[str, Bound],
 ) -> list[Point]:
-    """What is verified, once for each study that evaluated it, and the finished models that no study has."""
+    """What is verified, once for each study that evaluated it, layer dropping, and what only the finish has."""
     sources = [(point.key, name) for name, study in studies.items() for point in evaluated_points(study)]
+    sources += [(subnet.key, "layer-drop") for subnet in dropped]
     sources += [(model.subnet.key, model.source) for model in read_finished(run) if model.source not in studies]
     return [
         replace(_to_point(results[key], source, bounds), finished=(run.finished / key).exists())
@@ -161,7 +187,7 @@ def _verify_all(
             run, context, supernet, models, part, lambda done: report(done, len(models), "scored")
         )
     scored = [models[key] for key in results]
-    reserved_s = RUNTIMES_SHARE * (budget.seconds or 0.0) if "runtimes" in run.recipe.baselines else 0.0
+    reserved_s = RUNTIMES_SHARE * (budget.seconds or 0.0) if other_runtimes(run.recipe) else 0.0
     here = [target for target in run.targets if not target.is_remote]
     for number, target in enumerate(here):
         _measure(target, context, supernet, scored, budget.share(1 / (len(here) - number), reserved_s))

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,11 @@ class Runtime:
     def needs_torch(self) -> bool:
         """Whether it runs PyTorch models; otherwise `write` gives it a file, and it runs without PyTorch."""
         return "torch" in self.packages
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this Python has the packages that measuring a model needs."""
+        return all(find_spec(package) is not None for package in self.extra_packages)
 
     def check(self, workload: Workload) -> None:
         """Checks that this machine has what a workload needs, and that the runtime supports it.
