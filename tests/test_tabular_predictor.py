@@ -245,6 +245,8 @@ def test_few_measurements_alone_must_prove_a_model_to_be_better_than_a_weighted_
     unseen = {"additive": noisy, "network": lucky, "gaussian-process": measured}
     assert _best(unseen, measured) == ["gaussian-process", "additive"]
     assert _best({**unseen, "scaled-prior": measured * 10}, measured) == ["gaussian-process", "additive"]
+    both = {"additive": noisy, "scaled-prior": measured * 1.03}
+    assert _best(both, measured) == ["additive", "scaled-prior"], "neither few rows nor another device decide alone"
     many = {name: np.tile(predicted, 4) for name, predicted in unseen.items()}
     assert _best(many, np.tile(measured, 4)) == ["gaussian-process"], "with many, cross-validation decides"
 

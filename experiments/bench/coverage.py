@@ -3,9 +3,10 @@
     python -m experiments.bench.coverage FOLDER [--seeds 10] [--sizes 10 20 50 100]
 
 FOLDER is that of ``latency_predictors.py``. Each seed takes one sample of each device of HW-GPT-Bench, alone and with
-another device as a prior, and one of MiniLM shapes whose latency is computed as in ``active.py``, with widths searched
-and with every dimension. An interval should hold nine in ten further measurements. Errors are MAPE in percent; ridges
-are scikit-learn's, on the features and on these and their products.
+another device as a prior (beside that device times one factor), and one of MiniLM shapes whose latency is computed as
+in ``active.py``, with widths searched and with every dimension. An interval should hold nine in ten further
+measurements. Errors are MAPE in percent; ridges are scikit-learn's, on the features and on these and their products.
+``ours / ...`` are geometric means; ``worse`` counts samples.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from experiments.bench.latency_predictors import PAIRS, TEST_ROWS, Gpt, Predict,
 from predictors import LatencyPredictor, Workload, roofline_ms
 from predictors.latency.errors import errors
 from predictors.latency.features import feature_names, features
+from predictors.latency.transfer import ScaledPrior, SourceDevices
 
 PRIOR_ROWS = 100
 """Measurements of the device that is a prior."""
@@ -50,6 +52,9 @@ def score(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, **o
         "ridge": linear_ridge(x[train], y[train]),
         "products": ridge(x[train], y[train]),
     }
+    if "prior" in options:
+        device: LatencyPredictor = options["prior"]
+        fits["scaled"] = ScaledPrior(SourceDevices([device.predict], device.features)).fit(x[train], y[train]).predict
     found = {name: errors(y[test], predict(x[test])).mape_percent for name, predict in fits.items()}
     return {"inside": float(inside.mean()), **found}
 
@@ -66,7 +71,7 @@ def devices(folder: Path, sizes: list[int], seeds: int) -> Iterator[dict[str, An
             for size in sizes:
                 alone = score(space.features, y, rest[:size], test)
                 yield {"case": device, "kind": "devices", "size": size, **alone}
-                with_prior = score(space.features, y, rest[:size], test, prior=prior)
+                with_prior = score(space.features, y, rest[:size], test, prior=prior) | {"alone": alone["ours"]}
                 yield {"case": device, "kind": "devices, prior", "size": size, **with_prior}
 
 
@@ -103,12 +108,15 @@ def main() -> None:
     if "devices" in parts:
         rows += devices(arguments.folder, arguments.sizes, arguments.seeds)
     table = pd.DataFrame(rows)
-    ratios = table[["ridge", "products"]].rdiv(table["ours"], axis=0).map(np.log).add_prefix("ours / ")
-    table = table.join(ratios)
+    rivals = [name for name in ("ridge", "products", "scaled", "alone") if name in table]
+    ratios = table[rivals].rdiv(table["ours"], axis=0).map(np.log).add_prefix("ours / ")
+    worse = (ratios > np.log(1.001)).where(ratios.notna()).add_prefix("worse: ")
+    table = table.join(ratios).join(worse.astype(float))
     for keys in (["kind", "size"], ["kind", "case", "size"]):
-        means = table.groupby(keys)[["inside", "ours", "ridge", "products", *ratios]].mean()
+        groups = table.groupby(keys)
+        means = groups[["inside", "ours", *rivals, *ratios]].mean()
         means[[*ratios]] = np.exp(means[[*ratios]])  # geometric means
-        print(means.round(3).to_string())
+        print(means.join(groups[[*worse]].sum()).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latency predictors on published measurements: HAT (WMT14 en-de) and HW-GPT-Bench.
 
-    python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces|floor|scaled]
+    python -m experiments.bench.latency_predictors FOLDER [--seeds 5] [--part hat|gpt-10|gpt-100|spaces|floor]
 
 FOLDER holds ``hat_latency/hat_wmt14ende.csv.gz`` and ``hwgptbench/{archs,latency}.parquet``: the latency datasets of
 github.com/mit-han-lab/hardware-aware-transformers (Wang et al., 2020) and github.com/automl/HW-GPT-Bench
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
 
@@ -25,11 +24,8 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from predictors import PRIOR_MODELS, LatencyPredictor
+from predictors import LatencyPredictor
 from predictors.latency.errors import errors
-from predictors.latency.predictor import _cross_val_predict, _weights, without_unproven
-from predictors.latency.regressions import PolynomialRidge, geometric_mean
-from predictors.latency.transfer import SourceDevices
 
 SHIPPED = {"cpu_raspberrypi": 3.80, "cpu_xeon": 4.79, "gpu_titanxp": 5.91}
 """MAPE of the predictors that HAT ships, on all rows, including their training data."""
@@ -202,42 +198,12 @@ def floor(folder: Path, seeds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scaled(folder: Path, seeds: int) -> pd.DataFrame:
-    """Ten samples of a device and another one as a prior: the process, that device times a factor, ours of both."""
-    space, rows = Gpt(folder, "s"), []
-    x = space.features
-    for seed in range(seeds):
-        test, source, samples = space.split(seed, 10)
-        for device, other in PAIRS.items():
-            y, other_ms = (space.latency[name].to_numpy(float) for name in (device, other))
-            known = PolynomialRidge(robust=True).fit(x[source[:100]], other_ms[source[:100]])
-            sources = SourceDevices([known.predict], x[source[:100]])
-            for new in samples:
-                cv, unseen, predicted = dict[str, float](), dict[str, np.ndarray](), dict[str, np.ndarray]()
-                for name, make in PRIOR_MODELS.items():
-                    unseen[name] = _cross_val_predict(partial(make, sources), x[new], y[new])
-                    cv[name] = float(np.abs(unseen[name] / y[new] - 1).mean())
-                    predicted[name] = make(sources).fit(x[new], y[new]).predict(x[test])
-                kept = without_unproven([*cv], unseen, y[new])
-                predicted["ours"] = geometric_mean([predicted[name] for name in kept], _weights(kept, cv))
-                rows += [{"case": device, "model": n, **scores(y[test], p)} for n, p in predicted.items()]
-    table = pd.DataFrame(rows)
-    errors_of = {name: own["MAPE %"].to_numpy() for name, own in table.groupby("model", sort=False)}
-    for name in ("prior-process", "ours"):
-        ratio = errors_of[name] / errors_of["scaled-prior"]
-        worse, mean = int((ratio > 1.001).sum()), float(np.exp(np.log(ratio).mean()))
-        most = f"at most {ratio.max():.2f}"
-        print(f"{name}: {mean:.2f} of the scaled device's error, worse in {worse} of {len(ratio)}, {most}")
-    return table
-
-
 PARTS: dict[str, Callable[[Path, int], pd.DataFrame]] = {
     "hat": hat,
     "gpt-10": lambda folder, seeds: gpt(folder, seeds, 10),
     "gpt-100": lambda folder, seeds: gpt(folder, seeds, 100),
     "spaces": spaces,
     "floor": floor,
-    "scaled": scaled,
 }
 
 

@@ -20,17 +20,17 @@ MIN_MEASUREMENTS, MIN_WITH_PRIOR = 10, 4
 FOLDS, FOLDS_SMALL_SAMPLE = 5, 10
 SMALL_SAMPLE = 30
 """Up to this number of measurements, cross-validation has more folds, and models that are proved to be better than the
-simplest are averaged with it. With a prior, only models that use it are then eligible, since so few measurements
-cannot tell the others apart."""
-MAX_PRIOR_ERROR_RATIO = 4.0
-"""Models that use a prior are not preferred if their cross-validated error is this many times that of the best model:
-the devices of the prior are then too different."""
+simplest are averaged with it: those that use a prior with each other, and those that do not. What is left of both is
+averaged, so that neither other devices nor so few measurements decide alone (experiments/bench)."""
 SIMPLEST = ("scaled-prior", "work", "additive")
-"""The model that few measurements must prove others to be better than: the first of these that there is."""
+"""The model that few measurements must prove others to be better than: the first of these among them."""
 PROOF = 1.5
 """Standard errors of the difference of two models' errors that prove one to be better (experiments/bench)."""
 MAX_ENSEMBLE, WEIGHT_EXPONENT = 3, 4
-"""Maximum number of averaged models; the weight of each is its cross-validated error to the power of -4."""
+"""Maximum number of averaged models, with and without a prior each; the weight of each is its cross-validated error to
+the power of -4."""
+MAX_ERROR_RATIO = 4.0
+"""Models with or without a prior are left out where the best of the others errs so many times less."""
 COVERAGE = 0.9
 QUICK_MODELS = ("additive", "work", "linear")
 LEARNING_CURVE_SIZES = (10, 30, 100, 300)
@@ -318,10 +318,10 @@ def _best(unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray) -> list[str]
     ranked = sorted(cv, key=lambda name: cv[name])
     if not is_small:
         return ranked[:1]
-    with_prior = [name for name in ranked if name in PRIOR_MODELS]
-    is_close = bool(with_prior) and cv[with_prior[0]] < MAX_PRIOR_ERROR_RATIO * cv[ranked[0]]
-    eligible = with_prior if is_close else [name for name in ranked if name not in PRIOR_MODELS]
-    return without_unproven(eligible, unseen, latency_ms)[:MAX_ENSEMBLE]
+    kinds = [[name for name in ranked if (name in PRIOR_MODELS) == uses_prior] for uses_prior in (False, True)]
+    proven = [without_unproven(names, unseen, latency_ms)[:MAX_ENSEMBLE] for names in kinds if names]
+    most = MAX_ERROR_RATIO * min(cv[names[0]] for names in proven)
+    return sorted((name for names in proven if cv[names[0]] <= most for name in names), key=lambda name: cv[name])
 
 
 def _chosen_without(unseen: Mapping[str, np.ndarray], latency_ms: np.ndarray, best: Sequence[str]) -> np.ndarray:
