@@ -39,7 +39,7 @@ def test_the_resolved_recipe_and_the_measurements_reproduce_a_run(finished: tupl
         assert evaluated_points(open_studies(first.study, recipe)[name]) == evaluated_points(
             open_studies(second.study, recipe)[name]
         )
-    assert {p.source for p in first.verified_points()} == {"search", "uniform", "random", "parent"}
+    assert {p.source for p in first.verified_points()} == {"search", "uniform", "random", "layer-drop", "parent"}
     assert all(p.measured for p in first.verified_points())
     assert first.report.stat().st_size > 100_000 and any(first.exports.iterdir())
 
