@@ -33,6 +33,7 @@ from nas.supernets.load import load_ordered_parent, load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
+from predictors.measurement.budget import Budget
 from predictors.measurement.timing import REFERENCE
 from search_spaces import InputError, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
@@ -290,6 +291,7 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
         and "compile is left out: it does not compile.\n" in capsys.readouterr().out
     )
     assert fastest.values == {**parent.values, "latency_ms": 0.5 * parent.values["latency_ms"]}
+    assert parent_in_fastest_runtimes(run, context, parent, Budget(0.0)) == [], "the time is over"
     latencies.update({"parent-onnxruntime": 1.1, "parent-openvino": 1.2})
     assert parent_in_fastest_runtimes(run, context, parent) == [], "nothing is gained"
     assert other_runtimes(run.recipe) == [], "the recipe does not ask for it"

@@ -44,7 +44,7 @@ def parent_in_fastest_runtimes(
         run: The run; latencies of another device are not measured.
         context: The context of its recipe.
         parent: Its values.
-        budget: Time limit of the rounds; one always ends. Default: none.
+        budget: Time limit: nothing is prepared after it, and one round always ends. Default: none.
     """
     names = other_runtimes(context.recipe)
     if names and parent.values["size_mb"] > LARGEST_MB:
@@ -86,14 +86,20 @@ def _timed(
     calls: dict[str, Call] = {}
     with progress(f"runtimes{target.label}") as report, benchmark_mode(threads):
         for number, name in enumerate(others, 1):
+            if budget is not None and budget.is_over:
+                print_line(f"runtimes   {name} is left out: `verify.minutes` are over")
+                continue
             try:
                 other = replace(workload, runtime=name)
                 calls[f"parent-{name}"] = prepare(context.load_model(target.run.parent), inputs, other)
             except Exception as error:  # whatever an exporter says of a model, a baseline must not end the run
-                print_line(f"runtimes   {name} is left out: {str(error).splitlines()[0]}")
+                reason = str(error).partition("\n")[0]
+                print_line(f"runtimes   {name} is left out: {reason}")
             report(number, len(others), name)
+        if not calls:
+            return {}
         reference = prepare(context.load_model(target.run.parent), inputs, workload)
         reference_ms = parent.values[target.cost_name("latency_ms")]
-        timed = measure(calls, reference, threads, reference_ms=reference_ms, budget=budget) if calls else {}
-    own = dict.fromkeys(("parent", f"parent-{workload.runtime}"), timed[REFERENCE]) if timed else {}
+        timed = measure(calls, reference, threads, reference_ms=reference_ms, budget=budget)
+    own = dict.fromkeys(("parent", f"parent-{workload.runtime}"), timed[REFERENCE])
     return own | {source: timed[source] for source in PARENT_RUNTIMES if source in timed}
