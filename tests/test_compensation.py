@@ -38,7 +38,7 @@ def test_the_shares_are_those_of_a_ridge_regression(kept: slice | torch.Tensor) 
     torch.testing.assert_close(found.select(weight, 1), weight[:, kept] + expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "mixtral", "qwen2_moe"])
 def test_a_slice_that_compensates_is_closer_to_the_parent(family: str) -> None:
     """Random weights: neurons and heads have little in common, but some."""
     toy = TOYS[family]
@@ -52,6 +52,7 @@ def test_a_slice_that_compensates_is_closer_to_the_parent(family: str) -> None:
             supernet.activate(subnet)
             errors.append(float((logits(supernet.model, inputs) - parent).norm()))
         assert errors[1] < 0.9 * errors[0], (sizes, errors)
+        torch.testing.assert_close(logits(supernet.model, inputs), logits(supernet.extract(subnet), inputs))
 
 
 def test_narrower_weights_are_kept_up_to_a_limit_and_as_long_as_the_weight_stays(

@@ -38,7 +38,8 @@ class Compensated:
     Attributes:
         kept: The active entries: a slice or indices.
         dropped: Indices of the others (dropped,).
-        solve: Computes what each active entry takes over of each other one (kept, dropped).
+        solve: Computes what each active entry takes over of each other one (kept, dropped); of weights of all experts
+            of a layer, those of each expert (experts, kept, dropped).
     """
 
     kept: slice | torch.Tensor
@@ -78,6 +79,9 @@ class Compensated:
             weight[(slice(None),) * dim + (self.kept,)],
             weight.index_select(dim, self.dropped.to(weight.device)),
         )
+        if shares.dim() == 3:
+            taken = shares @ dropped.to(shares.dtype).transpose(1, 2)
+            return (kept + taken.transpose(1, 2)).to(weight.dtype)
         taken = torch.tensordot(shares, dropped.to(shares.dtype), ([1], [dim]))
         return (kept + taken.movedim(0, dim)).to(weight.dtype)
 

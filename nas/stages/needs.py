@@ -82,10 +82,10 @@ class _Count:
         self.outside = sum(size for name, size in sizes.items() if self.layout.locate(name).layer is None)
         self.weights = self.bytes * self.parameters
         self.file = self._cost("size_mb", Workload())
-        self.inputs = {name: self._inputs(name) for name in sizes}
-        self.moments = sum(inputs**2 for inputs in self.inputs.values()) * WEIGHT_BYTES / 2 / GB
-        self.largest = max(self.inputs.values()) ** 2 / GB
-        compensated = sum(size for name, size in sizes.items() if self.inputs[name] and self._compensates(name))
+        entries = {name: self._moments(name) for name in sizes}
+        self.moments = sum(entries.values()) * WEIGHT_BYTES / 2 / GB
+        self.largest = max(entries.values()) / GB
+        compensated = sum(size for name, size in sizes.items() if entries[name] and self._compensates(name))
         self.narrower = KEPT * self.bytes * compensated
 
     def stages(self) -> dict[str, Needs]:
@@ -195,14 +195,16 @@ class _Count:
         """One cost of the parent."""
         return float(self.costs.count((name,), [self.layout.parent], workload)[name][0]) / 1e3
 
-    def _inputs(self, name: str) -> int:
-        """Inputs of a linear layer whose moments are kept; 0 for any other weight."""
+    def _moments(self, name: str) -> int:
+        """Entries of the moments that are kept for a weight: of its inputs, or those of each expert; 0 for others."""
         location = self.layout.locate(name)
         axes = self.layout.shapes.linear_axes(location)
-        if not axes or not name.endswith(".weight"):
+        is_linear = axes and name.endswith(".weight")
+        if not self._compensates(name) and not (is_linear and search_space(self.context).needs_calibration):
             return 0
-        kept = search_space(self.context).needs_calibration or self._compensates(name)
-        return self.layout.shapes.size(axes[1], self.layout.full_sizes[location.stack or 0]) if kept else 0  # type: ignore[arg-type]
+        sizes = self.layout.full_sizes[location.stack or 0]
+        experts = sizes["experts"] if self.layout.shapes.is_of_experts(location) else 1
+        return experts * self.layout.shapes.size((axes or location.axes)[-1], sizes) ** 2  # type: ignore[arg-type]
 
     def _compensates(self, name: str) -> bool:
         return not self.recipe.supernet.is_trained and is_compensated(self.layout, name)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nas.modeling.elastic import linear_weight
-from nas.supernets.compensation import is_compensated
+from nas.supernets.compensation import is_compensated, moment_name
+from nas.supernets.experts import expert_activations
 from nas.supernets.low_rank import CalibrationStatistics, SymmetricMatrices, embedding_moment, upper_triangle
 from nas.tasks.batches import model_inputs
 from nas.tasks.evaluation import on_model
@@ -53,7 +54,16 @@ def calibrate(
 
         return add
 
+    def accumulator_of_experts(name: str) -> Callable[..., None]:
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            for expert, inner, weights in expert_activations(module, inputs, masks["token"]):
+                rows = (inner * weights[:, None]).to(torch.promote_types(inner.dtype, torch.float32))
+                totals.setdefault(moment_name(name, expert), _Moment(rows)).add(rows)
+
+        return add
+
     hooks = {module: accumulator(name) for name, module in linear.items()}
+    hooks |= {module: accumulator_of_experts(name) for name, module in supernet.expert_layers.items() if compensates}
     table, looked_up = supernet.embedding if ranks else None, list[torch.Tensor]()
     if table is not None:
         hooks[table] = lambda module, inputs: looked_up.append(
@@ -67,8 +77,9 @@ def calibrate(
             masks |= _token_masks(inputs, len(layout.depths))
             model(**model_inputs(inputs))
         model.train(was_training)
-    moments = SymmetricMatrices.of((name, totals.pop(name).triangle()) for name in linear if name in totals)
-    weights = {name: linear_weight(linear[name]).detach().cpu().clone() for name in moments} if ranks else {}
+    names = [*(name for name in linear if name in totals), *(name for name in totals if name not in linear)]
+    moments = SymmetricMatrices.of((name, totals.pop(name).triangle()) for name in names)
+    weights = {n: linear_weight(linear[n]).detach().cpu().clone() for n in moments if n in linear} if ranks else {}
     embedding = None if table is None else embedding_moment(table.weight, torch.cat(looked_up))
     return CalibrationStatistics(moments, weights, embedding, compensates)
 

@@ -4,7 +4,8 @@ A linear layer that reads heads or feed-forward neurons reads fewer of them in a
 out are predicted from the others by least squares on calibration data, and the prediction is folded into the weight:
 with the second moment C of the inputs, kept K and dropped D, W_K + W_D C_DK C_KK^-1 is the weight that changes the
 layer's outputs least. This is the update of ZipLM (Kurtic et al. 2023, arXiv 2302.04089) and SlimGPT (Ling et al.
-2024, arXiv 2412.18110) for any subnetwork of the supernet; it needs no training.
+2024, arXiv 2412.18110) for any subnetwork of the supernet; it needs no training. Each expert of a mixture has moments
+of its own, of the tokens that are routed to it, with the router's weights.
 """
 
 from __future__ import annotations
@@ -29,9 +30,17 @@ COMPENSATED_AXES = ("heads", "cross_heads", "ffn")
 
 
 def is_compensated(layout: Layout, name: str) -> bool:
-    """Whether a weight is that of a linear layer that reads heads or neurons."""
-    axes = layout.shapes.linear_axes(layout.locate(name))
+    """Whether a weight is that of a linear layer, or of such a layer in each expert, that reads heads or neurons."""
+    location = layout.locate(name)
+    if layout.shapes.is_of_experts(location):
+        return location.axes[-1] in COMPENSATED_AXES
+    axes = layout.shapes.linear_axes(location)
     return len(axes) == 2 and axes[1] in COMPENSATED_AXES and name.endswith(".weight")
+
+
+def moment_name(name: str, expert: int) -> str:
+    """The name under which the moment of one expert is kept, given that of the weight of all."""
+    return f"{name}.{expert}"
 
 
 class Compensation:
@@ -40,23 +49,24 @@ class Compensation:
     Args:
         layout: Of the parent.
         weights: Name -> the weight of a linear layer.
-        moments: Name of a weight -> mean of x x^T over its inputs x (inputs, inputs).
+        moments: Name of a weight, or `moment_name` -> mean of x x^T over its inputs x (inputs, inputs).
     """
 
     def __init__(
         self, layout: Layout, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
     ) -> None:
         self._dim = 0 if layout.family.conv1d else 1
-        self._moments, self._names = moments, {name for name in moments if is_compensated(layout, name)}
-        self._weights = {name: weights[name] for name in self._names}
+        self._moments = moments
+        known = {name.rpartition(".")[0] for name in moments} | {*moments}
+        self._weights = {n: weight for n, weight in weights.items() if n in known and is_compensated(layout, n)}
         self._found: OrderedDict[tuple[object, ...], Compensated] = OrderedDict()
 
     def of(self, name: str, index: Index) -> Index:
         """The active entries of a parameter, its inputs with the shares that they take over; see `of_inputs`."""
-        if name not in self._names:
+        if name not in self._weights:
             return index
-        found = self.of_inputs(name, index[self._dim])
-        return (*index[: self._dim], found, *index[self._dim + 1 :])
+        dim = self._dim_of(name)
+        return (*index[:dim], self.of_inputs(name, index[dim]), *index[dim + 1 :])
 
     def of_inputs(self, name: str, rows: Entries) -> Entries:
         """The inputs of a layer that remain, with the shares of the others that they take over.
@@ -65,16 +75,31 @@ class Compensation:
             name: Of its weight.
             rows: Inputs that remain: a slice or indices.
         """
-        if name not in self._names or isinstance(rows, Compensated) or rows == slice(None):
+        if name not in self._weights or isinstance(rows, Compensated) or rows == slice(None):
             return rows
         self._make_room()
         key = (name, rows.stop if isinstance(rows, slice) else tuple(rows.tolist()))
-        moment = partial(self._moments.__getitem__, name)
-        found = self._found.pop(key, None) or compensated(moment, self._weights[name].shape[self._dim], rows)
+        inputs = self._weights[name].shape[self._dim_of(name)]
+        found = self._found.pop(key, None) or compensated(partial(self._moment, name), inputs, rows)
         if found is None:
             return rows
         self._found[key] = found
         return found
+
+    def _dim_of(self, name: str) -> int:
+        """The dimension of the inputs of a weight."""
+        return 2 if self._weights[name].dim() == 3 else self._dim
+
+    def _moment(self, name: str) -> torch.Tensor:
+        """The moment of a weight; of each expert (experts, inputs, inputs), 0 where no token was routed to it."""
+        if name in self._moments:
+            return self._moments[name]
+        experts, _, inputs = self._weights[name].shape
+        moments = torch.zeros(experts, inputs, inputs)
+        for expert in range(experts):
+            if (part := moment_name(name, expert)) in self._moments:
+                moments[expert] = self._moments[part]
+        return moments
 
     def _make_room(self) -> None:
         is_trained = any(one.is_trained for one in self._found.values())
@@ -88,7 +113,7 @@ def compensated(moment: Callable[[], torch.Tensor], inputs: int, rows: slice | t
     """The remaining inputs of a layer and the shares of the others that they take over; None where none remain.
 
     Args:
-        moment: Returns the mean of x x^T over the inputs x (inputs, inputs).
+        moment: Returns the mean of x x^T over the inputs x (inputs, inputs), or several (experts, inputs, inputs).
         inputs: Their number.
         rows: Inputs that remain.
     """
@@ -99,13 +124,14 @@ def compensated(moment: Callable[[], torch.Tensor], inputs: int, rows: slice | t
 
 
 def _shares(moment: Callable[[], torch.Tensor], kept: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
-    """The shares (kept, dropped) in float64."""
+    """The shares (..., kept, dropped) in float64."""
     own, others = _parts(moment(), kept, dropped)
     return torch.cholesky_solve(others, torch.linalg.cholesky(own))
 
 
 def _parts(moment: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The moments of the remaining inputs, damped, and those with the others, in float64."""
-    own, others = (moment[kept[:, None], columns].double() for columns in (kept, dropped))
-    own.diagonal().add_(DAMPING * moment.diagonal().mean() + torch.finfo(torch.float64).tiny)
+    own, others = (moment[..., kept[:, None], columns].double() for columns in (kept, dropped))
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).double()
+    own.diagonal(dim1=-2, dim2=-1).add_(DAMPING * mean + torch.finfo(torch.float64).tiny)
     return own, others

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nas.supernets.experts import expert_activations
 from nas.supernets.supernet import Supernet
 from nas.tasks.batches import model_inputs
 from nas.tasks.evaluation import evaluation_mode, on_model
@@ -30,8 +31,7 @@ def expert_scores(supernet: Supernet, batches: Sequence[Batch]) -> list[tuple[to
     totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(layer: int, module: Any, inputs: Any) -> None:
-        hidden, chosen, weights = inputs
-        experts, neurons = _scores_of_call(module, hidden, chosen, weights, mask)
+        experts, neurons = _scores_of_call(module, inputs, mask)
         before = totals.get(layer, (torch.zeros(1), torch.zeros(1)))
         totals[layer] = before[0] + experts, before[1] + neurons
 
@@ -51,27 +51,12 @@ def _experts_path(supernet: Supernet, layer: int) -> str:
     return next(path for path, axes in table.items() if axes[0] == "experts" and len(axes) == 3).rpartition(".")[0]
 
 
-def _scores_of_call(
-    module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of experts and neurons in one call, summed in float64 on the CPU.
-
-    Args:
-        module: All experts of a layer.
-        hidden: Their inputs (tokens, channels).
-        chosen: Experts of each token (tokens, experts a token).
-        weights: The router's weights of these (tokens, experts a token).
-        mask: Which tokens (samples, tokens) are no padding; None for all.
-    """
+def _scores_of_call(module: Any, inputs: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of experts and neurons in one call, summed in float64 on the CPU; see `expert_activations`."""
     down = module.down_proj
     experts, neurons = torch.zeros(len(down)).double(), torch.zeros(len(down), down.shape[2]).double()
-    if mask is not None and mask.numel() == len(hidden):
-        weights = weights * mask.to(hidden).view(-1, 1)
-    for expert in chosen.unique().tolist():
-        tokens, places = torch.where(chosen == expert)
-        weight = weights[tokens, places].double()
-        inner = module._apply_gate(torch.nn.functional.linear(hidden[tokens], module.gate_up_proj[expert]))
-        outputs = torch.nn.functional.linear(inner, down[expert])
+    for expert, inner, weights in expert_activations(module, inputs, mask):
+        weight, outputs = weights.double(), torch.nn.functional.linear(inner, down[expert])
         experts[expert] = (outputs.double().norm(dim=1) * weight).sum()
         neurons[expert] = (inner.double().abs() * weight[:, None]).sum(0) * down[expert].double().norm(dim=0)
     return experts, neurons

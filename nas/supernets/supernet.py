@@ -32,7 +32,7 @@ from nas.modeling.quantized import Stored
 from nas.modeling.registration import task_with_own_stacks
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
-from nas.supernets.compensation import Compensation
+from nas.supernets.compensation import Compensation, is_compensated
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SubnetConfig
@@ -90,6 +90,7 @@ class _ElasticLayer:
         modules: Path -> elastic module.
         axes: Path -> name of a parameter -> its axes.
         linear_weights: Path of a linear layer, or of the table of embeddings -> name of its weight in the model.
+        compensated: Path -> name of a parameter whose inputs take over others -> its name in the model.
         candidates: Kind of module -> the modules that may become one: path in a blueprint -> path below the root.
         cached_modules: Modules with a ``layer_idx``, their place in the key-value cache.
         blueprint: What is active.
@@ -99,6 +100,7 @@ class _ElasticLayer:
     modules: dict[str, Elastic] = field(default_factory=dict)
     axes: dict[str, dict[str, Axes]] = field(default_factory=dict)
     linear_weights: dict[str, str] = field(default_factory=dict)
+    compensated: dict[str, dict[str, str]] = field(default_factory=dict)
     candidates: dict[type[Kind], dict[str, str]] = field(default_factory=dict)
     cached_modules: list[nn.Module] = field(default_factory=list)
     blueprint: LayerBlueprint | None = None
@@ -203,6 +205,8 @@ class Supernet:
             layer.axes.setdefault(location.path, {})[name.rpartition(".")[2]] = location.axes
             if self.layout.shapes.linear_axes(location) and name.endswith(".weight"):
                 layer.linear_weights[location.path] = name
+            if is_compensated(self.layout, name):
+                layer.compensated.setdefault(location.path, {})[name.rpartition(".")[2]] = name
             if self.layout.shapes.is_embedding(location) and name not in tied:
                 self.embedding = cast(nn.Embedding, layer.modules[location.path])
                 layer.linear_weights[location.path] = name
@@ -281,8 +285,9 @@ class Supernet:
         index = self._cached_indices(stack, tuple(blueprint.sizes.items()))
         for path, parameters in layer.axes.items():
             active_entries = {name: index[axes] for name, axes in parameters.items() if axes in index}
-            if path in layer.linear_weights and "weight" in active_entries:
-                active_entries["weight"] = self._compensation.of(layer.linear_weights[path], active_entries["weight"])
+            for name, whole in layer.compensated.get(path, {}).items():
+                if name in active_entries:
+                    active_entries[name] = self._compensation.of(whole, active_entries[name])
             layer.modules[path].__dict__ |= {"active_entries": active_entries, "quantized": {}}
         changed = None if layer.blueprint is None else {*layer.blueprint.kinds, *blueprint.kinds}
         for kind, paths in layer.candidates.items() if changed is None or changed else ():
@@ -341,6 +346,17 @@ class Supernet:
     def linear_layers(self) -> dict[str, nn.Module]:
         """Name of a weight -> its linear layer, for all linear layers in the layers."""
         return {name: layer.modules[path] for layer in self._layers for path, name in layer.linear_weights.items()}
+
+    @property
+    def expert_layers(self) -> dict[str, nn.Module]:
+        """Name of the weight that reads the neurons of all experts of a layer -> the module of these experts."""
+        found = {
+            name: layer.modules[path]
+            for layer in self._layers
+            for path, of in layer.compensated.items()
+            for name in of.values()
+        }
+        return {name: module for name, module in found.items() if name not in self.linear_layers}
 
     def _basis(self, name: str, sizes: Mapping[str, int], rank: int) -> torch.Tensor:
         """Basis (outputs, rank) of a module with these active units.
