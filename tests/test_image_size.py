@@ -57,6 +57,7 @@ def recipe(tmp_path: Path) -> Recipe:
             "supernet": {**quick, "epochs": 2, "sampled_subnets": 1},
             "profile": {"minutes": 0.2},
             "finish": {"models": 1, "epochs": 1},
+            "baselines": [],
             "search": {"evaluations": 6},
         }
     )

@@ -18,7 +18,12 @@ from search_spaces import TASKS
 
 Rows = list[dict[str, Any]]
 TRAINED = {"epochs": 12, "learning_rate": 3e-3, "batch_size": 8}
-QUICK = {"profile": {"samples": 12, "precision": 0.5}, "search": {"evaluations": 12}, "finish": {"models": 0}}
+QUICK = {
+    "profile": {"samples": 12, "precision": 0.5},
+    "search": {"evaluations": 12},
+    "finish": {"models": 0},
+    "baselines": [],
+}
 
 
 def searched(family: str, task: str, write: Callable[..., str], rows: Rows, folder: Path) -> str:

@@ -142,6 +142,7 @@ def recipe(folder: Path, task: str, **sections: Any) -> Recipe:
             "supernet": {**QUICK, "epochs": 2, "sampled_subnets": 1},
             "profile": {"minutes": 0.1},
             "finish": {"models": 1, "epochs": 1},
+            "baselines": [],
             "search": {"evaluations": 6},
             **sections,
         }

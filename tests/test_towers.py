@@ -107,6 +107,7 @@ def recipe(tmp_path: Path) -> Path:
         "supernet": {**quick, "sampled_subnets": 1},
         "profile": {"samples": 12, "precision": 0.5},
         "finish": {"models": 1, "epochs": 1, "learning_rate": 3e-3, "batch_size": 8},
+        "baselines": [],
         "search": {"evaluations": 12},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
