@@ -37,6 +37,7 @@ TASK_OF = {
     "llama": "text-generation",
     "t5": "text2text-generation",
     "segformer": "semantic-segmentation",
+    "rt_detr_v2": "object-detection",
 }
 SUBNETS = {"uniform": narrower, "per-layer": lambda layout: unrounded(per_layer(layout))}
 NEEDS = {format_name: format_name for format_name in FORMATS} | {

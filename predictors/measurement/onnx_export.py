@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -195,8 +196,21 @@ def _trace(model: PreTrainedModel, inputs: Mapping[str, Any], dynamic: bool) -> 
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     tracing = mock.patch("torch.onnx.is_in_onnx_export", lambda: True)  # it traces before it calls torch.onnx
-    with quiet_export(model, "ONNX"), tracing:
+    with quiet_export(model, "ONNX"), tracing, _symbolic_lengths(model):
         return OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=dynamic)).program
+
+
+def _symbolic_lengths(model: PreTrainedModel) -> Any:
+    """Lets the code of a model take the number of samples of a tensor as a symbol, as `RTDetrModel.forward` does.
+
+    Python's own ``len`` returns an integer, which makes the batch size a constant of the graph.
+    """
+    import torch
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+
+    return mock.patch.object(sys.modules[type(model.base_model).__module__], "len", length, create=True)
 
 
 def _save(program: onnx_ir.Model, file: Path) -> bool:
