@@ -222,6 +222,24 @@ def test_an_object_without_a_size_is_refused(tmp_path: Path) -> None:
         _ = TaskContext(made).splits
 
 
+@pytest.mark.full
+def test_a_search_for_a_detector_with_a_backbone_end_to_end(tmp_path: Path) -> None:
+    """Trained for too short a time to find much: what is searched is exported and runs."""
+    side, space = 64, {"num_decoder_layers": [1, 2], "num_queries": [2, 4], "image_size": [32, "full"]}
+    made = recipe(tmp_path, 48, space=space, supernet={"strategy": "none"})
+    config = {**TOYS["rt_detr_v2"].config, "encoder_layers": 1, "decoder_layers": 2}
+    config |= {"num_queries": 4, "image_size": side}
+    del config["num_labels"]
+    transformers.RTDetrV2Config(**config).save_pretrained(tmp_path / "model")
+    transformers.RTDetrImageProcessor(size={"height": side, "width": side}).save_pretrained(tmp_path / "model")
+    run = search(made, tmp_path / "run")
+    points = run.verified_points()
+    assert len({point.subnet.image_size for point in points}) > 1
+    folder = export_subnet(run, min(points, key=lambda point: point.values["latency_ms"]), tmp_path / "small")
+    detect = transformers.pipeline("object-detection", str(folder), trust_remote_code=True)
+    assert len(detect(example(0)["image"], threshold=0.0)) <= 4
+
+
 @pytest.mark.slow
 def test_a_search_for_detectors_end_to_end(tmp_path: Path) -> None:
     parent = {"epochs": 45, "learning_rate": 3e-3, "batch_size": 16}
