@@ -10,7 +10,7 @@ evenly spaced and with the most important ones, and the slowest such uniform sca
 and learn from labels and from the parent's logits, at a learning rate of their own; what is a rival of two models is
 trained once. Then all of them, and the parent, get twins with int8 layers (`nas.supernets.int8_twin`). All are scored
 on the held-out split. Their architectures are measured on the workload at the end, all of a seed in the same rounds;
-delete `ratios.json` to measure again.
+delete `ratios.json` to measure again, and `by_hand.json` to choose rivals again: those that were trained are kept.
 
 Prints one row per model and seed: how many times as fast as the parent, accuracy with its standard error, and the
 paired difference to the finished model of the same budget with its standard error over the examples. Then the means
@@ -56,12 +56,10 @@ OURS, PARENT = "finished", "parent"
 RIVALS = ("evenly spaced layers", "most important layers", "uniform scaling")
 FLOAT, INT8 = "", " int8"
 STEPS = (*TIMED, "rivals", "measure")
-SLOWER = 1.1
-"""How slow a rival may be, in latencies of the model that it stands beside."""
 WARMUP = 0.06
 """Share of a training in which the learning rate rises."""
 MANY = 10**9
-ROWS = "by_hand.json"
+ROWS, SCORES = "by_hand.json", "scores.json"
 
 
 @dataclass
@@ -93,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--learning-rate", type=float, default=2e-4, help="Of the rivals.")
+    parser.add_argument("--slower", type=float, default=1.1, help="How slow rivals may be, in latencies of ours.")
     parser.add_argument("--last", choices=STEPS, default=STEPS[-1], help="What to do last, of every seed.")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -103,7 +102,8 @@ def main() -> None:
         recipe = Recipe.load(arguments.recipe, [*overrides, *earlier, f"seed={seed}"])
         run_timed(recipe, folder, arguments.last)
         if arguments.last in STEPS[-2:] and not (folder / ROWS).exists():
-            (folder / ROWS).write_text(json.dumps(compare(recipe, folder, arguments.rivals, arguments.learning_rate)))
+            rows = compare(recipe, folder, arguments.rivals, arguments.learning_rate, arguments.slower)
+            (folder / ROWS).write_text(json.dumps(rows))
     if arguments.last == STEPS[-1]:
         seeds = [measured_rows(folder) for folder in folders]
         for seed, rows in enumerate(seeds):
@@ -133,29 +133,37 @@ def seconds_spent(folder: Path) -> dict[str, float]:
     return {**seconds, "profile": first["profile"], "search": searched}
 
 
-def compare(recipe: Recipe, folder: Path, names: Sequence[str], rate: float) -> list[dict[str, Any]]:
-    """Trains the rivals of a run; scores the finished models, the rivals and the int8 twins."""
-    run, context, seconds = Run(folder), TaskContext(recipe), seconds_spent(folder)
+def compare(recipe: Recipe, folder: Path, names: Sequence[str], rate: float, slower: float) -> list[dict[str, Any]]:
+    """Chooses the rivals of a run and trains those that are new; scores all models and their int8 twins."""
+    run, context = Run(folder), TaskContext(recipe)
     supernet, space = load_supernet(run, context)
     chosen = [m.subnet for m in read_finished(run) if m.source == "search"]
-    budget = sum(seconds.values()) / max(len(chosen), 1)
-    teacher = context.load_model(run.parent).eval()
-    models, trained = {(-1, PARENT): (supernet.parent, teacher)}, dict[SubnetConfig, Any]()
+    budget = sum(seconds_spent(folder).values()) / max(len(chosen), 1)
     candidates = {name: subnets for name, subnets in rivals(space, run.layer_order).items() if name in names}
     ratio = latencies(run, context, {*chosen, *(subnet for subnets in candidates.values() for subnet in subnets)})
+    models = {(-1, PARENT): supernet.parent}
     for number, subnet in enumerate(chosen):
-        models[number, OURS] = (subnet, context.load_model(run.finished / subnet.key).eval())
-        for name, subnets in candidates.items():
-            rival = slowest(subnets, ratio, SLOWER * ratio[subnet])
-            if rival not in trained:
-                trained[rival] = Supernet(context.load_model(run.parent)).extract(rival)
-                distil(trained[rival], teacher, context, budget, rate)
-            models[number, name] = (rival, trained[rival])
-    rows = []
-    for (number, name), (subnet, model) in models.items():
-        twin = int8_twin(model, subnet, supernet)
-        for precision, shape, each in ((FLOAT, subnet, model), (INT8, with_int8(subnet), twin)):
-            rows.append(Row(number, name, precision, shape.to_dict(), correct(each, context)))
+        models[number, OURS] = subnet
+        models |= {(number, n): slowest(each, ratio, slower * ratio[subnet]) for n, each in candidates.items()}
+    teacher = context.load_model(run.parent).eval()
+
+    def model_of(name: str, subnet: SubnetConfig) -> Any:
+        if name in (OURS, PARENT):
+            return context.load_model(run.parent if name == PARENT else run.finished / subnet.key).eval()
+        model = Supernet(context.load_model(run.parent)).extract(subnet)
+        distil(model, teacher, context, budget, rate)
+        return model
+
+    file, rows = folder / SCORES, list[Row]()
+    for (number, name), subnet in models.items():
+        known: dict[str, list[list[bool]]] = json.loads(file.read_text()) if file.exists() else {}
+        key = f"{name in RIVALS}-{subnet.key}"
+        if key not in known:
+            model = model_of(name, subnet)
+            known[key] = [correct(each, context) for each in (model, int8_twin(model, subnet, supernet))]
+            file.write_text(json.dumps(known))
+        for precision, shape, hits in zip((FLOAT, INT8), (subnet, with_int8(subnet)), known[key], strict=True):
+            rows.append(Row(number, name, precision, shape.to_dict(), hits))
     return [vars(row) for row in rows]
 
 
