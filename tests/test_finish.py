@@ -199,6 +199,7 @@ def test_the_layer_drop_and_the_int8_twins_are_verified(
     whole = next(point for point in run.verified_points() if point.source == "layer-drop")
     assert whole.measured and not whole.finished, "by default it is measured without a training of its own"
     assert whole.subnet in evenly_spaced(load_supernet(run, TaskContext(run.recipe))[1])
+    assert {point.source for point in run.front()}.isdisjoint({"layer-drop"}), "it may lie outside the space"
     context = again(run, baselines=["layer-drop"])
     run_finish(run, context)
     run_verify(run, context)

@@ -12,10 +12,12 @@ import yaml
 from toy_tasks import SENTENCES, causal
 
 from nas.exports.export import reload_in_process, save_subnet
+from nas.exports.runtime_model import RuntimeModel
 from nas.recipe.schema import Recipe
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score, score_in_slices
+from predictors.measurement.runtimes import FORMATS
 from search_spaces import InputError, SubnetConfig
 
 SMALL = SubnetConfig.uniform((0,), num_attention_heads=2, intermediate_size=96, hidden_size=48)
@@ -26,7 +28,7 @@ TASK = {
     "training_split": "train",
     "test_split": "test",
     "output_type": "multiple_choice",
-    "doc_to_text": "{{start}}",
+    "doc_to_text": "{{start}} #{{id}}#",
     "doc_to_choice": ["good", "bad", "very"],
     "doc_to_target": "answer",
     "num_fewshot": 1,
@@ -100,10 +102,39 @@ def test_the_search_has_other_questions_than_the_held_out_split(folder: Path) ->
     )
     assert len(questions) == 9 and len(held_out) == len(SENTENCES) // 2
     assert len(asked) == 18 and not asked & kept
+    prompts = [(r.args[0], r.doc["id"]) for part in questions.task.parts.values() for of in part.requests for r in of]
+    assert all(prompt.count(f"#{own}#") == 1 for prompt, own in prompts)  # no question is among its own shots
     model, names = TaskContext(recipe(folder)).load_model(), ["brier", "loss"]
     *_, (total, whole) = score_in_slices(model, splits.search, names, (0.25,))
     assert whole == score(model, pickle.loads(pickle.dumps(splits.search)), names)
     assert total == len(questions) + len(splits.search)
+
+
+def test_near_ties_share_the_questions_that_there_are(folder: Path) -> None:
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:10]))
+    splits = TaskContext(recipe(folder, max_length=4)).splits
+    assert splits.more is not None
+    assert [len(part.beside[0]) for part in (splits.search, splits.more)] == [5, 5]
+
+
+def test_names_are_no_folders_and_files_may_move(folder: Path) -> None:
+    (folder / "moods").mkdir()
+    before = recipe(folder, metrics={"moods": "lm_eval:moods:acc", "brier": "lm_eval:moods.yaml:brier_score"})
+    assert before.task.metrics == {"moods": "lm_eval:moods:acc", "brier": f"lm_eval:{folder}/moods.yaml:brier_score"}
+    moved = folder.rename(folder.with_name("moved"))
+    now = recipe(moved, metrics=before.task.metrics | {"brier": "lm_eval:moods.yaml:brier_score"})
+    assert "task.metrics.brier" in now.moved_keys(before) and "task.metrics.moods" not in now.moved_keys(before)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_scored_without_a_mask(folder: Path) -> None:
+    context = TaskContext(recipe(folder))
+    model = context.load_model()
+    FORMATS["onnx"].write(model, context.dummy_inputs(context.recipe.workload), folder / "model.onnx")
+    run = RuntimeModel.load("onnx", folder / "model.onnx", context)
+    found, own = (score(each, context.splits.test, ["loss", "brier"]) for each in (run, model))
+    assert [each.value for each in found.values()] == pytest.approx([each.value for each in own.values()], rel=1e-4)
 
 
 @pytest.mark.parametrize(

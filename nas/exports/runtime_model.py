@@ -45,7 +45,10 @@ class RuntimeModel(torch.nn.Module):
 
     def forward(self, **inputs: Any) -> ModelOutput:
         """Returns the outputs of the task by name."""
-        outputs = self.run({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        if "input_ids" in tensors:  # texts without padding bring no mask, which files of language models read
+            tensors.setdefault("attention_mask", torch.ones_like(tensors["input_ids"]))
+        outputs = self.run(tensors)
         return ModelOutput({name: outputs[name].float() for name in self.outputs})
 
 

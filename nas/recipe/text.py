@@ -93,7 +93,7 @@ def is_moved(old: Any, new: Any) -> bool:
     """Whether a source is now at another place: the same name, and nothing at the old place any more."""
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
-    (before, part), (now, same_part) = split_source(old), split_source(new)
+    (before, part), (now, same_part) = (split_source(source.removeprefix(HARNESS)) for source in (old, new))
     paths = Path(before), Path(now)
     is_same = (paths[0].name, part) == (paths[1].name, same_part) and all(path.is_absolute() for path in paths)
     return is_same and _exists(paths[1]) and not _exists(paths[0])
@@ -102,7 +102,9 @@ def is_moved(old: Any, new: Any) -> bool:
 def absolute_source(source: str, base: Path) -> str:
     """A source with an absolute path if it is a local one, below ``base``; else unchanged."""
     if source.startswith(HARNESS):
-        return HARNESS + absolute_source(source.removeprefix(HARNESS), base)
+        named = source.removeprefix(HARNESS)
+        is_file = split_source(named, base)[0].endswith((".yaml", ".yml"))
+        return HARNESS + absolute_source(named, base) if is_file else source
     path, _ = split_source(source, base)
     return f"{(base / path).resolve()}{source[len(path) :]}" if path and _exists(base / path) else source
 

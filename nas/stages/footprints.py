@@ -16,6 +16,7 @@ from nas.stages.held_out import LEAST
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from predictors.measurement.budget import Budget
+from predictors.measurement.image_tower import image_tower
 from predictors.measurement.plan import Plan
 from predictors.measurement.runtimes import RUNTIMES
 from search_spaces import SubnetConfig
@@ -66,7 +67,7 @@ def _write(target: Target, context: TaskContext, supernet: Supernet, subnet: Sub
     if workload.needs_torch:
         save_model(model, context, path)
     else:
-        path, feed = RUNTIMES[workload.runtime].write(model, inputs, workload, path)
+        path, feed = RUNTIMES[workload.runtime].write(*image_tower(model, inputs), workload, path)
     np.savez(folder / "inputs.npz", **feed)  # type: ignore[arg-type]
     plan = Plan(
         workload,

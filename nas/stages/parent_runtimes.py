@@ -47,12 +47,6 @@ def parent_in_fastest_runtimes(
         budget: Time limit: nothing is prepared after it, and one round always ends. Default: none.
     """
     names = other_runtimes(context.recipe)
-    if names and parent.values["size_mb"] > LARGEST_MB:
-        print_line(
-            f"runtimes   the parent has {format_value('size_mb', parent.values['size_mb'])} MB, over {LARGEST_MB:g}: "
-            "a run with another `workload.runtime` measures it there"
-        )
-        return []
     timed = {
         t.cost_name("latency_ms"): _timed(t, context, parent, names, budget) for t in run.targets if not t.is_remote
     }
@@ -80,6 +74,12 @@ def _timed(
     """
     workload, inputs = target.workload, context.dummy_inputs(target.workload)
     others = [name for name in names if name != workload.runtime and RUNTIMES[name].is_installed]
+    if others and parent.values["size_mb"] > LARGEST_MB:
+        print_line(
+            f"runtimes   the parent has {format_value('size_mb', parent.values['size_mb'])} MB, over {LARGEST_MB:g}: "
+            "a run with another `workload.runtime` measures it there"
+        )
+        others = []
     if not others:
         return {}
     threads = replace(workload, runtime="torch", dtype="float32")  # other runtimes take their threads from PyTorch

@@ -93,7 +93,8 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     for target in run.targets:
         if not target.is_remote:
             print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
-    front = ParetoFront.of({point.key: point for point in reversed(verified)}.values(), recipe.objectives)
+    offered = {p.key: p for p in reversed(verified) if p.finished or p.source != "layer-drop"}  # else beside the space
+    front = ParetoFront.of(offered.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds, left)
     resampled = {key: result.get("resampled", {}) for key, result in results.items()}
@@ -114,10 +115,11 @@ def _layer_drop(
 ) -> list[SubnetConfig]:
     """The parent without some layers, in the supernet's weights, as fast as the knee; none where depth is fixed.
 
-    Where the recipe asks for one that is trained, the finish has it.
+    One that the finish has trained takes its place.
     """
     varies = any(len(space.choices[name]) > 1 for name in space.depth_names)
-    if "layer-drop" in run.recipe.baselines or not varies or context.layout.family.shared_layers:
+    is_trained = any(model.source == "layer-drop" for model in read_finished(run))
+    if is_trained or not varies or context.layout.family.shared_layers:
         return []
     dropped = layer_drop(run, context, supernet, knee)
     return [] if dropped is None else [dropped]

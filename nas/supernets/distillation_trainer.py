@@ -280,8 +280,8 @@ class DistillationTrainer(Trainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         optimizer = kind(model.parameters(), **{**options, "lr": 0.0}, weight_decay=0.0)
         with torch.random.fork_rng():
-            for number in (TIMED_STEPS - 1, *range(TIMED_STEPS)):  # the first, of the longest, only allocates
-                first = int((number + 0.5) / TIMED_STEPS * (len(order) - size))
+            for number in (TIMED_STEPS, *range(TIMED_STEPS)):  # the first, of the longest, only allocates
+                first = int(min(1.0, (number + 0.5) / TIMED_STEPS) * (len(order) - size))
                 begin = clock()
                 batch = self.data_collator(list(dataset.select(order[first : first + size])))
                 self.state.global_step = number  # a supernet samples other subnetworks in every step

@@ -98,7 +98,7 @@ def mean_loss(
     """Returns the mean loss of a subnetwork over labelled batches; the subnetwork stays active."""
     supernet.activate(subnet)
     model = supernet.model
-    with evaluation_mode(model, in_float32=False):
+    with evaluation_mode(model, in_float32=task is None or not task.has_vocabulary_logits):
         losses = [forward(model, on_model(batch, model), task).loss.item() for batch in batches]
     mean = sum(losses) / len(losses)
     require_finite(math.isfinite(mean), "losses on which layers are ordered")

@@ -292,15 +292,13 @@ class TaskContext:
         source = settings.validation or settings.train
         searched = task.process(self._sampled(search), source)
         further = task.process(self._sampled(more), source) if len(more) else more
-        questions = PARTS * settings.search_examples
-        has_more = len(further) > 0 and all(len(other.train) >= questions for other in task.beside_search)
         return Splits(
             task=task,
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
             n_search=len(search) + len(more),
-            search=self._with_questions(EvaluationSet.from_dataset(searched, task), 0),
-            more=self._with_questions(EvaluationSet.from_dataset(further, task), 1) if has_more else None,
+            search=self._with_questions(EvaluationSet.from_dataset(searched, task), 0, PARTS if len(further) else 1),
+            more=self._with_questions(EvaluationSet.from_dataset(further, task), 1) if len(further) else None,
             test=self._held_out(task, settings.test),
         )
 
@@ -326,11 +324,13 @@ class TaskContext:
         beside = [] if self.sample is not None else [self._held_out(other, source) for other in task.beside]
         return replace(examples, beside=tuple(beside))
 
-    def _with_questions(self, examples: EvaluationSet, part: int) -> EvaluationSet:
-        """Examples of the search with the questions of a part of those beside them; a sample has none."""
-        size, others = self.recipe.task.search_examples, examples.task.beside_search if self.sample is None else ()
-        rows = [(other, range(part * size, min((part + 1) * size, len(other.train)))) for other in others]
-        beside = [EvaluationSet.from_dataset(other.train.select(of_part), other) for other, of_part in rows]
+    def _with_questions(self, examples: EvaluationSet, part: int, parts: int = PARTS) -> EvaluationSet:
+        """Examples of the search with the questions of one of some parts of those beside them; a sample has none."""
+        beside, others = list[EvaluationSet](), examples.task.beside_search if self.sample is None else ()
+        for other in others:
+            size = min(self.recipe.task.search_examples, max(1, len(other.train) // parts))
+            questions = other.train.select(range(part * size, (part + 1) * size))
+            beside.append(EvaluationSet.from_dataset(questions, other))
         return replace(examples, beside=tuple(beside))
 
     def _tokens_beside(self, other: TaskContext) -> tuple[int, int]:

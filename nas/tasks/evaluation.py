@@ -16,7 +16,7 @@ from nas.modeling.position_caches import fill_position_caches
 from nas.runs.progress import print_line
 from nas.tasks.batches import Batch, Row, model_inputs
 from nas.tasks.bootstrap import SAMPLES, resampled
-from nas.tasks.slices import fair_batches
+from nas.tasks.slices import fair_batches, slice_ends
 from nas.tasks.types import TaskType
 from predictors.measurement.halves import has_halves, in_own_dtype
 from search_spaces import InputError
@@ -140,7 +140,8 @@ def score_in_slices(
     parts = examples.parts(names)
     whole = any(part.task.whole_set_metrics & {*own} for part, own in parts)
     growing = [_GrowingSlice(model, part, own) for part, own in parts]
-    ends = zip(*(_slices_of(each.examples, () if whole else fractions) for each in growing), strict=True)
+    counts = (len(part.collated) for part, _ in parts)
+    ends = zip(*(slice_ends(count, () if whole else fractions) for count in counts), strict=True)
     for end in sorted({*ends}):
         stats = [each.grown_to(batches) for each, batches in zip(growing, end, strict=True)]
         is_complete = all(each.is_complete for each in growing)
@@ -153,12 +154,6 @@ def score_in_slices(
                 raise
             continue  # a metric is undefined on the slice
         yield sum(each.size for each in growing), {name: scores[name] for name in names}
-
-
-def _slices_of(examples: EvaluationSet, fractions: Sequence[float]) -> list[int]:
-    """The number of batches in each slice, the last of all."""
-    count = len(examples.collated)
-    return [max(1, round(share * count)) for share in (*sorted(fractions), 1.0)]
 
 
 class _GrowingSlice:

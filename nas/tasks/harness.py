@@ -77,13 +77,19 @@ class HarnessTask:
 
     @contextlib.contextmanager
     def _of_its_split(self) -> Iterator[None]:
-        """The ``eval_docs`` of the task are those of the split of these questions meanwhile."""
-        config, before = self.task.config, self.task.config.test_split
+        """The ``eval_docs`` of the task are those of the split of these questions meanwhile, which are no shots then.
+
+        lm-eval leaves a question out of its own shots where it knows that both are of one split.
+        """
+        config, shots = self.task.config, self.task.fewshot_cfg
+        before = config.test_split, shots.split
         config.test_split = self._split
+        if shots.split is None and shots.samples is None:
+            shots.split = config.training_split or config.validation_split
         try:
             yield
         finally:
-            config.test_split = before
+            config.test_split, shots.split = before
 
     @property
     def _split(self) -> str:

@@ -11,8 +11,8 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 
 def slice_ends(batches: int, shares: Sequence[float] = SHARES) -> list[int]:
-    """The number of batches in each slice, ascending; the last is all of them."""
-    return sorted({max(1, round(share * batches)) for share in shares} | {batches})
+    """The number of batches in each slice, ascending, at least one; the last is all of them."""
+    return [max(1, round(share * batches)) for share in (*sorted(shares), 1.0)]
 
 
 def fair_batches(lengths: Sequence[int], size: int) -> list[list[int]]:

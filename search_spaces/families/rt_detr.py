@@ -138,4 +138,4 @@ RT_DETR_V2 = Family(
     has_stock_config=has_stock_config,
     extra_macs=position_macs,
 )
-RT_DETR = replace(RT_DETR_V2, model_type="rt_detr")
+RT_DETR = replace(RT_DETR_V2, model_type="rt_detr", has_stock_config=None)
