@@ -71,14 +71,17 @@ FUSED = {
 }
 """The fused attention of the CPU and the products of experts, which the counter of operations lacks."""
 ALL_TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
-TASKS = sampled(ALL_TASKS, lambda name, task: name in DAILY_FAMILIES or task == FAMILIES[name].tasks[-1])
+TASKS = sampled(
+    ALL_TASKS,
+    lambda name, task: name in DAILY_FAMILIES or (name in LAYOUTS and task == FAMILIES[name].tasks[-1]),
+)
 OTHERS = sampled(
     ((name, task) for name, toy in VARIANTS.items() for task in FAMILIES[toy.model_type].tasks),
     lambda name, task: task == FAMILIES[VARIANTS[name].model_type].tasks[0],
 )
 TRAINED = sampled(
     ((name, task) for name, task in ALL_TASKS if tasks.TASKS[task].has_labels),
-    lambda name, task: task == FAMILIES[name].tasks[0],
+    lambda name, task: name in LAYOUTS and task == FAMILIES[name].tasks[0],
 )
 
 
