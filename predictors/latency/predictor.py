@@ -24,7 +24,7 @@ simplest are averaged with it: those that use a prior with each other, and those
 averaged, so that neither other devices nor so few measurements decide alone (experiments/bench)."""
 SIMPLEST = ("scaled-prior", "work", "additive")
 """The model that few measurements must prove others to be better than: the first of these among them."""
-PROOF = 1.5
+PROOF = 2.0
 """Standard errors of the difference of two models' errors that prove one to be better (experiments/bench)."""
 MAX_ENSEMBLE, WEIGHT_EXPONENT = 3, 4
 """Maximum number of averaged models, with and without a prior each; the weight of each is its cross-validated error to
