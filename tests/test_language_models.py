@@ -121,13 +121,16 @@ def test_what_a_search_needs_has_the_logits_of_a_batch_and_narrower_weights(tmp_
     context = lm_context(tmp_path, "text-generation", TEXT_OF_LINES)
     task, model = context.splits.task, meta_model(context)
     logits = task.evaluation_batch_size * 8 * context.config.vocab_size * 4
-    trained = stage_needs(context, model)["search"].memory_gb * 1e9
-    context.recipe = context.recipe.model_copy(
-        update={"supernet": context.recipe.supernet.model_copy(update={"strategy": "none"})}
-    )
-    sliced = stage_needs(context, model)["search"].memory_gb * 1e9
-    narrower = sum(p.nbytes for name, p in model.named_parameters() if is_compensated(context.layout, name))
-    assert weights + logits < trained and sliced - trained == pytest.approx(2 * narrower)
+    full = context.layout.parent.intermediate_size[0]
+    space = context.recipe.space.model_copy(update={"intermediate_size": [full // 2, full]})
+    memory_gb = {}
+    for strategy in ("sandwich", "none"):
+        supernet = context.recipe.supernet.model_copy(update={"strategy": strategy})
+        context.recipe = context.recipe.model_copy(update={"supernet": supernet, "space": space})
+        memory_gb[strategy] = stage_needs(context, model)["search"].memory_gb
+    assert weights + logits < 1e9 * memory_gb["sandwich"]
+    ffn = [p for name, p in model.named_parameters() if is_compensated(context.layout, name) and full in p.shape]
+    assert 1e9 * (memory_gb["none"] - memory_gb["sandwich"]) == pytest.approx(sum(p.nbytes for p in ffn) / 2)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path: Path) -> None:

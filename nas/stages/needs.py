@@ -18,6 +18,7 @@ from predictors import AnalyticCosts, Workload
 from predictors.costs.roofline import PROBED_BYTES
 from predictors.measurement.groups import group_size
 from predictors.measurement.memory import memory_mb
+from search_spaces.dimensions import DIMENSIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,8 +86,8 @@ class _Count:
         entries = {name: self._moments(name) for name in sizes}
         self.moments = sum(entries.values()) * WEIGHT_BYTES / 2 / GB
         self.largest = max(entries.values()) / GB
-        compensated = sum(size for name, size in sizes.items() if entries[name] and self._compensates(name))
-        self.narrower = KEPT * self.bytes * compensated
+        self.kept = {name: self._kept(name) for name in sizes if self._compensates(name)}
+        self.narrower = self.bytes * sum(sizes[name] * min(KEPT, sum(kept)) for name, kept in self.kept.items())
 
     def stages(self) -> dict[str, Needs]:
         """See `stage_needs`."""
@@ -175,8 +176,20 @@ class _Count:
         return self._activations(batch) + self._logits(batch)
 
     def _solved(self) -> float:
-        """What slices of a layer compensate: half of its moments, their factor and the solution in float64."""
-        return 2 * WEIGHT_BYTES * self.largest
+        """What solving for a slice of a layer takes: its moments, parts of them, their factor and the shares.
+
+        Moments are in float32, of which the parts for the inputs that remain are copied to float64.
+        """
+        most = max((part for kept in self.kept.values() for part in kept), default=0.0)
+        return WEIGHT_BYTES * max(1 + 2 * most, 4 * most) * self.largest if most else 0.0
+
+    def _kept(self, name: str) -> list[float]:
+        """Shares of the inputs of a layer that its narrower slices keep."""
+        location = self.layout.locate(name)
+        axis = (self.layout.shapes.linear_axes(location) or location.axes)[-1]
+        dimension = next(each.name for each in DIMENSIONS.values() if axis in each.axes)
+        full = getattr(self.layout.parent, dimension)[location.layer or 0]
+        return [choice / full for choice in search_space(self.context).choices_of(dimension) if 0 < choice < full]
 
     def _logits(self, batch_size: int) -> float:
         """Logits over a vocabulary, in the dtype of the model, and a few of them in float32 with their losses."""
