@@ -14,7 +14,7 @@ import torch
 from conftest import TOYS, logits, text_inputs
 
 from nas.exports.export import FinishedModel, supernet_outputs, weights_of
-from nas.fronts.front import ParetoFront
+from nas.fronts.front import ParetoFront, reference_point
 from nas.fronts.point import Point
 from nas.pipeline import STAGES, search
 from nas.recipe.schema import Recipe
@@ -199,7 +199,9 @@ def test_the_layer_drop_and_the_int8_twins_are_verified(
     whole = next(point for point in run.verified_points() if point.source == "layer-drop")
     assert whole.measured and not whole.finished, "by default it is measured without a training of its own"
     assert whole.subnet in evenly_spaced(load_supernet(run, TaskContext(run.recipe))[1])
+    others = [point for point in run.verified_points() if point.source in ("search", "uniform", "random", "parent")]
     assert {point.source for point in run.front()}.isdisjoint({"layer-drop"}), "it may lie outside the space"
+    assert run.results()["reference"] == reference_point(others, run.recipe.objectives)
     context = again(run, baselines=["layer-drop"])
     run_finish(run, context)
     run_verify(run, context)

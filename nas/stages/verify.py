@@ -93,8 +93,8 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     for target in run.targets:
         if not target.is_remote:
             print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
-    offered = {p.key: p for p in reversed(verified) if p.finished or p.source != "layer-drop"}  # else beside the space
-    front = ParetoFront.of(offered.values(), recipe.objectives)
+    offered = [point for point in verified if point.finished or point.source != "layer-drop"]  # else beside the space
+    front = ParetoFront.of({point.key: point for point in reversed(offered)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds, left)
     resampled = {key: result.get("resampled", {}) for key, result in results.items()}
@@ -102,7 +102,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     data = {
         "front": front.to_dict(),
         "verified": [point.to_dict() for point in compared],
-        **_hypervolumes(verified, parent, resampled, recipe),
+        **_hypervolumes(offered, parent, resampled, recipe),
         "seeds": _volumes_by_seed(run, studies["search"], recipe),
         "left": left,
     }
