@@ -216,7 +216,7 @@ def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> 
         list(describe_type("swinv2"))
 
 
-@pytest.mark.parametrize(("model_type", "why"), [("siglip2", "patches of images"), ("rt_detr", "backbone")])
+@pytest.mark.parametrize(("model_type", "why"), [("siglip2", "patches of images"), ("d_fine", "detectors that have one")])
 def test_a_type_that_is_often_asked_for_is_refused_with_the_reason(model_type: str, why: str) -> None:
     with pytest.raises(InputError, match=rf"`{model_type}` is not supported: .*{why}"):
         list(describe_type(model_type))

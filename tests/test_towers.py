@@ -235,7 +235,7 @@ def test_importance_orders_the_channels_of_each_tower_and_leaves_the_model_as_it
     net = Supernet(model)
 
     class Task:
-        keeps_channels = False
+        keeps_channels = has_vocabulary_logits = False
 
         def forward(self, model: Any, batch: Any) -> Any:
             outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
