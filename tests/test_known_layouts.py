@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from nas.cli import app
 from nas.commands.families import describe_type
-from nas.modeling.known_layouts import adopt, small_model
+from nas.modeling.known_layouts import adopt, nearest_layout, small_model
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
@@ -211,9 +212,23 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
     assert "no table" not in known.output and "text-classification" in known.output
 
 
-def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table() -> None:
-    with pytest.raises(InputError, match=r"nearest to those of `bert`, .* know `attention.self`"):
-        list(describe_type("swinv2"))
+@pytest.mark.parametrize(
+    ("model_type", "difference"),
+    [("swinv2", "`bert`, .* does not know `attention.self`"), ("biogpt", "`opt`, .* has the same modules")],
+)
+def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table(model_type: str, difference: str) -> None:
+    with pytest.raises(InputError, match=f"nearest to those of {difference}"):
+        list(describe_type(model_type))
+
+
+def test_the_nearest_table_says_which_module_or_attribute_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules of GPT-1's layers are those of GPT-2's, but its attention has `n_head`."""
+    monkeypatch.delitem(FAMILIES, "openai-gpt", raising=False)
+    assert nearest_layout("openai-gpt").endswith("`gpt2`, whose table expects `attn.num_heads`, which they lack")
+    (stack,) = FAMILIES["gpt2"].stacks
+    wider = replace(stack, modules={**stack.modules, "ln_3": ("hidden",)})
+    monkeypatch.setitem(FAMILIES, "gpt2", replace(FAMILIES["gpt2"], stacks=(wider,)))
+    assert nearest_layout("openai-gpt").endswith("`gpt2`, whose table expects `ln_3`, which they lack")
 
 
 @pytest.mark.parametrize(("model_type", "why"), [("siglip2", "patches of images"), ("d_fine", "detectors that have one")])

@@ -96,16 +96,39 @@ def nearest_layout(model_type: str) -> str:
     except Exception as error:  # a config or model of transformers that does not build
         return f"no model is built from its default config ({short_error(error)})"
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
-    layers = [{name.rpartition(".")[0] or name for name, _ in each[-1].named_parameters()} for each in lists]
-    if not any(layers):
+    layers = [(each[-1], found) for each in lists if (found := _with_parameters(each[-1]))]
+    if not layers:
         return "it has no list of layers"
-    tables = [(name, {*stack.modules}) for name, family in FAMILIES.items() for stack in family.stacks]
-    pairs = (
-        (len(found & table) / len(found | table), name, found - table) for found in layers for name, table in tables
-    )
-    _, nearest, unknown = max(pairs, key=lambda pair: (pair[0], -len(pair[1])))
-    lacks = f"does not know {', '.join(f'`{path}`' for path in sorted(unknown)[:4])}" if unknown else "expects more"
-    return f"its layers are nearest to those of `{nearest}`, whose table {lacks}"
+    tables = [(name, stack) for name, family in FAMILIES.items() for stack in family.stacks]
+    pairs = ((layer, found, *table) for layer, found in layers for table in tables)
+    layer, found, nearest, stack = max(pairs, key=lambda pair: _nearness(pair[1], pair[3]))
+    return f"its layers are nearest to those of `{nearest}`, whose table {_misfit(layer, found, stack)}"
+
+
+def _with_parameters(layer: Any) -> set[str]:
+    """Paths of the modules of a layer that have parameters, and of its own parameters."""
+    return {name.rpartition(".")[0] or name for name, _ in layer.named_parameters()}
+
+
+def _nearness(found: set[str], stack: Stack) -> tuple[float, int]:
+    """How much the modules of a layer are those of a table; the greatest is the nearest."""
+    table = {*stack.modules}
+    return len(found & table) / len(found | table), -len(found - table)
+
+
+def _misfit(layer: Any, found: set[str], stack: Stack) -> str:
+    """What keeps a table from a layer, by the names of its modules and of their attributes."""
+    needed = [(path, name) for path, names in _needed(stack) for name in names]
+    lacking = {f"{path}.{name}" for path, name in needed if not _exists(layer, path, (name,))}
+    if unknown := found - stack.modules.keys():
+        return f"does not know {_some(unknown)}"
+    if expected := stack.modules.keys() - found or lacking:
+        return f"expects {_some(expected)}, which they lack"
+    return "has the same modules in a layer, but elsewhere or in other sizes"
+
+
+def _some(paths: Iterable[str]) -> str:
+    return ", ".join(f"`{path}`" for path in sorted(paths)[:4])
 
 
 def adopt_export(folder: Any) -> None:
