@@ -231,7 +231,9 @@ def test_the_nearest_table_says_which_module_or_attribute_it_expects(monkeypatch
     assert nearest_layout("openai-gpt").endswith("`gpt2`, whose table expects `ln_3`, which they lack")
 
 
-@pytest.mark.parametrize(("model_type", "why"), [("siglip2", "patches of images"), ("d_fine", "detectors that have one")])
+@pytest.mark.parametrize(
+    ("model_type", "why"), [("siglip2", "patches of images"), ("d_fine", "detectors that have one")]
+)
 def test_a_type_that_is_often_asked_for_is_refused_with_the_reason(model_type: str, why: str) -> None:
     with pytest.raises(InputError, match=rf"`{model_type}` is not supported: .*{why}"):
         list(describe_type(model_type))
