@@ -159,3 +159,4 @@ def test_a_latency_of_few_rounds_is_not_said_to_be_certain() -> None:
     assert reported_latency(once, None, []).error_ms == pytest.approx(0.2)
     pairs = [(once, Timing(1.0, 2.1, 2.1, 2.1, 2.1, 1))] * 9
     assert reported_latency(once, None, pairs).error_ms == pytest.approx(0.1, rel=0.05)
+    assert reported_latency(once, once, [(once, once)]).error_ms == pytest.approx(0.2), "equal by chance"

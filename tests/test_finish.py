@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
 from predictors.measurement.budget import Budget
-from predictors.measurement.timing import REFERENCE
+from predictors.measurement.timing import REFERENCE, Timing
 from search_spaces import InputError, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
 
@@ -199,7 +198,8 @@ def test_the_layer_drop_and_the_int8_twins_are_verified(
     whole = next(point for point in run.verified_points() if point.source == "layer-drop")
     assert whole.measured and not whole.finished, "by default it is measured without a training of its own"
     assert whole.subnet in evenly_spaced(load_supernet(run, TaskContext(run.recipe))[1])
-    others = [point for point in run.verified_points() if point.source in ("search", "uniform", "random", "parent")]
+    assert whole.key in {point.key for point in run.verified_points() if point.source == "search"}, "evaluated too"
+    others = [point for point in run.verified_points() if point.key != whole.key]
     assert {point.source for point in run.front()}.isdisjoint({"layer-drop"}), "it may lie outside the space"
     assert run.results()["reference"] == reference_point(others, run.recipe.objectives)
     context = again(run, baselines=["layer-drop"])
@@ -263,7 +263,10 @@ def test_terminal_and_report_say_first_that_the_front_does_not_beat_the_parent_i
     write_json(run.front_file, {**results, "verified": [*results["verified"], int8]})
     run_report(run)
     print_summary(run, run.front())
-    assert capsys.readouterr().out.startswith(says)
+    printed = capsys.readouterr().out
+    assert printed.startswith(says)
+    rows = [line for line in printed.splitlines() if line.startswith(("parent", "layer-drop", "random"))]
+    assert len(rows) > 3 and len({row.index(" accuracy ") for row in rows}) == 1, "in one column"
     assert f'</h1>\n  <p class="lead">{says}' in run.report.read_text(encoding="utf-8")
 
 
@@ -284,7 +287,7 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
     def measure(calls: dict[str, str], reference: str, workload: Any, reference_ms: float, budget: Any) -> Any:
         assert calls == {"parent-onnxruntime": "onnxruntime", "parent-openvino": "openvino"} and reference == "torch"
         names = {**latencies, REFERENCE: 1.0}
-        return {n: SimpleNamespace(latency_ms=ms * reference_ms, relative_spread=0.1) for n, ms in names.items()}
+        return {n: Timing(ms, *[ms * reference_ms] * 4, rounds=1) for n, ms in names.items()}
 
     monkeypatch.setattr("nas.stages.parent_runtimes.prepare", prepare)
     monkeypatch.setattr("nas.stages.parent_runtimes.measure", measure)
@@ -294,6 +297,7 @@ def test_the_parent_in_the_fastest_other_runtime_is_a_row(
         and "compile is left out: it does not compile.\n" in capsys.readouterr().out
     )
     assert fastest.values == {**parent.values, "latency_ms": 0.5 * parent.values["latency_ms"]}
+    assert fastest.errors["latency_ms"] == pytest.approx(0.1 * fastest.values["latency_ms"]), "of one round"
     assert parent_in_fastest_runtimes(run, context, parent, Budget(0.0)) == [], "the time is over"
     latencies.update({"parent-onnxruntime": 1.1, "parent-openvino": 1.2})
     assert parent_in_fastest_runtimes(run, context, parent) == [], "nothing is gained"

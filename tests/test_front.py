@@ -290,6 +290,12 @@ def test_values_are_formatted(name: str, value: float, text: str) -> None:
     assert format_value(name, value) == text
 
 
+def test_an_error_that_is_not_known_is_not_written_as_zero() -> None:
+    assert format_value("latency_ms", 2.3149, 0.012) == "2.31 ± 0.01"
+    assert format_value("latency_ms", 2.3149, 0.0042) == "2.31 ± 0.004"
+    assert format_value("accuracy", 1.0, 0.0) == "1.0000"
+
+
 def test_importing_fronts_loads_nothing_heavy() -> None:
     code = "import sys, nas.fronts.front; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

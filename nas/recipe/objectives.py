@@ -277,7 +277,8 @@ def format_value(name: str, value: float, error: float | None = None) -> str:
 
     Times (``*_ms``), energies (``*_mj``), rates (``*_per_second``) and sizes (``*_mb``) have three significant digits,
     sizes at least one decimal. Counts (``num_*``, ``macs``) have a K, M, G or B suffix, values of dimensions are
-    integers. Everything else has four decimals.
+    integers. Everything else has four decimals. An error that would round to zero has one significant digit; one that
+    is zero is not known, and is left out.
     """
     name = base_name(name)
     if not math.isfinite(value):
@@ -294,7 +295,10 @@ def format_value(name: str, value: float, error: float | None = None) -> str:
     if name.endswith(("_ms", "_mb", "_mj", "_per_second")):
         least = int(name.endswith("_mb"))
         decimals = max(least, 2 - math.floor(math.log10(abs(value)))) if value else least
-    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")
+    if not error:
+        return f"{value:.{decimals}f}"
+    rounded = f"{error:.{decimals}f}"
+    return f"{value:.{decimals}f} ± {rounded if float(rounded) else f'{error:.1g}'}"
 
 
 def total_violation(values: Mapping[str, float], bounds: Mapping[str, Bound]) -> float:

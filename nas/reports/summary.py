@@ -136,10 +136,12 @@ def print_summary(run: Run, front: ParetoFront) -> None:
     if line := int8_line(front, verified):
         print_line(line)
     console.print(Group(front.table()))
-    for point in baseline_rows(front, verified):
+    rows = baseline_rows(front, verified)
+    width = max([12, *(len(point.origin) for point in rows)])
+    for point in rows:
         names = [name for name in front.value_names if name in point.values]
         shown = (f"{name} {format_value(name, point.values[name], point.errors.get(name))}" for name in names)
-        print_line(f"{point.origin:<12} {' · '.join(shown)}")
+        print_line(f"{point.origin:<{width}} {' · '.join(shown)}")
     for target in run.targets:
         print_line(f"workload{target.label}     {target}")
     print_line(f"hypervolume  {hypervolume_line(results)}")

@@ -18,7 +18,7 @@ from predictors.measurement.prepare import prepare
 from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
-from predictors.measurement.timing import REFERENCE
+from predictors.measurement.timing import REFERENCE, reported_latency
 from predictors.measurement.workload import RuntimeName
 
 OF_RUNTIME = ("latency_ms", *RATES, *FOOTPRINTS)
@@ -61,7 +61,7 @@ def _point(parent: Point, source: ParentRuntime, timed: Mapping[str, Mapping[str
     values = {name: value for name, value in parent.values.items() if name in kept}
     errors = {name: error for name, error in parent.errors.items() if name in kept}
     values |= {name: timing.latency_ms for name, timing in known.items()}
-    errors |= {name: timing.relative_spread * timing.latency_ms for name, timing in known.items()}
+    errors |= {name: reported_latency(timing, None, []).error_ms for name, timing in known.items()}
     return replace(parent, values=values, errors=errors, source=source)
 
 

@@ -80,7 +80,8 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     subnets |= {point.key: point.subnet for point in candidates["search"]}
     dropped = _layer_drop(run, context, supernet, space, candidates["search"].knee().subnet)
     subnets |= {subnet.key: subnet for subnet in dropped}
-    subnets |= {point.key: point.subnet for front in candidates.values() for point in front}
+    proposed = {point.key: point.subnet for front in candidates.values() for point in front}
+    subnets |= proposed
     results = _verify_all(run, context, supernet, subnets, budget)
     left = 1 + len(subnets) - len(results)
     bounds = recipe.with_parent(results[PARENT]["values"]).bounds
@@ -93,7 +94,7 @@ def run_verify(run: Run, context: TaskContext, cluster: str | None = None) -> No
     for target in run.targets:
         if not target.is_remote:
             print_line(f"verify{target.label}     {_summary(target, context.recipe, verified, left)}")
-    offered = [point for point in verified if point.finished or point.source != "layer-drop"]  # else beside the space
+    offered = [point for point in verified if point.finished or point.key in proposed]  # else layer dropping by hand
     front = ParetoFront.of({point.key: point for point in reversed(offered)}.values(), recipe.objectives)
     if not front.points:
         _raise_infeasible(verified, bounds, left)

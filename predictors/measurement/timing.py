@@ -21,7 +21,8 @@ MAX_DRIFT = 0.05
 UNKNOWN_INTERVAL = (("ratio_low", 0.0), ("ratio_high", math.inf))
 """Ends of an interval that is unknown."""
 COVERAGE = 0.9
-FEW_ROUNDS, FEW_ROUNDS_SPREAD = 6, 0.1
+FEW_ROUNDS, FEW_REPEATED, FEW_ROUNDS_SPREAD = 6, 9, 0.1
+"""Fewer rounds say nothing of the spread, fewer repeated models no bound on nine in ten; the least spread then."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,18 @@ def reported_latency(
     Args:
         first: The first measurement.
         second: The second one. Without it, the result is the first measurement; if nothing was repeated, with its
-            10-90 % spread over rounds, at least 10 % of fewer than six rounds.
-        repeated: Both measurements of every model under the same workload on the same device.
+            10-90 % spread over rounds.
+        repeated: Both measurements of every model under the same workload on the same device. Of fewer than nine, the
+            interval is at least 10 % where the model itself had fewer than six rounds.
     """
+    measured = first if second is None else combine_timings(first, second)
     distances = sorted(abs(math.log(again.latency_ms / once.latency_ms)) for once, again in repeated)
-    if second is None and not distances:
-        spread = first.relative_spread if first.rounds >= FEW_ROUNDS else max(first.relative_spread, FEW_ROUNDS_SPREAD)
-        return ReportedLatency(first.latency_ms, spread * first.latency_ms)
-    bound = distances[min(math.ceil((len(distances) + 1) * COVERAGE), len(distances)) - 1]
-    latency_ms = first.latency_ms if second is None else math.sqrt(first.latency_ms * second.latency_ms)
-    return ReportedLatency(latency_ms, latency_ms * bound)
+    bound = measured.relative_spread
+    if distances:
+        bound = distances[min(math.ceil((len(distances) + 1) * COVERAGE), len(distances)) - 1]
+    if len(distances) < FEW_REPEATED and measured.rounds < FEW_ROUNDS:
+        bound = max(bound, FEW_ROUNDS_SPREAD)
+    return ReportedLatency(measured.latency_ms, measured.latency_ms * bound)
 
 
 def max_drift(precision: float) -> float:
