@@ -143,7 +143,8 @@ def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     typer.echo(f"# estimated minutes: {sum(result['minutes'].values()):.0f} in total")
     meanings = {stage.name: stage.meaning for stage in STAGES}
     for name, minutes in result["minutes"].items():
-        typer.echo(f"#   {name:<8} {minutes:6.1f}   {meanings[name]}")
+        work = f" {result['work'][name]}." if name in result["work"] else ""
+        typer.echo(f"#   {name:<8} {minutes:6.1f}   {meanings[name]}{work}")
     available = available_gb()
     typer.echo(f"# estimated GB of memory, of {available:.1f}, and of disk:")
     for name, needs in result["needs"].items():

@@ -11,7 +11,8 @@ import pytest
 from conftest import bert
 
 from nas import cli
-from nas.commands.dry_run import estimate
+from nas.commands.dry_run import CALLS, ROUNDS, RUNTIME_S, _seconds, counted_work, estimate
+from nas.commands.step_time import StepTime
 from nas.exports.model_info import model_info
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
@@ -108,6 +109,22 @@ def test_a_dry_run_keeps_the_budgets_and_counts_all_examples(text_recipe: Path) 
     assert sampled.num_examples == whole.num_examples and len(sampled.splits.train) == 5
     minutes = estimate(recipe)["minutes"]
     assert minutes["profile"] <= 0.02 and set(minutes) >= {"parent", "supernet", "search", "verify", "export"}
+
+
+def test_an_estimate_counts_the_parent_in_other_runtimes_and_layers_that_are_trained(
+    text_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = StepTime(1.0, 1.0, 1.0, 1.0)
+    monkeypatch.setattr("predictors.measurement.runtime.find_spec", lambda _: "installed")
+
+    def counted(*baselines: str) -> tuple[dict[str, float], str]:
+        context = TaskContext(Recipe.load(text_recipe, [f"baselines=[{', '.join(baselines)}]"]), sample=5)
+        return _seconds(context, time), counted_work(context)["verify"]
+
+    (alone, work), (beside, named) = counted(), counted("runtimes", "layer-drop")
+    assert beside["verify"] - alone["verify"] == pytest.approx(2 * (RUNTIME_S + ROUNDS * CALLS))
+    assert beside["finish"] == pytest.approx(2 * alone["finish"] + alone["supernet"]), "of one model"
+    assert named == f"{work}; the parent also in onnxruntime, openvino"
 
 
 def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from toy_tasks import SENTENCES, causal
 
+from nas.commands.dry_run import counted_work
 from nas.exports.export import reload_in_process, save_subnet
 from nas.exports.runtime_model import RuntimeModel
 from nas.recipe.schema import Recipe
@@ -116,6 +117,12 @@ def test_near_ties_share_the_questions_that_there_are(folder: Path) -> None:
     splits = TaskContext(recipe(folder, max_length=4)).splits
     assert splits.more is not None
     assert [len(part.beside[0]) for part in (splits.search, splits.more)] == [5, 5]
+
+
+def test_an_estimate_counts_a_pass_for_each_choice_of_a_question(folder: Path) -> None:
+    context = TaskContext(recipe(folder, lm_eval_limit=4), sample=5)
+    assert context.num_beside == {"search": 9 * 3, "test": 4 * 3}
+    assert counted_work(context)["search"] == "9 examples and 27 passes over what is beside them an evaluation"
 
 
 def test_names_are_no_folders_and_files_may_move(folder: Path) -> None:

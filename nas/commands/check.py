@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas.commands.dry_run import estimated_minutes
+from nas.commands.dry_run import counted_work, estimated_minutes
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries
 from nas.stages.check import check_recipe, check_stages
@@ -46,4 +46,5 @@ def check(recipe: Recipe, folder: str | Path, cluster: str | None = None) -> lis
         f"storage    {'a file in the run' if storage is None else 'the database answers'}",
         f"cluster    {'none: this machine computes' if cluster is None else f'{cluster} answers'}",
         f"time       about {sum(minutes.values()):.0f} minutes: {stages}",
+        *(f"{name:<10} {work}" for name, work in counted_work(context).items()),
     ]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from nas.commands.step_time import StepTime
+from nas.commands.step_time import StepTime, costs_of
 from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
 from nas.stages.needs import meta_model, stage_needs
+from nas.stages.parent_runtimes import LARGEST_MB, runtimes_beside
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.context import TaskContext
+from predictors import AnalyticCosts
+from predictors.measurement.workload import RuntimeName
 
 SAMPLE = 256
 """Examples of each split that are processed; the others are counted."""
@@ -30,6 +33,8 @@ ROUNDS, CALLS = 9, 8
 """Rounds after which measuring usually ends, and calls of one sample, those of the reference included."""
 N_VERIFIED = 25
 """Typical number of subnetworks on the fronts of the three studies; each is exported, reloaded and measured."""
+RUNTIME_S = 4.0
+"""Seconds to write the parent for another runtime and to load it there, besides its forward passes."""
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
@@ -37,7 +42,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         ``recipe``: with its space resolved; ``subnetworks``: the size of the space; ``minutes``: stage -> estimated
-        minutes on this machine, in order; stages that take seconds are left out; ``needs``: stage -> memory and disk.
+        minutes on this machine, in order; stages that take seconds are left out; ``work``: stage -> what was counted;
+        ``needs``: stage -> memory and disk.
 
     Raises:
         InputError: If the recipe does not fit the model, the data or this device.
@@ -46,7 +52,13 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     with waiting("dry run"):
         context = check_recipe(recipe, sample=SAMPLE)
         minutes, needs = estimated_minutes(context), stage_needs(context, meta_model(context))
-    return {"recipe": context.recipe, "subnetworks": search_space(context).size, "minutes": minutes, "needs": needs}
+    return {
+        "recipe": context.recipe,
+        "subnetworks": search_space(context).size,
+        "minutes": minutes,
+        "work": counted_work(context),
+        "needs": needs,
+    }
 
 
 def estimated_minutes(context: TaskContext) -> dict[str, float]:
@@ -55,10 +67,34 @@ def estimated_minutes(context: TaskContext) -> dict[str, float]:
     return {stage.name: seconds[stage.name] / 60 for stage in STAGES if stage.name in seconds}
 
 
+def counted_work(context: TaskContext) -> dict[str, str]:
+    """Stage -> what its models are scored on, and in which other runtimes the parent is measured."""
+    examples, beside = context.num_examples, context.num_beside
+    scored = {
+        split: f"{examples[split]:,.0f} examples"
+        + (f" and {beside[split]:,} passes over what is beside them" if beside[split] else "")
+        for split in ("search", "test")
+    }
+    runtimes = list(dict.fromkeys(_parent_runtimes(context)))
+    also = f"; the parent also in {', '.join(runtimes)}" if runtimes else ""
+    return {"search": f"{scored['search']} an evaluation", "verify": f"{scored['test']} a model{also}"}
+
+
+def _parent_runtimes(context: TaskContext) -> list[RuntimeName]:
+    """The other runtimes that the parent is measured in, for each workload."""
+    recipe = context.recipe
+    costs = AnalyticCosts.from_model(meta_model(context), context.layout, recipe.task.type, context.dtype)
+    if costs_of(costs, context, "size_mb") > LARGEST_MB:
+        return []
+    return [name for workload in recipe.named_workloads.values() for name in runtimes_beside(recipe, workload)]
+
+
 def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
     """Stage -> estimated seconds."""
     recipe, settings = context.recipe, context.recipe.supernet
-    train, search, test = (context.num_examples[name] for name in ("train", "search", "test"))
+    train, search, test = (
+        context.num_examples[name] + context.num_beside.get(name, 0) for name in ("train", "search", "test")
+    )
     space = search_space(context)
     passes = STEP_OVERHEAD
     if settings.is_trained:
@@ -68,16 +104,24 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
     latency_s = time.workload_s * (1 + SUBNET_SHARE) / 2
     sample_s = ROUNDS * CALLS * latency_s
     samples, finish = min(recipe.profile.samples, space.size), recipe.finish
+    supernet_s = time.training_s(settings, train, passes) if settings.is_trained else 0.0
+    finish_s = finish.models * time.training_s(finish, train, SUBNET_SHARE + STEP_OVERHEAD)
+    if finish.models and "layer-drop" in recipe.baselines:  # as long as one model, with its share of the supernet
+        finish_s += (supernet_s + finish_s) / finish.models
+    pass_s = time.workload_s / len(recipe.named_workloads)
+    runtimes_s = len(_parent_runtimes(context)) * (RUNTIME_S + ROUNDS * CALLS * pass_s)
     return {
         "parent": time.training_s(recipe.parent, train) if context.should_finetune else 0.0,
-        "supernet": time.training_s(settings, train, passes) if settings.is_trained else 0.0,
+        "supernet": supernet_s,
         "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
         "search": min(
             (1 + recipe.search.seeds) * recipe.search.evaluations * (search * score_s + SAMPLER_S),
             recipe.search.seconds,
         ),
-        "finish": finish.models * time.training_s(finish, train, SUBNET_SHARE + STEP_OVERHEAD),
-        "verify": _within(recipe.verify.minutes, N_VERIFIED * (test * score_s + 3 * EXPORT_S + 2 * sample_s)),
+        "finish": finish_s,
+        "verify": _within(
+            recipe.verify.minutes, N_VERIFIED * (test * score_s + 3 * EXPORT_S + 2 * sample_s) + runtimes_s
+        ),
         "export": PROCESS_S,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from nas.fronts.point import PARENT_RUNTIMES, ParentRuntime, Point
@@ -19,7 +19,7 @@ from predictors.measurement.rounds import benchmark_mode
 from predictors.measurement.runtime import Call
 from predictors.measurement.runtimes import RUNTIMES
 from predictors.measurement.timing import REFERENCE, reported_latency
-from predictors.measurement.workload import RuntimeName
+from predictors.measurement.workload import RuntimeName, Workload
 
 OF_RUNTIME = ("latency_ms", *RATES, *FOOTPRINTS)
 """Costs that differ between runtimes; only the latency is measured in others."""
@@ -31,6 +31,11 @@ def other_runtimes(recipe: Recipe) -> list[RuntimeName]:
     """The runtimes that the parent is measured in besides a workload's own; to compile is asked for, as it is slow."""
     wanted = set(recipe.baselines) & {"runtimes", "compile"}
     return [name for name in RUNTIMES if wanted and (name != "compile" or name in wanted)]
+
+
+def runtimes_beside(recipe: Recipe, workload: Workload) -> list[RuntimeName]:
+    """Those of `other_runtimes` that are installed, and no workload's own."""
+    return [name for name in other_runtimes(recipe) if name != workload.runtime and RUNTIMES[name].is_installed]
 
 
 def parent_in_fastest_runtimes(
@@ -46,10 +51,7 @@ def parent_in_fastest_runtimes(
         parent: Its values.
         budget: Time limit: nothing is prepared after it, and one round always ends. Default: none.
     """
-    names = other_runtimes(context.recipe)
-    timed = {
-        t.cost_name("latency_ms"): _timed(t, context, parent, names, budget) for t in run.targets if not t.is_remote
-    }
+    timed = {t.cost_name("latency_ms"): _timed(t, context, parent, budget) for t in run.targets if not t.is_remote}
     fastest = {min(own, key=lambda source: own[source].latency_ms) for own in timed.values() if own}
     return [_point(parent, source, timed) for source in PARENT_RUNTIMES if source in fastest]
 
@@ -65,15 +67,13 @@ def _point(parent: Point, source: ParentRuntime, timed: Mapping[str, Mapping[str
     return replace(parent, values=values, errors=errors, source=source)
 
 
-def _timed(
-    target: Target, context: TaskContext, parent: Point, names: Sequence[RuntimeName], budget: Budget | None
-) -> dict[str, Timing]:
+def _timed(target: Target, context: TaskContext, parent: Point, budget: Budget | None) -> dict[str, Timing]:
     """Source of a point -> latency of the parent in that runtime, in rounds with the workload's own.
 
     The workload's own runtime comes first, as ``parent`` and under its name.
     """
     workload, inputs = target.workload, context.dummy_inputs(target.workload)
-    others = [name for name in names if name != workload.runtime and RUNTIMES[name].is_installed]
+    others = runtimes_beside(context.recipe, workload)
     if others and parent.values["size_mb"] > LARGEST_MB:
         print_line(
             f"runtimes   the parent has {format_value('size_mb', parent.values['size_mb'])} MB, over {LARGEST_MB:g}: "

@@ -61,7 +61,8 @@ class Splits:
         task: The task; it collates batches and selects the outputs that are scored.
         raw_train: Training examples of the parent and the supernet, before processing.
         train: The same examples as model inputs with labels.
-        n_search: Examples of the search slice and of ``more``, before processing.
+        n_search: Examples of the search slice, before processing.
+        n_more: Those of ``more``.
         search: Slice on which the search scores subnetworks: of the training data, or of ``task.validation``.
         more: As many further examples, on which near ties are scored; None where too few are left for the training.
         test: Held-out split on which results are reported.
@@ -71,6 +72,7 @@ class Splits:
     raw_train: Dataset
     train: Dataset
     n_search: int
+    n_more: int
     search: EvaluationSet
     more: EvaluationSet | None
     test: EvaluationSet
@@ -296,7 +298,8 @@ class TaskContext:
             task=task,
             raw_train=train,
             train=task.process(self._sampled(train), settings.train),
-            n_search=len(search) + len(more),
+            n_search=len(search),
+            n_more=len(more),
             search=self._with_questions(EvaluationSet.from_dataset(searched, task), 0, PARTS if len(further) else 1),
             more=self._with_questions(EvaluationSet.from_dataset(further, task), 1) if len(further) else None,
             test=self._held_out(task, settings.test),
@@ -328,10 +331,14 @@ class TaskContext:
         """Examples of the search with the questions of one of some parts of those beside them; a sample has none."""
         beside, others = list[EvaluationSet](), examples.task.beside_search if self.sample is None else ()
         for other in others:
-            size = min(self.recipe.task.search_examples, max(1, len(other.train) // parts))
+            size = self._questions_each(other, parts)
             questions = other.train.select(range(part * size, (part + 1) * size))
             beside.append(EvaluationSet.from_dataset(questions, other))
         return replace(examples, beside=tuple(beside))
+
+    def _questions_each(self, other: TaskType, parts: int) -> int:
+        """Questions of a task beside the search in one of so many parts."""
+        return min(self.recipe.task.search_examples, max(1, len(other.train) // parts))
 
     def _tokens_beside(self, other: TaskContext) -> tuple[int, int]:
         """How many tokens the same training texts have with this tokenizer and with another."""
@@ -344,16 +351,27 @@ class TaskContext:
 
     @property
     def num_examples(self) -> dict[str, float]:
-        """Split -> number of its processed examples; estimated where only a sample is processed."""
+        """Split -> number of its processed examples; estimated where only a sample is processed.
+
+        ``search`` is the slice that each evaluation is scored on, without those for near ties.
+        """
         splits = self.splits
         raw = {
             "train": len(splits.raw_train),
             "search": splits.n_search,
             "test": len(splits.task.test),
         }
-        searched = len(splits.search) + len(splits.more or ())
-        processed = {"train": len(splits.train), "search": searched, "test": len(splits.test)}
+        processed = {"train": len(splits.train), "search": len(splits.search), "test": len(splits.test)}
         return {name: processed[name] * raw[name] / min(raw[name], self.sample or raw[name]) for name in raw}
+
+    @property
+    def num_beside(self) -> dict[str, int]:
+        """Split -> passes of a model over the sets beside it, such as one for each choice of a question of lm-eval."""
+        task, parts = self.splits.task, PARTS if self.splits.n_more else 1
+        return {
+            "search": sum(self._questions_each(other, parts) * other.passes for other in task.beside_search),
+            "test": sum(len(other.test) * other.passes for other in task.beside),
+        }
 
     @property
     def _task_inputs(self) -> TaskInputs:

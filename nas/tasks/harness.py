@@ -75,6 +75,11 @@ class HarnessTask:
             questions.setdefault(request.doc_id, []).append(request)
         return list(questions.values())
 
+    @cached_property
+    def requests_each(self) -> int:
+        """How many requests the first question has; the others are not written for that."""
+        return len(HarnessTask(self.source, limit=1).requests[0])
+
     @contextlib.contextmanager
     def _of_its_split(self) -> Iterator[None]:
         """The ``eval_docs`` of the task are those of the split of these questions meanwhile, which are no shots then.

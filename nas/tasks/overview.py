@@ -53,10 +53,11 @@ def data_lines(context: TaskContext) -> list[str]:
 def _rows_text(context: TaskContext) -> str:
     splits, validation = context.splits, context.recipe.task.validation
     trained, read = len(splits.raw_train), len(splits.task.train)
-    left = read - trained - (0 if validation else splits.n_search)
+    searching = splits.n_search + splits.n_more
+    left = read - trained - (0 if validation else searching)
     unused = f", {left:,} unused" if left > 0 else ""
-    searched = f", {splits.n_search:,} to search on" if validation is None else ""
-    own = "" if validation is None else f", {splits.n_search:,} rows of {Path(validation).name} to search on"
+    searched = f", {searching:,} to search on" if validation is None else ""
+    own = "" if validation is None else f", {searching:,} rows of {Path(validation).name} to search on"
     return f"train {read:,} rows ({trained:,} to train on{searched}{unused}){own}, test {len(splits.task.test):,} rows"
 
 

@@ -128,6 +128,11 @@ class TaskType(ABC):
         """Those of `beside` whose ``train`` is scored beside the search slice."""
         return ()
 
+    @property
+    def passes(self) -> int:
+        """Passes of a model that an example takes."""
+        return 1
+
     def input_columns(self, examples: Dataset) -> tuple[str, ...]:
         """The columns that make an example: two rows are duplicates if they are equal; none where that is not "
         "known."""

@@ -59,6 +59,11 @@ class HarnessQuestions(TextTask):
         aggregate = self.parts[False].task.aggregation()
         return {name: _aggregated(metric, aggregate[metric]) for name, metric in self.named.items()}
 
+    @property
+    def passes(self) -> int:
+        """Passes of a model that a question takes, as many as the first one: a choice is one, and so is a text."""
+        return self.parts[False].requests_each
+
     def metric(self, name: str) -> Metric:
         """Returns a metric by its name in the recipe."""
         return self.metrics[name]
