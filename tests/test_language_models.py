@@ -19,9 +19,11 @@ from nas.stages.check import _check_stride
 from nas.stages.needs import meta_model, stage_needs
 from nas.supernets.compensation import is_compensated
 from nas.supernets.distillation_trainer import DistillationTrainer
+from nas.supernets.training import training_arguments
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import collect_stats, score
+from nas.tasks.top_classes import TOP, TopClasses
 from predictors import Workload
 from search_spaces import InputError
 
@@ -181,6 +183,27 @@ def test_a_teacher_gets_decoder_inputs_and_padding_is_ignored(tmp_path: Path) ->
     assert trainer.distillation_loss(student, ([(noisy, labels)], {})).abs() < 1e-6
     noisy[~padding] += torch.randn(noisy[~padding].shape)
     assert trainer.distillation_loss(student, ([(noisy, labels)], {})) > 1e-3
+
+
+def test_the_likeliest_next_tokens_of_the_teacher_are_kept_for_each_block(tmp_path: Path) -> None:
+    model = causal(tmp_path / "lm")
+    context = lm_context(tmp_path, "text-generation", TEXT_OF_LINES)
+    trainer = DistillationTrainer(
+        model=model,
+        teacher=context.load_model(),
+        task=context.splits.task,
+        train_dataset=context.splits.train,
+        temperature=2.0,
+        args=training_arguments(context.recipe.parent, tmp_path / "work", 0, by_length=True),
+    )
+    inputs, rows = trainer.pop_row_index(trainer.data_collator(list(trainer.train_dataset.select([4, 0, 3]))))
+    ((logits, _),), _ = trainer.forward(trainer.teacher, inputs)[1]
+    trainer.teacher_outputs(inputs, rows)
+    trainer.teacher = None
+    ((top, _),), _ = trainer.teacher_outputs(inputs, rows)
+    assert isinstance(top, TopClasses) and top.classes.shape == (3, 7, min(TOP, logits.shape[-1]))
+    torch.testing.assert_close(top.log_shares[..., 0], (logits / 2).log_softmax(-1).amax(-1))
+    assert torch.equal(top.classes[..., 0], logits.argmax(-1))
 
 
 def test_generated_texts_are_scored_as_their_packages_score_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from nas.supernets.device import training_device
 from nas.supernets.load import calibration_batch
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
-from nas.tasks.losses import CHUNK
+from nas.tasks.few_labels import CHUNK
 from predictors import AnalyticCosts, Workload
 from predictors.costs.roofline import PROBED_BYTES
 from predictors.measurement.groups import group_size

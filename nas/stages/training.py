@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.recipe.schema import Training
+from nas.recipe.schema import Finish, SupernetTraining
 from nas.runs import processes
 from nas.runs.files import write_json
 from nas.runs.progress import ProgressCallback, progress
@@ -54,8 +54,12 @@ def save_trained(model: PreTrainedModel, log: list[dict[str, float]], work: Path
         write_json(work / "training.json", log)
 
 
-def shared_outputs(run: Run, context: TaskContext, settings: Training) -> KeptOutputs | None:
-    """What keeps the parent's outputs for all trainings of a run on the same examples; None for augmented ones."""
+def shared_outputs(run: Run, context: TaskContext, settings: SupernetTraining | Finish) -> KeptOutputs | None:
+    """What keeps the parent's outputs for all trainings of a run on the same examples; None for augmented ones.
+
+    The likeliest classes are those at one temperature.
+    """
     if settings.augment is not None:
         return None
-    return KeptOutputs(run.teacher_outputs, len(context.training_set(settings)))
+    of_temperature = f"at-{settings.temperature:g}" if context.splits.task.reads_blocks else ""
+    return KeptOutputs(run.teacher_outputs / of_temperature, len(context.training_set(settings)))

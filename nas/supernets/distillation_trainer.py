@@ -17,7 +17,8 @@ from nas.supernets.hidden_states import HiddenStateRecorder, HiddenStates, State
 from nas.tasks.batches import ROW_INDEX, count_labels, model_inputs
 from nas.tasks.context import OtherSizes
 from nas.tasks.kept_outputs import STATE_DTYPE, KeptOutputs
-from nas.tasks.losses import LogitsAndLabels
+from nas.tasks.losses import LogitsAndLabels, PredictionsAndLabels
+from nas.tasks.top_classes import TopClasses
 from nas.tasks.types import TaskType
 from search_spaces import InputError
 from search_spaces.dimension import FULL
@@ -32,8 +33,10 @@ TIMED_STEPS = 6
 """Steps from whose times a number of steps is found."""
 TEACHER_OUTPUTS = "teacher_outputs"
 """Folder beside the checkpoints with the teacher's outputs so far."""
-DistillationOutputs = tuple[list[LogitsAndLabels], HiddenStates]
+DistillationOutputs = tuple[Sequence[LogitsAndLabels], HiddenStates]
 """The logits that are scored with their labels, and the hidden states that are compared."""
+TeacherOutputs = tuple[Sequence[PredictionsAndLabels], HiddenStates]
+"""The same of a teacher, of whose predictions the likeliest classes may stand for all."""
 OTHER_SIZES = "other_sizes"
 """Entry of a batch: number of pieces of a vocabulary, or of pixels of an image -> the same examples as such inputs."""
 TOKEN_IDS = ("input_ids", "decoder_input_ids")
@@ -65,8 +68,8 @@ class DistillationTrainer(Trainer):
         teacher: Fixed model of the same task; None to train on labels only.
         temperature: Temperature of both distributions.
         train_dataset: Training examples.
-        kept: Keeps the teacher's outputs on them, if they are one vector per example; trainings on the same examples
-            may share it. Default: beside the checkpoints.
+        kept: Keeps the teacher's outputs on them, if they are one vector per example, or the likeliest next tokens of
+            blocks; trainings on the same examples may share it. Default: beside the checkpoints.
         other_sizes: The same examples as inputs of other sizes that trained models have.
         input_size: The size of the inputs of the model; a teacher always has the full one, and reads the pieces of a
             smaller vocabulary where outputs belong to tokens.
@@ -100,7 +103,7 @@ class DistillationTrainer(Trainer):
         self.kept = kept
         if kept is None and train_dataset is not None:
             self.kept = KeptOutputs(Path(self.args.output_dir, TEACHER_OUTPUTS), len(train_dataset))
-        if teacher is None or task.labels_tokens:
+        if teacher is None or (task.labels_tokens and not task.reads_blocks):
             self.kept = None
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.temperature = temperature
@@ -199,7 +202,7 @@ class DistillationTrainer(Trainer):
         outputs, states = (run(), {}) if self.states is None else self._of_student.run(run, inputs)
         return outputs, (self.logits_and_labels(outputs, inputs), states)
 
-    def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> DistillationOutputs:
+    def teacher_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> TeacherOutputs:
         """Returns the teacher's outputs on the same inputs: those that are kept, if all are known."""
         if (known := self._known_outputs(inputs, rows)) is not None:
             return known
@@ -210,13 +213,22 @@ class DistillationTrainer(Trainer):
             outputs, states = (run(), {}) if self.states is None else self._of_teacher.run(run, full)
             logits = self.logits_and_labels(outputs, inputs)
         states = {layer: [each.to(STATE_DTYPE) for each in examples] for layer, examples in states.items()}
+        found, tensors = self._top_of(logits) if self.task.reads_blocks else (logits, [each for each, _ in logits])
         if self.kept is not None and len(rows):
-            self.kept.put(rows, [each for each, _ in logits])
+            self.kept.put(rows, tensors)
             if self.states is not None and self.states.kept is not None:
                 self.states.kept.put(rows, states)
-        return logits, states
+        return found, states
 
-    def _known_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> DistillationOutputs | None:
+    def _top_of(
+        self, logits: Sequence[LogitsAndLabels]
+    ) -> tuple[Sequence[PredictionsAndLabels], Sequence[torch.Tensor]]:
+        """The likeliest next tokens, with the labels and as tensors to keep."""
+        ((every, labels),) = logits
+        top = TopClasses.of(every, self.temperature)
+        return [(top, labels)], [top.log_shares, top.classes]
+
+    def _known_outputs(self, inputs: dict[str, Any], rows: torch.Tensor) -> TeacherOutputs | None:
         """The teacher's outputs that are kept; None if some are not."""
         outputs = self.kept.get(rows) if self.kept is not None and len(rows) else None
         states: HiddenStates | None = {}
@@ -224,8 +236,9 @@ class DistillationTrainer(Trainer):
             states = None if self.states.kept is None else self.states.kept.get(rows)
         if outputs is None or states is None:
             return None
-        logits = [(each, inputs.get("labels", each)) for each in (each.to(self.args.device) for each in outputs)]
-        return logits, states
+        outputs = [each.to(self.args.device) for each in outputs]
+        predictions = [TopClasses(*outputs)] if self.task.reads_blocks else outputs
+        return [(each, inputs.get("labels", outputs[0])) for each in predictions], states
 
     def teacher_on_pieces(self, inputs: dict[str, Any], size: str, teacher: PreTrainedModel) -> DistillationOutputs:
         """Returns a teacher's logits on the tokens of a smaller vocabulary, under the ids that it knows them by.
@@ -293,7 +306,7 @@ class DistillationTrainer(Trainer):
         return sum(seconds[1:]) / TIMED_STEPS
 
     def distillation_loss(
-        self, student: DistillationOutputs, teacher: DistillationOutputs, input_size: str = FULL
+        self, student: DistillationOutputs, teacher: TeacherOutputs, input_size: str = FULL
     ) -> torch.Tensor:
         """Returns the divergence from the teacher over the scored labels, and the loss on hidden states if they match.
 

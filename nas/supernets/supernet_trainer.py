@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from nas.supernets.distillation_trainer import DistillationOutputs, DistillationTrainer, of_input_size
+from nas.supernets.distillation_trainer import DistillationOutputs, DistillationTrainer, TeacherOutputs, of_input_size
 from nas.supernets.strategies import Strategy, TrainingPass
 from nas.supernets.supernet import Supernet
 from search_spaces import SubnetConfig
@@ -88,7 +88,7 @@ class SupernetTrainer(DistillationTrainer):
 
     def _teacher_forward(
         self, model: Any, inputs: dict[str, Any], rows: torch.Tensor, passes: Sequence[TrainingPass]
-    ) -> DistillationOutputs | None:
+    ) -> TeacherOutputs | None:
         """Returns the teacher's outputs; None if the largest subnetwork, the first pass, will be the teacher."""
         if self.teacher is not None:
             return self.teacher_outputs(inputs, rows)
@@ -99,8 +99,8 @@ class SupernetTrainer(DistillationTrainer):
             return _detach(self.forward(model, of_input_size(inputs, FULL))[1])
 
     def _teacher_of(
-        self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig, outputs: DistillationOutputs | None
-    ) -> DistillationOutputs | None:
+        self, model: Any, inputs: dict[str, Any], subnet: SubnetConfig, outputs: TeacherOutputs | None
+    ) -> TeacherOutputs | None:
         """Returns the teacher's outputs that those of a subnetwork are compared with: of tokens, on the same ones."""
         if outputs is None or not (subnet.changes("vocabulary") and self.task.labels_tokens):
             return outputs

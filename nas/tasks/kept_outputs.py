@@ -19,7 +19,7 @@ STATE_DTYPE = torch.bfloat16
 
 
 class KeptOutputs:
-    """Outputs of a fixed teacher on the examples of a training set: one vector per example, kept once computed.
+    """Outputs of a fixed teacher on the examples of a training set, kept once computed: of one shape for each.
 
     They are stored with each checkpoint, so that a resumed training learns from the same outputs.
 
@@ -41,12 +41,15 @@ class KeptOutputs:
         return int(self._is_known.sum())
 
     def get(self, rows: torch.Tensor) -> list[torch.Tensor] | None:
-        """Outputs (rows, channels) of examples; None if those of some are not known."""
+        """Outputs (rows, ...) of examples; None if those of some are not known."""
         return [each[rows] for each in self._outputs] if self._is_known[rows].all() else None
 
     def put(self, rows: torch.Tensor, outputs: Sequence[torch.Tensor]) -> None:
-        """Keeps the outputs (rows, channels) of examples, unless all together would be larger than `MAX_BYTES`."""
-        outputs = [each.detach().float().cpu() for each in outputs]
+        """Keeps the outputs (rows, ...) of examples, unless all together would be larger than `MAX_BYTES`.
+
+        Numbers are in float32, ids in their own dtype.
+        """
+        outputs = [each.detach().to("cpu", torch.float32 if each.is_floating_point() else None) for each in outputs]
         if not self._outputs:
             if sum(each[0].nbytes for each in outputs) * len(self._is_known) > MAX_BYTES:
                 return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from nas.tasks.batches import IGNORE_INDEX
+from nas.tasks.few_labels import exact, exact_dtype, few_labels
+from nas.tasks.top_classes import TopClasses, divergence_from_top
 
 Activation = Literal["softmax", "sigmoid", "identity", "embedding"]
 """How logits become a prediction: one of several classes, any number of classes, or a number; or they are a vector."""
@@ -16,22 +18,24 @@ Activation = Literal["softmax", "sigmoid", "identity", "embedding"]
 SIMILARITY_TEMPERATURE = 0.05
 """Temperature of similarities, as sentence-transformers trains with (a scale of 20)."""
 
-CHUNK = 2**22
-"""Logits of classes that a loss looks at at once, in float32: of a vocabulary of 50,000, those of 80 tokens."""
-
 LogitsAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Logits (examples, ..., classes) and labels. For softmax, labels are class ids (examples, ...), and those equal to
 `IGNORE_INDEX` are not scored. Otherwise labels are numbers of the logits' shape. For embedding, both are vectors, of
 one or several texts of an example (examples, ..., channels)."""
+PredictionsAndLabels = tuple[torch.Tensor | TopClasses, torch.Tensor]
+"""Logits of a teacher, or its likeliest classes at the temperature of a training, and labels."""
 
 
 def divergence(
-    student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], activation: Activation, temperature: float
+    student: Sequence[LogitsAndLabels],
+    teacher: Sequence[PredictionsAndLabels],
+    activation: Activation,
+    temperature: float,
 ) -> torch.Tensor:
     """Returns the divergence of a student from its teacher; zero where their logits are equal.
 
     - softmax: KL(teacher || student) at a temperature, times its square (Hinton et al. 2015, arXiv 1503.02531), mean
-      over the scored labels.
+      over the scored labels; with a teacher's likeliest classes, see `nas.tasks.top_classes`.
     - sigmoid: the same for each class as a binary decision, mean over examples and classes.
     - identity: the mean squared difference.
     - embedding: 1 - cosine similarity, plus the KL divergence of the similarities to the other examples of the batch
@@ -41,12 +45,21 @@ def divergence(
     A model with several outputs, such as the start and the end of an answer, has the mean over them.
     """
     losses = [
-        DIVERGENCES[activation](
-            _labelled(student_logits, labels, activation), _labelled(teacher_logits, labels, activation), temperature
+        _divergence_from_top(logits, expected, labels, temperature)
+        if isinstance(expected, TopClasses)
+        else DIVERGENCES[activation](
+            _labelled(logits, labels, activation), _labelled(expected, labels, activation), temperature
         )
-        for (student_logits, labels), (teacher_logits, _) in zip(student, teacher, strict=True)
+        for (logits, labels), (expected, _) in zip(student, teacher, strict=True)
     ]
     return torch.stack(losses).mean()
+
+
+def _divergence_from_top(
+    logits: torch.Tensor, teacher: TopClasses, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    scored = labels != IGNORE_INDEX
+    return divergence_from_top(logits[scored], teacher[scored], temperature)
 
 
 def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,9 +99,9 @@ class _SummedDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else student.new_empty(0)
-        total = student.new_zeros((), dtype=_exact_dtype(student))
-        for part in _few_labels(student):
-            scores, target = (F.log_softmax(_exact(logits[part]) / t, -1) for logits in (student, teacher))
+        total = student.new_zeros((), dtype=exact_dtype(student))
+        for part in few_labels(student):
+            scores, target = (F.log_softmax(exact(logits[part]) / t, -1) for logits in (student, teacher))
             total += F.kl_div(scores, target, reduction="sum", log_target=True)
             if ctx.needs_input_grad[0]:
                 gradient[part] = scores.exp_().sub_(target.exp_()).div_(t)
@@ -119,9 +132,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else logits.new_empty(0)
-        total = logits.new_zeros((), dtype=_exact_dtype(logits))
-        for part in _few_labels(logits):
-            scores, own = F.log_softmax(_exact(logits[part]), -1), labels[part]
+        total = logits.new_zeros((), dtype=exact_dtype(logits))
+        for part in few_labels(logits):
+            scores, own = F.log_softmax(exact(logits[part]), -1), labels[part]
             total += F.nll_loss(scores, own, reduction="sum", ignore_index=IGNORE_INDEX)
             if ctx.needs_input_grad[0]:
                 scored, numbers = own != IGNORE_INDEX, torch.arange(len(own), device=own.device)
@@ -137,22 +150,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return change.to(gradient.dtype) * gradient, None
 
 
-def _few_labels(logits: torch.Tensor) -> Iterator[slice]:
-    """Yields the rows of logits (labels, classes) that are looked at at once."""
-    labels = max(1, CHUNK // logits.shape[-1])
-    for start in range(0, len(logits), labels):
-        yield slice(start, start + labels)
-
-
-def _exact(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of 16 bits in float32."""
-    return logits.to(_exact_dtype(logits))
-
-
-def _exact_dtype(logits: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
 def _binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
     probability = torch.sigmoid(teacher / t)
     cross_entropy = F.binary_cross_entropy_with_logits(student / t, probability)
@@ -164,17 +161,19 @@ def _mean_squared_error(student: torch.Tensor, teacher: torch.Tensor, t: float) 
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    examples = max(1, CHUNK // max(1, logits[:1].numel()))
-    parts = zip(logits.split(examples), labels.split(examples), strict=True)
-    losses = [each for part in parts for each in _losses_of_labels(part[0].flatten(0, -2), part[1].flatten())]
+    losses = [
+        each
+        for part in few_labels(logits)
+        for each in _losses_of_labels(logits[part].flatten(0, -2), labels[part].flatten())
+    ]
     return torch.cat(losses).view(len(labels), -1)
 
 
 def _losses_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
     """Cross entropy of logits (labels, classes), a few labels at a time."""
     return [
-        F.cross_entropy(_exact(logits[part]), labels[part], ignore_index=IGNORE_INDEX, reduction="none")
-        for part in _few_labels(logits)
+        F.cross_entropy(exact(logits[part]), labels[part], ignore_index=IGNORE_INDEX, reduction="none")
+        for part in few_labels(logits)
     ]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from nas.recipe.schema import TaskSettings
-    from nas.tasks.losses import Activation, LogitsAndLabels
+    from nas.tasks.losses import Activation, LogitsAndLabels, PredictionsAndLabels
     from predictors import Workload
 
 EVALUATION_BATCH_SIZE = 64
@@ -64,6 +64,8 @@ class TaskType(ABC):
         folder_builder: Builder of `datasets` that reads a folder of data.
         has_vocabulary_logits: Whether the logits have one entry per token of the vocabulary.
         strides: Whether held-out texts may be read in windows that overlap.
+        reads_blocks: Whether training examples are blocks of as many tokens each, read alike every time: the likeliest
+            classes of a teacher's predictions on them are kept, not all logits.
         reads_coco: Whether a JSON file of data is one of objects in images, as COCO has them.
         reads_lines: Whether each line of a plain text file is an example.
         per_token_metrics: Metrics that do not compare between vocabularies, because they are means over tokens.
@@ -82,6 +84,7 @@ class TaskType(ABC):
     folder_builder: ClassVar[str] = "imagefolder"
     has_vocabulary_logits: ClassVar[bool] = False
     strides: ClassVar[bool] = False
+    reads_blocks: ClassVar[bool] = False
     reads_coco: ClassVar[bool] = False
     reads_lines: ClassVar[bool] = False
     per_token_metrics: ClassVar[frozenset[str]] = frozenset()
@@ -174,7 +177,7 @@ class TaskType(ABC):
         """Returns the logits that are scored, each with its labels."""
 
     def divergence(
-        self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], temperature: float
+        self, student: Sequence[LogitsAndLabels], teacher: Sequence[PredictionsAndLabels], temperature: float
     ) -> torch.Tensor:
         """Returns the divergence of a student's outputs from its teacher's, both from `logits_and_labels`."""
         from nas.tasks.losses import divergence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from nas.tasks.losses import LogitsAndLabels
+    from nas.tasks.losses import LogitsAndLabels, PredictionsAndLabels
     from predictors import Workload
 
 BOX_WEIGHT = 5.0
@@ -128,7 +128,7 @@ class ObjectDetection(TaskType):
         return [(outputs.logits, labels), (outputs.pred_boxes, labels)]
 
     def divergence(
-        self, student: Sequence[LogitsAndLabels], teacher: Sequence[LogitsAndLabels], temperature: float
+        self, student: Sequence[LogitsAndLabels], teacher: Sequence[PredictionsAndLabels], temperature: float
     ) -> torch.Tensor:
         """KL divergence of the classes of each query, and the difference of boxes where the teacher sees an object.
 
@@ -139,7 +139,7 @@ class ObjectDetection(TaskType):
         import torch.nn.functional as F
 
         (logits, _), (boxes, _) = ((each.float(), labels) for each, labels in student)
-        true, true_boxes = (each.float() for each, _ in teacher)
+        true, true_boxes = (cast("torch.Tensor", each).float() for each, _ in teacher)
         if self._has_no_object(logits):
             true, true_boxes = (each[:, : logits.shape[1]] for each in (true, true_boxes))
             certain = 1 - true.softmax(-1)[..., -1]

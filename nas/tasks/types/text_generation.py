@@ -29,6 +29,7 @@ class TextGeneration(LanguageModeling):
     """
 
     strides = True
+    reads_blocks = True
 
     def __init__(self, inputs: TaskInputs, train: Dataset, test: Dataset) -> None:
         super().__init__(inputs, train, test)
