@@ -34,7 +34,7 @@ class TopClasses:
 
     @classmethod
     def of(cls, logits: torch.Tensor, temperature: float = 1.0) -> TopClasses:
-        """Those of logits (examples, ..., classes) at a temperature, in float32; a few labels are looked at at once."""
+        """Those of logits (examples, ..., classes) at a temperature, in float32, found for a few labels at a time."""
         k, shape = min(TOP, logits.shape[-1]), logits.shape[:-1]
         labels = (each for part in few_labels(logits) for each in _rows(logits[part].flatten(0, -2)))
         found = [(_log_shares(rows, top := rows.topk(k, -1).indices, temperature)[0], top.int()) for rows in labels]
