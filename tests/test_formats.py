@@ -127,6 +127,17 @@ def test_every_format_gives_the_outputs_of_the_model(shelf: Path, family: str, k
     assert max(float((actual[n] - expected[n]).abs().max()) for n in expected) <= LIMITS[format_name]
 
 
+def test_a_program_may_return_more_than_tensors(tmp_path: Path) -> None:
+    class Detector(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+            return {"logits": pixel_values * 2, "spatial_shapes": [8, 8]}
+
+    pixels = {"pixel_values": torch.ones(2, 3)}
+    torch.export.save(torch.export.export(Detector(), (), pixels), tmp_path / "model.pt2")
+    outputs = RUNNERS["program"](str(tmp_path / "model.pt2"), "", pixels)
+    assert list(outputs) == ["logits"] and torch.equal(outputs["logits"], torch.full((2, 3), 2.0))
+
+
 @pytest.mark.slow
 def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_threads_of_the_workload(
     tmp_path: Path,

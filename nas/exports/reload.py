@@ -48,7 +48,7 @@ def run_program(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
     dtypes = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.op == "placeholder"}
     with torch.inference_mode():
         outputs = dict(program.module()(**{name: tensor.to(dtypes[name]) for name, tensor in inputs.items()}))
-    return {name: value.float() for name, value in outputs.items()}
+    return {name: value.float() for name, value in outputs.items() if torch.is_tensor(value)}
 
 
 def run_openvino(path: str, auto_class: str, inputs: Tensors) -> dict[str, Any]:
