@@ -1,6 +1,6 @@
 """Fewer tokens in a model of long texts: merged, dropped or pooled between layers, beside sparse attention.
 
-    python -m experiments.bench.text_tokens MINILM TRAIN.parquet TEST.parquet [--seeds 0 1 2] [--rounds 5]
+    python -m experiments.bench.text_tokens MINILM TRAIN.parquet TEST.parquet [--seeds 0 1 2] [--rounds 5] [--together]
 
 MINILM is the folder of all-MiniLM-L6-v2; the tables have columns `text` and `label`. Texts have at least 512 tokens
 and are cut there. Nothing is trained but a logistic regression on the whole model's vectors (means of the last hidden
@@ -11,14 +11,17 @@ seed draws the texts.
 Merging is that of `image_tokens.py` (ToMe, Bolya et al. 2023). Dropping keeps the tokens that receive most attention
 (PoWER-BERT, Goyal et al. 2020, arXiv 2001.08950, without its training). Pooling averages neighbours once (compare
 Funnel-Transformer, Dai et al. 2020, arXiv 2006.03236). Windows are those of the dimension `attention`; a shorter text
-is `task.max_length`.
+is `task.max_length`. With `--together`, windows, merging and shorter texts are one space, whose combinations are all
+evaluated; rows are then in the order of time, and ● marks those that no faster one is nearer than.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,12 @@ VARIANTS = {
     "dropping 40 a layer": Variant(drop=40),
     "pooling after layer 1": Variant(pool=0),
 }
+PATTERNS, MERGED, LENGTHS = ("full", "local:64", "local:32"), (0, 20, 40), (512, 448, 384)
+TOGETHER = {
+    f"{pattern}, merging {merge}, {length} tokens": Variant(length, merge, attention=pattern)
+    for pattern, merge, length in product(PATTERNS, MERGED, LENGTHS)
+}
+TOGETHER = {"whole": TOGETHER.pop("full, merging 0, 512 tokens"), **TOGETHER}
 
 
 class Encoder(nn.Module):
@@ -108,16 +117,16 @@ def received(attention: Any, hidden: Tensor) -> Tensor:
     return total
 
 
-def encoders(folder: str) -> dict[str, Encoder]:
+def encoders(folder: str, variants: Mapping[str, Variant]) -> dict[str, Encoder]:
     """Name -> encoder; those of one attention pattern share their weights."""
     parent = AutoModel.from_pretrained(folder).eval()
     config = parent.config
     widths = {name: getattr(config, name) for name in ("num_attention_heads", "intermediate_size", "hidden_size")}
     layers = tuple(range(config.num_hidden_layers))
     supernet = Supernet(AutoModel.from_pretrained(folder).eval())
-    patterns = {each.attention for each in VARIANTS.values()} - {"full"}
+    patterns = {each.attention for each in variants.values()} - {"full"}
     models = {p: supernet.extract(SubnetConfig.uniform(layers, **widths, attention=p)).eval() for p in patterns}
-    return {name: Encoder(models.get(v.attention, parent), v).eval() for name, v in VARIANTS.items()}
+    return {name: Encoder(models.get(v.attention, parent), v).eval() for name, v in variants.items()}
 
 
 def long_texts(file: Path, tokenizer: Any, count: int, seed: int) -> tuple[list[Tensor], np.ndarray]:
@@ -148,9 +157,11 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--together", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    models, tokenizer = encoders(arguments.model), AutoTokenizer.from_pretrained(arguments.model)
+    variants = TOGETHER if arguments.together else VARIANTS
+    models, tokenizer = encoders(arguments.model, variants), AutoTokenizer.from_pretrained(arguments.model)
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for seed in arguments.seeds:
         known, labels = long_texts(arguments.train, tokenizer, KNOWN, seed)
@@ -169,10 +180,15 @@ def main() -> None:
         )
     title = f"{TOKENS} tokens · whole {timings[REFERENCE].latency_ms:.0f} ms · {ASKED} texts a seed"
     table = Table("variant", "time", "accuracy", "cosine with the whole", title=title)
-    for name, values in scores.items():
+    ratios = {name: timings[name].ratio if name in calls else 1.0 for name in scores}
+    nearest = 0.0
+    for name in sorted(scores, key=ratios.__getitem__) if arguments.together else scores:
+        values = scores[name]
         mean, error = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
         cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)]
-        table.add_row(name, f"{timings[name].ratio:.2f}" if name in calls else "1.00", *cells)
+        mark = " ●" if arguments.together and mean[1] > nearest else ""
+        nearest = max(nearest, mean[1])
+        table.add_row(name + mark, f"{ratios[name]:.2f}", *cells)
     Console(width=110).print(table)
 
 
