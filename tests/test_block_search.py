@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from toy_tasks import SENTENCES, causal, tokenizer
 
+from nas.fronts.point import Point
 from nas.recipe.objectives import Bound
+from nas.recipe.schema import Recipe
 from nas.studies.block_search import block_solutions, blocks, replacements
+from nas.studies.evaluator import Evaluator
+from nas.studies.search_loop import startup_phases
+from nas.supernets.supernet import Supernet
+from nas.tasks.batches import model_inputs
+from nas.tasks.context import TaskContext
+from nas.tasks.types.language_modeling import PARENT_DIVERGENCE
 from search_spaces import InputError, SearchSpace, SubnetConfig
 
 HEADS, WIDTHS, DEPTHS = [2, 4, 8], [16, 64], [1, 2, 3]
@@ -110,3 +122,68 @@ def test_unsolvable_problems_are_refused() -> None:
         replacements(SearchSpace(PARENT, num_attention_heads=HEADS, scope="uniform"))
     with pytest.raises(InputError, match="evaluate them first"):
         solve(losses={})
+
+
+def decoder(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe of a small language model that is not trained."""
+    task = {"type": "text-generation", "train": str(folder / "lm.txt"), "test": str(folder / "lm.txt")}
+    return {
+        "model": str(folder / "lm"),
+        "task": {**task, "max_length": 8, "search_examples": 5},
+        "objectives": {"loss": "minimize", "num_parameters": "minimize"},
+        "supernet": {"strategy": "none"},
+        **sections,
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "sampler"),
+    [
+        ({}, "BlockSearch"),
+        ({"supernet": {}}, "SurrogateSampler"),
+        ({"space": {"scope": "uniform", "num_hidden_layers": [1, 2]}}, "SurrogateSampler"),
+        ({"objectives": {"loss": "minimize", "tokens_per_second": "maximize"}}, "SurrogateSampler"),
+        ({"search": {"sampler": "TPESampler"}}, "TPESampler"),
+    ],
+)
+def test_block_search_is_the_default_for_pretrained_decoders(
+    sections: dict[str, Any], sampler: str, tmp_path: Path
+) -> None:
+    assert Recipe.parse(decoder(tmp_path, **sections)).search.sampler == sampler
+
+
+def test_blocks_of_a_decoder_are_scored_by_their_divergence_from_the_parent(tmp_path: Path) -> None:
+    """The reference has all logits of both; scoring another subnetwork in between changes nothing."""
+    tokenizer(tmp_path / "lm")
+    parent = causal(tmp_path / "lm")
+    (tmp_path / "lm.txt").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    context = TaskContext(Recipe.parse(decoder(tmp_path)))
+    evaluator = Evaluator(context.recipe, Supernet(context.load_model()), context.splits.search, {})
+    scorer, full = evaluator.scorer, evaluator.supernet.parent
+    narrow = full.with_values(intermediate_size=tuple(size // 2 for size in full.intermediate_size))
+    scores = [scorer(subnet, None).scores[PARENT_DIVERGENCE][0] for subnet in (narrow, full, narrow)]
+    model, apart = evaluator.supernet.extract(narrow).eval(), list[torch.Tensor]()
+    with torch.inference_mode():
+        for batch in context.splits.search.batches:
+            own, target = (each(**model_inputs(batch)).logits[:, :-1].log_softmax(-1) for each in (model, parent))
+            apart += (target.exp() * (target - own)).sum(-1).mean(-1)
+    assert scores == pytest.approx([float(torch.stack(apart).mean()), 0.0, scores[0]], abs=1e-6) and scores[0] > 1e-4
+
+
+def test_solutions_go_by_the_divergence_and_too_few_evaluations_score_no_blocks(tmp_path: Path) -> None:
+    recipe = Recipe.parse(decoder(tmp_path, objectives={"loss": "minimize", "macs": "minimize"}))
+    evaluator: Any = SimpleNamespace(recipe=recipe, cost=cost, feasible=lambda _: True, block_score=PARENT_DIVERGENCE)
+
+    def phases(budget: int) -> list[Any]:
+        return list(startup_phases(recipe, SPACE, evaluator, budget, lambda: 1.0))
+
+    scored, combined = phases(30)
+    planned = scored({})
+    assert {*replacements(SPACE)} <= {*planned}
+    points = {s.key: Point(s, {"loss": -loss(s), PARENT_DIVERGENCE: loss(s)}) for s in planned}
+    by_divergence = solve(limit=(30 - len(replacements(SPACE))) // 2)
+    assert combined(points) == by_divergence
+    old = {key: Point(point.subnet, {"loss": loss(point.subnet)}) for key, point in points.items()}
+    assert combined(old) == by_divergence, "an earlier version wrote no divergences"
+    few = phases(8)
+    assert not {*replacements(SPACE)} <= {*few[0]({})} and few[1]({}) == []

@@ -23,7 +23,8 @@ OPTUNA_SAMPLERS = (
     "RandomSampler",
     "TPESampler",
 )
-SAMPLERS = ("SurrogateSampler", "BlockSearch", *OPTUNA_SAMPLERS)
+BLOCK_SEARCH = "BlockSearch"
+SAMPLERS = ("SurrogateSampler", BLOCK_SEARCH, *OPTUNA_SAMPLERS)
 """Our samplers, and those of Optuna for several objectives."""
 
 STORAGES = ("postgresql", "mysql", "sqlite", "grpc")
@@ -121,7 +122,7 @@ def _check_search(recipe: Recipe) -> None:
             f"`{search.sampler}`; {did_you_mean(search.sampler, SAMPLERS)}."
         )
     minimized = [n for n, direction in recipe.objectives.items() if is_cost(n) and direction == "minimize"]
-    if search.sampler == "BlockSearch" and not minimized:
+    if search.sampler == BLOCK_SEARCH and not minimized:
         raise InputError(
             f"`search.sampler: BlockSearch` needs a cost to minimize, but got {list(recipe.objectives)}; add one."
         )

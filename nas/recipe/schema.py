@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from nas.recipe import strict_yaml
-from nas.recipe.checks import TASK_NAMES, check_fields, check_workloads
+from nas.recipe.checks import BLOCK_SEARCH, TASK_NAMES, check_fields, check_workloads
 from nas.recipe.objectives import (
     COSTS,
     DIRECTIONS,
@@ -351,7 +351,11 @@ class Search(_Section):
         le=1,
         description="Stop an evaluation early at this confidence that it cannot reach the front; 1 disables it.",
     )
-    sampler: str = Field("SurrogateSampler", description="Name of the sampler.")
+    sampler: str = Field(
+        "SurrogateSampler",
+        description="Name of the sampler; default for `text-generation` without a training, if layers are chosen one "
+        "by one and a cost is minimized: `BlockSearch`.",
+    )
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the sampler's class.")
     earlier: list[str] = Field(
         default_factory=list, description="Runs of the same space: their fronts are evaluated first."
@@ -558,11 +562,20 @@ class Recipe(_Section):
                 settings = getattr(self, section)
                 minutes = settings.minutes or share * self.minutes or None
                 update[section] = settings.model_copy(update={"minutes": minutes})
+        if "sampler" not in self.search.model_fields_set and self._suits_blocks(update.get("objectives")):
+            update["search"] = self.search.model_copy(update={"sampler": BLOCK_SEARCH})
         workloads = self.named_workloads
         if not task.reads_text:
             workloads = {name: replace(each, sequence_length=None) for name, each in workloads.items()}
         update |= {"workload": next(iter(workloads.values())), "workloads": workloads if self.workloads else {}}
         return self.model_copy(update=update)
+
+    def _suits_blocks(self, objectives: Mapping[str, Direction] | None) -> bool:
+        """Whether replacements of single blocks are scored first: blocks of a pretrained decoder hardly interact."""
+        of_blocks = self.task.type == "text-generation" and not self.supernet.is_trained
+        per_layer = self.space == "auto" or self.space.scope == "per-layer"
+        costs = [way for name, way in (objectives or self.objectives).items() if is_cost(name)]
+        return of_blocks and per_layer and "minimize" in costs
 
     @property
     def directions(self) -> dict[str, Direction | None]:

@@ -9,12 +9,14 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.fronts.point import Point
+from nas.recipe.checks import BLOCK_SEARCH
 from nas.recipe.schema import Recipe
 from nas.studies.racing import EarlyStopping, Outcome, Scorer
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.slices import SHARES
+from nas.tasks.types.language_modeling import PARENT_DIVERGENCE
 from predictors import AnalyticCosts
 from predictors.latency.throughput import CostPredictor
 from search_spaces import SubnetConfig
@@ -72,9 +74,23 @@ class Evaluator:
         return all(v <= 0 for v in self.violations(values).values())
 
     @property
+    def block_score(self) -> str:
+        """The metric that tells a block search how good a replacement is.
+
+        Of a language model that is not trained it is the divergence from the parent's predictions, as in Puzzle
+        (Bercovich et al. 2024, arXiv 2411.19146): no text that the parent predicts badly speaks for a block. Else, and
+        where subnetworks read other tokens than the parent, it is the primary metric.
+        """
+        recipe, task = self.recipe, self.examples.task
+        is_parent = not recipe.supernet.is_trained and not self.in_other_sizes
+        scores_blocks = recipe.search.sampler == BLOCK_SEARCH and task.reads_blocks
+        return PARENT_DIVERGENCE if is_parent and scores_blocks else recipe.primary_metric
+
+    @property
     def scorer(self) -> Scorer:
         """A function that scores subnetworks on the search slice."""
-        return Scorer(self.supernet, self.examples, self.recipe.metric_names, self.in_other_sizes)
+        names = list(dict.fromkeys((*self.recipe.metric_names, self.block_score)))
+        return Scorer(self.supernet, self.examples, names, self.in_other_sizes)
 
     def early_stopping(self, subnet: SubnetConfig, front: np.ndarray) -> EarlyStopping | None:
         """When to stop the evaluation of a subnetwork, given the front; None if ``search.confidence`` is 1: never."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,12 +105,21 @@ class Scorer:
     names: Sequence[str]
     in_other_sizes: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
+    @cached_property
+    def _compared(self) -> EvaluationSet:
+        """The examples, with the parent's predictions where the divergence from them is a metric."""
+        from nas.supernets.parent_predictions import with_parent_predictions
+        from nas.tasks.types.language_modeling import PARENT_DIVERGENCE
+
+        is_compared = PARENT_DIVERGENCE in self.names
+        return with_parent_predictions(self.supernet, self.examples) if is_compared else self.examples
+
     def __call__(self, subnet: SubnetConfig, early_stopping: EarlyStopping | None) -> Outcome:
         """Scores a subnetwork on all examples, or until it cannot reach the front."""
         from nas.tasks.evaluation import score_in_slices
 
+        examples = self.in_other_sizes[subnet.input_size] if subnet.input_size != FULL else self._compared
         self.supernet.activate(subnet)
-        examples = self.in_other_sizes[subnet.input_size] if subnet.input_size != FULL else self.examples
         sizes = [len(part) for part, _ in examples.parts(self.names)]
         total = sum(sizes)
         rungs = [share for share in SHARES if early_stopping and share * min(sizes) >= MIN_EXAMPLES]

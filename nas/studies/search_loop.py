@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 
 from nas.fronts.point import Point
+from nas.recipe.checks import BLOCK_SEARCH
 from nas.recipe.objectives import is_cost
 from nas.recipe.schema import Recipe
 from nas.runs.files import digest
@@ -40,6 +41,8 @@ from nas.studies.study import REPEAT, bind_study, driver_id, earlier_studies, op
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
+BLOCKS_SHARE = 0.75
+"""Most of the evaluations and of the time for replacements of single blocks; the rest is for what combines them."""
 MAX_REFILLS = 10
 """How often random search replaces subnetworks whose evaluation failed by others."""
 Shared = tuple[SearchSpace, Evaluator, EvaluationCache]
@@ -182,32 +185,54 @@ def startup_phases(
 ) -> list[StartupPhase]:
     """What a search evaluates before its sampler: startup trials, or for block search its two phases.
 
-    If its time has a bound, the extreme subnetworks come first, and their time tells how many random ones it allows.
+    If its time has a bound, the extreme subnetworks come first, and their time tells how many random ones it allows,
+    or whether it suffices for the replacements of single blocks. If these are most of the evaluations, nothing is left
+    to combine them: there are startup trials then.
     """
-    if recipe.search.sampler != "BlockSearch":
-        warm, startup_s = warm_start(recipe, space), STARTUP_SHARE * SEARCH_SHARE * recipe.search.seconds
-        startup_s /= recipe.search.seeds
+    warm, limit_s = warm_start(recipe, space), SEARCH_SHARE * recipe.search.seconds / recipe.search.seeds
 
-        def first(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-            return first_distinct(iter(first_subnets(space, evaluator, warm)), budget)
+    def first(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        return first_distinct(iter(first_subnets(space, evaluator, warm)), budget)
 
-        def startup(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-            return startup_subnets(space, evaluator, recipe, budget, warm, startup_s / seconds_each())
-
-        return [startup] if math.isinf(startup_s) else [first, startup]
-    sign = 1.0 if recipe.objectives[recipe.primary_metric] == "minimize" else -1.0
+    def startup(complete: Mapping[str, Point]) -> list[SubnetConfig]:
+        return startup_subnets(space, evaluator, recipe, budget, warm, STARTUP_SHARE * limit_s / seconds_each())
 
     def blocks(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-        return first_distinct(iter([*first_subnets(space, evaluator), *replacements(space)]), budget)
+        most = BLOCKS_SHARE * min(budget, math.inf if math.isinf(limit_s) else limit_s / seconds_each())
+        if len(candidates) > most:
+            print_line(
+                f"blocks     {len(candidates)} replacements are too many for a search of {budget} evaluations and "
+                "its time: not scored one by one; raise `search.evaluations`"
+            )
+            return startup(complete)
+        return first_distinct(iter([*first_subnets(space, evaluator, warm), *candidates]), budget)
 
     def solutions(complete: Mapping[str, Point]) -> list[SubnetConfig]:
-        losses = {key: sign * point.values[recipe.primary_metric] for key, point in complete.items()}
+        n_scored = sum(subnet.key in complete for subnet in candidates)
+        if 2 * n_scored < len(candidates):
+            return []
         costs = [name for name, way in recipe.objectives.items() if is_cost(name) and way == "minimize"]
         bounds = {name: bound for name, bound in evaluator.recipe.bounds.items() if is_cost(name)}
-        limit = max(1, (budget - len(blocks(complete))) // 2)
+        limit, losses = max(1, (budget - n_scored) // 2), block_losses(complete, evaluator)
         return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=limit)
 
-    return [blocks, solutions]
+    before = [] if math.isinf(limit_s) else [first]
+    if recipe.search.sampler != BLOCK_SEARCH:
+        return [*before, startup]
+    candidates = replacements(space)
+    return [*before, blocks, solutions]
+
+
+def block_losses(complete: Mapping[str, Point], evaluator: Evaluator) -> dict[str, float]:
+    """Key of each evaluated subnetwork -> its score as a replacement, signed to be minimised.
+
+    It is the primary metric where some lack `Evaluator.block_score`, as an earlier version wrote them.
+    """
+    recipe, name = evaluator.recipe, evaluator.block_score
+    if not all(name in point.values for point in complete.values()):
+        name = recipe.primary_metric
+    sign = -1.0 if recipe.objectives.get(name) == "maximize" else 1.0
+    return {key: sign * point.values[name] for key, point in complete.items()}
 
 
 class EvaluationScheduler:

@@ -62,6 +62,16 @@ def _divergence_from_top(
     return divergence_from_top(logits[scored], teacher[scored], temperature)
 
 
+def divergence_by_example(outputs: Sequence[LogitsAndLabels], parent: TopClasses) -> torch.Tensor:
+    """Returns the divergence of each example from the parent's likeliest classes, summed over its scored labels."""
+    ((logits, labels),) = outputs
+    found = [
+        divergence_from_top(logits[row][scored], parent[row][scored], 1.0) * scored.sum()
+        for row, scored in enumerate(labels != IGNORE_INDEX)
+    ]
+    return torch.stack(found)
+
+
 def loss_by_example(outputs: Sequence[LogitsAndLabels], activation: Activation) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss of each example, summed over its scored labels, and the number of these labels.
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from nas.tasks.batches import PARENT, Batch
 from nas.tasks.few_labels import exact, exact_dtype, few_labels
 
 TOP = 128
 """Classes that are kept. Of predictions of SmolLM2-135M on WikiText-2, with all others as one class, the gradient of
 the divergence is within 2.6 % of that with all 49,152 (64: 4.6 %, 256: 1.8 %). Renormalised over those that are kept,
 as is often done, it is 16 % off; why the others have to count: Anshumann et al. 2025 (arXiv 2503.16870)."""
+
+ENTRIES = (f"{PARENT}log_shares", f"{PARENT}classes")
+"""Entries of a batch with those of the parent."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,22 @@ class TopClasses:
     log_shares: torch.Tensor
     classes: torch.Tensor
 
-    def __getitem__(self, rows: torch.Tensor) -> TopClasses:
+    def __getitem__(self, rows: torch.Tensor | int) -> TopClasses:
         """Those of some labels."""
         return TopClasses(self.log_shares[rows], self.classes[rows])
+
+    def to(self, device: str) -> TopClasses:
+        """The same on another device."""
+        return TopClasses(self.log_shares.to(device), self.classes.to(device))
+
+    def as_entries(self) -> dict[str, torch.Tensor]:
+        """Entries of a batch."""
+        return dict(zip(ENTRIES, (self.log_shares, self.classes), strict=True))
+
+    @classmethod
+    def in_batch(cls, batch: Batch) -> TopClasses | None:
+        """Those that are entries of a batch; None if it has none."""
+        return cls(*(batch[name] for name in ENTRIES)) if ENTRIES[0] in batch else None
 
     @classmethod
     def of(cls, logits: torch.Tensor, temperature: float = 1.0) -> TopClasses:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BITS_PER_BYTE = "bits_per_byte"
+PARENT_DIVERGENCE = "parent_divergence"
+"""Mean divergence from the parent's predictions of tokens, where a batch has them; it is no objective."""
 CONTEXT, TOKENS = "context", "tokens"
 """Columns with the number of first tokens of a block that are not scored, at least one, and of those after them.
 `BYTES` are those of the text of the latter."""
@@ -58,6 +60,8 @@ class LanguageModeling(TextTask):
 
     def metric(self, name: str) -> Metric:
         """Returns a metric by name; InputError if it needs bytes, which only a fast tokenizer knows."""
+        if name == PARENT_DIVERGENCE and name not in self.task.metrics:
+            return metrics.ratio_of_sums(PARENT_DIVERGENCE, "n_scored")
         if name == BITS_PER_BYTE and name not in self.task.metrics and not self.processor.is_fast:
             raise InputError(
                 f"`{name}` needs a fast tokenizer, which knows the bytes of its tokens, but the model has a "
@@ -73,13 +77,18 @@ class LanguageModeling(TextTask):
         self, model: PreTrainedModel, batch: Batch, rows: Sequence[list[Row]], metric_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Returns the loss and the predicted tokens of each block, not the logits over the vocabulary."""
-        from nas.tasks.losses import loss_by_example
+        from nas.tasks.losses import divergence_by_example, loss_by_example
+        from nas.tasks.top_classes import TopClasses
 
         outputs = self.logits_and_labels(model(**model_inputs(batch)), batch)
         loss, count = loss_by_example(outputs, self.activation)
         labels, predictions = outputs[0][1].cpu().numpy(), outputs[0][0].argmax(-1).cpu().numpy()
         has_label = labels != IGNORE_INDEX
+        apart, parent = dict[str, np.ndarray](), TopClasses.in_batch(batch)
+        if parent is not None:
+            apart[PARENT_DIVERGENCE] = divergence_by_example(outputs, parent).double().cpu().numpy()
         return {
+            **apart,
             "loss": loss.double().cpu().numpy(),
             "n_scored": count.cpu().numpy(),
             "n_tokens": np.array([row[TOKENS] for (row,) in rows]),
