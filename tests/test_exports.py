@@ -57,7 +57,7 @@ for folder, auto in json.loads((root / "folders.json").read_text()).items():
 """
 ISOLATED = "sys.modules |= dict.fromkeys(('nas', 'search_spaces', 'predictors'))  # not to be imported"
 MODES = {
-    "trusted": LOAD.format(prepare=ISOLATED, trust=", trust_remote_code=True"),
+    "trusted": LOAD.format(prepare=ISOLATED, trust=", trust_remote_code=any((root / folder).glob('*.py'))"),
     "imported": LOAD.format(prepare="import nas", trust=""),
 }
 
