@@ -73,6 +73,23 @@ def test_rows_that_are_computed_when_read_lie_in_memory_for_one_batch(
     assert all(row.keys() == {*task.reference_columns} for group in examples.rows for (row,) in group)
 
 
+def test_a_set_too_large_for_memory_is_read_anew_in_every_pass(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make("speech")
+    model, task = context.load_model(), context.splits.task
+    dataset = task.process(task.test, "toy")
+    kept = EvaluationSet.from_dataset(dataset, task, 4)
+    monkeypatch.setattr("nas.tasks.evaluation.KEPT_BYTES", 0)
+    read = EvaluationSet.from_dataset(dataset, task, 4)
+    assert isinstance(kept.collated, tuple) and read.collated[0] is not read.collated[0], "a batch stays in memory"
+    assert len(read.batches) == len(kept.batches) and len(read.take(4).batches) == 1
+    assert score(model, read, ["loss"]) == score(model, kept, ["loss"])
+    assert [s for _, s in score_in_slices(model, read, ["loss"], SHARES)] == [
+        s for _, s in score_in_slices(model, kept, ["loss"], SHARES)
+    ]
+    texts = make("single label").splits
+    assert isinstance(EvaluationSet.from_dataset(texts.train, texts.task).collated, tuple), "as long as its rows"
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize("examples", [1, 5, 64, 1000])
 def test_batches_hold_each_example_once_and_lengths_that_are_similar(examples: int, size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+KEPT_BYTES = 2 * 2**30
+"""Inputs of a set that stay in memory; of a larger one whose rows are computed when read, each batch is read anew."""
+
+
+class ReadBatches(Sequence[dict[str, torch.Tensor]]):
+    """Batches that are read and collated each time they are asked for.
+
+    Args:
+        read: Number of a batch -> its inputs.
+        numbers: Which of them.
+    """
+
+    def __init__(self, read: Callable[[int], dict[str, torch.Tensor]], numbers: Sequence[int]) -> None:
+        self.read, self.numbers = read, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> ReadBatches: ...
+    def __getitem__(self, index: int | slice) -> dict[str, torch.Tensor] | ReadBatches:
+        numbers = self.numbers[index]
+        return self.read(numbers) if isinstance(numbers, int) else ReadBatches(self.read, numbers)
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled examples, collated once, in the order of `nas.tasks.slices.fair_batches`.
@@ -40,7 +67,7 @@ class EvaluationSet:
     """
 
     task: TaskType
-    collated: tuple[dict[str, torch.Tensor], ...]
+    collated: Sequence[dict[str, torch.Tensor]]
     rows: tuple[Sequence[list[Row]], ...]
     beside: tuple[EvaluationSet, ...] = ()
 
@@ -48,22 +75,31 @@ class EvaluationSet:
     def from_dataset(cls, dataset: Dataset, task: TaskType, batch_size: int | None = None) -> EvaluationSet:
         """Collates a processed dataset; every call gives the same batches.
 
-        Rows that are computed when they are read, such as the pixels of an image, are read one batch at a time.
+        Rows that are computed when they are read, such as the pixels of an image, are read one batch at a time; if
+        all inputs take more than `KEPT_BYTES`, again in every pass.
         """
         size, collate = batch_size or task.evaluation_batch_size, task.evaluation_collator()
         lengths, read = _examples(dataset, task)
+        groups, is_small = fair_batches(lengths, size), True
         batches, rows = list[dict[str, torch.Tensor]](), list[Sequence[list[Row]]]()
-        for numbers in fair_batches(lengths, size):
+
+        def collated(group: Sequence[list[Row]]) -> dict[str, torch.Tensor]:
+            return dict(collate([row for example in group for row in example]))
+
+        for numbers in groups:
             group = [read(number) for number in numbers]
-            batches.append(dict(collate([row for example in group for row in example])))
             rows.append([_reference_rows(example, task) for example in group])
-        return cls(task, tuple(batches), tuple(rows))
+            if is_small:
+                batches.append(collated(group))
+                is_small = not _is_computed(dataset) or len(groups) * _num_bytes(batches[0]) <= KEPT_BYTES
+        again = ReadBatches(lambda batch: collated([read(number) for number in groups[batch]]), range(len(groups)))
+        return cls(task, tuple(batches) if is_small else again, tuple(rows))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
 
     @property
-    def batches(self) -> tuple[Mapping[str, torch.Tensor], ...]:
+    def batches(self) -> Sequence[Mapping[str, torch.Tensor]]:
         """Model inputs with labels."""
         with torch.inference_mode(False), torch.no_grad():  # training reads them too
             self.task.add_labels(self.collated)
@@ -71,7 +107,7 @@ class EvaluationSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """Has all labels: a process that only scores does not load the recipe's model."""
-        return {**self.__dict__, "collated": self.batches}
+        return {**self.__dict__, "collated": tuple(self.batches)}
 
     def parts(self, names: Sequence[str]) -> list[tuple[EvaluationSet, list[str]]]:
         """The sets on which these metrics are computed, each with its own."""
@@ -211,10 +247,19 @@ def _say_left_out(name: str) -> None:
 
 def _examples(dataset: Dataset, task: TaskType) -> tuple[list[int], Callable[[int], list[Row]]]:
     """The length of each example, and a function that returns its rows by its number."""
-    if dataset.format["type"] == "custom":  # computed when read: each row is an example
+    if _is_computed(dataset):  # each row is an example
         return [0] * len(dataset), lambda number: [dataset[number]]
     examples = task.group_by_example(dataset[i] for i in range(len(dataset)))
     return [_num_tokens(example) for example in examples], examples.__getitem__
+
+
+def _is_computed(dataset: Dataset) -> bool:
+    """Whether rows are computed when they are read, such as the pixels of an image."""
+    return str(dataset.format["type"]) == "custom"
+
+
+def _num_bytes(batch: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in batch.values())
 
 
 def _reference_rows(example: list[Row], task: TaskType) -> list[Row]:
