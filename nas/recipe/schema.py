@@ -587,6 +587,5 @@ class Recipe(_Section):
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in data.items():
-        nested = isinstance(value, dict) and value
-        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
