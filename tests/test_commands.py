@@ -142,6 +142,9 @@ def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(
     monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda: 20 * parameters)
     named = _memory_line(context, meta_model(context)).partition(" GB of the cpu; ")[2].partition(" will not fit")[0]
     assert {"supernet", "finish"} <= {*named.split(", ")} and "export" not in named
+    monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda: 3.9 * parameters)
+    with pytest.raises(InputError, match=r"weights of a model must fit on one device.*float32 and the cpu has"):
+        _memory_line(context, meta_model(context))
 
 
 def test_the_whole_front_is_exported_at_once(

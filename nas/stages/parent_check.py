@@ -191,11 +191,23 @@ def _values(model: PreTrainedModel, examples: EvaluationSet, names: list[str]) -
 
 
 def _memory_line(context: TaskContext, model: PreTrainedModel) -> str:
-    """The memory of the stage that takes most, against that of the device, and every stage that does not fit."""
+    """The memory of the stage that takes most, against that of the device, and every stage that does not fit.
+
+    Raises:
+        InputError: If not even the weights fit, which are in one piece on one device.
+    """
     needs, available, device = stage_needs(context, model), available_gb(), training_device()
+    weights, dtype = context.memory_dtype.itemsize * model.num_parameters() / 1e9, str(context.memory_dtype)[6:]
+    if weights > available:
+        raise InputError(
+            f"the weights of a model must fit on one device, as subnetworks are slices of them, but they take "
+            f"{weights:.3g} GB in {dtype} and the {device} has {available:.3g}; take a larger "
+            "one, or the machine's own memory (`CUDA_VISIBLE_DEVICES=`), or store the model in bfloat16."
+        )
     most = max(needs, key=lambda name: needs[name].memory_gb)
     large = [name for name, need in needs.items() if need.memory_gb > available]
     way_out = "lower `batch_size`, set `activation_checkpointing`, or `supernet.strategy` to `none`"
+    way_out += "" if device == "cpu" else ", or take the machine's own memory (`CUDA_VISIBLE_DEVICES=`)"
     hint = f"; {', '.join(large)} will not fit: {way_out}" if large else ""
     return (
         f"memory     {most} takes about {needs[most].memory_gb:.3g} GB of the {available:.1f} GB of the {device}{hint}"
