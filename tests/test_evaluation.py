@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from toy_tasks import CASES, Make
 
 from nas.recipe.objectives import Direction
 from nas.recipe.schema import Recipe
-from nas.studies.racing import EarlyStopping
+from nas.studies.racing import EarlyStopping, stopping_width
 from nas.tasks.bootstrap import SAMPLES, standard_error
 from nas.tasks.context import TaskContext
 from nas.tasks.entities import entities, entity_counts
@@ -109,7 +108,7 @@ def test_a_candidate_as_good_as_the_front_is_stopped_as_rarely_as_stated(share_r
     """Where short examples are harder or easier than long ones."""
     rng, quantiles = np.random.default_rng(0), np.linspace(0, 1, 1000)
     batches, stopped, trials = fair_batches(list(range(1000)), 64), 0, 400
-    width = NormalDist().inv_cdf(1 - 0.01 / len(SHARES))
+    width = stopping_width(0.99)
     objectives: dict[str, Direction] = {"accuracy": "maximize", "latency_ms": "minimize"}
     for _ in range(trials):
         right = rng.random(1000) < share_right(quantiles)
@@ -122,6 +121,17 @@ def test_a_candidate_as_good_as_the_front_is_stopped_as_rarely_as_stated(share_r
                 stopped += 1
                 break
     assert stopped / trials <= 0.02
+
+
+def test_skewed_values_are_stopped_as_rarely_as_stated() -> None:
+    """The mean of few of them is low where their spread is low too, so a standard error of these few is too small."""
+    drawn, width, stopped = np.random.default_rng(0).gamma(4, size=(4000, 1000)), stopping_width(0.99), 0
+    for values in drawn:
+        racing = EarlyStopping({"loss": "maximize"}, {}, {}, np.array([[-values.mean()]]), width)
+        slices = (values[: round(share * len(values))] for share in SHARES)
+        scores = ((part.mean(), part.std(ddof=1) / len(part) ** 0.5, len(part) / 1000) for part in slices)
+        stopped += any(racing.cannot_reach_front({"loss": (value, error)}, share) for value, error, share in scores)
+    assert 0 < stopped / len(drawn) <= 0.01
 
 
 def test_token_f1_is_scikit_learns_without_the_outside_tag(make: Make) -> None:

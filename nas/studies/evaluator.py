@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import numpy as np
 
 from nas.fronts.point import Point
 from nas.recipe.checks import BLOCK_SEARCH
 from nas.recipe.schema import Recipe
-from nas.studies.racing import EarlyStopping, Outcome, Scorer
+from nas.studies.racing import EarlyStopping, Outcome, Scorer, stopping_width
 from nas.supernets.counted_costs import count_costs
 from nas.supernets.supernet import Supernet
 from nas.tasks.evaluation import EvaluationSet
-from nas.tasks.slices import SHARES
 from nas.tasks.types.language_modeling import PARENT_DIVERGENCE
 from predictors import AnalyticCosts
 from predictors.latency.throughput import CostPredictor
@@ -97,8 +95,8 @@ class Evaluator:
         confidence = self.recipe.search.confidence
         if confidence == 1:
             return None
-        width = NormalDist().inv_cdf(1 - (1 - confidence) / len(SHARES))  # Bonferroni: it may stop after each rung
-        return EarlyStopping(self.recipe.objectives, self.recipe.bounds, self.costs(subnet), front, width)
+        objectives, bounds = self.recipe.objectives, self.recipe.bounds
+        return EarlyStopping(objectives, bounds, self.costs(subnet), front, stopping_width(confidence))
 
     def point(self, subnet: SubnetConfig, outcome: Outcome) -> Point:
         """All values of an evaluated subnetwork."""
