@@ -1,6 +1,7 @@
 """Fewer tokens in a model of long texts: merged, dropped or pooled between layers, beside sparse attention.
 
-    python -m experiments.bench.text_tokens MINILM TRAIN.parquet TEST.parquet [--seeds 0 1 2] [--rounds 5] [--together]
+    python -m experiments.bench.text_tokens MINILM TRAIN.parquet TEST.parquet [--seeds 0 1 2] [--rounds 5]
+        [--texts 30] [--together]
 
 MINILM is the folder of all-MiniLM-L6-v2; the tables have columns `text` and `label`. Texts have at least 512 tokens
 and are cut there. Nothing is trained but a logistic regression on the whole model's vectors (means of the last hidden
@@ -41,7 +42,7 @@ from predictors import Workload, measure
 from predictors.measurement.timing import REFERENCE
 from search_spaces import SubnetConfig
 
-TOKENS, KNOWN, ASKED = 512, 60, 30
+TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=30, help="Of a seed; twice as many to learn from.")
     parser.add_argument("--together", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -164,8 +166,8 @@ def main() -> None:
     models, tokenizer = encoders(arguments.model, variants), AutoTokenizer.from_pretrained(arguments.model)
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for seed in arguments.seeds:
-        known, labels = long_texts(arguments.train, tokenizer, KNOWN, seed)
-        asked, truth = long_texts(arguments.test, tokenizer, ASKED, seed)
+        known, labels = long_texts(arguments.train, tokenizer, 2 * arguments.texts, seed)
+        asked, truth = long_texts(arguments.test, tokenizer, arguments.texts, seed)
         probe = LogisticRegression(C=10, max_iter=1000).fit(vectors(models["whole"], known), labels)
         whole = vectors(models["whole"], asked)
         for name, model in models.items():
@@ -178,7 +180,7 @@ def main() -> None:
         timings = measure(
             calls, lambda: models["whole"](ids), Workload(sequence_length=TOKENS), rounds=arguments.rounds
         )
-    title = f"{TOKENS} tokens · whole {timings[REFERENCE].latency_ms:.0f} ms · {ASKED} texts a seed"
+    title = f"{TOKENS} tokens · whole {timings[REFERENCE].latency_ms:.0f} ms · {arguments.texts} texts a seed"
     table = Table("variant", "time", "accuracy", "cosine with the whole", title=title)
     ratios = {name: timings[name].ratio if name in calls else 1.0 for name in scores}
     nearest = 0.0
