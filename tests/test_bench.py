@@ -18,6 +18,7 @@ from rich.console import Console
 from nas.commands.bench import BenchRow, bench_noise_warning, bench_rows, bench_table, write_csv
 from nas.commands.bench import _timings as bench_timings
 from nas.recipe.schema import Recipe
+from nas.supernets.supernet import Supernet
 from predictors import Timing, Workload, measure
 from predictors.measurement.plan import Plan
 from predictors.measurement.timing import REFERENCE
@@ -46,8 +47,10 @@ def test_bench_runs_no_code_that_comes_with_a_model(recipe: Recipe, tmp_path: Pa
 
 def test_bench_compares_models_and_writes_every_digit(recipe: Recipe, tmp_path: Path) -> None:
     folders = [str(tmp_path / name) for name in ("first", "second")]
-    for folder in folders:
-        bert().save_pretrained(folder)
+    supernet = Supernet(bert().eval())
+    supernet.model.save_pretrained(folders[0])
+    integers = supernet.parent.with_values(bits=("int8",) * supernet.parent.num_hidden_layers)
+    supernet.extract(integers).save_pretrained(folders[1])
     rows = bench_rows(folders, recipe, 0.5)
     assert bench_table(rows).row_count == 2 and rows[0].timing.ratio == 1
     for timing in (row.timing for row in rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def test_every_family_has_a_recipe_or_a_reason_on_every_task(benchmark: dict[str
     for cell in made:
         opened = {name for name in DIMENSIONS if getattr(cell.settings.space, name) is not None}
         assert opened == {key.removeprefix("space.") for key in cell.changes if key.startswith("space.")}
+        choices = {DIMENSIONS[name]: len(getattr(cell.settings.space, name)) for name in opened}
+        assert math.prod(number ** (1 if each.scope == "subnetwork" else 6) for each, number in choices.items()) >= 10
 
 
 def test_a_row_shows_the_cheapest_model_of_the_search_that_keeps_the_quality(

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nas.modeling.known_layouts import adopt, is_model_type, nearest_layout, small_model
 from nas.stages.layout_proof import alike_text, prove_what_holds
-from nas.tasks.loading import load_config
+from nas.tasks.loading import load_parent_config
 from search_spaces import FAMILIES, Family, InputError, family_of
 from search_spaces.families import REFUSED
 from search_spaces.families.checked import checked_types
@@ -52,7 +52,7 @@ def describe_type(model: str, trust: bool = False) -> Iterator[str]:
         raise InputError(
             f"model type `{model}` is not supported: {nearest_layout(model)}. CONTRIBUTING.md shows how to add one."
         )
-    family = family or family_of(model if model in REFUSED else load_config(model, trust).model_type)
+    family = family or family_of(model if model in REFUSED else load_parent_config(model, trust).model_type)
     if family.alike:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])

@@ -25,7 +25,7 @@ from nas.tasks.context import TaskContext
 from nas.tasks.data import load_source
 from nas.tasks.labels import infer_problem_type
 from nas.tasks.lengths import propose_length
-from nas.tasks.loading import load_config, load_processor
+from nas.tasks.loading import load_parent_config, load_processor
 from nas.tasks.types import TASK_TYPES
 from predictors.measurement.prepare import check_runtime
 from predictors.measurement.runtimes import RUNTIMES
@@ -94,7 +94,7 @@ def propose_recipe(
     if task is not None and task not in TASK_NAMES:
         raise InputError(f"`--task` must be a supported task, but got `{task}`; {did_you_mean(task, TASK_NAMES)}.")
     model = absolute_source(model, Path())
-    layout = Layout(load_config(model, trust), task or "")
+    layout = Layout(load_parent_config(model, trust), task or "")
     if task is not None and task not in layout.family.tasks:
         raise InputError(
             f"`--task` must be one that `{layout.family.model_type}` does ({', '.join(layout.family.all_tasks)}), but "

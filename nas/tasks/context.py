@@ -25,7 +25,7 @@ from nas.tasks.data import augment, load_source
 from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.evaluation import EvaluationSet
 from nas.tasks.images import image_shape, processed_size, resized_processor, with_image_size
-from nas.tasks.loading import load_config, load_processor
+from nas.tasks.loading import load_parent_config, load_processor
 from nas.tasks.search_slice import draw, require_groups_apart, split_training_data, with_group_ids
 from nas.tasks.sources.parts import take_part
 from nas.tasks.trimmed_tokenizer import trimmed_tokenizer
@@ -167,7 +167,7 @@ class TaskContext:
 
     @property
     def _stored_config(self) -> PreTrainedConfig:
-        return load_config(self.recipe.model, self.recipe.trust_remote_code)
+        return load_parent_config(self.recipe.model, self.recipe.trust_remote_code)
 
     @property
     def _longest_input(self) -> int:
@@ -494,7 +494,7 @@ class TaskContext:
 
     def _unfolded(self, model: PreTrainedModel, source: str) -> PreTrainedModel:
         """The stock model with the weights of an export of ours; InputError if its outputs are others."""
-        unfolded = unfold(model, load_config(source), source).eval()
+        unfolded = unfold(model, load_parent_config(source), source).eval()
         length = min(self.recipe.task.max_length, 16) if self.task.reads_text else None
         inputs = self.dummy_inputs(Workload(batch_size=2, sequence_length=length))
         with torch.inference_mode():

@@ -39,7 +39,7 @@ def load_config(model: str, trust: bool = False) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         require_no_quantization(config, model)
         _require_sizes(config, model)
-        return unfolded_config(config, model) if is_export(config) else config
+        return config
     except InputError:
         raise
     except Exception as error:
@@ -49,6 +49,16 @@ def load_config(model: str, trust: bool = False) -> PreTrainedConfig:
             f"there is no model `{model}`: it is neither a folder with a config.json nor on the hub; check the "
             "spelling and the connection."
         ) from None
+
+
+def load_parent_config(model: str, trust: bool = False) -> PreTrainedConfig:
+    """The config of a model to be searched; of an export whose layers differ, the stock config that it fits into.
+
+    Raises:
+        InputError: As `load_config`; or if no stock model has the outputs of the export.
+    """
+    config = load_config(model, trust)
+    return unfolded_config(config, model) if is_export(config) else config
 
 
 def _require_sizes(config: PreTrainedConfig, model: str) -> None:
