@@ -178,6 +178,7 @@ class Family:
         special_tokens: Number of tokens that an image model puts before the patches.
         any_image_size: Whether it reads images of any size, so that its image processor says how large they are, not
             its config.
+        cuts_patches: Whether its image processor cuts images of any shape into patches, as many as its config says.
         patch_size: Pixels a side that a token of its encoder stands for, where its config does not say.
         position_offset: Number of position embeddings that no token uses.
         learned_positions: End of the path of its position embeddings, if each position has learned ones.
@@ -217,6 +218,7 @@ class Family:
     conv1d: bool = False
     special_tokens: int = 1
     any_image_size: bool = False
+    cuts_patches: bool = False
     patch_size: int = 0
     position_offset: int = 0
     learned_positions: str = ""

@@ -128,6 +128,8 @@ class Inputs:
         """Patches of one image or spectrogram, 0 if the model reads none; of several stages, those of the first."""
         if self.stages:
             return self.stages[0].tokens
+        if self.family.cuts_patches:
+            return int(self.sizes.num_patches)
         if not self.patch_size:
             return 0
         if hasattr(self.sizes, "frequency_stride"):

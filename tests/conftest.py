@@ -87,6 +87,7 @@ MODERN = {"local_attention": 8, **{f"{name}_token_id": 0 for name in ("pad", "bo
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 DISENTANGLED |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 TWO_TOWERS = {"vision_config": {**SIZES, "image_size": 8, "patch_size": 2}, "text_config": SIZES, "num_labels": 3}
+CUT = {**TWO_TOWERS, "vision_config": {**SIZES, "num_patches": 16, "patch_size": 2}}
 WAVE = {"conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
 WAVE |= {"feat_extract_norm": "layer", "num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 4}
 WAVE |= {"vocab_size": len(WORDS), "mask_time_prob": 0.0, "classifier_proj_size": 32, "layerdrop": 0.0}
@@ -116,6 +117,17 @@ def text_inputs() -> dict[str, torch.Tensor]:
 def image_inputs() -> dict[str, torch.Tensor]:
     """Three random images."""
     return {"pixel_values": torch.randn(3, 3, 8, 8)}
+
+
+def patch_inputs() -> dict[str, torch.Tensor]:
+    """Three random images of different shapes, cut into at most sixteen patches of 2 x 2 pixels."""
+    shapes = torch.tensor([[4, 4], [2, 6], [3, 5]])
+    mask = (torch.arange(16) < shapes.prod(1)[:, None]).int()
+    return {
+        "pixel_values": torch.randn(3, 16, 12) * mask[..., None],
+        "pixel_attention_mask": mask,
+        "spatial_shapes": shapes,
+    }
 
 
 def larger_image_inputs() -> dict[str, torch.Tensor]:
@@ -280,6 +292,7 @@ TOYS: dict[str, Toy] = {
         Toy("segformer", {**MIXED_FFN, "initializer_range": 0.1}, larger_image_inputs),
         Toy("clip", TWO_TOWERS, image_inputs),
         Toy("siglip", TWO_TOWERS, image_inputs),
+        Toy("siglip2", CUT, patch_inputs),
         Toy("yolos", {**SIZES, **QUERIES, "use_mid_position_embeddings": False}, image_inputs),
         Toy("rt_detr_v2", {**BART, **MAPS}, maps_inputs, ("sdpa",)),
         Toy("rt_detr", {**BART, **MAPS}, maps_inputs, ("sdpa",)),
@@ -290,7 +303,7 @@ TOYS: dict[str, Toy] = {
 LAYOUTS = [
     name
     for number, (name, family) in enumerate(FAMILIES.items())
-    if name not in ("qwen3_moe", "olmoe")  # Mixtral's layers under other names, and with the norms of OLMo 2
+    if name not in ("qwen3_moe", "olmoe", "siglip2")  # layers of others: Mixtral, OLMo 2, SigLIP
     and all(replace(one, model_type=name, tasks=family.tasks) != family for one in [*FAMILIES.values()][:number])
 ]
 """Families whose table is not that of an earlier one under another name; the others get the marker ``full``."""
@@ -328,6 +341,10 @@ TOWERS = Toy("clip", UNLIKE, towers_inputs)
 POOLED = {**UNLIKE, "text_config": {**UNLIKE["text_config"], "projection_size": 48}}
 POOLING_TOWERS = Toy("siglip", POOLED, towers_inputs)
 """The same where the vector of an image is pooled by attention and has the hidden size."""
+CUT_TOWERS = Toy(
+    "siglip2", {**POOLED, "vision_config": {**CUT["vision_config"]}}, lambda: {**patch_inputs(), **text_inputs()}
+)
+"""The same over patches of images of any shape."""
 
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 OWN_POSITIONS = {"share_att_key": False, "position_buckets": -1, "position_biased_input": True, "type_vocab_size": 2}

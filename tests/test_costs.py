@@ -16,6 +16,7 @@ from conftest import DAILY_FAMILIES, LAYOUTS, TOYS, Toy, sampled
 
 from nas import Supernet
 from nas.supernets.calibration import calibrate
+from nas.tasks.images import random_images
 from predictors import AnalyticCosts, Workload
 from predictors.costs.analytic import COST_NAMES
 from predictors.costs.cost_table import unique_rows
@@ -45,6 +46,7 @@ SIZE_OF_FIELD = {
     "max_source_positions": 64,
     "max_target_positions": 256,
     "image_size": 32,
+    "num_patches": 256,
     "mlp_ratio": 4,
 }
 """Sizes at which the terms that a formula omits are negligible."""
@@ -65,6 +67,8 @@ def wide(toy: Toy) -> Toy:
 
 def inputs_of(toy: Toy, batch: int) -> dict[str, torch.Tensor]:
     """Inputs of 128 tokens each, or an image or sound of the size in the config."""
+    if FAMILIES[toy.model_type].cuts_patches:
+        return random_images(toy.model().config, Workload(sequence_length=None, batch_size=batch), torch.Generator())
     shapes = {"pixel_values": (batch, 3, 32, 32), "input_features": (batch, 8, 128)}
     arrays = {name: torch.randn(shapes[name]) for name in toy.inputs() if name in shapes}
     texts = [name for name in toy.inputs() if name not in shapes]

@@ -232,7 +232,7 @@ def test_the_nearest_table_says_which_module_or_attribute_it_expects(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("model_type", "why"), [("siglip2", "patches of images"), ("d_fine", "detectors that have one")]
+    ("model_type", "why"), [("siglip2_vision_model", "has a table as a whole"), ("d_fine", "detectors that have one")]
 )
 def test_a_type_that_is_often_asked_for_is_refused_with_the_reason(model_type: str, why: str) -> None:
     with pytest.raises(InputError, match=rf"`{model_type}` is not supported: .*{why}"):

@@ -16,7 +16,13 @@ import transformers
 from conftest import LAYOUTS, TOYS, WORDS, logits, sampled
 from PIL import Image
 from test_families import calibrated, dimensions, everything, make_space
-from transformers import BertTokenizerFast, ViTImageProcessor, WhisperFeatureExtractor, WhisperTokenizer
+from transformers import (
+    BertTokenizerFast,
+    Siglip2ImageProcessorPil,
+    ViTImageProcessor,
+    WhisperFeatureExtractor,
+    WhisperTokenizer,
+)
 from transformers.pipelines import SUPPORTED_TASKS
 
 from nas.exports.export import enable_remote_code
@@ -141,7 +147,10 @@ SHOWN = {
 
 
 def save_processor(family: str, folder: Path) -> None:
-    """Writes an image processor of 8 pixels, or a tokenizer of whole words."""
+    """Writes an image processor of 8 pixels or of sixteen patches, or a tokenizer of whole words."""
+    if FAMILIES[family].cuts_patches:
+        Siglip2ImageProcessorPil(patch_size=2, max_num_patches=16).save_pretrained(folder)
+        return
     if "input_ids" not in TOYS[family].inputs():
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
         return

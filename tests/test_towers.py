@@ -6,13 +6,14 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import POOLING_TOWERS, TOWERS, TOYS, UNLIKE, Toy, logits
+from conftest import CUT_TOWERS, POOLING_TOWERS, TOWERS, TOYS, UNLIKE, Toy, logits
 from test_families import (
     FUSED,
     assert_extracted_equals_active,
@@ -48,7 +49,7 @@ from search_spaces.families.clip import TOWERS as TABLE
 from search_spaces.tasks import RETRIEVAL_TASK, TOWERS_TASK
 
 IMAGES = Workload(sequence_length=None)
-BOTH = (TOWERS, POOLING_TOWERS)
+OF_BOTH = (TOWERS, POOLING_TOWERS, CUT_TOWERS)
 
 
 def supernet() -> Supernet:
@@ -174,11 +175,35 @@ def test_a_text_is_found_where_one_of_its_images_is_among_the_ten_nearest() -> N
     assert other["mrr10"].tolist() == [1.0, 0.5, *[1.0] * 10] and other["recall10"].all()
 
 
+def over_patches(recipe: Path) -> str:
+    """The recipe for a tiny SigLIP 2 for images of any size, in place of its CLIP."""
+    from transformers import Siglip2ImageProcessorPil, Siglip2Processor, Siglip2Tokenizer
+
+    folder, data = recipe.parent / "model", yaml.safe_load(recipe.read_text())
+    parts = [(name[:end], name[end]) for name in ("green", "blue", "red") for end in range(1, len(name))]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", ".", *ascii_lowercase, *map("".join, parts)]
+    tokenizer = Siglip2Tokenizer({piece: number for number, piece in enumerate(pieces)}, parts)
+    Siglip2Processor(Siglip2ImageProcessorPil(patch_size=2, max_num_patches=16), tokenizer).save_pretrained(folder)
+    texts = {**CUT_TOWERS.config["text_config"], "vocab_size": len(pieces)}
+    model = replace(CUT_TOWERS, config={**CUT_TOWERS.config, "text_config": texts}).model(TOWERS_TASK)
+    model.logit_scale.data.fill_(2.0)  # a new one starts at 0, and learns slowly
+    model.save_pretrained(folder)
+    del data["space"]["hidden_size"]
+    return yaml.safe_dump(data)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [TOWERS_TASK, RETRIEVAL_TASK])
-def test_a_search_of_both_towers_exports_a_model_for_the_pipeline(recipe: Path, task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [(TOWERS_TASK, "clip"), (RETRIEVAL_TASK, "clip"), pytest.param(TOWERS_TASK, "siglip2", marks=pytest.mark.full)],
+)
+def test_a_search_of_both_towers_exports_a_model_for_the_pipeline(
+    recipe: Path, task: str, family: str, tmp_path: Path
+) -> None:
     from transformers import pipeline
 
+    if family == "siglip2":
+        recipe.write_text(over_patches(recipe))
     if task == RETRIEVAL_TASK:
         recipe.write_text(yaml.safe_dump(of_retrieval(recipe)))
     search(Recipe.load(recipe), tmp_path / "run")
@@ -200,7 +225,7 @@ def test_the_table_of_a_task_has_the_towers_that_its_models_have() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+@pytest.mark.parametrize("toy", OF_BOTH, ids=lambda toy: toy.model_type)
 def test_extracted_equals_active_with_every_dimension_of_both_towers_open(toy: Toy, attention: str) -> None:
     net = calibrated(toy.model(TOWERS_TASK, attention), toy)
     for subnet in subnets(net):
@@ -216,7 +241,7 @@ def test_extracted_equals_active_in_each_dimension_of_both_towers(dimension: str
         assert_extracted_equals_active(net, space.sample(Random(k)), TOWERS.inputs())
 
 
-@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+@pytest.mark.parametrize("toy", OF_BOTH, ids=lambda toy: toy.model_type)
 def test_narrower_towers_equal_the_parent_with_the_rest_of_them_zeroed(toy: Toy) -> None:
     parent = toy.model(TOWERS_TASK)
     net = Supernet(copy.deepcopy(parent))
@@ -253,7 +278,7 @@ def test_importance_orders_the_channels_of_each_tower_and_leaves_the_model_as_it
     assert {"hidden", "text_hidden", "heads", "ffn"} <= axes
 
 
-@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+@pytest.mark.parametrize("toy", OF_BOTH, ids=lambda toy: toy.model_type)
 def test_what_is_counted_of_a_pass_is_the_image_tower_alone(toy: Toy, tmp_path: Path) -> None:
     net = calibrated(toy.model(TOWERS_TASK, "eager"), toy)
     costs = AnalyticCosts.from_model(net.model, net.layout, TOWERS_TASK)
@@ -262,7 +287,7 @@ def test_what_is_counted_of_a_pass_is_the_image_tower_alone(toy: Toy, tmp_path: 
         assert costs.num_parameters(subnet) == sum(p.numel() for p in model.parameters())
         tower, images = image_tower(model, own_inputs(toy.inputs(), subnet))
         with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, torch.no_grad():
-            tower(pixel_values=images["pixel_values"][:1])
+            tower(**{name: tensor[:1] for name, tensor in images.items()})
         assert costs.macs(subnet, None) == pytest.approx(flops.get_total_flops() / 2, rel=0.01), str(subnet)
         if number < 3:
             net.extract(subnet).save_pretrained(tmp_path / str(number))
@@ -278,13 +303,13 @@ def test_what_is_measured_is_the_image_tower_with_the_same_vectors_of_images() -
     assert torch.allclose(outputs.image_embeds, expected) and "text_model" not in dict(outputs)
 
 
-@pytest.mark.parametrize("toy", BOTH, ids=("clip", "siglip"))
+@pytest.mark.parametrize("toy", OF_BOTH, ids=lambda toy: toy.model_type)
 def test_a_subnetwork_of_towers_of_equal_layers_is_a_stock_model_if_one_computes_it(toy: Toy) -> None:
     net = Supernet(toy.model(TOWERS_TASK))
     depths = {"scope": "uniform", "num_hidden_layers": [2, 4], "num_decoder_layers": [1, 4]}
     shallow, narrow = (net.layout.search_space({**depths, "intermediate_size": [n, 96]}).smallest for n in (96, 40))
     assert not type(net.extract(shallow)).__name__.startswith("Nas")
-    assert type(net.extract(narrow)).__name__.startswith("Nas") == (toy is POOLING_TOWERS)
+    assert type(net.extract(narrow)).__name__.startswith("Nas") == (toy is not TOWERS)
     for subnet in (shallow, narrow):
         assert_extracted_equals_active(net, subnet, toy.inputs())
 

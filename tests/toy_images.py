@@ -13,6 +13,7 @@ from conftest import TOYS
 from PIL import Image
 
 from nas.recipe.schema import Recipe
+from search_spaces import FAMILIES
 
 SIDE = 32
 UNLABELLED = 255
@@ -51,6 +52,12 @@ def image_model(family: str, folder: Path, **config: Any) -> str:
     """A folder with the config of a toy and an image processor; no weights, so that a run trains it."""
     toy = transformers.AutoConfig.for_model(family, **{**TOYS[family].config, **config})
     toy.save_pretrained(folder)
+    if FAMILIES[family].cuts_patches:
+        patches = toy.vision_config
+        transformers.Siglip2ImageProcessorPil(
+            patch_size=patches.patch_size, max_num_patches=patches.num_patches
+        ).save_pretrained(folder)
+        return str(folder)
     side = {"height": toy.image_size, "width": toy.image_size}
     classes = {"segformer": transformers.SegformerImageProcessor, "beit": transformers.BeitImageProcessor}
     processor: Any = classes.get(family, transformers.ViTImageProcessor)

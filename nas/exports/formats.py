@@ -21,6 +21,7 @@ from nas.tasks.dummy_inputs import dummy_inputs
 from nas.tasks.images import with_image_size
 from predictors import Workload
 from predictors.measurement.file_errors import file_errors_as_input_errors
+from predictors.measurement.image_tower import SHAPES
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
 from search_spaces.dimension import FULL
@@ -61,16 +62,21 @@ def convert(folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     if not formats:
         return {}
     if info["task"] in (TOWERS_TASK, RETRIEVAL_TASK):
-        raise InputError(
-            f"`{folder}` has two towers, which are exported as a Hugging Face model only, but got "
-            f"{', '.join(formats)}; leave out `--to`."
-        )
+        raise _only_as_model(folder, "has two towers, which are", formats)
     model = load_export(folder, info["task"])
+    if SHAPES in tracing_inputs(model, info):  # positions are computed one image after another
+        raise _only_as_model(folder, "reads images of different shapes in a batch; it is", formats)
     written = {}
     for name in formats:
         inputs = largest_inputs(model, info) if FORMATS[name].is_bounded else tracing_inputs(model, info)
         written[name] = _write_format(name, model, inputs, folder)
     return written
+
+
+def _only_as_model(folder: Path, why: str, formats: Sequence[str]) -> InputError:
+    return InputError(
+        f"`{folder}` {why} exported as a Hugging Face model only, but got {', '.join(formats)}; leave out `--to`."
+    )
 
 
 def _write_format(name: str, model: PreTrainedModel, inputs: Mapping[str, Any], folder: Path) -> Path:

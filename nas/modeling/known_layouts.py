@@ -235,7 +235,8 @@ def _in_part(family: Family, config: PreTrainedConfig, part: str) -> Family | No
     sub_config = part or family.sub_config
     config_class: Any = type(config)
     sizes = getattr(config, sub_config, None) if sub_config else config
-    has_sizes = all(hasattr(sizes, name) for name in family.names_in_config("num_hidden_layers"))
+    names = [*family.names_in_config("num_hidden_layers"), *(["num_patches"] if family.cuts_patches else [])]
+    has_sizes = all(hasattr(sizes, name) for name in names)
     if not has_sizes or not stock_classes(modeling_auto.AutoModel, config_class):
         return None
     candidate = replace(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from predictors.measurement.image_tower import IMAGES
 from search_spaces import InputError
 from search_spaces.errors import short_error
 
@@ -27,6 +29,9 @@ CHECKED_IMAGES = 10_000
 DEEP_MODES = ("I", "F")
 """First letters of Pillow's modes of more than eight bits."""
 SIXTEEN_BITS = 65535
+_AXES = {3: "(channels, height, width)", 2: "(patches, values)"}
+_KEYS = {3: "`size`, `image_mean` and `image_std`", 2: "`max_num_patches` and `patch_size`"}
+"""Dimensions of pixels -> what they are, and what sets them."""
 
 
 def undecoded(examples: Dataset, column: str) -> Dataset:
@@ -102,17 +107,28 @@ def check_images(examples: Dataset, column: str, source: str) -> None:
 
 def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Channels, height and width of a model's input images."""
-    sizes = getattr(config, "vision_config", config)
-    size = sizes.image_size
+    size = getattr(config, "vision_config", config).image_size
     height, width = (size, size) if isinstance(size, int) else size
-    reader = sizes if hasattr(sizes, "num_channels") else sizes.backbone_config
-    return reader.num_channels, height, width
+    return _channels(config), height, width
 
 
-def pixels_of(
+def _channels(config: PreTrainedConfig) -> int:
+    sizes = getattr(config, "vision_config", config)
+    return int((sizes if hasattr(sizes, "num_channels") else sizes.backbone_config).num_channels)
+
+
+def pixels_shape(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Shape of the pixels of one image: channels, height and width; or of patches already cut and their values."""
+    sizes = getattr(config, "vision_config", config)
+    if number := getattr(sizes, "num_patches", 0):
+        return number, _channels(config) * sizes.patch_size**2
+    return image_shape(config)
+
+
+def image_inputs(
     images: list[Image], processor: Any, config: PreTrainedConfig, model: str, source: str
-) -> list[torch.Tensor]:
-    """The pixels of images (channels, height, width).
+) -> dict[str, list[torch.Tensor]]:
+    """What a model reads of images: `IMAGES` -> a tensor for each image.
 
     Args:
         images: Decoded.
@@ -124,13 +140,26 @@ def pixels_of(
     Raises:
         InputError: If the image processor gives another shape than the model's.
     """
-    return _preprocessed(images, processor, config, model, source)["pixel_values"]
+    found = _preprocessed(images, processor, config, model, source)
+    return {name: found[name] for name in image_names(config)}
+
+
+def image_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of a model's inputs of images."""
+    return IMAGES if len(pixels_shape(config)) == 2 else IMAGES[:1]
+
+
+def stacked_images(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The inputs of several images of one size (images, ...), from a mapping for each."""
+    import torch
+
+    return {name: torch.stack([row[name] for row in rows]) for name in IMAGES if name in rows[0]}
 
 
 def pixels_and_maps_of(
     images: list[Image], maps: list[np.ndarray], processor: Any, config: PreTrainedConfig, model: str, source: str
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The pixels of images, and the ids of classes (height, width) that label them; see `pixels_of`."""
+    """The pixels of images, and the ids of classes (height, width) that label them; see `image_inputs`."""
     found = _preprocessed(images, processor, config, model, source, segmentation_maps=maps)
     return found["pixel_values"], found["labels"]
 
@@ -138,8 +167,8 @@ def pixels_and_maps_of(
 def _preprocessed(
     images: list[Image], processor: Any, config: PreTrainedConfig, model: str, source: str, **others: Any
 ) -> dict[str, list[torch.Tensor]]:
-    shape = image_shape(config)
-    converted = [convert_image(image, "L" if shape[0] == 1 else "RGB", source) for image in images]
+    shape = pixels_shape(config)
+    converted = [convert_image(image, "L" if _channels(config) == 1 else "RGB", source) for image in images]
     try:
         found = {name: list(each) for name, each in processor(converted, return_tensors="pt", **others).items()}
         problem = str(next((tuple(p.shape) for p in found["pixel_values"] if p.shape != shape), ""))
@@ -147,17 +176,21 @@ def _preprocessed(
         problem = short_error(error)
     if problem:
         raise InputError(
-            f"the image processor of `{model}` must return images of the model's shape (channels, height, width) "
-            f"{shape}, but got {problem}; set `size`, `image_mean` and `image_std` in its preprocessor_config.json."
+            f"the image processor of `{model}` must return images of the model's shape {_AXES[len(shape)]} "
+            f"{shape}, but got {problem}; set {_KEYS[len(shape)]} in its preprocessor_config.json."
         )
     return found
 
 
-def random_pixels(config: PreTrainedConfig, workload: Workload, generator: torch.Generator) -> torch.Tensor:
-    """Random pixels (batch, channels, height, width) of a model's input images."""
+def random_images(config: PreTrainedConfig, workload: Workload, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random images as a model reads them; those that are cut into patches are square and fill all of them."""
     import torch
 
-    return torch.randn((workload.batch_size, *image_shape(config)), generator=generator)
+    batch, shape = workload.batch_size, pixels_shape(config)
+    pixels = torch.randn((batch, *shape), generator=generator)
+    side = math.isqrt(shape[0])
+    others = torch.ones((batch, shape[0]), dtype=torch.int32), torch.full((batch, 2), side)
+    return dict(zip(image_names(config), (pixels, *others), strict=False))
 
 
 def processed_size(processor: Any) -> int | list[int]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-IMAGES = "pixel_values"
+SHAPES = "spatial_shapes"
+IMAGES = ("pixel_values", "pixel_attention_mask", SHAPES)
+"""Inputs of an image tower: pixels, or patches with their mask (images, patches) and the rows and columns of each."""
 
 
 def has_towers(model: Any) -> bool:
@@ -23,12 +25,12 @@ def image_tower(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[Any, Ma
         model: A Hugging Face model; its modules are shared.
         inputs: Of a forward pass.
     """
-    if not has_towers(model) or IMAGES not in inputs:
+    if not has_towers(model) or IMAGES[0] not in inputs:
         return model, inputs
     tower = model.vision_model
     if hasattr(model, "visual_projection"):
         tower = _with_projection(model)
-    return tower.eval(), {IMAGES: inputs[IMAGES]}
+    return tower.eval(), {name: inputs[name] for name in IMAGES if name in inputs}
 
 
 def _with_projection(model: Any) -> Any:

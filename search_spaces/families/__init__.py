@@ -47,6 +47,7 @@ from search_spaces.families.roberta import ROBERTA
 from search_spaces.families.rt_detr import RT_DETR, RT_DETR_V2
 from search_spaces.families.segformer import SEGFORMER
 from search_spaces.families.siglip import SIGLIP
+from search_spaces.families.siglip2 import SIGLIP2
 from search_spaces.families.smollm3 import SMOLLM3
 from search_spaces.families.stablelm import STABLELM
 from search_spaces.families.starcoder2 import STARCODER2
@@ -118,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         SEGFORMER,
         CLIP,
         SIGLIP,
+        SIGLIP2,
         YOLOS,
         RT_DETR_V2,
         RT_DETR,
@@ -129,10 +131,10 @@ ADOPTED: dict[str, Family] = {}
 """Families of model types without a table of their own, whose modules are laid out as those of one in `FAMILIES`."""
 
 
-_PATCHES = "it reads patches of images of any size, in place of pixels; SigLIP 2 of one image size is a `siglip`"
+_PART = "it is the image tower of a `siglip2`, which has a table as a whole and with a head for classes"
 _BACKBONE = "no table describes it; `rt_detr`, `rt_detr_v2` and `yolos` are detectors that have one"
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("siglip2", "siglip2_vision_model"), _PATCHES),
+    "siglip2_vision_model": _PART,
     **dict.fromkeys(("d_fine", "detr", "conditional_detr", "deformable_detr"), _BACKBONE),
 }
 """Types that are often asked for, and why they have no table."""

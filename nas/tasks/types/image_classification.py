@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.tasks.batches import Batch, Row, row_numbers
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, decode_image, pixels_of, random_pixels, undecoded
+from nas.tasks.images import check_images, decode_image, image_inputs, random_images, stacked_images, undecoded
 from nas.tasks.types.base import TaskInputs
 from nas.tasks.types.classification import Classification, targets
 
@@ -40,7 +40,7 @@ class ImageClassification(Classification):
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             images = [decode_image(stored, source) for stored in rows[column]]
             return {
-                "pixel_values": pixels_of(images, self.processor, self.config, self.model, source),
+                **image_inputs(images, self.processor, self.config, self.model, source),
                 "labels": targets(rows[label], problem_type, classes),
                 **row_numbers(rows),
             }
@@ -51,14 +51,11 @@ class ImageClassification(Classification):
         """Stacks images of one size."""
         import torch
 
-        return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
+        return {**stacked_images(rows), "labels": torch.tensor([row["labels"] for row in rows])}
 
     @classmethod
     def dummy_inputs(
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """Returns random pixels."""
-        return {"pixel_values": random_pixels(config, workload, generator)}
+        return random_images(config, workload, generator)

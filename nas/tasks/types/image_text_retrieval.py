@@ -10,7 +10,7 @@ import numpy as np
 from nas.tasks import metrics
 from nas.tasks.batches import Batch, Row, model_inputs, row_numbers
 from nas.tasks.data import require_images, text_column
-from nas.tasks.images import check_images, decode_image, pixels_of, undecoded
+from nas.tasks.images import check_images, decode_image, image_inputs, stacked_images, undecoded
 from nas.tasks.metrics import Metric
 from nas.tasks.neighbours import cosine_similarity, nearest
 from nas.tasks.retrieval import TOP
@@ -59,17 +59,14 @@ class ImageTextRetrieval(TaskType):
 
         def transform(rows: dict[str, Any]) -> dict[str, Any]:
             images = [decode_image(stored, source) for stored in rows[image]]
-            pixels = pixels_of(images, self.images, self.config, self.model, source)
-            return {"pixel_values": pixels, TEXT: rows[text], **row_numbers(rows)}
+            found = image_inputs(images, self.images, self.config, self.model, source)
+            return {**found, TEXT: rows[text], **row_numbers(rows)}
 
         return undecoded(examples, image).with_transform(transform)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Stacks images of one size, and pads their texts."""
-        import torch
-
-        pixels = torch.stack([row["pixel_values"] for row in rows])
-        return {"pixel_values": pixels, **text_inputs(self.tokenizer, self.config, [row[TEXT] for row in rows])}
+        return {**stacked_images(rows), **text_inputs(self.tokenizer, self.config, [row[TEXT] for row in rows])}
 
     def forward(self, model: Any, batch: Batch, **kwargs: Any) -> Any:
         """Runs a model; its loss is CLIP's: the cross-entropy of each image among the texts of a batch, and back.

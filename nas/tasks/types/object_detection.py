@@ -13,7 +13,7 @@ from nas.tasks.average_precision import matches, require_pycocotools
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs, row_numbers
 from nas.tasks.boxes import Objects, object_fields, objects_of, relative_box, require_boxes
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, decode_image, pixels_of, undecoded
+from nas.tasks.images import check_images, decode_image, image_inputs, stacked_images, undecoded
 from nas.tasks.metrics import Metric, mean_of
 from nas.tasks.types.base import TaskInputs, TaskType
 from nas.tasks.types.image_classification import ImageClassification
@@ -97,7 +97,7 @@ class ObjectDetection(TaskType):
             images = [decode_image(stored, source) for stored in rows[column]]
             objects = zip(rows[self.objects], images, strict=True)
             return {
-                "pixel_values": pixels_of(images, self.processor, self.config, self.model, source),
+                **image_inputs(images, self.processor, self.config, self.model, source),
                 "labels": [labels(stored, *image.size) for stored, image in objects],
                 **row_numbers(rows),
             }
@@ -111,7 +111,7 @@ class ObjectDetection(TaskType):
 
         objects = [torch.tensor(row["labels"], dtype=torch.float32).view(-1, 5) for row in rows]
         return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            **stacked_images(rows),
             "labels": pad_sequence(objects, batch_first=True, padding_value=IGNORE_INDEX),
         }
 

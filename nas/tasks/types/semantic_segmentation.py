@@ -10,7 +10,7 @@ import numpy as np
 from nas.tasks import metrics
 from nas.tasks.batches import IGNORE_INDEX, Batch, Row, model_inputs, row_numbers
 from nas.tasks.data import require_images
-from nas.tasks.images import check_images, decode_image, image_shape, pixels_and_maps_of, random_pixels, undecoded
+from nas.tasks.images import check_images, decode_image, image_shape, pixels_and_maps_of, random_images, undecoded
 from nas.tasks.label_maps import decode_map, map_column, number_of_classes, scored_labels
 from nas.tasks.metrics import Metric
 from nas.tasks.types.base import EVALUATION_BATCH_SIZE, MAX_BATCH_LOGITS, TaskInputs, TaskType
@@ -126,7 +126,7 @@ class SemanticSegmentation(TaskType):
         cls, config: PreTrainedConfig, workload: Workload, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """Returns random pixels."""
-        return {"pixel_values": random_pixels(config, workload, generator)}
+        return random_images(config, workload, generator)
 
 
 def _on_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

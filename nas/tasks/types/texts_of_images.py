@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nas.tasks.images import image_shape
+from nas.tasks.images import random_images
 from nas.tasks.types.base import TaskInputs, random_tokens
 from search_spaces import InputError
 
@@ -51,6 +51,6 @@ def random_images_and_texts(
     """Random pixels of a workload's shape, and a few short random texts."""
     import torch
 
-    images = torch.randn((workload.batch_size, *image_shape(config)), generator=generator)
+    images = random_images(config, workload, generator)
     ids = random_tokens(config, replace(workload, batch_size=DUMMY_TEXTS, sequence_length=DUMMY_LENGTH), generator)
-    return {"pixel_values": images, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**images, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
