@@ -185,5 +185,7 @@ def test_solutions_go_by_the_divergence_and_too_few_evaluations_score_no_blocks(
     assert combined(points) == by_divergence
     old = {key: Point(point.subnet, {"loss": loss(point.subnet)}) for key, point in points.items()}
     assert combined(old) == by_divergence, "an earlier version wrote no divergences"
+    of_channels = SearchSpace(PARENT, hidden_size=[32, 64])
+    assert len(startup_phases(recipe, of_channels, evaluator, 30, lambda: 1.0)) == 1, "no layer has a choice"
     few = phases(8)
     assert not {*replacements(SPACE)} <= {*few[0]({})} and few[1]({}) == []

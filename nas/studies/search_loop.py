@@ -217,10 +217,9 @@ def startup_phases(
         return block_solutions(space, losses, evaluator.cost, objectives=costs, bounds=bounds, limit=limit)
 
     before = [] if math.isinf(limit_s) else [first]
-    if recipe.search.sampler != BLOCK_SEARCH:
-        return [*before, startup]
-    candidates = replacements(space)
-    return [*before, blocks, solutions]
+    candidates = replacements(space) if recipe.search.sampler == BLOCK_SEARCH else []
+    has_blocks = len(candidates) > 1  # not where layers have no choices of their own
+    return [*before, blocks, solutions] if has_blocks else [*before, startup]
 
 
 def block_losses(complete: Mapping[str, Point], evaluator: Evaluator) -> dict[str, float]:
