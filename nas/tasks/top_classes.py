@@ -13,9 +13,8 @@ from nas.tasks.few_labels import exact, exact_dtype, few_labels
 
 TOP = 128
 """Classes that are kept. Of predictions of SmolLM2-135M on WikiText-2, with all others as one class, the gradient of
-the divergence is within 2.6 % of that with all 49,152 (64: 4.6 %, 256: 1.8 %). Renormalised over those that are kept,
-as is often done, it is 16 % off; why the others have to count: Anshumann et al. 2025 (arXiv 2503.16870)."""
-
+the divergence is within 5 % of that with all 49,152 (64: 7 %, 256: 4 %, `experiments/bench/README.md`); renormalised
+over those that are kept it is 7 % off. Why the others have to count: Anshumann et al. 2025 (arXiv 2503.16870)."""
 ENTRIES = (f"{PARENT}log_shares", f"{PARENT}classes")
 """Entries of a batch with those of the parent."""
 
