@@ -132,10 +132,11 @@ ADOPTED: dict[str, Family] = {}
 
 
 _PART = "it is the image tower of a `siglip2`, which has a table as a whole and with a head for classes"
-_BACKBONE = "no table describes it; `rt_detr`, `rt_detr_v2` and `yolos` are detectors that have one"
+_BACKBONE = "no table describes its decoder; `rt_detr`, `rt_detr_v2` and `yolos` are detectors that have one"
 REFUSED: dict[str, str] = {
     "siglip2_vision_model": _PART,
-    **dict.fromkeys(("d_fine", "detr", "conditional_detr", "deformable_detr"), _BACKBONE),
+    "d_fine": f"its decoder reads the maps without a projection and joins them by a gate; {_BACKBONE}",
+    **dict.fromkeys(("detr", "conditional_detr", "deformable_detr"), _BACKBONE),
 }
 """Types that are often asked for, and why they have no table."""
 
