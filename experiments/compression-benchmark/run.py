@@ -9,8 +9,8 @@ is the cheapest of the verified models of the search that keeps 95 % of the pare
 (cheapest: the least product of time and bytes); where none does, the best. An override such as `imdb:finish.epochs=1`
 is for one task, one without a task for all.
 
-Minutes are CPU time. A finished cell is not run again, one that was stopped resumes. The table is RUNS/table.md, made
-anew after each cell; `nas show RUNS/TASK/FAMILY` prints the front of a cell.
+Minutes are CPU time; of a cell that was stopped and resumed, those since. A finished cell is not run again. The table
+is RUNS/table.md, made anew after each cell; `nas show RUNS/TASK/FAMILY` prints the front of a cell.
 """
 
 from __future__ import annotations
