@@ -39,7 +39,7 @@ from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import score
-from nas.tasks.loading import load_config
+from nas.tasks.loading import load_parent_config
 from nas.tasks.types.image_text_retrieval import ImageTextRetrieval
 from predictors import AnalyticCosts, Workload
 from predictors.measurement.image_tower import image_tower
@@ -130,7 +130,7 @@ def test_a_parent_learns_texts_of_classes_and_an_export_of_both_towers_reloads(r
     outputs = outputs_in_subprocess("torch", tmp_path / "small", TOWERS_TASK, inputs)
     check_equal(outputs, expected, narrow)
     with pytest.raises(InputError, match="it has two towers"):
-        load_config(str(tmp_path / "small"))
+        load_parent_config(str(tmp_path / "small"))
     (line,) = [line for line in check_parent(context, tmp_path / "other") if line.startswith("towers")]
     assert "image tower" in line and "saves only" not in line
     quick = TaskContext(Recipe.load(recipe, ["objectives={accuracy: maximize, latency_ms: minimize}"]))
