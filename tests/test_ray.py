@@ -248,6 +248,80 @@ def test_a_real_search_on_one_worker_is_the_local_one(
     assert run.trials.read_text() == trials and run.measurements.read_bytes() == measurements
 
 
+FAULTY_METRIC = """
+import os, random, signal, sys
+
+LOG, DEADLY, last = {log!r}, {deadly!r}, None
+
+def right(labels, predictions):
+    global last
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "score_in_slices":
+        frame = frame.f_back
+    if frame is not None and frame is not last:  # an evaluation of the search, not one of its resamples
+        last, key = frame, frame.f_back.f_locals["subnet"].key
+        fails = random.SystemRandom().random() < 0.15
+        with open(LOG, "a") as log:
+            log.write(f"{{'raise' if fails else 'end' if key != DEADLY else 'die'}} {{key}} {{os.getpid()}}\\n")
+        if key == DEADLY:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fails:
+            raise ArithmeticError("it failed at random")
+    return float((labels == predictions).mean())
+"""
+
+
+FEW_HANDOUTS = """
+from nas import cli
+from nas.ray import search_driver
+
+search_driver.MAX_RETRIES, search_driver.MAX_HANDOUTS = 0, 2  # a worker takes seconds to start
+cli.main()
+"""
+
+
+@pytest.mark.full
+def test_a_real_search_is_killed_its_metric_raises_at_random_and_a_subnetwork_is_deadly(
+    cluster: tuple[str, list[Node]], home: Path, finished: tuple[Path, Path]
+) -> None:
+    (address, _), (recipe, folder) = cluster, finished
+    metric, deadly = folder.parent / "faulty.py", evaluated(folder, Run(folder).recipe)["search"][3][0]
+    metric.write_text(FAULTY_METRIC.format(log=str(folder.parent / "evaluations.log"), deadly=deadly))
+    for name in ("study.log", "trials.csv", "verified.jsonl", "front.json", "report.html", "exports", "finished"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "finished.json").unlink(missing_ok=True)
+    changes = [f"task.metrics={{right: {metric}:right}}", "objectives={right: maximize, latency_ms: minimize}"]
+    (folder / "recipe.yaml").write_text(Recipe.load(recipe, [*changes, "finish.models=0"]).to_yaml())
+    run = Run(folder)
+    command = [sys.executable, "-c", FEW_HANDOUTS, "search", str(folder / "recipe.yaml"), "--ray", address]
+
+    def driven() -> subprocess.Popen[str]:
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, "--run", str(folder)], env=environment(home), **options)
+
+    killed = driven()
+    wait_for(lambda: len(lines(folder.parent, "end")) >= 12 and bool(lines(folder.parent, "raise")), 600, killed)
+    killed.kill()
+    killed.communicate()
+    recorded = evaluated(folder, run.recipe)
+    resumed = driven()
+    errors = resumed.communicate(timeout=900)[1]
+    assert resumed.returncode == 0, errors
+
+    studies, points = open_studies(run.study, run.recipe), evaluated(folder, run.recipe)
+    assert len(points["search"]) == len(points["random"]) == run.recipe.search.evaluations
+    assert recorded["search"], "it was killed before anything was recorded"
+    assert all(point in points[name] for name, before in recorded.items() for point in before), "something was lost"
+    failed = [t for s in studies.values() for t in s.get_trials(deepcopy=False) if t.state.name != "COMPLETE"]
+    causes = {(t.user_attrs["key"], t.user_attrs["cause"]) for t in failed}
+    assert {key for key, cause in causes if cause == "worker"} == {deadly}
+    assert {cause for _, cause in causes} <= {"worker", "metric"}
+    done = executed(folder.parent)
+    assert not done[deadly] and {key for each in points.values() for key, _ in each} <= done.keys()
+    assert len({line[2] for line in lines(folder.parent, "die")}) > 1 and run.front().points
+
+
 @pytest.mark.slow
 def test_a_driver_without_the_token_gets_the_variables_to_set(
     cluster: tuple[str, list[Node]], text_recipe: Path, tmp_path: Path
