@@ -203,7 +203,7 @@ def test_files_of_coco_are_read(tmp_path: Path) -> None:
         load_coco(coco(tmp_path, categories=[]))
     with pytest.raises(InputError, match=r"name of its own, but several are `red`; rename them"):
         load_coco(coco(tmp_path, categories=[{"id": 3, "name": "red"}, {"id": 1, "name": "red"}]))
-    with pytest.raises(InputError, match=r"every image of .* must be there, but `.*b\.png` is not"):
+    with pytest.raises(InputError, match=r"^every image of .* must be there, but `.*b\.png` is not"):
         load_coco(coco(tmp_path, images=[{"id": 7, "file_name": "b.png"}]))
 
 

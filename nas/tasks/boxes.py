@@ -90,7 +90,7 @@ def load_coco(file: Path) -> Dataset:
         data = json.loads(file.read_bytes())
         names = {each["id"]: str(each["name"]) for each in data["categories"]}
         images: dict[Any, tuple[str, list[Any], list[str]]] = {
-            each["id"]: (_image(file, each["file_name"]), [], []) for each in data["images"]
+            each["id"]: (str(each["file_name"]), [], []) for each in data["images"]
         }
         for each in data["annotations"]:
             if not each.get("iscrowd"):
@@ -103,7 +103,10 @@ def load_coco(file: Path) -> Dataset:
         ) from None
     _require_distinct([*names.values()], file)
     objects = {"bbox": List(List(Value("float64"))), "category": List(ClassLabel(names=sorted(names.values())))}
-    rows = [{"image": path, "objects": {"bbox": boxes, "category": found}} for path, boxes, found in images.values()]
+    rows = [
+        {"image": _image(file, name), "objects": {"bbox": boxes, "category": found}}
+        for name, boxes, found in images.values()
+    ]
     return Dataset.from_list(rows, features=Features({"image": Image(), "objects": objects}))
 
 
