@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import TOYS, VARIANTS, WORDS, Toy, variant
+from conftest import TOYS, VARIANTS, WORDS, Toy, one_slow, variant
 from refusals import Refused, contents
 from toy_tasks import SENTENCES, csv, jsonl, parquet, sound, tags, tokenizer, txt
 
@@ -158,7 +158,7 @@ SMALL = ("parent.epochs=1", "supernet.epochs=1", "supernet.sampled_subnets=1", "
 SMALL += ("profile.precision=0.5", "search.evaluations=3", "baselines=[]")
 
 
-@pytest.mark.parametrize("name", [n if n == "bert" else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", ["bert", *one_slow([name for name in CASES if name != "bert"], "t5")])
 def test_a_search_takes_a_written_recipe(make_inputs: MakeInputs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, train, test = make_inputs(name)
     nas(monkeypatch, "init", model, "--train", train, "--test", test)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import one_slow
 from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE
 from toy_tasks import SENTENCES
 from transformers import AutoTokenizer, pipeline
@@ -218,12 +219,12 @@ def test_a_mean_over_tokens_does_not_compare_between_vocabularies(spelled: Make)
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("case", "metric"),
-    [("next words", "bits_per_byte"), ("masks", "bits_per_byte"), ("tags", "f1"), ("vectors", "cosine_similarity")],
-)
-def test_a_search_over_vocabularies_in_other_tasks(case: str, metric: str, spelled: Make, tmp_path: Path) -> None:
+METRICS = {"next words": "bits_per_byte", "masks": "bits_per_byte", "tags": "f1", "vectors": "cosine_similarity"}
+
+
+@pytest.mark.parametrize("case", one_slow(METRICS, "tags"))
+def test_a_search_over_vocabularies_in_other_tasks(case: str, spelled: Make, tmp_path: Path) -> None:
+    metric = METRICS[case]
     context = spelled(case, metric=metric)
     sizes = [int(smaller(context)), int(smaller(context, 18))]
     text = yaml.safe_load((Path(context.recipe.model).parent / f"{case.replace(' ', '-')}.yaml").read_text())
