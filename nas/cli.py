@@ -26,7 +26,9 @@ app = typer.Typer(
 
 P = ParamSpec("P")
 
-FORMAT_NAMES = "onnx, int8, program, openvino, openvino-int8, executorch, gguf, gguf-q8_0, gguf-q4_k_m"
+FORMAT_NAMES = (
+    "onnx, int8, program, openvino, openvino-int8, executorch, executorch-int8, gguf, gguf-q8_0, gguf-q4_k_m"
+)
 """Names in `FORMATS`, which takes long to import."""
 SEARCH_HELP = "\n\n".join(
     (

@@ -37,8 +37,8 @@ WORDS = _TEXT.split()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests marked ``full`` unless ``-m`` names that marker, as `pytest -m slow` does not."""
-    if "full" not in config.option.markexpr:
+    """Leaves out the tests marked ``full`` where ``-m`` names other markers only, as in `pytest -m slow`."""
+    if config.option.markexpr and "full" not in config.option.markexpr:
         full = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=full)
         items[:] = [item for item in items if item not in full]

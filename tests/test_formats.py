@@ -28,6 +28,7 @@ from nas.runs.isolated import run_in_subprocess
 from nas.supernets.calibration import calibrate
 from nas.supernets.supernet import Supernet
 from predictors import Workload
+from predictors.measurement.executorch_int8 import with_integer_layers
 from predictors.measurement.runtimes import FORMATS
 from search_spaces import TASKS, InputError, SubnetConfig
 
@@ -44,9 +45,10 @@ NEEDS = {format_name: format_name for format_name in FORMATS} | {
     "onnx": "onnxscript",
     "int8": "onnxscript",
     "openvino-int8": "nncf",
+    "executorch-int8": "executorch",
     "program": "torch",
 }
-LIMITS = dict.fromkeys(FORMATS, 1e-4) | {"int8": 0.5, "openvino-int8": 0.5, "program": 1e-5}
+LIMITS = dict.fromkeys(FORMATS, 1e-4) | {name: 0.5 for name in FORMATS if FORMATS[name].rounds} | {"program": 1e-5}
 """How far an output may be; random toys have logits of about 1."""
 UNCONVERTED = {(family, "per-layer", name) for family in TASK_OF for name in ("openvino", "openvino-int8")}
 """What OpenVINO's frontend has no operation for, as of sparse attention; the user gets one line."""
@@ -161,6 +163,30 @@ def test_an_executorch_program_runs_in_xnnpack_within_its_bounds_with_the_thread
         assert torch.allclose(run(shorter)["logits"].flatten(), logits(model, shorter), atol=1e-5)
     with pytest.raises(InputError, match="at most 12 tokens, but `input_ids` has 13"):
         run({name: torch.ones(1, 13, dtype=torch.long) for name in inputs})
+
+
+@pytest.mark.slow
+def test_xnnpack_multiplies_the_integers_of_int8_layers(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    supernet = Supernet(TOYS["bert"].model(TASK_OF["bert"]))
+    subnet = supernet.parent.with_values(bits=("int8",) * len(supernet.parent.bits))
+    model, inputs, file = supernet.extract(subnet), TOYS["bert"].inputs(), tmp_path / "model.pte"
+    FORMATS["executorch"].write(model, inputs, file)
+    content = file.read_bytes()
+    assert b"XnnpackBackend" in content and b"aten::round" not in content  # which rounds activations one by one
+    found = FORMATS["executorch"].load(file)(inputs)["logits"].flatten()
+    assert torch.allclose(found, logits(model, inputs), atol=0.1)
+
+
+@pytest.mark.full
+def test_every_linear_layer_of_gpt2_has_integers() -> None:
+    pytest.importorskip("torchao")
+    model, inputs = TOYS["gpt2"].model("text-generation"), TOYS["gpt2"].inputs()
+    changed = with_integer_layers(model, all_layers=True)
+    layers = [type(m.weight).__name__ for m in changed.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == 4 * model.config.num_hidden_layers + 1 and set(layers) == {"IntxUnpackedToInt8Tensor"}
+    assert torch.allclose(logits(changed, inputs), logits(model, inputs), atol=0.1)
+    assert not torch.equal(logits(changed, inputs), logits(model, inputs))
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ RUNNERS: dict[str, Callable[[str, str, Tensors], dict[str, Any]]] = {
     "openvino": run_openvino,
     "openvino-int8": run_openvino,
     "executorch": run_executorch,
+    "executorch-int8": run_executorch,
     "gguf": run_gguf,
     "gguf-q8_0": run_gguf,
     "gguf-q4_k_m": run_gguf,

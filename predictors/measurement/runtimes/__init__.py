@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from predictors.measurement.runtime import Format, Runtime
 from predictors.measurement.runtimes.compile import COMPILE
-from predictors.measurement.runtimes.executorch import EXECUTORCH
+from predictors.measurement.runtimes.executorch import FORMATS as EXECUTORCH
 from predictors.measurement.runtimes.gguf import GGUF
 from predictors.measurement.runtimes.onnxruntime import ONNXRUNTIME
 from predictors.measurement.runtimes.openvino import OPENVINO
@@ -19,6 +19,6 @@ RUNTIMES: dict[RuntimeName, Runtime] = {runtime.name: runtime for runtime in (TO
 """Name -> runtime that a workload may have."""
 
 FORMATS: dict[str, Format] = {
-    written.name: written for written in (*ONNXRUNTIME.formats, *TORCH.formats, *OPENVINO.formats, EXECUTORCH, *GGUF)
+    written.name: written for written in (*ONNXRUNTIME.formats, *TORCH.formats, *OPENVINO.formats, *EXECUTORCH, *GGUF)
 }
 """Name -> format of ``nas export --to``, in the order of tables."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictors.measurement.executorch_int8 import with_integer_layers
 from predictors.measurement.file_errors import file_errors_as_input_errors
 from predictors.measurement.halves import in_float32
 from predictors.measurement.onnx_export import half_length, quiet_export, require, require_close
@@ -19,10 +22,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
+def _write(model: PreTrainedModel, inputs: Inputs, file: Path, *, int8: bool = False) -> None:
     """Writes a program, and a manifest with the names of its inputs and outputs.
 
     Its memory is planned for the batch size and the length of the inputs.
+
+    Args:
+        model: A Hugging Face model.
+        inputs: What it is traced with: the largest batch, and the longest texts, that the program takes.
+        file: Target path, in a folder of its own.
+        int8: Whether all linear layers multiply integers, and not only the ``int8`` ones of the model.
     """
     require("executorch", extra="executorch", what="an ExecuTorch program")
     import numpy as np
@@ -38,12 +47,12 @@ def _write(model: PreTrainedModel, inputs: Inputs, file: Path) -> None:
         for name, shape in sizes.items()
     }
     with quiet_export(model, "ExecuTorch"), torch.inference_mode():
-        with _eager_attention(model):
+        with _eager_attention(lowered := with_integer_layers(model, all_layers=int8)):
             config = ExecutorchConfig(dynamic_shapes=bounds)
-            exported = ExecutorchExporter().export(model, dict(inputs), config)
+            exported = ExecutorchExporter().export(lowered, dict(inputs), config)
         cases = (inputs, half_length(inputs))
         difference = float(np.max([_max_difference(model, exported, case) for case in cases]))
-        allowed = allowed_difference(model, cases)
+        allowed = allowed_difference(model, cases, int8=int8)
     require_close(difference, allowed, "an ExecuTorch program")
     exported.config = exported.generation_config = None  # the parent folder holds them
     exported.save_pretrained(file.parent)
@@ -93,7 +102,7 @@ def _load(file: Path) -> ForwardFunction:
     return run
 
 
-EXECUTORCH = Format(
+_FLOAT = Format(
     name="executorch",
     file="executorch/model.pte",
     write=_write,
@@ -103,3 +112,11 @@ EXECUTORCH = Format(
     is_bounded=True,
     libraries=("executorch.extension.pybindings.portable_lib", "transformers.exporters.exporter_executorch"),
 )
+
+FORMATS = (
+    _FLOAT,
+    replace(
+        _FLOAT, name="executorch-int8", file="executorch-int8/model.pte", write=partial(_write, int8=True), rounds=True
+    ),
+)
+"""Programs in float32 but for the model's own ``int8`` layers, and with integers in all linear layers."""
