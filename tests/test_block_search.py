@@ -17,6 +17,7 @@ from nas.fronts.point import Point
 from nas.recipe.objectives import Bound
 from nas.recipe.schema import Recipe
 from nas.studies.block_search import block_solutions, blocks, replacements
+from nas.studies.budget import BLOCKS_SHARE, evaluation_budget
 from nas.studies.evaluator import Evaluator
 from nas.studies.search_loop import startup_phases
 from nas.supernets.supernet import Supernet
@@ -150,6 +151,19 @@ def test_block_search_is_the_default_for_pretrained_decoders(
     sections: dict[str, Any], sampler: str, tmp_path: Path
 ) -> None:
     assert Recipe.parse(decoder(tmp_path, **sections)).search.sampler == sampler
+
+
+def test_by_default_a_search_has_evaluations_for_every_block(tmp_path: Path) -> None:
+    wide = SearchSpace(PARENT, num_attention_heads=range(1, 9), intermediate_size=range(1, 65))
+    needed = len(replacements(wide))
+    recipe = Recipe.parse(decoder(tmp_path))
+    assert needed > 200 and BLOCKS_SHARE * evaluation_budget(recipe, wide) >= needed
+    evaluator: Any = SimpleNamespace(recipe=recipe, cost=cost, feasible=lambda _: True, block_score=PARENT_DIVERGENCE)
+    scored, _ = startup_phases(recipe, wide, evaluator, evaluation_budget(recipe, wide), lambda: 1.0)
+    assert {*replacements(wide)} <= {*scored({})}
+    for search, budget in ({"evaluations": 50}, 50), ({"sampler": "TPESampler"}, 200):
+        assert evaluation_budget(Recipe.parse(decoder(tmp_path, search=search)), wide) == budget
+    assert evaluation_budget(recipe, SearchSpace(PARENT, intermediate_size=[32, 64])) == 8
 
 
 def test_blocks_of_a_decoder_are_scored_by_their_divergence_from_the_parent(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
 from nas.stages.needs import meta_model, stage_needs
 from nas.stages.parent_runtimes import LARGEST_MB, runtimes_beside
+from nas.studies.budget import evaluation_budget
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.context import TaskContext
@@ -115,7 +116,7 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
         "supernet": supernet_s,
         "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
         "search": min(
-            (1 + recipe.search.seeds) * recipe.search.evaluations * (search * score_s + SAMPLER_S),
+            (1 + recipe.search.seeds) * evaluation_budget(recipe, space) * (search * score_s + SAMPLER_S),
             recipe.search.seconds,
         ),
         "finish": finish_s,

@@ -330,7 +330,13 @@ class Search(_Section):
     package may be a local folder.
     """
 
-    evaluations: int = Field(200, ge=1, le=10**6, description="Subnetworks that the search evaluates.")
+    evaluations: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description="Subnetworks that the search evaluates; default: 200, or for `BlockSearch` as many as it needs "
+        "to score each replacement of one block.",
+    )
     minutes: float | None = Field(
         None,
         gt=0,

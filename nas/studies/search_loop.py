@@ -22,6 +22,7 @@ from nas.runs.files import digest
 from nas.runs.progress import print_line, progress
 from nas.runs.run import Run
 from nas.studies.block_search import block_solutions, replacements
+from nas.studies.budget import BLOCKS_SHARE, evaluation_budget
 from nas.studies.concurrent_drivers import ConcurrentDrivers
 from nas.studies.evaluation_cache import EvaluationCache
 from nas.studies.evaluator import Evaluator
@@ -41,8 +42,6 @@ from nas.studies.study import REPEAT, bind_study, driver_id, earlier_studies, op
 from nas.studies.trial_queue import PendingEvaluation, StartupPhase, TrialQueue
 from search_spaces import SearchSpace, SubnetConfig
 
-BLOCKS_SHARE = 0.75
-"""Most of the evaluations and of the time for replacements of single blocks; the rest is for what combines them."""
 MAX_REFILLS = 10
 """How often random search replaces subnetworks whose evaluation failed by others."""
 Shared = tuple[SearchSpace, Evaluator, EvaluationCache]
@@ -138,10 +137,7 @@ def _search_queue(
 ) -> TrialQueue:
     """The queue of a search with the seed of its recipe; repeated searches share its time."""
     space, evaluator, _ = shared
-    budget, limit_s = (
-        min(recipe.search.evaluations, space.size),
-        SEARCH_SHARE * recipe.search.seconds / recipe.search.seeds,
-    )
+    budget, limit_s = evaluation_budget(recipe, space), SEARCH_SHARE * recipe.search.seconds / recipe.search.seeds
 
     def seconds_each() -> float:
         return max(queue.seconds, 1e-9) / max(1, len(queue.evaluated_keys))
@@ -202,7 +198,7 @@ def startup_phases(
         if len(candidates) > most:
             print_line(
                 f"blocks     {len(candidates)} replacements are too many for a search of {budget} evaluations and "
-                "its time: not scored one by one; raise `search.evaluations`"
+                "its time: not scored one by one; raise `search.evaluations` or `search.minutes`, or leave both out"
             )
             return startup(complete)
         return first_distinct(iter([*first_subnets(space, evaluator, warm), *candidates]), budget)
