@@ -147,9 +147,9 @@ class Inputs:
 
     @property
     def square_grid(self) -> tuple[int, int] | None:
-        """Side of the images and of their patches, in pixels; None if one of them is not square."""
+        """Side of the images and of their patches, in pixels; None if one of them is not square, or not known."""
         image, patch = _pair(self.own_image_size), _pair(self.patch_size)
-        return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 else None
+        return (image[0], patch[0]) if len({*image}) == len({*patch}) == 1 and patch[0] else None
 
 
 def _runs_of(number: int, stage: Stage) -> dict[RunsOn, int]:

@@ -26,6 +26,8 @@ import nas
 from nas.cli import app
 from nas.exports.formats import convert
 from nas.recipe.schema import Recipe
+from search_spaces import FAMILIES
+from search_spaces.families.checked import checked_types
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -86,6 +88,11 @@ def generator() -> dict[str, Any]:
 def test_generated_pages_are_current() -> None:
     for file, text in generator()["pages"]().items():
         assert file.read_text() == text, f"{name_of(file)} is out of date; run `python -m docs.generate`"
+
+
+def test_the_front_page_counts_the_types() -> None:
+    counts = re.findall(r"(\d+) (?:more |model )types", (ROOT / "README.md").read_text())
+    assert counts == [str(len(FAMILIES)), str(len(checked_types().passed))]
 
 
 def test_every_key_and_option_is_described() -> None:

@@ -138,6 +138,21 @@ def test_a_model_that_does_not_run_on_other_sizes_fails_the_proof_in_one_line(mo
         prove_layout(model, "text-generation", proposed_space(model))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [
+        ("bros", "laid out as those of `bert`, but it does not run on inputs of the task .*bbox"),
+        ("speech_to_text", "of `whisper`, but it does not run on inputs of the task .*num_mel_bins"),
+        ("granite_docling", "no tiny model of `granite_docling` could be made: .*out_hidden_size"),
+        ("vivit", "of `audio-spectrogram-transformer`, but it does not run on inputs of the task"),
+    ],
+)
+def test_a_type_that_needs_other_inputs_or_sizes_is_refused_in_one_line(model_type: str, why: str) -> None:
+    with pytest.raises(InputError, match=why) as refused:
+        list(describe_type(model_type))
+    assert "\n" not in str(refused.value) and model_type in checked_types().failed
+
+
 @pytest.fixture
 def camembert_recipe(text_recipe: Path) -> Path:
     """The recipe of the toy texts with a model of a type without a table."""

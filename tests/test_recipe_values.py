@@ -13,6 +13,7 @@ from nas.recipe import strict_yaml
 from nas.recipe.objectives import COSTS, METRICS, Bound
 from nas.recipe.schema import Recipe
 from nas.recipe.secrets import secrets_of, without_secrets
+from nas.recipe.text import apply_overrides
 from search_spaces import InputError
 
 MINIMAL = {"model": "m", "task": {"type": "text-classification", "train": "a.csv", "test": "b.csv"}}
@@ -229,6 +230,13 @@ def test_bounds_in_the_parents_terms_are_resolved(text: str, parent: float, hold
     assert (resolved.verdict(holds), resolved.verdict(misses)) == ("holds", "misses")
     with pytest.raises(ValueError, match="in terms of the parent's value"):
         bound.violation(holds)
+
+
+@pytest.mark.parametrize("bound", [">= 0.9", ">0.5", ">= parent - 0.01", ">= 2, <= 5", "<= 50%", "'>= 0.9'"])
+def test_a_bound_is_typed_as_it_is_written(bound: str) -> None:
+    """YAML takes a value that begins with > for a folded text."""
+    data = apply_overrides({}, [f"constraints.accuracy={bound}"])
+    assert data == {"constraints": {"accuracy": bound.strip("'")}}
 
 
 def test_two_bounds_on_one_figure_must_leave_room() -> None:

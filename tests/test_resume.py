@@ -29,6 +29,7 @@ from nas.studies.pick import front_so_far
 from nas.studies.study import STUDIES, evaluated_points, open_studies
 from nas.supernets.training import last_complete_checkpoint
 from nas.tasks.context import TaskContext
+from search_spaces import InputError
 
 STAGES = ("parent", "supernet", "predictor", "front.json", "report.html")
 """The result of each stage, in order."""
@@ -275,7 +276,11 @@ def test_a_constraint_and_an_objective_are_changed_and_nothing_is_trained_scored
     objectives = "objectives={accuracy: maximize, latency_ms: minimize, num_parameters: minimize}"
     run = search(Recipe.load(path, [f"constraints.size_mb=<= {limit}", objectives, "finish.models=0"]), folder)
     printed = capsys.readouterr().out
-    assert "goes on with constraints.size_mb: <= " in printed and "None, was {}" not in printed
+    assert (
+        "goes on with constraints.size_mb: <= " in printed
+        and "objectives.num_parameters: minimize, was not set" in printed
+    )
+    assert "None" not in printed
     assert "the earlier front is front-1.json" in printed
     assert "evaluations over, judged by the objectives and constraints of now" in printed
     assert all(file.stat().st_mtime_ns == time for file, time in files.items()), "something is trained twice"
@@ -340,6 +345,22 @@ def test_a_front_that_is_not_verified_is_shown_and_exported_as_predicted(
     info = json.loads((tmp_path / "knee" / "subnet.json").read_text())
     assert info["key"] == front_so_far(run).knee().key and not info["measured"]
     assert "Latency predicted" in (tmp_path / "knee" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "resolved"),
+    [("accuracy=>= parent + 2", r">= [23]\.\d*"), ("latency_ms=<= 50%, >= 60%", r"<= \d*\.\d*, >= \d*\.\d*")],
+)
+def test_bounds_that_no_value_meets_beside_the_parents_stop_the_search_before_it_evaluates(
+    constraint: str, resolved: str, finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = finished
+    name = constraint.partition("=")[0]
+    with pytest.raises(
+        InputError, match=rf"`constraints.{name}` must be a bound that a value .* but got `{resolved}`"
+    ):
+        search(Recipe.load(path, [f"constraints.{constraint}", "finish.models=0"]), folder)
+    assert "evaluations over" not in capsys.readouterr().out
 
 
 def test_bounds_in_the_parents_terms_hold_against_its_values_on_each_split(

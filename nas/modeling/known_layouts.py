@@ -147,19 +147,21 @@ def small_model(family: Family, task: str) -> PreTrainedModel:
     """A tiny random model of a family: four layers, four heads, hidden size 64, and so are the parts that it lacks.
 
     Raises:
-        InputError: If its config does not make it small.
+        InputError: If its config does not make it small, or does not build with other sizes.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = CONFIG_MAPPING[family.model_type](**_small_values(CONFIG_MAPPING[family.model_type](), family))
     auto: Any = getattr(transformers, TASKS[task].auto_class)
-    with torch.device("meta"):
-        parameters = auto.from_config(config).num_parameters()
+    refusal = f"no tiny model of `{family.model_type}` could be made:"
+    try:
+        config = CONFIG_MAPPING[family.model_type](**_small_values(CONFIG_MAPPING[family.model_type](), family))
+        with torch.device("meta"):
+            parameters = auto.from_config(config).num_parameters()
+    except Exception as error:  # whatever a config or model of transformers does with other sizes
+        raise InputError(f"{refusal} {short_error(error).rstrip('.')}.") from error
     if parameters > MOST_SMALL:
-        raise InputError(
-            f"no tiny model of `{family.model_type}` could be made: it still has {parameters:,} parameters."
-        )
+        raise InputError(f"{refusal} it still has {parameters:,} parameters.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = auto.from_config(config)

@@ -57,7 +57,7 @@ def check_fields(recipe: Recipe) -> None:
     Raises:
         InputError: With the first error.
     """
-    for check in (_check_metrics, _check_values, _check_objectives, _check_constraints, _check_search):
+    for check in (_check_metrics, _check_values, _check_objectives, check_constraints, _check_search):
         check(recipe)
 
 
@@ -100,7 +100,8 @@ def _check_objectives(recipe: Recipe) -> None:
         )
 
 
-def _check_constraints(recipe: Recipe) -> None:
+def check_constraints(recipe: Recipe) -> None:
+    """Raises InputError for a constraint that is no bound, or that no value can meet."""
     for name, text in recipe.constraints.items():
         try:
             bound = Bound.parse(text)

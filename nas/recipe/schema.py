@@ -541,7 +541,7 @@ class Recipe(_Section):
         keys = sorted(mine.keys() | theirs.keys())
         moved = self.moved_keys(other)
         changed = [k for k in keys if k not in (*RESUMABLE_KEYS, *moved) and mine.get(k) != theirs.get(k)]
-        return {k: f"{k}: {mine.get(k)}, was {theirs.get(k)}" for k in changed}
+        return {k: f"{k}: {_stated(mine.get(k))}, was {_stated(theirs.get(k))}" for k in changed}
 
     @staticmethod
     def is_extendable(key: str) -> bool:
@@ -588,6 +588,11 @@ class Recipe(_Section):
         """Every metric, and every cost under every workload -> the direction that improves it, if it is known."""
         costs = {cost_name(cost, name): DIRECTIONS[cost] for name in self.named_workloads for cost in COSTS}
         return {**METRICS, **costs, **dict.fromkeys(self.task.metrics)}
+
+
+def _stated(value: Any) -> str:
+    """A value of a recipe in a sentence."""
+    return "not set" if value is None else str(value)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -131,8 +131,11 @@ def _override(data: dict[str, Any], override: str) -> None:
                 f"an override must name a recipe key, but in `{shortened(dotted)}`, `{shortened(section)}` is a "
                 "value, not a section."
             )
+    is_lower_bound = sections == ["constraints"] and text.lstrip().startswith(
+        ">"
+    )  # which YAML takes for a folded text
     try:
-        value = strict_yaml.load(text)
+        value = text if is_lower_bound else strict_yaml.load(text)
     except InputError as error:
         raise InputError(f"the value of `{dotted}` must be YAML, but got `{shortened(text)}`: {error}.") from None
     target[key] = _absolute_paths(value, dotted, Path.cwd())

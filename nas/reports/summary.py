@@ -61,7 +61,8 @@ def hypervolume_line(results: dict[str, Any]) -> str:
     note = (
         ""
         if gain is None
-        else f"; search minus random {gain[0]:.3g} to {gain[1]:.3g}; [90 % of resamples of the held-out examples]"
+        else f"; search without uniform scalings minus random {gain[0]:.3g} to {gain[1]:.3g}; "
+        "[90 % of resamples of the held-out examples]"
     )
     note += f"; {left} subnetworks of these fronts are not verified yet, the same command goes on" if left else ""
     return (

@@ -88,7 +88,7 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
         InputError: If a law does not hold; names the dimension.
     """
     names = [name for name, choices in space.choices.items() if len(choices) > 1]
-    batch, tested, n_subnets, cached = _padded_batch(model, task), list[str](), 0, False
+    tested, n_subnets, cached = list[str](), 0, False
     for attention in ATTENTIONS:
         stock = copy.deepcopy(model).eval()
         try:
@@ -96,7 +96,7 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
         except (ValueError, ImportError):
             continue
         tested.append(attention)
-        prover = _Prover(stock, TASKS[task].outputs, batch)
+        prover = _prover(stock, task)
         for name in [*names, "all together"]:
             part = space if name == "all together" else _only(space, name)
             for subnet in (part.smallest, part.sample(Random(0))):
@@ -105,6 +105,22 @@ def prove_layout(model: PreTrainedModel, task: str, space: SearchSpace) -> Proof
         prover.require_use(space.smallest)
         cached = prover.decodes
     return Proof(tuple(names), tuple(tested), n_subnets, cached)
+
+
+def _prover(stock: PreTrainedModel, task: str) -> _Prover:
+    """What compares subnetworks of a stock model on random inputs of a task.
+
+    Raises:
+        LayoutFailure: If the model does not run on them.
+    """
+    try:
+        return _Prover(stock, TASKS[task].outputs, _padded_batch(stock, task))
+    except Exception as error:  # whatever an untried model does with inputs that may be those of another
+        raise LayoutFailure(
+            f"{alike_text(Layout(stock.config).family)}, but it does not run on inputs of the task `{task}` "
+            f"({short_error(error).rstrip('.')}); add a table (CONTRIBUTING.md).",
+            "",
+        ) from error
 
 
 def _padded_batch(model: PreTrainedModel, task: str) -> Batch:

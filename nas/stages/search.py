@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
+from nas.recipe.checks import check_constraints
 from nas.recipe.objectives import is_cost
 from nas.reports.summary import bounds_line, near_bound_line, predictor_line
 from nas.runs.parent_values import read_parent_values, write_parent_values
@@ -50,6 +51,7 @@ def run_search(run: Run, context: TaskContext, cluster: str | None = None) -> No
         values = _parent_values(run, context, evaluator)
         evaluator = replace(evaluator, recipe=recipe.with_parent(values))
         print_line(f"bounds     {bounds_line(recipe, values)}")
+        check_constraints(evaluator.recipe)
 
     def execute(scheduler: EvaluationScheduler, scorer: Scorer) -> None:
         if cluster is None:
