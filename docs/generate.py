@@ -17,7 +17,7 @@ import typer
 from nas.cli import app
 from nas.pipeline import STAGES
 from nas.recipe.json_schema import recipe_json_schema
-from search_spaces import FAMILIES
+from search_spaces import FAMILIES, TASKS
 from search_spaces.families.checked import checked_types
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -89,6 +89,9 @@ def families_page() -> str:
         "outside the layers, the hidden size is fixed.",
         f"Every family has the dimensions {_codes(shared)}. The table lists the others.",
         _table(("model type", "tasks", "other dimensions", "blocks that may be skipped"), rows),
+        "## By task",
+        "Types with a table whose models do a task:",
+        _table(("task", "model types"), list(_types_by_task())),
         "## Types that were proved with another's table",
         f"{len(checked.passed)} more types keep every law of slicing on a tiny random model, as found by "
         "`experiments/bench/known_layouts.py`. The last column names dimensions of the table that break a law in "
@@ -111,6 +114,13 @@ def families_page() -> str:
         f"{len(checked.unknown)} types are laid out as none: {_codes(checked.unknown)}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _types_by_task() -> Iterator[tuple[str, str]]:
+    """Each task with the types that have it."""
+    for task in TASKS:
+        if types := [name for name, family in sorted(FAMILIES.items()) if task in family.all_tasks]:
+            yield f"`{task}`", _codes(types)
 
 
 PAGES: dict[str, Callable[[], str]] = {
