@@ -17,6 +17,7 @@ from search_spaces.families.dinov2 import DINOV2
 from search_spaces.families.dinov3 import DINOV3
 from search_spaces.families.distilbert import DISTILBERT
 from search_spaces.families.electra import ELECTRA
+from search_spaces.families.eurobert import EUROBERT
 from search_spaces.families.falcon import FALCON
 from search_spaces.families.gemma2 import GEMMA2
 from search_spaces.families.gemma3 import GEMMA3
@@ -73,6 +74,7 @@ FAMILIES: dict[str, Family] = {
         ALBERT,
         MPNET,
         MODERNBERT,
+        EUROBERT,
         DEBERTA_V2,
         REMBERT,
         GPT2,
