@@ -66,6 +66,7 @@ class Splits:
         search: Slice on which the search scores subnetworks: of the training data, or of ``task.validation``.
         more: As many further examples, on which near ties are scored; None where too few are left for the training.
         test: Held-out split on which results are reported.
+        validation: Examples of ``task.validation``, before processing; None without it.
     """
 
     task: TaskType
@@ -76,6 +77,7 @@ class Splits:
     search: EvaluationSet
     more: EvaluationSet | None
     test: EvaluationSet
+    validation: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,7 @@ class TaskContext:
             search=self._with_questions(EvaluationSet.from_dataset(searched, task), 0, PARTS if len(further) else 1),
             more=self._with_questions(EvaluationSet.from_dataset(further, task), 1) if len(further) else None,
             test=self._held_out(task, settings.test),
+            validation=validation,
         )
 
     def _load(self, source: str) -> Dataset:

@@ -36,7 +36,7 @@ def data_lines(context: TaskContext) -> list[str]:
     """Describes the data of a recipe as it is read: a line for each property that it has.
 
     Raises:
-        InputError: If the held-out split holds the same rows as the training split.
+        InputError: If two splits hold the same rows.
     """
     task = context.splits.task
     lines = {
@@ -138,26 +138,35 @@ def _unknown_share(rows: Iterable[Sequence[int]], context: TaskContext) -> float
 
 def _duplicates_text(context: TaskContext) -> str:
     """Rows with the inputs of an earlier one, in the training data and between the splits; refuses equal splits."""
-    task = context.splits.task
-    train, test = (_digests(split, task.input_columns(split)) for split in (task.train, task.test))
-    if not train or not test:
+    task, validation = context.splits.task, context.splits.validation
+    splits = {"train": task.train, "test": task.test} | ({} if validation is None else {"validation": validation})
+    rows = {name: _digests(split, task.input_columns(split)) for name, split in splits.items()}
+    if not all(rows.values()):
         return ""
-    if Counter(train) == Counter(test):
+    train = rows["train"]
+    repeated, other = len(train) - len({*train}), _contradictions(train, task.train, task.label)
+    labels = f" ({other:,} with another label)" if other else ""
+    texts = [f"{repeated:,} rows of train repeat an earlier one{labels}"] if repeated else []
+    pairs = (("test", "train"), ("test", "validation"), ("validation", "train"))
+    texts += [_shared_text(rows, *pair) for pair in pairs if {*pair} <= rows.keys()]
+    return "; ".join(filter(None, texts)) or "none"
+
+
+def _shared_text(rows: Mapping[str, Sequence[bytes]], name: str, other: str) -> str:
+    """How many rows of a split are in another one too; empty if none is.
+
+    Raises:
+        InputError: If both hold the same rows.
+    """
+    if Counter(rows[name]) == Counter(rows[other]):
         raise InputError(
-            f"`task.test` must hold other rows than `task.train`, but both hold the same {len(test):,}; name parts "
-            "that share none, such as `rows.csv:train[:80%]` and `rows.csv:train[80%:]`."
+            f"`task.{name}` must hold other rows than `task.{other}`, but both hold the same {len(rows[name]):,}; "
+            "name parts that share none, such as `rows.csv:train[:80%]` and `rows.csv:train[80%:]`."
         )
-    repeated, known = len(train) - len({*train}), {*train}
-    shared = sum(digest in known for digest in test)
-    other = _contradictions(train, task.train, task.label)
-    texts = [
-        f"{repeated:,} rows of train repeat an earlier one" + (f" ({other:,} with another label)" if other else "")
-    ]
-    texts = texts if repeated else []
-    if shared:
-        which = "all rows" if shared == len(test) else f"{shared:,} of {len(test):,} rows"
-        texts.append(f"{which} of test are in train too: what is measured on them looks better than it is")
-    return "; ".join(texts) or "none"
+    known, count = {*rows[other]}, len(rows[name])
+    shared = sum(digest in known for digest in rows[name])
+    which = "all rows" if shared == count else f"{shared:,} of {count:,} rows"
+    return f"{which} of {name} are in {other} too: what is measured on them looks better than it is" if shared else ""
 
 
 def _contradictions(digests: Sequence[bytes], examples: Dataset, label: str | None) -> int:

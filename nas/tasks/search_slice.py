@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,12 +102,12 @@ def require_groups_apart(settings: TaskSettings, splits: Sequence[tuple[Dataset,
         return
     train = splits[0][0]
     require_column(train, column, settings.train, "task.group")
-    groups = set(train[column][:])
-    for examples, key in splits[1:]:
-        if column in examples.column_names and (shared := groups & set(examples[column][:])):
+    groups = [(set(rows[column][:]), key) for rows, key in splits if column in rows.column_names]
+    for (values, key), (others, other) in combinations(groups, 2):
+        if shared := values & others:
             raise InputError(
                 f"no group of `task.group` may be in two splits, but {len(shared)} values of `{column}` are in both "
-                f"`task.train` and `{key}`; take their rows out of one."
+                f"`{key}` and `{other}`; take their rows out of one."
             )
 
 
