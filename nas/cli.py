@@ -135,7 +135,6 @@ def search(
 def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     from nas.commands.dry_run import estimate
     from nas.recipe.secrets import without_secrets
-    from nas.stages.needs import available_gb
     from nas.stages.resources import check_resources
 
     check_resources(recipe, folder, cluster)
@@ -147,7 +146,7 @@ def _print_estimate(recipe: Recipe, folder: Path, cluster: str | None) -> None:
     for name, minutes in result["minutes"].items():
         work = f" {result['work'][name]}." if name in result["work"] else ""
         typer.echo(f"#   {name:<8} {minutes:6.1f}   {meanings[name]}{work}")
-    available = available_gb()
+    available = result["available_gb"]
     typer.echo(f"# estimated GB of memory, of {available:.1f}, and of disk:")
     for name, needs in result["needs"].items():
         hint = "   does not fit" if needs.memory_gb > available else ""

@@ -10,7 +10,7 @@ from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
 from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
-from nas.stages.needs import meta_model, stage_needs
+from nas.stages.needs import available_gb, holder, meta_model, stage_needs
 from nas.stages.parent_runtimes import LARGEST_MB, runtimes_beside
 from nas.studies.budget import evaluation_budget
 from nas.supernets.space import search_space
@@ -44,7 +44,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     Returns:
         ``recipe``: with its space resolved; ``subnetworks``: the size of the space; ``minutes``: stage -> estimated
         minutes on this machine, in order; stages that take seconds are left out; ``work``: stage -> what was counted;
-        ``needs``: stage -> memory and disk.
+        ``needs``: stage -> memory and disk. ``available_gb``: memory of what holds the weights.
 
     Raises:
         InputError: If the recipe does not fit the model, the data or this device.
@@ -52,13 +52,14 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     quiet_libraries()
     with waiting("dry run"):
         context = check_recipe(recipe, sample=SAMPLE)
-        minutes, needs = estimated_minutes(context), stage_needs(context, meta_model(context))
+        minutes, empty = estimated_minutes(context), meta_model(context)
     return {
         "recipe": context.recipe,
         "subnetworks": search_space(context).size,
         "minutes": minutes,
         "work": counted_work(context),
-        "needs": needs,
+        "needs": stage_needs(context, empty),
+        "available_gb": available_gb(holder(context, empty)),
     }
 
 

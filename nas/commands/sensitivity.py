@@ -84,7 +84,7 @@ def sensitivity(recipe: Recipe, folder: str | Path) -> list[BlockReplacement]:
 
 
 def _replacements(run: Run, context: TaskContext) -> list[BlockReplacement]:
-    supernet = Supernet(context.load_model(run.parent).to(training_device()).eval())
+    supernet = Supernet(context.load_model(run.parent).eval()).to(training_device())
     examples = calibration_set(context)
     permute(supernet, unit_orders(supernet, gradient_scores(supernet, examples.batches, examples.task)), hidden=[])
     supernet.calibration = calibrate(supernet, examples.batches)

@@ -31,6 +31,7 @@ from nas.modeling.registration import stock_classes
 from nas.runs.files import check_place, only_writer, replace_folder, write_json
 from nas.runs.run import Run
 from nas.runs.target import Target
+from nas.supernets.device import moved
 from nas.supernets.load import load_supernet
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
@@ -59,6 +60,11 @@ class FinishedModel:
 
     model: PreTrainedModel
 
+    def to(self, device: torch.device | str) -> FinishedModel:
+        """Moves the model, see `moved`."""
+        moved(self.model, device)
+        return self
+
     def activate(self, subnet: SubnetConfig) -> None:
         """Does nothing: the subnetwork is active."""
 
@@ -76,7 +82,7 @@ def weights_of(run: Run, supernet: Supernet, subnet: SubnetConfig, context: Task
     folder = run.finished / subnet.key
     if not folder.exists():
         return supernet
-    return FinishedModel(context.load_model(folder).to(supernet.model.device).eval())
+    return FinishedModel(moved(context.load_model(folder), supernet.model.device).eval())
 
 
 def save_subnet(supernet: Weights, subnet: SubnetConfig, context: TaskContext, folder: Path) -> None:
@@ -303,7 +309,7 @@ def reload_in_process(folder: Path, supernet: Weights, subnet: SubnetConfig, con
     model = getattr(transformers, context.auto_class).from_pretrained(folder, **options).eval()
     with exact_sums(model):
         check_equal(_outputs(model, inputs, context, exact=True), expected, subnet)
-    return model.to(supernet.model.device)
+    return moved(model, supernet.model.device)
 
 
 def padded_inputs(context: TaskContext) -> dict[str, torch.Tensor]:
@@ -330,10 +336,10 @@ def supernet_outputs(
     inputs = padded_inputs(context.of(subnet))
     supernet.activate(subnet)
     device = supernet.model.device
-    outputs = _outputs(supernet.model.cpu(), inputs, context)
+    outputs = _outputs(supernet.to("cpu").model, inputs, context)
     if context.dtype != torch.float32 or has_halves(supernet.model):
         outputs = _exact_outputs(supernet.extract(subnet), outputs, inputs, subnet, context)
-    supernet.model.to(device)
+    supernet.to(device)
     return inputs, outputs
 
 

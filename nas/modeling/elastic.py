@@ -104,6 +104,9 @@ class Elastic(nn.Module):
         bits: Dtype in which a linear layer is stored and multiplied.
         moment: Mean of x x^T over its active inputs x, on which it is rounded to four bits; None if it is unknown.
         quantized: Part of the layer -> version of the weight, and what is stored of it, as long as the same is active.
+        computes_on: Device to which the active entries are copied while the module runs, where the parameters stay on
+            another one; else None.
+        copies: Name of a parameter -> its copy there; None while the module does not run.
     """
 
     active_entries: dict[str, Index]
@@ -113,11 +116,22 @@ class Elastic(nn.Module):
     bits: str
     moment: torch.Tensor | None
     quantized: dict[str, tuple[tuple[int, int], dict[str, torch.Tensor]]]
+    computes_on: torch.device | None
+    copies: dict[str, torch.Tensor] | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the stock module on its active entries, or skips it."""
         if self.skip is not None:
             return skip_output(self.skip, getattr(self, "layer_idx", None), *args, **kwargs)
+        if self.computes_on is None:
+            return self._compute(*args, **kwargs)
+        self.__dict__["copies"] = {}
+        try:
+            return self._compute(*args, **kwargs)
+        finally:
+            self.__dict__["copies"] = None
+
+    def _compute(self, *args: Any, **kwargs: Any) -> Any:
         if self.basis is not None and not isinstance(self, nn.Embedding):
             up, down = low_rank_factors(linear_weight(self), self.basis)
             return self._linear("up", self._linear("down", args[0], down, None), up, self.bias)
@@ -139,14 +153,22 @@ class Elastic(nn.Module):
         found = self.quantized.get(part)
         if found is None or found[0] != version:
             moment = None if part == "up" else self.moment
-            found = self.quantized[part] = version, quantize_on(weight, self.bits, moment)
+            found = version, quantize_on(weight, self.bits, moment)
+            if self.computes_on is None:
+                self.quantized[part] = found
         return found[1]
 
     def __getattr__(self, name: str) -> Any:
         """Returns the active entries of a parameter, to the module itself and to others."""
         parameter: Any = super().__getattr__(name)
         index = self.__dict__["active_entries"].get(name)
-        return parameter if index is None else select_active(parameter, index)
+        active = parameter if index is None else select_active(parameter, index)
+        copies = self.__dict__["copies"]
+        if copies is None or not isinstance(active, torch.Tensor):
+            return active
+        if name not in copies:
+            copies[name] = active.to(self.__dict__["computes_on"])
+        return copies[name]
 
 
 class ActiveEmbedding(nn.Embedding):
@@ -331,5 +353,6 @@ def make_elastic(module: nn.Module, *wrappers: type) -> Elastic:
     if not isinstance(module, Elastic):
         module.active_entries, module.skip, module.basis, module.table = {}, None, None, None  # type: ignore[assignment]
         module.bits, module.moment, module.quantized = FULL_PRECISION, None, {}  # type: ignore[assignment]
+        module.computes_on, module.copies = None, None  # type: ignore[assignment]
         module.__class__ = elastic_class(type(module), *wrappers)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]

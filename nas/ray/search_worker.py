@@ -164,7 +164,7 @@ def load_scorer(
         loader = getattr(transformers, model_class)
     model = loader.from_pretrained(folder, dtype=dtype)
     calibration, vocabulary = low_rank.CalibrationStatistics.load(folder), Vocabulary.load(folder)
-    supernet = Supernet(model.to(training_device()).eval(), calibration, vocabulary)
+    supernet = Supernet(model.eval(), calibration, vocabulary).to(training_device())
     return Scorer(supernet, examples, names, in_other_sizes)
 
 

@@ -13,6 +13,7 @@ from nas.recipe.objectives import INHERITED_SUFFIX
 from nas.runs.finished import read_finished
 from nas.runs.run import Run
 from nas.supernets.counted_costs import count_costs
+from nas.supernets.device import moved
 from nas.supernets.supernet import Supernet
 from nas.tasks.context import TaskContext
 from nas.tasks.evaluation import Score, score
@@ -100,7 +101,7 @@ def export_and_reload(run: Run, context: TaskContext, supernet: Supernet, subnet
 def _parent(run: Run, supernet: Supernet, context: TaskContext) -> PreTrainedModel:
     """The parent with its own weights, in their original order."""
     model = cast_weights(context.load_model(run.parent), context.dtype)
-    return model.to(supernet.model.device).eval()
+    return moved(model, supernet.model.device).eval()
 
 
 def verified_file(run: Run) -> JsonLines[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ import torch
 
 from nas.recipe.schema import Training
 from nas.supernets.compensation import KEPT, is_compensated
-from nas.supernets.device import training_device
+from nas.supernets.device import WEIGHTS_SHARE, training_device
 from nas.supernets.load import calibration_batch
 from nas.supernets.space import search_space
 from nas.tasks.context import TaskContext
@@ -18,6 +18,7 @@ from predictors import AnalyticCosts, Workload
 from predictors.costs.roofline import PROBED_BYTES
 from predictors.measurement.groups import group_size
 from predictors.measurement.memory import memory_mb
+from search_spaces import InputError
 from search_spaces.dimensions import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -66,9 +67,42 @@ def meta_model(context: TaskContext) -> PreTrainedModel:
         return getattr(transformers, context.auto_class).from_config(context.config)
 
 
-def available_gb() -> float:
-    """Memory of the device that trains."""
-    return memory_mb(Workload(device=training_device())) / 1e3
+def available_gb(device: str) -> float:
+    """Memory of a device."""
+    return memory_mb(Workload(device=device)) / 1e3
+
+
+def holder(context: TaskContext, model: PreTrainedModel) -> str:
+    """The device whose memory holds the weights: that of the trainings, or the machine's own where they exceed that.
+
+    There the layers' weights are copied to the first one while they are multiplied, see `Supernet.to`.
+
+    Raises:
+        InputError: If they exceed the machine's memory, or that of a device that needs all of them at once.
+    """
+    device, recipe = training_device(), context.recipe
+    weights = context.memory_dtype.itemsize * model.num_parameters() / GB
+    takes = f"but they take {weights:.3g} GB in {str(context.memory_dtype)[6:]}"
+    if weights > available_gb("cpu"):
+        raise InputError(
+            f"the weights of a model must fit into the machine's memory, as subnetworks are slices of them, {takes} "
+            f"and the cpu has {available_gb('cpu'):.3g}; take a larger one, or store the model in bfloat16."
+        )
+    has = available_gb(device)
+    if device == "cpu" or weights <= WEIGHTS_SHARE * has:
+        return device
+    out = f"{takes} and the {device} has {has:.3g}; take a larger one, or the machine's own (`CUDA_VISIBLE_DEVICES=`)"
+    if context.should_finetune or recipe.supernet.is_trained or recipe.finish.models:
+        raise InputError(
+            f"the weights of a model that is trained must fit on one device, {out}, or train nothing "
+            "(`supernet.strategy: none`, `finish.models: 0`)."
+        )
+    if any(workload.on_cuda for workload in recipe.named_workloads.values()):
+        raise InputError(
+            f"the weights of a parent whose latency is measured must fit on that device, {out}, or measure on another "
+            "(`workload.device: cpu`)."
+        )
+    return "cpu"
 
 
 class _Count:

@@ -15,9 +15,9 @@ from nas.modeling.known_layouts import small_model
 from nas.recipe.objectives import base_name
 from nas.runs import processes
 from nas.stages.layout_proof import alike_text, proposed_space, prove_layout
-from nas.stages.needs import available_gb, stage_needs
+from nas.stages.needs import available_gb, holder, stage_needs
 from nas.supernets.counted_costs import count_costs
-from nas.supernets.device import training_device
+from nas.supernets.device import moved, training_device
 from nas.supernets.space import search_space
 from nas.tasks.batches import model_inputs
 from nas.tasks.context import TaskContext
@@ -147,7 +147,7 @@ def _metrics_text(context: TaskContext, model: PreTrainedModel) -> str:
     count = min(GENERATED_EXAMPLES if task.has_vocabulary_logits else METRIC_EXAMPLES, len(splits.train))
     few = EvaluationSet.from_dataset(splits.train.select(range(count)), task, BATCH_SIZE)
     few = replace(few, beside=tuple(part.take(BATCH_SIZE) for part in splits.search.beside))
-    model.to(training_device())
+    moved(model, training_device())
     _require_running(model, few)
     try:
         values = _values(model, few, names)
@@ -194,21 +194,17 @@ def _memory_line(context: TaskContext, model: PreTrainedModel) -> str:
     """The memory of the stage that takes most, against that of the device, and every stage that does not fit.
 
     Raises:
-        InputError: If not even the weights fit, which are in one piece on one device.
+        InputError: If not even the weights fit, see `holder`.
     """
-    needs, available, device = stage_needs(context, model), available_gb(), training_device()
-    weights, dtype = context.memory_dtype.itemsize * model.num_parameters() / 1e9, str(context.memory_dtype)[6:]
-    if weights > available:
-        raise InputError(
-            f"the weights of a model must fit on one device, as subnetworks are slices of them, but they take "
-            f"{weights:.3g} GB in {dtype} and the {device} has {available:.3g}; take a larger "
-            "one, or the machine's own memory (`CUDA_VISIBLE_DEVICES=`), or store the model in bfloat16."
-        )
+    needs, device = stage_needs(context, model), holder(context, model)
+    available = available_gb(device)
     most = max(needs, key=lambda name: needs[name].memory_gb)
     large = [name for name, need in needs.items() if need.memory_gb > available]
     way_out = "lower `batch_size`, set `activation_checkpointing`, or `supernet.strategy` to `none`"
     way_out += "" if device == "cpu" else ", or take the machine's own memory (`CUDA_VISIBLE_DEVICES=`)"
     hint = f"; {', '.join(large)} will not fit: {way_out}" if large else ""
+    if device != training_device():
+        hint += f"; weights exceed the {training_device()}, and are copied to it while they are multiplied"
     return (
         f"memory     {most} takes about {needs[most].memory_gb:.3g} GB of the {available:.1f} GB of the {device}{hint}"
     )

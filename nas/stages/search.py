@@ -16,6 +16,7 @@ from nas.studies.near_ties import add_scores_on_more, near_ties, scores_on_more
 from nas.studies.racing import Scorer
 from nas.studies.search_loop import EvaluationScheduler, run_locally, run_studies
 from nas.studies.study import STUDIES, evaluated_points, open_repeats, open_studies, search_seconds, write_trials
+from nas.supernets.device import moved
 from nas.supernets.load import load_supernet
 from nas.supernets.space import input_sizes
 from nas.supernets.supernet import Supernet
@@ -112,7 +113,7 @@ def _parent_metrics(run: Run, context: TaskContext, evaluator: Evaluator, names:
     """Metrics of the parent; a supernet that is not trained is the parent, whose weights are not loaded again."""
     supernet, model = evaluator.supernet, evaluator.supernet.model
     if context.recipe.supernet.is_trained:
-        model = context.load_model(run.parent).to(model.device).eval()
+        model = moved(context.load_model(run.parent), model.device).eval()
     else:
         supernet.activate(supernet.parent)
     return {name: each.value for name, each in score(model, context.splits.search, names).items()}

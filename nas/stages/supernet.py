@@ -84,7 +84,8 @@ def _order_and_profile(run: Run, context: TaskContext, work: Path) -> None:
         )
     if not (work / ORDER).exists():
         delete(work / "checkpoints")
-        supernet, examples = Supernet(context.load_model(run.parent).to(training_device())), calibration_set(context)
+        supernet = Supernet(context.load_model(run.parent)).to(training_device())
+        examples = calibration_set(context)
         order = order_by_importance(
             supernet,
             examples.labelled_batches(CALIBRATION_EXAMPLES),

@@ -5,8 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from predictors import Workload
+from predictors.measurement.memory import memory_mb
+
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from nas.runs.run import Run
+
+WEIGHTS_SHARE = 0.9
+"""Most of the memory of a device for the weights of a model; the rest is for what it computes."""
 
 PROBE_SHAPE = (256, 384, 1536)
 """Rows, inputs and outputs of the product that is timed: a feed-forward layer of a small model."""
@@ -18,6 +27,17 @@ def training_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fits(model: PreTrainedModel, device: torch.device | str) -> bool:
+    """Whether the weights of a model fit into the memory of a device, whatever else that holds."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights <= 1e6 * WEIGHTS_SHARE * memory_mb(Workload(device=str(device)))
+
+
+def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """Moves a model to a device, or to the CPU if its weights exceed that."""
+    return model.to(device if fits(model, device) else "cpu")
 
 
 def set_threads(run: Run) -> None:

@@ -69,8 +69,8 @@ def load_supernet(run: Run, context: TaskContext, folder: Path | None = None) ->
     folder, vocabulary = folder or run.supernet, Vocabulary.load(run.supernet)
     if vocabulary is not None:
         context.vocabulary = vocabulary
-    model, calibration = context.load_model(folder).to(training_device()), CalibrationStatistics.load(folder)
-    supernet = Supernet(model, calibration, vocabulary, context.dtype)
+    model, calibration = context.load_model(folder), CalibrationStatistics.load(folder)
+    supernet = Supernet(model, calibration, vocabulary, context.dtype).to(training_device())
     supernet.model.eval()
     return supernet, search_space(context, run.layer_order)
 
@@ -87,8 +87,8 @@ def load_ordered_parent(
     """
     folder = folder or run.supernet
     order = read_json(folder / ORDER, parse=ImportanceOrder.from_dict)
-    model, vocabulary = context.load_model(run.parent).to(training_device()), Vocabulary.load(folder)
-    supernet = Supernet(model, vocabulary=vocabulary, dtype=context.dtype)
+    model, vocabulary = context.load_model(run.parent), Vocabulary.load(folder)
+    supernet = Supernet(model, vocabulary=vocabulary, dtype=context.dtype).to(training_device())
     permute(supernet, order.units, order.hidden)
     supernet.calibration = CalibrationStatistics.load(folder)
     return supernet, order

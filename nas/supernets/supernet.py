@@ -33,6 +33,7 @@ from nas.modeling.registration import task_with_own_stacks
 from nas.modeling.smaller_images import SizeChecks, interpolation
 from nas.supernets.codebook import fit_codebook
 from nas.supernets.compensation import Compensation, is_compensated
+from nas.supernets.device import fits, moved
 from nas.supernets.low_rank import CalibrationStatistics, output_basis, top_eigenvectors
 from nas.tasks.vocabulary import Vocabulary
 from search_spaces import InputError, Layout, SubnetConfig
@@ -172,6 +173,21 @@ class Supernet:
             return self.stacks[0].parent_layer(0)
         stack, position = self.layout.stack_of(index)
         return self.stacks[stack].parent_layer(position)
+
+    def to(self, device: torch.device | str) -> Supernet:
+        """Moves the model to a device, or all but the matrices of its layers if its weights exceed that.
+
+        These stay on the CPU. What is active of a matrix is copied to the device while its module runs, so that they
+        can be read and permuted at any time.
+        """
+        is_whole = fits(self.model, device)
+        modules = [module for layer in self._layers for module in layer.modules.values()]
+        matrices = [p for module in modules for p in module.parameters(recurse=False) if p.dim() > 1]
+        staying = set() if is_whole else {id(parameter) for parameter in matrices}
+        for module in modules:
+            module.__dict__["computes_on"] = None if is_whole else torch.device(device)
+        self.model._apply(lambda tensor: tensor if id(tensor) in staying else tensor.to(device))
+        return self
 
     def _elastic_list(self, path: str) -> ElasticModuleList:
         layers = self.model.base_model.get_submodule(path)
@@ -457,7 +473,7 @@ class Supernet:
         for module in model.modules():
             if isinstance(module, Stored):  # its weight is empty and in no file
                 module.weight = torch.empty_like(module.weight, device=self.model.device)
-        model.to(self.model.device)
+        moved(model, self.model.device)
         model.tie_weights()
         if self.model.can_generate():
             model.generation_config = self._generation_config(subnet)
