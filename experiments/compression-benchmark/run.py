@@ -109,8 +109,16 @@ class Cell:
         write_json(self.result, {**row, "memory_mb": bench.memory_mb})
 
     def pick(self, points: Sequence[Point], parent: Point) -> Point:
-        """The model of the row, of those that its search found."""
+        """The model of the row, of those that its search found.
+
+        Raises:
+            InputError: If the time did not suffice to verify any.
+        """
         found = [point for point in points if point.source == "search"]
+        if not found:
+            raise InputError(
+                f"a row needs a verified model of the search, but `{self.run}` has none; raise `verify.minutes`."
+            )
         good = [point for point in found if kept(self.base, point, parent) >= KEPT]
         if good:
             return min(good, key=lambda point: point.values["latency_ms"] * point.values["size_mb"])
