@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from nas.runs.files import read_json
 from nas.runs.run import Run
 from nas.supernets.calibration import calibrate
@@ -19,6 +21,8 @@ from nas.tasks.vocabulary import Vocabulary
 from search_spaces import SearchSpace
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 512, 32
+CALIBRATION_TOKENS = 2**16
+"""Of long texts fewer examples tell as much: a layer has a few thousand inputs."""
 MAX_CALIBRATION_LOGITS = 2**24
 """Most logits over the vocabulary in one calibration batch: 64 MB in float32."""
 ORDER = "importance.json"
@@ -26,11 +30,13 @@ ORDER = "importance.json"
 
 
 def calibration_set(context: TaskContext) -> EvaluationSet:
-    """Returns a few hundred training examples, for importance scores and calibration."""
+    """Returns a few hundred training examples, or fewer long ones, for importance scores and calibration."""
     train, size = context.splits.train, calibration_batch(context.splits.task)
-    return EvaluationSet.from_dataset(
-        train.select(range(min(CALIBRATION_EXAMPLES, len(train)))), context.splits.task, size
-    )
+    few = train.select(range(min(CALIBRATION_EXAMPLES, len(train))))
+    if "input_ids" in few.column_names:
+        within = int((np.cumsum([len(ids) for ids in few["input_ids"]]) <= CALIBRATION_TOKENS).sum())
+        few = few.select(range(min(len(few), max(size, within))))
+    return EvaluationSet.from_dataset(few, context.splits.task, size)
 
 
 def calibration_batch(task: TaskType) -> int:
