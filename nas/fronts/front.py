@@ -180,7 +180,7 @@ class ParetoFront:
         known = list(dict.fromkeys(name.partition("@")[2] for name in self.objectives if "@" in name))
         if workload not in known:
             hint = did_you_mean(workload, known) if known else "this front is of one, without a name"
-            raise InputError(f"A workload must be one of the objectives, but got `{workload}`; {hint}.")
+            raise InputError(f"A workload must be one that `objectives` name, but got `{workload}`; {hint}.")
         own = {name: way for name, way in self.objectives.items() if name.partition("@")[2] in ("", workload)}
         return ParetoFront.of(self.points, own)
 
@@ -284,7 +284,7 @@ class ParetoFront:
         bounds = dict(self._parse_bounds(condition))
         closest = min(self.points, key=lambda point: total_violation(point.values, bounds))
         raise InputError(
-            f"A pick must satisfy `{condition.strip()}`, but no point on the front does; the closest, {closest.key}, "
+            f"A point must satisfy `{condition.strip()}`, but no point on the front does; the closest, {closest.key}, "
             f"reaches {against_bounds(closest.values, bounds)}; loosen the condition."
         )
 

@@ -31,6 +31,8 @@ def filter_front(
     if workload:
         front = front.under(workload)
     if where:
+        if front.points:
+            front.pick(where)  # names the closest where none fits
         front = front.where(where)
     if pick:
         front = replace(front, points=(front.pick(pick),))
