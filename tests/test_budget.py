@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
+from weakref import WeakSet
 
 import pytest
 
@@ -134,6 +136,20 @@ def test_measure_keeps_a_budget_whatever_the_precision(monkeypatch: pytest.Monke
 
 def test_a_group_fits_into_a_quarter_of_the_memory() -> None:
     assert group_size(90, 16_000) == 22 and group_size(1, 16_000) == 64 and group_size(5000, 8000) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_group_is_freed_before_the_next_one_is_loaded(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, alive = Machine(monkeypatch), WeakSet[Call]()
+
+    def load(name: str) -> Call:
+        call = partial(machine.load, name)
+        alive.add(call)
+        assert len(alive) <= size + 1, "with the reference"
+        return call
+
+    visit = Visit(load, Workload(), Budget(1000.0, machine.clock), machine.stored.update, size=size)
+    assert visit.measure(NAMES) == NAMES
 
 
 def test_a_bound_has_three_answers() -> None:

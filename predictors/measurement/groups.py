@@ -86,6 +86,7 @@ class Visit:
             self._measure(group, later_s, share, len(left))
             self.measured += group
             left = left[len(group) :]
+            group.clear()  # before the next one is loaded
         return self.measured
 
     def _load(self, names: Sequence[str]) -> tuple[dict[str, Call], float, float]:
