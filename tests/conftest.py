@@ -190,6 +190,10 @@ ALIKE_AT_FIRST = ("relative_position_bias_table", "lambda_1", "lambda_2")
 """Ends of the names of parameters whose entries are all alike in a new model, so that a wrong one would not show."""
 
 
+WHOLE = ("text-ranking", "image-feature-extraction")
+"""Tasks with one label for a whole input, besides classifications."""
+
+
 @dataclass(frozen=True)
 class Toy:
     """A tiny random model of one family: 4 layers (of each stack), 4 or 8 heads, hidden size 48, FFN 96."""
@@ -218,7 +222,7 @@ class Toy:
     def labelled(self, task: str = "") -> dict[str, torch.Tensor]:
         """Inputs with labels of the task."""
         inputs, task = self.inputs(), task or FAMILIES[self.model_type].tasks[0]
-        if task in ("text-classification", "image-classification", "audio-classification", "image-feature-extraction"):
+        if (task.endswith("-classification") and task != "token-classification") or task in WHOLE:
             return {**inputs, "labels": torch.tensor([0, 1, 1])}
         if task == "object-detection":
             boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.2]])
@@ -246,6 +250,7 @@ TOYS: dict[str, Toy] = {
         Toy("albert", {**SIZES, **TEXT, "embedding_size": 24}),
         Toy("mpnet", {**SIZES, **TEXT}, attentions=("eager",)),
         Toy("modernbert", {**SIZES, **TEXT, **MODERN}),
+        Toy("eurobert", LLAMA),
         Toy("deberta-v2", {**SIZES, **TEXT, **DISENTANGLED}, attentions=("eager",)),
         Toy("rembert", {**SIZES, **TEXT, **PROJECTED}, attentions=("eager",)),
         Toy("gpt2", {**SIZES, **TEXT, "pad_token_id": 0}),
@@ -408,6 +413,7 @@ VARIANTS: dict[str, Toy] = {
     "electra-unprojected": variant("electra", embedding_size=48),
     "albert-wide-embeddings": variant("albert", embedding_size=48),
     "modernbert-biased": variant("modernbert", **BIASED, classifier_pooling="mean"),
+    "eurobert-biased": variant("eurobert", mlp_bias=True, attention_bias=True, head_dim=12),
     "deberta-own-positions": variant("deberta-v2", **OWN_POSITIONS),
     "deberta-one-sided": variant("deberta-v2", pos_att_type=["p2c"], share_att_key=False, norm_rel_ebd="none"),
     "deberta-absolute": variant("deberta-v2", relative_attention=False, position_biased_input=True, pos_att_type=None),

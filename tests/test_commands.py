@@ -16,7 +16,7 @@ from nas.commands.step_time import StepTime
 from nas.exports.model_info import model_info
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run
-from nas.stages.needs import Needs, meta_model, stage_needs
+from nas.stages.needs import Needs, holder, meta_model, stage_needs
 from nas.stages.parent_check import _memory_line
 from nas.tasks.context import TaskContext
 from search_spaces import InputError
@@ -138,12 +138,22 @@ def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(
     parameters = sum(parameter.numel() for parameter in bert().parameters()) / 1e9
     assert trained["supernet"].memory_gb > 20 * parameters > small["supernet"].memory_gb > 4 * parameters
     assert trained["finish"].disk_gb > 36 * parameters and not small["finish"].disk_gb
-    context = TaskContext(Recipe.load(text_recipe))
-    monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda: 20 * parameters)
+    context, untrained = TaskContext(Recipe.load(text_recipe)), ["supernet.strategy=none", "finish.models=0"]
+    untrained += ["parent.epochs=null", "parent.minutes=null"]
+    monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda _: 20 * parameters)
     named = _memory_line(context, meta_model(context)).partition(" GB of the cpu; ")[2].partition(" will not fit")[0]
     assert {"supernet", "finish"} <= {*named.split(", ")} and "export" not in named
-    monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda: 3.9 * parameters)
-    with pytest.raises(InputError, match=r"weights of a model must fit on one device.*float32 and the cpu has"):
+    memory_gb = {"cpu": 20 * parameters, "cuda": 3.9 * parameters}
+    monkeypatch.setattr("nas.stages.needs.available_gb", memory_gb.__getitem__)
+    monkeypatch.setattr("nas.stages.needs.training_device", lambda: "cuda")
+    with pytest.raises(InputError, match=r"that is trained must fit on one device.*float32 and the cuda has"):
+        _memory_line(context, meta_model(context))
+    assert holder(TaskContext(Recipe.load(text_recipe, untrained)), meta_model(context)) == "cpu"
+    on_gpu = TaskContext(Recipe.load(text_recipe, [*untrained, "workload.device=cuda"]))
+    with pytest.raises(InputError, match="whose latency is measured must fit on that device"):
+        holder(on_gpu, meta_model(context))
+    memory_gb["cpu"] = 3.9 * parameters
+    with pytest.raises(InputError, match=r"weights of a model must fit into the machine's memory.*and the cpu has"):
         _memory_line(context, meta_model(context))
 
 

@@ -156,7 +156,7 @@ def test_each_of_several_workloads_has_a_front_of_its_own() -> None:
     assert list(filter_front(front, workload="one")) == [points[key] for key in ("small", "wide", "deep")]
     assert list(front.under("many")) == [points[key] for key in ("narrow", "small", "deep")]
     assert front.pick("knee@one") == points["wide"] and "@many" not in str(front.under("one").objectives)
-    with pytest.raises(InputError, match=r"must be one of the objectives, but got `ten`; .*many, one"):
+    with pytest.raises(InputError, match=r"must be one that `objectives` name, but got `ten`; .*many, one"):
         filter_front(front, workload="ten")
     with pytest.raises(InputError, match="is of one, without a name"):
         ParetoFront.of([], OBJECTIVES).under("one")

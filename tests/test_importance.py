@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import TOYS
 
+from nas.recipe.schema import Recipe
 from nas.supernets import importance
 from nas.supernets.importance import (
     activation_scores,
@@ -18,7 +20,9 @@ from nas.supernets.importance import (
     unit_orders,
 )
 from nas.supernets.layer_importance import drop_layer, layer_order, mean_loss
+from nas.supernets.load import calibration_set
 from nas.supernets.supernet import Supernet
+from nas.tasks.context import TaskContext
 from search_spaces import InputError, SubnetConfig
 
 
@@ -190,3 +194,14 @@ def test_frozen_weights_have_no_gradients_to_order_by(frozen: str) -> None:
     with pytest.raises(InputError, match="weights are frozen"):
         order_by_importance(Supernet(model), [TOYS["bert"].labelled()])
     order_by_importance(Supernet(model), [TOYS["bert"].labelled()], by="activation")
+
+
+def test_long_texts_are_fewer_examples_of_a_calibration(text_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = TaskContext(Recipe.load(text_recipe))
+    train = context.splits.train
+    lengths = [len(ids) for ids in train["input_ids"]]
+    assert len(calibration_set(context)) == len(train) > 40
+    monkeypatch.setattr("nas.supernets.load.CALIBRATION_TOKENS", sum(lengths[:40]))
+    assert len(calibration_set(context)) == 40
+    monkeypatch.setattr("nas.supernets.load.CALIBRATION_TOKENS", 1)
+    assert len(calibration_set(context)) == 32, "one batch"

@@ -55,6 +55,8 @@ def test_a_front_is_filtered_sorted_and_picked(front: ParetoFront) -> None:
     ) == [5.0]
     with pytest.raises(InputError, match="did you mean `accuracy`"):
         filter_front(front, sort="acuracy")
+    with pytest.raises(InputError, match=r"must satisfy `accuracy > 2`.*the closest.*reaches accuracy 0.9"):
+        filter_front(front, where="accuracy > 2", sort="accuracy")
 
 
 def test_other_programs_can_read_it(front: ParetoFront) -> None:

@@ -54,7 +54,7 @@ def test_more_examples_offer_better_models_and_promise_less_too_much() -> None:
 def test_a_search_with_plenty_of_examples_scores_near_ties_once(text_recipe: Path, tmp_path: Path) -> None:
     folder = text_recipe.parent
     rows = pd.read_parquet(folder / "train.parquet")
-    rows.to_parquet(folder / "dev.parquet")
+    rows.assign(sentence="new " + rows["sentence"]).to_parquet(folder / "dev.parquet")
     quick = ["profile.samples=10", "search.evaluations=8", "parent.epochs=0.1", "supernet.epochs=0.1"]
     quick += [f"task.validation={folder / 'dev.parquet'}", "finish.models=0"]
     recipe = Recipe.load(text_recipe, quick)

@@ -45,6 +45,23 @@ def test_a_held_out_split_with_the_rows_of_the_training_split_is_refused(text_re
         data_lines(TaskContext(Recipe.load(text_recipe, [f"task.test={same}"])))
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "test.csv"])
+def test_a_validation_set_with_the_rows_of_another_split_is_refused(name: str, text_recipe: Path) -> None:
+    """The search would read the held-out split, or the rows that were trained on."""
+    own = f"task.validation={text_recipe.parent / name}"
+    with pytest.raises(InputError, match=r"must hold other rows than `task.*but both hold the same"):
+        data_lines(TaskContext(Recipe.load(text_recipe, [own])))
+
+
+def test_rows_of_a_validation_set_that_are_held_out_too_are_counted(text_recipe: Path) -> None:
+    folder = text_recipe.parent
+    held_out = pd.read_csv(folder / "test.csv")
+    new = held_out.assign(sentence=lambda t: "new " + t["sentence"])
+    pd.concat([new, held_out[:3]]).to_csv(folder / "dev.csv", index=False)
+    lines = lines_of(TaskContext(Recipe.load(text_recipe, [f"task.validation={folder / 'dev.csv'}"])))
+    assert f"3 of {len(held_out)} rows of test are in validation too" in lines["duplicates"]
+
+
 def test_duplicates_and_cut_texts_are_counted(text_recipe: Path) -> None:
     train = pd.read_parquet(text_recipe.parent / "train.parquet")
     pd.concat([train, train[:5], train[5:7].assign(label=lambda t: 1 - t["label"])]).to_parquet(

@@ -82,5 +82,9 @@ def test_groups_of_texts_are_no_input_and_stay_out_of_other_splits(text_recipe: 
     test.assign(film="film 3").to_csv(folder / "test.csv", index=False)
     with pytest.raises(InputError, match=r"1 values of `film` are in both `task.train` and `task.test`"):
         TaskContext(Recipe.load(text_recipe, ["task.group=film", "task.search_examples=12"])).splits  # noqa: B018
+    test.assign(film="film new").to_csv(folder / "test.csv", index=False)
+    test.assign(film="film new").to_csv(folder / "dev.csv", index=False)
+    with pytest.raises(InputError, match=r"1 values of `film` are in both `task.test` and `task.validation`"):
+        TaskContext(Recipe.load(text_recipe, ["task.group=film", f"task.validation={folder / 'dev.csv'}"])).splits  # noqa: B018
     with pytest.raises(InputError, match=r"name one of them in `task\.group`"):
         TaskContext(Recipe.load(text_recipe, ["task.group=nothing", "task.search_examples=12"])).splits  # noqa: B018
