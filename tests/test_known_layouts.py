@@ -25,7 +25,7 @@ from nas.recipe.schema import Recipe
 from nas.runs.run import Run
 from nas.stages.layout_proof import proposed_space, prove_layout, prove_what_holds
 from nas.supernets.supernet import Supernet
-from search_spaces import ADOPTED, FAMILIES, Family, InputError, SearchSpace
+from search_spaces import ADOPTED, FAMILIES, Family, InputError, SearchSpace, family_of
 from search_spaces.families.checked import checked_types
 
 
@@ -234,6 +234,16 @@ def test_families_says_what_is_known_of_a_type(text_recipe: Path) -> None:
 def test_a_type_that_is_laid_out_as_none_is_refused_with_the_nearest_table(model_type: str, difference: str) -> None:
     with pytest.raises(InputError, match=f"nearest to those of {difference}"):
         list(describe_type(model_type))
+
+
+def test_a_model_of_a_type_that_is_laid_out_as_none_is_refused_as_its_type_is(tmp_path: Path) -> None:
+    transformers.AutoConfig.for_model("glm").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"nearest to those of `llama`, whose table does not know `mlp.gate_up_proj`"):
+        list(describe_type(str(tmp_path)))
+    with pytest.raises(InputError, match=r"`glm` is not supported.*`nas families glm` names the nearest"):
+        family_of("glm")
+    with pytest.raises(InputError, match=r"did you mean `bert`"):
+        family_of("brt")
 
 
 def test_the_nearest_table_says_which_module_or_attribute_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:

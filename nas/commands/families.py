@@ -47,12 +47,15 @@ def describe_type(model: str, trust: bool = False) -> Iterator[str]:
     Raises:
         InputError: If the type is not laid out as any that is known, or fails the proof.
     """
-    family = adopt(model)
-    if family is None and is_model_type(model) and model not in REFUSED:
+    is_type = is_model_type(model) or model in REFUSED
+    model_type = model if is_type else load_parent_config(model, trust).model_type
+    family = adopt(model_type)
+    if family is None and is_model_type(model_type) and model_type not in REFUSED:
         raise InputError(
-            f"model type `{model}` is not supported: {nearest_layout(model)}. CONTRIBUTING.md shows how to add one."
+            f"model type `{model_type}` is not supported: {nearest_layout(model_type)}. CONTRIBUTING.md shows how to "
+            "add one."
         )
-    family = family or family_of(model if model in REFUSED else load_parent_config(model, trust).model_type)
+    family = family or family_of(model_type)
     if family.alike:
         yield alike_text(family)
         proof, broken = prove_what_holds(small_model(family, family.tasks[0]), family.tasks[0])

@@ -74,7 +74,6 @@ FAMILIES: dict[str, Family] = {
         ALBERT,
         MPNET,
         MODERNBERT,
-        EUROBERT,
         DEBERTA_V2,
         REMBERT,
         GPT2,
@@ -84,6 +83,7 @@ FAMILIES: dict[str, Family] = {
         BLOOM,
         FALCON,
         LLAMA,
+        EUROBERT,
         MISTRAL,
         QWEN2,
         QWEN3,
@@ -155,6 +155,14 @@ def family_of(model_type: str) -> Family:
     if family is None:
         raise InputError(
             f"model type `{model_type}` is not supported, and its modules are laid out as those of no supported type; "
-            f"{did_you_mean(model_type, FAMILIES)}. CONTRIBUTING.md shows how to add one."
+            f"{_hint(model_type)}. CONTRIBUTING.md shows how to add one."
         )
     return family
+
+
+def _hint(model_type: str) -> str:
+    """What helps with a type that is not supported: one of transformers is rarely a slip of the pen."""
+    from search_spaces.families.checked import checked_types
+
+    is_real = model_type in checked_types().unknown
+    return f"`nas families {model_type}` names the nearest" if is_real else did_you_mean(model_type, FAMILIES)
