@@ -124,7 +124,7 @@ def test_a_command_line_that_cannot_be_read(arguments: tuple[str, ...], refused:
     ("change", "says"),
     [
         ({"hidden_size": 50}, ("num_attention_heads", "divide", "50", "4")),
-        ({"model_type": "longformer"}, ("longformer", "gpt2", "vit")),
+        ({"model_type": "longformer"}, ("`longformer`", "`nas families longformer`")),
         ({"model_type": "bret"}, ("bret",)),
     ],
 )

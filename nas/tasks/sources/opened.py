@@ -51,7 +51,9 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         InputError: If it is no file, cannot be decompressed, or is a pointer of Git LFS.
     """
     if not path.is_file():
-        raise InputError(f"the data file `{path}` does not exist; check the sources of `task`.")
+        raise InputError(
+            f"the data file `{path}` does not exist; check `task.train`, `task.test` and `task.validation`."
+        )
     require_no_pointer(path)
     try:
         with path.open("rb") as file:
