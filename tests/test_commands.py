@@ -139,7 +139,6 @@ def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(
     assert trained["supernet"].memory_gb > 20 * parameters > small["supernet"].memory_gb > 4 * parameters
     assert trained["finish"].disk_gb > 36 * parameters and not small["finish"].disk_gb
     context, untrained = TaskContext(Recipe.load(text_recipe)), ["supernet.strategy=none", "finish.models=0"]
-    untrained += ["parent.epochs=null", "parent.minutes=null"]
     monkeypatch.setattr("nas.stages.parent_check.available_gb", lambda _: 20 * parameters)
     named = _memory_line(context, meta_model(context)).partition(" GB of the cpu; ")[2].partition(" will not fit")[0]
     assert {"supernet", "finish"} <= {*named.split(", ")} and "export" not in named
@@ -148,6 +147,7 @@ def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(
     monkeypatch.setattr("nas.stages.needs.training_device", lambda: "cuda")
     with pytest.raises(InputError, match=r"that is trained must fit on one device.*float32 and the cuda has"):
         _memory_line(context, meta_model(context))
+    monkeypatch.setattr(TaskContext, "should_finetune", False)
     assert holder(TaskContext(Recipe.load(text_recipe, untrained)), meta_model(context)) == "cpu"
     on_gpu = TaskContext(Recipe.load(text_recipe, [*untrained, "workload.device=cuda"]))
     with pytest.raises(InputError, match="whose latency is measured must fit on that device"):

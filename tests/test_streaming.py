@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from conftest import TOYS
-from second_device import DEVICE, second_device
 from test_exports import narrower, per_layer
 from test_formats import unrounded
 
@@ -19,11 +25,15 @@ from nas.supernets.supernet import Supernet
 Inputs = Mapping[str, torch.Tensor]
 
 
-@pytest.fixture
-def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def too_large() -> Iterator[None]:
     """No model fits on another device than the CPU."""
-    for module in ("nas.supernets.device", "nas.supernets.supernet"):
-        monkeypatch.setattr(f"{module}.fits", lambda _, device: torch.device(device).type == "cpu")
+
+    def fits(_: Any, device: Any) -> bool:
+        return torch.device(device).type == "cpu"
+
+    with mock.patch("nas.supernets.device.fits", fits), mock.patch("nas.supernets.supernet.fits", fits):
+        yield
 
 
 def prepared(supernet: Supernet, inputs: Inputs, by: str) -> dict[str, object]:
@@ -43,12 +53,13 @@ def supernets() -> tuple[Supernet, Supernet, dict[str, torch.Tensor]]:
     return Supernet(copy.deepcopy(model)), Supernet(model), inputs
 
 
-@pytest.mark.usefixtures("too_large")
-@pytest.mark.parametrize("by", ["activation", pytest.param("gradient", marks=pytest.mark.full)])
-def test_a_model_that_exceeds_the_device_computes_the_same(by: str) -> None:
+def compare(by: str) -> None:
+    """A supernet on a second device that its weights exceed has the order, the outputs and the exports of another."""
+    from second_device import DEVICE, second_device
+
     reference, streamed, inputs = supernets()
     expected_order = prepared(reference, inputs, by)
-    with second_device() as device:
+    with second_device():
         streamed.to(DEVICE)
         assert prepared(streamed, inputs, by) == expected_order
     outside = {p for name, p in streamed.model.named_parameters() if streamed.layout.locate(name).layer is None}
@@ -74,12 +85,23 @@ def test_a_model_that_exceeds_the_device_computes_the_same(by: str) -> None:
         assert torch.equal(streamed.model(**inputs).logits, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["activation", pytest.param("gradient", marks=pytest.mark.full)])
+def test_a_model_that_exceeds_the_device_computes_the_same(by: str) -> None:
+    """In a process of its own, as PyTorch keeps a device that was registered."""
+    code = f"import test_streaming as t\nwith t.too_large(): t.compare({by!r})"
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(tests.parent)}
+    subprocess.run([sys.executable, "-c", code], cwd=tests, env=environment, check=True)
+
+
 @pytest.mark.gpu
-@pytest.mark.usefixtures("too_large")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_that_exceeds_a_gpu_computes_the_same() -> None:
     reference, streamed, inputs = supernets()
     expected_order = prepared(reference, inputs, "activation")
-    assert prepared(streamed.to("cuda"), inputs, "activation") == expected_order
-    with torch.inference_mode():
-        found = streamed.model(**{name: tensor.to("cuda") for name, tensor in inputs.items()}).logits.cpu()
-        assert torch.allclose(found, reference.model(**inputs).logits, atol=1e-4)
+    with too_large():
+        assert prepared(streamed.to("cuda"), inputs, "activation") == expected_order
+        with torch.inference_mode():
+            found = streamed.model(**{name: tensor.to("cuda") for name, tensor in inputs.items()}).logits.cpu()
+            assert torch.allclose(found, reference.model(**inputs).logits, atol=1e-4)

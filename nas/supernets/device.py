@@ -30,7 +30,9 @@ def training_device() -> str:
 
 
 def fits(model: PreTrainedModel, device: torch.device | str) -> bool:
-    """Whether the weights of a model fit into the memory of a device, whatever else that holds."""
+    """Whether the weights of a model, which the machine's memory holds, fit into that of a device too."""
+    if not str(device).startswith("cuda"):
+        return True
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights <= 1e6 * WEIGHTS_SHARE * memory_mb(Workload(device=str(device)))
 
