@@ -26,8 +26,8 @@ def imdb_train() -> Dataset:
 
 
 def imdb_test() -> Dataset:
-    """100 reviews."""
-    return load_dataset(IMDB, split="test").shuffle(seed=0).select(range(100))
+    """300 reviews."""
+    return load_dataset(IMDB, split="test").shuffle(seed=0).select(range(300))
 
 
 def wikitext_train() -> Dataset:
