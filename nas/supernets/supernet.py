@@ -182,12 +182,17 @@ class Supernet:
         """
         is_whole = fits(self.model, device)
         modules = [module for layer in self._layers for module in layer.modules.values()]
-        matrices = [p for module in modules for p in module.parameters(recurse=False) if p.dim() > 1]
-        staying = set() if is_whole else {id(parameter) for parameter in matrices}
+        named = self.model.named_parameters()
+        staying = set() if is_whole else {id(p) for name, p in named if p.dim() > 1 and self._is_multiplied(name)}
         for module in modules:
             module.__dict__["computes_on"] = None if is_whole else torch.device(device)
         self.model._apply(lambda tensor: tensor if id(tensor) in staying else tensor.to(device))
         return self
+
+    def _is_multiplied(self, name: str) -> bool:
+        """Whether a parameter is a matrix of a layer or of its experts; tables are read by other modules too."""
+        location, shapes = self.layout.locate(name), self.layout.shapes
+        return location.layer is not None and (bool(shapes.linear_axes(location)) or shapes.is_of_experts(location))
 
     def _elastic_list(self, path: str) -> ElasticModuleList:
         layers = self.model.base_model.get_submodule(path)
