@@ -62,7 +62,7 @@ def test_a_search_with_plenty_of_examples_scores_near_ties_once(text_recipe: Pat
     known = scores_on_more(run)
     assert known and all(error >= 0 for scores in known.values() for _, error in scores.values())
     before = run.near_ties.read_bytes()
-    again = search(Recipe.load(text_recipe, [*quick, "constraints={latency_ms: <= 100%}"]), tmp_path / "run")
+    again = search(Recipe.load(text_recipe, [*quick, "constraints={latency_ms: <= 300%}"]), tmp_path / "run")
     lines = again.near_ties.read_bytes()
     assert lines.startswith(before) and len({*scores_on_more(again)}) == lines.count(b"\n"), "one was scored twice"
     assert isinstance(again.front(), ParetoFront)
