@@ -1,10 +1,12 @@
-"""What a refusal must look like, and what a run folder holds before and after it."""
+"""What a refusal must look like, and what a folder holds before and after it."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Refused = Callable[..., str]
 
@@ -32,3 +34,8 @@ def cut(file: Path) -> None:
 
 SEARCHED = ("study.log", "trials.csv", "verified.jsonl", "front.json", "report.html")
 """What a search and the stages after it write into a run."""
+
+
+def read_lines(path: Path) -> list[Any]:
+    """A JSON lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

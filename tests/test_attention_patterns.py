@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from conftest import TOYS
+from toys import TOYS
 
 from predictors.latency.features import feature_names, features
 from search_spaces import FAMILIES, InputError, Layout, SearchSpace, SubnetConfig

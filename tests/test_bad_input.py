@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import SIZES, TEXT, TOYS, bert
 from refusals import Refused, cut, one_line
+from toys import SIZES, TEXT, TOYS, bert
 from transformers import AutoConfig
 
 
@@ -248,8 +248,8 @@ def test_a_file_that_is_not_what_its_name_says(text_folder: Path, not_started: R
     ("column", "says"), [("photo", ("`photo`", "task.image")), ("label", ("`label`", "images", "task.image"))]
 )
 def test_a_missing_image_column(column: str, says: tuple[str, ...], refused: Refused, tmp_path: Path) -> None:
-    from conftest import TOYS
     from PIL import Image
+    from toys import TOYS
     from transformers import ViTImageProcessor
 
     TOYS["vit"].model().config.save_pretrained(tmp_path / "model")

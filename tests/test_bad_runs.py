@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import read_lines
 from filelock import FileLock
-from refusals import SEARCHED, Refused, contents, cut
+from refusals import SEARCHED, Refused, contents, cut, read_lines
 
 from nas.pipeline import search
 from nas.recipe.schema import Recipe

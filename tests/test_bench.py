@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import bert
 from rich.console import Console
+from toys import bert
 
 from nas.commands.bench import BenchRow, bench_noise_warning, bench_rows, bench_table, write_csv
 from nas.commands.bench import _timings as bench_timings

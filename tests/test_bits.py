@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from command import Command
-from conftest import TOYS, context_of, logits, read_lines
+from refusals import read_lines
 from safetensors.torch import load_file
+from toys import TOYS, context_of, logits
 
 from nas.modeling import elastic, quantized
 from nas.modeling.calibrated import quantize_on

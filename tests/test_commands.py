@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import bert
+from toys import bert
 
 from nas import cli
 from nas.commands.dry_run import CALLS, ROUNDS, RUNTIME_S, _seconds, counted_work, estimate

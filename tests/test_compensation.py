@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TOYS, logits
+from toys import TOYS, logits
 
 from nas.pipeline import locked_run, run_stages
 from nas.recipe.schema import Recipe

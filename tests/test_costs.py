@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DAILY_FAMILIES, LAYOUTS, TOYS, Toy, sampled
+from samples import DAILY_FAMILIES, LAYOUTS, sampled
+from toys import TOYS, Toy
 
 from nas import Supernet
 from nas.supernets.calibration import calibrate

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import Toy, bert
 from datasets import ClassLabel, Dataset, Features, Value
+from toys import Toy, bert
 
 from nas.recipe.schema import Recipe
 from nas.recipe.text import split_source

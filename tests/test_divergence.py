@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOYS
 from toy_tasks import Make
+from toys import TOYS
 
 from nas.tasks import few_labels, losses, top_classes
 from nas.tasks.losses import divergence, loss_by_example

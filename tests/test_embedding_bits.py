@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, context_of, logits
 from test_rank import assert_features_explain
+from toys import TOYS, context_of, logits
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from nas.exports.export import enable_remote_code

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOYS, bert, context_of
 from toy_tasks import SENTENCES, Make, encoder
+from toys import TOYS, bert, context_of
 
 from nas.commands.finetune import finetune
 from nas.exports.export import enable_remote_code, export_subnet, save_subnet

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, VARIANTS, context_of, logits
 from test_rank import assert_features_explain
 from torch.utils.flop_counter import FlopCounterMode
+from toys import TOYS, VARIANTS, context_of, logits
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from nas.exports.export import enable_remote_code

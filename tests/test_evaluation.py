@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import variant
 from toy_tasks import CASES, Make
+from toys import variant
 
 from nas.recipe.objectives import Direction
 from nas.recipe.schema import Recipe

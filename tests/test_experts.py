@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, logits
+from toys import TOYS, logits
 
 from nas.supernets.importance import order_by_importance
 from nas.supernets.supernet import Supernet

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, logits
+from toys import TOYS, logits
 
 from nas.exports.export import enable_remote_code
 from nas.supernets.supernet import Supernet

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import DAILY_FAMILIES, LAYOUTS, TOYS, as_fixed, logits, sampled
 from safetensors.torch import load_file, save_file
+from samples import DAILY_FAMILIES, LAYOUTS, sampled
+from toys import TOYS, as_fixed, logits
 
 from nas.exports.export import enable_remote_code
 from nas.modeling.modeling_nas import PREFIX

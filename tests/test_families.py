@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DAILY_FAMILIES, LAYOUTS, TOYS, VARIANTS, WORDS, Toy, logits, sampled
+from samples import DAILY_FAMILIES, LAYOUTS, sampled
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from toys import TOYS, VARIANTS, WORDS, Toy, logits
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, text_inputs
 from rich.console import Console
 from safetensors.torch import load_file
+from toys import bert, text_inputs
 from transformers import BertForSequenceClassification
 
 from nas.commands import finetune as finetune_module

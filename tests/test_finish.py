@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, logits, text_inputs
+from toys import TOYS, logits, text_inputs
 
 from nas.exports.export import FinishedModel, supernet_outputs, weights_of
 from nas.fronts.front import ParetoFront, reference_point

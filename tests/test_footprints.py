@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import bert
+from toys import bert
 
 from nas.pipeline import profile
 from nas.recipe.objectives import DIRECTIONS, format_value, reduced_costs

@@ -14,8 +14,8 @@ from typing import Any
 import clean_process
 import pytest
 import torch
-from conftest import TOYS, as_fixed, bert, logits, text_inputs
 from test_exports import narrower, per_layer
+from toys import TOYS, as_fixed, bert, logits, text_inputs
 
 from nas.exports.card import write_card
 from nas.exports.check import FormatCheck, failed_checks, is_within_tolerance

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import DAILY_FAMILIES, TOYS, as_fixed, sampled
+from samples import DAILY_FAMILIES, sampled
 from toy_tasks import causal
+from toys import TOYS, as_fixed
 
 import nas  # noqa: F401  exports load without the trust flag
 from nas.commands.bench import bench_rows

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 import torch
-from conftest import TOYS, logits
 from test_families import dimensions, everything, make_space
 from test_promises_of_exports import assert_equal_gradients
+from toys import TOYS, logits
 
 from nas.modeling.elastic import make_elastic
 from nas.pipeline import search

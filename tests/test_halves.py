@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TOYS, bert, sampled
 from safetensors import safe_open
+from samples import sampled
 from test_exports import per_layer
+from toys import TOYS, bert
 
 from nas.exports.check import check_folder
 from nas.exports.export import (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, Toy, bert, text_inputs
 from test_supernet_training import gradients, make_trainer, model_without_dropout
+from toys import TOYS, Toy, bert, text_inputs
 
 from nas.recipe.schema import Recipe
 from nas.supernets.hidden_states import (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, context_of, image_inputs, logits, variant
+from toys import TOYS, context_of, image_inputs, logits, variant
 
 from nas.exports.export import export_subnet
 from nas.pipeline import search

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS
+from toys import TOYS
 
 from nas.recipe.schema import Recipe
 from nas.supernets import importance

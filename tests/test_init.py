@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import TOYS, VARIANTS, WORDS, Toy, one_slow, variant
 from refusals import Refused, contents
+from samples import one_slow
 from toy_tasks import SENTENCES, csv, jsonl, parquet, sound, tags, tokenizer, txt
+from toys import TOYS, VARIANTS, WORDS, Toy, variant
 
 from nas.cli import main
 from nas.commands.init import init_recipe, propose_recipe, recipe_of_run

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import SIZES, TEXT
+from toys import SIZES, TEXT
 from transformers.models.granite.modeling_granite import GraniteMLP
 from typer.testing import CliRunner
 

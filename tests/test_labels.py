@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert
 from toy_tasks import Make, Rows, causal, jsonl
+from toys import bert
 
 from nas.recipe.schema import Recipe
 from nas.tasks.batches import IGNORE_INDEX, model_inputs
@@ -61,8 +61,8 @@ def test_the_first_token_of_a_word_has_its_tag(make: Make) -> None:
 
 
 def test_a_folder_of_images_may_have_several_labels_per_image(tmp_path: Path) -> None:
-    from conftest import TOYS
     from PIL import Image
+    from toys import TOYS
     from transformers import ViTImageProcessor
 
     toy = TOYS["vit"].model()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import TOYS, WORDS, bert, logits
+from toys import TOYS, WORDS, bert, logits
 
 from nas.modeling.longer_positions import extend_config, extend_positions
 from nas.recipe.schema import Recipe

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import TOYS
+from toys import TOYS
 
 from nas.commands.sensitivity import sensitivity
 from nas.exports.export import export_subnet

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Toy
 from PIL import Image
 from toy_tasks import Make
+from toys import Toy
 
 from nas.cli import main
 from nas.recipe.schema import Recipe
@@ -239,7 +239,7 @@ def test_a_metric_that_raises_is_refused_before_training(
 
 
 def test_a_model_whose_loss_is_not_finite_is_refused(text_recipe: Path) -> None:
-    from conftest import bert
+    from toys import bert
 
     model = bert(num_labels=2)
     model.classifier.weight.data.fill_(3e38)

@@ -18,7 +18,7 @@ import ray
 import torch
 import transformers
 import yaml
-from conftest import SIZES, TEXT, logits, text_inputs
+from toys import SIZES, TEXT, logits, text_inputs
 from transformers.models.bert import configuration_bert, modeling_bert
 from typer.testing import CliRunner
 

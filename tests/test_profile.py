@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import read_lines
+from refusals import read_lines
 
 from nas.pipeline import profile
 from nas.recipe.schema import Recipe

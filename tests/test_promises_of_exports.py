@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOYS, WORDS, labelled_outputs, sampled
+from samples import sampled
 from test_families import calibrated, everything, make_space, own_inputs, unpadded
 from torch._subclasses.fake_tensor import FakeTensorMode
+from toys import TOYS, WORDS, labelled_outputs
 
 from nas.modeling import quantized
 from nas.modeling.quantized import QuantizedLinear, quantize

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, logits
 from safetensors.torch import load_file, save_file
 from test_formats import NEEDS, exported
+from toys import TOYS, logits
 
 from nas.exports.check import FormatCheck, failed_checks
 from nas.exports.export import ReloadError, check_equal, outputs_in_subprocess

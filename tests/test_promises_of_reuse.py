@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LAYOUTS, TOYS, WORDS, logits, sampled
 from PIL import Image
+from samples import LAYOUTS, sampled
 from test_families import calibrated, dimensions, everything, make_space
+from toys import TOYS, WORDS, logits
 from transformers import (
     BertTokenizerFast,
     Siglip2ImageProcessorPil,

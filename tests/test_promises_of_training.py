@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HEADLESS, TOYS, feature_loss, labelled_outputs, sampled
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from samples import sampled
+from toys import HEADLESS, TOYS, feature_loss, labelled_outputs
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nas.recipe.schema import SupernetTraining, Training

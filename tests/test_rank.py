@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, logits
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from toys import TOYS, logits
 from transformers import AutoModelForSequenceClassification
 
 from nas.modeling.elastic import low_rank_factors

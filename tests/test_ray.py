@@ -19,8 +19,8 @@ from typing import Any, cast
 import psutil
 import pytest
 import torch
-from conftest import bert, text_inputs
 from stand_in_search import executed, states
+from toys import bert, text_inputs
 
 from experiments.bench.stand_in import LoadedEvaluator, StandIn, stand_in_evaluator, stand_in_recipe
 from nas.recipe.schema import Recipe

@@ -14,8 +14,8 @@ from random import Random
 
 import pytest
 from command import Command
-from conftest import read_lines
 from optuna.trial import TrialState
+from refusals import read_lines
 
 from nas.cli import app
 from nas.fronts.front import ParetoFront

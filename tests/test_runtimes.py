@@ -13,8 +13,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS, bert, sampled
+from samples import sampled
 from test_promises_of_exports import SPARSE_DECODERS, narrow_heads
+from toys import TOYS, bert
 
 from nas.cli import FORMAT_NAMES
 from nas.exports.reload import RUNNERS

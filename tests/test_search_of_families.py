@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import TOYS, WORDS
 from toy_tasks import SENTENCES, jsonl, tokenizer, txt
+from toys import TOYS, WORDS
 
 from nas.pipeline import search
 from nas.recipe.schema import Recipe

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import TOYS, logits, one_slow
 from PIL import Image
+from samples import one_slow
 from toy_images import QUICK, SIDE, png, recipe
+from toys import TOYS, logits
 
 from nas.exports.formats import convert
 from nas.pipeline import search

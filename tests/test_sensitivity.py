@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOYS
+from toys import TOYS
 from transformers import AutoModelForSequenceClassification
 
 from nas.commands.sensitivity import EXAMPLES, BlockReplacement, sensitivity, sensitivity_table

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import TOYS, Toy
 from safetensors.torch import load_file, save_file
 from torch import nn
+from toys import TOYS, Toy
 
 from nas.exports.export import enable_remote_code
 from nas.supernets.importance import order_by_importance

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WHISPER_ENCODER, one_slow
+from samples import one_slow
 from test_families import assert_counts_are_exact, assert_extracted_equals_active, calibrated, subnets
+from toys import WHISPER_ENCODER
 
 from nas.exports.export import export_subnet
 from nas.pipeline import search

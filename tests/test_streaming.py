@@ -14,9 +14,9 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import TOYS
 from test_exports import narrower, per_layer
 from test_formats import unrounded
+from toys import TOYS
 
 from nas.supernets.calibration import calibrate
 from nas.supernets.importance import order_by_importance, permute

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import bert, logits, text_inputs
+from toys import bert, logits, text_inputs
 from transformers import TrainerCallback
 
 from nas.recipe.schema import Recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert
 from toy_tasks import CASES, Make
+from toys import bert
 
 from nas.exports.export import check_equal, outputs_in_subprocess, save_subnet, supernet_outputs
 from nas.recipe.schema import Recipe

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOYS
 from toy_tasks import BAD, GOOD, SENTENCES, csv, jsonl, tokenizer
+from toys import TOYS
 
 from nas.exports.export import save_subnet
 from nas.recipe.schema import Recipe

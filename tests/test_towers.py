@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CUT_TOWERS, POOLING_TOWERS, TOWERS, TOYS, UNLIKE, Toy, logits
 from test_families import (
     FUSED,
     assert_extracted_equals_active,
@@ -24,6 +23,7 @@ from test_families import (
     subnets,
 )
 from torch.utils.flop_counter import FlopCounterMode
+from toys import CUT_TOWERS, POOLING_TOWERS, TOWERS, TOYS, UNLIKE, Toy, logits
 
 from nas.exports.export import check_equal, outputs_in_subprocess, save_subnet, supernet_outputs
 from nas.exports.formats import convert

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import DAILY_FAMILIES, TOYS, bert, logits, sampled
+from samples import DAILY_FAMILIES, sampled
+from toys import TOYS, bert, logits
 
 from nas.modeling.unfolded import is_export, unfold, unfolded_config
 from nas.recipe.schema import Recipe

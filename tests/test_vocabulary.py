@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TOYS, VARIANTS, WORDS, context_of, sampled
+from samples import sampled
 from test_rank import assert_features_explain
 from tokenizers import Tokenizer, models
 from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE, word_piece
+from toys import TOYS, VARIANTS, WORDS, context_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from nas.exports.check import check_folder

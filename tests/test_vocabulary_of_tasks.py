@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import one_slow
+from samples import one_slow
 from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE
 from toy_tasks import SENTENCES
 from transformers import AutoTokenizer, pipeline

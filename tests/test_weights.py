@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DAILY_FAMILIES, TOYS, WORDS, bert, sampled
 from safetensors.torch import load_file, save_file
+from samples import DAILY_FAMILIES, sampled
 from toy_tasks import Make, causal
+from toys import TOYS, WORDS, bert
 
 from nas.recipe.schema import Recipe
 from nas.runs.run import Run

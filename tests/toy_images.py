@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import transformers
-from conftest import TOYS
 from PIL import Image
+from toys import TOYS
 
 from nas.recipe.schema import Recipe
 from search_spaces import FAMILIES

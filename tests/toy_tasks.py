@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from conftest import TOYS, WORDS
+from toys import TOYS, WORDS
 
 from nas.recipe.objectives import METRICS
 from nas.recipe.schema import Recipe
