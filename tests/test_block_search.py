@@ -141,7 +141,7 @@ def decoder(folder: Path, **sections: Any) -> dict[str, Any]:
     ("sections", "sampler"),
     [
         ({}, "BlockSearch"),
-        ({"supernet": {}}, "SurrogateSampler"),
+        ({"supernet": {"strategy": "sandwich"}}, "SurrogateSampler"),
         ({"space": {"scope": "uniform", "num_hidden_layers": [1, 2]}}, "SurrogateSampler"),
         ({"objectives": {"loss": "minimize", "tokens_per_second": "maximize"}}, "SurrogateSampler"),
         ({"search": {"sampler": "TPESampler"}}, "TPESampler"),

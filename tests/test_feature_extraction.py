@@ -101,7 +101,7 @@ def test_the_order_of_importance_leaves_the_vectors_as_they_were(context: TaskCo
 
 def test_what_needs_labels_is_refused(context: TaskContext) -> None:
     with pytest.raises(InputError, match=r"`supernet.teacher` must be `parent` for feature-extraction"):
-        check_recipe(without_parent_epochs(context, supernet={"teacher": "in-place"}))
+        check_recipe(without_parent_epochs(context, supernet={"strategy": "sandwich", "teacher": "in-place"}))
     check_recipe(without_parent_epochs(context))
 
 

@@ -54,7 +54,7 @@ def recipe(tmp_path: Path) -> Recipe:
             },
             "space": {"num_hidden_layers": [1, 2], "intermediate_size": [24, 96], "image_size": [4, 8, "full"]},
             "parent": quick,
-            "supernet": {**quick, "epochs": 2, "sampled_subnets": 1},
+            "supernet": {**quick, "epochs": 2, "sampled_subnets": 1, "strategy": "sandwich"},
             "profile": {"minutes": 0.2},
             "finish": {"models": 1, "epochs": 1},
             "baselines": [],

@@ -75,7 +75,7 @@ def recipe(folder: Path, examples: int = 96, **sections: Any) -> Recipe:
             "task": {"type": "object-detection", **files},
             "space": {"num_hidden_layers": [1, 2], "intermediate_size": [16, 64], "num_queries": [2, 4, 8]},
             "parent": training,
-            "supernet": {**training, "sampled_subnets": 1},
+            "supernet": {**training, "sampled_subnets": 1, "strategy": "sandwich"},
             "profile": {"minutes": 0.1},
             "finish": {"models": 1, "epochs": 1},
             "baselines": [],

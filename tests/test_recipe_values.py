@@ -84,6 +84,7 @@ def test_what_is_written_is_read_again_by_any_reader() -> None:
 def parsed(dotted: str, value: Any) -> Recipe:
     """A recipe with one value."""
     data: dict[str, Any] = {"model": MINIMAL["model"], "task": dict(MINIMAL["task"])}  # type: ignore[call-overload]
+    data["supernet"] = {"strategy": "sandwich"}
     *sections, key = dotted.split(".")
     target = data
     for section in sections:
@@ -141,6 +142,17 @@ def test_what_is_no_number_is_refused(key: str, value: Any) -> None:
 def test_values_of_no_use_are_refused(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"`{key.rpartition('.')[0] or key}"):
         parsed(key, value)
+
+
+def test_a_supernet_is_trained_only_with_a_strategy() -> None:
+    assert not Recipe.parse(MINIMAL).supernet.is_trained and Recipe.parse(MINIMAL).supernet.order == "activation"
+    trained = Recipe.parse({**MINIMAL, "supernet": {"strategy": "sandwich", "epochs": 2}}).supernet
+    assert trained.is_trained and trained.order == "gradient"
+    assert Recipe.parse({**MINIMAL, "supernet": {"order": "none"}}).supernet.order == "none"
+    with pytest.raises(InputError, match=r"`supernet.epochs` needs a training, .* add `supernet.strategy=sandwich`"):
+        Recipe.parse({**MINIMAL, "supernet": {"epochs": 2}})
+    with pytest.raises(InputError, match=r"`supernet\.epoch`"):
+        Recipe.parse({**MINIMAL, "supernet": {"epoch": 2}})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def searched(family: str, task: str, write: Callable[..., str], rows: Rows, fold
         "task": {"type": task, **sources, "max_length": 16, "search_examples": 24},
         "workload": {"sequence_length": 16},
         "parent": TRAINED,
-        "supernet": {**TRAINED, "sampled_subnets": 1},
+        "supernet": {**TRAINED, "sampled_subnets": 1, "strategy": "sandwich"},
         **QUICK,
     }
     search(Recipe.parse(recipe), folder / "run")

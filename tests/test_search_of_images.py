@@ -43,7 +43,10 @@ def striped(seed: int) -> tuple[Image.Image, int]:
 @pytest.mark.parametrize("family", one_slow(SPACES, "swin"))
 def test_an_image_classifier_that_is_searched_names_the_class_in_its_pipeline(family: str, tmp_path: Path) -> None:
     rows = [{"image": png(image), "label": label} for image, label in map(striped, range(72))]
-    sections = {"parent": {"epochs": 10, **LEARNING}, "supernet": {"epochs": 2, "sampled_subnets": 1, **LEARNING}}
+    sections = {
+        "parent": {"epochs": 10, **LEARNING},
+        "supernet": {"epochs": 2, "sampled_subnets": 1, "strategy": "sandwich", **LEARNING},
+    }
     config = {**SHALLOW[family], **{"beit": {"image_size": 16}}.get(family, {})}
     config |= {} if family == "siglip2" else {"initializer_range": 0.1}
     whole = recipe(

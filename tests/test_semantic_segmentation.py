@@ -160,7 +160,7 @@ def test_a_segformer_that_is_searched_labels_squares_in_its_pipeline(tmp_path: P
         scenes(72),
         {"depths": [1, 1, 2, 1]},
         parent={"epochs": 10, **quick},
-        supernet={"epochs": 3, "sampled_subnets": 1, **quick},
+        supernet={"epochs": 3, "sampled_subnets": 1, "strategy": "sandwich", **quick},
         **QUICK,
     )
     search(whole, tmp_path / "run")

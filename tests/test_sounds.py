@@ -140,7 +140,7 @@ def recipe(folder: Path, task: str, **sections: Any) -> Recipe:
             "space": {"scope": "uniform", **space},
             "workload": {"sequence_length": 12},
             "parent": QUICK,
-            "supernet": {**QUICK, "epochs": 2, "sampled_subnets": 1},
+            "supernet": {**QUICK, "epochs": 2, "sampled_subnets": 1, "strategy": "sandwich"},
             "profile": {"minutes": 0.1},
             "finish": {"models": 1, "epochs": 1},
             "baselines": [],

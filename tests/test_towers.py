@@ -105,7 +105,7 @@ def recipe(tmp_path: Path) -> Path:
         },
         "objectives": {"accuracy": "maximize", "latency_ms": "minimize", "num_parameters": "minimize"},
         "parent": quick,
-        "supernet": {**quick, "sampled_subnets": 1},
+        "supernet": {**quick, "sampled_subnets": 1, "strategy": "sandwich"},
         "profile": {"samples": 12, "precision": 0.5},
         "finish": {"models": 1, "epochs": 1, "learning_rate": 3e-3, "batch_size": 8},
         "baselines": [],

@@ -224,7 +224,7 @@ def builder(text_folder: Path) -> Make:
             "objectives": {metric or default_metric: METRICS[metric or default_metric], "latency_ms": "minimize"},
             "workload": {"sequence_length": 16},
             "parent": quick,
-            "supernet": {**quick, "epochs": 1, "sampled_subnets": 1},
+            "supernet": {**quick, "epochs": 1, "sampled_subnets": 1, "strategy": "sandwich"},
         }
         (text_folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
         return TaskContext(Recipe.load(text_folder / f"{name}.yaml"))

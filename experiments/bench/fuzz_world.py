@@ -90,7 +90,7 @@ class World:
             },
             "workload": {"sequence_length": 16},
             "parent": training,
-            "supernet": {**training, "sampled_subnets": 1},
+            "supernet": {**training, "sampled_subnets": 1, "strategy": "sandwich"},
             "profile": {"samples": 10, "precision": 0.5},
             "finish": {"models": 0},
             "search": {"evaluations": 8},

@@ -323,9 +323,9 @@ def _with_space(proposed: ProposedRecipe) -> ProposedRecipe:
             comments[f"space.{name}"] = "add 0 to let layers skip this block"
     comments["space.scope"] = "or uniform: all layers alike"
     data = {**proposed.data, "space": proposal.choices}
-    if not context.has_no_weights:
-        data["supernet"] = {"strategy": "none"}
-        comments["supernet.strategy"] = "slices of a pretrained model rank without a training; the finish has the time"
+    if context.has_no_weights:
+        data["supernet"] = {"strategy": "single-path", "order": "none"}
+        comments["supernet.strategy"] = "slices of a model that starts at random are ranked after a training"
     return ProposedRecipe(data, {**proposed.comments, **comments}, proposed.missing)
 
 

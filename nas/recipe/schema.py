@@ -235,20 +235,24 @@ class Training(_Section):
 
 
 class SupernetTraining(Training):
-    """Settings of the supernet training."""
+    """Settings of the supernet: how its weights are ordered, and, with a strategy, how it is trained.
+
+    Raises:
+        InputError: If there are keys of a training without a strategy.
+    """
 
     epochs: float = Field(
         1.0, gt=0, le=1e6, description="Epochs: enough to rank subnetworks; the finish does the rest."
     )
     order: ImportanceScore = Field(
-        "gradient",
-        description="Importance score that orders weights; without a training `activation` by default, which needs no "
-        "backward pass.",
+        "activation",
+        description="Importance score that orders weights; by default `activation`, which needs no backward pass, and "
+        "before a training `gradient`.",
     )
     strategy: Literal["sandwich", "single-path", "granularity", "progressive", "none"] = Field(
-        "sandwich",
+        "none",
         description="Which subnetworks are trained in a step. `none`: no training; what remains of a narrower layer "
-        "takes over what is left out, by least squares on training data.",
+        "takes over what is left out, by least squares on training data. The other keys but `order` need another one.",
     )
     sampler: Literal["mixed", "uniform", "num_parameters", "macs", "latency_ms"] = Field(
         "mixed", description="Distribution of sampled subnetworks; a cost: uniform over it, latency as predicted."
@@ -259,10 +263,18 @@ class SupernetTraining(Training):
 
     @model_validator(mode="before")
     @classmethod
-    def _order_without_training(cls, values: Any) -> Any:
-        """Orders by activations by default, where nothing is trained."""
-        is_untrained = isinstance(values, dict) and values.get("strategy") == "none"
-        return {"order": "activation", **values} if is_untrained else values
+    def _of_training(cls, values: Any) -> Any:
+        """Orders by gradients by default, where there is a training; its keys need a strategy."""
+        if not isinstance(values, dict):
+            return values
+        if "strategy" in values:
+            return values if values["strategy"] == "none" else {"order": "gradient", **values}
+        if given := [name for name in values if name in cls.model_fields and name != "order"]:
+            raise InputError(
+                f"`supernet.{given[0]}` needs a training, but `supernet.strategy` is none by default; add "
+                "`supernet.strategy=sandwich` or another strategy, or leave it out."
+            )
+        return values
 
     @property
     def is_trained(self) -> bool:
