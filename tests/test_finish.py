@@ -38,12 +38,18 @@ from search_spaces import InputError, SubnetConfig
 from search_spaces.layer_drop import evenly_spaced
 
 LATENCIES = (1.0, 1.9, 2.5, 3.2, 4.9, 7.0, 9.0)
+PARENT = SubnetConfig((0,), (4,), (96,), 48)
 
 
 def front() -> list[Point]:
     """A front whose accuracy grows with latency; the parent takes 10 ms."""
     subnets = [SubnetConfig((0,), (4,), (8 * n,), 48) for n in range(1, 1 + len(LATENCIES))]
     return [Point(s, {"latency_ms": ms, "accuracy": 0.5 + ms / 20}) for s, ms in zip(subnets, LATENCIES, strict=True)]
+
+
+def parent(**costs: float) -> Point:
+    """The parent of `front`."""
+    return Point(PARENT, costs)
 
 
 def recipe(models: int, **constraints: str) -> Recipe:
@@ -65,13 +71,20 @@ def recipe(models: int, **constraints: str) -> Recipe:
 def test_points_near_the_bound_and_at_fractions_of_the_parent_are_chosen(
     models: int, constraints: dict[str, str], latencies: list[float]
 ) -> None:
-    chosen = choose_points(front(), recipe(models, **constraints), {"latency_ms": 10.0})
+    chosen = choose_points(front(), recipe(models, **constraints), parent(latency_ms=10.0))
     assert [point.values["latency_ms"] for point in chosen][:3] == latencies[:3] and len(chosen) == len(latencies)
 
 
 def test_a_bound_far_below_the_parent_is_divided_as_the_parent_is() -> None:
-    chosen = choose_points(front(), recipe(3, latency_ms="<= 8"), {"latency_ms": 100.0})
+    chosen = choose_points(front(), recipe(3, latency_ms="<= 8"), parent(latency_ms=100.0))
     assert [point.values["latency_ms"] for point in chosen] == [7.0, 3.2, 2.5], "8 ms, a half, a third"
+
+
+def test_where_nothing_is_much_cheaper_the_cheapest_is_chosen_and_never_the_parent() -> None:
+    points = [*front()[5:], Point(PARENT, {"latency_ms": 10.0, "accuracy": 1.0})]
+    chosen = choose_points(points, recipe(3), parent(latency_ms=10.0))
+    assert [point.values["latency_ms"] for point in chosen] == [7.0, 9.0]
+    assert choose_points(points[-1:], recipe(3), parent(latency_ms=10.0)) == points[-1:], "there is no other"
 
 
 def test_with_several_workloads_models_are_chosen_along_each_in_turn() -> None:
@@ -81,7 +94,7 @@ def test_with_several_workloads_models_are_chosen_along_each_in_turn() -> None:
         replace(point, values={"accuracy": point.values["accuracy"], one: point.values["latency_ms"], many: ms})
         for point, ms in zip(front(), of_many, strict=True)
     ]
-    chosen = choose_points(points, recipe(4), {one: 10.0, many: 100.0})
+    chosen = choose_points(points, recipe(4), parent(**{one: 10.0, many: 100.0}))
     shown = [(point.values[one], point.values[many]) for point in chosen]
     assert shown == [(4.9, 70.0), (7.0, 33.0), (3.2, 60.0), (1.9, 20.0)], "a half of one, of many, a third of each"
 

@@ -73,7 +73,8 @@ def _finish(run: Run, context: TaskContext) -> None:
     costs = {
         cost: predicted_cost(run, context, supernet, cost, supernet.parent) for cost in cost_objectives(context.recipe)
     }
-    points = choose_points(front.points, context.recipe.with_parent(read_parent_values(run)), costs)
+    parent = Point(supernet.parent, costs)
+    points = choose_points(front.points, context.recipe.with_parent(read_parent_values(run)), parent)
     models = [Finished(point.subnet, "search") for point in points]
     _finish_all(run, context, supernet, models)
     models += _baselines(run, context, supernet, models)
@@ -84,19 +85,20 @@ def _finish(run: Run, context: TaskContext) -> None:
     write_finished(run, [*models, *(before for before in read_finished_before(run) if before.subnet.key not in keys)])
 
 
-def choose_points(points: Sequence[Point], recipe: Recipe, parent_costs: Mapping[str, float]) -> list[Point]:
+def choose_points(points: Sequence[Point], recipe: Recipe, parent: Point) -> list[Point]:
     """The points of a front that are trained on, chosen along each cost in turn, such as the latency of each workload.
 
     If a cost has an upper bound, the best point within it comes first. Then the best point at a half, a third and a
-    fifth of the parent's cost follow, or of the bound where all of these exceed it. Points that are left fill the
-    number, the cheapest last.
+    fifth of the parent's cost follow, or of the bound where all of these exceed it, and the cheapest. Points that are
+    left fill the number, the best first. The parent itself is chosen only if the front has no other.
 
     Args:
         points: The front of the search.
         recipe: Its objectives, constraints and ``finish.models``.
-        parent_costs: Cost among the objectives -> that of the parent.
+        parent: The parent, with its costs among the objectives.
     """
-    along = [_along(points, recipe, cost, parent_cost) for cost, parent_cost in parent_costs.items()]
+    others = [point for point in points if point.key != parent.key] or points
+    along = [_along(others, recipe, cost, parent_cost) for cost, parent_cost in parent.values.items()]
     in_turn = {point.key: point for picks in zip_longest(*along) for point in picks if point is not None}
     return list(in_turn.values())[: recipe.finish.models]
 
@@ -108,9 +110,10 @@ def _along(points: Sequence[Point], recipe: Recipe, cost: str, parent_cost: floa
     limit = float("inf") if bound is None else bound.upper
     whole = limit if parent_cost / max(SPEEDUPS) > limit else parent_cost
     budgets = [*([limit] if limit < float("inf") else []), *(whole / speedup for speedup in SPEEDUPS)]
+    budgets += [min((point.values[cost] for point in points), default=0.0), *([float("inf")] * len(points))]
     by_quality = sorted(points, key=lambda point: -sign * point.values[metric])
     chosen: dict[str, Point] = {}
-    for budget in [*budgets, *([float("inf")] * len(points))]:
+    for budget in budgets:
         affordable = [p for p in by_quality if p.values[cost] <= min(budget, limit) and p.key not in chosen]
         if affordable:
             chosen[affordable[0].key] = affordable[0]
