@@ -19,6 +19,8 @@ LAYOUTS = [
 """Families whose table is not that of an earlier one under another name; the others get the marker ``full``."""
 DAILY_FAMILIES = ("bert", "gpt2", "llama", "t5", "vit")
 """One family of each kind: encoder, fused projections, grouped heads, two stacks, images."""
+KINDS = (*DAILY_FAMILIES, "deberta-v2", "swin", "mixtral", "clip", "rt_detr_v2")
+"""These, and layers that they lack: relative positions, stages, experts, two towers, queries."""
 
 
 def sampled(cases: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from command import Command
 from refusals import read_lines
 from safetensors.torch import load_file
-from toys import TOYS, context_of, logits
+from toys import TOYS, bert, context_of, logits
 
 from nas.modeling import elastic, quantized
 from nas.modeling.calibrated import quantize_on
@@ -173,7 +172,7 @@ def test_files_of_earlier_versions_still_load(groups: int) -> None:
 def test_an_onnx_file_multiplies_groups_of_four_bits_as_they_are(tmp_path: Path) -> None:
     import onnx
 
-    supernet = Supernet(replace(TOYS["bert"], config={**TOYS["bert"].config, "intermediate_size": 128}).model())
+    supernet = Supernet(bert(intermediate_size=128, num_hidden_layers=1))
     layers = supernet.parent.num_hidden_layers
     model = supernet.extract(supernet.parent.with_values(bits=("int4-weight",) * layers))
     assert write_onnx(model, TOYS["bert"].inputs(), tmp_path / "model.onnx") < 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_rank import assert_features_explain
-from toys import TOYS, context_of, logits
+from toys import TOYS, context_of, logits, variant
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from nas.exports.export import enable_remote_code
@@ -151,7 +150,8 @@ def test_an_export_reloads_bare_and_with_another_head_and_cannot_be_resized(
 def test_an_onnx_file_stores_the_codes(form: str, tmp_path: Path) -> None:
     import onnx
 
-    supernet, subnet = bert(form, hidden_size=36)
+    supernet = Supernet(variant("bert", num_hidden_layers=1).model())
+    subnet = supernet.parent.with_values(embedding_bits=form, hidden_size=36)
     difference = write_onnx(supernet.extract(subnet), TOYS["bert"].inputs(), tmp_path / "model.onnx")
     weights = onnx.load(tmp_path / "model.onnx").graph.initializer
     stored = next(w for w in weights if "word_embeddings.qweight" in w.name)
@@ -164,7 +164,7 @@ def test_onnx_runtime_looks_up_rows_of_four_bits_as_they_are(tmp_path: Path) -> 
     """Whole groups of 64 channels, which the table above has not."""
     import onnx
 
-    supernet = Supernet(replace(TOYS["bert"], config={**TOYS["bert"].config, "hidden_size": 128}).model())
+    supernet = Supernet(variant("bert", hidden_size=128, num_hidden_layers=1).model())
     model = supernet.extract(supernet.parent.with_values(embedding_bits="4"))
     assert write_onnx(model, TOYS["bert"].inputs(), tmp_path / "model.onnx") < 1e-5
     graph = onnx.load(tmp_path / "model.onnx").graph

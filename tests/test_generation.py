@@ -33,7 +33,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
 """Kept layers of each stack, their groups, heads a group (where heads are grouped), neurons, hidden size."""
 SAMPLED = sampled(
     ((case, *model) for case in CASES for model in MODELS),
-    lambda case, family, task: case in ("per layer", "sparse") or family in DAILY_FAMILIES,
+    lambda case, family, task: case == "per layer" or family in DAILY_FAMILIES,
 )
 """Each case on one family of each kind, and what differs from layer to layer on every family."""
 PATTERNS = {"sparse": ("local:3", "bigbird:2,1,1", "full", "local:2")}

@@ -120,8 +120,8 @@ def test_a_profile_says_what_it_could_not_reach_in_one_line(
 ) -> None:
     recipe = Recipe.load(text_recipe, [*QUICK[:2], "profile={samples: 40, minutes: 1.0e-4, error: 1.0e-6}"])
     predictor = profile(recipe, tmp_path / "run")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("profile  ")]
-    assert len(lines) == 1 and "10 of 40 subnetworks" in lines[0] and "`profile.minutes=0.0002`" in lines[0], lines
+    lines = [line for line in capsys.readouterr().out.splitlines() if "of 40 subnetworks in" in line]
+    assert len(lines) == 1 and lines[0].startswith("profile    10 ") and "`profile.minutes=0.0002`" in lines[0], lines
     assert len(predictor.subnets) == 10 == len({row["key"] for row in read_lines(tmp_path / "run/measurements.jsonl")})
 
 

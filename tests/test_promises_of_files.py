@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_formats import NEEDS, exported
-from toys import TOYS, logits
+from toys import TOYS, logits, variant
 
 from nas.exports.check import FormatCheck, failed_checks
 from nas.exports.export import ReloadError, check_equal, outputs_in_subprocess
@@ -34,7 +34,7 @@ SIXTEEN_BITS = 2**15
 def one_sided(bits: str) -> Any:
     """A model of one layer whose rows of weights have one sign and large values each: the worst case for sums."""
     torch.manual_seed(0)
-    supernet = Supernet(TOYS["bert"].model("text-classification"))
+    supernet = Supernet(variant("bert", num_hidden_layers=1).model("text-classification"))
     with torch.no_grad():
         for name, weight in supernet.model.named_parameters():
             if ".layer." in name and name.endswith(("query.weight", "key.weight", "value.weight", "dense.weight")):
@@ -176,7 +176,7 @@ written: dict[str, Path] = {}
 
 def model_and_file(bits: str) -> tuple[Any, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    supernet = Supernet(TOYS["bert"].model("text-classification"))
+    supernet = Supernet(variant("bert", num_hidden_layers=2).model("text-classification"))
     parent = supernet.parent
     return supernet.extract(parent.with_values(bits=(bits,) * len(parent.layers))), TOYS["bert"].inputs()
 

@@ -195,7 +195,7 @@ print(json.dumps(footprint(sys.argv[1], "m")))
 def test_memory_is_that_of_the_runtime_alone(runtime: str, tmp_path: Path) -> None:
     needs(runtime)
     workload = Workload(runtime=runtime, sequence_length=LENGTH)
-    file, arrays = RUNTIMES[runtime].write(bert(), tokens(), workload, tmp_path)
+    file, arrays = RUNTIMES[runtime].write(bert(num_hidden_layers=1), tokens(), workload, tmp_path)
     np.savez(tmp_path / "inputs.npz", **arrays)
     Plan(workload, "", {"m": file.name}, {"m": "inputs.npz"}, "m", passes=1, precision=0.05).write(tmp_path)
     done = subprocess.run([sys.executable, "-c", FOOTPRINT, str(tmp_path)], capture_output=True, text=True)
@@ -212,7 +212,7 @@ def test_a_prepared_model_can_be_measured() -> None:
 def test_an_onnx_file_takes_any_batch_and_length(tmp_path: Path, int8: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = bert()
+    model = bert(num_hidden_layers=1)
     difference = write_onnx(model, tokens(), tmp_path / "model.onnx", int8=int8)
     assert (1e-4 < difference < 0.1) if int8 else difference < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -228,7 +228,7 @@ def test_onnx_runtime_logs_errors_only(dtype: str, tmp_path: Path, capfd: pytest
     needs("onnxruntime")
     workload = Workload(sequence_length=LENGTH, runtime="onnxruntime", dtype=dtype)  # type: ignore[arg-type]
     runtime = RUNTIMES["onnxruntime"]
-    runtime.call(*runtime.write(bert(), tokens(), workload, tmp_path), workload)()
+    runtime.call(*runtime.write(bert(num_hidden_layers=1), tokens(), workload, tmp_path), workload)()
     assert capfd.readouterr() == ("", "")
 
 
@@ -238,7 +238,7 @@ def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match="differ"):
-        write_onnx(bert(), tokens(), tmp_path / "model.onnx", dynamic=False)
+        write_onnx(bert(num_hidden_layers=1), tokens(), tmp_path / "model.onnx", dynamic=False)
     assert not list(tmp_path.iterdir())
 
 
