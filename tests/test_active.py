@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pytest
 from test_latency_predictor import SPACE as WIDTHS
 
 from nas.pipeline import profile
@@ -63,6 +64,7 @@ def test_actively_selected_rows_are_never_held_out() -> None:
     assert len(few) == 2 and few.max() < 4
 
 
+@pytest.mark.slow
 def test_a_bounded_latency_is_profiled_near_the_bound_and_resumes_alike(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12", "constraints.latency_ms='<= 1'"]
     recipe, run = Recipe.load(text_recipe, overrides), tmp_path / "run"

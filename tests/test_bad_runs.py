@@ -11,6 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from refusals import SEARCHED, Refused, contents, cut, read_lines
+from samples import sampled
 
 from nas.pipeline import search
 from nas.recipe.schema import Recipe
@@ -79,12 +80,11 @@ def test_a_damaged_result_is_named(name: str, finished: tuple[Path, Path], refus
     assert after.keys() == before.keys() and all(after[file].startswith(data) for file, data in before.items())
 
 
-MARKS = dict.fromkeys(("parent/model.safetensors", "measurements.jsonl"), pytest.mark.slow)
-MARKS |= dict.fromkeys(("supernet/model.safetensors", "supernet/importance.json"), pytest.mark.full)
+TRAINED = ("parent/model.safetensors", "supernet/model.safetensors", "supernet/importance.json", "measurements.jsonl")
 """Those without which there is a training or everything to measure."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[MARKS[n]] if n in MARKS else []) for n in DAMAGES])
+@pytest.mark.parametrize("name", sampled(DAMAGES, lambda name: name not in TRAINED))
 def test_deleting_a_damaged_result_helps(name: str, finished: tuple[Path, Path]) -> None:
     recipe, run = finished
     later, delete = DAMAGES[name]
@@ -96,7 +96,7 @@ def test_deleting_a_damaged_result_helps(name: str, finished: tuple[Path, Path])
 
 
 @pytest.mark.parametrize(
-    "name", ["study.log", pytest.param("measurements.jsonl", marks=pytest.mark.slow), "verified.jsonl"]
+    "name", ["study.log", pytest.param("measurements.jsonl", marks=pytest.mark.full), "verified.jsonl"]
 )
 def test_a_line_that_a_kill_cut_short_is_done_again(name: str, finished: tuple[Path, Path]) -> None:
     recipe, run = finished

@@ -45,6 +45,7 @@ def test_bench_runs_no_code_that_comes_with_a_model(recipe: Recipe, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_bench_compares_models_and_writes_every_digit(recipe: Recipe, tmp_path: Path) -> None:
     folders = [str(tmp_path / name) for name in ("first", "second")]
     supernet = Supernet(bert().eval())

@@ -55,7 +55,7 @@ def test_the_commands_of_a_finished_run(
     assert (small / "tokenizer.json").exists() and "reloads with equal outputs" in capsys.readouterr().out
 
     with pytest.raises(SystemExit) as stop:
-        nas(monkeypatch, "bench", small, run.parent, "--workload", recipe, "--precision", 1e-9)
+        nas(monkeypatch, "bench", small, run.parent, "--workload", recipe, "--precision", 1e-9, "--minutes", 0.05)
     printed = capsys.readouterr()
     assert stop.value.code == 2 and "ratio" in printed.out and "memory_mb" in printed.out
     assert printed.err.count("\n") == 1 and "`--precision 1e-09` must be reached" in printed.err
@@ -172,6 +172,7 @@ def test_the_whole_front_is_exported_at_once(
     assert "leave one of them out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_parent_and_any_other_model_are_converted_and_verified(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

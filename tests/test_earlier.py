@@ -14,6 +14,7 @@ from search_spaces import InputError
 QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile.samples=12"]
 
 
+@pytest.mark.slow
 def test_measurements_are_reused_and_other_workloads_are_a_prior(text_recipe: Path, tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     profile(Recipe.load(text_recipe, QUICK), first)

@@ -57,6 +57,7 @@ SLOW = {
     ("t5", "uniform", "onnx"),
     ("t5", "uniform", "int8"),
     ("bert", "per-layer", "openvino"),
+    ("bert", "per-layer", "program"),
 }
 
 
@@ -103,8 +104,10 @@ def converted() -> Iterator[Any]:
     """
     for family, kind, form in product(TASK_OF, SUBNETS, (name for name in FORMATS if not FORMATS[name].spread)):
         marks = []
-        if (family, kind) not in EVERYDAY or (family, kind, form) in UNCONVERTED:
-            marks = [pytest.mark.slow if (family, kind, form) in SLOW else pytest.mark.full]
+        if (family, kind, form) in SLOW:
+            marks = [pytest.mark.slow]
+        elif (family, kind) not in EVERYDAY or (family, kind, form) in UNCONVERTED:
+            marks = [pytest.mark.full]
         yield pytest.param(family, kind, form, marks=marks)
 
 

@@ -112,10 +112,11 @@ def test_an_export_whose_weights_were_not_rounded_is_refused(halved: TaskContext
         reload_in_process(tmp_path, supernet, SUBNET, halved)
 
 
+HALVED = (torch.bfloat16, "onnx")
 FILES = [
-    pytest.param(dtype, name, marks=[] if (dtype, name) == (torch.bfloat16, "onnx") else pytest.mark.slow)
+    pytest.param(dtype, form, marks=pytest.mark.slow if (dtype, form) == HALVED else pytest.mark.full)
     for dtype in HALVES
-    for name in ("onnx", "int8", "program")
+    for form in ("onnx", "int8", "program")
 ]
 
 
@@ -160,6 +161,7 @@ def test_an_openvino_file_of_16_bits_is_compared_with_the_model_before_it_is_kep
         FORMATS["openvino"].write(model, inputs, file)
 
 
+@pytest.mark.slow
 def test_an_export_of_a_float32_parent_can_have_16_bits(finished: tuple[Path, Path], tmp_path: Path) -> None:
     run = Run(finished[1])
     point = pick(run, "knee")

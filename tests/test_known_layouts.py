@@ -194,6 +194,7 @@ def test_a_search_goes_the_whole_road_with_it(camembert_recipe: Path, tmp_path: 
     assert "Camembert" in type(model).__name__
 
 
+@pytest.mark.slow
 def test_an_export_loads_in_a_process_that_has_not_seen_its_type(tmp_path: Path) -> None:
     supernet = Supernet(small_model(adopted("camembert"), "text-classification"))
     choices = {"num_attention_heads": [1, 2, 4], "scope": "per-layer"}

@@ -28,6 +28,7 @@ from search_spaces import SubnetConfig
 QUICK = ["parent.epochs=0.1", "supernet.epochs=0.1", "profile={samples: 12, precision: 0.1}"]
 
 
+@pytest.mark.slow
 def test_a_start_that_was_disturbed_does_not_stretch_the_profile(text_recipe: Path, tmp_path: Path) -> None:
     recipe, folder = Recipe.load(text_recipe, QUICK), tmp_path / "run"
     profile(recipe, folder)

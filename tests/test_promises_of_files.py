@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from samples import sampled
 from test_formats import NEEDS, exported
 from toys import TOYS, logits, variant
 
@@ -247,7 +248,7 @@ QUICK = {"onnx", "int8"}
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize(
     "format_name",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FORMATS if "gguf" not in name],
+    sampled((name for name in FORMATS if "gguf" not in name), lambda name: name in QUICK),
 )
 def test_a_truncated_file_is_refused_in_one_line(format_name: str, share: float, whole: Path, tmp_path: Path) -> None:
     pytest.importorskip(NEEDS[format_name])

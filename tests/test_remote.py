@@ -76,7 +76,8 @@ def rename(folder: Path, name: str) -> None:
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("runtime", ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_path: Path) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")

@@ -126,8 +126,8 @@ def count(run: Path, text: str) -> int:
     return (run / "study.log").read_text().count(text) if (run / "study.log").exists() else 0
 
 
-MARKS = dict.fromkeys(("parent", "profile", "verified", "export"), pytest.mark.slow)
-MARKS |= dict.fromkeys(("uniform", "random", "report"), pytest.mark.full)
+MARKS = dict.fromkeys(("supernet", "profile", "export"), pytest.mark.slow)
+MARKS |= dict.fromkeys(("parent", "uniform", "random", "verified", "report"), pytest.mark.full)
 
 
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=[MARKS[s]] if s in MARKS else []) for s in KILLS])

@@ -27,6 +27,7 @@ def rows(text_recipe: Path, tmp_path: Path) -> list[BlockReplacement]:
     return sensitivity(Recipe.load(text_recipe, OVERRIDES), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_every_block_is_replaced_and_skipped(rows: list[BlockReplacement], tmp_path: Path) -> None:
     attention = {"skipped", "num_attention_heads 1", "num_attention_heads 2", "attention_rank 50"}
     mlp = {"skipped", "intermediate_size 24", "mlp_rank 25"}

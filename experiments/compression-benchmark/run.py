@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Cell:
     @property
     def has_other_inputs(self) -> bool:
         """Whether its models, the parent too, read something else than the other cells'."""
-        return any(not key.startswith("space.") for key in self.changes)
+        return any(key.startswith(("task.", "workload.")) for key in self.changes)
 
     @property
     def run(self) -> Path:
@@ -191,7 +192,7 @@ def _row(cell: Cell, made: Mapping[str, Any], same: Sequence[Mapping[str, Any]])
         made["memory_mb"],
         made["minutes"],
     )
-    return _line(cell, cell.family, point, numbers, f"{point.subnet}{', trained' * point.finished}")
+    return _line(cell, cell.family, point, numbers, _model(point, own))
 
 
 def _line(cell: Cell, family: str, point: Point, numbers: tuple[float, ...], model: str) -> list[str]:
@@ -199,6 +200,21 @@ def _line(cell: Cell, family: str, point: Point, numbers: tuple[float, ...], mod
     quality = f"{point.values[cell.base.primary_metric]:.3f} ± {point.errors[cell.base.primary_metric]:.3f}"
     costs = [f"{point.values['size_mb']:.1f}", f"{milliseconds:.3g}", f"{time:.2f}", f"{megabytes:.0f}"]
     return [cell.task, family, quality, f"{share:.3f}", *costs, f"{minutes:.1f}", model]
+
+
+def _model(point: Point, parent: Point) -> str:
+    """What differs from the parent: each value, in brackets the number of layers that have it."""
+    whole, parts = parent.subnet.to_dict(), []
+    for name, value in point.subnet.to_dict().items():
+        if value != whole.get(name):
+            parts.append(f"{name} {_counted(value) if isinstance(value, list) and name != 'layers' else value}")
+    return " · ".join(parts or ["the parent"]) + ", trained" * point.finished
+
+
+def _counted(values: Sequence[Any]) -> str:
+    """Each value, the most frequent first, and in how many layers it is."""
+    counts = Counter(values).most_common()
+    return str(values[0]) if len(counts) == 1 else ", ".join(f"{value} ({count})" for value, count in counts)
 
 
 def _parent_ms(same: Sequence[Mapping[str, Any]]) -> float:
