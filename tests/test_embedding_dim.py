@@ -259,7 +259,7 @@ def test_it_is_a_cost_of_tasks_of_vectors_only() -> None:
     assert format_value("embedding_dim", 1024.0) == "1024"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_for_short_vectors_end_to_end(make: Make, tmp_path: Path) -> None:
     """The supernet trains every width, so the start of a vector says more than before."""
     context = make("vectors")

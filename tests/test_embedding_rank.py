@@ -256,7 +256,7 @@ def test_latency_features_tell_what_a_low_rank_table_costs() -> None:
     assert_features_explain(space, subnets, law)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_with_embedding_ranks_end_to_end(text_recipe: Path, tmp_path: Path) -> None:
     overrides = ["space.embedding_rank=[full, 0.6, 0.3]", "space.num_hidden_layers=[2, 4]", "search.evaluations=16"]
     overrides += ["objectives={accuracy: maximize, num_parameters: minimize}", "parent.epochs=1", "supernet.epochs=1"]

@@ -204,7 +204,7 @@ def test_a_batch_has_the_same_rows_in_every_size(recipe: Recipe, tmp_path: Path)
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_over_image_sizes_end_to_end(recipe: Recipe, tmp_path: Path) -> None:
     from transformers import pipeline
 

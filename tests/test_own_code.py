@@ -192,7 +192,7 @@ print(type(scorer.supernet.model).__name__, scorer.supernet.family.alike, scorer
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_worker_on_another_machine_gets_the_code_with_the_weights(tmp_path: Path) -> None:
     """It unpickles configs, and then finds the classes of the model in the folder."""
     config = load_config(str(write_own_model(tmp_path / "own")), trust=True)

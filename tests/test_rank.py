@@ -236,7 +236,7 @@ def test_latency_features_depend_on_width_and_rank() -> None:
     assert_features_explain(space, subnets, law)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_with_ranks_end_to_end(text_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["space.attention_rank=[full, 0.5, 2]", "space.mlp_rank=[full, 0.25]", "space.num_hidden_layers=[4]"]
     run = search(

@@ -163,7 +163,7 @@ def test_a_subnetwork_that_kills_its_worker_is_the_only_one_that_fails(
     assert executed(folder)[deadly] == 0 and max(executed(folder).values()) <= 1 + executed(folder, "begin")[deadly]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_search_with_random_failures_and_a_deadly_subnetwork_ends_with_exact_counts(
     cluster: tuple[str, list[Node]], home: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samples import one_slow
 from test_resume import heed_ctrl_c, stop_when
 
 from nas.commands.remote import export_plan, import_results
@@ -76,8 +77,7 @@ def rename(folder: Path, name: str) -> None:
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("runtime", one_slow(["torch", "onnxruntime"], "torch"))
 def test_a_device_needs_nothing_of_ours(runtime: str, text_recipe: Path, tmp_path: Path) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")

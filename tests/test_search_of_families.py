@@ -61,7 +61,7 @@ def test_an_mt5_that_names_the_last_word_still_does_when_it_is_smaller(tmp_path:
     assert sum(row["output"] in text.split() for row, text in zip(rows, written, strict=True)) > len(rows) / 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_olmo2_writes_in_its_pipeline_what_its_export_generates(tmp_path: Path) -> None:
     folder = searched("olmo2", "text-generation", txt, [{"text": sentence} for sentence in SENTENCES], tmp_path)
     write = transformers.pipeline("text-generation", model=folder)

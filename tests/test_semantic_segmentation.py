@@ -150,7 +150,7 @@ def test_negative_ids_are_refused_in_the_row_that_has_them() -> None:
         scored_labels(torch.tensor([-1, 0]), UNLABELLED, 3, "mask", "it", reduces=False)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_segformer_that_is_searched_labels_squares_in_its_pipeline(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8}
     whole = recipe(

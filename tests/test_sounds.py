@@ -299,7 +299,8 @@ def test_a_search_for_speech_recognition_end_to_end(family: str, tmp_path: Path)
     assert sum(edits(list(a), list(b)) for a, b in zip(spoken, found, strict=True)) < sum(map(len, spoken)) / 2
 
 
-@pytest.mark.parametrize("family", one_slow(CLASSIFIERS, "whisper"))
+@pytest.mark.full
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_a_search_for_audio_classification_end_to_end(family: str, tmp_path: Path) -> None:
     from transformers import pipeline
 

@@ -195,7 +195,11 @@ def over_patches(recipe: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "family"),
-    [(TOWERS_TASK, "clip"), (RETRIEVAL_TASK, "clip"), pytest.param(TOWERS_TASK, "siglip2", marks=pytest.mark.full)],
+    [
+        (TOWERS_TASK, "clip"),
+        pytest.param(RETRIEVAL_TASK, "clip", marks=pytest.mark.full),
+        pytest.param(TOWERS_TASK, "siglip2", marks=pytest.mark.full),
+    ],
 )
 def test_a_search_of_both_towers_exports_a_model_for_the_pipeline(
     recipe: Path, task: str, family: str, tmp_path: Path

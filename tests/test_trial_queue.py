@@ -60,7 +60,7 @@ def test_the_parent_and_the_extreme_subnets_come_first(tmp_path: Path) -> None:
     assert set(subnets[: len(extremes)]) == extremes
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_random_moments_it_ends_with_the_same_trials(kills: int, tmp_path: Path) -> None:
     recipe, rng = stand_in_recipe(60 if kills > 4 else 30), Random(0)
     uninterrupted = run(tmp_path / "uninterrupted", recipe)
@@ -198,7 +198,7 @@ def test_random_failures_leave_the_numbers_of_evaluations_as_they_are(tmp_path: 
 # -- going on with another recipe ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_more_evaluations_a_tighter_constraint_and_another_objective_evaluate_nothing_twice(
     tmp_path: Path, storage: bool
 ) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from samples import one_slow
 from tokenizers_of_every_kind import KINDS, TEXTS_OF_FIVE
 from toy_tasks import SENTENCES
 from transformers import AutoTokenizer, pipeline
@@ -222,7 +221,8 @@ def test_a_mean_over_tokens_does_not_compare_between_vocabularies(spelled: Make)
 METRICS = {"next words": "bits_per_byte", "masks": "bits_per_byte", "tags": "f1", "vectors": "cosine_similarity"}
 
 
-@pytest.mark.parametrize("case", one_slow(METRICS, "tags"))
+@pytest.mark.full
+@pytest.mark.parametrize("case", METRICS)
 def test_a_search_over_vocabularies_in_other_tasks(case: str, spelled: Make, tmp_path: Path) -> None:
     metric = METRICS[case]
     context = spelled(case, metric=metric)

@@ -135,7 +135,7 @@ def test_a_run_of_several_workloads_goes_on(searched: tuple[Path, Path]) -> None
     assert kinds["earlier"] == len(run.earlier_front()) > 0, "the earlier front is not drawn beside the new one"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_workload_may_be_measured_elsewhere(recipe_file: Path, tmp_path: Path) -> None:
     recipe, folder = Recipe.load(recipe_file, QUICK), tmp_path / "run"
     with pytest.raises(InputError, match=r"must name one of the `workloads` \(short, long\), but got `laptop`"):
