@@ -118,13 +118,27 @@ def test_an_estimate_counts_the_parent_in_other_runtimes_and_layers_that_are_tra
     monkeypatch.setattr("predictors.measurement.runtime.find_spec", lambda _: "installed")
 
     def counted(*baselines: str) -> tuple[dict[str, float], str]:
-        context = TaskContext(Recipe.load(text_recipe, [f"baselines=[{', '.join(baselines)}]"]), sample=5)
+        overrides = [f"baselines=[{', '.join(baselines)}]", "supernet.order=none"]
+        context = TaskContext(Recipe.load(text_recipe, overrides), sample=5)
         return _seconds(context, time), counted_work(context)["verify"]
 
     (alone, work), (beside, named) = counted(), counted("runtimes", "layer-drop")
     assert beside["verify"] - alone["verify"] == pytest.approx(2 * (RUNTIME_S + ROUNDS * CALLS))
     assert beside["finish"] == pytest.approx(2 * alone["finish"] + alone["supernet"]), "of one model"
     assert named == f"{work}; the parent also in onnxruntime, openvino"
+
+
+def test_an_estimate_counts_the_passes_that_order_and_calibrate(text_recipe: Path) -> None:
+    def supernet_s(*overrides: str) -> float:
+        context = TaskContext(Recipe.load(text_recipe, ["supernet.strategy=none", *overrides]), sample=5)
+        return _seconds(context, StepTime(train_s=100.0, optimizer_s=0.0, score_s=1.0, workload_s=0.0))["supernet"]
+
+    train = TaskContext(Recipe.load(text_recipe)).num_examples["train"]
+    assert supernet_s("supernet.order=none") == train, "calibration"
+    whole = "space={num_attention_heads: [1, 4]}"
+    assert supernet_s("supernet.order=activation", whole) == 3 * train, "heads and neurons, channels"
+    assert supernet_s("supernet.order=gradient", whole) == 102 * train
+    assert supernet_s("supernet.order=activation") == 12 * train, "without each of four layers, twice"
 
 
 def test_what_stages_need_is_counted_and_what_does_not_fit_is_named(

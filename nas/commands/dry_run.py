@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from nas.commands.step_time import StepTime, costs_of
 from nas.pipeline import STAGES
 from nas.recipe.schema import Recipe
@@ -12,7 +14,9 @@ from nas.runs.progress import quiet_libraries, waiting
 from nas.stages.check import check_recipe
 from nas.stages.needs import available_gb, holder, meta_model, stage_needs
 from nas.stages.parent_runtimes import LARGEST_MB, runtimes_beside
+from nas.stages.supernet import LAYER_EXAMPLES
 from nas.studies.budget import evaluation_budget
+from nas.supernets.load import CALIBRATION_EXAMPLES, CALIBRATION_TOKENS
 from nas.supernets.space import search_space
 from nas.supernets.strategies import STRATEGIES
 from nas.tasks.context import TaskContext
@@ -114,7 +118,7 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
     runtimes_s = len(_parent_runtimes(context)) * (RUNTIME_S + ROUNDS * CALLS * pass_s)
     return {
         "parent": time.training_s(recipe.parent, train) if context.should_finetune else 0.0,
-        "supernet": supernet_s,
+        "supernet": _ordering_s(context, time, train) + supernet_s,
         "profile": _within(recipe.profile.minutes, samples * (LOAD_S + sample_s)),
         "search": min(
             (1 + recipe.search.seeds) * evaluation_budget(recipe, space) * (search * score_s + SAMPLER_S),
@@ -126,6 +130,22 @@ def _seconds(context: TaskContext, time: StepTime) -> dict[str, float]:
         ),
         "export": PROCESS_S,
     }
+
+
+def _ordering_s(context: TaskContext, time: StepTime, train: float) -> float:
+    """Seconds to order weights by importance, to try the parent without each layer, and to calibrate."""
+    settings, space, columns = context.recipe.supernet, search_space(context), context.splits.train.column_names
+    tokens = float(np.mean([len(ids) for ids in context.splits.train["input_ids"]])) if "input_ids" in columns else 1.0
+    examples = min(CALIBRATION_EXAMPLES, train, CALIBRATION_TOKENS / tokens)
+    seconds = 0.0
+    if settings.order != "none":
+        seconds += examples * ((time.train_s if settings.order == "gradient" else time.score_s) + time.score_s)
+        layers = sum(map(len, space.stacks))
+        if sum(space.fewest_layers) < layers:
+            seconds += (1 + 2 * layers) * min(LAYER_EXAMPLES, examples) * time.score_s
+    if space.needs_calibration or not settings.is_trained:
+        seconds += examples * time.score_s
+    return seconds
 
 
 def _within(minutes: float | None, seconds: float) -> float:
