@@ -245,15 +245,6 @@ class SearchSpace:
         )
         return is_uniform and subnet.layers == self.most_important_layers(depths)
 
-    def with_largest(self, share: float) -> SearchSpace:
-        """The space in which each dimension keeps only a share of its choices: its largest ones, at least one."""
-        open_choices = {
-            name: values[-max(1, math.ceil(share * len(values))) :]
-            for name, values in self.choices.items()
-            if name in PER_SUBNET or not DIMENSIONS[name].depends_on
-        }
-        return SearchSpace(**{**self.arguments(), **open_choices})
-
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the constructor that give this space."""
         open_choices = {n: v for n, v in self.choices.items() if n in self.given or not DIMENSIONS[n].depends_on}

@@ -53,30 +53,10 @@ def test_the_roles_of_each_strategy() -> None:
     space = space_of(Supernet(bert()))
     roles = {name: [training_pass.role for training_pass in passes(name, space)] for name in STRATEGIES}
     assert roles["sandwich"] == ["largest", "smallest", "sampled", "sampled"]
-    assert roles["progressive"] == ["largest", "sampled", "sampled", "sampled"]
     assert roles["single-path"] == roles["granularity"] == ["sampled"]
     assert passes("sandwich", space)[0].subnet == space.largest
     assert passes("sandwich", space)[1].subnet == space.smallest
     assert {passes("granularity", space, seed=k)[0].subnet for k in range(200)} == set(space.uniform_scalings())
-
-
-def test_progressive_shrinking_adds_small_choices_last() -> None:
-    space = space_of(Supernet(bert()))
-    least = [
-        min(
-            min(training_pass.subnet.intermediate_size)
-            for k in range(60)
-            for training_pass in passes("progressive", space, at, k)
-        )
-        for at in (0.0, 0.3, 0.6, 0.9)
-    ]
-    assert least == [96, 48, 24, 24]
-    depths = {
-        training_pass.subnet.num_hidden_layers
-        for k in range(60)
-        for training_pass in passes("progressive", space, 0.0, k)
-    }
-    assert depths == {4}
 
 
 def test_a_stratified_sample_covers_the_cost_more_evenly() -> None:

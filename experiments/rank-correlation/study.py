@@ -52,7 +52,6 @@ SETTINGS: dict[str, list[str]] = {
     "sampler: num_parameters": ["supernet.sampler=num_parameters"],
     "strategy: single-path": ["supernet.strategy=single-path"],
     "strategy: granularity": ["supernet.strategy=granularity"],
-    "strategy: progressive": ["supernet.strategy=progressive"],
 }
 AS_LONG: dict[str, tuple[str, ...]] = {
     "single-path, as long": ("strategy: single-path",),

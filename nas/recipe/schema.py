@@ -249,7 +249,7 @@ class SupernetTraining(Training):
         description="Importance score that orders weights; by default `activation`, which needs no backward pass, and "
         "before a training `gradient`.",
     )
-    strategy: Literal["sandwich", "single-path", "granularity", "progressive", "none"] = Field(
+    strategy: Literal["sandwich", "single-path", "granularity", "none"] = Field(
         "none",
         description="Which subnetworks are trained in a step. `none`: no training; what remains of a narrower layer "
         "takes over what is left out, by least squares on training data. The other keys but `order` need another one.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -20,8 +19,6 @@ CostFunction = Callable[[Sequence[SubnetConfig]], np.ndarray]
 
 CANDIDATES = 32
 """Subnetworks drawn for one stratified sample; the one closest to the target cost is kept."""
-SHRINKING_STAGES = 4
-"""Stages in which progressive shrinking opens the choices, the first with a quarter of them."""
 
 
 @dataclass(frozen=True)
@@ -85,26 +82,6 @@ class Granularity:
 
 
 @dataclass(frozen=True)
-class ProgressiveShrinking:
-    """The largest and sampled subnetworks, from a growing set of choices (Cai et al. 2020, arXiv 1908.09791).
-
-    Every dimension starts with the largest quarter of its choices, and has all of them in the last quarter of the
-    training.
-    """
-
-    space: SearchSpace
-    sample: SubnetSampler
-    n_sampled: int
-
-    def passes(self, progress: float, rng: Random) -> list[TrainingPass]:
-        """Returns the passes of a step; only the largest subnetwork learns from the labels too."""
-        open_space = self.space.with_largest(math.floor(1 + SHRINKING_STAGES * progress) / SHRINKING_STAGES)
-        sample = self.sample if open_space.size == self.space.size else open_space.sample_mixed
-        sampled = [TrainingPass("sampled", sample(rng), False) for _ in range(self.n_sampled + 1)]
-        return [TrainingPass("largest", self.space.largest, True), *sampled]
-
-
-@dataclass(frozen=True)
 class Chosen:
     """One of a few given subnetworks per step."""
 
@@ -132,7 +109,6 @@ STRATEGIES: dict[str, Callable[[SearchSpace, SubnetSampler, int], Strategy]] = {
     "sandwich": Sandwich,
     "single-path": SinglePath,
     "granularity": Granularity,
-    "progressive": ProgressiveShrinking,
 }
 """Name in a recipe -> strategy. Its arguments: the space, the sampler, the number of sampled subnetworks per step."""
 
