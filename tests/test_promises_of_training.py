@@ -92,7 +92,7 @@ def make_trainer(model: Any, kind: str, settings: dict[str, Any], folder: Path, 
     supernet = Supernet(model)
     scope = "uniform" if supernet.family.shared_layers else "per-layer"
     space = supernet.layout.search_space({"intermediate_size": [48, 96], "scope": scope})
-    args = training_arguments(SupernetTraining(**arguments), folder, 0, by_length=False)
+    args = training_arguments(SupernetTraining(strategy="sandwich", **arguments), folder, 0, by_length=False)
     strategy = Sandwich(space, space.sample, 1)
     trained = {"supernet": supernet, "strategy": strategy, "task": TinyTask(model), "teacher": None}
     return SupernetTrainer(**trained, args=args, train_dataset=rows, **more)
